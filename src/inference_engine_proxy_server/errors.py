@@ -1,0 +1,170 @@
+"""Everything that can go wrong with a request, by whose fault it is.
+
+::
+
+    ProxyError
+    ├── ClientError            the request cannot be served as it was sent
+    ├── CapacityError          nobody can take it now; waiting helps
+    └── BackendError           a backend failed while it had the request
+        ├── BackendUnreachable   nothing was sent: safe to send elsewhere
+        ├── BackendBroke         sent, but the connection ended early
+        ├── BackendTimeout       sent, and no answer in time
+        └── InvalidReply         the answer is not valid HTTP/1.1
+
+An engine's own error reply is a reply, not an exception: it is passed on untouched.
+"""
+
+from __future__ import annotations
+
+import json
+
+__all__ = [
+    "BackendBroke",
+    "BackendError",
+    "BackendTimeout",
+    "BackendUnreachable",
+    "CapacityError",
+    "ClientError",
+    "InvalidReply",
+    "ProxyError",
+    "error_body",
+    "stream_error_event",
+]
+
+
+class ProxyError(Exception):
+    """An error that this proxy answers in its own name.
+
+    Attributes:
+        status: HTTP status of the answer.
+        code: machine-readable reason, stable across versions.
+        message: constant text for the client; never a host name, a port or an engine's own words.
+        retry_after_seconds: when trying again makes sense; ``None`` when waiting does not help.
+    """
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status or self.status
+        self.code = code or self.code
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ClientError(ProxyError):
+    """The request cannot be served as it was sent."""
+
+    status = 400
+    code = "invalid_request"
+
+
+class CapacityError(ProxyError):
+    """No backend can take the request now."""
+
+    status = 503
+    code = "no_backend_available"
+
+
+class BackendError(ProxyError):
+    """A backend failed while it had the request."""
+
+    status = 502
+    code = "backend_failed"
+
+
+class BackendUnreachable(BackendError):
+    """No connection could be made, so no byte of the request was sent."""
+
+    code = "backend_unreachable"
+
+
+class BackendBroke(BackendError):
+    """The connection ended before the reply was complete.
+
+    Attributes:
+        on_reused_connection: the request went out on a connection that had served others before and may
+            just have been closed by the backend's own idle limit; says nothing about the backend's health.
+    """
+
+    code = "backend_disconnected"
+
+    def __init__(self, message: str, *, on_reused_connection: bool = False) -> None:
+        super().__init__(message)
+        self.on_reused_connection = on_reused_connection
+
+
+class BackendTimeout(BackendError):
+    """The backend did not answer, or stopped answering, for longer than allowed."""
+
+    status = 504
+    code = "backend_timeout"
+
+
+class InvalidReply(BackendError):
+    """The backend's bytes are not a valid HTTP/1.1 reply."""
+
+    code = "invalid_backend_reply"
+
+
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+def _speaks_anthropic(path: str) -> bool:
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def _error_object(error: ProxyError, path: str, request_id: str) -> dict[str, object]:
+    server_fault = error.status >= 500
+    if _speaks_anthropic(path):
+        kind = _ANTHROPIC_TYPES.get(error.status, "api_error" if server_fault else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    kind = _OPENAI_TYPES.get(error.status, "server_error" if server_fault else "invalid_request_error")
+    return {
+        "error": {
+            "message": error.message,
+            "type": kind,
+            "code": error.code,
+            "param": "model" if error.code == "model_not_found" else None,
+            "request_id": request_id,
+        }
+    }
+
+
+def error_body(error: ProxyError, path: str, request_id: str) -> bytes:
+    """The JSON body of ``error`` in the dialect of ``path``: Anthropic's under /v1/messages, else OpenAI's."""
+    return json.dumps(_error_object(error, path, request_id)).encode()
+
+
+def stream_error_event(error: ProxyError, path: str, request_id: str) -> bytes:
+    """One server-sent event that tells the reader of a broken stream so, in the dialect of ``path``.
+
+    OpenAI's SDKs raise on a ``data:`` object that has an ``error``, Anthropic's on ``event: error``, and
+    readers of /v1/responses expect ``event: response.failed``.
+    """
+    body = _error_object(error, path, request_id)
+    if _speaks_anthropic(path):
+        return b"event: error\ndata: " + json.dumps(body).encode() + b"\n\n"
+    if path == "/v1/responses":
+        failure = {"code": "server_error", "message": error.message}
+        failed = {"type": "response.failed", "response": {"status": "failed", "error": failure}}
+        return b"event: response.failed\ndata: " + json.dumps(failed).encode() + b"\n\n"
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
