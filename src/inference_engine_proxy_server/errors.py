@@ -115,7 +115,12 @@ class InvalidReply(BackendError):
     code = "invalid_backend_reply"
 
 
-_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
+_OPENAI_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    429: "rate_limit_error",
+}
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,18 @@ from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
-__all__ = ["BackendState", "BaseBackend", "Get", "ModelEntry", "ModelNames", "Reply", "Thresholds", "UnreadableState", "parse_models"]
+__all__ = [
+    "BackendState",
+    "BaseBackend",
+    "Get",
+    "ModelEntry",
+    "ModelNames",
+    "Reply",
+    "Thresholds",
+    "UnreadableState",
+    "non_negative",
+    "parse_models",
+]
 
 ModelEntry = Mapping[str, Any]
 """One object of the ``data`` array of ``GET /v1/models``, as the engine wrote it; its ``id`` is a string."""
@@ -63,7 +75,8 @@ class BackendState:
         reason: why it is not ready, for people; empty when it is.
         requests_processing: requests it is generating for; ``None``: it did not say.
         requests_waiting: requests in its own queue; ``None``: it did not say.
-        models: what it serves; ``None``: it did not say this time, so what it said before still holds.
+        models: what it serves; ``None``: it did not say this time, so what it said before still holds, and so
+            do the ``model_names`` that came with it.
         model_names: what it does with a name that ``models`` lacks.
         figures: further numbers worth showing, by the engine's own names.
     """
@@ -76,6 +89,17 @@ class BackendState:
     models: tuple[ModelEntry, ...] | None = None
     model_names: ModelNames = ModelNames.UNKNOWN
     figures: Mapping[str, float] = field(default_factory=dict)
+
+    def load_and_ready(self) -> tuple[float, bool]:
+        """What :meth:`BaseBackend.fetch_metrics` promises, for an engine that fills the whole state.
+
+        Raises:
+            UnreadableState: it is ready, but told no load; 0 would make it look idle.
+        """
+        told = [count for count in (self.requests_processing, self.requests_waiting) if count is not None]
+        if self.ready and not told:
+            raise UnreadableState("it told no load")
+        return sum(told, 0.0), self.ready
 
 
 class BaseBackend(ABC):
@@ -118,17 +142,33 @@ class BaseBackend(ABC):
         return BackendState(
             ready=ready,
             reason="" if ready else "the engine says it is not ready",
-            requests_processing=load,
+            requests_processing=non_negative(load),
             models=await self.fetch_models(),
         )
 
     async def fetch_models(self) -> tuple[ModelEntry, ...] | None:
         """The entries of ``GET /v1/models``; ``None`` when the backend does not tell them now."""
+        body = await self.fetch_body("/v1/models")
         try:
-            reply = await self.get("/v1/models")
-            return parse_models(reply.body) if reply.status == 200 else None
-        except (OSError, TimeoutError, UnreadableState):
+            return None if body is None else parse_models(body)
+        except UnreadableState:
             return None
+
+    async def fetch_body(self, path: str) -> bytes | None:
+        """The body of a 200 answer to ``path``; ``None`` when the backend does not tell it now.
+
+        For what may be missing without harm: a page that is off, slow or broken says nothing about health.
+        """
+        try:
+            reply = await self.get(path)
+        except (OSError, UnreadableState):  # TimeoutError is an OSError
+            return None
+        return reply.body if reply.status == 200 else None
+
+
+def non_negative(value: float | None) -> float | None:
+    """``value`` if it can be a count or a share; ``None`` for NaN, infinity and negative numbers."""
+    return value if value is not None and math.isfinite(value) and value >= 0 else None
 
 
 def parse_models(body: bytes) -> tuple[ModelEntry, ...]:
@@ -139,7 +179,7 @@ def parse_models(body: bytes) -> tuple[ModelEntry, ...]:
     """
     try:
         listing = msgspec.json.decode(body, type=_ModelsList)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:  # not only msgspec's: bytes that are not UTF-8, endless nesting
         raise UnreadableState(f"GET /v1/models: {error}") from error
     return tuple(entry for entry in listing.data if isinstance(entry.get("id"), str))
 

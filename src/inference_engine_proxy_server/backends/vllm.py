@@ -1,0 +1,140 @@
+"""vLLM's OpenAI-compatible server.
+
+Sources: vLLM ``docs/usage/metrics.md``; measured on vLLM 0.32.0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar
+
+import msgspec
+
+from inference_engine_proxy_server.backends.base import (
+    BackendState,
+    BaseBackend,
+    Get,
+    ModelNames,
+    Thresholds,
+    UnreadableState,
+    non_negative,
+)
+from inference_engine_proxy_server.backends.prometheus_text import samples, sum_samples
+
+__all__ = ["VLLMBackend"]
+
+_RUNNING = "vllm:num_requests_running"
+_WAITING = "vllm:num_requests_waiting"
+_SLEEP_STATE = "vllm:engine_sleep_state"
+_KV_USAGE = "vllm:kv_cache_usage_perc"
+_KV_USAGE_FORMERLY = "vllm:gpu_cache_usage_perc"
+_SHOWN = (
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+    "vllm:prefix_cache_queries_total",
+    "vllm:prefix_cache_hits_total",
+)
+
+
+class VLLMBackend(BaseBackend):
+    """Health from ``/health``, load and sleep from ``/metrics``, models from ``/v1/models``.
+
+    Asleep or paused, it answers ``/health`` with 200 and reads 0 running and 0 waiting, while requests hang
+    until somebody wakes it: the idlest looking backend of all would swallow every request. So both exclude it.
+    While it starts it does not listen at all: there is no "loading" answer.
+    """
+
+    providers: ClassVar[tuple[str, ...]] = ("vllm",)
+
+    def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
+        """As :class:`BaseBackend`; ``thresholds`` are not used: vLLM queues well, and its queue is its load."""
+        super().__init__(url, get, thresholds)
+        # Only a server in development mode can be paused and has /is_paused. The others would log a 404 at every
+        # poll, so one refusal is enough, until /health fails: after that it may be another process.
+        self._tells_paused = True
+
+    async def fetch_metrics(self) -> tuple[float, bool]:
+        """Requests running and waiting, and whether it takes new ones.
+
+        Raises:
+            UnreadableState: it is ready but does not tell its load, or ``/health`` is not HTTP.
+            OSError, TimeoutError: ``/health`` did not answer.
+        """
+        return (await self.fetch_state()).load_and_ready()
+
+    async def fetch_state(self) -> BackendState:
+        """Everything it tells, summed over all its engines (data parallel) and models.
+
+        Not live while ``/health`` is not 200 (503: its engine died), and while it is asleep or paused.
+        ``figures``: token counters since its start, and the KV cache usage of its fullest engine (0 to 1) as
+        ``vllm:kv_cache_usage_perc``, also where the server still says ``vllm:gpu_cache_usage_perc``.
+
+        Raises:
+            UnreadableState, OSError, TimeoutError: ``/health`` did not answer, or not in HTTP.
+        """
+        if (status := await self._health_status()) != 200:
+            return _not_live(f"GET /health answered {status}")
+        page, models, paused = await asyncio.gather(self.fetch_body("/metrics"), self.fetch_models(), self._is_paused())
+        page = page or b""
+        if _is_asleep(page):
+            return _not_live("asleep")
+        if paused:
+            return _not_live("paused")
+        load = sum_samples(page, (_RUNNING, _WAITING))
+        return BackendState(
+            ready=True,
+            requests_processing=non_negative(load.get(_RUNNING)),
+            requests_waiting=non_negative(load.get(_WAITING)),
+            models=models,
+            model_names=ModelNames.STRICT,
+            figures=_figures(page),
+        )
+
+    async def _health_status(self) -> int:
+        status = 0
+        try:
+            status = (await self.get("/health")).status
+        finally:
+            self._tells_paused = self._tells_paused or status != 200
+        return status
+
+    async def _is_paused(self) -> bool:
+        if not self._tells_paused:
+            return False
+        try:
+            reply = await self.get("/is_paused")
+        except (OSError, UnreadableState):
+            return False
+        self._tells_paused = reply.status == 200
+        try:
+            return self._tells_paused and msgspec.json.decode(reply.body, type=_Paused).is_paused
+        except (ValueError, RecursionError):
+            return False
+
+
+class _Paused(msgspec.Struct):
+    is_paused: bool
+
+
+def _not_live(reason: str) -> BackendState:
+    return BackendState(ready=False, live=False, reason=reason, model_names=ModelNames.STRICT)
+
+
+def _is_asleep(page: bytes) -> bool:
+    """Whether any engine sleeps: ``awake`` is 0, or a depth of sleep (``weights_offloaded``, ``discard_all``) is 1.
+
+    A page without the metric (older servers, or none read) does not say so.
+    """
+    return any(
+        sample.value == 0 if b'sleep_state="awake"' in sample.labels else sample.value > 0
+        for sample in samples(page, _SLEEP_STATE)
+    )
+
+
+def _figures(page: bytes) -> dict[str, float]:
+    told: dict[str, float] = sum_samples(page, _SHOWN)
+    # A share cannot be summed, and the fullest engine is the first to preempt.
+    usages = [sample.value for name in (_KV_USAGE, _KV_USAGE_FORMERLY) for sample in samples(page, name)]
+    if usages:
+        told[_KV_USAGE] = max(usages)
+    return {name: value for name, value in told.items() if non_negative(value) is not None}

@@ -1,0 +1,11 @@
+"""``inference-proxy demo``: real llama.cpp servers with a small real model, on the CPU and from Python packages alone.
+
+* ``model``   the model file: joined from its packages, checked against its pinned SHA-256
+* ``fleet``   starts the servers, waits until they are ready, stops them on every way out
+* ``engine``  the program of one server process; the only file that imports ``xllamacpp``
+"""
+
+from inference_engine_proxy_server.demo.errors import DemoUnavailable
+from inference_engine_proxy_server.demo.fleet import curl_line, demo_fleet
+
+__all__ = ["DemoUnavailable", "curl_line", "demo_fleet"]

@@ -1,0 +1,61 @@
+"""How the fleet is (`/health`), whether this process works (`/livez`), and whether to send it requests (`/readyz`)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from inference_engine_proxy_server.core.backend_pool import Backend, BackendPool
+
+__all__ = ["health_router"]
+
+
+def health_router(pool: BackendPool) -> APIRouter:
+    """The health endpoints over ``pool``."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/health", summary="State of every backend, from memory; always 200")
+    async def health() -> dict[str, Any]:
+        available = [backend.url for backend in pool.backends if backend.takes_requests]
+        status = "unavailable" if not available else "ok" if len(available) == len(pool.backends) else "degraded"
+        return {
+            "status": status,
+            "available_backends": available,
+            "total_backends": len(pool.backends),
+            "timestamp": time.time(),
+            "details": [_details(backend) for backend in pool.backends],
+        }
+
+    @router.get("/livez", summary="200 while the process works")
+    async def livez() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/readyz", summary="200 if at least one backend is live, else 503", responses={503: {}})
+    async def readyz(response: Response) -> dict[str, str]:
+        if any(backend.state.live for backend in pool.backends):
+            return {"status": "ok"}
+        response.status_code = 503
+        return {"status": "unavailable"}
+
+    return router
+
+
+def _details(backend: Backend) -> dict[str, Any]:
+    state = backend.state
+    return {
+        "backend": backend.url,
+        "ready": backend.takes_requests,
+        "live": state.live,
+        "reason": state.reason,
+        "requests_in_flight": backend.leases,
+        "models": sorted(backend.model_ids),
+        "metrics": {
+            "timestamp": backend.told_at,
+            "requests_processing": state.requests_processing or 0.0,
+            "requests_waiting": state.requests_waiting or 0.0,
+            "ready": backend.takes_requests,
+            **state.figures,
+        },
+    }

@@ -1,0 +1,27 @@
+"""One list of models for the whole fleet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from inference_engine_proxy_server.core.backend_pool import BackendPool
+
+__all__ = ["models_router"]
+
+
+def models_router(pool: BackendPool) -> APIRouter:
+    """``GET /v1/models`` over ``pool``."""
+    router = APIRouter(tags=["models"])
+
+    @router.get("/v1/models", summary="The models that live backends serve, one entry each")
+    async def list_models() -> dict[str, Any]:
+        entries: dict[str, Any] = {}
+        for backend in pool.backends:
+            if backend.state.live:
+                for entry in backend.models:
+                    entries.setdefault(entry["id"], entry)
+        return {"object": "list", "data": list(entries.values())}
+
+    return router

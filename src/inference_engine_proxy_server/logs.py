@@ -1,0 +1,122 @@
+"""What is written where: events through ``logging`` to standard error, one access line a request to standard output."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from typing import TextIO
+
+__all__ = ["AccessLog", "configure_logging"]
+
+_FLUSH_SECONDS = 0.2  # an access line is on its way within this time; a write per line would cost a system call each
+_FLUSH_LINES = 512
+
+
+def configure_logging(level: str, log_format: str) -> None:
+    """Send this process's events to standard error.
+
+    Args:
+        level: ``debug``, ``info``, ``warning`` or ``error``.
+        log_format: ``text``, or ``json`` for one object a line.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # server.py says the same things in our own words
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1000) % 1000:03d}Z"
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{_utc(record.created)} {record.levelname.lower():7} {record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        event = {
+            "time": _utc(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            event["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(event)
+
+
+class AccessLog:
+    """One line for each request that is over. Never a body, a query or a header field: they may hold secrets.
+
+    Args:
+        stream: where the lines go.
+        log_format: ``text`` or ``json``.
+    """
+
+    def __init__(self, stream: TextIO, log_format: str) -> None:
+        self._stream = stream
+        self._is_json = log_format == "json"
+        self._lines: list[str] = []
+
+    def write(
+        self,
+        *,
+        client: str,
+        method: str,
+        path: str,
+        status: int,
+        outcome: str,
+        backend: str | None,
+        model: str | None,
+        first_byte_seconds: float | None,
+        seconds: float,
+        sent_bytes: int,
+        request_id: str,
+    ) -> None:
+        """Note one request; ``None`` where something is not known or was not reached. It is written soon after."""
+        now = _utc(time.time())
+        first_byte = None if first_byte_seconds is None else round(first_byte_seconds, 4)
+        if self._is_json:
+            line = json.dumps(
+                {
+                    "time": now, "client": client, "method": method, "path": path, "status": status,
+                    "outcome": outcome, "backend": backend, "model": model, "first_byte_seconds": first_byte,
+                    "seconds": round(seconds, 4), "sent_bytes": sent_bytes, "request_id": request_id,
+                }
+            )  # fmt: skip
+        else:
+            line = (
+                f'{now} {client} "{method} {path}" {status} {outcome} backend={backend or "-"} '
+                f"model={_quoted(model) if model else '-'} first_byte={'-' if first_byte is None else first_byte} "
+                f"seconds={seconds:.4f} bytes={sent_bytes} id={request_id}"
+            )
+        self._lines.append(line)
+        if len(self._lines) >= _FLUSH_LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been noted."""
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()
+
+    async def run(self) -> None:
+        """Write what is noted every now and then, until cancelled; then the rest."""
+        try:
+            while True:
+                await asyncio.sleep(_FLUSH_SECONDS)
+                self.flush()
+        finally:
+            self.flush()
+
+
+def _quoted(text: str) -> str:
+    """``text``, which a client chose, as one word of a line whatever is in it."""
+    return text[:100] if text.isprintable() and " " not in text and '"' not in text else json.dumps(text[:100])

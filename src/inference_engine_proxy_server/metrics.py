@@ -1,0 +1,127 @@
+"""Counters of what has been served. Plain integers on the request path; Prometheus' shapes only when asked."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+
+__all__ = ["RequestMetrics", "route_of"]
+
+# Seconds, doubling: the OpenTelemetry GenAI conventions' buckets, continued to cover slow local models.
+_BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68)
+
+_ROUTES = {
+    "/v1/chat/completions": "chat_completions",
+    "/chat/completions": "chat_completions",
+    "/v1/completions": "completions",
+    "/completions": "completions",
+    "/completion": "completions",
+    "/v1/embeddings": "embeddings",
+    "/embeddings": "embeddings",
+    "/v1/messages": "messages",
+    "/v1/responses": "responses",
+    "/v1/rerank": "rerank",
+    "/v1/audio/transcriptions": "transcriptions",
+    "/v1/models": "models",
+}
+
+
+def route_of(path: str) -> str:
+    """The kind of request that ``path`` is, from a small fixed set, so that it may be a label."""
+    return _ROUTES.get(path, "other")
+
+
+class _Histogram:
+    """Observations of one quantity for one label value."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_BUCKETS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(_BUCKETS, seconds)] += 1
+        self.total += seconds
+
+    def cumulative(self) -> Iterator[tuple[str, float]]:
+        below = 0
+        for bound, count in zip((*map(str, _BUCKETS), "+Inf"), self.counts, strict=True):
+            below += count
+            yield bound, below
+
+
+class RequestMetrics:
+    """Counts requests; a collector for prometheus_client's registries."""
+
+    def __init__(self) -> None:
+        self._requests: Counter[tuple[str, str, int]] = Counter()
+        self._aborts: Counter[str] = Counter()
+        self._retries: Counter[str] = Counter()
+        self._durations: dict[str, _Histogram] = {}
+        self._first_bytes: dict[str, _Histogram] = {}
+
+    def count_request(
+        self, path: str, backend: str | None, status: int, seconds: float, first_byte_seconds: float | None
+    ) -> None:
+        """Count one request that is over.
+
+        Args:
+            path: of the request.
+            backend: base URL of who served it; ``None``: this proxy itself, or nobody.
+            status: of the reply; 499 if the client left before there was one.
+            seconds: from the complete request to the reply's last byte.
+            first_byte_seconds: to its first byte; ``None``: there was none.
+        """
+        route = route_of(path)
+        self._requests[route, backend or "", status] += 1
+        durations = self._durations.get(route)
+        if durations is None:
+            durations = self._durations[route] = _Histogram()
+            self._first_bytes[route] = _Histogram()
+        durations.observe(seconds)
+        if first_byte_seconds is not None:
+            self._first_bytes[route].observe(first_byte_seconds)
+
+    def count_abort(self, side: str) -> None:
+        """Count a reply that began and was not finished; ``side``: ``client`` or ``backend``, who ended it."""
+        self._aborts[side] += 1
+
+    def count_retry(self, reason: str) -> None:
+        """Count a request that is sent again; ``reason``: the code of the error that made it so."""
+        self._retries[reason] += 1
+
+    def collect(self) -> Iterable[Metric]:
+        """The families, for a scrape."""
+        requests = CounterMetricFamily(
+            "inference_proxy_requests", "Requests that are over.", labels=["route", "backend", "code"]
+        )
+        for (route, backend, status), count in self._requests.items():
+            requests.add_metric([route, backend, str(status)], count)
+        yield requests
+        yield _counter("inference_proxy_stream_aborts", "Replies begun and not finished.", "side", self._aborts)
+        yield _counter("inference_proxy_retries", "Requests sent again after a failure.", "reason", self._retries)
+        yield _histograms(
+            "inference_proxy_request_duration_seconds", "From the whole request to the reply's end.", self._durations
+        )
+        yield _histograms(
+            "inference_proxy_time_to_first_byte_seconds", "From the whole request to the reply's first byte.",
+            self._first_bytes,
+        )  # fmt: skip
+
+
+def _counter(name: str, text: str, label: str, counts: Counter[str]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family
+
+
+def _histograms(name: str, text: str, histograms: dict[str, _Histogram]) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=["route"])
+    for route, histogram in histograms.items():
+        family.add_metric([route], list(histogram.cumulative()), histogram.total)
+    return family

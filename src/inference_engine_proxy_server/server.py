@@ -1,0 +1,252 @@
+"""Composition root: builds each object once, says who knows whom, and runs until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import FrameType
+from typing import Any, cast
+
+import uvicorn
+from fastapi import APIRouter, FastAPI
+
+from inference_engine_proxy_server import __version__
+from inference_engine_proxy_server.backends.base import Thresholds
+from inference_engine_proxy_server.backends.registry import discover_engines
+from inference_engine_proxy_server.core.backend_pool import Backend, BackendPool
+from inference_engine_proxy_server.core.cache_refresher import CacheRefresher
+from inference_engine_proxy_server.core.forwarder import Forwarder
+from inference_engine_proxy_server.core.path_policy import PathPolicy
+from inference_engine_proxy_server.endpoints.health import health_router
+from inference_engine_proxy_server.endpoints.models import models_router
+from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
+from inference_engine_proxy_server.endpoints.prometheus import prometheus_router
+from inference_engine_proxy_server.endpoints.welcome import welcome_router
+from inference_engine_proxy_server.logs import AccessLog, configure_logging
+from inference_engine_proxy_server.metrics import RequestMetrics
+from inference_engine_proxy_server.settings import Settings
+from inference_engine_proxy_server.wire.asgi_bridge import AsgiBridge
+from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
+from inference_engine_proxy_server.wire.client_connection import ClientConnection, ClientContext, ClientLimits
+from inference_engine_proxy_server.wire.deadlines import Deadlines
+from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.wire.head import HeadLimits
+
+__all__ = ["run"]
+
+logger = logging.getLogger(__name__)
+
+_ACCEPT_BACKLOG = 4096  # connections that may wait to be accepted; the kernel lowers it to its own limit
+
+
+def run(settings: Settings, on_started: Callable[[str], None] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        settings: with at least one backend.
+        on_started: called with our base URL once requests are answered; ``None``: nobody wants to know.
+
+    Returns:
+        The process's exit code: 0 after a stop that was asked for, 1 if the address cannot be listened on.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        logger.error("cannot listen on HOST %s, PORT %d: %s", settings.host, settings.port, error.strerror or error)
+        return 1
+    # uvicorn raises the signals it caught once more when it is done; being told to stop is no reason to die of it.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with listener:
+            make_host(settings, on_started).run(sockets=[listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def make_host(settings: Settings, on_started: Callable[[str], None] | None = None) -> uvicorn.Server:
+    """The server that hosts everything, ready to ``run`` or ``serve`` on sockets that it is given."""
+    proxy = _Proxy(settings)
+    config = uvicorn.Config(
+        proxy.app,
+        http=cast(type[asyncio.Protocol], proxy.accept),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        proxy_headers=False,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_seconds),
+        backlog=_ACCEPT_BACKLOG,
+    )
+    return _Host(config, on_started)
+
+
+class _Host(uvicorn.Server):
+    """uvicorn, which says in our words that it has started, and stops at once when told to stop twice."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[str], None] | None) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            url = _url_of(sockets[0])
+            logger.info("listening on %s", url)
+            if self._on_started is not None:
+                self._on_started(url)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        else:
+            logger.info("stopping; requests under way may end (a second signal stops at once)")
+        super().handle_exit(sig, frame)
+
+
+class _Proxy:
+    """All the parts, each made once.
+
+    Attributes:
+        app: our own paths.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._deadlines = Deadlines()
+        self._metrics = RequestMetrics()
+        self._access_log = AccessLog(sys.stdout, settings.log_format) if settings.access_log else None
+        limits = BackendLimits(
+            connect_seconds=settings.backend_connect_timeout_seconds,
+            reply_seconds=settings.backend_timeout_seconds,
+            idle_seconds=settings.backend_idle_connection_seconds,
+        )
+        self._pool = BackendPool(
+            [Backend(url, BackendConnections(Origin.of(url), limits, self._deadlines)) for url in settings.backends],
+            settings.metrics_cache_ttl_seconds,
+            self._deadlines.clock,
+        )
+        self._refresher = CacheRefresher(
+            self._pool,
+            discover_engines(),
+            Thresholds(settings.max_allowed_request_queue, settings.max_allowed_deferred),
+            settings.metrics_cache_ttl_seconds,
+            always_keep_alive=settings.llamacpp_keep_alive,
+        )
+        self._forwarder = Forwarder(
+            self._pool, PathPolicy(settings.blocked_paths), self._metrics, names_backend=settings.backend_header
+        )
+        routers = (
+            welcome_router(),
+            health_router(self._pool),
+            models_router(self._pool),
+            prometheus_router(self._pool, self._metrics),
+        )
+        self.app = _make_app(routers, self._lifespan)
+        self._bridge = AsgiBridge(self.app)
+        self._own_paths = frozenset(
+            getattr(route, "path", "") for holder in (self.app, *routers) for route in holder.routes
+        )
+        self._clients = _client_context(settings, self._deadlines, self._handle, self._observe)
+
+    def accept(self, server_state: Any, **_: object) -> ClientConnection:
+        """A protocol for a connection that uvicorn has accepted."""
+        return ClientConnection(self._clients, server_state.connections, server_state.tasks)
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as background:
+            tasks = [background.create_task(self._deadlines.run()), background.create_task(self._refresher.run())]
+            if self._access_log is not None:
+                tasks.append(background.create_task(self._access_log.run()))
+            await self._refresher.first_round()
+            yield
+            for task in tasks:
+                task.cancel()
+        for backend in self._pool.backends:
+            backend.connections.close()
+
+    def _handle(self, exchange: Exchange) -> Coroutine[None, None, None]:
+        head = exchange.head
+        if head.path in self._own_paths and head.method in ("GET", "HEAD"):
+            return self._bridge.answer(exchange)
+        return self._forwarder.forward(exchange)
+
+    def _observe(self, exchange: Exchange) -> None:
+        seconds = self._deadlines.clock() - exchange.started_at
+        first_byte_seconds = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.started_at
+        head = exchange.head
+        self._metrics.count_request(head.path, exchange.backend, exchange.status, seconds, first_byte_seconds)
+        if exchange.begun and exchange.outcome is not Outcome.COMPLETE:
+            self._metrics.count_abort("client" if exchange.outcome is Outcome.CLIENT_LEFT else "backend")
+        if self._access_log is not None:
+            self._access_log.write(
+                client=exchange.client,
+                method=head.method,
+                path=head.path,
+                status=exchange.status,
+                outcome=exchange.outcome.value,
+                backend=exchange.backend,
+                model=exchange.model,
+                first_byte_seconds=first_byte_seconds,
+                seconds=seconds,
+                sent_bytes=exchange.sent_bytes,
+                request_id=exchange.request_id,
+            )
+
+
+def _make_app(
+    routers: Iterable[APIRouter], lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
+) -> FastAPI:
+    app = FastAPI(
+        title="inference-engine-proxy-server",
+        version=__version__,
+        description="One OpenAI-compatible address in front of many LLM engine servers.",
+        lifespan=lifespan,
+    )
+    for router in routers:
+        app.include_router(router)
+    describe_proxied_paths(app)
+    return app
+
+
+def _client_context(
+    settings: Settings,
+    deadlines: Deadlines,
+    handle: Callable[[Exchange], Coroutine[None, None, None]],
+    observe: Callable[[Exchange], None],
+) -> ClientContext:
+    head = HeadLimits(
+        line_bytes=settings.max_request_line_bytes,
+        total_bytes=settings.max_request_header_bytes,
+        field_count=settings.max_request_header_count,
+    )
+    limits = ClientLimits(
+        head=head,
+        body_bytes=settings.max_request_body_bytes,
+        header_seconds=settings.client_header_timeout_seconds,
+        body_seconds=settings.client_body_timeout_seconds,
+        keep_alive_seconds=settings.client_keep_alive_seconds,
+        write_stall_seconds=settings.client_write_stall_seconds,
+    )
+    prefix = secrets.token_hex(6)
+    request_ids = (f"{prefix}-{number:x}" for number in itertools.count(1))
+    return ClientContext(limits, deadlines, request_ids, handle, observe)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address[:2], family=family, backlog=_ACCEPT_BACKLOG)
+
+
+def _url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,80 @@
+"""Our own paths: hands an exchange to an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote
+
+from inference_engine_proxy_server.wire.exchange import Exchange
+
+__all__ = ["AsgiBridge"]
+
+_Message = MutableMapping[str, Any]
+_App = Callable[
+    [_Message, Callable[[], Awaitable[_Message]], Callable[[_Message], Awaitable[None]]],
+    Awaitable[None],
+]
+_FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+
+
+class AsgiBridge:
+    """Answers exchanges by an ASGI 3 application.
+
+    A ``HEAD`` is asked as a ``GET``, and its body not sent: an application need not know both. A client that leaves
+    cancels the call, so the application is never sent ``http.disconnect``.
+    """
+
+    def __init__(self, app: _App) -> None:
+        self._app = app
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Let the application answer ``exchange``."""
+        bodies = [exchange.body]
+
+        async def receive() -> _Message:
+            if not bodies:
+                await asyncio.get_running_loop().create_future()  # until the client leaves
+            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
+
+        async def send(message: _Message) -> None:
+            if message["type"] == "http.response.start":
+                _begin(exchange, message)
+            elif message["type"] == "http.response.body":
+                if message.get("body"):
+                    exchange.write(message["body"])
+                if not message.get("more_body"):
+                    exchange.end()
+
+        await self._app(_scope(exchange), receive, send)
+
+
+def _scope(exchange: Exchange) -> _Message:
+    head = exchange.head
+    raw_path, _, query = head.target.partition(b"?")
+    fields = (line.split(b":", 1) for line in head.passed_on.split(b"\r\n") if line)
+    host, _, port = exchange.client.rpartition(":")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": f"1.{head.minor_version}",
+        "method": "GET" if head.method == "HEAD" else head.method,
+        "scheme": "http",
+        "path": unquote(raw_path.decode()),
+        "raw_path": raw_path,
+        "query_string": query,
+        "root_path": "",
+        "headers": [(b"host", head.host), *((name.lower(), value.strip(b" \t")) for name, value in fields)],
+        "client": (host, int(port)) if port.isdigit() else None,
+        "server": None,
+    }
+
+
+def _begin(exchange: Exchange, message: _Message) -> None:
+    status: int = message["status"]
+    fields = [(name.lower(), value) for name, value in message["headers"]]
+    length = next((int(value) for name, value in fields if name == b"content-length"), None)
+    lines = b"".join(b"%b: %b\r\n" % field for field in fields if field[0] not in _FRAMING)
+    exchange.begin(status, f" {HTTPStatus(status).phrase}".encode(), lines, length)

@@ -1,0 +1,269 @@
+"""A connection to a backend: one request out, its reply relayed to where it belongs, byte for byte as it arrives.
+
+The reply is parsed and validated as strictly as a request is; any doubt is an :class:`InvalidReply`, and the
+connection is thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from typing import Protocol, cast
+
+from inference_engine_proxy_server.errors import BackendBroke, BackendError, BackendTimeout, InvalidReply
+from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
+from inference_engine_proxy_server.wire.exchange import ReplySource
+from inference_engine_proxy_server.wire.framing import ChunkedBody, InvalidChunk
+from inference_engine_proxy_server.wire.head import ReplyHead, parse_reply_head
+
+__all__ = ["BackendConnection", "ReplySink"]
+
+_HEAD_BYTES = 64 * 1024  # of a reply's header section; generous, an engine's own are under 1 KiB
+_HEAD_FIELDS = 200
+_INTERIM_REPLIES = 10  # 1xx replies before the final one
+_BODILESS = frozenset({204, 304})
+
+
+class ReplySink(Protocol):
+    """Where a reply goes; :class:`~.exchange.Exchange` is one. See there for what each method means."""
+
+    takes_chunks: bool
+    source: ReplySource | None
+
+    def begin(self, status: int, reason: bytes, fields: bytes, content_length: int | None) -> None:
+        """Open the reply."""
+
+    def flush(self) -> None:
+        """Let the header section go."""
+
+    def write(self, payload: bytes) -> None:
+        """Take a piece of the body."""
+
+    def write_chunks(self, block: bytes, *, complete: bool) -> None:
+        """Take whole chunks as they are."""
+
+    def end(self) -> None:
+        """The reply is complete."""
+
+
+class BackendConnection(asyncio.Protocol):
+    """One connection, used by one request at a time.
+
+    Args:
+        deadlines: watches this connection.
+        timeout_seconds: longest wait for a reply's first byte, and for the next byte after that.
+
+    Attributes:
+        is_reusable: the last reply is complete and the backend will take another request.
+        keep_alive_seconds: how long the backend says it waits for one; ``None`` when it does not say.
+        last_byte_at: when the backend last sent something; 0 before that.
+    """
+
+    __slots__ = (
+        "_body", "_clock", "_deadlines", "_head", "_interim", "_missing", "_poll", "_received", "_reply_to_head",
+        "_result", "_served", "_sink", "_timeout_seconds", "_transport", "deadline", "is_reusable",
+        "keep_alive_seconds", "last_byte_at",
+    )  # fmt: skip
+
+    def __init__(self, deadlines: Deadlines, timeout_seconds: float) -> None:
+        self._deadlines = deadlines
+        self._timeout_seconds = timeout_seconds
+        self._clock = deadlines.clock
+        self.deadline = NEVER
+        self.last_byte_at = 0.0
+        self.is_reusable = False
+        self.keep_alive_seconds: int | None = None
+        self._served = 0  # above 0 the backend may have closed the connection as idle
+        self._transport: asyncio.Transport
+        self._poll = select.poll()
+        self._sink: ReplySink | None = None
+        self._result: asyncio.Future[None] | None = None
+        self._reply_to_head = False  # the request was a HEAD, so its reply has no body
+        self._received = b""  # the beginning of a header section
+        self._head: ReplyHead | None = None
+        self._body: ChunkedBody | None = None
+        self._missing = -1  # bytes of a body of known length still to come; -1: it ends with the connection
+        self._interim = 0
+
+    def request(self, blocks: list[bytes], sink: ReplySink, *, is_head: bool) -> asyncio.Future[None]:
+        """Send a whole request; its reply goes to ``sink``.
+
+        Args:
+            blocks: header section and body.
+            sink: where the reply goes; this connection becomes its source.
+            is_head: the request's method is HEAD.
+
+        Returns:
+            Done when the reply is complete. Fails with :class:`BackendBroke`, :class:`BackendTimeout` or
+            :class:`InvalidReply`. If it is cancelled, :meth:`abort` must follow.
+        """
+        self._sink = sink
+        sink.source = self
+        self._reply_to_head = is_head
+        self.is_reusable = False
+        self._head = None
+        self._interim = 0
+        self._result = asyncio.get_running_loop().create_future()
+        self.deadline = self._clock() + self._timeout_seconds
+        self._transport.writelines(blocks)
+        return self._result
+
+    def is_stale(self) -> bool:
+        """Whether an idle connection must not be used: the backend has closed it, or said something unasked."""
+        return self._transport.is_closing() or bool(self._poll.poll(0))
+
+    def rest(self, seconds: float) -> None:
+        """Stay open without a request, for so long at most."""
+        self.deadline = self._clock() + seconds
+
+    def abort(self) -> None:
+        """Close at once, telling nobody; the backend sees its client leave."""
+        self._sink = self._result = None
+        self._transport.abort()
+
+    # --- the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ready for a request."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self._deadlines.watch(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Relay what the backend sent."""
+        sink = self._sink
+        if sink is None:
+            self._transport.abort()  # it spoke without being asked
+            return
+        self.last_byte_at = now = self._clock()
+        try:
+            if self._head is None:
+                self._read_head(sink, data)
+            else:
+                self.deadline = now + self._timeout_seconds
+                self._relay(sink, data)
+        except InvalidReply as error:
+            self._fail(error)
+        except InvalidChunk:
+            self._fail(InvalidReply("The backend's chunked reply is malformed."))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The backend closed the connection, or broke it."""
+        self._deadlines.forget(self)
+        sink = self._sink
+        if sink is None:
+            return
+        if exc is None and self._head is not None and self._body is None and self._missing < 0:
+            self._complete(sink)
+        else:
+            message = "The backend closed the connection before its reply was complete."
+            self._fail(BackendBroke(message, on_reused_connection=self._served > 0))
+
+    def on_deadline(self, now: float) -> None:
+        """The backend was silent for too long, or the connection has been idle for long enough."""
+        del now
+        if self._sink is None:
+            self._transport.close()
+            self.deadline = NEVER
+        else:
+            self._fail(BackendTimeout("The backend did not answer in time."))
+
+    # --- back-pressure
+
+    def pause_reading(self) -> None:
+        """The client is behind. Its own deadline counts meanwhile, not the backend's."""
+        if self._sink is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self.deadline = NEVER
+
+    def resume_reading(self) -> None:
+        """The client has caught up."""
+        if self._sink is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self.deadline = self._clock() + self._timeout_seconds
+
+    # --- the reply
+
+    def _read_head(self, sink: ReplySink, data: bytes) -> None:
+        received = self._received + data if self._received else data
+        end = received.find(b"\r\n\r\n", 0, _HEAD_BYTES)
+        if end < 0:
+            if len(received) > _HEAD_BYTES or received.count(b"\n") != received.count(b"\r\n"):
+                raise InvalidReply("The backend's reply is not valid HTTP.")
+            self._received = received  # the deadline stays: a header section that drips is late all the same
+            return
+        self._received = b""
+        section = received[: end + 2]
+        if section.count(b"\n") > _HEAD_FIELDS:
+            raise InvalidReply("The backend's reply has too many header fields.")
+        head = parse_reply_head(section)
+        rest = received[end + 4 :]
+        if head.status < 200:
+            self._skip_interim(head, sink, rest)
+        else:
+            self._begin(sink, head, rest)
+
+    def _skip_interim(self, head: ReplyHead, sink: ReplySink, rest: bytes) -> None:
+        self._interim += 1
+        if head.status == 101 or self._interim > _INTERIM_REPLIES:
+            raise InvalidReply("The backend sent an interim reply that nobody asked for.")
+        if rest:
+            self._read_head(sink, rest)
+
+    def _begin(self, sink: ReplySink, head: ReplyHead, rest: bytes) -> None:
+        self._head = head
+        self.deadline = self._clock() + self._timeout_seconds
+        sink.begin(head.status, head.reason, head.passed_on, head.content_length)
+        self._body = None
+        if self._reply_to_head or head.status in _BODILESS:
+            self._missing = 0
+        elif head.chunked:
+            self._body = ChunkedBody()
+        else:
+            self._missing = -1 if head.content_length is None else head.content_length
+        if self._body is None and not self._missing:
+            self._complete(sink, excess=rest)
+        elif rest:
+            self._relay(sink, rest)
+        else:
+            sink.flush()
+
+    def _relay(self, sink: ReplySink, data: bytes) -> None:
+        body = self._body
+        if body is not None:
+            if sink.takes_chunks and body.whole_chunks(data):
+                sink.write_chunks(data, complete=body.complete)
+            else:
+                for piece in body.feed(data):
+                    sink.write(piece)
+            if body.complete:
+                self._complete(sink, excess=body.excess)
+        elif self._missing < 0:
+            sink.write(data)
+        else:
+            piece = data[: self._missing]
+            self._missing -= len(piece)
+            sink.write(piece)
+            if not self._missing:
+                self._complete(sink, excess=data[len(piece) :])
+
+    def _complete(self, sink: ReplySink, excess: bytes = b"") -> None:
+        head, result = self._head, self._result
+        self._sink = self._result = None
+        self.deadline = NEVER
+        self._served += 1
+        transport = self._transport
+        if head is not None and head.keep_alive and not excess and not transport.get_write_buffer_size():
+            transport.resume_reading()
+            self.is_reusable = True
+            self.keep_alive_seconds = head.keep_alive_seconds
+        sink.end()
+        if result is not None and not result.done():
+            result.set_result(None)
+
+    def _fail(self, error: BackendError) -> None:
+        result = self._result
+        self._sink = self._result = None
+        self._transport.abort()
+        if result is not None and not result.done():
+            result.set_exception(error)

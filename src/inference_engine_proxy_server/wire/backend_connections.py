@@ -1,0 +1,174 @@
+"""All connections to one backend: those in use, and those kept open for the next request."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+import socket
+import ssl
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from inference_engine_proxy_server.errors import BackendUnreachable, CapacityError
+from inference_engine_proxy_server.wire.backend_connection import BackendConnection
+from inference_engine_proxy_server.wire.deadlines import Deadlines
+
+__all__ = ["BackendConnections", "BackendLimits", "Origin"]
+
+_IDLE_CONNECTIONS = 32  # kept open per backend; nginx's default
+_ADDRESS_SECONDS = 10.0  # how long a resolved name is believed, so that a backend that moved is found again
+_OUR_OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+
+
+@dataclass(frozen=True, slots=True)
+class BackendLimits:
+    """Deadlines of connections to backends, in seconds.
+
+    Attributes:
+        connect_seconds: to make a connection, name resolution and TLS included.
+        reply_seconds: longest wait for a reply's first byte, and for each next one.
+        idle_seconds: how long a connection is kept open for the next request; below the 5 s after which vLLM
+            and llama.cpp close it themselves, else requests would cross with their closing. 0: not at all.
+    """
+
+    connect_seconds: float
+    reply_seconds: float
+    idle_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a backend is reached.
+
+    Attributes:
+        authority: its ``Host`` field.
+        prefix: path before every request's own; empty, or ``/...`` without a trailing slash.
+    """
+
+    host: str
+    port: int
+    is_tls: bool
+    authority: bytes
+    prefix: bytes
+
+    @classmethod
+    def of(cls, url: str) -> Origin:
+        """The origin of a base URL that settings have found valid."""
+        parts = urlsplit(url)
+        is_tls = parts.scheme == "https"
+        authority = re.sub(r"^.*@", "", parts.netloc).encode()
+        port = parts.port or (443 if is_tls else 80)
+        return cls(parts.hostname or "", port, is_tls, authority, parts.path.rstrip("/").encode())
+
+
+class BackendConnections:
+    """The connections to one backend.
+
+    Attributes:
+        origin: where it is.
+        keeps_alive: whether connections are kept for the next request.
+    """
+
+    def __init__(self, origin: Origin, limits: BackendLimits, deadlines: Deadlines) -> None:
+        self.origin = origin
+        self.keeps_alive = limits.idle_seconds > 0
+        self._limits = limits
+        self._deadlines = deadlines
+        self._idle: list[BackendConnection] = []
+        self._in_use: set[BackendConnection] = set()
+        self._tls = ssl.create_default_context() if origin.is_tls else None
+        self._addresses: list[str] = []
+        self._addresses_until = 0.0
+
+    def keep_alive(self, *, wanted: bool) -> None:
+        """Keep connections for the next request from now on, if the settings allow it at all; or do not."""
+        self.keeps_alive = wanted and self._limits.idle_seconds > 0
+
+    def take_idle(self) -> BackendConnection | None:
+        """The connection that was used last and is still good, for one request; ``None``: there is none."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_stale():
+                self._in_use.add(connection)
+                return connection
+            connection.abort()
+        return None
+
+    async def connect(self) -> BackendConnection:
+        """A new connection, for one request.
+
+        Raises:
+            BackendUnreachable: refused, no such name, or not within the deadline.
+            CapacityError: this machine has no file descriptor or port left; no backend is to blame.
+        """
+        try:
+            async with asyncio.timeout(self._limits.connect_seconds):
+                connection = await self._connect_to_any(await self._resolve())
+        except (OSError, TimeoutError) as error:
+            if isinstance(error, OSError) and error.errno in _OUR_OWN_SHORTAGES:
+                raise CapacityError("The proxy has no connection left to give.", code="overloaded") from error
+            self._addresses_until = 0.0
+            raise BackendUnreachable("The backend cannot be reached.") from error
+        self._in_use.add(connection)
+        return connection
+
+    def give_back(self, connection: BackendConnection) -> None:
+        """One request's use of ``connection`` is over, however it went: keep it for the next, or close it."""
+        self._in_use.discard(connection)
+        if self.keeps_alive and connection.is_reusable:
+            promised = connection.keep_alive_seconds
+            seconds = self._limits.idle_seconds if promised is None else min(self._limits.idle_seconds, promised - 1)
+            if seconds > 0 and self._has_room():
+                connection.rest(seconds)
+                self._idle.append(connection)
+                return
+        connection.abort()
+
+    def last_byte_at(self) -> float:
+        """When a request in use last received anything from this backend; 0 when there was nothing."""
+        return max((connection.last_byte_at for connection in self._in_use), default=0.0)
+
+    def close(self) -> None:
+        """Close what is kept open; requests under way end by themselves."""
+        while self._idle:
+            self._idle.pop().abort()
+
+    def _has_room(self) -> bool:
+        if len(self._idle) >= _IDLE_CONNECTIONS:
+            self._idle = [connection for connection in self._idle if not connection.is_stale()]
+        return len(self._idle) < _IDLE_CONNECTIONS
+
+    async def _resolve(self) -> list[str]:
+        """The backend's addresses; the last known ones when the name service fails."""
+        if self._deadlines.clock() >= self._addresses_until:
+            loop = asyncio.get_running_loop()
+            try:
+                found = await loop.getaddrinfo(self.origin.host, self.origin.port, type=socket.SOCK_STREAM)
+            except OSError:
+                if not self._addresses:
+                    raise
+            else:
+                self._addresses = list(dict.fromkeys(str(address[4][0]) for address in found))
+            self._addresses_until = self._deadlines.clock() + _ADDRESS_SECONDS
+        return self._addresses
+
+    async def _connect_to_any(self, addresses: list[str]) -> BackendConnection:
+        """A connection to the first address that answers; it is tried first from then on."""
+        loop = asyncio.get_running_loop()
+        failure = OSError("the name has no address")
+        for address in addresses:
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: BackendConnection(self._deadlines, self._limits.reply_seconds),
+                    address,
+                    self.origin.port,
+                    ssl=self._tls,
+                    server_hostname=self.origin.host if self._tls else None,
+                )
+            except OSError as error:
+                failure = error
+            else:
+                self._addresses.sort(key=lambda known: known != address)
+                return connection
+        raise failure

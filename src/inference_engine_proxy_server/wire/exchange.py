@@ -1,0 +1,223 @@
+"""One request and its reply, as both sides of the proxy see it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from enum import Enum
+from http import HTTPStatus
+from typing import Protocol
+
+from inference_engine_proxy_server.errors import ProxyError, error_body, stream_error_event
+from inference_engine_proxy_server.wire.framing import last_chunk, one_chunk
+from inference_engine_proxy_server.wire.head import RequestHead
+
+__all__ = ["ClientSide", "Exchange", "Outcome", "ReplySource"]
+
+_EVENT_STREAM = re.compile(rb"(?:^|\n)content-type:[ \t]*text/event-stream", re.IGNORECASE)
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_BODILESS = frozenset({204, 304})
+_REASONS = {status.value: f" {status.phrase}".encode() for status in HTTPStatus}
+
+
+class ReplySource(Protocol):
+    """Where a reply's bytes come from; told when its reader falls behind."""
+
+    def pause_reading(self) -> None:
+        """Send no more until :meth:`resume_reading`."""
+
+    def resume_reading(self) -> None:
+        """Go on."""
+
+
+class ClientSide(Protocol):
+    """What an exchange needs of the connection it came on."""
+
+    clock: Callable[[], float]
+
+    def write(self, block: bytes) -> None:
+        """Send ``block`` to the client."""
+
+    def exchange_done(self, exchange: Exchange) -> None:
+        """The reply is complete; or ``BROKEN``: it never will be, and the client must be able to tell."""
+
+
+class Outcome(Enum):
+    """How an exchange ended."""
+
+    COMPLETE = "complete"
+    BROKEN = "broken"
+    """The reply had begun and could not be finished."""
+    CLIENT_LEFT = "client_left"
+
+
+class Exchange:
+    """A whole request, and the reply to it as far as it has been sent.
+
+    The reply is written by calling :meth:`begin` once, :meth:`write` or :meth:`write_chunks` for each piece of
+    body the moment it exists, and :meth:`end`; or :meth:`respond`; or :meth:`fail` at any time.
+
+    Attributes:
+        head, body: the request, complete.
+        request_id: the client's ``x-request-id`` or a new one.
+        client: the client's address, for the log.
+        started_at: when the request was complete.
+        first_byte_at: when the first byte of the reply went out; ``None`` before that.
+        status: the reply's status; 0 before it began.
+        sent_bytes: bytes of the reply sent so far, its header section included.
+        model: what the request asks for, for the log; ``None``: nothing, or not known.
+        backend: who serves it; ``None``: this proxy itself, or nobody yet.
+        extra_fields: header lines to add to the reply, each ending in CRLF.
+        keep_alive: the client's connection stays open after this exchange.
+        takes_chunks: :meth:`write_chunks` may be used; else only :meth:`write`.
+        source: told to pause when the client reads slower than the reply comes; ``None``: nobody.
+        outcome: how the exchange ended; ``COMPLETE`` until something else is known.
+        done: nothing more can be sent.
+    """
+
+    __slots__ = (
+        "_body_allowed", "_chunked", "_connection", "_fields", "_last_block", "_length_known", "_pending_head",
+        "_write", "backend", "body", "client", "done", "extra_fields", "first_byte_at", "head", "keep_alive",
+        "model", "outcome", "request_id", "sent_bytes", "source", "started_at", "status", "takes_chunks",
+    )  # fmt: skip
+
+    def __init__(self, connection: ClientSide, head: RequestHead, body: bytes, request_id: str, client: str) -> None:
+        self._connection = connection
+        self._write = connection.write
+        self.head = head
+        self.body = body
+        self.request_id = request_id
+        self.client = client
+        self.keep_alive = head.keep_alive
+        self.started_at = connection.clock()
+        self.first_byte_at: float | None = None
+        self.status = 0
+        self.sent_bytes = 0
+        self.model: str | None = None
+        self.backend: str | None = None
+        self.extra_fields = b""
+        self.source: ReplySource | None = None
+        self.done = False
+        self.takes_chunks = False
+        self.outcome = Outcome.COMPLETE
+        self._length_known = False
+        self._chunked = False
+        self._body_allowed = True
+        self._fields = b""
+        self._pending_head = b""
+        self._last_block = b""
+
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether only the end of the connection tells the client that the body is complete."""
+        return self._body_allowed and not self._length_known and not self.takes_chunks
+
+    @property
+    def begun(self) -> bool:
+        """Whether a byte of the reply has been sent, so that it can no longer become another reply."""
+        return self.first_byte_at is not None
+
+    def begin(self, status: int, reason: bytes, fields: bytes, content_length: int | None) -> None:
+        """Open the reply. Its header section goes out with the first piece of body, or at :meth:`flush`.
+
+        Args:
+            status: final status, 200-999.
+            reason: reason phrase with its leading blank; may be empty.
+            fields: header lines, each ending in CRLF, none of them about the connection or the framing.
+            content_length: the body's length in bytes; ``None`` when it is not known yet.
+        """
+        self.status = status
+        self._fields = fields
+        head = self.head
+        http11 = head.minor_version == 1
+        framing = b""
+        self._body_allowed = status not in _BODILESS and head.method != "HEAD"
+        self._length_known = content_length is not None
+        self.takes_chunks = self._chunked = False
+        if content_length is not None:
+            if status != 204:
+                framing = b"content-length: %d\r\n" % content_length
+        elif self._body_allowed:
+            self.takes_chunks = self._chunked = http11
+            if http11:
+                framing = b"transfer-encoding: chunked\r\n"
+            else:
+                self.keep_alive = False
+        if not self.keep_alive:
+            framing += b"connection: close\r\n"
+        elif not http11:
+            framing += b"connection: keep-alive\r\n"
+        self._pending_head = b"HTTP/1.1 %d%b\r\n%b%bx-request-id: %b\r\n%b\r\n" % (
+            status,
+            reason,
+            fields,
+            framing,
+            self.request_id.encode(),
+            self.extra_fields,
+        )
+
+    def flush(self) -> None:
+        """Send the header section now if it is still waiting for the body's first piece."""
+        if self._pending_head:
+            self._send(b"")
+
+    def write(self, payload: bytes) -> None:
+        """Send a piece of the body, not empty."""
+        if self._body_allowed:
+            self._send(one_chunk(payload) if self._chunked else payload)
+
+    def write_chunks(self, block: bytes, *, complete: bool) -> None:
+        """Send whole chunks as they are; ``complete``: the last one is among them. Needs ``takes_chunks``."""
+        if complete:
+            self._chunked = False
+        self._send(block)
+
+    def end(self) -> None:
+        """The body is complete."""
+        if self._chunked:
+            self._send(last_chunk)
+        elif self._pending_head:
+            self._send(b"")
+        self.done = True
+        self._connection.exchange_done(self)
+
+    def respond(self, status: int, fields: bytes, body: bytes) -> None:
+        """Send a whole reply of our own; ``fields`` as in :meth:`begin`."""
+        self.begin(status, _REASONS.get(status, b""), fields, len(body))
+        if body:
+            self.write(body)
+        self.end()
+
+    def fail(self, error: ProxyError) -> None:
+        """Answer with ``error``; or, when the reply has begun, end it so that its reader can tell it is broken.
+
+        A stream of server-sent events that stands between two events gets one that says so. The end of the body
+        is never sent, and no ``[DONE]``: a clean end would look like success.
+        """
+        if self.done:
+            return
+        if not self.begun:
+            body = error_body(error, self.head.path, self.request_id)
+            retry = b"retry-after: %d\r\n" % error.retry_after_seconds if error.retry_after_seconds else b""
+            self.respond(error.status, b"content-type: application/json\r\n" + retry, body)
+            return
+        if self._between_events():
+            self.write(stream_error_event(error, self.head.path, self.request_id))
+        self.done = True
+        self.outcome = Outcome.BROKEN
+        self._connection.exchange_done(self)
+
+    def _send(self, block: bytes) -> None:
+        self._last_block = block
+        if self._pending_head:
+            block = self._pending_head + block
+            self._pending_head = b""
+            self.first_byte_at = self._connection.clock()
+        self.sent_bytes += len(block)
+        self._write(block)
+
+    def _between_events(self) -> bool:
+        if self._length_known or not _EVENT_STREAM.search(self._fields):
+            return False
+        tail = self._last_block[:-2] if self._chunked else self._last_block
+        return not tail or tail.endswith(_EVENT_ENDS)

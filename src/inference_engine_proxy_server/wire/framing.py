@@ -1,0 +1,145 @@
+"""Chunked bodies: where they end, and what their payload is. Sans-I/O.
+
+RFC 9112, 7.1, read strictly: sizes are plain hexadecimal of at most 16 digits, lines end in CRLF and nothing
+else, extensions and trailer fields are bounded and dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+__all__ = ["ChunkedBody", "InvalidChunk", "last_chunk", "one_chunk"]
+
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*+)?")
+_TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+")
+_LINE_BYTES = 4096  # of one size line with its extensions, and of all trailer lines; nginx's bound
+
+last_chunk = b"0\r\n\r\n"
+
+
+def one_chunk(payload: bytes) -> bytes:
+    """``payload``, not empty, as a chunk of its own."""
+    return b"%x\r\n%b\r\n" % (len(payload), payload)
+
+
+_Reader = Callable[[bytes, int, list[bytes]], int]
+"""Reads one part of a body at a position of a block, appends payload found, and returns the position after it."""
+
+
+class InvalidChunk(Exception):
+    """The bytes are not a chunked body."""
+
+
+class ChunkedBody:
+    """Reads one chunked body, however its bytes are split.
+
+    Attributes:
+        complete: the body's last byte has been read.
+        excess: bytes that came after it; they belong to the next message.
+    """
+
+    __slots__ = ("_between_chunks", "_line", "_missing", "_read", "_trailer_bytes", "complete", "excess")
+
+    def __init__(self) -> None:
+        self.complete = False
+        self.excess = b""
+        self._read: _Reader = self._size_line
+        self._between_chunks = True
+        self._line = b""  # the beginning of a line whose end has not come yet
+        self._missing = 0  # bytes of the current chunk's payload still to come
+        self._trailer_bytes = 0
+
+    def whole_chunks(self, block: bytes) -> bool:
+        """Whether ``block`` is nothing but whole chunks without extensions, which may be passed on as they are.
+
+        If so they count as read; if not, nothing changes and ``block`` is to be fed.
+        """
+        if not self._between_chunks:
+            return False
+        position = 0
+        end = len(block)
+        while position < end:
+            match = _SIZE.match(block, position)
+            if match is None:
+                return False
+            size = int(match[1], 16)
+            position = match.end() + size + 2
+            if position > end or block[position - 2 : position] != b"\r\n":
+                return False
+            if size == 0:
+                if position != end:
+                    return False
+                self.complete = True
+        return True
+
+    def feed(self, block: bytes) -> list[bytes]:
+        """The pieces of payload in ``block``, in order and none empty.
+
+        Raises:
+            InvalidChunk: the bytes are not a chunked body.
+        """
+        payload: list[bytes] = []
+        if self._line:
+            block = self._line + block
+            self._line = b""
+        position = 0
+        while position < len(block) and not self.complete:
+            position = self._read(block, position, payload)
+        if self.complete:
+            self.excess = block[position:]
+        return payload
+
+    def _payload(self, block: bytes, position: int, payload: list[bytes]) -> int:
+        piece = block[position : position + self._missing]
+        payload.append(piece)
+        self._missing -= len(piece)
+        if not self._missing:
+            self._read = self._payload_end
+        return position + len(piece)
+
+    def _payload_end(self, block: bytes, position: int, _payload: list[bytes]) -> int:
+        line_end = block[position : position + 2]
+        if line_end == b"\r\n":
+            self._read = self._size_line
+            self._between_chunks = True
+        elif line_end == b"\r":
+            self._line = line_end
+        else:
+            raise InvalidChunk("a chunk is longer than its size")
+        return position + len(line_end)
+
+    def _size_line(self, block: bytes, position: int, _payload: list[bytes]) -> int:
+        self._between_chunks = False
+        end = self._line_end(block, position)
+        if end is None:
+            return len(block)
+        match = _SIZE_LINE.fullmatch(block, position, end)
+        if match is None:
+            raise InvalidChunk("a chunk's size is not a plain hexadecimal number")
+        self._missing = int(match[1], 16)
+        self._read = self._payload if self._missing else self._trailer_line
+        return end + 2
+
+    def _trailer_line(self, block: bytes, position: int, _payload: list[bytes]) -> int:
+        end = self._line_end(block, position)
+        if end is None:
+            return len(block)
+        self._trailer_bytes += end - position
+        if end == position:
+            self.complete = True
+        elif self._trailer_bytes > _LINE_BYTES or not _TRAILER_LINE.fullmatch(block, position, end):
+            raise InvalidChunk("a trailer field is malformed or too long")
+        return end + 2
+
+    def _line_end(self, block: bytes, position: int) -> int | None:
+        """Where the line at ``position`` ends; ``None`` after keeping its beginning when its end has not come."""
+        end = block.find(b"\n", position)
+        line_bytes = (end if end >= 0 else len(block)) - position
+        if line_bytes > _LINE_BYTES or (end >= 0 and (end == position or block[end - 1] != 13)):
+            raise InvalidChunk("a line is too long or does not end in CRLF")
+        if end < 0:
+            self._line = block[position:]
+            return None
+        return end - 1

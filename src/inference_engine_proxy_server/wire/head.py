@@ -1,0 +1,285 @@
+"""Header sections: checked as a whole, read where we must, and rewritten.
+
+Sans-I/O. The strategy: one pattern accepts or refuses the whole section, a second one finds the fields that
+concern the connection rather than the message (RFC 9110, 7.6.1); those are cut out, everything between them
+is passed on as the bytes it came in. What frames the message onward is always written anew, never copied,
+so no disagreement about framing can pass through (RFC 9112, 11.2).
+
+Stricter than RFC 9112 allows where leniency has been used for request smuggling: a bare LF, a bare CR, folded
+lines, blanks before a colon, two Content-Length fields and Content-Length beside Transfer-Encoding are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from inference_engine_proxy_server.errors import ClientError, InvalidReply
+
+__all__ = ["HeadLimits", "ReplyHead", "RequestHead", "parse_reply_head", "parse_request_head", "valid_request_id"]
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_FIELDS = rb"((?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)"
+_REQUEST = re.compile(rb"(" + _TOKEN + rb"{1,32}+) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + _FIELDS)
+_REPLY = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])((?: [\t\x20-\x7e\x80-\xff]*+)?)\r\n" + _FIELDS)
+
+_HOP_BY_HOP = rb"connection|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade"
+_OWNED_IN_REQUEST = re.compile(
+    rb"\n(" + _HOP_BY_HOP + rb"|content-length|expect|host|http2-settings|x-request-id):[ \t]*+([^\r]*+)\r"
+)
+_OWNED_IN_REPLY = re.compile(rb"\n(" + _HOP_BY_HOP + rb"|content-length|x-backend|x-request-id):[ \t]*+([^\r]*+)\r")
+_ONCE = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect"})
+
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5})?")
+_ABSOLUTE_FORM = re.compile(rb"(?i:https?)://([^/?]*)(.*)")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=([0-9]{1,6})")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """Upper bounds of a request's header section, in bytes and in fields."""
+
+    line_bytes: int
+    total_bytes: int
+    field_count: int
+
+
+class RequestHead:
+    """A request's header section, checked.
+
+    Attributes:
+        method: as sent; methods are case-sensitive.
+        target: path and query as sent (origin form, or ``*``); never empty.
+        path: ``target`` without its query.
+        host: the Host field; empty when an HTTP/1.0 client sent none.
+        minor_version: 0 or 1 of HTTP/1.x.
+        keep_alive: the client wants the connection kept open.
+        content_length: bytes of the body; ``None`` when chunked or when there is no body.
+        chunked: the body comes in chunks.
+        expects_continue: the client waits for ``100 Continue`` before it sends the body.
+        request_id: the client's own ``x-request-id`` if it is a valid one.
+        passed_on: the other fields' lines as sent, each ending in CRLF.
+    """
+
+    __slots__ = (
+        "chunked",
+        "content_length",
+        "expects_continue",
+        "host",
+        "keep_alive",
+        "method",
+        "minor_version",
+        "passed_on",
+        "path",
+        "request_id",
+        "target",
+    )
+
+    method: str
+    target: bytes
+    path: str
+    host: bytes
+    minor_version: int
+    keep_alive: bool
+    content_length: int | None
+    chunked: bool
+    expects_continue: bool
+    request_id: str | None
+    passed_on: bytes
+
+    def for_backend(self, authority: bytes, prefix: bytes, request_id: str, body_bytes: int, *, close: bool) -> bytes:
+        """The header section to send to a backend, its blank line included.
+
+        Args:
+            authority: the backend's ``Host``.
+            prefix: path of the backend's base URL, empty or ``/...`` without a trailing slash.
+            request_id: goes along as ``x-request-id``.
+            body_bytes: the body's length; it always goes out with a Content-Length.
+            close: ask the backend to close the connection after its reply.
+        """
+        has_body = self.content_length is not None or self.chunked
+        return b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%bx-request-id: %b\r\n%b%b\r\n" % (
+            self.method.encode(),
+            prefix,
+            self.target,
+            authority,
+            self.passed_on,
+            request_id.encode(),
+            b"content-length: %d\r\n" % body_bytes if has_body else b"",
+            b"connection: close\r\n" if close else b"",
+        )
+
+
+class ReplyHead:
+    """A backend's reply's header section, checked.
+
+    Attributes:
+        status: 100-999.
+        reason: the reason phrase with its leading blank, as sent; may be empty.
+        keep_alive: the backend will keep the connection open.
+        keep_alive_seconds: how long it says it will; ``None`` when it does not say.
+        content_length: bytes of the body; ``None`` when chunked or ended by the connection's end.
+        chunked: the body comes in chunks.
+        passed_on: the other fields' lines as sent, each ending in CRLF.
+    """
+
+    __slots__ = ("chunked", "content_length", "keep_alive", "keep_alive_seconds", "passed_on", "reason", "status")
+
+    status: int
+    reason: bytes
+    keep_alive: bool
+    keep_alive_seconds: int | None
+    content_length: int | None
+    chunked: bool
+    passed_on: bytes
+
+
+def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
+    """Read a request's header section.
+
+    Args:
+        section: from the request line to the last field's CRLF, without the blank line.
+
+    Raises:
+        ClientError: not valid, or over the limits; its status says how.
+    """
+    if section.count(b"\n") > limits.field_count + 1:
+        raise ClientError("The request has too many header fields.", status=431, code="headers_too_large")
+    match = _REQUEST.fullmatch(section)
+    if match is None or match.end(2) > limits.line_bytes:
+        raise _why_refused(section, limits)
+    head = RequestHead()
+    head.method = match[1].decode()
+    head.target = target = _origin_form(match[1], match[2])
+    head.path = target.partition(b"?")[0].decode()
+    head.minor_version = minor_version = match[3][0] - 48
+    head.passed_on, owned = _cut(section, match.start(4), _OWNED_IN_REQUEST)
+
+    host = owned.get(b"host")
+    if (host is None and minor_version) or (host is not None and not _HOST.fullmatch(host)):
+        raise ClientError("The request needs exactly one valid Host field.", code="invalid_host")
+    head.host = host or b""
+    connection = owned.get(b"connection", b"")
+    head.keep_alive = b"close" not in connection.lower() if minor_version else connection.lower() == b"keep-alive"
+    head.request_id = valid_request_id(owned.get(b"x-request-id"))
+    expect = owned.get(b"expect")
+    if expect is not None and expect.lower() != b"100-continue":
+        raise ClientError("The only expectation understood is 100-continue.", status=417, code="expectation_failed")
+    head.expects_continue = expect is not None and minor_version == 1
+    _read_request_framing(head, owned)
+    return head
+
+
+def parse_reply_head(section: bytes) -> ReplyHead:
+    """Read a reply's header section: from the status line to the last field's CRLF.
+
+    Raises:
+        InvalidReply: not valid HTTP/1.1.
+    """
+    match = _REPLY.fullmatch(section)
+    if match is None:
+        raise InvalidReply("The backend's reply is not valid HTTP.")
+    head = ReplyHead()
+    head.status = int(match[2])
+    head.reason = match[3]
+    try:
+        head.passed_on, owned = _cut(section, match.start(4), _OWNED_IN_REPLY)
+    except ClientError as error:
+        raise InvalidReply("The backend's reply has contradictory header fields.") from error
+    minor_version = match[1][0] - 48
+    connection = owned.get(b"connection", b"").lower()
+    head.keep_alive = b"close" not in connection if minor_version else b"keep-alive" in connection
+    timeout = _KEEP_ALIVE_TIMEOUT.search(owned.get(b"keep-alive", b""))
+    head.keep_alive_seconds = int(timeout[1]) if timeout else None
+
+    length = owned.get(b"content-length")
+    coding = owned.get(b"transfer-encoding")
+    if coding is not None and (length is not None or coding.lower() != b"chunked"):
+        raise InvalidReply("The backend's reply has contradictory or unknown framing.")
+    if length is not None and not _LENGTH.fullmatch(length):
+        raise InvalidReply("The backend's reply has an invalid Content-Length.")
+    head.chunked = coding is not None
+    head.content_length = int(length) if length is not None else None
+    if head.chunked and not minor_version:
+        head.keep_alive = False  # RFC 9112, 6.1: framing from an HTTP/1.0 sender is not to be trusted further
+    return head
+
+
+def valid_request_id(value: bytes | None) -> str | None:
+    """``value`` as text if it may stand in logs and header fields as it is, else ``None``."""
+    return value.decode() if value is not None and _REQUEST_ID.fullmatch(value) else None
+
+
+def _cut(section: bytes, start: int, owned_fields: re.Pattern[bytes]) -> tuple[bytes, dict[bytes, bytes]]:
+    """Split the fields of ``section`` into those to pass on and those that are ours to read (by lower-case name)."""
+    owned: dict[bytes, bytes] = {}
+    kept: list[bytes] = []
+    position = start
+    for match in owned_fields.finditer(section.lower(), start - 1):
+        name = match[1]
+        value = section[match.start(2) : match.end(2)].rstrip(b" \t")
+        if name in owned:
+            if name in _ONCE:
+                raise ClientError(f"The request has two {name.decode()} fields.")
+            value = owned[name] + b"," + value
+        owned[name] = value
+        kept.append(section[position : match.start() + 1])
+        position = match.end() + 1
+    kept.append(section[position:])
+    passed_on = b"".join(kept)
+    connection = owned.get(b"connection")
+    if connection is not None and connection.lower() not in (b"keep-alive", b"close"):
+        passed_on = _without_named(passed_on, connection)
+    return passed_on, owned
+
+
+def _without_named(lines: bytes, connection: bytes) -> bytes:
+    """``lines`` without the fields that the Connection field names."""
+    named = {option.strip().lower() for option in connection.split(b",")}
+    return b"".join(line for line in lines.splitlines(keepends=True) if line.partition(b":")[0].lower() not in named)
+
+
+def _origin_form(method: bytes, target: bytes) -> bytes:
+    """The target as path and query; an absolute form's authority is dropped: backends come only from settings."""
+    if method in (b"CONNECT", b"TRACE"):
+        raise ClientError("This method is not supported.", status=405, code="method_not_allowed")
+    if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
+        return target
+    absolute = _ABSOLUTE_FORM.fullmatch(target)
+    if absolute is None or not _HOST.fullmatch(absolute[1]):
+        raise ClientError("The request target must be a path.", code="invalid_target")
+    rest = absolute[2]
+    return rest if rest.startswith(b"/") else b"/" + rest
+
+
+def _read_request_framing(head: RequestHead, owned: dict[bytes, bytes]) -> None:
+    length = owned.get(b"content-length")
+    coding = owned.get(b"transfer-encoding")
+    if coding is not None:
+        if length is not None:
+            raise ClientError("Content-Length beside Transfer-Encoding.", code="invalid_framing")
+        if coding.lower() != b"chunked":
+            status = 400 if b"chunked" in coding.lower() else 501
+            raise ClientError("The only transfer coding understood is chunked.", status=status, code="invalid_framing")
+        if not head.minor_version:
+            raise ClientError("HTTP/1.0 has no transfer codings.", code="invalid_framing")
+    elif length is not None and not _LENGTH.fullmatch(length):
+        raise ClientError("The Content-Length is not a number.", code="invalid_framing")
+    head.chunked = coding is not None
+    head.content_length = int(length) if length is not None else None
+
+
+def _why_refused(section: bytes, limits: HeadLimits) -> ClientError:
+    """The most telling error for a section that the pattern refused."""
+    line = section.partition(b"\n")[0]
+    words = line.rstrip(b"\r").split(b" ")
+    if len(line) > limits.line_bytes:
+        return ClientError("The request line is too long.", status=414, code="uri_too_long")
+    version = words[-1]
+    if len(words) == 3 and re.fullmatch(rb"HTTP/[0-9]\.[0-9]", version) and not version.startswith(b"HTTP/1."):
+        return ClientError("Only HTTP/1.0 and HTTP/1.1 are spoken here.", status=505, code="version_not_supported")
+    if len(words) == 3 and re.fullmatch(rb"HTTP/1\.[01]", version) and len(words[0]) > 32:
+        return ClientError("This method is not supported.", status=501, code="method_not_supported")
+    return ClientError("The request is not valid HTTP.", code="malformed_request")

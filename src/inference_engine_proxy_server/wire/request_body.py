@@ -1,0 +1,71 @@
+"""A request's body, read whole before a backend is chosen for it."""
+
+from __future__ import annotations
+
+from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.wire.framing import ChunkedBody, InvalidChunk
+from inference_engine_proxy_server.wire.head import RequestHead
+
+__all__ = ["RequestBody"]
+
+
+class RequestBody:
+    """Collects one body up to a limit, however its bytes are split.
+
+    Args:
+        head: says how the body is framed.
+        limit_bytes: the longest body allowed.
+
+    Attributes:
+        complete: the body's last byte has been read.
+        excess: bytes that came after it; they belong to the next request.
+
+    Raises:
+        ClientError: 413, the body is announced or found to be longer than allowed.
+    """
+
+    __slots__ = ("_chunks", "_limit_bytes", "_missing", "_pieces", "_size", "complete", "excess")
+
+    def __init__(self, head: RequestHead, limit_bytes: int) -> None:
+        self._chunks = ChunkedBody() if head.chunked else None
+        self._missing = head.content_length or 0
+        self._limit_bytes = limit_bytes
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self.complete = not head.chunked and not self._missing
+        self.excess = b""
+        self._check_size(self._missing)
+
+    @property
+    def content(self) -> bytes:
+        """What has been read so far."""
+        return b"".join(self._pieces)
+
+    def feed(self, block: bytes) -> None:
+        """Take the next bytes of the connection.
+
+        Raises:
+            ClientError: the body is too long (413), or its chunks are malformed (400).
+        """
+        if self._chunks is None:
+            piece = block[: self._missing]
+            self._missing -= len(piece)
+            self._pieces.append(piece)
+            self.complete = not self._missing
+            self.excess = block[len(piece) :]
+            return
+        try:
+            for piece in self._chunks.feed(block):
+                self._size += len(piece)
+                self._pieces.append(piece)
+        except InvalidChunk as error:
+            raise ClientError("The request's chunked body is malformed.", code="invalid_framing") from error
+        self._check_size(self._size)
+        self.complete = self._chunks.complete
+        self.excess = self._chunks.excess
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limit_bytes:
+            raise ClientError(
+                f"The request body is longer than {self._limit_bytes} bytes.", status=413, code="body_too_large"
+            )

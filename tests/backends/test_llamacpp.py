@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import pytest
+
+from inference_engine_proxy_server.backends.base import ModelNames, Reply, Thresholds, UnreadableState
+from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
+from recorded import answering, recorded
+
+HEALTHY = recorded("llama-server", "health-ready")
+METRICS = recorded("llama-server", "metrics-after")
+SINGLE = {"/health": HEALTHY, "/metrics": METRICS, "/v1/models": recorded("llama-server", "v1-models")}
+ROUTER = {
+    "/health": recorded("llama-server-router", "health"),
+    "/metrics": recorded("llama-server-router", "metrics-no-model"),
+    "/v1/models": recorded("llama-server-router", "v1-models-after"),
+}
+
+
+def backend(answers: dict[str, Reply | Exception], asked: list[str] | None = None) -> LlamaCppBackend:
+    return LlamaCppBackend("http://b", answering(answers, asked), Thresholds(requests_processing=6, requests_waiting=3))
+
+
+def metrics(processing: str, deferred: str) -> Reply:
+    page = METRICS.body.replace(
+        b"\nllamacpp:requests_processing 0", f"\nllamacpp:requests_processing {processing}".encode()
+    )
+    return Reply(
+        200, page.replace(b"\nllamacpp:requests_deferred 0", f"\nllamacpp:requests_deferred {deferred}".encode())
+    )
+
+
+async def test_a_recorded_idle_server_is_ready_and_idle() -> None:
+    state = await backend({**SINGLE}).fetch_state()
+    assert (state.ready, state.live, state.reason) == (True, True, "")
+    assert (state.requests_processing, state.requests_waiting) == (0.0, 0.0)
+    assert [model["id"] for model in state.models or ()] == ["models/gemma-3-270m-q4_k_m.gguf"]
+    assert state.model_names is ModelNames.ANY
+    assert state.figures == {
+        "llamacpp:prompt_tokens_total": 135.0,
+        "llamacpp:prompt_tokens_cached_total": 192.0,
+        "llamacpp:tokens_predicted_total": 190.0,
+    }
+
+
+async def test_a_recorded_embedded_server_is_read_the_same() -> None:
+    answers = {"/health": HEALTHY, "/metrics": recorded("xllamacpp", "metrics")}
+    state = await backend({**answers, "/v1/models": recorded("xllamacpp", "v1-models")}).fetch_state()
+    assert (state.ready, state.requests_processing, state.model_names) == (True, 0.0, ModelNames.ANY)
+
+
+async def test_loading_is_neither_live_nor_a_failure() -> None:
+    loading = recorded("llama-server", "models-loading")
+    asked: list[str] = []
+    answers = {"/health": recorded("llama-server", "health-loading"), "/metrics": loading, "/v1/models": loading}
+    state = await backend({**answers}, asked).fetch_state()
+    assert (state.ready, state.live, state.reason) == (False, False, "loading its model")
+    assert asked == ["/health"]
+
+
+@pytest.mark.parametrize("status", [401, 404, 500, 503])
+async def test_a_health_that_is_not_200_excludes_and_is_named(status: int) -> None:
+    state = await backend({**SINGLE, "/health": Reply(status, b"")}).fetch_state()
+    assert (state.ready, state.live, state.reason) == (False, False, f"GET /health answered {status}")
+
+
+@pytest.mark.parametrize("error", [TimeoutError, ConnectionRefusedError, UnreadableState])
+async def test_a_health_that_does_not_answer_is_raised(error: type[Exception]) -> None:
+    with pytest.raises(error):
+        await backend({**SINGLE, "/health": error()}).fetch_state()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        recorded("llama-server", "metrics-disabled"),
+        TimeoutError(),
+        ConnectionResetError(),
+        UnreadableState(),
+        Reply(200, b""),
+        Reply(200, b"<html>busy</html>"),
+        metrics("NaN", "NaN"),
+        metrics("-1", "+Inf"),
+        Reply(500, metrics("9", "9").body),
+    ],
+)
+async def test_metrics_that_are_off_slow_or_broken_leave_it_ready_with_unknown_load(answer: Reply | Exception) -> None:
+    state = await backend({**SINGLE, "/metrics": answer}).fetch_state()
+    assert (state.ready, state.live) == (True, True)
+    assert (state.requests_processing, state.requests_waiting) == (None, None)
+    assert state.models
+
+
+@pytest.mark.parametrize(
+    ("processing", "deferred", "reason"),
+    [
+        ("6", "3", ""),
+        ("7", "0", "busy: 7 requests processing, limit 6"),
+        ("2", "4", "busy: 4 requests deferred, limit 3"),
+        ("junk", "4", "busy: 4 requests deferred, limit 3"),
+        ("6", "junk", ""),
+    ],
+)
+async def test_above_a_threshold_it_is_busy_but_live(processing: str, deferred: str, reason: str) -> None:
+    state = await backend({**SINGLE, "/metrics": metrics(processing, deferred)}).fetch_state()
+    assert (state.ready, state.live, state.reason) == (not reason, True, reason)
+
+
+async def test_a_router_refuses_unknown_names_and_its_load_is_unknown() -> None:
+    asked: list[str] = []
+    state = await backend({**ROUTER}, asked).fetch_state()
+    assert (state.ready, state.requests_processing, state.model_names) == (True, None, ModelNames.STRICT)
+    assert [model["id"] for model in state.models or ()] == ["tiny-a", "tiny-b"]
+    # Asking for one model's metrics would load it, or keep it from being unloaded.
+    assert sorted(asked) == ["/health", "/metrics", "/v1/models"]
+
+
+async def test_without_a_models_list_the_handling_of_names_is_unknown() -> None:
+    state = await backend({**SINGLE, "/v1/models": TimeoutError()}).fetch_state()
+    assert (state.ready, state.models, state.model_names) == (True, None, ModelNames.UNKNOWN)
+
+
+async def test_load_is_processing_and_deferred() -> None:
+    assert await backend({**SINGLE, "/metrics": metrics("2", "3")}).fetch_metrics() == (5.0, True)
+    assert await backend({**SINGLE, "/metrics": metrics("7", "3")}).fetch_metrics() == (10.0, False)
+
+
+def test_its_connections_are_not_kept() -> None:
+    assert not LlamaCppBackend.reuses_connections

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+from inference_engine_proxy_server.backends.base import ModelNames, Reply, Thresholds, UnreadableState
+from inference_engine_proxy_server.backends.openai import OpenAIBackend
+from recorded import answering
+
+MODELS = Reply(200, b'{"object": "list", "data": [{"id": "m", "owned_by": "somebody"}]}')
+
+
+def backend(answers: dict[str, Reply | Exception]) -> OpenAIBackend:
+    return OpenAIBackend("http://b", answering(answers), Thresholds(requests_processing=6, requests_waiting=3))
+
+
+async def test_a_healthy_server_is_ready_with_unknown_load() -> None:
+    state = await backend({"/health": Reply(200, b""), "/v1/models": MODELS}).fetch_state()
+    assert (state.ready, state.live, state.reason) == (True, True, "")
+    assert (state.requests_processing, state.requests_waiting) == (None, None)
+    assert [model["id"] for model in state.models or ()] == ["m"]
+    assert state.model_names is ModelNames.UNKNOWN
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 501])
+async def test_without_a_health_page_the_models_list_proves_life(status: int) -> None:
+    state = await backend({"/health": Reply(status, b""), "/v1/models": MODELS}).fetch_state()
+    assert (state.ready, state.live) == (True, True)
+    assert state.models
+
+
+@pytest.mark.parametrize("answer", [Reply(401, b""), Reply(403, b""), Reply(200, b"<html>")])
+async def test_a_models_list_that_wants_a_key_or_cannot_be_read_proves_life_too(answer: Reply) -> None:
+    state = await backend({"/v1/models": answer}).fetch_state()
+    assert (state.ready, state.live, state.models) == (True, True, None)
+
+
+async def test_it_is_ready_while_its_models_list_is_slow() -> None:
+    state = await backend({"/health": Reply(200, b""), "/v1/models": TimeoutError()}).fetch_state()
+    assert (state.ready, state.models) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ({"/health": Reply(503, b"")}, "GET /health answered 503, perhaps it is starting"),
+        ({"/health": Reply(500, b"")}, "GET /health answered 500"),
+        ({"/health": Reply(302, b"")}, "GET /health answered 302"),
+        ({"/v1/models": Reply(503, b"")}, "GET /v1/models answered 503, perhaps it is starting"),
+        ({}, "GET /v1/models answered 404"),
+    ],
+)
+async def test_other_answers_exclude(answers: dict[str, Reply | Exception], reason: str) -> None:
+    state = await backend({"/v1/models": MODELS, **answers} if "/health" in answers else answers).fetch_state()
+    assert (state.ready, state.live, state.reason) == (False, False, reason)
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models"])
+@pytest.mark.parametrize("error", [TimeoutError, ConnectionRefusedError, UnreadableState])
+async def test_no_answer_where_its_life_is_read_from_is_raised(path: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        await backend({path: error()}).fetch_state()
+
+
+async def test_its_load_is_never_told_as_zero_while_it_is_ready() -> None:
+    with pytest.raises(UnreadableState):
+        await backend({"/health": Reply(200, b"")}).fetch_metrics()
+    assert await backend({"/health": Reply(503, b"")}).fetch_metrics() == (0.0, False)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from inference_engine_proxy_server.backends.base import Reply, UnreadableState
+from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
+from inference_engine_proxy_server.backends.openai import OpenAIBackend
+from inference_engine_proxy_server.backends.registry import Engines, discover_engines, identify
+from inference_engine_proxy_server.backends.vllm import VLLMBackend
+from recorded import answering, recorded
+
+ENGINES = Engines({"llamacpp": LlamaCppBackend, "vllm": VLLMBackend}, fallback=OpenAIBackend)
+
+ENGINE_MODULE = """
+from inference_engine_proxy_server.backends.base import BaseBackend
+
+class {name}(BaseBackend):
+    providers = ("thing", "vllm")
+
+    async def fetch_metrics(self):
+        return 0.0, True
+"""
+
+
+def install(directory: Path, module: str, text: str, *names: str, attribute: str = "Engine") -> None:
+    """A package with one module, installed as far as entry points can tell."""
+    (directory / f"{module}.py").write_text(text)
+    about = directory / f"{module}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    lines = "".join(f"{name} = {module}:{attribute}\n" for name in names)
+    (about / "entry_points.txt").write_text(f"[inference_engine_proxy_server.backends]\n{lines}")
+
+
+def test_the_engines_of_this_package_are_found() -> None:
+    engines = discover_engines()
+    assert engines.by_provider == {"llamacpp": LlamaCppBackend, "vllm": VLLMBackend}
+    assert engines.fallback is OpenAIBackend
+
+
+def test_two_engines_of_one_package_cannot_claim_one_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "clashing_engines"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "one.py").write_text(ENGINE_MODULE.format(name="One"))
+    (package / "two.py").write_text(ENGINE_MODULE.format(name="Two"))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"One.*Two.*'thing'"):
+        discover_engines(importlib.import_module("clashing_engines"))
+
+
+def test_an_engine_that_another_module_imports_does_not_clash_with_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "sharing_engines"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "one.py").write_text(ENGINE_MODULE.format(name="One"))
+    (package / "two.py").write_text("from sharing_engines.one import One\nAlias = One\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    engines = discover_engines(importlib.import_module("sharing_engines"))
+    assert {engine.__name__ for engine in engines.by_provider.values()} == {"One"}
+
+
+def test_an_entry_point_wins_over_an_engine_of_this_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "better_vllm", ENGINE_MODULE.format(name="Engine"), "better")
+    monkeypatch.syspath_prepend(tmp_path)
+    by_provider = discover_engines().by_provider
+    assert {by_provider[name].__module__ for name in ("vllm", "thing", "better")} == {"better_vllm"}
+    assert by_provider["llamacpp"] is LlamaCppBackend
+
+
+def test_of_two_entry_points_the_first_by_name_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(tmp_path, "later_engine", ENGINE_MODULE.format(name="Engine"), "b")
+    install(tmp_path, "earlier_engine", ENGINE_MODULE.format(name="Engine"), "a")
+    monkeypatch.syspath_prepend(tmp_path)
+    by_provider = discover_engines().by_provider
+    assert by_provider["thing"].__module__ == by_provider["a"].__module__ == "earlier_engine"
+    assert by_provider["b"].__module__ == "later_engine"
+    assert "thing is already claimed by" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "attribute", "told"),
+    [
+        ("raise RuntimeError('made on Friday')", "Engine", "made on Friday"),
+        ("import a_module_that_is_not_there", "Engine", "a_module_that_is_not_there"),
+        ("", "Engine", "cannot be loaded"),
+        ("Engine = 3", "Engine", "not a complete subclass"),
+        ("class Engine: pass", "Engine", "not a complete subclass"),
+        (ENGINE_MODULE.format(name="Engine"), "BaseBackend", "not a complete subclass"),
+    ],
+)
+def test_a_broken_entry_point_is_logged_and_left_out(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    request: pytest.FixtureRequest,
+    text: str,
+    attribute: str,
+    told: str,
+) -> None:
+    module = f"broken_engine_{request.node.callspec.indices['text']}"  # a module is imported once a process
+    install(tmp_path, module, text, "broken", attribute=attribute)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert discover_engines().by_provider == {"llamacpp": LlamaCppBackend, "vllm": VLLMBackend}
+    assert "'broken'" in caplog.text
+    assert told in caplog.text
+
+
+def owned_by(*owners: object) -> Reply:
+    return Reply(200, json.dumps({"data": [{"id": "m", "owned_by": owner} for owner in owners]}).encode())
+
+
+@pytest.mark.parametrize(
+    ("answer", "engine"),
+    [
+        (recorded("llama-server", "v1-models"), LlamaCppBackend),
+        (recorded("llama-server-router", "v1-models-after"), LlamaCppBackend),
+        (recorded("xllamacpp", "v1-models"), LlamaCppBackend),
+        (recorded("vllm", "v1-models"), VLLMBackend),
+        (owned_by("somebody", "vllm", "llamacpp"), VLLMBackend),
+        (owned_by("somebody"), OpenAIBackend),
+        (owned_by(None, [], {}, 3), OpenAIBackend),
+        (Reply(200, b'{"data": []}'), OpenAIBackend),
+        (Reply(200, b'{"data": [{"id": "m"}]}'), OpenAIBackend),
+        (recorded("llama-server", "err-no-api-key"), OpenAIBackend),
+        (Reply(403, b""), OpenAIBackend),
+        (recorded("vllm", "err-404"), OpenAIBackend),
+        (Reply(405, b""), OpenAIBackend),
+        (Reply(501, b""), OpenAIBackend),
+        (recorded("llama-server", "models-loading"), None),
+        (Reply(302, b""), None),
+        (Reply(429, b""), None),
+        (Reply(500, b""), None),
+        (Reply(502, b""), None),
+        (Reply(200, b"<html></html>"), None),
+        (Reply(200, b'{"data": {}}'), None),
+        (UnreadableState(), None),
+    ],
+)
+async def test_a_backend_is_known_by_the_owner_of_its_models(
+    answer: Reply | Exception, engine: type[object] | None
+) -> None:
+    assert await identify(ENGINES, answering({"/v1/models": answer})) is engine
+
+
+@pytest.mark.parametrize("error", [TimeoutError, ConnectionRefusedError])
+async def test_no_answer_is_raised(error: type[Exception]) -> None:
+    with pytest.raises(error):
+        await identify(ENGINES, answering({"/v1/models": error()}))

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import pytest
+
+from inference_engine_proxy_server.backends.base import ModelNames, Reply, Thresholds, UnreadableState
+from inference_engine_proxy_server.backends.vllm import VLLMBackend
+from recorded import answering, recorded
+
+METRICS = recorded("vllm", "metrics")
+AWAKE = {
+    "/health": recorded("vllm", "health"),
+    "/metrics": METRICS,
+    "/v1/models": recorded("vllm", "v1-models"),
+    "/is_paused": recorded("vllm", "err-404"),
+}
+# The names before vLLM's engine "V1": no engine label, another name of the KV cache usage, no sleep state.
+OLD_PAGE = b"""# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{model_name="tiny"} 2.0
+# TYPE vllm:num_requests_swapped gauge
+vllm:num_requests_swapped{model_name="tiny"} 0.0
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{model_name="tiny"} 4.0
+# TYPE vllm:gpu_cache_usage_perc gauge
+vllm:gpu_cache_usage_perc{model_name="tiny"} 0.25
+"""
+
+
+def backend(answers: dict[str, Reply | Exception], asked: list[str] | None = None) -> VLLMBackend:
+    return VLLMBackend("http://b", answering(answers, asked), Thresholds(requests_processing=6, requests_waiting=3))
+
+
+def page(**values: str) -> bytes:
+    """The recorded page with some metrics of its engine 0 set: by name, or by the label of the sleep state."""
+    text = METRICS.body.decode()
+    for name, value in values.items():
+        head = f'vllm:{name}{{engine="0",model_name="tiny"}} '
+        if name in ("awake", "weights_offloaded", "discard_all"):
+            head = f'vllm:engine_sleep_state{{engine="0",model_name="tiny",sleep_state="{name}"}} '
+        assert head in text
+        start = text.index(head) + len(head)
+        text = text[:start] + value + text[text.index("\n", start) :]
+    return text.encode()
+
+
+async def test_a_recorded_idle_server_is_ready_and_idle() -> None:
+    state = await backend({**AWAKE}).fetch_state()
+    assert (state.ready, state.live, state.reason) == (True, True, "")
+    assert (state.requests_processing, state.requests_waiting) == (0.0, 0.0)
+    assert [model["id"] for model in state.models or ()] == ["tiny"]
+    assert state.model_names is ModelNames.STRICT
+    assert state.figures == {
+        "vllm:kv_cache_usage_perc": 0.0,
+        "vllm:prompt_tokens_total": 0.0,
+        "vllm:generation_tokens_total": 0.0,
+        "vllm:prefix_cache_queries_total": 0.0,
+        "vllm:prefix_cache_hits_total": 0.0,
+    }
+
+
+async def test_waiting_by_reason_is_not_counted_again() -> None:
+    text = page(num_requests_waiting="4.0").replace(b'reason="capacity"} 0.0', b'reason="capacity"} 4.0')
+    state = await backend({**AWAKE, "/metrics": Reply(200, text)}).fetch_state()
+    assert b'reason="capacity"} 4.0' in text
+    assert state.requests_waiting == 4.0
+
+
+async def test_all_engines_and_models_are_summed_and_the_fullest_cache_is_shown() -> None:
+    second = b"".join(
+        b'vllm:%s{engine="1",model_name="other"} %s\n' % sample
+        for sample in (
+            (b"num_requests_running", b"3"),
+            (b"num_requests_waiting", b"5"),
+            (b"kv_cache_usage_perc", b"0.5"),
+        )
+    )
+    first = page(num_requests_running="2.0", num_requests_waiting="1.0", kv_cache_usage_perc="0.25")
+    state = await backend({**AWAKE, "/metrics": Reply(200, first + second)}).fetch_state()
+    assert (state.requests_processing, state.requests_waiting) == (5.0, 6.0)
+    assert state.figures["vllm:kv_cache_usage_perc"] == 0.5
+
+
+async def test_old_metric_names_are_understood() -> None:
+    state = await backend({**AWAKE, "/metrics": Reply(200, OLD_PAGE)}).fetch_state()
+    assert (state.ready, state.requests_processing, state.requests_waiting) == (True, 2.0, 4.0)
+    assert state.figures == {"vllm:kv_cache_usage_perc": 0.25}
+
+
+async def test_a_long_queue_does_not_make_it_busy() -> None:
+    text = page(num_requests_running="100", num_requests_waiting="100")
+    assert await backend({**AWAKE, "/metrics": Reply(200, text)}).fetch_metrics() == (200.0, True)
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        {"awake": "0.0", "weights_offloaded": "1.0"},
+        {"awake": "0.0", "discard_all": "1.0"},
+        {"awake": "0.0"},
+        {"weights_offloaded": "1.0"},
+    ],
+)
+async def test_asleep_it_is_not_live_although_its_health_is_200(states: dict[str, str]) -> None:
+    state = await backend({**AWAKE, "/metrics": Reply(200, page(**states))}).fetch_state()
+    assert (state.ready, state.live, state.reason) == (False, False, "asleep")
+
+
+async def test_one_sleeping_engine_of_several_counts() -> None:
+    text = page() + b'vllm:engine_sleep_state{engine="1",model_name="tiny",sleep_state="awake"} 0.0\n'
+    assert (await backend({**AWAKE, "/metrics": Reply(200, text)}).fetch_state()).reason == "asleep"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (recorded("vllm", "is_paused"), ""),
+        (Reply(200, b'{"is_paused":true}'), "paused"),
+        (Reply(200, b'{"is_paused":"yes"}'), ""),
+        (Reply(200, b"\xff"), ""),
+        (Reply(200, b'{"a":' + b"[" * 100_000), ""),
+        (Reply(401, b'{"is_paused":true}'), ""),
+        (TimeoutError(), ""),
+        (UnreadableState(), ""),
+    ],
+    ids=repr,
+)
+async def test_paused_it_is_not_live(answer: Reply | Exception, reason: str) -> None:
+    state = await backend({**AWAKE, "/is_paused": answer}).fetch_state()
+    assert (state.ready, state.live, state.reason) == (not reason, not reason, reason)
+
+
+async def test_a_server_that_has_no_is_paused_is_asked_once() -> None:
+    asked: list[str] = []
+    polled = backend({**AWAKE}, asked)
+    for _ in range(3):
+        await polled.fetch_state()
+    assert asked.count("/is_paused") == 1
+
+
+@pytest.mark.parametrize("trouble", [Reply(503, b""), ConnectionRefusedError()])
+async def test_after_trouble_it_may_be_another_server_and_is_asked_again(trouble: Reply | OSError) -> None:
+    answers: dict[str, Reply | Exception] = {**AWAKE}
+    polled = backend(answers)
+    await polled.fetch_state()
+    answers |= {"/health": trouble, "/is_paused": Reply(200, b'{"is_paused":true}')}
+    if isinstance(trouble, OSError):
+        with pytest.raises(OSError):  # noqa: PT011 - which one is told above
+            await polled.fetch_state()
+    else:
+        await polled.fetch_state()
+    answers |= {"/health": Reply(200, b"")}
+    assert (await polled.fetch_state()).reason == "paused"
+
+
+async def test_a_dead_engine_excludes() -> None:
+    asked: list[str] = []
+    state = await backend({**AWAKE, "/health": Reply(503, b"")}, asked).fetch_state()
+    assert (state.ready, state.live, state.reason) == (False, False, "GET /health answered 503")
+    assert asked == ["/health"]
+
+
+@pytest.mark.parametrize("error", [TimeoutError, ConnectionRefusedError, UnreadableState])
+async def test_a_health_that_does_not_answer_is_raised(error: type[Exception]) -> None:
+    with pytest.raises(error):
+        await backend({**AWAKE, "/health": error()}).fetch_state()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        TimeoutError(),
+        ConnectionResetError(),
+        UnreadableState(),
+        Reply(404, b""),
+        Reply(200, b""),
+        Reply(200, b"<html></html>"),
+        Reply(200, page(num_requests_running="NaN", num_requests_waiting="-1")),
+    ],
+    ids=lambda answer: repr(answer)[:40],
+)
+async def test_metrics_that_are_off_slow_or_broken_leave_it_ready_with_unknown_load(answer: Reply | Exception) -> None:
+    state = await backend({**AWAKE, "/metrics": answer}).fetch_state()
+    assert (state.ready, state.live, state.model_names) == (True, True, ModelNames.STRICT)
+    assert (state.requests_processing, state.requests_waiting) == (None, None)
+    assert state.models
+
+
+async def test_figures_that_json_cannot_hold_are_left_out() -> None:
+    text = page(kv_cache_usage_perc="NaN", prompt_tokens_total="+Inf")
+    state = await backend({**AWAKE, "/metrics": Reply(200, text)}).fetch_state()
+    assert set(state.figures) == {
+        "vllm:generation_tokens_total",
+        "vllm:prefix_cache_queries_total",
+        "vllm:prefix_cache_hits_total",
+    }
+
+
+async def test_models_behind_a_key_are_none() -> None:
+    state = await backend({**AWAKE, "/v1/models": recorded("vllm", "err-no-api-key")}).fetch_state()
+    assert (state.ready, state.models, state.model_names) == (True, None, ModelNames.STRICT)

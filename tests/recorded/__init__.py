@@ -1,0 +1,38 @@
+"""Whole answers of real engines, by engine: llama.cpp builds 11434 and 11549 (xllamacpp), vLLM 0.32.0.
+
+And a ``get`` made of such answers, for tests of what reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from inference_engine_proxy_server.backends.base import Get, Reply
+
+__all__ = ["answering", "recorded"]
+
+
+def recorded(engine: str, name: str) -> Reply:
+    """The answer in ``<engine>/<name>.http``, without its headers."""
+    head, _, body = (Path(__file__).parent / engine / f"{name}.http").read_bytes().partition(b"\r\n\r\n")
+    return Reply(int(head.split()[1]), body)
+
+
+def answering(answers: Mapping[str, Reply | Exception], asked: list[str] | None = None) -> Get:
+    """A backend that answers each path as told, or raises; other paths get 404.
+
+    Args:
+        answers: looked up at every question, so it can be changed between two.
+        asked: where to note the paths in the order they are asked.
+    """
+
+    async def get(path: str) -> Reply:
+        if asked is not None:
+            asked.append(path)
+        answer = answers.get(path, Reply(404, b""))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return get

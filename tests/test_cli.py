@@ -1,0 +1,249 @@
+"""The command's contract: exit codes, and which lines go where.
+
+What the process prints on its own is seen from outside; what ``serve`` and ``demo`` hand over is seen through
+stand-ins for the server and the fleet, as both have end-to-end tests of their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from inference_engine_proxy_server import __version__
+from inference_engine_proxy_server.cli import main
+from inference_engine_proxy_server.settings import Settings
+
+PACKAGE = "inference_engine_proxy_server"
+FLEET = ("http://127.0.0.1:18081", "http://127.0.0.1:18082")
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the program in an empty directory, with nothing in its environment but what is given."""
+
+    def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "PATH", "COV"))}
+        return subprocess.run(
+            [sys.executable, "-m", PACKAGE, *arguments],
+            cwd=tmp_path,
+            env=kept | environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_without_arguments_it_shows_help_and_fails(command: Command) -> None:
+    done = command()
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert all(word in done.stderr for word in ("usage: inference-proxy", "serve", "demo", "settings"))
+
+
+def test_importing_the_program_does_not_run_it() -> None:
+    """A process started by ``multiprocessing`` imports its parent's main module."""
+    assert importlib.import_module(f"{PACKAGE}.__main__").main is main
+
+
+def test_unknown_command_fails(command: Command) -> None:
+    done = command("sevre")
+
+    assert done.returncode == 2
+    assert "sevre" in done.stderr
+
+
+def test_version_is_shown(command: Command) -> None:
+    done = command("--version")
+
+    assert (done.returncode, done.stdout) == (0, f"inference-proxy {__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["demo", "--help"], ["settings", "--help"]])
+def test_help_is_shown(command: Command, arguments: list[str]) -> None:
+    done = command(*arguments)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: inference-proxy" in done.stdout
+
+
+def test_serve_without_backends_says_what_is_missing_in_one_line(command: Command) -> None:
+    done = command("serve")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("BACKENDS is not set: ")
+    assert "BACKENDS=http://127.0.0.1:8080," in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_every_wrong_setting_is_one_line(command: Command) -> None:
+    done = command("serve", PORT="abc", BACKENDS="ftp://a")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "PORT is 'abc': a whole number from 0 to 65535 is needed",
+        "BACKENDS is 'ftp://a': 'ftp://a' must begin with http:// or https://",
+    ]
+
+
+def test_wrong_option_is_told_like_a_wrong_variable(command: Command) -> None:
+    done = command("demo", "--port", "70000")
+
+    assert (done.returncode, done.stderr) == (2, "PORT is '70000': a whole number from 0 to 65535 is needed\n")
+
+
+def test_settings_are_shown_with_their_origin(command: Command, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("LOG_LEVEL=debug\nMETRIC_CACHE_TTL_SECONDS=1\n")
+    done = command("settings", PORT="9000", BACKENDS="http://a, http://b", BLOCKED_PATHS="")
+
+    rows = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    assert done.returncode == 0
+    assert done.stderr == ".env: METRIC_CACHE_TTL_SECONDS is not known; did you mean METRICS_CACHE_TTL_SECONDS?\n"
+    assert rows[:6] == [
+        ["NAME", "FROM", "VALUE"],
+        ["PORT", "environment", "9000"],
+        ["HOST", "default", "127.0.0.1"],
+        ["BACKENDS", "environment", "http://a"],
+        ["http://b"],
+        ["MODEL_DIR", "default", "(not set)"],
+    ]
+    assert ["LOG_LEVEL", ".env", "debug"] in rows
+    assert ["BLOCKED_PATHS", "environment", "(none)"] in rows
+    assert {row[0] for row in rows if len(row) == 3} == {"NAME", *map(str.upper, Settings.model_fields)}
+
+
+def test_columns_of_the_table_are_aligned(command: Command) -> None:
+    lines = command("settings").stdout.splitlines()
+
+    value_column = lines[0].index("VALUE")
+    assert all(line[value_column - 2 : value_column] == "  " and line[value_column] != " " for line in lines)
+
+
+def test_settings_as_json_are_for_programs(command: Command) -> None:
+    rows = json.loads(command("settings", "--json", PORT="9000", BLOCKED_PATHS="POST /a*").stdout)
+
+    assert list(rows) == [field.upper() for field in Settings.model_fields]
+    assert rows["PORT"] == {
+        "value": 9000,
+        "origin": "environment",
+        "description": "TCP port to listen on; 0 lets the operating system choose a free one.",
+    }
+    assert rows["BLOCKED_PATHS"]["value"] == ["POST /a*"]
+    assert rows["BACKENDS"]["value"] == []
+    assert rows["MODEL"]["value"] is None
+
+
+class Proxy:
+    """Stands in for the server: keeps what it is given, says that it listens, ends with ``exit_code``."""
+
+    def __init__(self) -> None:
+        self.settings = Settings()
+        self.exit_code = 0
+
+    def run(self, settings: Settings, on_started: Callable[[str], None] | None = None) -> int:
+        self.settings = settings
+        if on_started is not None:
+            on_started("http://127.0.0.1:9000")
+        return self.exit_code
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Proxy:
+    monkeypatch.chdir(tmp_path)
+    for field in Settings.model_fields:
+        monkeypatch.delenv(field.upper(), raising=False)
+    proxy = Proxy()
+    monkeypatch.setitem(sys.modules, f"{PACKAGE}.server", SimpleNamespace(run=proxy.run))
+    return proxy
+
+
+class NoEngineError(Exception):
+    """Stands in for DemoUnavailable."""
+
+
+@pytest.fixture
+def use_fleet(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None], list[str]]:
+    """Stands in for the demo's engines; the list it gives tells whether they were stopped."""
+
+    def use(failure: BaseException | None) -> list[str]:
+        events: list[str] = []
+
+        @contextmanager
+        def demo_fleet(report: Callable[[str], None]) -> Iterator[tuple[str, ...]]:
+            report("loading")
+            try:
+                if failure is not None:
+                    raise failure
+                yield FLEET
+            finally:
+                events.append("stopped")
+
+        demo = SimpleNamespace(demo_fleet=demo_fleet, DemoUnavailable=NoEngineError, curl_line="curl {}".format)
+        monkeypatch.setitem(sys.modules, f"{PACKAGE}.demo", demo)
+        return events
+
+    return use
+
+
+UseFleet = Callable[[BaseException | None], list[str]]
+
+
+def test_serve_hands_its_settings_over_and_prints_nothing(proxy: Proxy, capfd: pytest.CaptureFixture[str]) -> None:
+    proxy.exit_code = 3
+
+    assert main(["serve", "--backends", "http://a,http://b", "--port", "0", "--host", "::1"]) == 3
+
+    expected = {"backends": ("http://a", "http://b"), "port": 0, "host": "::1"}
+    assert proxy.settings == Settings().model_copy(update=expected)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_demo_puts_the_proxy_in_front_of_its_own_engines(
+    proxy: Proxy, use_fleet: UseFleet, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BACKENDS", "http://not-used")
+    events = use_fleet(None)
+
+    assert main(["demo", "--port", "9000"]) == 0
+
+    assert (proxy.settings.backends, proxy.settings.port) == (FLEET, 9000)
+    assert events == ["stopped"]
+    out, err = capfd.readouterr()
+    assert out.startswith("loading\n")
+    assert "listens at http://127.0.0.1:9000\n" in out
+    assert "Dashboard: http://127.0.0.1:9000/\n" in out
+    assert "\ncurl http://127.0.0.1:9000\n" in out
+    assert err == ""
+
+
+def test_demo_that_is_not_possible_says_why_in_one_line(
+    proxy: Proxy, use_fleet: UseFleet, capfd: pytest.CaptureFixture[str]
+) -> None:
+    events = use_fleet(NoEngineError("the demo needs its packages"))
+
+    assert main(["demo"]) == 1
+
+    assert capfd.readouterr().err == "the demo needs its packages\n"
+    assert events == ["stopped"]
+
+
+def test_demo_that_is_interrupted_while_it_starts_leaves_nothing_behind(proxy: Proxy, use_fleet: UseFleet) -> None:
+    events = use_fleet(KeyboardInterrupt())
+
+    assert main(["demo"]) == 130
+
+    assert events == ["stopped"]

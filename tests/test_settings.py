@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from inference_engine_proxy_server.settings import PathRule, Settings, SettingsError, as_variable, load_settings
+
+NO_FILE = Path("/nonexistent/.env")
+EVERY_VARIABLE = [field.upper() for field in Settings.model_fields]
+
+
+def from_environment(environ: Mapping[str, str]) -> Settings:
+    return load_settings(environ, NO_FILE).settings
+
+
+def problems_with(environ: Mapping[str, str], env_file: Path = NO_FILE) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environ, env_file)
+    return str(caught.value).split("\n")
+
+
+@pytest.fixture
+def env_file(tmp_path: Path) -> Path:
+    return tmp_path / ".env"
+
+
+def test_nothing_given_gives_the_documented_defaults() -> None:
+    settings = from_environment({})
+
+    assert settings == Settings()
+    assert (settings.port, settings.host, settings.backends) == (8888, "127.0.0.1", ())
+    assert (settings.model_dir, settings.model) == (None, None)
+    assert settings.metrics_cache_ttl_seconds == 3
+    assert settings.backend_timeout_seconds == 300
+    assert (settings.max_allowed_request_queue, settings.max_allowed_deferred) == (6, 3)
+    assert settings.llamacpp_keep_alive is False
+    assert settings.backend_header is True
+
+
+def test_settings_made_in_code_read_no_environment(monkeypatch: pytest.MonkeyPatch, env_file: Path) -> None:
+    monkeypatch.setenv("PORT", "1")
+    env_file.write_text("PORT=2\n")
+    monkeypatch.chdir(env_file.parent)
+
+    assert Settings().port == 8888
+    assert Settings(backends=("http://127.0.0.1:1",), port=0).backends == ("http://127.0.0.1:1",)
+
+
+def test_rules_made_in_code_are_taken_as_they_are() -> None:
+    rules = (PathRule("GET", "/a", is_prefix=True), PathRule(None, "/b", is_prefix=False))
+
+    assert Settings(blocked_paths=rules).blocked_paths == rules
+    assert list(map(str, rules)) == ["GET /a*", "/b"]
+
+
+def test_settings_cannot_be_changed_or_misspelt() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="not permitted"):
+        Settings(prot=1)  # type: ignore[call-arg]
+
+
+def test_first_source_that_has_a_value_wins_and_is_named(env_file: Path) -> None:
+    env_file.write_text("PORT=1\nHOST=from-file\nMODEL=from-file\n")
+    environ = {"PORT": "2", "HOST": "from-environment", "LOG_LEVEL": "error"}
+
+    loaded = load_settings(environ, env_file, command_line={"PORT": "3"})
+
+    assert (loaded.settings.port, loaded.origins["PORT"]) == (3, "command line")
+    assert (loaded.settings.host, loaded.origins["HOST"]) == ("from-environment", "environment")
+    assert (loaded.settings.model, loaded.origins["MODEL"]) == ("from-file", ".env")
+    assert (loaded.settings.model_dir, loaded.origins["MODEL_DIR"]) == (None, "default")
+    assert list(loaded.origins) == EVERY_VARIABLE
+
+
+def test_empty_value_counts_as_not_given(env_file: Path) -> None:
+    env_file.write_text("PORT=1\nMODEL=\nHOST\n")
+
+    loaded = load_settings({"PORT": "  ", "BACKENDS": ""}, env_file)
+
+    assert (loaded.settings.port, loaded.origins["PORT"]) == (1, ".env")
+    assert (loaded.settings.model, loaded.origins["MODEL"]) == (None, "default")
+    assert (loaded.settings.host, loaded.origins["HOST"]) == ("127.0.0.1", "default")
+    assert loaded.origins["BACKENDS"] == "default"
+
+
+def test_empty_blocked_paths_lifts_the_list(env_file: Path) -> None:
+    env_file.write_text("BLOCKED_PATHS=/sleep\n")
+
+    loaded = load_settings({"BLOCKED_PATHS": ""}, env_file)
+
+    assert (loaded.settings.blocked_paths, loaded.origins["BLOCKED_PATHS"]) == ((), "environment")
+
+
+def test_control_endpoints_are_blocked_by_default() -> None:
+    rules = Settings().blocked_paths
+
+    assert PathRule(None, "/sleep", is_prefix=False) in rules
+    assert PathRule("POST", "/slots/", is_prefix=True) in rules
+    assert PathRule("DELETE", "/models", is_prefix=True) in rules
+    assert not any(rule.path.startswith(("/v1/chat", "/v1/models", "/health", "/metrics")) for rule in rules)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("PORT", "0", 0),
+        ("PORT", " 65535 ", 65535),
+        ("HOST", "::", "::"),
+        ("HOST", "fe80::1", "fe80::1"),
+        ("HOST", "llm_1.example", "llm_1.example"),
+        ("METRICS_CACHE_TTL_SECONDS", "0.5", 0.5),
+        ("BACKEND_IDLE_CONNECTION_SECONDS", "0", 0),
+        ("DRAIN_TIMEOUT_SECONDS", "0", 0),
+        ("MAX_ALLOWED_REQUEST_QUEUE", "0", 0),
+        ("LLAMACPP_KEEP_ALIVE", "1", True),
+        ("ACCESS_LOG", "off", False),
+        ("LOG_LEVEL", "WARNING", "warning"),
+        ("LOG_FORMAT", "Json", "json"),
+        ("BACKENDS", "http://a:1", ("http://a:1",)),
+        ("BACKENDS", " http://a:1 , https://b/ ,", ("http://a:1", "https://b")),
+        ("BACKENDS", "HTTP://LLM-1:80/Team/a//", ("http://llm-1:80/Team/a",)),
+        ("BACKENDS", "http://[::1]:8080,http://llm_2", ("http://[::1]:8080", "http://llm_2")),
+        ("BACKENDS", "http://a,https://a,http://a/x", ("http://a", "https://a", "http://a/x")),
+        ("BLOCKED_PATHS", "/a", (PathRule(None, "/a", is_prefix=False),)),
+        (
+            "BLOCKED_PATHS",
+            "post  /a/*, /b",
+            (PathRule("POST", "/a/", is_prefix=True), PathRule(None, "/b", is_prefix=False)),
+        ),
+        ("BLOCKED_PATHS", "/*", (PathRule(None, "/", is_prefix=True),)),
+    ],
+)
+def test_good_values_are_understood(name: str, text: str, value: object) -> None:
+    assert getattr(from_environment({name: text}), name.lower()) == value
+
+
+NOT_A_BASE_URL = "is not a base URL like http://llm-1:8080"
+NOT_A_RULE = "is not a rule like /sleep, POST /props or POST /slots/* (paths without % escapes)"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "needed"),
+    [
+        ("PORT", "abc", "a whole number from 0 to 65535 is needed"),
+        ("PORT", "65536", "a whole number from 0 to 65535 is needed"),
+        ("PORT", "-1", "a whole number from 0 to 65535 is needed"),
+        ("PORT", "80.5", "a whole number from 0 to 65535 is needed"),
+        ("HOST", "0.0.0.0:80", "an IP address or a host name, without a port, is needed"),
+        ("HOST", "http://a", "an IP address or a host name, without a port, is needed"),
+        ("METRICS_CACHE_TTL_SECONDS", "0", "a number of seconds above 0 and up to 86400 is needed"),
+        ("METRICS_CACHE_TTL_SECONDS", "nan", "a number of seconds above 0 and up to 86400 is needed"),
+        ("BACKEND_TIMEOUT_SECONDS", "inf", "a number of seconds above 0 and up to 86400 is needed"),
+        ("BACKEND_TIMEOUT_SECONDS", "5m", "a number of seconds above 0 and up to 86400 is needed"),
+        ("DRAIN_TIMEOUT_SECONDS", "-1", "a number of seconds from 0 to 86400 is needed"),
+        ("MAX_ALLOWED_DEFERRED", "-1", "a whole number from 0 to 1000000 is needed"),
+        ("MAX_REQUEST_BODY_BYTES", "64MiB", "a whole number of bytes from 1 to 1099511627776 is needed"),
+        ("ACCESS_LOG", "maybe", "true or false is needed"),
+        ("LOG_LEVEL", "loud", "one of debug, info, warning, error is needed"),
+        ("LOG_FORMAT", "xml", "one of text, json is needed"),
+        ("BACKENDS", ",", "at least one base URL like http://llm-1:8080 is needed"),
+        ("BACKENDS", "llm-1:8080", "'llm-1:8080' must begin with http:// or https://"),
+        ("BACKENDS", "http://a,ftp://b", "'ftp://b' must begin with http:// or https://"),
+        ("BACKENDS", "http://", f"'http://' {NOT_A_BASE_URL}"),
+        ("BACKENDS", "http://:80", f"'http://:80' {NOT_A_BASE_URL}"),
+        ("BACKENDS", "http://a:0", f"'http://a:0' {NOT_A_BASE_URL}"),
+        ("BACKENDS", "http://a:65536", f"'http://a:65536' {NOT_A_BASE_URL}"),
+        ("BACKENDS", "http://a:port", f"'http://a:port' {NOT_A_BASE_URL}"),
+        ("BACKENDS", "http://a b", f"'http://a b' {NOT_A_BASE_URL}"),
+        ("BACKENDS", "http://a?x=1", "'http://a?x=1' must not have a query (?) or fragment (#)"),
+        ("BACKENDS", "http://a/#x", "'http://a/#x' must not have a query (?) or fragment (#)"),
+        ("BACKENDS", "http://a,http://A:80/", "'http://a:80' is there twice"),
+        ("BACKENDS", "https://a/x/,https://a:443/x", "'https://a:443/x' is there twice"),
+        ("BLOCKED_PATHS", "sleep", f"'sleep' {NOT_A_RULE}"),
+        ("BLOCKED_PATHS", "/a,POST", f"'POST' {NOT_A_RULE}"),
+        ("BLOCKED_PATHS", "/a*b", f"'/a*b' {NOT_A_RULE}"),
+        ("BLOCKED_PATHS", "/a?b", f"'/a?b' {NOT_A_RULE}"),
+        ("BLOCKED_PATHS", "/%73leep", f"'/%73leep' {NOT_A_RULE}"),
+    ],
+)
+def test_bad_value_is_one_line_that_says_what_is_needed(name: str, text: str, needed: str) -> None:
+    assert problems_with({name: text}) == [f"{name} is {text!r}: {needed}"]
+
+
+def test_every_wrong_variable_has_a_line_of_its_own(env_file: Path) -> None:
+    env_file.write_text("PORT=abc\n")
+
+    assert [line.split()[0] for line in problems_with({"LOG_LEVEL": "loud"}, env_file)] == ["PORT", "LOG_LEVEL"]
+
+
+def test_missing_backends_is_a_problem_only_where_they_are_required() -> None:
+    with pytest.raises(
+        SettingsError, match=r"BACKENDS is not set: .* such as BACKENDS=http://127.0.0.1:8080"
+    ) as caught:
+        load_settings({"PORT": "abc"}, NO_FILE, backends_required=True)
+
+    assert "PORT is 'abc'" in str(caught.value)
+    assert load_settings({"BACKENDS": "http://a"}, NO_FILE, backends_required=True).settings.backends == ("http://a",)
+
+
+def test_password_in_a_refused_url_is_not_shown() -> None:
+    assert problems_with({"BACKENDS": "http://user:secret@a,http://b"}) == [
+        "BACKENDS is 'http://***@a,http://b': a URL with a user name or password is not supported"
+    ]
+
+
+def test_very_long_value_is_cut() -> None:
+    (line,) = problems_with({"PORT": "9" * 10_000})
+
+    assert line == f"PORT is '{'9' * 200}...': a whole number from 0 to 65535 is needed"
+
+
+@given(st.sampled_from(EVERY_VARIABLE), st.text() | st.text("0123456789.,:/-*[]ahtpsPOST "))
+def test_any_text_is_a_value_or_one_line(name: str, text: str) -> None:
+    complaint = ""
+    try:
+        from_environment({name: text})
+    except SettingsError as error:
+        complaint = str(error)
+
+    assert len(complaint.splitlines()) <= 1
+    assert not complaint or complaint.startswith(f"{name} is ")
+
+
+def test_env_file_may_have_comments_quotes_and_windows_line_ends(env_file: Path) -> None:
+    env_file.write_bytes(b"\xef\xbb\xbf# ours\r\nexport PORT=1 # one\r\n\r\nMODEL='a b $HOME #1'\r\nHF_TOKEN=x\r\n")
+
+    loaded = load_settings({}, env_file)
+
+    assert (loaded.settings.port, loaded.settings.model) == (1, "a b $HOME #1")
+    assert loaded.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"PORT=1\n= 2\nMODEL=secret'\n", [".env line 2 is not NAME=value"]),
+        (b"MODEL='no end\n", [".env line 1 is not NAME=value"]),
+        (b"MODEL=\xff\n", [".env cannot be read: it is not UTF-8 text"]),
+    ],
+)
+def test_env_file_that_cannot_be_understood_stops_the_start(env_file: Path, content: bytes, problem: list[str]) -> None:
+    env_file.write_bytes(content)
+
+    assert problems_with({}, env_file) == problem
+
+
+def test_env_file_that_is_a_directory_stops_the_start(env_file: Path) -> None:
+    env_file.mkdir()
+
+    assert problems_with({}, env_file) == [".env cannot be read: Is a directory"]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("METRIC_CACHE_TTL_SECONDS", "METRICS_CACHE_TTL_SECONDS"),
+        ("BACKEND_TIMEOUT", "BACKEND_TIMEOUT_SECONDS"),
+        ("BACKEND", "BACKENDS"),
+        ("port", "PORT"),
+        ("LOGLEVEL", "LOG_LEVEL"),
+    ],
+)
+def test_misspelt_name_in_env_file_is_pointed_out(env_file: Path, written: str, meant: str) -> None:
+    env_file.write_text(f"{written}=1\n")
+
+    assert load_settings({}, env_file).warnings == (f".env: {written} is not known; did you mean {meant}?",)
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "COMPOSE_PROJECT_NAME", "HTTPS_PORT", "MODEL_2", "VLLM_IMAGE", "TZ"])
+def test_foreign_name_in_env_file_is_nobodys_business(env_file: Path, name: str) -> None:
+    env_file.write_text(f"{name}=1\n")
+
+    assert load_settings({}, env_file).warnings == ()
+
+
+def test_every_value_can_be_written_back_as_its_variable() -> None:
+    settings = Settings(
+        backends=("http://a", "http://b:1/x"),
+        backend_timeout_seconds=0.25,
+        drain_timeout_seconds=10.0,
+        access_log=False,
+        blocked_paths="POST /a*,/b",
+    )
+    variables = {field.upper(): as_variable(getattr(settings, field)) for field in Settings.model_fields}
+
+    assert variables["DRAIN_TIMEOUT_SECONDS"] == "10"
+    assert variables["BLOCKED_PATHS"] == "POST /a*,/b"
+    assert from_environment(variables) == settings
+
+
+def test_every_setting_says_what_it_is_in_one_sentence() -> None:
+    for field in Settings.model_fields.values():
+        assert field.description
+        assert field.description.endswith(".")
+        assert "\n" not in field.description
