@@ -175,31 +175,30 @@ class NoEngineError(Exception):
     """Stands in for DemoUnavailable."""
 
 
+class Fleet:
+    """Stands in for the demo's engines: comes up unless it has a ``failure``, and tells whether it was stopped."""
+
+    def __init__(self) -> None:
+        self.failure: BaseException | None = None
+        self.is_stopped = False
+
+    @contextmanager
+    def run(self, report: Callable[[str], None]) -> Iterator[tuple[str, ...]]:
+        report("loading")
+        if self.failure is not None:
+            raise self.failure
+        try:
+            yield FLEET
+        finally:
+            self.is_stopped = True
+
+
 @pytest.fixture
-def use_fleet(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None], list[str]]:
-    """Stands in for the demo's engines; the list it gives tells whether they were stopped."""
-
-    def use(failure: BaseException | None) -> list[str]:
-        events: list[str] = []
-
-        @contextmanager
-        def demo_fleet(report: Callable[[str], None]) -> Iterator[tuple[str, ...]]:
-            report("loading")
-            try:
-                if failure is not None:
-                    raise failure
-                yield FLEET
-            finally:
-                events.append("stopped")
-
-        demo = SimpleNamespace(demo_fleet=demo_fleet, DemoUnavailable=NoEngineError, curl_line="curl {}".format)
-        monkeypatch.setitem(sys.modules, f"{PACKAGE}.demo", demo)
-        return events
-
-    return use
-
-
-UseFleet = Callable[[BaseException | None], list[str]]
+def fleet(monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    fleet = Fleet()
+    demo = SimpleNamespace(demo_fleet=fleet.run, DemoUnavailable=NoEngineError, curl_line="curl {}".format)
+    monkeypatch.setitem(sys.modules, f"{PACKAGE}.demo", demo)
+    return fleet
 
 
 def test_serve_hands_its_settings_over_and_prints_nothing(proxy: Proxy, capfd: pytest.CaptureFixture[str]) -> None:
@@ -213,15 +212,13 @@ def test_serve_hands_its_settings_over_and_prints_nothing(proxy: Proxy, capfd: p
 
 
 def test_demo_puts_the_proxy_in_front_of_its_own_engines(
-    proxy: Proxy, use_fleet: UseFleet, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    proxy: Proxy, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BACKENDS", "http://not-used")
-    events = use_fleet(None)
-
     assert main(["demo", "--port", "9000"]) == 0
 
     assert (proxy.settings.backends, proxy.settings.port) == (FLEET, 9000)
-    assert events == ["stopped"]
+    assert fleet.is_stopped
     out, err = capfd.readouterr()
     assert out.startswith("loading\n")
     assert "listens at http://127.0.0.1:9000\n" in out
@@ -231,19 +228,28 @@ def test_demo_puts_the_proxy_in_front_of_its_own_engines(
 
 
 def test_demo_that_is_not_possible_says_why_in_one_line(
-    proxy: Proxy, use_fleet: UseFleet, capfd: pytest.CaptureFixture[str]
+    proxy: Proxy, fleet: Fleet, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    events = use_fleet(NoEngineError("the demo needs its packages"))
+    fleet.failure = NoEngineError("the demo needs its packages")
 
     assert main(["demo"]) == 1
 
     assert capfd.readouterr().err == "the demo needs its packages\n"
-    assert events == ["stopped"]
 
 
-def test_demo_that_is_interrupted_while_it_starts_leaves_nothing_behind(proxy: Proxy, use_fleet: UseFleet) -> None:
-    events = use_fleet(KeyboardInterrupt())
+def test_demo_that_is_interrupted_while_it_starts_ends_without_a_traceback(
+    proxy: Proxy, fleet: Fleet, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fleet.failure = KeyboardInterrupt()
 
     assert main(["demo"]) == 130
 
-    assert events == ["stopped"]
+    assert capfd.readouterr() == ("loading\n", "")
+
+
+def test_demo_whose_proxy_fails_stops_its_engines(proxy: Proxy, fleet: Fleet) -> None:
+    proxy.exit_code = 1
+
+    assert main(["demo"]) == 1
+
+    assert fleet.is_stopped

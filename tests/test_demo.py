@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,8 +32,8 @@ from inference_engine_proxy_server.demo import demo_fleet
 def report(line):
     print(line, flush=True)
 with demo_fleet(report) as urls:
-    report(" ".join(urls))
     try:
+        report(" ".join(urls))
         signal.pause()
     except KeyboardInterrupt:
         report(str([urllib.request.urlopen(url + "/health").status for url in urls]))
@@ -128,14 +128,17 @@ def test_servers_end_at_once_when_the_block_fails_during_a_stream() -> None:
 
     def fail_during_a_stream() -> None:
         nonlocal failed_at
-        with demo_fleet(lambda _: None) as urls:
+        # The connection is closed after the servers have ended.
+        with ExitStack() as connections, demo_fleet(lambda _: None) as urls:
             servers.extend(children_of(os.getpid()))
-            with closing(http.client.HTTPConnection(urls[0].removeprefix("http://"))) as connection:
-                endless = {"prompt": "One", "n_predict": 1500, "ignore_eos": True, "stream": True}
-                connection.request("POST", "/completion", json.dumps(endless))
-                assert connection.getresponse().read(5) == b"data:"
-                failed_at = time.monotonic()
-                raise ZeroDivisionError
+            connection = http.client.HTTPConnection(urls[0].removeprefix("http://"))
+            connections.callback(connection.close)
+            endless = {"prompt": "One", "n_predict": 1500, "ignore_eos": True, "stream": True}
+            connection.request("POST", "/completion", json.dumps(endless))
+            reply = connections.enter_context(connection.getresponse())
+            assert reply.read(5) == b"data:"
+            failed_at = time.monotonic()
+            raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail_during_a_stream()

@@ -35,8 +35,7 @@ def test_nothing_given_gives_the_documented_defaults() -> None:
     assert settings == Settings()
     assert (settings.port, settings.host, settings.backends) == (8888, "127.0.0.1", ())
     assert (settings.model_dir, settings.model) == (None, None)
-    assert settings.metrics_cache_ttl_seconds == 3
-    assert settings.backend_timeout_seconds == 300
+    assert (settings.metrics_cache_ttl_seconds, settings.backend_timeout_seconds) == (3, 300)
     assert (settings.max_allowed_request_queue, settings.max_allowed_deferred) == (6, 3)
     assert settings.llamacpp_keep_alive is False
     assert settings.backend_header is True
@@ -228,7 +227,7 @@ def test_any_text_is_a_value_or_one_line(name: str, text: str) -> None:
 
 
 def test_env_file_may_have_comments_quotes_and_windows_line_ends(env_file: Path) -> None:
-    env_file.write_bytes(b"\xef\xbb\xbf# ours\r\nexport PORT=1 # one\r\n\r\nMODEL='a b $HOME #1'\r\nHF_TOKEN=x\r\n")
+    env_file.write_bytes(b"\xef\xbb\xbfPORT=1 # one\r\n\r\n# two\r\nexport MODEL='a b $HOME #1'\r\nHF_TOKEN=x\r\n")
 
     loaded = load_settings({}, env_file)
 

@@ -14,6 +14,8 @@ __all__ = ["AccessLog", "configure_logging"]
 _FLUSH_SECONDS = 0.2  # an access line is on its way within this time; a write per line would cost a system call each
 _FLUSH_LINES = 512
 
+logger = logging.getLogger(__name__)
+
 
 def configure_logging(level: str, log_format: str) -> None:
     """Send this process's events to standard error.
@@ -63,6 +65,9 @@ class AccessLog:
         self._stream = stream
         self._is_json = log_format == "json"
         self._lines: list[str] = []
+        self._is_failing = False
+        self._second = 0
+        self._second_text = ""
 
     def write(
         self,
@@ -80,14 +85,15 @@ class AccessLog:
         request_id: str,
     ) -> None:
         """Note one request; ``None`` where something is not known or was not reached. It is written soon after."""
-        now = _utc(time.time())
+        now = self._now()
         first_byte = None if first_byte_seconds is None else round(first_byte_seconds, 4)
         if self._is_json:
             line = json.dumps(
                 {
                     "time": now, "client": client, "method": method, "path": path, "status": status,
-                    "outcome": outcome, "backend": backend, "model": model, "first_byte_seconds": first_byte,
-                    "seconds": round(seconds, 4), "sent_bytes": sent_bytes, "request_id": request_id,
+                    "outcome": outcome, "backend": backend, "model": model and model[:100],
+                    "first_byte_seconds": first_byte, "seconds": round(seconds, 4), "sent_bytes": sent_bytes,
+                    "request_id": request_id,
                 }
             )  # fmt: skip
         else:
@@ -101,11 +107,27 @@ class AccessLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been noted."""
+        """Write what has been noted. What cannot be written (its reader is gone, the disk is full) is lost."""
         if self._lines:
             lines, self._lines = self._lines, []
-            self._stream.write("\n".join(lines) + "\n")
-            self._stream.flush()
+            try:
+                self._stream.write("\n".join(lines) + "\n")
+                self._stream.flush()
+            except OSError as error:
+                if not self._is_failing:
+                    logger.error("the access log cannot be written: %s", error.strerror)
+                self._is_failing = True
+            else:
+                self._is_failing = False
+
+    def _now(self) -> str:
+        """The time in UTC; its date and second are formatted once a second, not once a line."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._second_text}.{int((now - second) * 1000):03d}Z"
 
     async def run(self) -> None:
         """Write what is noted every now and then, until cancelled; then the rest."""
@@ -119,4 +141,7 @@ class AccessLog:
 
 def _quoted(text: str) -> str:
     """``text``, which a client chose, as one word of a line whatever is in it."""
-    return text[:100] if text.isprintable() and " " not in text and '"' not in text else json.dumps(text[:100])
+    text = text[:100]
+    # ASCII only: standard output may have an encoding that lacks the rest.
+    plain = text.isascii() and text.isprintable() and " " not in text and '"' not in text
+    return text if plain else json.dumps(text)

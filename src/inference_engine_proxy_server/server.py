@@ -25,6 +25,7 @@ from inference_engine_proxy_server.core.backend_pool import Backend, BackendPool
 from inference_engine_proxy_server.core.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.core.forwarder import Forwarder
 from inference_engine_proxy_server.core.path_policy import PathPolicy
+from inference_engine_proxy_server.endpoints.docs import docs_router
 from inference_engine_proxy_server.endpoints.health import health_router
 from inference_engine_proxy_server.endpoints.models import models_router
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
@@ -149,6 +150,7 @@ class _Proxy:
             health_router(self._pool),
             models_router(self._pool),
             prometheus_router(self._pool, self._metrics),
+            docs_router(),
         )
         self.app = _make_app(routers, self._lifespan)
         self._bridge = AsgiBridge(self.app)
@@ -211,6 +213,8 @@ def _make_app(
         version=__version__,
         description="One OpenAI-compatible address in front of many LLM engine servers.",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     for router in routers:
         app.include_router(router)

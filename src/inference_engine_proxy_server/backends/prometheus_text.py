@@ -47,7 +47,7 @@ def samples(page: bytes, name: str) -> Iterator[Sample]:
             sample = _parse(page[found + len(wanted) : end])
             if sample is not None:
                 yield sample
-        start = end
+        start = end + 1
 
 
 def sum_samples(page: bytes, names: Iterable[str]) -> dict[str, float]:

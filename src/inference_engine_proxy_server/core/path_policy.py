@@ -20,7 +20,8 @@ class PathPolicy:
     def __init__(self, rules: Iterable[PathRule]) -> None:
         rules = tuple(rules)
         self._exact = {(rule.method, rule.path) for rule in rules if not rule.is_prefix}
-        self._prefixes = tuple((rule.method, rule.path) for rule in rules if rule.is_prefix)
+        self._by_prefix = [(rule.method, rule.path) for rule in rules if rule.is_prefix]
+        self._prefixes = tuple(prefix for _, prefix in self._by_prefix)
 
     def blocks(self, method: str, path: str) -> bool:
         """Whether a request is not passed on.
@@ -33,4 +34,6 @@ class PathPolicy:
             path = posixpath.normpath("/" + decoded.lstrip("/"))
         if (None, path) in self._exact or (method, path) in self._exact:
             return True
-        return any(path.startswith(prefix) and rule in (None, method) for rule, prefix in self._prefixes)
+        return path.startswith(self._prefixes) and any(
+            path.startswith(prefix) and blocked in (None, method) for blocked, prefix in self._by_prefix
+        )

@@ -253,7 +253,8 @@ class BackendConnection(asyncio.Protocol):
         self.deadline = NEVER
         self._served += 1
         transport = self._transport
-        if head is not None and head.keep_alive and not excess and not transport.get_write_buffer_size():
+        ends_here = excess or transport.is_closing() or transport.get_write_buffer_size()
+        if head is not None and head.keep_alive and not ends_here:
             transport.resume_reading()
             self.is_reusable = True
             self.keep_alive_seconds = head.keep_alive_seconds

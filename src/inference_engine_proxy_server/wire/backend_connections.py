@@ -105,7 +105,7 @@ class BackendConnections:
         try:
             async with asyncio.timeout(self._limits.connect_seconds):
                 connection = await self._connect_to_any(await self._resolve())
-        except (OSError, TimeoutError) as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: what cannot be a host name at all
             if isinstance(error, OSError) and error.errno in _OUR_OWN_SHORTAGES:
                 raise CapacityError("The proxy has no connection left to give.", code="overloaded") from error
             self._addresses_until = 0.0
@@ -140,11 +140,12 @@ class BackendConnections:
         return len(self._idle) < _IDLE_CONNECTIONS
 
     async def _resolve(self) -> list[str]:
-        """The backend's addresses; the last known ones when the name service fails."""
+        """The backend's addresses; the last known ones when the name service fails or hangs."""
         if self._deadlines.clock() >= self._addresses_until:
             loop = asyncio.get_running_loop()
             try:
-                found = await loop.getaddrinfo(self.origin.host, self.origin.port, type=socket.SOCK_STREAM)
+                async with asyncio.timeout(self._limits.connect_seconds / 2):  # leaves time to use a known address
+                    found = await loop.getaddrinfo(self.origin.host, self.origin.port, type=socket.SOCK_STREAM)
             except OSError:
                 if not self._addresses:
                     raise
@@ -169,6 +170,7 @@ class BackendConnections:
             except OSError as error:
                 failure = error
             else:
-                self._addresses.sort(key=lambda known: known != address)
+                # A new list: others may be walking through the old one.
+                self._addresses = sorted(self._addresses, key=lambda known: known != address)
                 return connection
         raise failure

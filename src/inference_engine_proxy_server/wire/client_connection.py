@@ -122,8 +122,7 @@ class ClientConnection(asyncio.Protocol):
         self._context.deadlines.forget(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            exchange.done = True
-            exchange.outcome = Outcome.CLIENT_LEFT
+            exchange.client_left()
             if not exchange.begun:
                 exchange.status = CLIENT_GONE
             if self._task is not None:
@@ -254,7 +253,9 @@ class ClientConnection(asyncio.Protocol):
         """The client has caught up."""
         self._stalled_bytes = 0
         self.deadline = NEVER
-        if self._exchange is None:
+        if self._transport.is_closing():
+            self._watch_closing()  # a part of the last reply still waits for the client
+        elif self._exchange is None:
             self._await_next_request()
         elif self._exchange.source is not None:
             self._exchange.source.resume_reading()
@@ -280,8 +281,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         if not self._stalled_bytes:
-            self.deadline = self.clock() + self._limits.write_stall_seconds
+            self._watch_closing()
         self._transport.close()
+
+    def _watch_closing(self) -> None:
+        self._stalled_bytes = self._transport.get_write_buffer_size()
+        self.deadline = self.clock() + self._limits.write_stall_seconds
 
     # --- the host's side
 

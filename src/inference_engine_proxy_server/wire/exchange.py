@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from inference_engine_proxy_server.errors import ProxyError, error_body, stream_error_event
-from inference_engine_proxy_server.wire.framing import last_chunk, one_chunk
+from inference_engine_proxy_server.wire.framing import ChunkedBody, last_chunk, one_chunk
 from inference_engine_proxy_server.wire.head import RequestHead
 
 __all__ = ["ClientSide", "Exchange", "Outcome", "ReplySource"]
@@ -174,6 +174,8 @@ class Exchange:
 
     def end(self) -> None:
         """The body is complete."""
+        if self.done:  # the client left while the last bytes were on their way
+            return
         if self._chunked:
             self._send(last_chunk)
         elif self._pending_head:
@@ -207,6 +209,12 @@ class Exchange:
         self.outcome = Outcome.BROKEN
         self._connection.exchange_done(self)
 
+    def client_left(self) -> None:
+        """Nobody reads the reply any more; what its source still sends goes nowhere."""
+        self.done = True
+        self.outcome = Outcome.CLIENT_LEFT
+        self._write = _discard
+
     def _send(self, block: bytes) -> None:
         self._last_block = block
         if self._pending_head:
@@ -219,5 +227,9 @@ class Exchange:
     def _between_events(self) -> bool:
         if self._length_known or not _EVENT_STREAM.search(self._fields):
             return False
-        tail = self._last_block[:-2] if self._chunked else self._last_block
+        tail = b"".join(ChunkedBody().feed(self._last_block)) if self._chunked else self._last_block
         return not tail or tail.endswith(_EVENT_ENDS)
+
+
+def _discard(block: bytes) -> None:
+    del block

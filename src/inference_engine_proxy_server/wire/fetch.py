@@ -33,6 +33,7 @@ async def fetch(connections: BackendConnections, path: str, *, timeout_seconds: 
                 [section % (origin.prefix, path.encode(), origin.authority)], collected, is_head=False
             )
         finally:
+            connection.is_reusable = False  # its end was asked for, whether the backend says so or not
             connections.give_back(connection)
     return collected
 

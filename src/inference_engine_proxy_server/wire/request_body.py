@@ -55,12 +55,12 @@ class RequestBody:
             self.excess = block[len(piece) :]
             return
         try:
-            for piece in self._chunks.feed(block):
-                self._size += len(piece)
-                self._pieces.append(piece)
+            piece = b"".join(self._chunks.feed(block))  # one object a read: chunks of one byte would cost 40 each
         except InvalidChunk as error:
             raise ClientError("The request's chunked body is malformed.", code="invalid_framing") from error
+        self._size += len(piece)
         self._check_size(self._size)
+        self._pieces.append(piece)
         self.complete = self._chunks.complete
         self.excess = self._chunks.excess
 

@@ -1,0 +1,72 @@
+"""`/docs` and `/redoc`: FastAPI's pages, with their scripts from an installed package instead of from a CDN.
+
+So they work without the internet, and no stranger's script runs at this address.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from fastapi import APIRouter, Response
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.responses import FileResponse
+
+__all__ = ["docs_router"]
+
+_TITLE = "inference-engine-proxy-server"
+_DESCRIPTION = "openapi.json"  # relative, like all addresses here: a path prefix in front of this proxy does no harm
+_ASSETS = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "redoc.standalone.js": "text/javascript",
+    "favicon.png": "image/png",
+}
+_PAGE_FIELDS = {
+    # Both pages have an inline script; ReDoc styles inline and searches in a worker made of a blob.
+    "content-security-policy": "default-src 'none'; connect-src 'self'; img-src 'self' data:; font-src 'self' data:; "
+    "script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; worker-src blob:; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}
+_ASSET_FIELDS = {"cache-control": "max-age=86400", "x-content-type-options": "nosniff"}
+
+
+def docs_router() -> APIRouter:
+    """The two pages and what they load."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/docs")
+    async def swagger_ui() -> Response:
+        page = get_swagger_ui_html(
+            openapi_url=_DESCRIPTION,
+            title=_TITLE,
+            swagger_js_url="docs/swagger-ui-bundle.js",
+            swagger_css_url="docs/swagger-ui.css",
+            swagger_favicon_url="docs/favicon.png",
+        )
+        page.headers.update(_PAGE_FIELDS)
+        return page
+
+    @router.get("/redoc")
+    async def redoc() -> Response:
+        page = get_redoc_html(
+            openapi_url=_DESCRIPTION,
+            title=_TITLE,
+            redoc_js_url="docs/redoc.standalone.js",
+            redoc_favicon_url="docs/favicon.png",
+            with_google_fonts=False,
+        )
+        page.headers.update(_PAGE_FIELDS)
+        return page
+
+    for name, media_type in _ASSETS.items():
+        _add_asset(router, name, media_type)
+    return router
+
+
+def _add_asset(router: APIRouter, name: str, media_type: str) -> None:
+    path = str(files("fastapi_offline") / "static" / name)
+
+    @router.get(f"/docs/{name}")
+    async def asset() -> Response:
+        return FileResponse(path, media_type=media_type, headers=_ASSET_FIELDS)

@@ -1,0 +1,66 @@
+"""A forwarder over scripted engines, listening on a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+
+from fakes.engine import FakeEngine
+from fakes.front import Front
+from inference_engine_proxy_server.backends.base import BackendState, ModelNames
+from inference_engine_proxy_server.core.backend_pool import Backend, BackendPool
+from inference_engine_proxy_server.core.forwarder import Forwarder
+from inference_engine_proxy_server.core.path_policy import PathPolicy
+from inference_engine_proxy_server.metrics import RequestMetrics
+from inference_engine_proxy_server.settings import Settings
+from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
+from inference_engine_proxy_server.wire.deadlines import Deadlines
+
+READY = BackendState(ready=True, requests_processing=0.0, models=({"id": "m"},), model_names=ModelNames.STRICT)
+
+
+def make_pool(engines: Iterable[FakeEngine | str], deadlines: Deadlines, **limits: float) -> BackendPool:
+    """A pool of ``engines`` (or base URLs), none of them known yet; ``limits`` as in ``BackendLimits``."""
+    backend_limits = BackendLimits(**({"connect_seconds": 1.0, "reply_seconds": 5.0, "idle_seconds": 3.0} | limits))
+    urls = [engine if isinstance(engine, str) else engine.url for engine in engines]
+    backends = [Backend(url, BackendConnections(Origin.of(url), backend_limits, deadlines)) for url in urls]
+    return BackendPool(backends, refresh_seconds=3, clock=deadlines.clock)
+
+
+def publish(pool: BackendPool, state: BackendState = READY) -> None:
+    """Let every backend of ``pool`` tell ``state``."""
+    for backend in pool.backends:
+        pool.publish(backend, state, own_at_poll=backend.leases, asked_at=pool.clock())
+
+
+class ForwardingFront(Front):
+    """A front whose requests go to ``engines``, all of them ready at first.
+
+    Attributes:
+        pool: of the engines, in their order.
+    """
+
+    def __init__(self, *engines: FakeEngine | str, **limits: float) -> None:
+        super().__init__(lambda exchange: self._forwarder.forward(exchange))
+        self.pool = make_pool(engines, self._deadlines, **limits)
+        publish(self.pool)
+        paths = PathPolicy(Settings().blocked_paths)
+        self._forwarder = Forwarder(self.pool, paths, RequestMetrics(), names_backend=True)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await super().__aexit__(kind, error, traceback)
+        for backend in self.pool.backends:
+            backend.connections.close()
+
+    async def post(self, body: bytes = b'{"model": "m"}', path: str = "/v1/chat/completions") -> bytes:
+        """Everything that comes back for a POST until the connection ends."""
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        return await self.send(head.encode() + body)
+
+    async def send(self, request: bytes) -> bytes:
+        """Everything that comes back for ``request`` until the connection ends."""
+        client = await self.connect()
+        client.send(request)
+        return await client.rest()

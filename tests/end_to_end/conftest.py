@@ -1,0 +1,81 @@
+"""Models, fleets of real servers, and proxies in front of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from end_to_end.program import Proxy
+from llama_server import LlamaServer
+from tiny_gguf import ModelShape, write_tiny_gguf
+
+StartServers = Callable[..., list[LlamaServer]]
+StartProxy = Callable[..., Proxy]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 10,000 tokens a second."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def slow_model(tiny_model: Path) -> Path:
+    """Slow enough for a long reply to be under way for seconds."""
+    return write_tiny_gguf(tiny_model.with_name("slow.gguf"), ModelShape(embedding=384, layers=6, context=8192))
+
+
+@pytest.fixture(scope="session")
+def large_model(tiny_model: Path) -> Path:
+    """Large enough for its loading to be seen."""
+    return write_tiny_gguf(tiny_model.with_name("large.gguf"), ModelShape(embedding=512, layers=8))
+
+
+@pytest.fixture
+def start_servers() -> Iterator[StartServers]:
+    """Starts ``count`` servers with a model and options of ``LlamaServer``."""
+    with ExitStack() as stack:
+        # One after the other: two children that look for a free port at the same time could find the same one.
+        yield lambda count, model, *options: [
+            stack.enter_context(LlamaServer(model, *options)) for _ in range(count)
+        ]
+
+
+@pytest.fixture
+def two_servers(start_servers: StartServers, tiny_model: Path) -> list[LlamaServer]:
+    return start_servers(2, tiny_model)
+
+
+@pytest.fixture
+def two_slow_servers(start_servers: StartServers, slow_model: Path) -> list[LlamaServer]:
+    # Each request that it has queued holds a thread of its own; what is left answers for its state.
+    return start_servers(2, slow_model, "--slots", "2", "--context", "8192", "--http-threads", "64")
+
+
+@pytest.fixture
+def start_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartProxy]:
+    """Starts the program in front of servers or base URLs, with further settings."""
+    with ExitStack() as stack:
+
+        def start(*backends: LlamaServer | str, **settings: str) -> Proxy:
+            urls = [backend if isinstance(backend, str) else backend.url for backend in backends]
+            return stack.enter_context(Proxy(tmp_path_factory.mktemp("proxy"), urls, **settings))
+
+        yield start
+
+
+@pytest.fixture(scope="package")
+def shared_server(tiny_model: Path) -> Iterator[LlamaServer]:
+    """For tests that leave it as it was."""
+    with LlamaServer(tiny_model, "--slots", "2", "--context", "8192") as server:
+        yield server
+
+
+@pytest.fixture(scope="package")
+def shared_proxy(tmp_path_factory: pytest.TempPathFactory, shared_server: LlamaServer) -> Iterator[Proxy]:
+    """In front of ``shared_server``, with the default settings."""
+    with Proxy(tmp_path_factory.mktemp("proxy"), [shared_server.url]) as proxy:
+        yield proxy

@@ -1,0 +1,165 @@
+"""An HTTP/1.1 client that does each step when it is told to: connect, send, read the head, read an event, leave.
+
+One connection for each request, so that every test sees exactly the bytes that came for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+__all__ = ["Call", "Reply", "chat", "send"]
+
+_DEADLINE_SECONDS = 60.0
+_EVENT_END = b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply, as far as it came.
+
+    Attributes:
+        headers: by lower-case name.
+        body: without the chunks' framing.
+        complete: its framing says that this is all of it.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    complete: bool
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Call:
+    """One request on a connection of its own.
+
+    Args:
+        url: where to connect, and for ``Host``; its path is ignored.
+        target: path and query, sent as they are.
+        body: bytes, or what is to be sent as JSON; ``None``: no body.
+        headers: further ones.
+    """
+
+    def __init__(
+        self, url: str, target: str, body: object = None, *, method: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = str(parts.hostname), int(parts.port or 80)
+        content = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        fields = {"Host": parts.netloc, **(headers or {})}
+        if body is not None:
+            fields = {"Content-Type": "application/json", "Content-Length": str(len(content)), **fields}
+        method = method or ("GET" if body is None else "POST")
+        lines = (f"{name}: {value}\r\n" for name, value in fields.items())
+        self._request = f"{method} {target} HTTP/1.1\r\n{''.join(lines)}\r\n".encode() + content
+        self._has_body = method != "HEAD"
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.complete = False
+        self._unread = b""  # what came of the body after the last event that was read
+
+    async def __aenter__(self) -> Self:
+        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        await self.leave()
+
+    def send(self) -> None:
+        """Send the whole request."""
+        self._writer.write(self._request)
+
+    async def head(self) -> int:
+        """Read the reply's header section; gives the status."""
+        async with asyncio.timeout(_DEADLINE_SECONDS):
+            section = await self._reader.readuntil(b"\r\n\r\n")
+        status_line, *lines = section.decode("latin-1").rstrip().split("\r\n")
+        self.status = int(status_line.split(" ")[1])
+        self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        return self.status
+
+    async def event(self) -> bytes:
+        """The next server-sent event with its blank line; what is left when the body ends; then nothing."""
+        while _EVENT_END not in self._unread:
+            piece = await self._piece()
+            if not piece:
+                rest, self._unread = self._unread, b""
+                return rest
+            self._unread += piece
+        event, _, self._unread = self._unread.partition(_EVENT_END)
+        return event + _EVENT_END
+
+    async def reply(self) -> Reply:
+        """Send, if that was not done, and read everything."""
+        if not self.status:
+            await self.head()
+        pieces = [self._unread]
+        while piece := await self._piece():
+            pieces.append(piece)
+        return Reply(self.status, self.headers, b"".join(pieces), self.complete)
+
+    async def leave(self) -> None:
+        """Close the connection in the usual way (FIN)."""
+        self._writer.close()
+        try:
+            await self._writer.wait_closed()
+        except ConnectionError:
+            pass
+
+    async def reset(self) -> None:
+        """Break the connection (RST)."""
+        connection: socket.socket = self._writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await self.leave()
+
+    async def half_close(self) -> None:
+        """Send no more; the other direction stays open."""
+        self._writer.write_eof()
+
+    async def _piece(self) -> bytes:
+        """The next bytes of the body; nothing at its end, or where it breaks off."""
+        if self.complete or not self._has_body:
+            self.complete = True
+            return b""
+        try:
+            async with asyncio.timeout(_DEADLINE_SECONDS):
+                return await self._chunk() if "transfer-encoding" in self.headers else await self._sized()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return b""
+
+    async def _chunk(self) -> bytes:
+        size = int(await self._reader.readuntil(b"\r\n"), 16)
+        chunk = (await self._reader.readexactly(size + 2))[:-2]
+        self.complete = not size
+        return chunk
+
+    async def _sized(self) -> bytes:
+        content = await self._reader.readexactly(int(self.headers.get("content-length", 0)))
+        self.complete = True
+        return content
+
+
+async def send(
+    url: str, target: str, body: object = None, *, method: str = "", headers: Mapping[str, str] | None = None
+) -> Reply:
+    """The whole reply to one request; arguments as for :class:`Call`."""
+    async with Call(url, target, body, method=method, headers=headers) as call:
+        call.send()
+        return await call.reply()
+
+
+def chat(max_tokens: int = 4, *, stream: bool = False, **fields: object) -> dict[str, object]:
+    """The body of a chat completion whose answer is always the same."""
+    messages = [{"role": "user", "content": "kin sol mer"}]
+    return {"messages": messages, "max_tokens": max_tokens, "stream": stream, "temperature": 0, "seed": 1, **fields}

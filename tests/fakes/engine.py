@@ -1,0 +1,216 @@
+"""An engine that does exactly what a test's script tells it to, over real sockets.
+
+::
+
+    async def dies_in_its_reply(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
+        connection.reset()
+
+    async with FakeEngine(dies_in_its_reply) as engine:
+        ...  # ask engine.url
+        assert engine.requests == [...]
+        assert await engine.connections[0].ended == "reset"
+
+The script runs once for each connection, until it returns; returning leaves the connection open. ``answering`` and
+``refusing_port`` cover the usual cases. A script waits for an ``asyncio.Event`` of its test, never for a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import struct
+import time
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Self, cast
+
+__all__ = ["EngineConnection", "FakeEngine", "Script", "answering", "http_reply", "refusing_port"]
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, zero seconds
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
+
+
+class EngineConnection(asyncio.Protocol):
+    """One connection as the engine sees it.
+
+    Attributes:
+        received: every byte that came, requests taken or not.
+        requests: the requests that :meth:`request` took from it, each as raw bytes.
+        ended: done when the other side ended the connection: ``"eof"`` or ``"reset"``.
+        ended_at: when that was, by ``time.monotonic``; 0 before.
+    """
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+        self._taken = 0
+        self._changed = asyncio.Event()
+        self._transport: asyncio.Transport
+        self.received = bytearray()
+        self.requests: list[bytes] = []
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.ended_at = 0.0
+
+    async def request(self) -> bytes:
+        """Take the next request: header section and a body of the length it announces.
+
+        Raises:
+            ConnectionError: the connection ended before it was complete.
+        """
+        head_bytes = await self._until(lambda rest: rest.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in rest else 0)
+        length = _CONTENT_LENGTH.search(self.received[self._taken : self._taken + head_bytes])
+        size = head_bytes + (int(length[1]) if length else 0)
+        await self._until(lambda rest: len(rest) >= size)
+        request = bytes(self.received[self._taken : self._taken + size])
+        self._taken += size
+        self.requests.append(request)
+        self._engine.requests.append(request)
+        return request
+
+    async def first_bytes(self) -> None:
+        """Wait until something of the next request has come."""
+        await self._until(len)
+
+    def send(self, *blocks: bytes) -> None:
+        """Send bytes as they are, in one write."""
+        self._transport.write(b"".join(blocks))
+
+    def finish(self) -> None:
+        """Close in an orderly way, after what was sent (FIN)."""
+        self._transport.close()
+
+    def reset(self) -> None:
+        """Break the connection (RST); does nothing if it is closed already."""
+        if self._transport.is_closing():
+            return
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._transport.abort()
+
+    def stop_reading(self) -> None:
+        """Take nothing more from the socket until :meth:`go_on_reading`."""
+        self._transport.pause_reading()
+
+    def go_on_reading(self) -> None:
+        """Take what comes again."""
+        self._transport.resume_reading()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What was sent but not yet taken by the kernel."""
+        return self._transport.get_write_buffer_size()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._engine.accepted(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        self._changed.set()
+
+    def eof_received(self) -> bool:
+        self._end("eof")
+        return True  # the script decides when our half is closed
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end("reset" if exc is not None else "closed by the engine")
+
+    def _end(self, how: str) -> None:
+        if not self.ended.done():
+            self.ended_at = time.monotonic()
+            self.ended.set_result(how)
+        self._changed.set()
+
+    async def _until(self, enough: Callable[[bytearray], int]) -> int:
+        while not (result := enough(self.received[self._taken :])):
+            if self.ended.done():
+                raise ConnectionError(self.ended.result())
+            self._changed.clear()
+            await self._changed.wait()
+        return result
+
+
+Script = Callable[[EngineConnection], Coroutine[None, None, None]]
+
+
+class FakeEngine:
+    """A listener on 127.0.0.1 that runs ``script`` for each connection while it is entered.
+
+    An exception of the script, other than a ConnectionError, is raised when it is left.
+
+    Attributes:
+        requests: all requests taken, in order.
+        connections: all connections accepted, in order.
+        port, url: where it listens.
+    """
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.requests: list[bytes] = []
+        self.connections: list[EngineConnection] = []
+        self.port = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: asyncio.Server
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def accepted(self, connection: EngineConnection) -> None:
+        """Start the script for a new connection."""
+        self.connections.append(connection)
+        self._tasks.append(asyncio.get_running_loop().create_task(self._play(connection)))
+
+    def refuse(self) -> None:
+        """Stop listening: new connections are refused, those open stay."""
+        self._server.close()
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: EngineConnection(self), "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        for connection in self.connections:
+            connection.reset()
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        failures = [result for result in results if isinstance(result, Exception)]
+        if failures and error is None:
+            raise failures[0]
+
+    async def _play(self, connection: EngineConnection) -> None:
+        with contextlib.suppress(ConnectionError):  # the other side left in the middle of it
+            await self.script(connection)
+
+
+def http_reply(body: bytes = b"hello", status: int = 200, fields: bytes = b"") -> bytes:
+    """A whole reply with a Content-Length; ``fields``: lines that end in CRLF."""
+    return b"HTTP/1.1 %d OK\r\n%bcontent-length: %d\r\n\r\n%b" % (status, fields, len(body), body)
+
+
+def answering(*replies: bytes) -> Script:
+    """Answers each request with the next of ``replies``, whatever connection it comes on; the last one for ever."""
+    waiting = list(replies)
+
+    async def script(connection: EngineConnection) -> None:
+        while True:
+            await connection.request()
+            connection.send(waiting.pop(0) if len(waiting) > 1 else waiting[0])
+
+    return script
+
+
+def refusing_port() -> int:
+    """A port of 127.0.0.1 where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port

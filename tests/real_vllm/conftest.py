@@ -1,0 +1,138 @@
+"""Two real vLLM servers on the CPU, and the real proxy in front of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MODEL = "tiny"
+START_SECONDS = 300  # two at once on two cores
+
+
+@dataclass
+class Answer:
+    """A whole HTTP reply."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask(url: str, payload: dict[str, Any] | None = None, timeout: float = 60) -> Answer:
+    """GET ``url``, or POST ``payload`` to it."""
+    data = None if payload is None else json.dumps(payload).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"})  # noqa: S310 - our own loopback
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as reply:  # noqa: S310
+            return Answer(reply.status, {k.lower(): v for k, v in reply.headers.items()}, reply.read())
+    except urllib.error.HTTPError as error:
+        return Answer(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
+
+
+def eventually(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether ``condition`` comes true in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if condition():
+                return True
+        except OSError:
+            pass
+        time.sleep(0.02)
+    return False
+
+
+class Vllm:
+    """One vLLM server in a process group of its own."""
+
+    def __init__(self, python: str, model: Path, log: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        arguments = (
+            f"--model {model} --served-model-name {MODEL} --host 127.0.0.1 --port {port} --dtype bfloat16 "
+            "--max-model-len 2048 --max-num-seqs 4 --block-size 32 --enforce-eager"
+        )
+        environment = {
+            "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_SERVER_DEV_MODE": "1",
+        }  # fmt: skip
+        self.process = subprocess.Popen(
+            [python, "-m", "vllm.entrypoints.openai.api_server", *arguments.split()],
+            env=os.environ | environment,
+            stdout=log.open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def is_up(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(f"vLLM ended while starting:\n{self.log.read_text()[-3000:]}")
+        return ask(f"{self.url}/health").status == 200
+
+    def running(self) -> float:
+        """Requests it says it is working on or has queued."""
+        lines = ask(f"{self.url}/metrics").body.decode().splitlines()
+        names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
+
+    def kill(self) -> None:
+        """End it and its children at once."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Vllm]]:
+    python = os.environ["VLLM_PYTHON"]
+    folder = tmp_path_factory.mktemp("vllm")
+    subprocess.run([python, Path(__file__).with_name("tiny_hf_model.py"), folder / "model"], check=True)
+    servers = [Vllm(python, folder / "model", folder / f"vllm-{number}.log") for number in range(2)]
+    try:
+        assert all(eventually(server.is_up, START_SECONDS) for server in servers)
+        yield servers
+    finally:
+        for server in servers:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def proxy(engines: list[Vllm], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of the real proxy, in front of both engines."""
+    settings = {"PORT": "0", "METRICS_CACHE_TTL_SECONDS": "1", "BACKENDS": ",".join(engine.url for engine in engines)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "inference_engine_proxy_server", "serve"],
+        env=os.environ | settings,
+        cwd=tmp_path_factory.mktemp("proxy"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        try:
+            listening = next(line for line in process.stderr if "listening on " in line)
+            draining = threading.Thread(target=process.stderr.read)  # a full pipe would stop the proxy
+            draining.start()
+            yield listening.split("listening on ")[1].strip()
+        finally:
+            process.terminate()
+            draining.join()

@@ -1,0 +1,144 @@
+"""The proxy in front of real vLLM servers. Run by scripts/test-vllm.sh."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+import pytest
+
+from real_vllm.conftest import MODEL, Vllm, ask, eventually
+
+pytestmark = pytest.mark.real_vllm
+
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def chat(max_tokens: int = 8, **more: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": MESSAGES, "max_tokens": max_tokens, "ignore_eos": True, **more}
+
+
+def send_and_leave(url: str, payload: dict[str, Any], engines: list[Vllm], *, after_first_byte: bool) -> None:
+    """Send a request, and close the connection when an engine works on it or has begun to answer."""
+    body = json.dumps(payload).encode()
+    address = urlsplit(url)
+    fields = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port), timeout=30) as client:
+        client.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{fields}".encode() + body)
+        if after_first_byte:
+            assert client.recv(1)
+        else:
+            assert eventually(lambda: not idle(engines), 5)
+
+
+def idle(engines: list[Vllm]) -> bool:
+    return not any(engine.running() for engine in engines)
+
+
+def in_flight(proxy: str) -> int:
+    return sum(backend["requests_in_flight"] for backend in ask(f"{proxy}/health").json()["details"])
+
+
+def test_both_are_known_as_vllm_and_ready(proxy: str, engines: list[Vllm]) -> None:
+    health = ask(f"{proxy}/health").json()
+    assert (health["status"], len(health["available_backends"])) == ("ok", 2)
+    assert all("kv_cache_usage" in json.dumps(backend["metrics"]) for backend in health["details"])
+
+
+def test_concurrent_requests_use_both(proxy: str, engines: list[Vllm]) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: ask(f"{proxy}/v1/chat/completions", chat()), range(32)))
+    assert {answer.status for answer in answers} == {200}
+    shares = Counter(answer.headers["x-backend"] for answer in answers)
+    assert sorted(shares) == sorted(engine.url for engine in engines)
+    assert min(shares.values()) >= 10
+
+
+def test_models_are_merged(proxy: str, engines: list[Vllm]) -> None:
+    entries = ask(f"{proxy}/v1/models").json()["data"]
+    assert [entry["id"] for entry in entries] == [MODEL]
+    assert entries[0]["max_model_len"] == 2048
+
+
+def test_an_unknown_model_is_404_since_all_are_strict(proxy: str, engines: list[Vllm]) -> None:
+    answer = ask(f"{proxy}/v1/chat/completions", chat() | {"model": "nobody-has-this"})
+    assert (answer.status, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_the_sdk_streams_token_by_token(proxy: str, engines: list[Vllm]) -> None:
+    client = openai.OpenAI(base_url=f"{proxy}/v1", api_key="none", max_retries=0)
+    arrivals = []
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "hello"}],
+        max_tokens=200,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )
+    for chunk in stream:
+        arrivals.append(time.monotonic())
+        usage = chunk.usage
+    assert usage is not None
+    assert usage.completion_tokens == 200
+    assert len(arrivals) > 20
+    assert arrivals[len(arrivals) // 2] - arrivals[0] > 0.2 * (arrivals[-1] - arrivals[0])
+
+
+@pytest.mark.parametrize(("stream", "after_first_byte"), [(True, True), (True, False), (False, False)])
+def test_a_client_that_leaves_frees_its_place(
+    proxy: str, engines: list[Vllm], stream: bool, after_first_byte: bool
+) -> None:
+    assert eventually(lambda: idle(engines), 5)
+    send_and_leave(proxy, chat(1900, stream=stream), engines, after_first_byte=after_first_byte)
+    assert eventually(lambda: in_flight(proxy) == 0, 1)
+    assert eventually(lambda: idle(engines), 1.5)
+
+
+def test_requests_around_the_engines_idle_limit_never_fail(proxy: str, engines: list[Vllm]) -> None:
+    for pause in (2.9, 4.95, 5.0, 5.05):
+        assert ask(f"{proxy}/v1/chat/completions", chat(2)).status == 200
+        time.sleep(pause)  # the time is the thing under test: vLLM closes idle connections after 5 s
+    assert ask(f"{proxy}/v1/chat/completions", chat(2)).status == 200
+
+
+def test_control_endpoints_are_blocked(proxy: str, engines: list[Vllm]) -> None:
+    answer = ask(f"{proxy}/sleep?level=1", {})
+    assert answer.status == 403
+    assert "BLOCKED_PATHS" in answer.json()["error"]["message"]
+
+
+def test_an_engine_asleep_is_passed_by_until_it_wakes(proxy: str, engines: list[Vllm]) -> None:
+    asleep, awake = engines
+    assert ask(f"{asleep.url}/sleep?level=1", {}).status == 200
+    try:
+        assert eventually(lambda: ask(f"{proxy}/health").json()["available_backends"] == [awake.url], 5)
+        served = {ask(f"{proxy}/v1/chat/completions", chat(2)).headers["x-backend"] for _ in range(6)}
+        assert served == {awake.url}
+    finally:
+        assert ask(f"{asleep.url}/wake_up", {}).status == 200
+    assert eventually(lambda: len(ask(f"{proxy}/health").json()["available_backends"]) == 2, 5)
+
+
+def test_errors_of_the_engine_pass_untouched(proxy: str, engines: list[Vllm]) -> None:
+    too_long = chat() | {"messages": [{"role": "user", "content": "word " * 4000}]}
+    direct, proxied = (ask(f"{url}/v1/chat/completions", too_long) for url in (engines[0].url, proxy))
+    assert (proxied.status, proxied.body) == (direct.status, direct.body)
+    assert direct.status == 400
+
+
+def test_a_killed_engine_costs_no_request(proxy: str, engines: list[Vllm]) -> None:
+    """Runs last: one engine stays dead."""
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(ask, f"{proxy}/v1/chat/completions", chat(64)) for _ in range(40)]
+        assert eventually(lambda: engines[0].running() > 0, 5)
+        engines[0].kill()
+        statuses = Counter(answer.result().status for answer in answers)
+    assert statuses == {200: 40}
+    assert ask(f"{proxy}/health").json()["available_backends"] == [engines[1].url]

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from inference_engine_proxy_server.errors import (
+    BackendBroke,
+    BackendError,
+    BackendTimeout,
+    BackendUnreachable,
+    CapacityError,
+    ClientError,
+    InvalidReply,
+    ProxyError,
+    error_body,
+    stream_error_event,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "parent", "status", "code"),
+    [
+        (ProxyError("m"), Exception, 500, "internal_error"),
+        (ClientError("m"), ProxyError, 400, "invalid_request"),
+        (CapacityError("m"), ProxyError, 503, "no_backend_available"),
+        (BackendError("m"), ProxyError, 502, "backend_failed"),
+        (BackendUnreachable("m"), BackendError, 502, "backend_unreachable"),
+        (BackendBroke("m"), BackendError, 502, "backend_disconnected"),
+        (BackendTimeout("m"), BackendError, 504, "backend_timeout"),
+        (InvalidReply("m"), BackendError, 502, "invalid_backend_reply"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, ProxyError) else "",
+)
+def test_each_error_says_whose_fault_it_is(error: ProxyError, parent: type[Exception], status: int, code: str) -> None:
+    assert isinstance(error, parent)
+    assert (error.status, error.code, error.message, error.retry_after_seconds) == (status, code, "m", None)
+
+
+def test_one_error_can_be_told_more_precisely() -> None:
+    error = ClientError("m", status=413, code="body_too_large", retry_after_seconds=2)
+    assert (error.status, error.code, error.retry_after_seconds) == (413, "body_too_large", 2)
+    assert (ClientError.status, ClientError.code) == (400, "invalid_request")
+    assert BackendBroke("m", on_reused_connection=True).on_reused_connection
+    assert not BackendBroke("m").on_reused_connection
+
+
+@pytest.mark.parametrize(
+    ("status", "openai", "anthropic"),
+    [
+        (400, "invalid_request_error", "invalid_request_error"),
+        (401, "authentication_error", "authentication_error"),
+        (403, "permission_error", "permission_error"),
+        (404, "invalid_request_error", "not_found_error"),
+        (413, "invalid_request_error", "request_too_large"),
+        (429, "rate_limit_error", "rate_limit_error"),
+        (500, "server_error", "api_error"),
+        (502, "server_error", "api_error"),
+        (503, "server_error", "overloaded_error"),
+        (504, "server_error", "timeout_error"),
+        (529, "server_error", "overloaded_error"),
+    ],
+)
+def test_each_dialect_has_its_own_word_for_a_status(status: int, openai: str, anthropic: str) -> None:
+    error = ProxyError("Why.", status=status, code="c")
+    assert json.loads(error_body(error, "/v1/chat/completions", "id-1")) == {
+        "error": {"message": "Why.", "type": openai, "code": "c", "param": None, "request_id": "id-1"}
+    }
+    expected = {"type": "error", "error": {"type": anthropic, "message": "Why."}, "request_id": "id-1"}
+    assert json.loads(error_body(error, "/v1/messages", "id-1")) == expected
+    assert json.loads(error_body(error, "/v1/messages/count_tokens", "id-1")) == expected
+
+
+def test_paths_that_only_begin_like_anthropics_are_openais() -> None:
+    assert "param" in json.loads(error_body(ClientError("m"), "/v1/messagesx", "id-1"))["error"]
+
+
+def test_an_unknown_model_is_named_as_the_wrong_parameter() -> None:
+    error = ClientError("m", status=404, code="model_not_found")
+    assert json.loads(error_body(error, "/v1/completions", "id-1"))["error"]["param"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("path", "event_name"),
+    [
+        ("/v1/chat/completions", None),
+        ("/v1/completions", None),
+        ("/v1/messages", b"error"),
+        ("/v1/responses", b"response.failed"),
+    ],
+)
+def test_a_broken_stream_is_told_in_one_event_of_the_paths_dialect(path: str, event_name: bytes | None) -> None:
+    event = stream_error_event(BackendBroke("Gone."), path, "id-1")
+    assert event.endswith(b"\n\n")
+    *names, data = event[:-2].split(b"\n")
+    assert names == ([] if event_name is None else [b"event: " + event_name])
+    assert data.startswith(b"data: ")
+    assert b"Gone." in data
+    assert b"[DONE]" not in event
+
+
+def test_a_failed_response_says_so_where_its_readers_look() -> None:
+    event = stream_error_event(BackendBroke("Gone."), "/v1/responses", "id-1")
+    failed = json.loads(event.partition(b"data: ")[2])
+    assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")
+    assert failed["response"]["error"]["message"] == "Gone."

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+
+import pytest
+
+from inference_engine_proxy_server.errors import BackendBroke, CapacityError
+from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.wire.head import HeadLimits, parse_request_head
+
+LIMITS = HeadLimits(line_bytes=1000, total_bytes=1000, field_count=10)
+EVENTS = b"content-type: text/event-stream; charset=utf-8\r\n"
+
+
+class Connection:
+    """A client's side that keeps what it is given; its clock counts the times it is read."""
+
+    def __init__(self) -> None:
+        self.blocks: list[bytes] = []
+        self.done: list[Exchange] = []
+        self.clock: Callable[[], float] = map(float, itertools.count(1)).__next__
+
+    def write(self, block: bytes) -> None:
+        self.blocks.append(block)
+
+    def exchange_done(self, exchange: Exchange) -> None:
+        self.done.append(exchange)
+
+
+def exchange_for(
+    line: bytes = b"POST /v1/chat/completions HTTP/1.1", fields: bytes = b""
+) -> tuple[Exchange, Connection]:
+    connection = Connection()
+    head = parse_request_head(line + b"\r\nHost: a\r\n" + fields, LIMITS)
+    return Exchange(connection, head, b"", "id-1", "1.2.3.4:5"), connection
+
+
+def test_the_header_section_goes_out_with_the_first_piece_of_body() -> None:
+    exchange, connection = exchange_for()
+    exchange.extra_fields = b"x-backend: b\r\n"
+    exchange.begin(200, b" OK", b"server: x\r\n", 10)
+    assert not connection.blocks
+    assert not exchange.begun
+    exchange.write(b"hello")
+    exchange.write(b"world")
+    exchange.end()
+    head = b"HTTP/1.1 200 OK\r\nserver: x\r\ncontent-length: 10\r\nx-request-id: id-1\r\nx-backend: b\r\n\r\n"
+    assert connection.blocks == [head + b"hello", b"world"]
+    assert connection.done == [exchange]
+    assert (exchange.sent_bytes, exchange.status, exchange.first_byte_at) == (len(head) + 10, 200, 2.0)
+
+
+def test_flush_sends_a_waiting_header_section_once() -> None:
+    exchange, connection = exchange_for()
+    exchange.begin(200, b"", b"", None)
+    exchange.flush()
+    exchange.flush()
+    assert connection.blocks == [b"HTTP/1.1 200\r\ntransfer-encoding: chunked\r\nx-request-id: id-1\r\n\r\n"]
+
+
+GET = b"GET / HTTP/1.1"
+OLD = b"GET / HTTP/1.0"
+KEEP = b"Connection: keep-alive\r\n"
+FRAMINGS = {
+    "length": (GET, b"", 200, 5, b"content-length: 5\r\n", b"hello"),
+    "length-and-close": (
+        GET,
+        b"Connection: close\r\n",
+        200,
+        5,
+        b"content-length: 5\r\nconnection: close\r\n",
+        b"hello",
+    ),
+    "unknown-length": (GET, b"", 200, None, b"transfer-encoding: chunked\r\n", b"5\r\nhello\r\n0\r\n\r\n"),
+    "1.0": (OLD, b"", 200, 5, b"content-length: 5\r\nconnection: close\r\n", b"hello"),
+    "1.0-keep-alive": (OLD, KEEP, 200, 5, b"content-length: 5\r\nconnection: keep-alive\r\n", b"hello"),
+    "1.0-unknown-length": (OLD, KEEP, 200, None, b"connection: close\r\n", b"hello"),
+    "head": (b"HEAD / HTTP/1.1", b"", 200, 5, b"content-length: 5\r\n", b""),
+    "head-unknown-length": (b"HEAD / HTTP/1.1", b"", 200, None, b"", b""),
+    "204": (GET, b"", 204, 0, b"", b""),
+    "204-unknown-length": (GET, b"", 204, None, b"", b""),
+    "304": (GET, b"", 304, 5, b"content-length: 5\r\n", b""),
+}
+
+
+@pytest.mark.parametrize(("line", "fields", "status", "length", "framing", "body"), FRAMINGS.values(), ids=FRAMINGS)
+def test_framing_fits_the_client_the_method_and_the_status(
+    line: bytes, fields: bytes, status: int, length: int | None, framing: bytes, body: bytes
+) -> None:
+    exchange, connection = exchange_for(line, fields)
+    exchange.begin(status, b"", b"", length)
+    exchange.write(b"hello")
+    exchange.end()
+    head = b"HTTP/1.1 %d\r\n%bx-request-id: id-1\r\n\r\n" % (status, framing)
+    assert b"".join(connection.blocks) == head + body
+    assert exchange.keep_alive is (b"close" not in framing)
+    assert exchange.takes_chunks is (b"chunked" in framing)
+
+
+def test_whole_chunks_are_passed_on_as_they_are() -> None:
+    exchange, connection = exchange_for()
+    exchange.begin(200, b"", b"", None)
+    exchange.write_chunks(b"1\r\na\r\n1\r\nb\r\n", complete=False)
+    exchange.write_chunks(b"0\r\n\r\n", complete=True)
+    exchange.end()
+    assert b"".join(connection.blocks).endswith(b"\r\n\r\n1\r\na\r\n1\r\nb\r\n0\r\n\r\n")
+    assert len(connection.done) == 1
+
+
+def test_a_reply_of_our_own_has_its_reason_and_length() -> None:
+    exchange, connection = exchange_for()
+    exchange.respond(404, b"content-type: text/plain\r\n", b"no")
+    assert connection.blocks == [
+        b"HTTP/1.1 404 Not Found\r\ncontent-type: text/plain\r\ncontent-length: 2\r\nx-request-id: id-1\r\n\r\nno"
+    ]
+    exchange, connection = exchange_for()
+    exchange.respond(599, b"", b"")
+    assert connection.blocks == [b"HTTP/1.1 599\r\ncontent-length: 0\r\nx-request-id: id-1\r\n\r\n"]
+
+
+def test_before_the_reply_began_failing_is_a_whole_reply() -> None:
+    exchange, connection = exchange_for()
+    exchange.begin(200, b" OK", EVENTS, None)  # never sent
+    exchange.fail(CapacityError("Full.", retry_after_seconds=3))
+    head, _, body = connection.blocks[0].partition(b"\r\n\r\n")
+    assert head.split(b"\r\n")[:3] == [
+        b"HTTP/1.1 503 Service Unavailable",
+        b"content-type: application/json",
+        b"retry-after: 3",
+    ]
+    assert json.loads(body)["error"]["message"] == "Full."
+    assert (exchange.outcome, exchange.status, connection.done) == (Outcome.COMPLETE, 503, [exchange])
+
+
+def test_failing_after_the_end_does_nothing() -> None:
+    exchange, connection = exchange_for()
+    exchange.respond(200, b"", b"a")
+    exchange.fail(BackendBroke("Gone."))
+    assert (len(connection.blocks), len(connection.done), exchange.outcome) == (1, 1, Outcome.COMPLETE)
+
+
+def as_writes(*payloads: bytes) -> Callable[[Exchange], None]:
+    def send(exchange: Exchange) -> None:
+        for payload in payloads:
+            exchange.write(payload)
+
+    return send
+
+
+def as_chunks(block: bytes) -> Callable[[Exchange], None]:
+    return lambda exchange: exchange.write_chunks(block, complete=False)
+
+
+BETWEEN_EVENTS = {
+    "before-the-first": as_writes(),
+    "after-one": as_writes(b"data: 1\n\n"),
+    "after-carriage-returns": as_writes(b"data: 1\r\r"),
+    "after-both": as_writes(b"data: 1\r\n\r\n"),
+    "after-chunks": as_chunks(b"9\r\ndata: 1\n\n\r\n9\r\ndata: 2\n\n\r\n"),
+}
+INSIDE_AN_EVENT = {
+    "no-line-end": as_writes(b"data: 1"),
+    "one-line-end": as_writes(b"data: 1\r\n"),
+    "line-end-alone": as_writes(b"data: 1", b"\n"),
+    "carriage-return-and-line-end-alone": as_writes(b"data: 1", b"\r\n"),
+    "carriage-return-alone": as_writes(b"data: 1", b"\r"),
+    "chunks": as_chunks(b"9\r\ndata: 1\n\n\r\n7\r\ndata: 2\r\n"),
+    "chunks-with-line-end-alone": as_chunks(b"7\r\ndata: 1\r\n1\r\n\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("send", BETWEEN_EVENTS.values(), ids=BETWEEN_EVENTS)
+def test_a_stream_broken_between_events_gets_one_that_says_so(send: Callable[[Exchange], None]) -> None:
+    exchange, connection = exchange_for()
+    exchange.begin(200, b"", EVENTS, None)
+    send(exchange)
+    exchange.flush()
+    before = len(connection.blocks)
+    exchange.fail(BackendBroke("Gone."))
+    event = connection.blocks[-1]
+    assert len(connection.blocks) == before + 1
+    assert event.partition(b"\r\n")[2].startswith(b'data: {"error"')
+    assert event.endswith(b"\n\n\r\n")
+    assert (exchange.outcome, exchange.done, connection.done) == (Outcome.BROKEN, True, [exchange])
+
+
+@pytest.mark.parametrize("send", INSIDE_AN_EVENT.values(), ids=INSIDE_AN_EVENT)
+def test_a_stream_broken_inside_an_event_just_ends(send: Callable[[Exchange], None]) -> None:
+    exchange, connection = exchange_for()
+    exchange.begin(200, b"", EVENTS, None)
+    send(exchange)
+    before = list(connection.blocks)
+    exchange.fail(BackendBroke("Gone."))
+    assert connection.blocks == before
+    assert (exchange.outcome, connection.done) == (Outcome.BROKEN, [exchange])
+
+
+@pytest.mark.parametrize(
+    ("fields", "length"), [(b"content-type: application/json\r\n", None), (EVENTS, 1000)], ids=["json", "known-length"]
+)
+def test_what_is_no_stream_of_events_gets_none(fields: bytes, length: int | None) -> None:
+    exchange, connection = exchange_for()
+    exchange.begin(200, b"", fields, length)
+    exchange.write(b"data: 1\n\n")
+    exchange.fail(BackendBroke("Gone."))
+    assert len(connection.blocks) == 1
+    assert exchange.outcome is Outcome.BROKEN
+
+
+def test_a_stream_to_an_http_1_0_client_ends_with_an_event_without_chunks() -> None:
+    exchange, connection = exchange_for(b"POST /v1/messages HTTP/1.0")
+    exchange.begin(200, b"", EVENTS, None)
+    exchange.write(b"data: 1\n\n")
+    exchange.fail(BackendBroke("Gone."))
+    assert connection.blocks[-1].startswith(b"event: error\ndata: ")
+    assert exchange.ends_with_connection
+
+
+def test_what_comes_after_the_client_left_goes_nowhere() -> None:
+    exchange, connection = exchange_for()
+    exchange.begin(200, b"", b"", None)
+    exchange.client_left()
+    exchange.write(b"late")
+    exchange.end()
+    exchange.fail(BackendBroke("Gone."))
+    assert (connection.blocks, connection.done, exchange.outcome) == ([], [], Outcome.CLIENT_LEFT)
