@@ -239,6 +239,22 @@ def test_models_told_once_hold_until_others_are_told(clock: Clock) -> None:
     assert pool.backends[0].model_ids == set()
 
 
+def test_what_a_backend_does_with_other_names_holds_as_long_as_its_models(clock: Clock) -> None:
+    pool = make_pool(clock, 1)
+    publish(pool, 0, ready(models=["a"], names=ModelNames.STRICT))
+    publish(pool, 0, BackendState(ready=True, models=None))
+    with pytest.raises(ClientError):
+        pool.lease("other")
+
+
+def test_a_model_answers_to_its_aliases(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"], names=ModelNames.ANY))
+    entry = {"id": "long-name", "aliases": ["short", 7]}
+    publish(pool, 1, BackendState(ready=True, models=(entry,), model_names=ModelNames.STRICT))
+    assert {pool.lease("short").backend.url for _ in range(6)} == {pool.backends[1].url}
+
+
 def test_only_changes_are_logged(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     pool = make_pool(clock, 1)

@@ -30,12 +30,14 @@ class Backend:
 
     Attributes:
         url: its base URL.
+        reply_field: the ``x-backend`` line of the replies it gives.
         connections: how requests get there.
         state: the last thing it told us, or what its silence told us.
         told_at: when, in seconds since the epoch; 0 before the first time.
         takes_requests: ready, and proved alive recently enough.
         models: what it serves, as told last; kept while it is down.
-        model_ids: their names.
+        model_ids: their names, aliases included.
+        model_names: what it does with other names, as told with them.
         leases: requests of ours that it has now.
         load: those, and what others have sent it as far as we know.
         load_is_stale: what others have sent it was known once and is so no longer.
@@ -43,18 +45,20 @@ class Backend:
     """
 
     __slots__ = (
-        "connections", "figure_at", "foreign", "leases", "load", "load_is_stale", "model_ids", "models", "proved_at",
-        "recheck", "sick_since", "state", "takes_requests", "told_at", "url",
+        "connections", "figure_at", "foreign", "leases", "load", "load_is_stale", "model_ids", "model_names", "models",
+        "proved_at", "recheck", "reply_field", "sick_since", "state", "takes_requests", "told_at", "url",
     )  # fmt: skip
 
     def __init__(self, url: str, connections: BackendConnections) -> None:
         self.url = url
+        self.reply_field = f"x-backend: {url}\r\n".encode()
         self.connections = connections
         self.state = _NOT_ASKED_YET
         self.told_at = 0.0
         self.takes_requests = False
         self.models: tuple[ModelEntry, ...] = ()
         self.model_ids: frozenset[str] = frozenset()
+        self.model_names = ModelNames.UNKNOWN
         self.leases = 0
         self.load = 0.0
         self.load_is_stale = False
@@ -122,7 +126,7 @@ class BackendPool:
             candidates = [backend for backend in candidates if backend not in excluded]
         if model is not None:
             candidates = [backend for backend in candidates if model in backend.model_ids] or [
-                backend for backend in candidates if backend.state.model_names is not ModelNames.STRICT
+                backend for backend in candidates if backend.model_names is not ModelNames.STRICT
             ]
         if not candidates:
             raise self._why_nobody(model)
@@ -134,7 +138,7 @@ class BackendPool:
             return CapacityError("No backend is available.", retry_after_seconds=self._retry_after_seconds)
         if (
             model is not None
-            and all(backend.state.model_names is ModelNames.STRICT for backend in live)
+            and all(backend.model_names is ModelNames.STRICT for backend in live)
             and not any(model in backend.model_ids for backend in self.backends)
         ):
             return ClientError(f"The model '{model[:200]}' is not served here.", status=404, code="model_not_found")
@@ -162,7 +166,8 @@ class BackendPool:
         backend.told_at = time.time()
         if state.models is not None:
             backend.models = state.models
-            backend.model_ids = frozenset(entry["id"] for entry in state.models)
+            backend.model_ids = frozenset(name for entry in state.models for name in _names(entry))
+            backend.model_names = state.model_names
         if state.requests_processing is not None:
             polled = state.requests_processing + (state.requests_waiting or 0.0)
             backend.foreign = max(0.0, polled - own_at_poll)
@@ -194,6 +199,12 @@ class BackendPool:
         _log_change(backend, state)
         backend.state = state
         backend.takes_requests = state.ready
+
+
+def _names(entry: ModelEntry) -> Iterable[str]:
+    """The names that a model answers to; llama.cpp lists its aliases beside its id."""
+    aliases = entry.get("aliases")
+    return (entry["id"], *(alias for alias in aliases if isinstance(alias, str))) if aliases else (entry["id"],)
 
 
 def _log_change(backend: Backend, state: BackendState) -> None:

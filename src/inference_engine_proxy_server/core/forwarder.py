@@ -91,7 +91,7 @@ class Forwarder:
         connection = (None if fresh else connections.take_idle()) or await connections.connect()
         exchange.backend = backend.url
         if self._names_backend:
-            exchange.extra_fields = b"x-backend: %b\r\n" % backend.url.encode()
+            exchange.extra_fields = backend.reply_field
         try:
             head = exchange.head
             origin = connections.origin
