@@ -5,8 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 source scripts/venv.sh
-make_venv
-install '.[test]'
+install test
 
 if [[ -z "${VLLM_PYTHON-}" ]]; then
   VLLM_PYTHON=$PWD/.venv-vllm/bin/python

@@ -1,19 +1,17 @@
 #!/usr/bin/env bash
-# Installs what the tests need into .venv and runs every check there is. Arguments go to pytest.
+# Installs what the tests need into .venv and runs every check there is. With arguments: only pytest, with these.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh
-make_venv
-install '.[demo]' --group test
 
-step() { printf '\n== %s\n' "$*"; "$@"; }
-step .venv/bin/ruff format --check .
-step .venv/bin/ruff check .
-step .venv/bin/mypy
-step .venv/bin/lint-imports
-if [ "$#" -gt 0 ]; then
-  step .venv/bin/python -m pytest "$@"
-else
-  step .venv/bin/python -m pytest --cov --cov-report=term
+install demo,test
+export PATH=$PWD/.venv/bin:$PATH
+if [[ "$#" -gt 0 ]]; then
+  exec pytest "$@"
 fi
+set -x
+ruff format --check .
+ruff check .
+mypy
+lint-imports
+pytest --cov --cov-report=term

@@ -1,0 +1,28 @@
+# shellcheck shell=bash
+# Sourced by the other scripts, in the checkout's root: makes .venv and installs the project in it.
+
+fail() { echo "${0##*/}: $*" >&2; exit 1; }
+
+find_python() {
+  local candidate
+  for candidate in python3.13 python3.12 python3.11 python3 python; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  fail "needs Python 3.11 or newer, and found none on the PATH"
+}
+
+# Once per version of pyproject.toml and place of the checkout; the stamp is written last, so a broken
+# installation is tried again.
+install() { # $1: extras, separated by commas; empty: none
+  local stamp=".venv/installed-$1" wanted python
+  wanted="$(cksum < pyproject.toml) $PWD"
+  if [[ "$(cat "$stamp" 2>/dev/null)" == "$wanted" ]] && .venv/bin/python -c '' 2>/dev/null; then return; fi
+  python="$(find_python)"
+  "$python" -c 'import ensurepip' 2>/dev/null || fail "$python lacks ensurepip: try 'apt install python3-venv'"
+  .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
+  .venv/bin/python -m pip install --disable-pip-version-check --editable ".${1:+[$1]}"
+  echo "$wanted" > "$stamp"
+}
