@@ -114,6 +114,8 @@ class LlamaServer:
     def freeze(self) -> None:
         """Stop its clock: connections are still accepted by the system, and nothing is answered."""
         self._process.send_signal(signal.SIGSTOP)
+        # The signal only asks: threads on other CPUs may still answer until all of them have stopped.
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """Let a frozen server go on."""

@@ -142,7 +142,7 @@ def test_servers_end_at_once_when_the_block_fails_during_a_stream() -> None:
 
     with pytest.raises(ZeroDivisionError):
         fail_during_a_stream()
-    assert time.monotonic() - failed_at < 2
+    assert time.monotonic() - failed_at < 4  # seconds; after 5 they would be killed
     assert len(servers) == 2
     assert not any(map(is_running, servers))
 

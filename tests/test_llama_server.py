@@ -6,6 +6,7 @@ import http.client
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -72,14 +73,12 @@ def test_third_request_of_two_slots_is_deferred(tiny_model: Path) -> None:
             return metrics["llamacpp:requests_processing"], metrics["llamacpp:requests_deferred"]
 
         assert load() == (0, 0)
-        with ask(slow, max_tokens=600, stream=True) as first, ask(slow, max_tokens=600, stream=True):
-            # Headers of a deferred request come only with its slot, so nobody reads the third's.
-            third = http.client.HTTPConnection("127.0.0.1", slow.port)
-            third.request("POST", "/completion", json.dumps({"prompt": "sol", "n_predict": 3}))
-            assert eventually(lambda: load() == (2, 1))
-            first.read()
-        assert third.getresponse().status == 200
-        third.close()
+        with closing(http.client.HTTPConnection("127.0.0.1", slow.port, timeout=60)) as third:
+            with ask(slow, max_tokens=1500, stream=True), ask(slow, max_tokens=1500, stream=True):
+                # Headers of a deferred request come only with its slot, so they cannot be awaited here.
+                third.request("POST", "/completion", json.dumps({"prompt": "sol", "n_predict": 3}))
+                assert eventually(lambda: load() == (2, 1))
+            assert third.getresponse().status == 200  # those who left have freed their slots
         assert eventually(lambda: load() == (0, 0))
 
 
@@ -115,11 +114,10 @@ def test_large_model_can_be_seen_loading(tmp_path: Path) -> None:
 def test_frozen_server_is_silent_until_thawed(tiny_model: Path) -> None:
     with LlamaServer(tiny_model) as server:
         server.freeze()
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=0.3)
-        connection.request("GET", "/health")
-        with pytest.raises(TimeoutError):
-            connection.getresponse()
-        connection.close()
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=0.3)) as connection:
+            connection.request("GET", "/health")
+            with pytest.raises(TimeoutError):
+                connection.getresponse()
         server.thaw()
         assert server.status() == 200
 

@@ -30,7 +30,7 @@ MODEL_NAME = "gemma-3-270m"
 SERVER_COUNT = 2
 _READY_DEADLINE_SECONDS = 120.0  # loading took 1.5 s on a warm disk; a slow disk and a busy machine get plenty
 _PROGRESS_SECONDS = 5.0
-_STOP_SECONDS = 3.0  # a child that is still loading notices the end only afterwards; it has nothing to save
+_STOP_SECONDS = 5.0  # a child that is still loading notices the end only afterwards; it has nothing to save
 _LAST_WORDS = 3
 
 
