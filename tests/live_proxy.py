@@ -71,7 +71,7 @@ class ScriptedEngine:
     async def __aenter__(self) -> Self:
         self._clients: set[asyncio.StreamWriter] = set()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = "http://127.0.0.1:{}".format(self._server.sockets[0].getsockname()[1])
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
@@ -140,11 +140,13 @@ class Proxy:
     Attributes:
         http: a client of it.
         stop: ends it as SIGTERM does, and waits until it is gone.
+        clients: what ends with it.
     """
 
     url: str
     http: httpx2.AsyncClient
     stop: Callable[[], Any]
+    clients: AsyncExitStack
 
     async def health(self) -> dict[str, Any]:
         """What ``GET /health`` says."""
@@ -152,9 +154,11 @@ class Proxy:
         return told
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A bare connection to it."""
+        """A bare connection to it, closed with it at the latest."""
         host, _, port = self.url.removeprefix("http://").rpartition(":")
-        return await asyncio.open_connection(host, int(port))
+        reader, writer = await asyncio.open_connection(host, int(port))
+        self.clients.callback(writer.close)
+        return reader, writer
 
 
 @asynccontextmanager
@@ -173,10 +177,12 @@ async def live_proxy(*backends: str, refresh_seconds: float = _NEVER_SECONDS, **
                 await serving
 
         try:
-            await asyncio.wait([started, serving], return_when="FIRST_COMPLETED", timeout=_DEADLINE_SECONDS)
-            url = started.result()
-            async with httpx2.AsyncClient(base_url=url, timeout=_DEADLINE_SECONDS, trust_env=False) as http:
-                yield Proxy(url, http, stop)
+            async with asyncio.timeout(_DEADLINE_SECONDS):
+                url = await started
+            async with AsyncExitStack() as clients:
+                http = httpx2.AsyncClient(base_url=url, timeout=_DEADLINE_SECONDS, trust_env=False)
+                await clients.enter_async_context(http)
+                yield Proxy(url, http, stop, clients)
         finally:
             await stop()
 
@@ -200,7 +206,7 @@ class Fleet:
 def unused_url() -> str:
     """An address where nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        return "http://127.0.0.1:{}".format(listener.getsockname()[1])
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 async def eventually(condition: Callable[[], Any]) -> Any:

@@ -113,6 +113,15 @@ class _Host(uvicorn.Server):
             logger.info("stopping; requests under way may end (a second signal stops at once)")
         super().handle_exit(sig, frame)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves the rest to the end of the loop, when nobody logs requests any more
+            for task in self.server_state.tasks:
+                task.cancel()
+            if self.server_state.tasks:
+                await asyncio.wait(self.server_state.tasks)
+            await self.lifespan.shutdown()
+
 
 class _Proxy:
     """All the parts, each made once.

@@ -4,7 +4,8 @@ import time
 from typing import Any
 
 import pytest
-from live_proxy import Fleet, eventually, unused_url
+
+from live_proxy import Fleet, Proxy, eventually, unused_url
 
 OWN = ("/", "/health", "/livez", "/readyz", "/v1/models", "/metrics", "/docs", "/redoc", "/openapi.json")
 
@@ -78,7 +79,7 @@ async def test_health_counts_the_requests_that_a_backend_has_of_ours(fleet: Flee
 
     writer.close()
 
-    await eventually(lambda: _nothing_in_flight(proxy.health()))
+    await eventually(lambda: _nothing_in_flight(proxy))
 
 
 async def test_own_paths_are_answered_from_memory(fleet: Fleet) -> None:
@@ -132,7 +133,7 @@ async def test_paths_that_only_resemble_ours_are_passed_on(fleet: Fleet) -> None
 async def test_a_query_does_not_keep_a_path_from_being_ours(fleet: Fleet) -> None:
     proxy = await fleet.proxy(await fleet.engine())
 
-    assert (await proxy.http.get("/health?x=1")).json()["status"] == "ok"
+    assert (await proxy.http.get("/health?x=1")).json()["total_backends"] == 1
 
 
 async def test_livez_is_200_whatever_the_backends_do(fleet: Fleet) -> None:
@@ -157,15 +158,15 @@ async def test_readyz_is_503_while_no_backend_is_live(fleet: Fleet) -> None:
 
     engine.health = 200
 
-    await eventually(lambda: _is_200(proxy.http.get("/readyz")))
+    await eventually(lambda: _is_ready(proxy))
 
 
-async def _nothing_in_flight(health: Any) -> bool:
-    return (await health)["details"][0]["requests_in_flight"] == 0
+async def _nothing_in_flight(proxy: Proxy) -> bool:
+    return bool((await proxy.health())["details"][0]["requests_in_flight"] == 0)
 
 
-async def _is_200(reply: Any) -> bool:
-    return bool((await reply).status_code == 200)
+async def _is_ready(proxy: Proxy) -> bool:
+    return (await proxy.http.get("/readyz")).status_code == 200
 
 
 def _types(members: dict[str, Any]) -> set[tuple[str, type]]:

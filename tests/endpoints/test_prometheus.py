@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from live_proxy import Fleet, Proxy, eventually, unused_url
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from inference_engine_proxy_server import __version__
+from live_proxy import Fleet, Proxy, eventually, unused_url
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 DOCUMENTED = {

@@ -5,6 +5,7 @@ import hashlib
 import re
 
 import pytest
+
 from live_proxy import Fleet
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -23,7 +24,8 @@ async def test_browser_gets_the_page(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("accept", ["application/json", "*/*", ""])
 async def test_program_gets_links_that_work(fleet: Fleet, accept: str) -> None:
-    proxy = await fleet.proxy(await fleet.engine())
+    engine = await fleet.engine()
+    proxy = await fleet.proxy(engine)
 
     reply = await proxy.http.get("/", headers={"accept": accept})
 
@@ -33,6 +35,7 @@ async def test_program_gets_links_that_work(fleet: Fleet, accept: str) -> None:
     for name, path in links.items():
         answer = await (proxy.http.post(path, json={}) if name == "chat" else proxy.http.get(path))
         assert answer.status_code == 200, name
+    assert engine.asked[-1][:2] == ("POST", "/v1/chat/completions")
 
 
 async def test_links_of_the_page_work_and_need_no_other_host(fleet: Fleet) -> None:

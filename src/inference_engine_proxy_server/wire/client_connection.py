@@ -266,8 +266,9 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = self.clock() + self._limits.keep_alive_seconds
         if self._received:
             received, self._received = self._received, b""
-            self._transport.resume_reading()
             self.data_received(received)
+            if len(self._received) <= self._limits.head.total_bytes:  # else each request would let in a read more
+                self._transport.resume_reading()
 
     def _linger(self) -> None:
         self.deadline = self.clock() + _LINGER_SECONDS
