@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,9 +40,7 @@ def start_servers() -> Iterator[StartServers]:
     """Starts ``count`` servers with a model and options of ``LlamaServer``."""
     with ExitStack() as stack:
         # One after the other: two children that look for a free port at the same time could find the same one.
-        yield lambda count, model, *options: [
-            stack.enter_context(LlamaServer(model, *options)) for _ in range(count)
-        ]
+        yield lambda count, model, *options: [stack.enter_context(LlamaServer(model, *options)) for _ in range(count)]
 
 
 @pytest.fixture
@@ -65,6 +64,15 @@ def start_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartProxy
             return stack.enter_context(Proxy(tmp_path_factory.mktemp("proxy"), urls, **settings))
 
         yield start
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @pytest.fixture(scope="package")

@@ -6,6 +6,7 @@ One connection for each request, so that every test sees exactly the bytes that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -73,7 +74,9 @@ class Call:
         self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         await self.leave()
 
     def send(self) -> None:
@@ -101,7 +104,7 @@ class Call:
         return event + _EVENT_END
 
     async def reply(self) -> Reply:
-        """Send, if that was not done, and read everything."""
+        """Read everything that has not been read yet."""
         if not self.status:
             await self.head()
         pieces = [self._unread]
@@ -112,10 +115,8 @@ class Call:
     async def leave(self) -> None:
         """Close the connection in the usual way (FIN)."""
         self._writer.close()
-        try:
+        with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
-        except ConnectionError:
-            pass
 
     async def reset(self) -> None:
         """Break the connection (RST)."""
@@ -126,6 +127,11 @@ class Call:
     async def half_close(self) -> None:
         """Send no more; the other direction stays open."""
         self._writer.write_eof()
+
+    async def ended(self) -> bool:
+        """Whether the other side closes the connection without another byte."""
+        async with asyncio.timeout(_DEADLINE_SECONDS):
+            return not await self._reader.read(1)
 
     async def _piece(self) -> bytes:
         """The next bytes of the body; nothing at its end, or where it breaks off."""

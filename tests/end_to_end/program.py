@@ -78,9 +78,7 @@ class Proxy:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
 
     @property
@@ -101,7 +99,9 @@ class Proxy:
             assert match, f"not an access line: {line}"
             matches.append(match)
         return [
-            AccessLine(found["method"], found["path"], int(found["status"]), found["outcome"], found["backend"], found["id"])
+            AccessLine(
+                found["method"], found["path"], int(found["status"]), found["outcome"], found["backend"], found["id"]
+            )
             for found in matches
         ]
 
@@ -131,7 +131,7 @@ class Proxy:
     def stop(self) -> None:
         """Stop it as an operator does; it must end well, and nothing unexpected may have happened to it."""
         try:
-            self.signal(signal.SIGTERM)
+            self.signal(signal.SIGTERM)  # does nothing if it has ended
             assert self._process.wait(_STOP_SECONDS) == 0, self.events
             assert "Traceback" not in self.events, self.events
         finally:

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,14 @@ def four_servers(slow_model: Path) -> Iterator[list[LlamaServer]]:
         yield [stack.enter_context(LlamaServer(slow_model, *options)) for _ in range(4)]
 
 
+def processes(server: LlamaServer, count: int) -> bool:
+    return server.metrics()["llamacpp:requests_processing"] == count
+
+
 async def burst(proxy: Proxy, count: int, body: object) -> Counter[str]:
     """Send ``count`` requests at the same moment; gives how many each backend answered."""
     async with AsyncExitStack() as stack:
-        calls = [
-            await stack.enter_async_context(Call(proxy.url, "/v1/chat/completions", body)) for _ in range(count)
-        ]
+        calls = [await stack.enter_async_context(Call(proxy.url, "/v1/chat/completions", body)) for _ in range(count)]
         for call in calls:
             call.send()
         replies = await asyncio.gather(*(call.reply() for call in calls))
@@ -66,7 +69,7 @@ async def test_burst_counts_the_work_of_others(start_proxy: StartProxy, four_ser
             call = await foreign.enter_async_context(Call(server.url, "/v1/chat/completions", chat(2000, stream=True)))
             call.send()
         for server in loaded:
-            await eventually(lambda server=server: server.metrics()["llamacpp:requests_processing"] == 3)
+            await eventually(partial(processes, server, 3))
         proxy = start_proxy(*four_servers, **ONCE, **NEVER_BUSY)
         told = {url: one["metrics"]["requests_processing"] for url, one in (await proxy.health())["details"].items()}
         assert told == {idle.url: 0, **{server.url: 3 for server in loaded}}
@@ -86,7 +89,7 @@ async def test_servers_without_metrics_are_used_by_own_leases(
     assert await proxy.available() == {server.url for server in servers}
     async with Call(proxy.url, "/v1/chat/completions", chat(2000, stream=True)) as stream:
         stream.send()
-        await stream.head()
+        assert await stream.head() == 200
 
         others = {(await send(proxy.url, "/v1/chat/completions", chat())).headers["x-backend"] for _ in range(8)}
 

@@ -48,11 +48,11 @@ async def test_server_killed_under_load(start_proxy: StartProxy, two_slow_server
     streams = [Stream() for _ in range(20)]
     async with asyncio.TaskGroup() as group:
         for stream in streams[:6]:
-            group.create_task(stream.read(proxy, 400))
+            group.create_task(stream.read(proxy, 250))
         await eventually(lambda: sum(stream.under_way for stream in streams if stream.backend == victim.url) == 2)
-        whole = [group.create_task(send(proxy.url, PATH, chat(50))) for _ in range(20)]
+        whole = [group.create_task(send(proxy.url, PATH, chat(20))) for _ in range(20)]
         for stream in streams[6:]:
-            group.create_task(stream.read(proxy, 50))
+            group.create_task(stream.read(proxy, 20))
         await eventually(lambda: victim.metrics()["llamacpp:requests_deferred"] > 10)
         cut_off = [stream for stream in streams if stream.backend == victim.url and stream.under_way]
         unanswered = [task for task in whole if not task.done()]

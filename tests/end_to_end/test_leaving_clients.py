@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -33,9 +33,8 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, server: LlamaServer) -> Iter
 
 
 @pytest.fixture(autouse=True)
-async def idle_again(server: LlamaServer) -> AsyncIterator[None]:
-    yield
-    await eventually(lambda: set(load(server)) == {0})
+async def is_idle_again(server: LlamaServer) -> None:
+    await eventually(lambda: load(server) == (0, 0))
 
 
 def load(server: LlamaServer) -> tuple[float, float]:
@@ -58,7 +57,7 @@ async def has_let_go(proxy: Proxy, server: LlamaServer, connections: int = 0) ->
 async def test_leaving_within_a_stream_ends_its_generation(proxy: Proxy, server: LlamaServer, leave: Leave) -> None:
     async with Call(proxy.url, PATH, chat(LONG, stream=True)) as stream:
         stream.send()
-        await stream.head()
+        assert await stream.head() == 200
         assert await stream.event()
         assert load(server) == (1, 0)
         assert await proxy.in_flight() == 1
@@ -91,6 +90,21 @@ async def test_leaving_while_queued_in_the_engine_closes_the_connection(proxy: P
         assert load(server) == (2, 4)  # it will find out in their turn
 
 
+async def test_one_that_leaves_disturbs_no_other(proxy: Proxy, server: LlamaServer) -> None:
+    async with Call(proxy.url, PATH, chat(600, stream=True)) as staying:
+        staying.send()
+        await staying.head()
+        async with Call(proxy.url, PATH, chat(LONG, stream=True)) as leaving:
+            leaving.send()
+            await leaving.head()
+        await has_let_go(proxy, server, connections=1)
+
+        reply = await staying.reply()
+
+    assert reply.complete
+    assert reply.body.count(b'"content":"') == 600
+
+
 async def test_leaving_without_stream_closes_the_connection(proxy: Proxy, server: LlamaServer) -> None:
     """llama.cpp itself goes on to the last token; that we have left is all that we can tell it."""
     async with Call(proxy.url, PATH, chat(1000)) as one, Call(proxy.url, PATH, chat(1000)) as other:
@@ -104,18 +118,3 @@ async def test_leaving_without_stream_closes_the_connection(proxy: Proxy, server
 
         await has_let_go(proxy, server)
         assert load(server) == (2, 0)
-
-
-async def test_one_that_leaves_disturbs_no_other(proxy: Proxy, server: LlamaServer) -> None:
-    async with Call(proxy.url, PATH, chat(300, stream=True)) as staying:
-        staying.send()
-        await staying.head()
-        async with Call(proxy.url, PATH, chat(LONG, stream=True)) as leaving:
-            leaving.send()
-            await leaving.head()
-        await has_let_go(proxy, server, connections=1)
-
-        reply = await staying.reply()
-
-    assert reply.complete
-    assert reply.body.count(b'"content":"') == 300

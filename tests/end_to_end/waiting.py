@@ -27,5 +27,9 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds: f
         if holds:
             return passed
         if passed > seconds:
-            raise AssertionError(f"not within {seconds} s: {inspect.getsource(condition).strip()}")
+            raise AssertionError(f"not within {seconds} s: {_source(condition)}")
         await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _source(condition: Callable[[], object]) -> str:
+    return inspect.getsource(condition).strip() if inspect.isfunction(condition) else repr(condition)

@@ -13,7 +13,7 @@
         assert await engine.connections[0].ended == "reset"
 
 The script runs once for each connection, until it returns; returning leaves the connection open. ``answering`` and
-``refusing_port`` cover the usual cases. A script waits for an ``asyncio.Event`` of its test, never for a time.
+``refusing_port`` cover the usual cases. A script waits for its connection's ``cue``, never for a time.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class EngineConnection(asyncio.Protocol):
         received: every byte that came, requests taken or not.
         requests: the requests that :meth:`request` took from it, each as raw bytes.
         ended: done when the other side ended the connection: ``"eof"`` or ``"reset"``.
+        cue: for the test to set, where a script waits for it.
         ended_at: when that was, by ``time.monotonic``; 0 before.
     """
 
@@ -52,6 +53,7 @@ class EngineConnection(asyncio.Protocol):
         self.received = bytearray()
         self.requests: list[bytes] = []
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.cue = asyncio.Event()
         self.ended_at = 0.0
 
     async def request(self) -> bytes:

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from inference_engine_proxy_server.wire.client_connection import ClientConnection, ClientContext, ClientLimits
 from inference_engine_proxy_server.wire.deadlines import Deadlines
@@ -110,6 +110,10 @@ class Client:
             return True
         return False
 
+    def stop_reading(self) -> None:
+        """Take nothing more from the socket, for good."""
+        cast(asyncio.Transport, self._writer.transport).pause_reading()
+
     def half_close(self) -> None:
         self._writer.write_eof()
 
@@ -135,12 +139,14 @@ class Client:
 class Front:
     """A listener on 127.0.0.1 whose connections give their requests to ``handle``.
 
+    ``send_buffer_bytes``: how much of a reply the kernel takes that the client has not; 0: it decides (megabytes).
+
     Attributes:
         observed: the exchanges that are over, each as often as it was observed.
         connections, tasks: as uvicorn keeps them.
     """
 
-    def __init__(self, handle: Handler, limits: ClientLimits = LIMITS) -> None:
+    def __init__(self, handle: Handler, limits: ClientLimits = LIMITS, *, send_buffer_bytes: int = 0) -> None:
         self.observed: list[Exchange] = []
         self.connections: set[ClientConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -148,6 +154,9 @@ class Front:
         ids = (f"new-{number}" for number in itertools.count(1))
         self._context = ClientContext(limits, self._deadlines, ids, handle, self.observed.append)
         self._clients: list[Client] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        if send_buffer_bytes:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         self._server: asyncio.Server
         self._watch: asyncio.Task[None]
 
@@ -157,7 +166,7 @@ class Front:
         client.setblocking(False)
         if receive_buffer_bytes:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-        await asyncio.get_running_loop().sock_connect(client, self._server.sockets[0].getsockname())
+        await asyncio.get_running_loop().sock_connect(client, self._listener.getsockname())
         self._clients.append(Client(*await asyncio.open_connection(sock=client, limit=receive_buffer_bytes or 65536)))
         return self._clients[-1]
 
@@ -165,7 +174,7 @@ class Front:
         loop = asyncio.get_running_loop()
         self._watch = loop.create_task(self._deadlines.run())
         self._server = await loop.create_server(
-            lambda: ClientConnection(self._context, self.connections, self.tasks), "127.0.0.1", 0
+            lambda: ClientConnection(self._context, self.connections, self.tasks), sock=self._listener
         )
         return self
 

@@ -62,7 +62,7 @@ def test_malformed_chunks_are_the_clients_fault() -> None:
 
 def test_tiny_chunks_do_not_cost_many_times_their_bytes() -> None:
     body = RequestBody(CHUNKED, 1_000_000)
-    for _ in range(20):
-        body.feed(b"2\r\n\xc3\xa4\r\n" * 5_000)
+    for _ in range(4):
+        body.feed(b"2\r\n\xc3\xa4\r\n" * 2_000)
     held = sum(sys.getsizeof(piece) for piece in body._pieces)  # noqa: SLF001 - what memory it holds shows nowhere else
     assert held < 2 * len(body.content)

@@ -1,0 +1,73 @@
+"""Every request has exactly one line in the access log, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+from end_to_end.conftest import StartProxy, StartServers
+from end_to_end.http_client import Call, chat, send
+from end_to_end.program import Proxy
+from end_to_end.waiting import eventually
+
+PATH = "/v1/chat/completions"
+
+
+async def test_each_request_has_one_line(
+    start_proxy: StartProxy, start_servers: StartServers, slow_model: Path
+) -> None:
+    [server] = start_servers(1, slow_model, "--http-threads", "32")
+    proxy = start_proxy(server, MAX_REQUEST_BODY_BYTES="2000")
+    url = server.url
+    expected = {
+        "own": ("GET", "/livez", 200, "complete", "-"),
+        "whole": ("POST", PATH, 200, "complete", url),
+        "stream": ("POST", PATH, 200, "complete", url),
+        "engine-404": ("GET", "/nothing", 404, "complete", url),
+        "blocked": ("POST", "/slots/0", 403, "complete", "-"),
+        "too-long": ("POST", PATH, 413, "complete", "-"),
+        "left-in-stream": ("POST", PATH, 200, "client_left", url),
+        "left-before": ("POST", PATH, 499, "client_left", url),
+    }
+    many = [f"many-{number}" for number in range(40)]
+
+    async with asyncio.TaskGroup() as group:
+        for name in many:
+            group.create_task(ask(proxy, name, PATH, chat(2)))
+    await ask(proxy, "own", "/livez")
+    await ask(proxy, "whole", PATH, chat())
+    await ask(proxy, "stream", PATH, chat(stream=True))
+    await ask(proxy, "engine-404", "/nothing?secret=1")
+    await ask(proxy, "blocked", "/slots/0?action=erase", {})
+    await ask(proxy, "too-long", PATH, b"x" * 2001)
+    await leave(proxy, "left-in-stream", chat(4000, stream=True), after_head=True)
+    await leave(proxy, "left-before", chat(1000), after_head=False)
+    await eventually(lambda: len(proxy.access_lines) >= len(expected) + len(many) + 1)
+    proxy.stop()
+
+    lines = [line for line in proxy.access_lines if line.path != "/health"]
+    assert Counter(line.request_id for line in lines if line.request_id in many) == dict.fromkeys(many, 1)
+    rest = [line for line in lines if line.request_id not in many]
+    [refused] = [line for line in rest if line.request_id not in expected]
+    assert (refused.path, refused.status, refused.backend) == (PATH, 413, "-")
+    seen = {line.request_id: (line.method, line.path, line.status, line.outcome, line.backend) for line in rest}
+    assert len(rest) == len(expected)
+    assert seen.items() >= {name: line for name, line in expected.items() if name != "too-long"}.items()
+
+
+async def ask(proxy: Proxy, name: str, target: str, body: object = None) -> None:
+    assert (await send(proxy.url, target, body, headers={"x-request-id": name})).complete
+
+
+async def leave(proxy: Proxy, name: str, body: object, *, after_head: bool) -> None:
+    async with Call(proxy.url, PATH, body, headers={"x-request-id": name}) as call:
+        call.send()
+        if after_head:
+            await call.head()
+        else:
+            await eventually(lambda: is_forwarded(proxy))
+
+
+async def is_forwarded(proxy: Proxy) -> bool:
+    return await proxy.in_flight() == 1

@@ -1,0 +1,104 @@
+"""How the program starts and stops."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from end_to_end.conftest import StartProxy
+from end_to_end.http_client import Call, chat
+from end_to_end.program import Proxy, environment
+from end_to_end.waiting import eventually
+from llama_server import LlamaServer
+
+PATH = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def server(slow_model: Path) -> Iterator[LlamaServer]:
+    with LlamaServer(slow_model, "--slots", "2", "--context", "8192") as running:
+        yield running
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_stopping_lets_a_stream_end(start_proxy: StartProxy, server: LlamaServer, number: signal.Signals) -> None:
+    proxy = start_proxy(server)
+    async with Call(proxy.url, PATH, chat(300, stream=True)) as stream, Call(proxy.url, "/livez") as idle:
+        stream.send()
+        assert await stream.head() == 200
+
+        proxy.signal(number)
+        await eventually(lambda: refuses_connections(proxy))
+        reply = await stream.reply()
+
+        assert reply.complete
+        assert reply.body.endswith(b"data: [DONE]\n\n")
+        assert reply.body.count(b'"content":"') == 300
+        assert await proxy.ended() == 0
+        assert await idle.ended()
+    [line] = proxy.access_lines
+    assert (line.path, line.status, line.outcome) == (PATH, 200, "complete")
+
+
+async def test_second_signal_stops_at_once(start_proxy: StartProxy, server: LlamaServer) -> None:
+    proxy = start_proxy(server)
+    async with Call(proxy.url, PATH, chat(4000, stream=True)) as stream:
+        stream.send()
+        assert await stream.head() == 200
+        proxy.signal(signal.SIGTERM)
+        await eventually(lambda: refuses_connections(proxy))
+
+        proxy.signal(signal.SIGTERM)
+
+        assert await proxy.ended() == 0
+        reply = await stream.reply()
+    assert not reply.complete
+    assert b"[DONE]" not in reply.body
+    await eventually(lambda: server.metrics()["llamacpp:requests_processing"] == 0)
+    [line] = proxy.access_lines
+    assert (line.path, line.status, line.outcome) == (PATH, 200, "broken")
+
+
+async def test_draining_ends_at_its_deadline(start_proxy: StartProxy, server: LlamaServer) -> None:
+    proxy = start_proxy(server, DRAIN_TIMEOUT_SECONDS="1")
+    async with Call(proxy.url, PATH, chat(4000, stream=True)) as stream:
+        stream.send()
+        assert await stream.head() == 200
+
+        proxy.signal(signal.SIGTERM)
+
+        assert await proxy.ended() == 0
+        assert not (await stream.reply()).complete
+    [line] = proxy.access_lines
+    assert (line.path, line.outcome) == (PATH, "broken")
+
+
+async def refuses_connections(proxy: Proxy) -> bool:
+    try:
+        async with Call(proxy.url, "/livez"):
+            return False
+    except ConnectionRefusedError:
+        return True
+
+
+def test_taken_port_is_said_in_one_line(shared_proxy: Proxy, tmp_path: Path) -> None:
+    port = shared_proxy.url.rpartition(":")[2]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "inference_engine_proxy_server", "serve"],
+        cwd=tmp_path,
+        env=environment(PORT=port, BACKENDS="http://127.0.0.1:9"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert f"cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use" in done.stderr
