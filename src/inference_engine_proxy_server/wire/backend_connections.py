@@ -157,16 +157,18 @@ class BackendConnections:
     async def _connect_to_any(self, addresses: list[str]) -> BackendConnection:
         """A connection to the first address that answers; it is tried first from then on."""
         loop = asyncio.get_running_loop()
+        share_seconds = self._limits.connect_seconds / max(1, len(addresses))  # one that swallows packets leaves time
         failure = OSError("the name has no address")
         for address in addresses:
             try:
-                _, connection = await loop.create_connection(
-                    lambda: BackendConnection(self._deadlines, self._limits.reply_seconds),
-                    address,
-                    self.origin.port,
-                    ssl=self._tls,
-                    server_hostname=self.origin.host if self._tls else None,
-                )
+                async with asyncio.timeout(share_seconds):
+                    _, connection = await loop.create_connection(
+                        lambda: BackendConnection(self._deadlines, self._limits.reply_seconds),
+                        address,
+                        self.origin.port,
+                        ssl=self._tls,
+                        server_hostname=self.origin.host if self._tls else None,
+                    )
             except OSError as error:
                 failure = error
             else:

@@ -218,6 +218,9 @@ class ClientConnection(asyncio.Protocol):
         except Exception:
             logger.exception("request %s: unexpected error", exchange.request_id)
             exchange.fail(ProxyError("Something went wrong inside the proxy."))
+        else:
+            if not exchange.done:
+                exchange.fail(ProxyError("The proxy ended its reply too early."))
 
     def _refuse(self, error: ClientError) -> None:
         head = self._head or _unreadable_head()
