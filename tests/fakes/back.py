@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import ReplySource
+from inference_engine_proxy_server.wire.framing import ChunkedBody
 
 __all__ = ["GET", "LIMITS", "Sink", "ask", "connections_to"]
 
@@ -22,7 +23,8 @@ class Sink:
     Attributes:
         status, reason, fields, content_length: as the reply began; ``status`` 0 before that.
         pieces: of the body, as they were relayed.
-        blocks: whole chunks, as they were relayed; only with ``takes_chunks``.
+        blocks: whole chunks, as they were relayed or written through; only with ``takes_chunks``.
+        payload: of both, in the order in which it came.
         on_piece: called with each piece.
     """
 
@@ -35,9 +37,17 @@ class Sink:
         self.content_length: int | None = None
         self.pieces: list[bytes] = []
         self.blocks: list[bytes] = []
+        self.payload = b""
+        self._chunks = ChunkedBody()
         self.flushed = self.chunks_complete = False
         self.ended = 0
+        self.sent_bytes = 0
+        self.last_block = b""
         self.on_piece: Callable[[bytes], None] = self.pieces.append
+
+    @property
+    def write_through(self) -> Callable[[bytes], None] | None:
+        return self._keep if self.takes_chunks and (self.flushed or self.blocks) else None
 
     @property
     def body(self) -> bytes:
@@ -52,15 +62,25 @@ class Sink:
 
     def write(self, payload: bytes) -> None:
         assert payload
+        self.sent_bytes += len(payload)
+        self.payload += payload
         self.on_piece(payload)
 
-    def write_chunks(self, block: bytes, *, complete: bool) -> None:
+    def write_chunks(self, block: bytes) -> None:
         assert self.takes_chunks
-        self.blocks.append(block)
-        self.chunks_complete = complete
+        self.sent_bytes += len(block)
+        self._keep(block)
+
+    def write_last_chunks(self, block: bytes) -> None:
+        self.write_chunks(block)
+        self.chunks_complete = True
 
     def end(self) -> None:
         self.ended += 1
+
+    def _keep(self, block: bytes) -> None:
+        self.blocks.append(block)
+        self.payload += b"".join(self._chunks.feed(block))
 
 
 @asynccontextmanager

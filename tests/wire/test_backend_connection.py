@@ -78,6 +78,9 @@ async def test_a_reply_is_the_same_split_at_any_byte(reply: bytes, body: bytes, 
         assert len(engine.connections) == 1
 
 
+STREAMED = b"6\r\nhello,\r\n3\r\n wo\r\n3\r\nrld\r\n0\r\n\r\n"
+
+
 async def test_status_reason_and_fields_are_relayed() -> None:
     reply = b"HTTP/1.1 418 I'm a teapot\r\nX-One: 1\r\nConnection: x-hop\r\nX-Hop: 1\r\nContent-Length: 0\r\n\r\n"
     async with FakeEngine(answering(reply)) as engine, connections_to(engine.url) as connections:
@@ -90,6 +93,46 @@ async def test_whole_chunks_are_relayed_as_they_came() -> None:
     async with FakeEngine(answering(CHUNKED + block)) as engine, connections_to(engine.url) as connections:
         sink = await ask(connections, sink=Sink(takes_chunks=True))
         assert (sink.blocks, sink.chunks_complete, sink.pieces, sink.ended) == ([block], True, [], 1)
+
+
+@pytest.mark.parametrize("cut", range(1, len(STREAMED)))
+async def test_chunks_that_pass_as_they_are_make_the_same_body_cut_at_any_byte(cut: int) -> None:
+    async def in_two_blocks(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(CHUNKED)
+        await until(lambda: sink.flushed)
+        connection.send(STREAMED[:cut])
+        await until(lambda: sink.sent_bytes or cut <= len(b"6\r\n"))  # of a mere size line nothing goes on
+        connection.send(STREAMED[cut:])
+
+    sink = Sink(takes_chunks=True)
+    async with FakeEngine(in_two_blocks) as engine, connections_to(engine.url) as connections:
+        await ask(connections, sink=sink)
+        assert (sink.payload, sink.ended) == (b"hello, world", 1)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(b"5\r\nhelloXX", id="no line end after it"),
+        pytest.param(b"0x5\r\nhello\r\n", id="a size that only int() would read"),
+        pytest.param(b"+5\r\nhello\r\n", id="a sign"),
+        pytest.param(b" 5\r\nhello\r\n", id="a blank"),
+        pytest.param(b"5\nhello\r\n", id="a bare line feed"),
+    ],
+)
+async def test_what_only_looks_like_a_chunk_does_not_pass(block: bytes) -> None:
+    async def head_first(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(CHUNKED)
+        await until(lambda: sink.flushed)
+        connection.send(block)
+
+    sink = Sink(takes_chunks=True)
+    async with FakeEngine(head_first) as engine, connections_to(engine.url) as connections:
+        with pytest.raises(InvalidReply):
+            await ask(connections, sink=sink)
+    assert sink.blocks == []
 
 
 async def test_a_reply_to_head_has_no_body_whatever_it_announces() -> None:

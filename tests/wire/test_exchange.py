@@ -102,8 +102,8 @@ def test_framing_fits_the_client_the_method_and_the_status(
 def test_whole_chunks_are_passed_on_as_they_are() -> None:
     exchange, connection = exchange_for()
     exchange.begin(200, b"", b"", None)
-    exchange.write_chunks(b"1\r\na\r\n1\r\nb\r\n", complete=False)
-    exchange.write_chunks(b"0\r\n\r\n", complete=True)
+    exchange.write_chunks(b"1\r\na\r\n1\r\nb\r\n")
+    exchange.write_last_chunks(b"0\r\n\r\n")
     exchange.end()
     assert b"".join(connection.blocks).endswith(b"\r\n\r\n1\r\na\r\n1\r\nb\r\n0\r\n\r\n")
     assert len(connection.done) == 1
@@ -150,7 +150,7 @@ def as_writes(*payloads: bytes) -> Callable[[Exchange], None]:
 
 
 def as_chunks(block: bytes) -> Callable[[Exchange], None]:
-    return lambda exchange: exchange.write_chunks(block, complete=False)
+    return lambda exchange: exchange.write_chunks(block)
 
 
 BETWEEN_EVENTS = {

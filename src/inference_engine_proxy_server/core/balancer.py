@@ -31,13 +31,14 @@ def choose_backend(candidates: Sequence[C], draw: Callable[[int], int] = random.
         candidates: at least one.
         draw: a random number from 0 to below its argument.
     """
-    best: list[C] = []
-    best_rank: tuple[bool, float] | None = None
-    for candidate in candidates:
-        rank = (candidate.load_is_stale, candidate.load)
-        if best_rank is None or rank < best_rank:
-            best_rank = rank
-            best = [candidate]
-        elif rank == best_rank:
-            best.append(candidate)
-    return best[0] if len(best) == 1 else best[draw(len(best))]
+    best = candidates[0]
+    ties: list[C] = []
+    for candidate in candidates[1:]:
+        if candidate.load_is_stale == best.load_is_stale:
+            if candidate.load == best.load:
+                ties.append(candidate)
+            elif candidate.load < best.load:
+                best, ties = candidate, []
+        elif best.load_is_stale:
+            best, ties = candidate, []
+    return (best, *ties)[draw(len(ties) + 1)] if ties else best

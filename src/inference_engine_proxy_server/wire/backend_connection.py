@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import select
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from inference_engine_proxy_server.errors import BackendBroke, BackendError, BackendTimeout, InvalidReply
 from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.wire.exchange import ReplySource
-from inference_engine_proxy_server.wire.framing import ChunkedBody, InvalidChunk
+from inference_engine_proxy_server.wire.framing import SMALL_CHUNKS, ChunkedBody, InvalidChunk
 from inference_engine_proxy_server.wire.head import ReplyHead, parse_reply_head
 
 __all__ = ["BackendConnection", "ReplySink"]
@@ -22,6 +23,7 @@ _HEAD_BYTES = 64 * 1024  # of a reply's header section; generous, an engine's ow
 _HEAD_FIELDS = 200
 _INTERIM_REPLIES = 10  # 1xx replies before the final one
 _BODILESS = frozenset({204, 304})
+_LOOK_SECONDS = 0.5  # between two looks whether a reply goes on; noting the time at each chunk would cost more
 
 
 class ReplySink(Protocol):
@@ -29,6 +31,12 @@ class ReplySink(Protocol):
 
     takes_chunks: bool
     source: ReplySource | None
+    sent_bytes: int
+    last_block: bytes
+
+    @property
+    def write_through(self) -> Callable[[bytes], None] | None:
+        """Takes whole chunks with nothing in between."""
 
     def begin(self, status: int, reason: bytes, fields: bytes, content_length: int | None) -> None:
         """Open the reply."""
@@ -39,8 +47,11 @@ class ReplySink(Protocol):
     def write(self, payload: bytes) -> None:
         """Take a piece of the body."""
 
-    def write_chunks(self, block: bytes, *, complete: bool) -> None:
+    def write_chunks(self, block: bytes) -> None:
         """Take whole chunks as they are."""
+
+    def write_last_chunks(self, block: bytes) -> None:
+        """Take the last chunks as they are."""
 
     def end(self) -> None:
         """The reply is complete."""
@@ -56,13 +67,13 @@ class BackendConnection(asyncio.Protocol):
     Attributes:
         is_reusable: the last reply is complete and the backend will take another request.
         keep_alive_seconds: how long the backend says it waits for one; ``None`` when it does not say.
-        last_byte_at: when the backend last sent something; 0 before that.
+        last_byte_at: when the backend was last seen to have sent something, as of the last look; 0 before that.
     """
 
     __slots__ = (
-        "_body", "_clock", "_deadlines", "_head", "_interim", "_missing", "_poll", "_received", "_reply_to_head",
-        "_result", "_served", "_sink", "_timeout_seconds", "_transport", "deadline", "is_reusable",
-        "keep_alive_seconds", "last_byte_at",
+        "_body", "_clock", "_deadlines", "_head", "_interim", "_look_seconds", "_missing", "_noted_bytes", "_poll",
+        "_received", "_reply_to_head", "_result", "_served", "_sink", "_timeout_seconds", "_transport",
+        "_write_through", "deadline", "is_reusable", "keep_alive_seconds", "last_byte_at",
     )  # fmt: skip
 
     def __init__(self, deadlines: Deadlines, timeout_seconds: float) -> None:
@@ -82,6 +93,9 @@ class BackendConnection(asyncio.Protocol):
         self._received = b""  # the beginning of a header section
         self._head: ReplyHead | None = None
         self._body: ChunkedBody | None = None
+        self._write_through: Callable[[bytes], None] | None = None  # where the next whole chunk may go at once
+        self._noted_bytes = 0  # of the reply, when last looked at
+        self._look_seconds = min(_LOOK_SECONDS, timeout_seconds / 4)
         self._missing = -1  # bytes of a body of known length still to come; -1: it ends with the connection
         self._interim = 0
 
@@ -101,7 +115,7 @@ class BackendConnection(asyncio.Protocol):
         sink.source = self
         self._reply_to_head = is_head
         self.is_reusable = False
-        self._head = None
+        self._head = self._body = None
         self._interim = 0
         self._result = asyncio.get_running_loop().create_future()
         self.deadline = self._clock() + self._timeout_seconds
@@ -118,7 +132,7 @@ class BackendConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once, telling nobody; the backend sees its client leave."""
-        self._sink = self._result = None
+        self._sink = self._result = self._write_through = None
         self._transport.abort()
 
     # --- the transport's side
@@ -131,17 +145,32 @@ class BackendConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Relay what the backend sent."""
+        # The way of every streamed token, in one frame: no clock, no call and no check more than it takes to know
+        # that this is exactly one whole chunk.
+        write_through = self._write_through
+        sink = self._sink
+        if write_through is not None and sink is not None:
+            line_end = data.find(b"\r\n", 0, 5)
+            size = SMALL_CHUNKS.get(data[:line_end])
+            if size is not None and len(data) == line_end + size + 4 and data.endswith(b"\r\n"):
+                sink.sent_bytes += len(data)
+                sink.last_block = data
+                write_through(data)
+                return
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
         sink = self._sink
         if sink is None:
             self._transport.abort()  # it spoke without being asked
             return
-        self.last_byte_at = now = self._clock()
         try:
-            if self._head is None:
-                self._read_head(sink, data)
-            else:
-                self.deadline = now + self._timeout_seconds
+            if self._body is not None:
+                self._relay_chunked(sink, self._body, data)
+            elif self._head is not None:
                 self._relay(sink, data)
+            else:
+                self._read_head(sink, data)
         except InvalidReply as error:
             self._fail(error)
         except InvalidChunk:
@@ -160,13 +189,24 @@ class BackendConnection(asyncio.Protocol):
             self._fail(BackendBroke(message, on_reused_connection=self._served > 0))
 
     def on_deadline(self, now: float) -> None:
-        """The backend was silent for too long, or the connection has been idle for long enough."""
-        del now
-        if self._sink is None:
+        """Look whether the backend has been silent for too long, or the connection idle for long enough."""
+        sink = self._sink
+        if sink is None:
             self._transport.close()
             self.deadline = NEVER
-        else:
+        elif self._head is None:
             self._fail(BackendTimeout("The backend did not answer in time."))
+        elif sink.sent_bytes != self._noted_bytes:
+            self._note_progress(sink, now)
+        elif now - self.last_byte_at >= self._timeout_seconds:
+            self._fail(BackendTimeout("The backend stopped in the middle of its reply."))
+        else:
+            self.deadline = now + self._look_seconds
+
+    def _note_progress(self, sink: ReplySink, now: float) -> None:
+        self._noted_bytes = sink.sent_bytes
+        self.last_byte_at = now
+        self.deadline = now + self._look_seconds
 
     # --- back-pressure
 
@@ -180,7 +220,7 @@ class BackendConnection(asyncio.Protocol):
         """The client has caught up."""
         if self._sink is not None and not self._transport.is_closing():
             self._transport.resume_reading()
-            self.deadline = self._clock() + self._timeout_seconds
+            self._note_progress(self._sink, self._clock())
 
     # --- the reply
 
@@ -212,44 +252,49 @@ class BackendConnection(asyncio.Protocol):
 
     def _begin(self, sink: ReplySink, head: ReplyHead, rest: bytes) -> None:
         self._head = head
-        self.deadline = self._clock() + self._timeout_seconds
         sink.begin(head.status, head.reason, head.passed_on, head.content_length)
-        self._body = None
+        self._note_progress(sink, self._clock())
         if self._reply_to_head or head.status in _BODILESS:
-            self._missing = 0
-        elif head.chunked:
-            self._body = ChunkedBody()
-        else:
-            self._missing = -1 if head.content_length is None else head.content_length
-        if self._body is None and not self._missing:
             self._complete(sink, excess=rest)
-        elif rest:
-            self._relay(sink, rest)
+            return
+        self._missing = -1 if head.content_length is None else head.content_length
+        if head.chunked:
+            self._body = ChunkedBody()
+        elif not self._missing:
+            self._complete(sink, excess=rest)
+            return
+        if rest:
+            self._take(rest)
         else:
             sink.flush()
+            self._write_through = sink.write_through if head.chunked else None
+
+    def _relay_chunked(self, sink: ReplySink, body: ChunkedBody, data: bytes) -> None:
+        if not sink.takes_chunks or not body.whole_chunks(data):
+            for piece in body.feed(data):
+                sink.write(piece)
+        elif body.complete:
+            sink.write_last_chunks(data)
+        else:
+            sink.write_chunks(data)
+        if body.complete:
+            self._complete(sink, excess=body.excess)
+        else:
+            self._write_through = sink.write_through if body.between_chunks else None
 
     def _relay(self, sink: ReplySink, data: bytes) -> None:
-        body = self._body
-        if body is not None:
-            if sink.takes_chunks and body.whole_chunks(data):
-                sink.write_chunks(data, complete=body.complete)
-            else:
-                for piece in body.feed(data):
-                    sink.write(piece)
-            if body.complete:
-                self._complete(sink, excess=body.excess)
-        elif self._missing < 0:
+        if self._missing < 0:
             sink.write(data)
-        else:
-            piece = data[: self._missing]
-            self._missing -= len(piece)
-            sink.write(piece)
-            if not self._missing:
-                self._complete(sink, excess=data[len(piece) :])
+            return
+        piece = data[: self._missing]
+        self._missing -= len(piece)
+        sink.write(piece)
+        if not self._missing:
+            self._complete(sink, excess=data[len(piece) :])
 
     def _complete(self, sink: ReplySink, excess: bytes = b"") -> None:
         head, result = self._head, self._result
-        self._sink = self._result = None
+        self._sink = self._result = self._write_through = None
         self.deadline = NEVER
         self._served += 1
         transport = self._transport
@@ -264,7 +309,7 @@ class BackendConnection(asyncio.Protocol):
 
     def _fail(self, error: BackendError) -> None:
         result = self._result
-        self._sink = self._result = None
+        self._sink = self._result = self._write_through = None
         self._transport.abort()
         if result is not None and not result.done():
             result.set_exception(error)

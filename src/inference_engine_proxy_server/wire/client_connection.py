@@ -205,7 +205,6 @@ class ClientConnection(asyncio.Protocol):
             exchange.keep_alive = False
         self._task = task = asyncio.get_running_loop().create_task(self._serve(exchange))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, exchange: Exchange) -> None:
         try:
@@ -221,6 +220,8 @@ class ClientConnection(asyncio.Protocol):
         else:
             if not exchange.done:
                 exchange.fail(ProxyError("The proxy ended its reply too early."))
+        finally:
+            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _refuse(self, error: ClientError) -> None:
         head = self._head or _unreadable_head()

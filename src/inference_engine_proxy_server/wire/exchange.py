@@ -65,6 +65,9 @@ class Exchange:
         first_byte_at: when the first byte of the reply went out; ``None`` before that.
         status: the reply's status; 0 before it began.
         sent_bytes: bytes of the reply sent so far, its header section included.
+        last_block: the last of them that were sent together, without the header section.
+        write_through: sends whole chunks to the client with nothing in between; who uses it keeps ``sent_bytes`` and
+            ``last_block`` itself. ``None`` before the header section went out, and for a client that takes no chunks.
         model: what the request asks for, for the log; ``None``: nothing, or not known.
         backend: who serves it; ``None``: this proxy itself, or nobody yet.
         extra_fields: header lines to add to the reply, each ending in CRLF.
@@ -76,9 +79,31 @@ class Exchange:
     """
 
     __slots__ = (
-        "_body_allowed", "_chunked", "_connection", "_fields", "_last_block", "_length_known", "_pending_head",
-        "_write", "backend", "body", "client", "done", "extra_fields", "first_byte_at", "head", "keep_alive",
-        "model", "outcome", "request_id", "sent_bytes", "source", "started_at", "status", "takes_chunks",
+        "_body_allowed",
+        "_chunked",
+        "_connection",
+        "_fields",
+        "_length_known",
+        "_pending_head",
+        "_write",
+        "backend",
+        "body",
+        "client",
+        "done",
+        "extra_fields",
+        "first_byte_at",
+        "head",
+        "keep_alive",
+        "last_block",
+        "model",
+        "outcome",
+        "request_id",
+        "sent_bytes",
+        "source",
+        "started_at",
+        "status",
+        "takes_chunks",
+        "write_through",
     )  # fmt: skip
 
     def __init__(self, connection: ClientSide, head: RequestHead, body: bytes, request_id: str, client: str) -> None:
@@ -105,7 +130,8 @@ class Exchange:
         self._body_allowed = True
         self._fields = b""
         self._pending_head = b""
-        self._last_block = b""
+        self.last_block = b""
+        self.write_through: Callable[[bytes], None] | None = None
 
     @property
     def ends_with_connection(self) -> bool:
@@ -166,10 +192,13 @@ class Exchange:
         if self._body_allowed:
             self._send(one_chunk(payload) if self._chunked else payload)
 
-    def write_chunks(self, block: bytes, *, complete: bool) -> None:
-        """Send whole chunks as they are; ``complete``: the last one is among them. Needs ``takes_chunks``."""
-        if complete:
-            self._chunked = False
+    def write_chunks(self, block: bytes) -> None:
+        """Send whole chunks as they are, the last one not among them. Needs ``takes_chunks``."""
+        self._send(block)
+
+    def write_last_chunks(self, block: bytes) -> None:
+        """Send whole chunks as they are, the last one at their end. Needs ``takes_chunks``."""
+        self._chunked = False
         self._send(block)
 
     def end(self) -> None:
@@ -214,20 +243,24 @@ class Exchange:
         self.done = True
         self.outcome = Outcome.CLIENT_LEFT
         self._write = _discard
+        if self.source is not None:
+            self.source.pause_reading()  # so that none of it is written through
 
     def _send(self, block: bytes) -> None:
-        self._last_block = block
+        self.last_block = block
         if self._pending_head:
             block = self._pending_head + block
             self._pending_head = b""
             self.first_byte_at = self._connection.clock()
+            if self.takes_chunks:
+                self.write_through = self._write
         self.sent_bytes += len(block)
         self._write(block)
 
     def _between_events(self) -> bool:
         if self._length_known or not _EVENT_STREAM.search(self._fields):
             return False
-        tail = b"".join(ChunkedBody().feed(self._last_block)) if self._chunked else self._last_block
+        tail = b"".join(ChunkedBody().feed(self.last_block)) if self._chunked else self.last_block
         return not tail or tail.endswith(_EVENT_ENDS)
 
 

@@ -43,11 +43,13 @@ class _Collected:
 
     takes_chunks = False
     source: ReplySource | None = None
+    write_through = None
+    last_block = b""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._pieces: list[bytes] = []
-        self._size = 0
+        self.sent_bytes = 0
         self.status = 0
 
     @property
@@ -62,12 +64,15 @@ class _Collected:
         """Nothing waits."""
 
     def write(self, payload: bytes) -> None:
-        self._size += len(payload)
-        if self._size > self._limit_bytes:
+        self.sent_bytes += len(payload)
+        if self.sent_bytes > self._limit_bytes:
             raise InvalidReply("The backend's state is too long to be read.")
         self._pieces.append(payload)
 
-    def write_chunks(self, block: bytes, *, complete: bool) -> None:
+    def write_chunks(self, block: bytes) -> None:
+        raise NotImplementedError
+
+    def write_last_chunks(self, block: bytes) -> None:
         raise NotImplementedError
 
     def end(self) -> None:

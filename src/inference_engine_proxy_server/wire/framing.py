@@ -9,14 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-__all__ = ["ChunkedBody", "InvalidChunk", "last_chunk", "one_chunk"]
+__all__ = ["SMALL_CHUNKS", "ChunkedBody", "InvalidChunk", "last_chunk", "one_chunk"]
 
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
+_SIZE_DIGITS = 16
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*+)?")
 _TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+")
 _LINE_BYTES = 4096  # of one size line with its extensions, and of all trailer lines; nginx's bound
 
 last_chunk = b"0\r\n\r\n"
+
+SMALL_CHUNKS = {b"%x" % size: size for size in range(1, 4096)}
+"""The size that a chunk's plain size line says, for the chunks that one token makes. Nothing else is in it, so finding
+a line here is checking it too."""
 
 
 def one_chunk(payload: bytes) -> bytes:
@@ -32,21 +36,33 @@ class InvalidChunk(Exception):
     """The bytes are not a chunked body."""
 
 
+def _plain_size(line: bytes) -> int:
+    """The size that a chunk's size line says; -1 if there is anything else in it."""
+    # Letters and digits only, and no 0x: int() itself would let signs, blanks, underscores and that prefix pass.
+    if line.isalnum() and line[1:2] not in (b"x", b"X") and len(line) <= _SIZE_DIGITS:
+        try:
+            return int(line, 16)
+        except ValueError:
+            pass
+    return -1
+
+
 class ChunkedBody:
     """Reads one chunked body, however its bytes are split.
 
     Attributes:
+        between_chunks: no chunk has been read in part.
         complete: the body's last byte has been read.
         excess: bytes that came after it; they belong to the next message.
     """
 
-    __slots__ = ("_between_chunks", "_line", "_missing", "_read", "_trailer_bytes", "complete", "excess")
+    __slots__ = ("_line", "_missing", "_read", "_trailer_bytes", "between_chunks", "complete", "excess")
 
     def __init__(self) -> None:
         self.complete = False
         self.excess = b""
         self._read: _Reader = self._size_line
-        self._between_chunks = True
+        self.between_chunks = True
         self._line = b""  # the beginning of a line whose end has not come yet
         self._missing = 0  # bytes of the current chunk's payload still to come
         self._trailer_bytes = 0
@@ -56,19 +72,17 @@ class ChunkedBody:
 
         If so they count as read; if not, nothing changes and ``block`` is to be fed.
         """
-        if not self._between_chunks:
+        if not self.between_chunks:
             return False
         position = 0
         end = len(block)
         while position < end:
-            match = _SIZE.match(block, position)
-            if match is None:
+            line_end = block.find(b"\r\n", position, position + 18)
+            size = _plain_size(block[position:line_end]) if line_end > 0 else -1
+            position = line_end + size + 4
+            if size < 0 or position > end or block[position - 2 : position] != b"\r\n":
                 return False
-            size = int(match[1], 16)
-            position = match.end() + size + 2
-            if position > end or block[position - 2 : position] != b"\r\n":
-                return False
-            if size == 0:
+            if not size:
                 if position != end:
                     return False
                 self.complete = True
@@ -103,7 +117,7 @@ class ChunkedBody:
         line_end = block[position : position + 2]
         if line_end == b"\r\n":
             self._read = self._size_line
-            self._between_chunks = True
+            self.between_chunks = True
         elif line_end == b"\r":
             self._line = line_end
         else:
@@ -111,7 +125,7 @@ class ChunkedBody:
         return position + len(line_end)
 
     def _size_line(self, block: bytes, position: int, _payload: list[bytes]) -> int:
-        self._between_chunks = False
+        self.between_chunks = False
         end = self._line_end(block, position)
         if end is None:
             return len(block)

@@ -23,11 +23,15 @@ _FIELDS = rb"((?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)"
 _REQUEST = re.compile(rb"(" + _TOKEN + rb"{1,32}+) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + _FIELDS)
 _REPLY = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])((?: [\t\x20-\x7e\x80-\xff]*+)?)\r\n" + _FIELDS)
 
+# Each matches one field line, from the line feed before it to its own carriage return.
 _HOP_BY_HOP = rb"connection|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade"
 _OWNED_IN_REQUEST = re.compile(
-    rb"\n(" + _HOP_BY_HOP + rb"|content-length|expect|host|http2-settings|x-request-id):[ \t]*+([^\r]*+)\r"
+    rb"\n(" + _HOP_BY_HOP + rb"|content-length|expect|host|http2-settings|x-request-id):[ \t]*+([^\r]*+)\r",
+    re.IGNORECASE,
 )
-_OWNED_IN_REPLY = re.compile(rb"\n(" + _HOP_BY_HOP + rb"|content-length|x-backend|x-request-id):[ \t]*+([^\r]*+)\r")
+_OWNED_IN_REPLY = re.compile(
+    rb"\n(" + _HOP_BY_HOP + rb"|content-length|x-backend|x-request-id):[ \t]*+([^\r]*+)\r", re.IGNORECASE
+)
 _ONCE = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect"})
 
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
@@ -155,7 +159,7 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
     head.target = target = _origin_form(match[1], match[2])
     head.path = target.partition(b"?")[0].decode()
     head.minor_version = minor_version = match[3][0] - 48
-    head.passed_on, owned = _cut(section, match.start(4), _OWNED_IN_REQUEST)
+    head.passed_on, owned = _cut(section[match.start(4) - 1 :], _OWNED_IN_REQUEST)
 
     host = owned.get(b"host")
     if (host is None and minor_version) or (host is not None and not _HOST.fullmatch(host)):
@@ -185,7 +189,7 @@ def parse_reply_head(section: bytes) -> ReplyHead:
     head.status = int(match[2])
     head.reason = match[3]
     try:
-        head.passed_on, owned = _cut(section, match.start(4), _OWNED_IN_REPLY)
+        head.passed_on, owned = _cut(section[match.start(4) - 1 :], _OWNED_IN_REPLY)
     except ClientError as error:
         raise InvalidReply("The backend's reply has contradictory header fields.") from error
     minor_version = match[1][0] - 48
@@ -212,27 +216,33 @@ def valid_request_id(value: bytes | None) -> str | None:
     return value.decode() if value is not None and _REQUEST_ID.fullmatch(value) else None
 
 
-def _cut(section: bytes, start: int, owned_fields: re.Pattern[bytes]) -> tuple[bytes, dict[bytes, bytes]]:
-    """Split the fields of ``section`` into those to pass on and those that are ours to read (by lower-case name)."""
-    owned: dict[bytes, bytes] = {}
-    kept: list[bytes] = []
-    position = start
-    for match in owned_fields.finditer(section.lower(), start - 1):
-        name = match[1]
-        value = section[match.start(2) : match.end(2)].rstrip(b" \t")
-        if name in owned:
-            if name in _ONCE:
-                raise ClientError(f"The request has two {name.decode()} fields.")
-            value = owned[name] + b"," + value
-        owned[name] = value
-        kept.append(section[position : match.start() + 1])
-        position = match.end() + 1
-    kept.append(section[position:])
-    passed_on = b"".join(kept)
+def _cut(lines: bytes, owned_fields: re.Pattern[bytes]) -> tuple[bytes, dict[bytes, bytes]]:
+    """Split field lines into those to pass on and those that are ours to read (by lower-case name).
+
+    Args:
+        lines: with the line feed before the first one, so that all begin alike.
+        owned_fields: which are ours.
+    """
+    parts = owned_fields.split(lines)  # text to keep, name, value, text to keep, name, value, ..., text to keep
+    names = parts[1::3]
+    owned = {name.lower(): value.rstrip(b" \t") for name, value in zip(names, parts[2::3], strict=True)}
+    if len(owned) != len(names):
+        owned = _joined(names, parts[2::3])
+    passed_on = b"".join(parts[::3])[1:]
     connection = owned.get(b"connection")
     if connection is not None and connection.lower() not in (b"keep-alive", b"close"):
         passed_on = _without_named(passed_on, connection)
     return passed_on, owned
+
+
+def _joined(names: list[bytes], values: list[bytes]) -> dict[bytes, bytes]:
+    """The values by lower-case name where some come more than once, joined as RFC 9110, 5.3, allows for lists."""
+    owned: dict[bytes, bytes] = {}
+    for name, value in zip(map(bytes.lower, names), values, strict=True):
+        if name in owned and name in _ONCE:
+            raise ClientError(f"The request has two {name.decode()} fields.")
+        owned[name] = owned[name] + b"," + value if name in owned else value
+    return owned
 
 
 def _without_named(lines: bytes, connection: bytes) -> bytes:
