@@ -111,6 +111,23 @@ async def test_chunks_that_pass_as_they_are_make_the_same_body_cut_at_any_byte(c
         assert (sink.payload, sink.ended) == (b"hello, world", 1)
 
 
+async def test_payload_that_looks_like_a_chunk_is_payload() -> None:
+    inner = b"5\r\nhello\r\n"
+
+    async def in_three_blocks(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(CHUNKED, b"d\r\n:")
+        await until(lambda: sink.payload)
+        connection.send(inner)
+        await until(lambda: len(sink.payload) > 1)
+        connection.send(b"::\r\n0\r\n\r\n")
+
+    sink = Sink(takes_chunks=True)
+    async with FakeEngine(in_three_blocks) as engine, connections_to(engine.url) as connections:
+        await ask(connections, sink=sink)
+        assert sink.payload == b":" + inner + b"::"
+
+
 @pytest.mark.parametrize(
     "block",
     [
