@@ -47,7 +47,7 @@ class Sink:
 
     @property
     def write_through(self) -> Callable[[bytes], None] | None:
-        return self._keep if self.takes_chunks and (self.flushed or self.blocks) else None
+        return self._keep if self.takes_chunks and (self.flushed or self.sent_bytes) else None
 
     @property
     def body(self) -> bytes:
