@@ -36,7 +36,8 @@ from inference_engine_proxy_server.metrics import RequestMetrics
 from inference_engine_proxy_server.settings import Settings
 from inference_engine_proxy_server.wire.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
-from inference_engine_proxy_server.wire.client_connection import ClientConnection, ClientContext, ClientLimits
+from inference_engine_proxy_server.wire.client_connection import ClientConnection
+from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
 from inference_engine_proxy_server.wire.head import HeadLimits
@@ -49,7 +50,7 @@ _ACCEPT_BACKLOG = 4096  # connections that may wait to be accepted; the kernel l
 
 
 def run(settings: Settings, on_started: Callable[[str], None] | None = None) -> int:
-    """Serve until SIGINT or SIGTERM.
+    """Serve until SIGINT or SIGTERM, which do nothing more to this process after that.
 
     Args:
         settings: with at least one backend.
@@ -65,13 +66,10 @@ def run(settings: Settings, on_started: Callable[[str], None] | None = None) -> 
         logger.error("cannot listen on HOST %s, PORT %d: %s", settings.host, settings.port, error.strerror or error)
         return 1
     # uvicorn raises the signals it caught once more when it is done; being told to stop is no reason to die of it.
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with listener:
-            make_host(settings, on_started).run(sockets=[listener])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    with listener:
+        make_host(settings, on_started).run(sockets=[listener])
     return 0
 
 

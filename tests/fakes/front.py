@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, cast
 
-from inference_engine_proxy_server.wire.client_connection import ClientConnection, ClientContext, ClientLimits
+from inference_engine_proxy_server.wire.client_connection import ClientConnection
+from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.framing import ChunkedBody

@@ -9,17 +9,17 @@ import asyncio
 import logging
 import socket
 import struct
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import cast
 
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
-from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
+from inference_engine_proxy_server.wire.client_context import ClientContext
+from inference_engine_proxy_server.wire.deadlines import NEVER
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
-from inference_engine_proxy_server.wire.head import HeadLimits, RequestHead, parse_request_head
+from inference_engine_proxy_server.wire.head import RequestHead, parse_request_head
 from inference_engine_proxy_server.wire.request_body import RequestBody
 
-__all__ = ["CLIENT_GONE", "ClientConnection", "ClientContext", "ClientLimits"]
+__all__ = ["CLIENT_GONE", "ClientConnection"]
 
 CLIENT_GONE = 499
 """Status, in logs and metrics only, of a request whose client left before it was answered (nginx's number)."""
@@ -29,46 +29,6 @@ _LINGER_SECONDS = 2.0  # how long a refused request's rest is read and dropped, 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, zero seconds
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ClientLimits:
-    """Bounds of what one client's connection may cost; times in seconds.
-
-    Attributes:
-        head: bounds of a request's header section.
-        body_bytes: longest request body.
-        header_seconds: from a request's first byte to the end of its header section, however it drips.
-        body_seconds: between two reads of a request body.
-        keep_alive_seconds: how long a connection may wait for its next request.
-        write_stall_seconds: how long a client may take nothing of a reply that waits for it.
-    """
-
-    head: HeadLimits
-    body_bytes: int
-    header_seconds: float
-    body_seconds: float
-    keep_alive_seconds: float
-    write_stall_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ClientContext:
-    """What all clients' connections share.
-
-    Attributes:
-        limits: bounds for each connection.
-        deadlines: watches them.
-        request_ids: new ones, for requests that bring none.
-        handle: answers one exchange; cancelled when the client leaves.
-        observe: told of each exchange once, when it is over, however it ended.
-    """
-
-    limits: ClientLimits
-    deadlines: Deadlines
-    request_ids: Iterator[str]
-    handle: Callable[[Exchange], Coroutine[None, None, None]]
-    observe: Callable[[Exchange], None]
 
 
 class ClientConnection(asyncio.Protocol):

@@ -1,0 +1,52 @@
+"""What all clients' connections share: their bounds, their clock, and who answers them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+
+from inference_engine_proxy_server.wire.deadlines import Deadlines
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.head import HeadLimits
+
+__all__ = ["ClientContext", "ClientLimits"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """Bounds of what one client's connection may cost; times in seconds.
+
+    Attributes:
+        head: bounds of a request's header section.
+        body_bytes: longest request body.
+        header_seconds: from a request's first byte to the end of its header section, however it drips.
+        body_seconds: between two reads of a request body.
+        keep_alive_seconds: how long a connection may wait for its next request.
+        write_stall_seconds: how long a client may take nothing of a reply that waits for it.
+    """
+
+    head: HeadLimits
+    body_bytes: int
+    header_seconds: float
+    body_seconds: float
+    keep_alive_seconds: float
+    write_stall_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClientContext:
+    """What all clients' connections share.
+
+    Attributes:
+        limits: bounds for each connection.
+        deadlines: watches them.
+        request_ids: new ones, for requests that bring none.
+        handle: answers one exchange; cancelled when the client leaves.
+        observe: told of each exchange once, when it is over, however it ended.
+    """
+
+    limits: ClientLimits
+    deadlines: Deadlines
+    request_ids: Iterator[str]
+    handle: Callable[[Exchange], Coroutine[None, None, None]]
+    observe: Callable[[Exchange], None]
