@@ -35,5 +35,5 @@ def test_ties_fall_at_random_over_all_who_tie() -> None:
 
 def test_the_draw_is_among_those_who_tie_only() -> None:
     candidates = [Place("a", 1), Place("loaded", 2), Place("b", 1)]
-    assert choose_backend(candidates, draw=lambda _count: 0).name == "a"
-    assert choose_backend(candidates, draw=lambda count: count - 1).name == "b"
+    assert choose_backend(candidates, draw=lambda: 0.0).name == "a"
+    assert choose_backend(candidates, draw=lambda: 0.999).name == "b"

@@ -24,12 +24,12 @@ class Candidate(Protocol):
 C = TypeVar("C", bound=Candidate)
 
 
-def choose_backend(candidates: Sequence[C], draw: Callable[[int], int] = random.randrange) -> C:
+def choose_backend(candidates: Sequence[C], draw: Callable[[], float] = random.random) -> C:
     """The candidate with the lowest load; those whose load is stale come after all others; ties fall at random.
 
     Args:
         candidates: at least one.
-        draw: a random number from 0 to below its argument.
+        draw: a random number from 0 to below 1.
     """
     best = candidates[0]
     ties: list[C] = []
@@ -41,4 +41,4 @@ def choose_backend(candidates: Sequence[C], draw: Callable[[int], int] = random.
                 best, ties = candidate, []
         elif best.load_is_stale:
             best, ties = candidate, []
-    return (best, *ties)[draw(len(ties) + 1)] if ties else best
+    return (best, *ties)[int(draw() * (len(ties) + 1))] if ties else best

@@ -23,14 +23,14 @@ _FIELDS = rb"((?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)"
 _REQUEST = re.compile(rb"(" + _TOKEN + rb"{1,32}+) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + _FIELDS)
 _REPLY = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])((?: [\t\x20-\x7e\x80-\xff]*+)?)\r\n" + _FIELDS)
 
-# Each matches one field line, from the line feed before it to its own carriage return.
+# Each matches one field line, from the line feed before it to its own carriage return; its value without blanks around.
 _HOP_BY_HOP = rb"connection|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade"
+_VALUE = rb":[ \t]*+([^\r]*[^\r\t ]|)[ \t]*+\r"
 _OWNED_IN_REQUEST = re.compile(
-    rb"\n(" + _HOP_BY_HOP + rb"|content-length|expect|host|http2-settings|x-request-id):[ \t]*+([^\r]*+)\r",
-    re.IGNORECASE,
+    rb"\n(" + _HOP_BY_HOP + rb"|content-length|expect|host|http2-settings|x-request-id)" + _VALUE, re.IGNORECASE
 )
 _OWNED_IN_REPLY = re.compile(
-    rb"\n(" + _HOP_BY_HOP + rb"|content-length|x-backend|x-request-id):[ \t]*+([^\r]*+)\r", re.IGNORECASE
+    rb"\n(" + _HOP_BY_HOP + rb"|content-length|x-backend|x-request-id)" + _VALUE, re.IGNORECASE
 )
 _ONCE = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect"})
 
@@ -225,7 +225,7 @@ def _cut(lines: bytes, owned_fields: re.Pattern[bytes]) -> tuple[bytes, dict[byt
     """
     parts = owned_fields.split(lines)  # text to keep, name, value, text to keep, name, value, ..., text to keep
     names = parts[1::3]
-    owned = {name.lower(): value.rstrip(b" \t") for name, value in zip(names, parts[2::3], strict=True)}
+    owned = dict(zip(map(bytes.lower, names), parts[2::3], strict=True))
     if len(owned) != len(names):
         owned = _joined(names, parts[2::3])
     passed_on = b"".join(parts[::3])[1:]
