@@ -86,14 +86,15 @@ def make_host(settings: Settings, on_started: Callable[[str], None] | None = Non
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_seconds),
         backlog=_ACCEPT_BACKLOG,
     )
-    return _Host(config, on_started)
+    return _Host(config, proxy, on_started)
 
 
 class _Host(uvicorn.Server):
     """uvicorn, which says in our words that it has started, and stops at once when told to stop twice."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[str], None] | None) -> None:
+    def __init__(self, config: uvicorn.Config, proxy: _Proxy, on_started: Callable[[str], None] | None) -> None:
         super().__init__(config)
+        self._proxy = proxy
         self._on_started = on_started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -105,6 +106,7 @@ class _Host(uvicorn.Server):
                 self._on_started(url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._proxy.is_draining = True
         if self.should_exit:
             self.force_exit = True
         else:
@@ -126,9 +128,11 @@ class _Proxy:
 
     Attributes:
         app: our own paths.
+        is_draining: it has been told to stop.
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.is_draining = False
         self._deadlines = Deadlines()
         self._metrics = RequestMetrics()
         self._access_log = AccessLog(sys.stdout, settings.log_format) if settings.access_log else None
@@ -154,7 +158,7 @@ class _Proxy:
         )
         routers = (
             welcome_router(),
-            health_router(self._pool),
+            health_router(self._pool, lambda: self.is_draining),
             models_router(self._pool),
             prometheus_router(self._pool, self._metrics),
             docs_router(),

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from core.conftest import ForwardingFront
+from core.conftest import ForwardingFront, publish
 from fakes.engine import EngineConnection, FakeEngine, answering, http_reply, refusing_port
 from fakes.front import until
+from inference_engine_proxy_server.core.backend_pool import Lease
 from inference_engine_proxy_server.wire.client_connection import CLIENT_GONE
 from inference_engine_proxy_server.wire.exchange import Outcome
 
@@ -126,6 +127,36 @@ async def test_a_request_that_kills_engines_kills_two_at_most() -> None:
         reply = await proxy.post()
     assert status_of(reply) == 502
     assert len(first.requests) + len(second.requests) + len(third.requests) == 2
+
+
+async def test_a_request_that_kills_engines_on_kept_connections_kills_two_at_most() -> None:
+    async def answers_once(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(http_reply())
+        await connection.request()
+        engines[0].refuse()
+        connection.reset()
+
+    async with FakeEngine(answers_once) as first:
+        async with FakeEngine(dies_with_the_request) as second, FakeEngine(dies_with_the_request) as third:
+            engines = [first]
+            async with ForwardingFront(first, second, third) as proxy:
+                for other in proxy.pool.backends[1:]:
+                    proxy.pool.report_failure(other, "not yet")
+                assert status_of(await proxy.post()) == 200
+                publish(proxy.pool)
+                leases = [Lease(other) for other in proxy.pool.backends[1:]]  # so that the first is chosen first
+                assert status_of(await proxy.post()) == 502
+                for lease in leases:
+                    lease.close()
+    assert (len(first.requests), len(second.requests) + len(third.requests)) == (2, 1)
+
+
+async def test_an_error_of_our_own_names_no_backend() -> None:
+    async with FakeEngine(dies_with_the_request) as only, ForwardingFront(only) as proxy:
+        reply = await proxy.post()
+        assert b"x-backend" not in reply
+        assert proxy.observed[0].backend is None
 
 
 async def test_the_last_failure_is_told_when_there_is_nobody_else() -> None:

@@ -34,6 +34,11 @@ POLICY = PathPolicy(
         ("POST", "/x%2f..%2fsleep", True),
         ("POST", "/\\sleep", True),
         ("POST", "/slots//3", True),
+        ("POST", "/slots/1\\..\\..\\x", True),
+        ("POST", "/slots/1%5c..%5c..%5cx", True),
+        ("POST", "/slots/1%252f..%252fx", True),
+        ("POST", "/slots/1/../../x", True),
+        ("POST", "/v1/%7Euser/", False),
     ],
 )
 def test_a_rule_holds_however_the_path_is_spelt(method: str, path: str, blocked: bool) -> None:

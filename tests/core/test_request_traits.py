@@ -21,6 +21,7 @@ FORM = (
         (b"/v1/chat/completions", b'{"model": "tiny"', None),
         (b"/v1/chat/completions", b'{"model": "\xff"}', None),
         (b"/v1/chat/completions", b"[]", None),
+        pytest.param(b"/v1/chat/completions", b'{"a":' + b"[" * 100_000, None, id="nested too deeply"),
         (b"/v1/chat/completions", b"", None),
         (b"/v1/audio/transcriptions", FORM, "whisper-1"),
         (b"/v1/audio/transcriptions", FORM[:-60].replace(b"RIFF", b"R" * 3_000_000) + FORM[-60:], "whisper-1"),

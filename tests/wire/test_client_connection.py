@@ -228,6 +228,31 @@ async def test_a_head_that_drips_is_late_at_an_absolute_time() -> None:
         assert await client.rest() == b""
 
 
+async def test_line_breaks_before_a_request_do_not_put_its_deadline_off() -> None:
+    async with Front(echo, replace(LIMITS, header_seconds=0.2)) as front:
+        client = await front.connect()
+        async with asyncio.TaskGroup() as sender:
+            dripping = sender.create_task(drip_line_breaks(client))
+            await until(lambda: front.connections)
+            await until(lambda: not front.connections)
+            dripping.cancel()
+
+
+async def drip_line_breaks(client: Client) -> None:
+    while True:
+        for byte in (b"\r", b"\n"):
+            client.send(byte)
+            await asyncio.sleep(0.02)  # the slowness itself, not a wait for something
+
+
+async def test_a_refused_body_is_answered_under_the_requests_own_id() -> None:
+    async with Front(echo) as front:
+        client = await front.connect()
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nX-Request-Id: mine\r\nTransfer-Encoding: chunked\r\n\r\n"
+        reply = await client.ask(head + b"zz\r\n")
+        assert (reply.status, reply.fields["x-request-id"]) == (400, "mine")
+
+
 async def test_a_body_is_late_when_nothing_of_it_comes() -> None:
     async with Front(echo, replace(LIMITS, body_seconds=0.2)) as front:  # CF13
         client = await front.connect()

@@ -102,3 +102,20 @@ async def test_a_deadline_met_may_end_the_watch_of_others(clock: Clock, deadline
     deadlines.watch(late := Watched(106))
     await clock.ticks()
     assert late.calls == [106]
+
+
+async def test_one_that_fails_does_not_end_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    def fails() -> None:
+        raise RuntimeError
+
+    clock = Clock()
+    deadlines = Deadlines(tick_seconds=0.001, clock=clock)
+    failing, other = Watched(99.0, fails), Watched(99.0)
+    deadlines.watch(failing)
+    running = asyncio.get_running_loop().create_task(deadlines.run())
+    await clock.ticks()
+    deadlines.watch(other)
+    await until(lambda: other.calls)
+    assert len(failing.calls) == 1
+    assert "a deadline could not be kept" in caplog.text
+    running.cancel()

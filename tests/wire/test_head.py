@@ -171,7 +171,9 @@ def test_the_authority_of_an_absolute_target_is_dropped(target: bytes, origin_fo
 
 
 def test_options_may_ask_about_the_server_as_a_whole() -> None:
-    assert request(line=b"OPTIONS * HTTP/1.1").path == "*"
+    head = request(line=b"OPTIONS * HTTP/1.1")
+    assert head.path == "*"
+    assert head.for_backend(b"b", b"/prefix", "id", 0, close=False).startswith(b"OPTIONS * HTTP/1.1\r\n")
 
 
 @pytest.mark.parametrize(
@@ -288,7 +290,7 @@ def test_a_reply_is_read_as_sent() -> None:
 
 def test_a_reply_needs_no_reason_and_no_fields() -> None:
     head = parse_reply_head(b"HTTP/1.1 200\r\n")
-    assert (head.status, head.reason, head.content_length, head.chunked) == (200, b"", None, False)
+    assert (head.status, head.reason, head.content_length, head.chunked) == (200, b" ", None, False)
     assert head.keep_alive_seconds is None
 
 

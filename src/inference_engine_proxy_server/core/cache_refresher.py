@@ -19,7 +19,7 @@ from inference_engine_proxy_server.backends.base import (
 )
 from inference_engine_proxy_server.backends.registry import Engines, identify
 from inference_engine_proxy_server.core.backend_pool import Backend, BackendPool
-from inference_engine_proxy_server.errors import BackendError, BackendTimeout, InvalidReply
+from inference_engine_proxy_server.errors import BackendError, BackendTimeout, CapacityError, InvalidReply
 from inference_engine_proxy_server.wire.fetch import fetch
 
 __all__ = ["CacheRefresher"]
@@ -95,7 +95,7 @@ class CacheRefresher:
         own_when_asked = backend.leases
         try:
             state = await self._ask(backend)
-        except (TimeoutError, UnreadableState) as error:
+        except (TimeoutError, UnreadableState, CapacityError) as error:
             logger.debug("backend %s told nothing: %r", backend.url, error)
             self._pool.report_silence(backend)
             return

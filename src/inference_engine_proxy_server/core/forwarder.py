@@ -63,11 +63,11 @@ class Forwarder:
                 if following is NextAttempt.NONE:
                     raise
                 self._metrics.count_retry(error.code)
+                replays += not isinstance(error, BackendUnreachable)
                 if following is NextAttempt.SAME_ON_FRESH_CONNECTION:
                     fresh = True
                 else:
                     failed.append(lease.backend)
-                    replays += not isinstance(error, BackendUnreachable)
             finally:
                 lease.close()
 

@@ -29,15 +29,23 @@ class PathPolicy:
         self.blocks = lru_cache(maxsize=256)(self._blocks)
 
     def _blocks(self, method: str, path: str) -> bool:
-        """Decide it, by ``path`` as an engine might read it.
+        readings = _readings(path) if _UNUSUAL.search(path) else (path,)
+        return any(self._matches(method, reading) for reading in readings)
 
-        That is percent-decoded, without doubled slashes, dot segments or a slash at its end; it is forwarded as sent.
-        """
-        if _UNUSUAL.search(path):
-            decoded = unquote(unquote(path)).replace("\\", "/")
-            path = posixpath.normpath("/" + decoded.lstrip("/"))
+    def _matches(self, method: str, path: str) -> bool:
         if (None, path) in self._exact or (method, path) in self._exact:
             return True
         return path.startswith(self._prefixes) and any(
             path.startswith(prefix) and blocked in (None, method) for blocked, prefix in self._by_prefix
         )
+
+
+def _readings(path: str) -> set[str]:
+    """Every way in which an engine might read ``path``, which is forwarded as sent.
+
+    As it stands or percent-decoded once or twice, with backslashes as slashes or not, and each of these with and
+    without its doubled slashes, dot segments and last slash. If one reading is blocked the request is.
+    """
+    decoded = {path, unquote(path), unquote(unquote(path))}
+    slashed = decoded | {reading.replace("\\", "/") for reading in decoded}
+    return slashed | {posixpath.normpath("/" + reading.lstrip("/")) for reading in slashed}

@@ -30,7 +30,7 @@ def requested_model(target: bytes, body: bytes) -> str | None:
     if body.startswith(b"{") or body[:64].lstrip().startswith(b"{"):
         try:
             return _decoder.decode(body).model
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
     if body.startswith(b"--"):
         part = _MULTIPART_MODEL.search(body[:_MULTIPART_SEARCH_BYTES]) or _MULTIPART_MODEL.search(

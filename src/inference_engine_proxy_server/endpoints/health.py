@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -12,8 +13,8 @@ from inference_engine_proxy_server.core.backend_pool import Backend, BackendPool
 __all__ = ["health_router"]
 
 
-def health_router(pool: BackendPool) -> APIRouter:
-    """The health endpoints over ``pool``."""
+def health_router(pool: BackendPool, is_draining: Callable[[], bool]) -> APIRouter:
+    """The health endpoints over ``pool``; ``is_draining``: this process has been told to stop."""
     router = APIRouter(tags=["health"])
 
     @router.get("/health", summary="State of every backend, from memory; always 200")
@@ -32,9 +33,13 @@ def health_router(pool: BackendPool) -> APIRouter:
     async def livez() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/readyz", summary="200 if at least one backend is live, else 503", responses={503: {}})
+    @router.get(
+        "/readyz",
+        summary="200 if at least one backend is live and this process is not stopping, else 503",
+        responses={503: {}},
+    )
     async def readyz(response: Response) -> dict[str, str]:
-        if any(backend.state.live for backend in pool.backends):
+        if not is_draining() and any(backend.state.live for backend in pool.backends):
             return {"status": "ok"}
         response.status_code = 503
         return {"status": "unavailable"}

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
 
-from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.exchange import Exchange, date_field
 
 __all__ = ["AsgiBridge"]
 
@@ -77,4 +77,4 @@ def _begin(exchange: Exchange, message: _Message) -> None:
     fields = [(name.lower(), value) for name, value in message["headers"]]
     length = next((int(value) for name, value in fields if name == b"content-length"), None)
     lines = b"".join(b"%b: %b\r\n" % field for field in fields if field[0] not in _FRAMING)
-    exchange.begin(status, f" {HTTPStatus(status).phrase}".encode(), lines, length)
+    exchange.begin(status, f" {HTTPStatus(status).phrase}".encode(), date_field() + lines, length)

@@ -72,7 +72,7 @@ class BackendConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_clock", "_deadlines", "_head", "_interim", "_look_seconds", "_missing", "_noted_bytes", "_poll",
-        "_received", "_reply_to_head", "_result", "_served", "_sink", "_timeout_seconds", "_transport",
+        "_quiet_since", "_received", "_reply_to_head", "_result", "_served", "_sink", "_timeout_seconds", "_transport",
         "_write_through", "deadline", "is_reusable", "keep_alive_seconds", "last_byte_at",
     )  # fmt: skip
 
@@ -95,6 +95,7 @@ class BackendConnection(asyncio.Protocol):
         self._body: ChunkedBody | None = None
         self._write_through: Callable[[bytes], None] | None = None  # where the next whole chunk may go at once
         self._noted_bytes = 0  # of the reply, when last looked at
+        self._quiet_since = 0.0  # since when it could have sent more and did not
         self._look_seconds = min(_LOOK_SECONDS, timeout_seconds / 4)
         self._missing = -1  # bytes of a body of known length still to come; -1: it ends with the connection
         self._interim = 0
@@ -198,14 +199,14 @@ class BackendConnection(asyncio.Protocol):
             self._fail(BackendTimeout("The backend did not answer in time."))
         elif sink.sent_bytes != self._noted_bytes:
             self._note_progress(sink, now)
-        elif now - self.last_byte_at >= self._timeout_seconds:
+        elif now - self._quiet_since >= self._timeout_seconds:
             self._fail(BackendTimeout("The backend stopped in the middle of its reply."))
         else:
             self.deadline = now + self._look_seconds
 
     def _note_progress(self, sink: ReplySink, now: float) -> None:
         self._noted_bytes = sink.sent_bytes
-        self.last_byte_at = now
+        self.last_byte_at = self._quiet_since = now
         self.deadline = now + self._look_seconds
 
     # --- back-pressure
@@ -220,7 +221,8 @@ class BackendConnection(asyncio.Protocol):
         """The client has caught up."""
         if self._sink is not None and not self._transport.is_closing():
             self._transport.resume_reading()
-            self._note_progress(self._sink, self._clock())
+            self._quiet_since = self._clock()  # it could not be heard before; that it was alive is not known
+            self.deadline = self._quiet_since + self._look_seconds
 
     # --- the reply
 

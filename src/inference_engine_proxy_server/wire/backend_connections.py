@@ -107,7 +107,9 @@ class BackendConnections:
                 connection = await self._connect_to_any(await self._resolve())
         except (OSError, UnicodeError) as error:  # UnicodeError: what cannot be a host name at all
             if isinstance(error, OSError) and error.errno in _OUR_OWN_SHORTAGES:
-                raise CapacityError("The proxy has no connection left to give.", code="overloaded") from error
+                raise CapacityError(
+                    "The proxy has no connection left to give.", code="overloaded", retry_after_seconds=1
+                ) from error
             self._addresses_until = 0.0
             raise BackendUnreachable("The backend cannot be reached.") from error
         self._in_use.add(connection)
@@ -142,6 +144,8 @@ class BackendConnections:
     async def _resolve(self) -> list[str]:
         """The backend's addresses; the last known ones when the name service fails or hangs."""
         if self._deadlines.clock() >= self._addresses_until:
+            if self._addresses:  # one asks; all others go on with what is known
+                self._addresses_until = self._deadlines.clock() + _ADDRESS_SECONDS
             loop = asyncio.get_running_loop()
             try:
                 async with asyncio.timeout(self._limits.connect_seconds / 2):  # leaves time to use a known address

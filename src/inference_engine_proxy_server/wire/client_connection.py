@@ -58,6 +58,7 @@ class ClientConnection(asyncio.Protocol):
         self._received = b""  # of a header section, or of what the client sent ahead
         self._head: RequestHead | None = None  # of the request whose body is being read
         self._body: RequestBody | None = None
+        self._arriving = False  # the header section's deadline runs, whatever has come so far
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._stalled_bytes = 0  # the client is behind by this much since the deadline was set; 0: it keeps up
@@ -142,7 +143,8 @@ class ClientConnection(asyncio.Protocol):
             raise ClientError("The request's header section is too long.", status=431, code="headers_too_large")
         if received.count(b"\n") != received.count(b"\r\n"):
             raise ClientError("The request's lines must end in CRLF.", code="malformed_request")
-        if received and not self._received:
+        if not self._arriving:
+            self._arriving = True
             self.deadline = self.clock() + self._limits.header_seconds
         self._received = received
 
@@ -157,6 +159,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _begin(self, head: RequestHead, content: bytes, excess: bytes) -> None:
         self._head = self._body = None
+        self._arriving = False
         self._received = excess
         self.deadline = NEVER
         request_id = head.request_id or next(self._context.request_ids)
@@ -187,7 +190,8 @@ class ClientConnection(asyncio.Protocol):
         head = self._head or _unreadable_head()
         self._refused = True
         self._received = b""
-        self._exchange = exchange = Exchange(self, head, b"", next(self._context.request_ids), self._client)
+        request_id = head.request_id or next(self._context.request_ids)
+        self._exchange = exchange = Exchange(self, head, b"", request_id, self._client)
         exchange.keep_alive = False
         exchange.fail(error)
 

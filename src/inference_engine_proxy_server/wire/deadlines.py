@@ -7,6 +7,7 @@ instead, and one task looks at all of them a few times a second: a deadline is m
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -14,6 +15,8 @@ from typing import Protocol
 __all__ = ["NEVER", "Deadlines", "Timed"]
 
 NEVER = float("inf")
+
+logger = logging.getLogger(__name__)
 
 
 class Timed(Protocol):
@@ -53,4 +56,9 @@ class Deadlines:
             await asyncio.sleep(self._tick_seconds)
             now = self.clock()
             for timed in [timed for timed in self._watched if timed.deadline <= now]:
-                timed.on_deadline(now)
+                try:
+                    timed.on_deadline(now)
+                except Exception:
+                    # One connection's trouble must not end the deadlines of all others.
+                    self.forget(timed)
+                    logger.exception("a deadline could not be kept")

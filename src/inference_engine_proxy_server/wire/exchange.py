@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from email.utils import formatdate
 from enum import Enum
 from http import HTTPStatus
 from typing import Protocol
@@ -12,12 +13,18 @@ from inference_engine_proxy_server.errors import ProxyError, error_body, stream_
 from inference_engine_proxy_server.wire.framing import ChunkedBody, last_chunk, one_chunk
 from inference_engine_proxy_server.wire.head import RequestHead
 
-__all__ = ["ClientSide", "Exchange", "Outcome", "ReplySource"]
+__all__ = ["ClientSide", "Exchange", "Outcome", "ReplySource", "date_field"]
 
 _EVENT_STREAM = re.compile(rb"(?:^|\n)content-type:[ \t]*text/event-stream", re.IGNORECASE)
+_ENCODED = re.compile(rb"(?:^|\n)content-encoding:", re.IGNORECASE)
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _BODILESS = frozenset({204, 304})
 _REASONS = {status.value: f" {status.phrase}".encode() for status in HTTPStatus}
+
+
+def date_field() -> bytes:
+    """The ``Date`` line that RFC 9110, 6.6.1, asks of replies that have their origin here."""
+    return f"date: {formatdate(usegmt=True)}\r\n".encode()
 
 
 class ReplySource(Protocol):
@@ -213,8 +220,8 @@ class Exchange:
         self._connection.exchange_done(self)
 
     def respond(self, status: int, fields: bytes, body: bytes) -> None:
-        """Send a whole reply of our own; ``fields`` as in :meth:`begin`."""
-        self.begin(status, _REASONS.get(status, b""), fields, len(body))
+        """Send a whole reply of our own; ``fields`` as in :meth:`begin`, ``Date`` is added."""
+        self.begin(status, _REASONS.get(status, b" "), date_field() + fields, len(body))
         if body:
             self.write(body)
         self.end()
@@ -229,6 +236,8 @@ class Exchange:
             return
         if not self.begun:
             body = error_body(error, self.head.path, self.request_id)
+            self.extra_fields = b""  # it says which backend answered, and none did
+            self.backend = None
             retry = b"retry-after: %d\r\n" % error.retry_after_seconds if error.retry_after_seconds else b""
             self.respond(error.status, b"content-type: application/json\r\n" + retry, body)
             return
@@ -258,7 +267,7 @@ class Exchange:
         self._write(block)
 
     def _between_events(self) -> bool:
-        if self._length_known or not _EVENT_STREAM.search(self._fields):
+        if self._length_known or not _EVENT_STREAM.search(self._fields) or _ENCODED.search(self._fields):
             return False
         tail = b"".join(ChunkedBody().feed(self.last_block)) if self._chunked else self.last_block
         return not tail or tail.endswith(_EVENT_ENDS)

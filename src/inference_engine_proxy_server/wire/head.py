@@ -106,7 +106,7 @@ class RequestHead:
         has_body = self.content_length is not None or self.chunked
         return b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%bx-request-id: %b\r\n%b%b\r\n" % (
             self.method.encode(),
-            prefix,
+            prefix if self.target != b"*" else b"",
             self.target,
             authority,
             self.passed_on,
@@ -121,7 +121,7 @@ class ReplyHead:
 
     Attributes:
         status: 100-999.
-        reason: the reason phrase with its leading blank, as sent; may be empty.
+        reason: the reason phrase as sent, with the blank before it.
         keep_alive: the backend will keep the connection open.
         keep_alive_seconds: how long it says it will; ``None`` when it does not say.
         content_length: bytes of the body; ``None`` when chunked or ended by the connection's end.
@@ -187,7 +187,7 @@ def parse_reply_head(section: bytes) -> ReplyHead:
         raise InvalidReply("The backend's reply is not valid HTTP.")
     head = ReplyHead()
     head.status = int(match[2])
-    head.reason = match[3]
+    head.reason = match[3] or b" "
     try:
         head.passed_on, owned = _cut(section[match.start(4) - 1 :], _OWNED_IN_REPLY)
     except ClientError as error:
