@@ -3,8 +3,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import httpx2
 import pytest
+from fastapi import FastAPI
 
+from core.conftest import make_pool, publish
+from inference_engine_proxy_server.endpoints.health import health_router
+from inference_engine_proxy_server.wire.deadlines import Deadlines
 from live_proxy import Fleet, Proxy, eventually, unused_url
 
 OWN = ("/", "/health", "/livez", "/readyz", "/v1/models", "/metrics", "/docs", "/redoc", "/openapi.json")
@@ -148,6 +153,16 @@ async def test_fully_busy_fleet_stays_ready_for_load_balancers(fleet: Fleet) -> 
     proxy = await fleet.proxy(await fleet.engine(processing=7), await fleet.engine(waiting=4))
 
     assert (await proxy.http.get("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize(("draining", "status"), [(False, 200), (True, 503)])
+async def test_readyz_is_503_once_the_process_is_stopping(draining: bool, status: int) -> None:
+    pool = make_pool(["http://127.0.0.1:1"], Deadlines())
+    publish(pool)
+    app = FastAPI()
+    app.include_router(health_router(pool, lambda: draining))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://proxy") as client:
+        assert (await client.get("/readyz")).status_code == status
 
 
 async def test_readyz_is_503_while_no_backend_is_live(fleet: Fleet) -> None:
