@@ -1,0 +1,24 @@
+ARG BASE=python:3.13-slim
+
+FROM ${BASE} AS build
+WORKDIR /build
+COPY requirements.txt ./
+# Wheels only: nothing is compiled, so neither stage needs a compiler. The environment itself needs no pip.
+RUN python -m venv --without-pip /venv \
+    && pip --python /venv/bin/python install --no-cache-dir --require-hashes --only-binary :all: -r requirements.txt
+COPY LICENSE README.md pyproject.toml ./
+COPY src src
+RUN pip --python /venv/bin/python install --no-cache-dir --no-deps .
+
+FROM ${BASE}
+COPY --from=build /venv /venv
+ENV PATH=/venv/bin:$PATH HOST=0.0.0.0 PORT=8888
+# A number, so that Kubernetes can tell that it is not root.
+USER 10001:10001
+WORKDIR /
+EXPOSE 8888
+# Without proxies: the HTTP_PROXY that Docker gives to containers does not know this one's localhost.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-c", \
+    "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://localhost:' + os.environ['PORT'] + '/livez', timeout=4)"]
+# As a list and without a shell, so that SIGTERM reaches the proxy and it lets running requests end.
+CMD ["inference-proxy", "serve"]
