@@ -81,7 +81,9 @@ class ScriptedEngine:
         """Be gone: connections are refused from now on."""
         self._server.close()
         self.freed.set()
-        self.drop_clients()
+        for _ in range(5):  # a connection that was just being accepted takes some turns of the loop to be there
+            await asyncio.sleep(0)
+            self.drop_clients()
         await self._server.wait_closed()
 
     def drop_clients(self) -> None:

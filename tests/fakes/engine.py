@@ -179,11 +179,14 @@ class FakeEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._server.close()
+        for _ in range(5):  # a connection that was just being accepted takes some turns of the loop to be there
+            await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         for connection in self.connections:
             connection.reset()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # lets the transports go
         failures = [result for result in results if isinstance(result, Exception)]
         if failures and error is None:
             raise failures[0]
