@@ -35,9 +35,11 @@ async def dies_with_the_request(connection: EngineConnection) -> None:
     connection.reset()
 
 
-async def resets_at_once(connection: EngineConnection) -> None:
+async def closes_when_asked_twice(connection: EngineConnection) -> None:
+    await connection.request()
+    connection.send(http_reply())
     await connection.first_bytes()
-    connection.reset()
+    connection.finish()
 
 
 async def test_a_reply_comes_back_byte_for_byte_and_says_who_gave_it() -> None:
@@ -166,12 +168,6 @@ async def test_the_last_failure_is_told_when_there_is_nobody_else() -> None:
 
 
 async def test_a_stale_connection_is_replaced_without_blaming_the_backend() -> None:
-    async def closes_when_asked_twice(connection: EngineConnection) -> None:
-        await connection.request()
-        connection.send(http_reply())
-        await connection.first_bytes()
-        connection.finish()
-
     async with FakeEngine(closes_when_asked_twice) as engine, ForwardingFront(engine) as proxy:
         replies = [await proxy.post() for _ in range(2)]
         assert [status_of(reply) for reply in replies] == [200, 200]
@@ -180,12 +176,6 @@ async def test_a_stale_connection_is_replaced_without_blaming_the_backend() -> N
 
 
 async def test_a_stale_connection_is_not_replaced_for_a_request_with_effects() -> None:
-    async def closes_when_asked_twice(connection: EngineConnection) -> None:
-        await connection.request()
-        connection.send(http_reply())
-        await connection.first_bytes()
-        connection.finish()
-
     async with FakeEngine(closes_when_asked_twice) as engine, ForwardingFront(engine) as proxy:
         replies = [await proxy.post(path="/v1/files") for _ in range(2)]
     assert [status_of(reply) for reply in replies] == [200, 502]

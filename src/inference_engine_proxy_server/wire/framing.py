@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 __all__ = ["SMALL_CHUNKS", "ChunkedBody", "InvalidChunk", "last_chunk", "one_chunk"]
 
-_SIZE_DIGITS = 16
+_PLAIN_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*+)?")
 _TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+")
 _LINE_BYTES = 4096  # of one size line with its extensions, and of all trailer lines; nginx's bound
@@ -34,17 +34,6 @@ _Reader = Callable[[bytes, int, list[bytes]], int]
 
 class InvalidChunk(Exception):
     """The bytes are not a chunked body."""
-
-
-def _plain_size(line: bytes) -> int:
-    """The size that a chunk's size line says; -1 if there is anything else in it."""
-    # Letters and digits only, and no 0x: int() itself would let signs, blanks, underscores and that prefix pass.
-    if line.isalnum() and line[1:2] not in (b"x", b"X") and len(line) <= _SIZE_DIGITS:
-        try:
-            return int(line, 16)
-        except ValueError:
-            pass
-    return -1
 
 
 class ChunkedBody:
@@ -77,10 +66,12 @@ class ChunkedBody:
         position = 0
         end = len(block)
         while position < end:
-            line_end = block.find(b"\r\n", position, position + 18)
-            size = _plain_size(block[position:line_end]) if line_end > 0 else -1
-            position = line_end + size + 4
-            if size < 0 or position > end or block[position - 2 : position] != b"\r\n":
+            match = _PLAIN_SIZE_LINE.match(block, position)
+            if match is None:
+                return False
+            size = int(match[1], 16)
+            position = match.end() + size + 2
+            if position > end or block[position - 2 : position] != b"\r\n":
                 return False
             if not size:
                 if position != end:
