@@ -15,9 +15,9 @@ from inference_engine_proxy_server.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 ENGINE_PORTS = {"llamacpp": 8080, "vllm": 8000, "cpu": 8080}
-FIXED_INSIDE = {"PORT", "HOST", "BACKENDS"}
+FIXED_INSIDE = {"PORT", "HOST"}
 ONLY_FOR_ENGINES = {"MODEL", "MODEL_DIR"}
-DOT_ENV = {"MODEL": "some-model.gguf", "PORT": "9000", "BACKENDS": "http://127.0.0.1:1", "HOST": "127.0.0.1"}
+DOT_ENV = {"MODEL": "some-model.gguf", "PORT": "9000", "HOST": "127.0.0.1"}
 
 Service = dict[str, Any]
 
@@ -126,7 +126,7 @@ def test_published_port_is_8888_unless_said_otherwise(kind: str) -> None:
     assert services_of(source(kind), {"MODEL": "m"})["nginx"]["ports"][0] == "8888:80"
 
 
-@pytest.mark.parametrize("env", [{}, {"PORT": "9000", "HOST": "127.0.0.1", "BACKENDS": "http://127.0.0.1:1"}])
+@pytest.mark.parametrize("env", [{}, {"PORT": "9000", "HOST": "127.0.0.1"}])
 def test_address_of_the_proxy_inside_is_fixed_whatever_dot_env_says(kind: str, env: dict[str, str]) -> None:
     env = {"MODEL": "m"} | env
     inside = environment_of(services_of(source(kind), env)["proxy"], env)
@@ -136,16 +136,16 @@ def test_address_of_the_proxy_inside_is_fixed_whatever_dot_env_says(kind: str, e
     }  # fmt: skip
 
 
-def test_backends_inside_compose_have_a_variable_of_their_own(kind: str) -> None:
-    env = {"MODEL": "m", "COMPOSE_BACKENDS": "http://elsewhere:1"}
+def test_backends_in_dot_env_replace_those_of_the_file(kind: str) -> None:
+    env = {"MODEL": "m", "BACKENDS": "http://elsewhere:1"}
     assert environment_of(services_of(source(kind), env)["proxy"], env)["BACKENDS"] == "http://elsewhere:1"
 
 
 def test_every_other_setting_reaches_the_proxy_as_it_is_in_dot_env(kind: str) -> None:
-    names = {field.upper() for field in Settings.model_fields} - FIXED_INSIDE - ONLY_FOR_ENGINES
+    names = {field.upper() for field in Settings.model_fields} - FIXED_INSIDE - ONLY_FOR_ENGINES - {"BACKENDS"}
     env = {"MODEL": "m"} | dict.fromkeys(names, "")
     inside = environment_of(services_of(source(kind), env)["proxy"], env)
-    assert {name: value for name, value in inside.items() if name not in FIXED_INSIDE} == dict.fromkeys(names, "")
+    assert {name: inside.get(name) for name in names} == dict.fromkeys(names, "")
 
 
 def test_defaults_in_the_file_are_those_of_the_settings(kind: str) -> None:
