@@ -156,9 +156,9 @@ def test_defaults_in_the_file_are_those_of_the_settings(kind: str) -> None:
 
 
 def test_proxy_waits_for_healthy_engines_and_nginx_for_a_healthy_proxy(services: dict[str, Service]) -> None:
-    healthy = {"condition": "service_healthy"}
+    healthy: dict[str, Any] = {"condition": "service_healthy"}
     assert services["proxy"]["depends_on"] == {"llm-1": healthy, "llm-2": healthy}
-    assert services["nginx"]["depends_on"] == {"proxy": healthy}
+    assert services["nginx"]["depends_on"] == {"proxy": healthy | {"restart": True}}
     assert all("depends_on" not in engine for engine in engines_of(services).values())
 
 
@@ -245,6 +245,7 @@ def test_interpolation_here_is_that_of_compose(text: str, value: str) -> None:
 def test_nginx_gets_its_template_and_certificates(services: dict[str, Service]) -> None:
     assert services["nginx"]["volumes"] == [
         "./nginx/templates:/etc/nginx/templates:ro",
+        "./nginx/15-read-timeout.envsh:/docker-entrypoint.d/15-read-timeout.envsh:ro",
         "./nginx/40-https.sh:/docker-entrypoint.d/40-https.sh:ro",
         "./nginx/certs:/etc/nginx/certs:ro",
     ]

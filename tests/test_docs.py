@@ -1,13 +1,17 @@
-"""What the documents say about settings is what the program does."""
+"""What the documents say about settings and endpoints is what the program does, and their links lead somewhere."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 from inference_engine_proxy_server.settings import Settings, as_variable, load_settings
 
 ROOT = Path(__file__).parent.parent
+READMES = {name: (ROOT / name).read_text() for name in ("README.md", "README.zh-TW.md")}
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 ENV_EXAMPLE = (ROOT / ".env.example").read_text()
 SETTINGS_PAGE = (ROOT / "docs" / "settings.md").read_text()
 DEFAULTS = {name.upper(): as_variable(field.default) for name, field in Settings.model_fields.items()}
@@ -68,3 +72,40 @@ def test_env_example_with_every_line_in_effect_gives_the_defaults(tmp_path: Path
     assert set(loaded.origins.values()) == {".env"}
     unset = {name.lower(): Settings.model_fields[name.lower()].default for name in WITHOUT_DEFAULT}
     assert loaded.settings.model_copy(update=unset) == Settings()
+
+
+@pytest.mark.parametrize("text", READMES.values(), ids=READMES)
+def test_readme_tells_the_defaults_of_the_settings_it_names(text: str) -> None:
+    rows = re.findall(r"^\| (`[A-Z_]+`(?:, `[A-Z_]+`)*) \| ([^|]*) \|", text, re.MULTILINE)
+    told: dict[str, str] = {}
+    for names, defaults in rows:
+        variables = re.findall("[A-Z_]+", names)
+        told |= zip(variables, defaults.split(", ") if len(variables) > 1 else [defaults], strict=True)
+
+    assert len(told) >= 7
+    in_words = {"BLOCKED_PATHS"}  # the list itself is too long for a table
+    assert {name: default for name, default in told.items() if name not in in_words} == {
+        name: DEFAULTS[name] for name in told.keys() - in_words
+    }
+
+
+def test_every_link_of_a_document_leads_somewhere() -> None:
+    dead = []
+    for page in DOCUMENTS:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", text):
+            path, _, anchor = target.partition("#")
+            linked = (page.parent / path) if path else page
+            if not linked.exists() or (anchor and anchor not in anchors(linked)):
+                dead.append(f"{page.name}: {target}")
+
+    assert dead == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings: lower case, blanks as hyphens, without punctuation."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }

@@ -14,6 +14,7 @@ from inference_engine_proxy_server.errors import (
     InvalidReply,
     ProxyError,
     error_body,
+    error_fields,
     stream_error_event,
 )
 
@@ -69,6 +70,27 @@ def test_each_dialect_has_its_own_word_for_a_status(status: int, openai: str, an
     expected = {"type": "error", "error": {"type": anthropic, "message": "Why."}, "request_id": "id-1"}
     assert json.loads(error_body(error, "/v1/messages", "id-1")) == expected
     assert json.loads(error_body(error, "/v1/messages/count_tokens", "id-1")) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "path", "lines"),
+    [
+        (CapacityError("m", retry_after_seconds=3), "/v1/chat/completions", [b"retry-after: 3"]),
+        (BackendTimeout("m"), "/v1/chat/completions", [b"x-should-retry: false"]),
+        (ClientError("m"), "/v1/messages", [b"request-id: id-1"]),
+    ],
+    ids=["waiting-helps", "the-same-work-again-does-not", "anthropic"],
+)
+def test_header_tells_sdks_what_to_do_and_lets_web_pages_of_any_origin_read(
+    error: ProxyError, path: str, lines: list[bytes]
+) -> None:
+    assert error_fields(error, path, "id-1").split(b"\r\n") == [
+        b"content-type: application/json",
+        *lines,
+        b"access-control-allow-origin: *",
+        b"access-control-expose-headers: x-request-id, retry-after",
+        b"",
+    ]
 
 
 def test_paths_that_only_begin_like_anthropics_are_openais() -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "InvalidReply",
     "ProxyError",
     "error_body",
+    "error_fields",
     "stream_error_event",
 ]
 
@@ -157,6 +158,24 @@ def _error_object(error: ProxyError, path: str, request_id: str) -> dict[str, ob
 def error_body(error: ProxyError, path: str, request_id: str) -> bytes:
     """The JSON body of ``error`` in the dialect of ``path``: Anthropic's under /v1/messages, else OpenAI's."""
     return json.dumps(_error_object(error, path, request_id)).encode()
+
+
+def error_fields(error: ProxyError, path: str, request_id: str) -> bytes:
+    """The header lines that go with :func:`error_body`.
+
+    ``x-should-retry`` is how OpenAI's and Anthropic's SDKs are told not to ask again: after a timeout they would keep
+    an engine busy with the same work a second and a third time. ``request-id`` is where Anthropic's look for the id.
+    Pages of any origin may read our errors, which no cookie changes.
+    """
+    fields = [b"content-type: application/json\r\n"]
+    if error.retry_after_seconds:
+        fields.append(b"retry-after: %d\r\n" % error.retry_after_seconds)
+    if isinstance(error, BackendTimeout):
+        fields.append(b"x-should-retry: false\r\n")
+    if _speaks_anthropic(path):
+        fields.append(b"request-id: %b\r\n" % request_id.encode())
+    fields.append(b"access-control-allow-origin: *\r\naccess-control-expose-headers: x-request-id, retry-after\r\n")
+    return b"".join(fields)
 
 
 def stream_error_event(error: ProxyError, path: str, request_id: str) -> bytes:

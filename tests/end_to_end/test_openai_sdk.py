@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
+from end_to_end.conftest import StartProxy, StartServers
 from end_to_end.http_client import send
 from end_to_end.program import Proxy
+from end_to_end.waiting import eventually
 from llama_server import LlamaServer
 
 QUESTION: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "kin sol mer"}]
@@ -106,3 +109,17 @@ def test_blocked_path_is_our_403(client: openai.OpenAI) -> None:
 
     assert raised.value.code == "path_blocked"
     assert raised.value.request_id == raised.value.response.headers["x-request-id"]
+
+
+async def test_what_took_too_long_is_not_asked_again(
+    start_servers: StartServers, start_proxy: StartProxy, tiny_model: Path
+) -> None:
+    (server,) = start_servers(1, tiny_model)
+    proxy = start_proxy(server, BACKEND_TIMEOUT_SECONDS="1", METRICS_CACHE_TTL_SECONDS="60")
+    server.freeze()
+    async with openai.AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key="none", max_retries=2) as client:
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.chat.completions.create(model="any", messages=QUESTION)
+
+    assert caught.value.status_code == 504
+    await eventually(lambda: [line.status for line in proxy.access_lines] == [504])

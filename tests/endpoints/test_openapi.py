@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from live_proxy import Fleet
 
 OWN = {"/", "/health", "/livez", "/readyz", "/v1/models", "/metrics"}
+DESCRIPTIONS = {"/docs", "/redoc", "/openapi.json"}
 PROXIED = {
     "/v1/chat/completions",
     "/v1/completions",
@@ -109,3 +111,12 @@ def _references(part: Any) -> list[str]:
         own = [part["$ref"]] if "$ref" in part else []
         return own + [found for member in part.values() for found in _references(member)]
     return [found for member in part for found in _references(member)] if isinstance(part, list) else []
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-TW.md"])
+def test_readme_lists_our_own_paths_and_no_others(name: str) -> None:
+    readme = (Path(__file__).parents[2] / name).read_text()
+    rows = re.findall(r"^\| (`(?:GET|ANY) [^|]*) \|", readme, re.MULTILINE)
+
+    assert {path for row in rows for path in re.findall(r"`(?:GET )?(/[^` ]*)`", row)} == OWN | DESCRIPTIONS
+    assert "`ANY /...`" in rows

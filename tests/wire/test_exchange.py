@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from inference_engine_proxy_server.errors import BackendBroke, CapacityError
+from inference_engine_proxy_server.errors import BackendBroke, CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
 from inference_engine_proxy_server.wire.head import HeadLimits, parse_request_head
 
@@ -133,6 +133,40 @@ def test_before_the_reply_began_failing_is_a_whole_reply() -> None:
     assert fields[:2] == [b"content-type: application/json", b"retry-after: 3"]
     assert json.loads(body)["error"]["message"] == "Full."
     assert (exchange.outcome, exchange.status, connection.done) == (Outcome.COMPLETE, 503, [exchange])
+
+
+OPTIONS = b"OPTIONS /v1/chat/completions HTTP/1.1"
+ASKS = b"Origin: http://page\r\nAccess-Control-Request-Method: POST\r\n"
+
+
+def test_a_preflight_that_no_backend_can_answer_lets_the_page_get_the_error_itself() -> None:
+    exchange, connection = exchange_for(OPTIONS, ASKS)
+    exchange.fail(CapacityError("Full.", retry_after_seconds=3))
+    status, _date, *fields = connection.blocks[0].split(b"\r\n")
+    assert status == b"HTTP/1.1 204 No Content"
+    assert fields == [
+        b"access-control-allow-origin: *",
+        b"access-control-allow-methods: *",
+        b"access-control-allow-headers: authorization, *",
+        b"x-request-id: id-1",
+        b"",
+        b"",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "fields", "error"),
+    [
+        (OPTIONS, b"Origin: http://page\r\n", CapacityError("m")),
+        (b"POST /v1/chat/completions HTTP/1.1", ASKS, CapacityError("m")),
+        (OPTIONS, ASKS, ClientError("m", status=403)),
+    ],
+    ids=["no-preflight", "another-method", "refused"],
+)
+def test_whatever_else_fails_is_answered_with_its_error(line: bytes, fields: bytes, error: ProxyError) -> None:
+    exchange, _ = exchange_for(line, fields)
+    exchange.fail(error)
+    assert exchange.status == error.status
 
 
 def test_failing_after_the_end_does_nothing() -> None:

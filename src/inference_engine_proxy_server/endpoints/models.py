@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 
@@ -16,7 +16,10 @@ def models_router(pool: BackendPool) -> APIRouter:
     router = APIRouter(tags=["models"])
 
     @router.get("/v1/models", summary="The models that live backends serve, one entry each")
-    async def list_models() -> dict[str, Any]:
+    async def list_models(response: Response) -> dict[str, Any]:
+        # Engines let web pages of any origin read their list too.
+        response.headers["access-control-allow-origin"] = "*"
+        response.headers["access-control-expose-headers"] = "x-request-id"
         entries: dict[str, Any] = {}
         for backend in pool.backends:
             if backend.state.live:

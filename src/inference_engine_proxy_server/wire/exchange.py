@@ -9,7 +9,7 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Protocol
 
-from inference_engine_proxy_server.errors import ProxyError, error_body, stream_error_event
+from inference_engine_proxy_server.errors import ProxyError, error_body, error_fields, stream_error_event
 from inference_engine_proxy_server.wire.framing import ChunkedBody, last_chunk, one_chunk
 from inference_engine_proxy_server.wire.head import RequestHead
 
@@ -19,6 +19,11 @@ _EVENT_STREAM = re.compile(rb"(?:^|\n)content-type:[ \t]*text/event-stream", re.
 _ENCODED = re.compile(rb"(?:^|\n)content-encoding:", re.IGNORECASE)
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _BODILESS = frozenset({204, 304})
+_PREFLIGHT_PASSED = (
+    b"access-control-allow-origin: *\r\naccess-control-allow-methods: *\r\n"
+    b"access-control-allow-headers: authorization, *\r\n"  # the wildcard does not stand for this one (Fetch standard)
+)
+_PREFLIGHT = re.compile(rb"(?:^|\n)access-control-request-method:", re.IGNORECASE)
 _REASONS = {status.value: f" {status.phrase}".encode() for status in HTTPStatus}
 
 
@@ -235,11 +240,14 @@ class Exchange:
         if self.done:
             return
         if not self.begun:
-            body = error_body(error, self.head.path, self.request_id)
             self.extra_fields = b""  # it says which backend answered, and none did
             self.backend = None
-            retry = b"retry-after: %d\r\n" % error.retry_after_seconds if error.retry_after_seconds else b""
-            self.respond(error.status, b"content-type: application/json\r\n" + retry, body)
+            if error.status >= 500 and self._is_preflight:
+                # A browser would hide this from its page. The page can read the error of the request that follows.
+                self.respond(204, _PREFLIGHT_PASSED, b"")
+                return
+            about = (error, self.head.path, self.request_id)
+            self.respond(error.status, error_fields(*about), error_body(*about))
             return
         if self._between_events():
             self.write(stream_error_event(error, self.head.path, self.request_id))
@@ -265,6 +273,11 @@ class Exchange:
                 self.write_through = self._write
         self.sent_bytes += len(block)
         self._write(block)
+
+    @property
+    def _is_preflight(self) -> bool:
+        """Whether a browser asks if its page may send a request (Fetch standard, "CORS-preflight request")."""
+        return self.head.method == "OPTIONS" and _PREFLIGHT.search(self.head.passed_on) is not None
 
     def _between_events(self) -> bool:
         if self._length_known or not _EVENT_STREAM.search(self._fields) or _ENCODED.search(self._fields):

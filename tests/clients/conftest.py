@@ -1,0 +1,47 @@
+"""Two real servers of the page's model, and the proxy in front of them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clients.recipes import MODEL
+from end_to_end.program import Proxy
+from llama_server import LlamaServer
+from tiny_gguf import write_tiny_gguf
+
+
+@pytest.fixture(scope="package")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+@pytest.fixture(scope="package")
+def servers(tiny_model: Path) -> Iterator[list[LlamaServer]]:
+    with LlamaServer(tiny_model, "--alias", MODEL) as first, LlamaServer(tiny_model, "--alias", MODEL) as second:
+        yield [first, second]
+
+
+@pytest.fixture(scope="package")
+def proxy(tmp_path_factory: pytest.TempPathFactory, servers: list[LlamaServer]) -> Iterator[Proxy]:
+    with Proxy(tmp_path_factory.mktemp("proxy"), [server.url for server in servers]) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def lonely_proxy(tmp_path_factory: pytest.TempPathFactory, free_port: int) -> Iterator[Proxy]:
+    """In front of ``free_port``, where nobody listens."""
+    with Proxy(tmp_path_factory.mktemp("proxy"), [f"http://127.0.0.1:{free_port}"]) as proxy:
+        yield proxy

@@ -1,0 +1,217 @@
+"""The README's commands, run word for word on a copy of the project with environments of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from end_to_end.http_client import send
+from end_to_end.waiting import eventually
+from llama_server import LlamaServer
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+CHINESE = (ROOT / "README.zh-TW.md").read_text()
+
+RUN = "scripts/run.sh"
+ASK, = re.findall(r"^curl -N (?:.*\\\n)*.*", README, re.MULTILINE)  # fmt: skip
+COPY_SETTINGS = "cp .env.example .env"
+INSTALL = "pip install ."
+SERVE = "inference-proxy serve --backends http://llm-1:8080,http://llm-2:8080"
+RUN_ELSEWHERE = {
+    "docker compose -f docker-compose.llamacpp.yml up -d --build",  # no Docker here: see test_compose.py
+    "scripts/test.sh",  # runs this very test
+}
+PIP_CACHE = Path("~/.cache/pip").expanduser()
+START_SECONDS = 300  # it installs packages first
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    """Every command of its shell blocks, without its comment."""
+    lines = "".join(blocks(text, "bash")).replace("\\\n", "\0").splitlines()
+    return [line.partition("  #")[0].rstrip().replace("\0", "\\\n") for line in lines]
+
+
+def test_every_command_is_run_here_or_named_as_run_elsewhere() -> None:
+    assert set(commands(README)) == {
+        RUN, ASK, COPY_SETTINGS, INSTALL, SERVE, *RUN_ELSEWHERE
+    }  # fmt: skip
+
+
+def test_both_languages_have_the_same_commands_and_code() -> None:
+    assert commands(CHINESE) == commands(README)
+    for language in ("python", "toml"):
+        assert blocks(CHINESE, language) == blocks(README, language)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The project's files and nothing else, as a fresh clone has them."""
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    yield folder
+    shutil.rmtree(folder)  # two environments and the demo's model: 1 GB
+
+
+@pytest.fixture
+def checkout(copy: Path) -> Path:
+    (copy / ".env").unlink(missing_ok=True)
+    return copy
+
+
+class Shell:
+    """A user's shell in ``folder``, with nothing of this project in its environment."""
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        self.folder = folder
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV"))}
+        self.environment = kept | variables
+
+    def run(self, command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=START_SECONDS,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    @contextmanager
+    def running(self, command: str, until: str) -> Iterator[str]:
+        """A command that goes on until Ctrl-C, with what it has printed once ``until`` was in it."""
+        log = self.folder / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["bash", "-c", f"exec {command}"],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while until not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+            yield log.read_text()
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(30) == 0, log.read_text()
+        finally:
+            process.kill()
+            process.wait()
+
+
+async def test_quick_start_talks_to_a_real_model(checkout: Path, free_port: int) -> None:
+    # The demo keeps its model there; pip's own cache stays, or everything would be downloaded again.
+    caches = {"XDG_CACHE_HOME": str(checkout / "cache"), "PIP_CACHE_DIR": str(PIP_CACHE)}
+    shell = Shell(checkout, PORT=str(free_port), **caches)
+    address = f"http://127.0.0.1:{free_port}"
+    with shell.running(RUN, until="curl -N") as printed:
+        assert address in printed
+        answer = shell.run(ASK.replace("http://127.0.0.1:8888", address))
+    assert answer.count('"content":"') > 10
+    assert answer.endswith("data: [DONE]\n\n")
+
+
+async def test_own_engines_come_from_dot_env_and_a_third_one_too(
+    checkout: Path, free_port: int, tiny_model: Path
+) -> None:
+    shell = Shell(checkout)
+    shell.run(COPY_SETTINGS)
+    dot_env = checkout / ".env"
+    dot_env.write_text(dot_env.read_text().replace("PORT=8888", f"PORT={free_port}"))
+    address = f"http://127.0.0.1:{free_port}"
+    with LlamaServer(tiny_model) as one, LlamaServer(tiny_model) as two, LlamaServer(tiny_model) as three:
+        for engines in ([one, two], [one, two, three]):
+            urls = [engine.url for engine in engines]
+            changed = re.sub("(?m)^(# )?BACKENDS=.*$", f"BACKENDS={','.join(urls)}", dot_env.read_text())
+            dot_env.write_text(changed)
+            with shell.running(RUN, until=f"listening on {address}"):
+                await eventually_available(address, urls)
+
+
+async def test_installed_package_learns_a_new_engine_from_a_package_beside_it(
+    checkout: Path, free_port: int, tiny_model: Path
+) -> None:
+    environment = checkout / ".venv-user"
+    Shell(checkout).run(f"{sys.executable} -m venv {environment}")
+    package = checkout / "my-engine"
+    package.mkdir()
+    (package / "my_engine.py").write_text(*blocks(README, "python"))
+    (package / "pyproject.toml").write_text(*blocks(README, "toml"))
+    path = f"{environment / 'bin'}:{os.environ['PATH']}"
+    shell = Shell(checkout, PATH=path, PORT=str(free_port))
+    shell.run(INSTALL)
+    Shell(package, PATH=path).run(INSTALL)
+
+    address = f"http://127.0.0.1:{free_port}"
+    with LlamaServer(tiny_model) as known, novel_engine() as novel:
+        command = SERVE.replace("http://llm-1:8080", known.url).replace("http://llm-2:8080", novel)
+        with shell.running(command, until=f"listening on {address}"):
+            await eventually_available(address, [known.url, novel])
+            health = (await send(address, "/health")).json
+    loads = {detail["backend"]: detail["metrics"]["requests_processing"] for detail in health["details"]}
+    assert loads == {known.url: 0.0, novel: 4.0}
+
+
+async def eventually_available(address: str, urls: list[str]) -> None:
+    async def all_are() -> bool:
+        return bool((await send(address, "/health")).json["available_backends"] == urls)
+
+    await eventually(all_are)
+
+
+class _NovelEngine(BaseHTTPRequestHandler):
+    """What the README's recipe is written for: an engine that nobody knows."""
+
+    def do_GET(self) -> None:
+        body = {"/v1/models": b'{"data": [{"id": "m", "owned_by": "my-engine"}]}', "/status": b"4"}.get(self.path, b"")
+        self.send_response(200 if body else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_request(self, *_: object) -> None:
+        """Nobody reads it."""
+
+
+@contextmanager
+def novel_engine() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _NovelEngine) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

@@ -1,0 +1,255 @@
+"""NGINX as the Compose files run it, without the container."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from end_to_end.http_client import Call, Reply
+from test_compose import environment_of, services_of, source
+
+__all__ = ["Nginx", "SecureCall", "check", "configure"]
+
+_SOURCE = Path(__file__).parents[2] / "nginx"
+_PROGRAM = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or "nginx"  # Debian's place for daemons
+_START_SECONDS = _STOP_SECONDS = 20.0
+_USER = "user root;\n" if os.geteuid() == 0 else ""  # else its workers could not enter a test's folder
+_MAIN = """\
+# The image's own nginx.conf, but for what writes outside the folder.
+worker_processes 2;
+daemon off;
+pid nginx.pid;
+error_log error.log notice;
+events { worker_connections 1024; }
+http {
+    default_type application/octet-stream;
+    sendfile on;
+    keepalive_timeout 65;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    include conf.d/*.conf;
+}
+"""
+
+
+class SecureCall(Call):
+    """The same over TLS.
+
+    Args:
+        trusted: the certificate that the server must have.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        target: str,
+        body: object = None,
+        *,
+        trusted: Path,
+        method: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(url, target, body, method=method, headers=headers)
+        self._context = ssl.create_default_context(cafile=trusted)
+
+    async def __aenter__(self) -> Self:
+        self._reader, self._writer = await asyncio.open_connection(self._host, self._port, ssl=self._context)
+        return self
+
+    async def leave(self) -> None:
+        """Close the connection at once, as HTTP clients do, which do not wait for the server's ``close_notify``."""
+        self._writer.transport.abort()
+
+
+class Nginx:
+    """One NGINX that listens when the constructor returns.
+
+    Args:
+        folder: an empty one; takes the place of /etc/nginx.
+        proxies: base URLs of the addresses that the name ``proxy`` stands for.
+        certificates: a folder that takes the place of nginx/certs.
+        dot_env: variables of the operator's ``.env``.
+
+    Attributes:
+        url: where it listens.
+        https_url: where it listens if it has a certificate.
+    """
+
+    def __init__(self, folder: Path, *proxies: str, certificates: Path | None = None, **dot_env: str) -> None:
+        http_port, https_port = configure(folder, *proxies, certificates=certificates, **dot_env)
+        self.url = f"http://127.0.0.1:{http_port}"
+        self.https_url = f"https://127.0.0.1:{https_port}"
+        self._folder = folder
+        self._process = subprocess.Popen(_command(folder), stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            self._wait_for(http_port)
+        except BaseException:
+            self._kill()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self._process.terminate()
+            assert self._process.wait(_STOP_SECONDS) == 0, self.errors
+            assert not re.search(r"\[(alert|crit|emerg)\]", self.errors), self.errors
+        finally:
+            self._kill()
+
+    @property
+    def errors(self) -> str:
+        """What it has written to its error log."""
+        return (self._folder / "error.log").read_text()
+
+    @property
+    def access_lines(self) -> list[str]:
+        """What it has written to its access log."""
+        return (self._folder / "access.log").read_text().splitlines()
+
+    def call(
+        self,
+        target: str,
+        body: object = None,
+        *,
+        secure: bool = False,
+        method: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> Call:
+        """One request on a connection of its own, with TLS or without."""
+        if not secure:
+            return Call(self.url, target, body, method=method, headers=headers)
+        trusted = self._folder / "certs" / "fullchain.pem"
+        return SecureCall(self.https_url, target, body, trusted=trusted, method=method, headers=headers)
+
+    async def send(
+        self, target: str, body: object = None, *, secure: bool = False, headers: Mapping[str, str] | None = None
+    ) -> Reply:
+        """The whole reply to one request; arguments as for :meth:`call`."""
+        async with self.call(target, body, secure=secure, headers=headers) as call:
+            call.send()
+            return await call.reply()
+
+    def drain(self) -> None:
+        """Tell it to stop as the image does: what runs may end."""
+        self._process.send_signal(signal.SIGQUIT)
+
+    @property
+    def exit_code(self) -> int | None:
+        """``None`` while it runs."""
+        return self._process.poll()
+
+    def _wait_for(self, port: int) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not _answers(port):
+            assert self._process.poll() is None, f"it ended: {self.errors}"
+            assert time.monotonic() < deadline, f"it does not listen: {self.errors}"
+            time.sleep(0.01)
+
+    def _kill(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)  # with its workers
+            self._process.wait()
+
+
+def configure(folder: Path, *proxies: str, certificates: Path | None = None, **dot_env: str) -> tuple[int, int]:
+    """Make ``folder`` what /etc/nginx is when the image has started; gives the ports for HTTP and for HTTPS.
+
+    Raises:
+        AssertionError: the configuration no longer has what is replaced in it.
+    """
+    http_port, https_port = _free_ports()
+    servers = " ".join(f"server {urlsplit(proxy).netloc};" for proxy in proxies)
+    here = {"/etc/nginx/": f"{folder}/"}
+    replacements = {
+        "default.conf": {"server proxy:8888;": servers, "listen 80;": f"listen 127.0.0.1:{http_port};", **here},
+        "https.conf": {"listen 443 ": f"listen 127.0.0.1:{https_port} ", **here},
+        "proxy.locations": {"/dev/stdout": f"{folder}/access.log"},
+        "40-https.sh": here,
+    }
+    variables = _environment_after(
+        "15-read-timeout.envsh", environment_of(services_of(source("cpu"), {"MODEL": "m", **dot_env})["nginx"], dot_env)
+    )
+    texts = {file.stem: _filled_in(file.read_text(), variables) for file in (_SOURCE / "templates").glob("*.template")}
+    script = _SOURCE / "40-https.sh"
+    texts[script.name] = script.read_text()
+    assert texts.keys() == replacements.keys()
+
+    (folder / "conf.d").mkdir()
+    (folder / "nginx.conf").write_text(_USER + _MAIN)
+    for name, text in texts.items():
+        (folder / "conf.d" / name).write_text(_replaced(text, replacements[name]))
+    if certificates:
+        shutil.copytree(certificates, folder / "certs")
+    entrypoint = (folder / "conf.d" / script.name).rename(folder / script.name)
+    shutil.copymode(script, entrypoint)  # the image runs what can be executed, and skips the rest
+    subprocess.run([entrypoint], check=True)
+    return http_port, https_port
+
+
+def check(folder: Path) -> str:
+    """What NGINX says of the configuration in ``folder``.
+
+    Raises:
+        AssertionError: it is not accepted.
+    """
+    done = subprocess.run([*_command(folder), "-t"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def _command(folder: Path) -> list[str]:
+    return [_PROGRAM, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
+
+
+def _environment_after(script: str, variables: Mapping[str, str]) -> Mapping[str, str]:
+    """As the image does it: what can be executed is sourced, what cannot is skipped."""
+    assert os.access(_SOURCE / script, os.X_OK)
+    sourcing = ["sh", "-euc", '. "$0"; env -0', str(_SOURCE / script)]
+    told = subprocess.run(
+        sourcing, env={"PATH": os.environ["PATH"], **variables}, capture_output=True, check=True, text=True
+    )
+    after = dict(line.split("=", 1) for line in told.stdout.split("\0") if line)
+    return {name: value for name, value in after.items() if name in variables or name.startswith("PROXY_")}
+
+
+def _filled_in(text: str, variables: Mapping[str, str]) -> str:
+    """As envsubst does it: ``$NAME`` and ``${NAME}`` of these variables only, as NGINX has its own."""
+    names = "|".join(variables)
+    return re.sub(rf"\$(\{{)?({names})(?(1)\}}|\b)", lambda found: variables[found[2]], text)
+
+
+def _replaced(text: str, replacements: Mapping[str, str]) -> str:
+    for old, new in replacements.items():
+        assert old in text, f"the configuration no longer has {old!r}"
+        text = text.replace(old, new)
+    return text
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        return one.getsockname()[1], other.getsockname()[1]
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except ConnectionRefusedError:
+        return False
+    return True

@@ -1,0 +1,120 @@
+"""Clients of NGINX get what the engines make, when they make it; who leaves, leaves on both sides."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from end_to_end.conftest import StartProxy
+from end_to_end.http_client import Call, chat
+from end_to_end.program import Proxy
+from end_to_end.waiting import eventually
+from llama_server import LlamaServer
+from nginx.conftest import StartNginx
+from nginx.server import Nginx
+
+pytestmark = pytest.mark.nginx
+
+Leave = Callable[[Call], Awaitable[None]]
+
+LONG = 4000  # tokens: many seconds
+PATH = "/v1/chat/completions"
+TWENTY_MEGABYTES = 20_000_000
+
+
+@pytest.fixture(autouse=True)
+async def is_idle_again(servers: list[LlamaServer]) -> None:
+    await eventually(lambda: processing(servers) == 0)
+
+
+def processing(servers: list[LlamaServer]) -> float:
+    """Requests that the engines work on, by their own count."""
+    return sum(server.metrics()["llamacpp:requests_processing"] for server in servers)
+
+
+async def test_stream_comes_as_it_is_made_and_whole(nginx: Nginx, secure: bool) -> None:
+    arrivals = []
+    async with nginx.call(PATH, chat(300, stream=True), secure=secure) as stream:
+        began = time.monotonic()
+        stream.send()
+        assert await stream.head() == 200
+        while event := await stream.event():
+            arrivals.append(time.monotonic() - began)
+            last = event
+
+    assert (stream.complete, last) == (True, b"data: [DONE]\n\n")
+    assert len(arrivals) > 300
+    average = arrivals[-1] / len(arrivals)
+    alone = sum(later - earlier > average / 4 for earlier, later in pairwise(arrivals))
+    assert alone > len(arrivals) / 2
+
+
+@pytest.mark.parametrize("leave", [lambda call: call.leave(), lambda call: call.reset()], ids=["FIN", "RST"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_leaving_frees_the_lease_and_the_connection_to_the_engine(
+    nginx: Nginx, proxy: Proxy, servers: list[LlamaServer], secure: bool, stream: bool, leave: Leave
+) -> None:
+    async with nginx.call(PATH, chat(LONG if stream else 600, stream=stream), secure=secure) as call:
+        call.send()
+        await eventually(lambda: processing(servers) == 1)
+        if stream:
+            assert await call.head() == 200
+            assert await call.event()
+        assert await proxy.in_flight() == 1
+
+        await leave(call)
+
+        await eventually(lambda: is_free(proxy), seconds=1)
+        await eventually(lambda: not any(proxy.connections_to(server.port) for server in servers), seconds=1)
+        if stream:  # without one, llama.cpp itself goes on to the last token
+            await eventually(lambda: processing(servers) == 0, seconds=1)
+
+
+async def is_free(proxy: Proxy) -> bool:
+    return await proxy.in_flight() == 0
+
+
+async def test_long_prompt_is_answered(nginx: Nginx) -> None:
+    body = chat(padding="x" * TWENTY_MEGABYTES)  # a field that the engine does not know: read, and then ignored
+
+    reply = await nginx.send(PATH, body)
+
+    assert (reply.status, reply.complete) == (200, True)
+    assert reply.json["choices"][0]["finish_reason"] == "length"
+
+
+async def test_burst_is_spread_over_the_engines(nginx: Nginx, servers: list[LlamaServer]) -> None:
+    replies = await asyncio.gather(*(nginx.send(PATH, chat(10)) for _ in range(32)))
+
+    assert {reply.status for reply in replies} == {200}
+    shares = Counter(reply.headers["x-backend"] for reply in replies)
+    assert shares.keys() == {server.url for server in servers}
+    assert max(shares.values()) <= 18
+
+
+async def test_connections_to_the_proxy_are_used_again(
+    start_nginx: StartNginx, start_proxy: StartProxy, servers: list[LlamaServer]
+) -> None:
+    """Each of NGINX's two workers keeps its own."""
+    proxy = start_proxy(*servers)
+    nginx = start_nginx(proxy.url)
+    kept = set()
+    for _ in range(16):
+        assert (await nginx.send("/v1/models")).status == 200
+        kept |= connections_to(proxy)
+
+    assert 1 <= len(kept) <= 2
+
+
+def connections_to(proxy: Proxy) -> set[str]:
+    """The other ends of the connections to ``proxy`` that are open now."""
+    address = f"0100007F:{urlsplit(proxy.url).port:04X}"
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return {local for _, local, remote, state, *_ in rows if (remote, state) == (address, "01")}
