@@ -86,20 +86,20 @@ class AccessLog:
     ) -> None:
         """Note one request; ``None`` where something is not known or was not reached. It is written soon after."""
         now = self._now()
-        first_byte = None if first_byte_seconds is None else round(first_byte_seconds, 4)
         if self._is_json:
             line = json.dumps(
                 {
                     "time": now, "client": client, "method": method, "path": path, "status": status,
                     "outcome": outcome, "backend": backend, "model": model and model[:100],
-                    "first_byte_seconds": first_byte, "seconds": round(seconds, 4), "sent_bytes": sent_bytes,
+                    "first_byte_seconds": first_byte_seconds and round(first_byte_seconds, 4), "seconds": round(seconds, 4), "sent_bytes": sent_bytes,
                     "request_id": request_id,
                 }
             )  # fmt: skip
         else:
+            first_byte = "-" if first_byte_seconds is None else f"{first_byte_seconds:.4f}"
             line = (
                 f'{now} {client} "{method} {path}" {status} {outcome} backend={backend or "-"} '
-                f"model={_quoted(model) if model else '-'} first_byte={'-' if first_byte is None else first_byte} "
+                f"model={_quoted(model) if model else '-'} first_byte={first_byte} "
                 f"seconds={seconds:.4f} bytes={sent_bytes} id={request_id}"
             )
         self._lines.append(line)

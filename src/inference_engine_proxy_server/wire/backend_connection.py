@@ -16,6 +16,7 @@ from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.wire.exchange import ReplySource
 from inference_engine_proxy_server.wire.framing import SMALL_CHUNKS, ChunkedBody, InvalidChunk
 from inference_engine_proxy_server.wire.head import ReplyHead, parse_reply_head
+from inference_engine_proxy_server.wire.head_memory import HeadMemory
 
 __all__ = ["BackendConnection", "ReplySink"]
 
@@ -62,6 +63,7 @@ class BackendConnection(asyncio.Protocol):
 
     Args:
         deadlines: watches this connection.
+        memory: of the replies' header sections; shared by all connections to one backend.
         timeout_seconds: longest wait for a reply's first byte, and for the next byte after that.
 
     Attributes:
@@ -71,13 +73,14 @@ class BackendConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_body", "_clock", "_deadlines", "_head", "_interim", "_look_seconds", "_missing", "_noted_bytes", "_poll",
-        "_quiet_since", "_received", "_reply_to_head", "_result", "_served", "_sink", "_timeout_seconds", "_transport",
-        "_write_through", "deadline", "is_reusable", "keep_alive_seconds", "last_byte_at",
+        "_body", "_clock", "_deadlines", "_head", "_interim", "_look_seconds", "_memory", "_missing", "_noted_bytes",
+        "_poll", "_quiet_since", "_received", "_reply_to_head", "_result", "_served", "_sink", "_timeout_seconds",
+        "_transport", "_write_through", "deadline", "is_reusable", "keep_alive_seconds", "last_byte_at",
     )  # fmt: skip
 
-    def __init__(self, deadlines: Deadlines, timeout_seconds: float) -> None:
+    def __init__(self, deadlines: Deadlines, memory: HeadMemory[ReplyHead], timeout_seconds: float) -> None:
         self._deadlines = deadlines
+        self._memory = memory
         self._timeout_seconds = timeout_seconds
         self._clock = deadlines.clock
         self.deadline = NEVER
@@ -236,9 +239,12 @@ class BackendConnection(asyncio.Protocol):
             return
         self._received = b""
         section = received[: end + 2]
-        if section.count(b"\n") > _HEAD_FIELDS:
-            raise InvalidReply("The backend's reply has too many header fields.")
-        head = parse_reply_head(section)
+        head = self._memory.recall(section)
+        if head is None:
+            if section.count(b"\n") > _HEAD_FIELDS:
+                raise InvalidReply("The backend's reply has too many header fields.")
+            head = parse_reply_head(section)
+            self._memory.remember(section, head)
         rest = received[end + 4 :]
         if head.status < 200:
             self._skip_interim(head, sink, rest)

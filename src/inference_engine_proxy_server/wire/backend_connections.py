@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from inference_engine_proxy_server.errors import BackendUnreachable, CapacityError
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.deadlines import Deadlines
+from inference_engine_proxy_server.wire.head import ReplyHead
+from inference_engine_proxy_server.wire.head_memory import HeadMemory
 
 __all__ = ["BackendConnections", "BackendLimits", "Origin"]
 
@@ -75,6 +77,7 @@ class BackendConnections:
         self.keeps_alive = limits.idle_seconds > 0
         self._limits = limits
         self._deadlines = deadlines
+        self._memory = HeadMemory[ReplyHead]()
         self._idle: list[BackendConnection] = []
         self._in_use: set[BackendConnection] = set()
         self._tls = ssl.create_default_context() if origin.is_tls else None
@@ -167,7 +170,7 @@ class BackendConnections:
             try:
                 async with asyncio.timeout(share_seconds):
                     _, connection = await loop.create_connection(
-                        lambda: BackendConnection(self._deadlines, self._limits.reply_seconds),
+                        lambda: BackendConnection(self._deadlines, self._memory, self._limits.reply_seconds),
                         address,
                         self.origin.port,
                         ssl=self._tls,

@@ -17,6 +17,7 @@ from inference_engine_proxy_server.wire.client_context import ClientContext
 from inference_engine_proxy_server.wire.deadlines import NEVER
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
 from inference_engine_proxy_server.wire.head import RequestHead, parse_request_head
+from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.request_body import RequestBody
 
 __all__ = ["CLIENT_GONE", "ClientConnection"]
@@ -56,6 +57,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._client = ""
         self._received = b""  # of a header section, or of what the client sent ahead
+        self._memory = HeadMemory[RequestHead]()
         self._head: RequestHead | None = None  # of the request whose body is being read
         self._body: RequestBody | None = None
         self._arriving = False  # the header section's deadline runs, whatever has come so far
@@ -124,7 +126,12 @@ class ClientConnection(asyncio.Protocol):
         if end < 0:
             self._await_rest_of_head(received)
             return
-        self._head = head = parse_request_head(received[: end + 2], limits)
+        section = received[: end + 2]
+        head = self._memory.recall(section)
+        if head is None:
+            head = parse_request_head(section, limits)
+            self._memory.remember(section, head)
+        self._head = head
         self._received = b""
         rest = received[end + 4 :]
         if head.content_length == len(rest) <= self._limits.body_bytes:  # the usual case: all of it in one read

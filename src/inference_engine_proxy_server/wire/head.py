@@ -93,6 +93,22 @@ class RequestHead:
     request_id: str | None
     passed_on: bytes
 
+    def with_length(self, content_length: int) -> RequestHead:
+        """The same with another length."""
+        other = RequestHead()
+        other.method = self.method
+        other.target = self.target
+        other.path = self.path
+        other.host = self.host
+        other.minor_version = self.minor_version
+        other.keep_alive = self.keep_alive
+        other.content_length = content_length
+        other.chunked = False
+        other.expects_continue = self.expects_continue
+        other.request_id = self.request_id
+        other.passed_on = self.passed_on
+        return other
+
     def for_backend(self, authority: bytes, prefix: bytes, request_id: str, body_bytes: int, *, close: bool) -> bytes:
         """The header section to send to a backend, its blank line included.
 
@@ -138,6 +154,18 @@ class ReplyHead:
     content_length: int | None
     chunked: bool
     passed_on: bytes
+
+    def with_length(self, content_length: int) -> ReplyHead:
+        """The same with another length."""
+        other = ReplyHead()
+        other.status = self.status
+        other.reason = self.reason
+        other.keep_alive = self.keep_alive
+        other.keep_alive_seconds = self.keep_alive_seconds
+        other.content_length = content_length
+        other.chunked = False
+        other.passed_on = self.passed_on
+        return other
 
 
 def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.wire.head import (
+    HeadLimits,
+    ReplyHead,
+    RequestHead,
+    parse_reply_head,
+    parse_request_head,
+)
+from inference_engine_proxy_server.wire.head_memory import HeadMemory
+
+LIMITS = HeadLimits(line_bytes=200, total_bytes=4096, field_count=20)
+POST = b"POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\nX-One: 1\r\nX-Request-Id: id\r\n"
+GET = b"GET /v1/x HTTP/1.1\r\nHost: a\r\nX-One: 1\r\n"
+
+
+def said(head: RequestHead | ReplyHead) -> dict[str, object]:
+    return {name: getattr(head, name) for name in head.__slots__}
+
+
+def remembering(section: bytes) -> HeadMemory[RequestHead]:
+    memory = HeadMemory[RequestHead]()
+    memory.remember(section, parse_request_head(section, LIMITS))
+    return memory
+
+
+@pytest.mark.parametrize("section", [POST, GET])
+def test_the_same_section_says_the_same(section: bytes) -> None:
+    recalled = remembering(section).recall(section)
+
+    assert recalled is not None
+    assert said(recalled) == said(parse_request_head(section, LIMITS))
+
+
+@pytest.mark.parametrize("name", [b"Content-Length", b"content-length", b"CONTENT-LENGTH"])
+def test_another_length_is_another_length_and_nothing_else(name: bytes) -> None:
+    before, after = POST.replace(b"Content-Length", name), POST.replace(b"Content-Length: 12", name + b": 34567")
+
+    recalled = remembering(before).recall(after)
+
+    assert recalled is not None
+    assert said(recalled) == said(parse_request_head(after, LIMITS))
+    assert recalled.content_length == 34567
+
+
+LENGTHS = [b"", b"0", b"00", b"012", b"+1", b"-1", b"1_0", b"1 0", b"0x1", b" 12", b"12 ", b"1" * 19, b"\xd9\xa1"]
+CHANGES = [
+    POST + b"X-Two: 2\r\n",
+    POST.replace(b"X-One: 1\r\n", b""),
+    POST.replace(b"POST", b"PUT"),
+    POST.replace(b"12\r\n", b"12\r\nContent-Length: 12\r\n"),
+    POST.replace(b"12\r\n", b"12\r\nTransfer-Encoding: chunked\r\n"),
+    POST[:-1],
+    GET,
+    b"",
+]
+
+
+@pytest.mark.parametrize("other", [*(POST.replace(b"12", length) for length in LENGTHS), *CHANGES])
+def test_whatever_else_differs_is_left_to_the_parser(other: bytes) -> None:
+    assert remembering(POST).recall(other) is None
+
+
+def test_a_section_without_length_comes_again_as_a_whole_or_not_at_all() -> None:
+    assert remembering(GET).recall(GET + b"Content-Length: 5\r\n") is None
+    assert remembering(GET).recall(GET[:-2]) is None
+
+
+def test_nothing_is_known_at_first() -> None:
+    assert HeadMemory[RequestHead]().recall(b"") is None
+
+
+def test_replies_too() -> None:
+    section = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nkeep-alive: timeout=7\r\nserver: s\r\n"
+    memory = HeadMemory[ReplyHead]()
+    memory.remember(section, parse_reply_head(section))
+    other = section.replace(b": 5", b": 123")
+
+    recalled = memory.recall(other)
+
+    assert recalled is not None
+    assert said(recalled) == said(parse_reply_head(other))
+
+
+_FIELDS = [
+    b"Content-Length: 5",
+    b"Content-Length: 77",
+    b"content-length:\t8 ",
+    b"X-Content-Length: 9",
+    b"X: 1",
+    b"X: 2",
+]
+
+
+@given(st.lists(st.lists(st.sampled_from(_FIELDS), max_size=3), min_size=2, max_size=6))
+def test_remembering_never_changes_what_a_section_says(sequence: list[list[bytes]]) -> None:
+    memory = HeadMemory[RequestHead]()
+    for fields in sequence:
+        section = b"POST / HTTP/1.1\r\nHost: a\r\n" + b"".join(field + b"\r\n" for field in fields)
+        recalled = memory.recall(section)
+        try:
+            parsed = parse_request_head(section, LIMITS)
+        except ClientError:
+            assert recalled is None
+            continue
+        assert recalled is None or said(recalled) == said(parsed)
+        memory.remember(section, parsed)
