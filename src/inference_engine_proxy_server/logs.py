@@ -91,8 +91,8 @@ class AccessLog:
                 {
                     "time": now, "client": client, "method": method, "path": path, "status": status,
                     "outcome": outcome, "backend": backend, "model": model and model[:100],
-                    "first_byte_seconds": first_byte_seconds and round(first_byte_seconds, 4), "seconds": round(seconds, 4), "sent_bytes": sent_bytes,
-                    "request_id": request_id,
+                    "first_byte_seconds": first_byte_seconds and round(first_byte_seconds, 4),
+                    "seconds": round(seconds, 4), "sent_bytes": sent_bytes, "request_id": request_id,
                 }
             )  # fmt: skip
         else:
