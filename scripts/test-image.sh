@@ -3,10 +3,10 @@
 # Usage: scripts/test-image.sh [BASE]      BASE: the Dockerfile's base image, if not its own
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/venv.sh
 export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot
-readonly image=localhost/inference-proxy-test port=18888
-
-fail() { echo "test-image.sh: $*" >&2; exit 1; }
+readonly image=localhost/inference-proxy-test
+port="$(free_port)"
 
 words() { # $1: a list in the image's configuration, one word a line
   buildah inspect --type image --format "{{range .Docker.Config.$1}}{{println .}}{{end}}" "$image" | sed '/^$/d'

@@ -20,7 +20,7 @@ pip install --quiet --disable-pip-version-check "${wheel}[demo]"
 cd "$folder" # away from the sources
 inference-proxy --version
 
-port="$(python -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+port="$(free_port)"
 PORT="$port" inference-proxy demo > log 2>&1 &
 demo="$!"
 until grep -qs 'curl -N' log; do

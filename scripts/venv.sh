@@ -14,6 +14,10 @@ find_python() {
   fail "needs Python 3.11 or newer, and found none on the PATH"
 }
 
+free_port() { # of 127.0.0.1
+  "$(find_python)" -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'
+}
+
 # Once per version of pyproject.toml and place of the checkout; the stamp is written last, so a broken
 # installation is tried again.
 install() { # $1: extras, separated by commas; empty: none
