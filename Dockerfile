@@ -19,6 +19,6 @@ WORKDIR /
 EXPOSE 8888
 # Without proxies: the HTTP_PROXY that Docker gives to containers does not know this one's localhost.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-c", \
-    "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://localhost:' + os.environ['PORT'] + '/livez', timeout=4)"]
+    "import os, ssl, urllib.request as r; s = 's' * ('TLS_CERT_FILE' in os.environ); c = ssl._create_unverified_context(); r.build_opener(r.ProxyHandler({}), r.HTTPSHandler(context=c)).open(f'http{s}://localhost:' + os.environ['PORT'] + '/livez', timeout=4)"]
 # As a list and without a shell, so that SIGTERM reaches the proxy and it lets running requests end.
 CMD ["inference-proxy", "serve"]

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 ENGINE_PORTS = {"llamacpp": 8080, "vllm": 8000, "cpu": 8080}
 FIXED_INSIDE = {"PORT", "HOST"}
 ONLY_FOR_ENGINES = {"MODEL", "MODEL_DIR"}
+LEFT_TO_NGINX = {"TLS_CERT_FILE", "TLS_KEY_FILE"}
 DOT_ENV = {"MODEL": "some-model.gguf", "PORT": "9000", "HOST": "127.0.0.1"}
 
 Service = dict[str, Any]
@@ -132,8 +133,11 @@ def test_address_of_the_proxy_inside_is_fixed_whatever_dot_env_says(kind: str, e
     inside = environment_of(services_of(source(kind), env)["proxy"], env)
     port = ENGINE_PORTS[kind]
     assert inside == {
-        "PORT": "8888", "HOST": "0.0.0.0", "BACKENDS": f"http://llm-1:{port},http://llm-2:{port}"  # noqa: S104
-    }  # fmt: skip
+        "PORT": "8888",
+        "HOST": "0.0.0.0",  # noqa: S104
+        "BACKENDS": f"http://llm-1:{port},http://llm-2:{port}",
+        "TRUSTED_PROXIES": "private",
+    }
 
 
 def test_backends_in_dot_env_replace_those_of_the_file(kind: str) -> None:
@@ -142,7 +146,8 @@ def test_backends_in_dot_env_replace_those_of_the_file(kind: str) -> None:
 
 
 def test_every_other_setting_reaches_the_proxy_as_it_is_in_dot_env(kind: str) -> None:
-    names = {field.upper() for field in Settings.model_fields} - FIXED_INSIDE - ONLY_FOR_ENGINES - {"BACKENDS"}
+    names = {field.upper() for field in Settings.model_fields} - FIXED_INSIDE - ONLY_FOR_ENGINES - LEFT_TO_NGINX
+    names.remove("BACKENDS")
     env = {"MODEL": "m"} | dict.fromkeys(names, "")
     inside = environment_of(services_of(source(kind), env)["proxy"], env)
     assert {name: inside.get(name) for name in names} == dict.fromkeys(names, "")

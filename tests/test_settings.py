@@ -298,3 +298,16 @@ def test_every_setting_says_what_it_is_in_one_sentence() -> None:
         assert field.description
         assert field.description.endswith(".")
         assert "\n" not in field.description
+
+
+def test_base_url_that_ends_with_the_path_of_the_api_gives_a_warning() -> None:
+    loaded = load_settings({"BACKENDS": "http://a/v1,http://b/base"}, Path("missing"))
+
+    assert loaded.warnings == ("BACKENDS: http://a/v1 ends with /v1, which requests bring with them: leave it out",)
+
+
+def test_refused_key_is_not_repeated() -> None:
+    for name in ("API_KEYS", "ADMIN_KEY", "METRICS_KEY", "BACKEND_API_KEY"):
+        with pytest.raises(SettingsError) as caught:
+            load_settings({name: "planted secret"}, Path("missing"))
+        assert "planted" not in str(caught.value)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import __version__
+from .api_keys import new_secret, parse_key
 from .settings import LoadedSettings, Settings, SettingsError, as_variable, load_settings
 
 __all__ = ["main"]
@@ -66,6 +67,19 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace) -> int:
     loaded = _load({}, backends_required=False)
     _print(_as_json(loaded) if arguments.json else _as_table(loaded))
+    return 0
+
+
+def _new_key(arguments: argparse.Namespace) -> int:
+    secret = new_secret()
+    try:
+        key = parse_key(f"{arguments.name}:{secret}")
+    except ValueError as error:
+        _complain(f"{arguments.name!r}: {error}")
+        return 2
+    _print(f"The secret, for its holder; it is shown this once:\n\n{secret}\n")
+    _print(f"For API_KEYS_FILE, below `keys:` (or API_KEYS={key.name}:SECRET):\n")
+    _print(f"  - name: {key.name}\n    sha256: {key.digest.hex()}")
     return 0
 
 
@@ -127,6 +141,13 @@ def _parser() -> argparse.ArgumentParser:
     settings = commands.add_parser("settings", help="show every setting, its value and where that comes from")
     settings.add_argument("--json", action="store_true", help="as one JSON object, with descriptions")
     settings.set_defaults(command=_settings)
+
+    keys = commands.add_parser("keys", help="make keys of clients")
+    new = keys.add_subparsers(required=True, metavar="COMMAND").add_parser(
+        "new", help="make a secret; nothing is stored"
+    )
+    new.add_argument("name", metavar="NAME", help="of letters, digits, '.', '_' and '-'")
+    new.set_defaults(command=_new_key)
     return parser
 
 

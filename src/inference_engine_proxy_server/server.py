@@ -10,21 +10,30 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
+from pydantic import SecretStr
 
 from inference_engine_proxy_server import __version__
+from inference_engine_proxy_server.access.allowances import Allowances
+from inference_engine_proxy_server.access.gate import Gate
+from inference_engine_proxy_server.access.key_ring import KeyRing
+from inference_engine_proxy_server.api_keys import KeyFileError
 from inference_engine_proxy_server.backends.base import Thresholds
 from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.core.backend_pool import Backend, BackendPool
 from inference_engine_proxy_server.core.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.core.forwarder import Forwarder
+from inference_engine_proxy_server.core.keyed_forwarder import KeyedForwarder
 from inference_engine_proxy_server.core.path_policy import PathPolicy
+from inference_engine_proxy_server.endpoints.admin import admin_router
 from inference_engine_proxy_server.endpoints.docs import docs_router
 from inference_engine_proxy_server.endpoints.health import health_router
 from inference_engine_proxy_server.endpoints.models import models_router
@@ -40,7 +49,8 @@ from inference_engine_proxy_server.wire.client_connection import ClientConnectio
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
-from inference_engine_proxy_server.wire.head import HeadLimits
+from inference_engine_proxy_server.wire.forwarding import Forwarding
+from inference_engine_proxy_server.wire.head import HeadLimits, RequestHead
 
 __all__ = ["run"]
 
@@ -69,8 +79,24 @@ def run(settings: Settings, on_started: Callable[[str], None] | None = None) -> 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     with listener:
-        make_host(settings, on_started).run(sockets=[listener])
+        try:
+            host = make_host(settings, on_started)
+            host.config.load()  # the certificate, too
+        except (KeyFileError, OSError) as error:  # ssl.SSLError is an OSError
+            logger.error("cannot start: %s", error)
+            return 1
+        _warn_of_open_port(settings)
+        host.run(sockets=[listener])
     return 0
+
+
+def _warn_of_open_port(settings: Settings) -> None:
+    is_loopback = settings.host == "localhost" or settings.host.startswith("127.") or settings.host == "::1"
+    if not is_loopback and not settings.api_keys and settings.api_keys_file is None:
+        logger.warning(
+            "everybody who reaches HOST %s can use the engines: set API_KEYS, or let a proxy in front ask for keys",
+            settings.host,
+        )
 
 
 def make_host(settings: Settings, on_started: Callable[[str], None] | None = None) -> uvicorn.Server:
@@ -83,6 +109,8 @@ def make_host(settings: Settings, on_started: Callable[[str], None] | None = Non
         lifespan="on",
         log_config=None,
         proxy_headers=False,
+        ssl_certfile=settings.tls_cert_file,
+        ssl_keyfile=settings.tls_key_file,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_seconds),
         backlog=_ACCEPT_BACKLOG,
     )
@@ -141,8 +169,12 @@ class _Proxy:
             reply_seconds=settings.backend_timeout_seconds,
             idle_seconds=settings.backend_idle_connection_seconds,
         )
+        backend_key = _revealed(settings.backend_api_key)
         self._pool = BackendPool(
-            [Backend(url, BackendConnections(Origin.of(url), limits, self._deadlines)) for url in settings.backends],
+            [
+                Backend(url, BackendConnections(Origin.of(url), limits, self._deadlines), backend_key)
+                for url in settings.backends
+            ],
             settings.metrics_cache_ttl_seconds,
             self._deadlines.clock,
         )
@@ -153,22 +185,39 @@ class _Proxy:
             settings.metrics_cache_ttl_seconds,
             always_keep_alive=settings.llamacpp_keep_alive,
         )
-        self._forwarder = Forwarder(
-            self._pool, PathPolicy(settings.blocked_paths), self._metrics, names_backend=settings.backend_header
+        self._key_ring = _key_ring(settings)
+        allowances = Allowances(self._deadlines.clock)
+        forwarder = Forwarder(
+            self._pool,
+            PathPolicy(settings.blocked_paths),
+            self._metrics,
+            names_backend=settings.backend_header,
+            keeps_credentials=self._key_ring is None or settings.forward_client_key,
+        )
+        self._forward = (
+            forwarder.forward if self._key_ring is None else KeyedForwarder(forwarder, self._deadlines.clock).forward
         )
         routers = (
             welcome_router(),
-            health_router(self._pool, lambda: self.is_draining),
+            health_router(self._pool, lambda: self.is_draining, names_need_key=settings.health_details == "key"),
             models_router(self._pool),
             prometheus_router(self._pool, self._metrics),
             docs_router(),
+            admin_router(self._key_ring, allowances),
         )
         self.app = _make_app(routers, self._lifespan)
         self._bridge = AsgiBridge(self.app)
         self._own_paths = frozenset(
             getattr(route, "path", "") for holder in (self.app, *routers) for route in holder.routes
         )
-        self._clients = _client_context(settings, self._deadlines, self._handle, self._observe)
+        gate = Gate(
+            self._key_ring,
+            allowances,
+            admin_key=_revealed(settings.admin_key),
+            metrics_key=_revealed(settings.metrics_key),
+            is_open=self._is_open,
+        )
+        self._clients = _client_context(settings, self._deadlines, gate.admit, self._handle, self._observe)
 
     def accept(self, server_state: Any, **_: object) -> ClientConnection:
         """A protocol for a connection that uvicorn has accepted."""
@@ -178,6 +227,8 @@ class _Proxy:
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as background:
             tasks = [background.create_task(self._deadlines.run()), background.create_task(self._refresher.run())]
+            if self._key_ring is not None:
+                tasks.append(background.create_task(self._key_ring.watch()))
             if self._access_log is not None:
                 tasks.append(background.create_task(self._access_log.run()))
             await self._refresher.first_round()
@@ -189,9 +240,13 @@ class _Proxy:
 
     def _handle(self, exchange: Exchange) -> Coroutine[None, None, None]:
         head = exchange.head
-        if head.path in self._own_paths and head.method in ("GET", "HEAD"):
+        if (head.path in self._own_paths and head.method in ("GET", "HEAD")) or head.path.startswith("/admin/"):
             return self._bridge.answer(exchange)
-        return self._forwarder.forward(exchange)
+        return self._forward(exchange)
+
+    def _is_open(self, method: str, path: str) -> bool:
+        """Whether a request needs no key: what is asked of this proxy itself, but for the list of models."""
+        return path in self._own_paths and method in ("GET", "HEAD") and path != "/v1/models"
 
     def _observe(self, exchange: Exchange) -> None:
         seconds = self._deadlines.clock() - exchange.started_at
@@ -236,6 +291,7 @@ def _make_app(
 def _client_context(
     settings: Settings,
     deadlines: Deadlines,
+    admit: Callable[[RequestHead], object],
     handle: Callable[[Exchange], Coroutine[None, None, None]],
     observe: Callable[[Exchange], None],
 ) -> ClientContext:
@@ -252,9 +308,22 @@ def _client_context(
         keep_alive_seconds=settings.client_keep_alive_seconds,
         write_stall_seconds=settings.client_write_stall_seconds,
     )
-    prefix = secrets.token_hex(6)
-    request_ids = (f"{prefix}-{number:x}" for number in itertools.count(1))
-    return ClientContext(limits, deadlines, request_ids, handle, observe)
+    process = secrets.token_hex(6)
+    request_ids = (f"{process}-{number:x}" for number in itertools.count(1))
+    is_tls = settings.tls_cert_file is not None
+    forwarding = Forwarding(settings.trusted_proxies, name=f"inference-proxy-{process}", is_tls=is_tls)
+    return ClientContext(limits, deadlines, forwarding, request_ids, admit, handle, observe)
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _key_ring(settings: Settings) -> KeyRing | None:
+    if not settings.api_keys and settings.api_keys_file is None:
+        return None
+    file = None if settings.api_keys_file is None else Path(settings.api_keys_file)
+    return KeyRing(settings.api_keys, file, time.time)
 
 
 def _listen(host: str, port: int) -> socket.socket:

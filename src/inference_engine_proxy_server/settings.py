@@ -12,32 +12,38 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from dotenv.parser import parse_stream
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from inference_engine_proxy_server.api_keys import ApiKey, keys_by_digest, parse_key
 
 __all__ = ["LoadedSettings", "PathRule", "Settings", "SettingsError", "as_variable", "load_settings"]
 
 # Control endpoints that change an engine for everybody behind it, or that reach past it.
-# Sources: GET /openapi.json of vLLM 0.32.0 in dev mode, vLLM's profiler and LoRA routes;
-# llama.cpp tools/server/server.cpp (built-in tools and the CORS proxy are off unless asked for there).
+# Sources: all routes of vLLM 0.32.0 (vllm/entrypoints; /server_info tells its environment); llama.cpp
+# tools/server/server.cpp at 00dd081 (built-in tools and the CORS proxy are off unless asked for there; /v1/streams
+# lists other people's conversations).
 _CONTROL_ENDPOINTS = (
-    "/sleep, /wake_up, /pause, /resume, /abort_requests, /collective_rpc, /release_kv_cache_memory,"
-    "/reset_prefix_cache, /reset_mm_cache, /reset_encoder_cache, /scale_elastic_ep,"
-    "/start_profile, /stop_profile, /v1/load_lora_adapter, /v1/unload_lora_adapter,"
-    "/init_weight_transfer_engine, /shutdown_weight_transfer_engine, /start_weight_update,"
-    "/start_draft_weight_update, /update_weights, /finish_weight_update, /update_weight_version, /weight_checker,"
-    "POST /slots/*, POST /props, POST /models*, DELETE /models*, POST /lora-adapters, /tools, /cors-proxy"
+    "/sleep, /wake_up, /pause, /resume, /abort_requests, /inference/v1/abort_requests, /collective_rpc,"
+    "/server_info, /fault_tolerance/apply, /release_kv_cache_memory, /reset_prefix_cache, /reset_mm_cache,"
+    "/reset_encoder_cache, /scale_elastic_ep, /start_profile, /stop_profile,"
+    "/v1/load_lora_adapter, /v1/unload_lora_adapter, /init_weight_transfer_engine, /shutdown_weight_transfer_engine,"
+    "/start_weight_update, /start_draft_weight_update, /update_weights, /finish_weight_update,"
+    "/update_weight_version, /weight_checker,"
+    "POST /slots/*, POST /props, POST /models*, DELETE /models*, POST /lora-adapters, /tools, /cors-proxy, /v1/streams"
 )
 
 _BASE_URL = re.compile(
     r"(https?)://([\w.-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?((?:/[\w.~!$&'()*+;=:%-]*)*)", re.ASCII | re.IGNORECASE
 )
 _HOST = r"^([0-9A-Za-z._-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*)$"  # two colons: IPv6, not "address:port"
+_PRIVATE_NETWORKS = ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7")
 _PATH_RULE = re.compile(r"(?:([A-Za-z]+)\s+)?(/[^\s*?#%,]*)(\*?)")
 
 
@@ -115,10 +121,38 @@ def _as_path_rules(value: object) -> tuple[PathRule, ...]:
     return tuple(_as_path_rule(item) for item in _items(value))
 
 
+def _as_api_keys(value: object) -> tuple[ApiKey, ...]:
+    keys = [item if isinstance(item, ApiKey) else parse_key(str(item)) for item in _items(value)]
+    return tuple(keys_by_digest(keys).values())
+
+
+def _as_networks(value: object) -> tuple[IPv4Network | IPv6Network, ...]:
+    networks: list[IPv4Network | IPv6Network] = []
+    for item in _items(value):
+        if item == "private":
+            networks.extend(map(ip_network, _PRIVATE_NETWORKS))
+        elif isinstance(item, (IPv4Network, IPv6Network)):
+            networks.append(item)
+        else:
+            try:
+                networks.append(ip_network(str(item)))
+            except ValueError:
+                raise ValueError(f"{item!r} is not an address, a network like 10.0.0.0/8, or 'private'") from None
+    return tuple(networks)
+
+
 def _in_lower_case(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def _as_secret(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"[\x21-\x7e]+", value):
+        raise ValueError("a key has no blanks and no letters beyond ASCII")
+    return value
+
+
+_Secret = Annotated[SecretStr, BeforeValidator(_as_secret)]
+_SECRETS = frozenset({"api_keys", "backend_api_key", "admin_key", "metrics_key"})
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
 _SecondsOrZero = Annotated[float, Field(ge=0, le=86_400)]
 _Requests = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -173,6 +207,27 @@ class Settings(BaseModel):
     client_write_stall_seconds: _Seconds = 60
     """Seconds without progress after which a client that does not read its reply is cut off."""
 
+    api_keys: Annotated[tuple[ApiKey, ...], BeforeValidator(_as_api_keys)] = ()
+    """Keys of clients, `NAME:SECRET` separated by commas; with a key set, every request to an engine needs one."""
+    api_keys_file: str | None = None
+    """YAML file with keys of clients and their limits; it is read again when it changes."""
+    backend_api_key: _Secret | None = None
+    """Key that this proxy shows to every backend, in place of the client's own."""
+    forward_client_key: bool = False
+    """Whether a client's key goes on to backends although it was checked here."""
+    admin_key: _Secret | None = None
+    """Key for everything below /admin/; without one it is off."""
+    metrics_key: _Secret | None = None
+    """Key for /metrics; without one everybody may read it."""
+    health_details: Annotated[Literal["all", "key"], BeforeValidator(_in_lower_case)] = "all"
+    """Who sees the addresses of backends in /health: all, or only who has a key of a client."""
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_as_networks)] = ()
+    """Addresses or networks of proxies in front whose X-Forwarded-* headers count; `private` for all private ones."""
+    tls_cert_file: str | None = None
+    """PEM file with the certificate and its chain; with it clients reach this proxy over HTTPS only."""
+    tls_key_file: str | None = None
+    """PEM file with the certificate's private key."""
+
     blocked_paths: Annotated[tuple[PathRule, ...], BeforeValidator(_as_path_rules)] = _as_path_rules(_CONTROL_ENDPOINTS)
     """Rules `[METHOD ]/path[*]`, separated by commas, for requests that are answered with 403; empty lifts them all."""
     backend_header: bool = True
@@ -208,6 +263,8 @@ def as_variable(value: object) -> str:
         return ""
     if isinstance(value, tuple):
         return ",".join(map(as_variable, value))
+    if isinstance(value, ApiKey):
+        return f"{value.name}:***"
     return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
 
 
@@ -256,8 +313,8 @@ def _problems(error: ValidationError) -> list[str]:
     for detail in error.errors():
         field = str(detail["loc"][0])
         own_words = detail["msg"].removeprefix("Value error, ") if detail["type"] == "value_error" else None
-        # A password in a refused URL must not end up in a log.
-        shown = re.sub(r"//[^\s,]*@", "//***@", str(detail["input"]))
+        # Neither a key nor a password in a refused URL must end up in a log.
+        shown = "***" if field in _SECRETS else re.sub(r"//[^\s,]*@", "//***@", str(detail["input"]))
         shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
         problems.append(f"{field.upper()} is {shown!r}: {own_words or _needed(field.upper(), schemas[field])}")
     return problems
@@ -291,10 +348,20 @@ def load_settings(
     if backends_required and "backends" not in given:
         example = "BACKENDS=http://127.0.0.1:8080,http://127.0.0.1:8081"
         problems.append(f"BACKENDS is not set: the base URLs of the engine servers are needed, such as {example}")
+    if given.get("health_details", "").lower() == "key" and not given.keys() & {"api_keys", "api_keys_file"}:
+        problems.append("HEALTH_DETAILS is 'key': that needs API_KEYS or API_KEYS_FILE")
+    for one, other in (("tls_cert_file", "tls_key_file"), ("tls_key_file", "tls_cert_file")):
+        if one in given and other not in given:
+            problems.append(f"{one.upper()} is set and {other.upper()} is not: both are needed")
     try:
         settings = Settings.model_validate(given)
     except ValidationError as error:
         raise SettingsError(problems + _problems(error)) from None
     if problems:
         raise SettingsError(problems)
-    return LoadedSettings(settings, MappingProxyType(origins), tuple(_misspellings(env_file_values)))
+    doubled = [
+        f"BACKENDS: {url} ends with /v1, which requests bring with them: leave it out"
+        for url in settings.backends
+        if url.endswith("/v1")
+    ]
+    return LoadedSettings(settings, MappingProxyType(origins), (*_misspellings(env_file_values), *doubled))

@@ -70,6 +70,10 @@ async def test_the_engine_gets_the_request_as_sent_with_its_own_host() -> None:
         b"x-request-id": b"my-id",
         b"authorization": b"Bearer k",
         b"content-length": b"3",
+        b"x-forwarded-for": b"127.0.0.1",
+        b"x-forwarded-host": b"public.example",
+        b"x-forwarded-proto": b"http",
+        b"via": b"1.1 this-proxy",
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from live_proxy import Fleet
 
-OWN = {"/", "/health", "/livez", "/readyz", "/v1/models", "/metrics"}
+OWN = {"/", "/admin/keys", "/health", "/livez", "/readyz", "/v1/models", "/metrics"}
 DESCRIPTIONS = {"/docs", "/redoc", "/openapi.json"}
 PROXIED = {
     "/v1/chat/completions",

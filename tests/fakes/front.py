@@ -15,6 +15,7 @@ from inference_engine_proxy_server.wire.client_connection import ClientConnectio
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.framing import ChunkedBody
 from inference_engine_proxy_server.wire.head import HeadLimits
 
@@ -153,7 +154,15 @@ class Front:
         self.tasks: set[asyncio.Task[None]] = set()
         self._deadlines = Deadlines(tick_seconds=0.01)
         ids = (f"new-{number}" for number in itertools.count(1))
-        self._context = ClientContext(limits, self._deadlines, ids, handle, self.observed.append)
+        self._context = ClientContext(
+            limits,
+            self._deadlines,
+            Forwarding((), name="this-proxy", is_tls=False),
+            ids,
+            lambda _: None,
+            handle,
+            self.observed.append,
+        )
         self._clients: list[Client] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         if send_buffer_bytes:

@@ -30,7 +30,9 @@ def refusal(fields: bytes = HOST, line: bytes = b"POST / HTTP/1.1") -> ClientErr
 
 
 def fields_onward(head: RequestHead, **options: bool) -> list[bytes]:
-    section = head.for_backend(b"engine:1", b"", "id-1", 7, **{"close": False, **options})
+    section = head.for_backend(
+        b"engine:1", b"", "id-1", 7, credentials=head.credentials(), **{"close": False, **options}
+    )
     assert section.endswith(b"\r\n\r\n")
     return section[:-4].split(b"\r\n")[1:]
 
@@ -45,7 +47,7 @@ def test_a_request_is_read_as_sent() -> None:
 
 def test_a_request_onward_has_our_host_our_framing_and_its_other_fields() -> None:
     head = request(b"Accept: */*\r\nHost: a\r\nContent-Length: 7\r\nX-Last: z\r\n")
-    assert head.for_backend(b"engine:1", b"/base", "id-1", 7, close=True) == (
+    assert head.for_backend(b"engine:1", b"/base", "id-1", 7, credentials=b"", close=True) == (
         b"POST /base/v1/completions?x=1 HTTP/1.1\r\nhost: engine:1\r\nAccept: */*\r\nX-Last: z\r\n"
         b"x-request-id: id-1\r\ncontent-length: 7\r\nconnection: close\r\n\r\n"
     )
@@ -173,7 +175,9 @@ def test_the_authority_of_an_absolute_target_is_dropped(target: bytes, origin_fo
 def test_options_may_ask_about_the_server_as_a_whole() -> None:
     head = request(line=b"OPTIONS * HTTP/1.1")
     assert head.path == "*"
-    assert head.for_backend(b"b", b"/prefix", "id", 0, close=False).startswith(b"OPTIONS * HTTP/1.1\r\n")
+    assert head.for_backend(b"b", b"/prefix", "id", 0, credentials=b"", close=False).startswith(
+        b"OPTIONS * HTTP/1.1\r\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -260,7 +264,7 @@ def test_whatever_comes_in_one_framing_goes_out(line: bytes, fields: bytes, clos
         head = request(fields, line)
     except ClientError:
         return
-    section = head.for_backend(b"engine:1", b"", "id-1", 7, close=close)
+    section = head.for_backend(b"engine:1", b"", "id-1", 7, credentials=b"", close=close)
     names = [name.lower() for name in re.findall(rb"\n([^:\r\n]*)", section[:-2])[:-1]]
     assert section.count(b"\r\n") == section.count(b"\n") == section.count(b"\r") == len(names) + 2
     assert names.count(b"host") == names.count(b"x-request-id") == 1

@@ -31,6 +31,7 @@ class Backend:
     Attributes:
         url: its base URL.
         reply_field: the ``x-backend`` line of the replies it gives.
+        credentials: header lines that it knows us by; ``None``: it has no key of ours.
         connections: how requests get there.
         state: the last thing it told us, or what its silence told us.
         told_at: when, in seconds since the epoch; 0 before the first time.
@@ -45,12 +46,14 @@ class Backend:
     """
 
     __slots__ = (
-        "connections", "figure_at", "foreign", "leases", "load", "load_is_stale", "model_ids", "model_names", "models",
-        "proved_at", "recheck", "reply_field", "sick_since", "state", "takes_requests", "told_at", "url",
+        "connections", "credentials", "figure_at", "foreign", "leases", "load", "load_is_stale", "model_ids",
+        "model_names", "models", "proved_at", "recheck", "reply_field", "sick_since", "state", "takes_requests",
+        "told_at", "url",
     )  # fmt: skip
 
-    def __init__(self, url: str, connections: BackendConnections) -> None:
+    def __init__(self, url: str, connections: BackendConnections, key: str | None = None) -> None:
         self.url = url
+        self.credentials = None if key is None else f"authorization: Bearer {key}\r\n".encode()
         self.reply_field = f"x-backend: {url}\r\n".encode()
         self.connections = connections
         self.state = _NOT_ASKED_YET
@@ -209,7 +212,7 @@ def _names(entry: ModelEntry) -> Iterable[str]:
 
 def _log_change(backend: Backend, state: BackendState) -> None:
     before = backend.state
-    if state.live != before.live or state.ready != before.ready:
+    if before is _NOT_ASKED_YET or state.live != before.live or state.ready != before.ready:
         if state.ready:
             logger.info("backend %s is ready", backend.url)
         else:

@@ -58,6 +58,7 @@ class CacheRefresher:
         self._refresh_seconds = refresh_seconds
         self._always_keep_alive = always_keep_alive
         self._identified: dict[Backend, BaseBackend] = {}
+        self._puzzling: set[Backend] = set()  # their engine's class raised what it must not raise
 
     async def run(self) -> None:
         """Ask all backends again and again, each a moment from now first, until cancelled."""
@@ -102,10 +103,14 @@ class CacheRefresher:
         except OSError:
             self._identified.pop(backend, None)  # what comes back at this address may be another engine
             state = BackendState(ready=False, live=False, reason="it cannot be reached")
-        except Exception:
-            logger.exception("backend %s: its engine failed", backend.url)
+        except Exception as error:
+            if backend not in self._puzzling:
+                self._puzzling.add(backend)
+                logger.exception("backend %s: its engine's class failed; said once until it works again", backend.url)
+            logger.debug("backend %s: its engine's class failed: %r", backend.url, error)
             self._pool.report_silence(backend)
             return
+        self._puzzling.discard(backend)
         own_at_poll = max(own_when_asked, backend.leases)
         self._pool.publish(backend, state, own_at_poll=own_at_poll, asked_at=asked_at)
 
@@ -118,7 +123,7 @@ class CacheRefresher:
                 return BackendState(ready=False, live=False, reason="it is starting")
             engine = self._identified[backend] = engine_class(backend.url, get, self._thresholds)
             backend.connections.keep_alive(wanted=engine_class.reuses_connections or self._always_keep_alive)
-            logger.info("backend %s is a %s", backend.url, engine_class.__name__)
+            logger.info("backend %s: its engine is %s", backend.url, engine_class.__name__)
         return await engine.fetch_state()
 
 

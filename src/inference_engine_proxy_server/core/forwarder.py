@@ -27,9 +27,19 @@ class Forwarder:
         paths: what is not passed on.
         metrics: told of repeated requests.
         names_backend: whether replies say, in ``x-backend``, who gave them.
+        keeps_credentials: whether clients' keys go on to backends that have none of ours.
     """
 
-    def __init__(self, pool: BackendPool, paths: PathPolicy, metrics: RequestMetrics, *, names_backend: bool) -> None:
+    def __init__(
+        self,
+        pool: BackendPool,
+        paths: PathPolicy,
+        metrics: RequestMetrics,
+        *,
+        names_backend: bool,
+        keeps_credentials: bool = True,
+    ) -> None:
+        self._keeps_credentials = keeps_credentials
         self._pool = pool
         self._paths = paths
         self._metrics = metrics
@@ -91,15 +101,19 @@ class Forwarder:
         connection = (None if fresh else connections.take_idle()) or await connections.connect()
         exchange.backend = backend.url
         if self._names_backend:
-            exchange.extra_fields = backend.reply_field
+            exchange.extra_fields = exchange.limit_fields + backend.reply_field
         try:
             head = exchange.head
             origin = connections.origin
+            credentials = backend.credentials
+            if credentials is None:
+                credentials = head.credentials() if self._keeps_credentials else b""
             section = head.for_backend(
                 origin.authority,
                 origin.prefix,
                 exchange.request_id,
                 len(exchange.body),
+                credentials=credentials,
                 close=not connections.keeps_alive,
             )
             await connection.request([section, exchange.body], exchange, is_head=head.method == "HEAD")

@@ -6,27 +6,34 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from inference_engine_proxy_server.core.backend_pool import Backend, BackendPool
 
 __all__ = ["health_router"]
 
 
-def health_router(pool: BackendPool, is_draining: Callable[[], bool]) -> APIRouter:
-    """The health endpoints over ``pool``; ``is_draining``: this process has been told to stop."""
+def health_router(pool: BackendPool, is_draining: Callable[[], bool], *, names_need_key: bool) -> APIRouter:
+    """The health endpoints over ``pool``.
+
+    Args:
+        is_draining: whether this process has been told to stop.
+        names_need_key: only who has a key of a client sees the addresses of backends; for others they have numbers.
+    """
     router = APIRouter(tags=["health"])
 
     @router.get("/health", summary="State of every backend, from memory; always 200")
-    async def health() -> dict[str, Any]:
-        available = [backend.url for backend in pool.backends if backend.takes_requests]
+    async def health(request: Request) -> dict[str, Any]:
+        is_hidden = names_need_key and request.state.access is None
+        names = {backend: f"backend-{i}" if is_hidden else backend.url for i, backend in enumerate(pool.backends, 1)}
+        available = [names[backend] for backend in pool.backends if backend.takes_requests]
         status = "unavailable" if not available else "ok" if len(available) == len(pool.backends) else "degraded"
         return {
             "status": status,
             "available_backends": available,
             "total_backends": len(pool.backends),
             "timestamp": time.time(),
-            "details": [_details(backend) for backend in pool.backends],
+            "details": [{"backend": names[backend], **_details(backend)} for backend in pool.backends],
         }
 
     @router.get("/livez", summary="200 while the process works")
@@ -50,7 +57,6 @@ def health_router(pool: BackendPool, is_draining: Callable[[], bool]) -> APIRout
 def _details(backend: Backend) -> dict[str, Any]:
     state = backend.state
     return {
-        "backend": backend.url,
         "ready": backend.takes_requests,
         "live": state.live,
         "reason": state.reason,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
+from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 
 __all__ = ["models_router"]
@@ -16,7 +17,8 @@ def models_router(pool: BackendPool) -> APIRouter:
     router = APIRouter(tags=["models"])
 
     @router.get("/v1/models", summary="The models that live backends serve, one entry each")
-    async def list_models(response: Response) -> dict[str, Any]:
+    async def list_models(request: Request, response: Response) -> dict[str, Any]:
+        access: Access | None = request.state.access
         # Engines let web pages of any origin read their list too.
         response.headers["access-control-allow-origin"] = "*"
         response.headers["access-control-expose-headers"] = "x-request-id"
@@ -24,7 +26,8 @@ def models_router(pool: BackendPool) -> APIRouter:
         for backend in pool.backends:
             if backend.state.live:
                 for entry in backend.models:
-                    entries.setdefault(entry["id"], entry)
+                    if access is None or access.permits(entry["id"]):
+                        entries.setdefault(entry["id"], entry)
         return {"object": "list", "data": list(entries.values())}
 
     return router

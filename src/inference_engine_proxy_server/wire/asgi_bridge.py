@@ -55,7 +55,6 @@ def _scope(exchange: Exchange) -> _Message:
     head = exchange.head
     raw_path, _, query = head.target.partition(b"?")
     fields = (line.split(b":", 1) for line in head.passed_on.split(b"\r\n") if line)
-    host, _, port = exchange.client.rpartition(":")
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -67,8 +66,9 @@ def _scope(exchange: Exchange) -> _Message:
         "query_string": query,
         "root_path": "",
         "headers": [(b"host", head.host), *((name.lower(), value.strip(b" \t")) for name, value in fields)],
-        "client": (host, int(port)) if port.isdigit() else None,
+        "client": None,
         "server": None,
+        "state": {"access": exchange.access},
     }
 
 

@@ -10,7 +10,7 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.wire.client_context import ClientContext
@@ -55,9 +55,12 @@ class ClientConnection(asyncio.Protocol):
         self.clock = context.deadlines.clock
         self.deadline = NEVER
         self._transport: asyncio.Transport
-        self._client = ""
+        self._client = ""  # the peer's address and port
+        self._peer = ""
+        self._is_trusted = False  # the peer is a proxy whose word about its clients counts
         self._received = b""  # of a header section, or of what the client sent ahead
         self._memory = HeadMemory[RequestHead]()
+        self._access: Any = None  # of the request whose body is being read
         self._head: RequestHead | None = None  # of the request whose body is being read
         self._body: RequestBody | None = None
         self._arriving = False  # the header section's deadline runs, whatever has come so far
@@ -73,7 +76,9 @@ class ClientConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self.write = self._transport.write
         peer = transport.get_extra_info("peername")
+        self._peer = str(peer[0]) if isinstance(peer, tuple) else "unknown"
         self._client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local"
+        self._is_trusted = self._context.forwarding.trusts(self._peer)
         self.deadline = self.clock() + self._limits.keep_alive_seconds
         self._connections.add(self)
         self._context.deadlines.watch(self)
@@ -129,10 +134,11 @@ class ClientConnection(asyncio.Protocol):
         section = received[: end + 2]
         head = self._memory.recall(section)
         if head is None:
-            head = parse_request_head(section, limits)
+            head = self._parse(section)
             self._memory.remember(section, head)
         self._head = head
         self._received = b""
+        self._access = self._context.admit(head)
         rest = received[end + 4 :]
         if head.content_length == len(rest) <= self._limits.body_bytes:  # the usual case: all of it in one read
             self._begin(head, rest, b"")
@@ -141,6 +147,13 @@ class ClientConnection(asyncio.Protocol):
         if head.expects_continue and not rest and not body.complete:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._read_body(body, rest)
+
+    def _parse(self, section: bytes) -> RequestHead:
+        self._head = head = parse_request_head(section, self._limits.head)
+        forwarding = self._context.forwarding
+        head.sender = (self._is_trusted and forwarding.client_of(head)) or self._client
+        head.passed_on += forwarding.describe(head, self._peer, is_trusted=self._is_trusted)
+        return head
 
     def _await_rest_of_head(self, received: bytes) -> None:
         limits = self._limits.head
@@ -170,7 +183,8 @@ class ClientConnection(asyncio.Protocol):
         self._received = excess
         self.deadline = NEVER
         request_id = head.request_id or next(self._context.request_ids)
-        self._exchange = exchange = Exchange(self, head, content, request_id, self._client)
+        self._exchange = exchange = Exchange(self, head, content, request_id, head.sender)
+        exchange.access, self._access = self._access, None
         if self._draining:
             exchange.keep_alive = False
         self._task = task = asyncio.get_running_loop().create_task(self._serve(exchange))
@@ -198,7 +212,7 @@ class ClientConnection(asyncio.Protocol):
         self._refused = True
         self._received = b""
         request_id = head.request_id or next(self._context.request_ids)
-        self._exchange = exchange = Exchange(self, head, b"", request_id, self._client)
+        self._exchange = exchange = Exchange(self, head, b"", request_id, head.sender or self._client)
         exchange.keep_alive = False
         exchange.fail(error)
 
@@ -298,5 +312,8 @@ def _unreadable_head() -> RequestHead:
     head.keep_alive = False
     head.content_length = head.request_id = None
     head.chunked = head.expects_continue = False
+    head.authorization = head.api_key = None
+    head.way = {}
     head.passed_on = b""
+    head.sender = ""
     return head

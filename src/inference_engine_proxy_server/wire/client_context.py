@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
-from inference_engine_proxy_server.wire.head import HeadLimits
+from inference_engine_proxy_server.wire.forwarding import Forwarding
+from inference_engine_proxy_server.wire.head import HeadLimits, RequestHead
 
 __all__ = ["ClientContext", "ClientLimits"]
 
@@ -40,13 +42,18 @@ class ClientContext:
     Attributes:
         limits: bounds for each connection.
         deadlines: watches them.
+        forwarding: what is told to backends about the way of a request.
         request_ids: new ones, for requests that bring none.
+        admit: looks at each header section before the body is read, and raises a ``ClientError`` if it is not to be
+            read; what it gives becomes the exchange's ``access``.
         handle: answers one exchange; cancelled when the client leaves.
         observe: told of each exchange once, when it is over, however it ended.
     """
 
     limits: ClientLimits
     deadlines: Deadlines
+    forwarding: Forwarding
     request_ids: Iterator[str]
+    admit: Callable[[RequestHead], Any]
     handle: Callable[[Exchange], Coroutine[None, None, None]]
     observe: Callable[[Exchange], None]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 from enum import Enum
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 
 from inference_engine_proxy_server.errors import ProxyError, error_body, error_fields, stream_error_event
 from inference_engine_proxy_server.wire.framing import ChunkedBody, last_chunk, one_chunk
@@ -19,11 +19,11 @@ _EVENT_STREAM = re.compile(rb"(?:^|\n)content-type:[ \t]*text/event-stream", re.
 _ENCODED = re.compile(rb"(?:^|\n)content-encoding:", re.IGNORECASE)
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _BODILESS = frozenset({204, 304})
+_TAIL_BYTES = 16 * 1024
 _PREFLIGHT_PASSED = (
     b"access-control-allow-origin: *\r\naccess-control-allow-methods: *\r\n"
     b"access-control-allow-headers: authorization, *\r\n"  # the wildcard does not stand for this one (Fetch standard)
 )
-_PREFLIGHT = re.compile(rb"(?:^|\n)access-control-request-method:", re.IGNORECASE)
 _REASONS = {status.value: f" {status.phrase}".encode() for status in HTTPStatus}
 
 
@@ -73,16 +73,19 @@ class Exchange:
         head, body: the request, complete.
         request_id: the client's ``x-request-id`` or a new one.
         client: the client's address, for the log.
+        access: what the sender may do, as far as its header section told; the handler's own business.
         started_at: when the request was complete.
         first_byte_at: when the first byte of the reply went out; ``None`` before that.
         status: the reply's status; 0 before it began.
         sent_bytes: bytes of the reply sent so far, its header section included.
         last_block: the last of them that were sent together, without the header section.
+        tail: the last bytes of the body, for who wants to read them; ``None``: nobody does, and they are not kept.
         write_through: sends whole chunks to the client with nothing in between; who uses it keeps ``sent_bytes`` and
             ``last_block`` itself. ``None`` before the header section went out, and for a client that takes no chunks.
         model: what the request asks for, for the log; ``None``: nothing, or not known.
         backend: who serves it; ``None``: this proxy itself, or nobody yet.
         extra_fields: header lines to add to the reply, each ending in CRLF.
+        limit_fields: those of them that every reply to this client has, errors too.
         keep_alive: the client's connection stays open after this exchange.
         takes_chunks: :meth:`write_chunks` may be used; else only :meth:`write`.
         source: told to pause when the client reads slower than the reply comes; ``None``: nobody.
@@ -98,6 +101,7 @@ class Exchange:
         "_length_known",
         "_pending_head",
         "_write",
+        "access",
         "backend",
         "body",
         "client",
@@ -107,6 +111,7 @@ class Exchange:
         "head",
         "keep_alive",
         "last_block",
+        "limit_fields",
         "model",
         "outcome",
         "request_id",
@@ -114,6 +119,7 @@ class Exchange:
         "source",
         "started_at",
         "status",
+        "tail",
         "takes_chunks",
         "write_through",
     )  # fmt: skip
@@ -133,6 +139,8 @@ class Exchange:
         self.model: str | None = None
         self.backend: str | None = None
         self.extra_fields = b""
+        self.limit_fields = b""
+        self.access: Any = None
         self.source: ReplySource | None = None
         self.done = False
         self.takes_chunks = False
@@ -144,6 +152,7 @@ class Exchange:
         self._pending_head = b""
         self.last_block = b""
         self.write_through: Callable[[bytes], None] | None = None
+        self.tail: bytearray | None = None
 
     @property
     def ends_with_connection(self) -> bool:
@@ -231,6 +240,10 @@ class Exchange:
             self.write(body)
         self.end()
 
+    def pass_preflight(self) -> None:
+        """Let a browser's page send its request; that may still be refused."""
+        self.respond(204, _PREFLIGHT_PASSED, b"")
+
     def fail(self, error: ProxyError) -> None:
         """Answer with ``error``; or, when the reply has begun, end it so that its reader can tell it is broken.
 
@@ -240,11 +253,11 @@ class Exchange:
         if self.done:
             return
         if not self.begun:
-            self.extra_fields = b""  # it says which backend answered, and none did
+            self.extra_fields = self.limit_fields  # the rest says which backend answered, and none did
             self.backend = None
-            if error.status >= 500 and self._is_preflight:
+            if error.status >= 500 and self.head.is_preflight:
                 # A browser would hide this from its page. The page can read the error of the request that follows.
-                self.respond(204, _PREFLIGHT_PASSED, b"")
+                self.pass_preflight()
                 return
             about = (error, self.head.path, self.request_id)
             self.respond(error.status, error_fields(*about), error_body(*about))
@@ -265,19 +278,17 @@ class Exchange:
 
     def _send(self, block: bytes) -> None:
         self.last_block = block
+        if self.tail is not None:
+            self.tail += block
+            del self.tail[:-_TAIL_BYTES]
         if self._pending_head:
             block = self._pending_head + block
             self._pending_head = b""
             self.first_byte_at = self._connection.clock()
-            if self.takes_chunks:
+            if self.takes_chunks and self.tail is None:
                 self.write_through = self._write
         self.sent_bytes += len(block)
         self._write(block)
-
-    @property
-    def _is_preflight(self) -> bool:
-        """Whether a browser asks if its page may send a request (Fetch standard, "CORS-preflight request")."""
-        return self.head.method == "OPTIONS" and _PREFLIGHT.search(self.head.passed_on) is not None
 
     def _between_events(self) -> bool:
         if self._length_known or not _EVENT_STREAM.search(self._fields) or _ENCODED.search(self._fields):

@@ -12,6 +12,7 @@ lines, blanks before a colon, two Content-Length fields and Content-Length besid
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from inference_engine_proxy_server.errors import ClientError, InvalidReply
@@ -25,19 +26,28 @@ _REPLY = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])((?: [\t\x20-\x7e\x80-\xf
 
 # Each matches one field line, from the line feed before it to its own carriage return; its value without blanks around.
 _HOP_BY_HOP = rb"connection|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade"
+_CREDENTIALS = rb"authorization|proxy-authorization|x-api-key"
+_WAY = rb"forwarded|via|x-forwarded-(?:for|host|proto)|x-real-ip"
 _VALUE = rb":[ \t]*+([^\r]*[^\r\t ]|)[ \t]*+\r"
 _OWNED_IN_REQUEST = re.compile(
-    rb"\n(" + _HOP_BY_HOP + rb"|content-length|expect|host|http2-settings|x-request-id)" + _VALUE, re.IGNORECASE
-)
+    rb"\n(" + _HOP_BY_HOP + rb"|" + _CREDENTIALS + rb"|" + _WAY
+    + rb"|content-length|expect|host|http2-settings|x-request-id)" + _VALUE,
+    re.IGNORECASE,
+)  # fmt: skip
 _OWNED_IN_REPLY = re.compile(
     rb"\n(" + _HOP_BY_HOP + rb"|content-length|x-backend|x-request-id)" + _VALUE, re.IGNORECASE
 )
-_ONCE = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect"})
+_ONCE = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect", b"authorization", b"x-api-key"})
+
+_WAY_NAMES = frozenset(
+    {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
+)
 
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5})?")
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://([^/?]*)(.*)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_PREFLIGHT = re.compile(rb"(?:^|\n)access-control-request-method:", re.IGNORECASE)
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=([0-9]{1,6})")
 
 
@@ -64,22 +74,17 @@ class RequestHead:
         chunked: the body comes in chunks.
         expects_continue: the client waits for ``100 Continue`` before it sends the body.
         request_id: the client's own ``x-request-id`` if it is a valid one.
+        authorization, api_key: the fields ``Authorization`` and ``X-Api-Key``; ``None``: not there.
+        way: what the sender says about the way that the request has come: ``Via``, ``Forwarded``, ``X-Forwarded-*``
+            and ``X-Real-IP``, by lower-case name.
         passed_on: the other fields' lines as sent, each ending in CRLF.
+        sender: who sent it, for the log; empty before that is known.
     """
 
     __slots__ = (
-        "chunked",
-        "content_length",
-        "expects_continue",
-        "host",
-        "keep_alive",
-        "method",
-        "minor_version",
-        "passed_on",
-        "path",
-        "request_id",
-        "target",
-    )
+        "api_key", "authorization", "chunked", "content_length", "expects_continue", "host", "keep_alive", "method",
+        "minor_version", "passed_on", "path", "request_id", "sender", "target", "way",
+    )  # fmt: skip
 
     method: str
     target: bytes
@@ -91,7 +96,11 @@ class RequestHead:
     chunked: bool
     expects_continue: bool
     request_id: str | None
+    authorization: bytes | None
+    api_key: bytes | None
+    way: Mapping[bytes, bytes]
     passed_on: bytes
+    sender: str
 
     def with_length(self, content_length: int) -> RequestHead:
         """The same with another length."""
@@ -106,10 +115,26 @@ class RequestHead:
         other.chunked = False
         other.expects_continue = self.expects_continue
         other.request_id = self.request_id
+        other.authorization = self.authorization
+        other.api_key = self.api_key
+        other.way = self.way
         other.passed_on = self.passed_on
+        other.sender = self.sender
         return other
 
-    def for_backend(self, authority: bytes, prefix: bytes, request_id: str, body_bytes: int, *, close: bool) -> bytes:
+    @property
+    def is_preflight(self) -> bool:
+        """Whether a browser asks if its page may send a request (Fetch standard, "CORS-preflight request")."""
+        return self.method == "OPTIONS" and _PREFLIGHT.search(self.passed_on) is not None
+
+    def credentials(self) -> bytes:
+        """The lines ``Authorization`` and ``X-Api-Key`` as far as they were sent."""
+        bearer = b"authorization: %b\r\n" % self.authorization if self.authorization is not None else b""
+        return bearer + b"x-api-key: %b\r\n" % self.api_key if self.api_key is not None else bearer
+
+    def for_backend(
+        self, authority: bytes, prefix: bytes, request_id: str, body_bytes: int, *, credentials: bytes, close: bool
+    ) -> bytes:
         """The header section to send to a backend, its blank line included.
 
         Args:
@@ -117,15 +142,17 @@ class RequestHead:
             prefix: path of the backend's base URL, empty or ``/...`` without a trailing slash.
             request_id: goes along as ``x-request-id``.
             body_bytes: the body's length; it always goes out with a Content-Length.
+            credentials: header lines for the backend to know us, or the client, by; may be empty.
             close: ask the backend to close the connection after its reply.
         """
         has_body = self.content_length is not None or self.chunked
-        return b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%bx-request-id: %b\r\n%b%b\r\n" % (
+        return b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%bx-request-id: %b\r\n%b%b\r\n" % (
             self.method.encode(),
             prefix if self.target != b"*" else b"",
             self.target,
             authority,
             self.passed_on,
+            credentials,
             request_id.encode(),
             b"content-length: %d\r\n" % body_bytes if has_body else b"",
             b"connection: close\r\n" if close else b"",
@@ -196,6 +223,10 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
     connection = owned.get(b"connection", b"")
     head.keep_alive = b"close" not in connection.lower() if minor_version else connection.lower() == b"keep-alive"
     head.request_id = valid_request_id(owned.get(b"x-request-id"))
+    head.authorization = owned.get(b"authorization")
+    head.api_key = owned.get(b"x-api-key")
+    head.way = {name: value for name, value in owned.items() if name in _WAY_NAMES}
+    head.sender = ""
     expect = owned.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise ClientError("The only expectation understood is 100-continue.", status=417, code="expectation_failed")

@@ -1,0 +1,140 @@
+"""What each key may still use: requests and tokens a minute, requests at a time.
+
+A bucket that fills evenly and holds a minute's worth: who was quiet may send a minute's worth at once, and nobody gets
+twice that by sending at the turn of a minute. Its level is computed when somebody asks, so nothing has to run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from inference_engine_proxy_server.api_keys import ApiKey
+from inference_engine_proxy_server.errors import CapacityError
+
+__all__ = ["Allowance", "Allowances"]
+
+_WINDOW_SECONDS = 60.0
+_LONGEST_WAIT_SECONDS = 120  # SDKs do not wait longer: they give up instead
+
+
+class _Bucket:
+    """An amount that is used up and fills again.
+
+    Attributes:
+        size: what it holds when it is full, and what flows in within a minute.
+    """
+
+    __slots__ = ("_at", "_level", "size")
+
+    def __init__(self, size: int, now: float) -> None:
+        self.size = size
+        self._level = float(size)
+        self._at = now
+
+    def level(self, now: float) -> float:
+        """What is left; below 0 when more was used than there was."""
+        self._level = min(self.size, self._level + (now - self._at) * self.size / _WINDOW_SECONDS)
+        self._at = now
+        return self._level
+
+    def use(self, amount: float, now: float) -> None:
+        self._level = self.level(now) - amount
+
+    def seconds_until(self, level: float, now: float) -> float:
+        return max(0.0, (level - self.level(now)) * _WINDOW_SECONDS / self.size)
+
+
+class Allowance:
+    """What one key may still use.
+
+    Attributes:
+        key: the key.
+        in_flight: its requests that are under way.
+    """
+
+    __slots__ = ("_requests", "_tokens", "in_flight", "key")
+
+    def __init__(self, key: ApiKey, now: float) -> None:
+        self.key = key
+        self.in_flight = 0
+        self._requests = _Bucket(key.requests_per_minute, now) if key.requests_per_minute else None
+        self._tokens = _Bucket(key.tokens_per_minute, now) if key.tokens_per_minute else None
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether it matters how many tokens a request uses."""
+        return self._tokens is not None
+
+    def begin(self, now: float) -> None:
+        """Use one request.
+
+        Raises:
+            CapacityError: 429, nothing is left; it says for how long.
+        """
+        key = self.key
+        if key.concurrent_requests is not None and self.in_flight >= key.concurrent_requests:
+            raise _exceeded(f"{key.concurrent_requests} requests at a time", 1)
+        if self._requests is not None and self._requests.level(now) < 1:
+            wait = self._requests.seconds_until(1, now)
+            raise _exceeded(f"{key.requests_per_minute} requests a minute", wait)
+        if self._tokens is not None and self._tokens.level(now) <= 0:
+            wait = self._tokens.seconds_until(1, now)
+            raise _exceeded(f"{key.tokens_per_minute} tokens a minute", wait)
+        if self._requests is not None:
+            self._requests.use(1, now)
+        self.in_flight += 1
+
+    def end(self, tokens: int, now: float) -> None:
+        """One request is over, and used ``tokens``."""
+        self.in_flight -= 1
+        if self._tokens is not None:
+            self._tokens.use(tokens, now)
+
+    def left(self, now: float) -> dict[str, int | None]:
+        """``requests_left`` and ``tokens_left`` of this minute; ``None`` without such a limit."""
+        return {
+            "requests_left": None if self._requests is None else int(self._requests.level(now)),
+            "tokens_left": None if self._tokens is None else int(self._tokens.level(now)),
+        }
+
+    def fields(self, now: float) -> bytes:
+        """Header lines that tell what is left, as OpenAI's do (``x-ratelimit-*``); empty without such limits."""
+        lines = []
+        for name, bucket in ((b"requests", self._requests), (b"tokens", self._tokens)):
+            if bucket is not None:
+                full_in = bucket.seconds_until(bucket.size, now)
+                lines.append(
+                    b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %ds\r\n"
+                    % (name, bucket.size, name, max(0, bucket.level(now)), name, math.ceil(full_in))
+                )
+        return b"".join(lines)
+
+
+class Allowances:
+    """The allowance of each key that has limits, kept by name while its limits stay as they are."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self._by_name: dict[str, Allowance] = {}
+
+    def of(self, key: ApiKey) -> Allowance:
+        """What ``key`` may still use."""
+        found = self._by_name.get(key.name)
+        if found is None or found.key is not key:
+            fresh = Allowance(key, self.clock())
+            if found is not None and _limits(found.key) == _limits(key):
+                found.key = key  # read again from its file, and the same
+                return found
+            self._by_name[key.name] = found = fresh
+        return found
+
+
+def _limits(key: ApiKey) -> tuple[int | None, ...]:
+    return key.requests_per_minute, key.tokens_per_minute, key.concurrent_requests
+
+
+def _exceeded(limit: str, seconds: float) -> CapacityError:
+    wait = min(_LONGEST_WAIT_SECONDS, max(1, math.ceil(seconds)))
+    message = f"This key's limit of {limit} is reached. Try again in {wait} s."
+    return CapacityError(message, status=429, code="rate_limit_exceeded", retry_after_seconds=wait)

@@ -1,0 +1,104 @@
+"""Where requests are let in: is there a key, and is it good for this path?"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inference_engine_proxy_server.access.allowances import Allowance, Allowances
+from inference_engine_proxy_server.access.key_ring import KeyRing
+from inference_engine_proxy_server.api_keys import ApiKey, digest_of
+from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.wire.head import RequestHead
+
+__all__ = ["Access", "Gate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a request may do, by its key.
+
+    Attributes:
+        key: whose request it is.
+        allowance: what is left of its limits.
+    """
+
+    key: ApiKey
+    allowance: Allowance
+
+    def permits(self, model: str | None) -> bool:
+        """Whether ``model`` may be asked for. Who is limited to some models must name one of them."""
+        return self.key.models is None or model in self.key.models
+
+
+class Gate:
+    """Looks at each request's header section, before its body is read.
+
+    Args:
+        ring: the keys of clients; ``None``: everybody may use the engines.
+        allowances: what is left of the keys' limits.
+        admin_key: for ``/admin/``; ``None``: nobody gets there.
+        metrics_key: for ``/metrics``; ``None``: everybody may read it.
+        is_open: whether a request, by method and path, needs no key of a client.
+    """
+
+    def __init__(
+        self,
+        ring: KeyRing | None,
+        allowances: Allowances,
+        *,
+        admin_key: str | None,
+        metrics_key: str | None,
+        is_open: Callable[[str, str], bool],
+    ) -> None:
+        self._ring = ring
+        self._allowances = allowances
+        self._admin_digest = None if admin_key is None else digest_of(admin_key.encode())
+        self._metrics_digest = None if metrics_key is None else digest_of(metrics_key.encode())
+        self._is_open = is_open
+
+    def admit(self, head: RequestHead) -> Access | None:
+        """What the sender of ``head`` may do; ``None``: it has no key, and needs none.
+
+        Raises:
+            ClientError: 401, its key is missing or not good for this path; 404, ``/admin/`` is off.
+        """
+        path = head.path
+        if path == "/admin" or path.startswith("/admin/"):
+            if self._admin_digest is None:
+                raise ClientError("/admin is off: ADMIN_KEY is not set.", status=404, code="admin_off")
+            _ask_for(self._admin_digest, head)
+        elif path == "/metrics" and self._metrics_digest is not None:
+            _ask_for(self._metrics_digest, head)
+        elif self._ring is not None:
+            for given in _secrets(head):
+                key = self._ring.find(digest_of(given))
+                if key is not None:
+                    return Access(key, self._allowances.of(key))
+            if not self._is_open(head.method, path) and not head.is_preflight:
+                raise _refused(head)
+        return None
+
+
+def _ask_for(digest: bytes, head: RequestHead) -> None:
+    if not any(hmac.compare_digest(digest_of(given), digest) for given in _secrets(head)):
+        raise _refused(head)
+
+
+def _secrets(head: RequestHead) -> list[bytes]:
+    """What is given as a key: after ``Bearer`` (OpenAI), or in ``x-api-key`` (Anthropic)."""
+    found = []
+    if head.authorization is not None:
+        scheme, _, secret = head.authorization.partition(b" ")
+        if scheme.lower() == b"bearer" and secret.strip():
+            found.append(secret.strip())
+    if head.api_key:
+        found.append(head.api_key)
+    return found
+
+
+def _refused(head: RequestHead) -> ClientError:
+    given = head.authorization is not None or head.api_key is not None
+    message = "The API key is not valid here." if given else "An API key is needed: 'Authorization: Bearer KEY'."
+    return ClientError(message, status=401, code="invalid_api_key")

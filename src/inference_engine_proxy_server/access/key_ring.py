@@ -1,0 +1,79 @@
+"""All keys that are valid now: those of the settings, and those of a file that is read again when it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from inference_engine_proxy_server.api_keys import ApiKey, KeyFileError, keys_by_digest, read_key_file
+
+__all__ = ["KeyRing"]
+
+_LOOK_SECONDS = 1.0  # between two looks whether the file has changed
+
+logger = logging.getLogger(__name__)
+
+
+class KeyRing:
+    """The keys by digest of their secrets.
+
+    Args:
+        fixed: keys of the settings.
+        file: more of them; ``None``: there is no file.
+        clock: seconds since the epoch.
+
+    Raises:
+        KeyFileError: the file cannot be used, or repeats a name or a secret.
+    """
+
+    def __init__(self, fixed: Sequence[ApiKey], file: Path | None, clock: Callable[[], float]) -> None:
+        self._fixed = tuple(fixed)
+        self._file = file
+        self._clock = clock
+        self._stamp = self._file_stamp()
+        self._keys = self._read()
+
+    def __iter__(self) -> Iterator[ApiKey]:
+        return iter(self._keys.values())
+
+    def find(self, digest: bytes) -> ApiKey | None:
+        """The key whose secret has this digest, unless it has expired."""
+        key = self._keys.get(digest)
+        if key is None or (key.expires_at is not None and self._clock() >= key.expires_at):
+            return None
+        return key
+
+    async def watch(self) -> None:
+        """Take up what changes in the file, until cancelled; what cannot be used is refused as a whole."""
+        while self._file is not None:
+            await asyncio.sleep(_LOOK_SECONDS)
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Read the file if it has changed."""
+        stamp = self._file_stamp()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._keys = self._read()
+        except KeyFileError as error:
+            logger.error("keys: %s; the keys before that stay valid", error)
+        else:
+            logger.info("keys: %d keys are valid now", len(self._keys))
+
+    def _read(self) -> Mapping[bytes, ApiKey]:
+        from_file = read_key_file(self._file) if self._file else []
+        try:
+            return keys_by_digest([*self._fixed, *from_file])
+        except ValueError as error:
+            raise KeyFileError(f"{self._file}: {error}") from None
+
+    def _file_stamp(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._file.stat() if self._file else None
+        except OSError:
+            return None
+        return (found.st_mtime_ns, found.st_size, found.st_ino) if found else None

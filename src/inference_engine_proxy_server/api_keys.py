@@ -1,0 +1,176 @@
+"""API keys: what each may do, and how one is found by its secret.
+
+A secret is never kept, only its SHA-256. That is enough for secrets that cannot be guessed, which is why short ones
+are refused; finding a digest in a dictionary tells an attacker nothing, as he cannot choose its first bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+__all__ = ["ApiKey", "KeyFileError", "digest_of", "keys_by_digest", "new_secret", "parse_key", "read_key_file"]
+
+_SHORTEST_SECRET = 16  # characters
+_NAME = r"[A-Za-z0-9._-]{1,64}"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What the holder of a secret may do; ``None`` where there is no limit.
+
+    Attributes:
+        name: for logs, metrics and ``/admin``; of A-Z, a-z, 0-9, ``.``, ``_``, ``-``.
+        digest: SHA-256 of its secret; not shown.
+        models: names that its requests may ask for.
+        priority: who goes first when requests wait; higher is sooner.
+        requests_per_minute, tokens_per_minute: on average; as much may come at once.
+        concurrent_requests: at a time.
+        expires_at: seconds since the epoch.
+    """
+
+    name: str
+    digest: bytes = field(repr=False)
+    models: frozenset[str] | None = None
+    priority: int = 0
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    expires_at: float | None = None
+
+
+class KeyFileError(Exception):
+    """A file of keys that cannot be used; the text says what to do, and has no secret in it."""
+
+
+def digest_of(secret: bytes) -> bytes:
+    """What is kept of a secret."""
+    return hashlib.sha256(secret).digest()
+
+
+def new_secret() -> str:
+    """A secret with 256 random bits."""
+    return f"sk-{secrets.token_urlsafe(32)}"
+
+
+def keys_by_digest(keys: Iterable[ApiKey]) -> Mapping[bytes, ApiKey]:
+    """The keys by what is kept of their secrets.
+
+    Raises:
+        ValueError: two have one name or one secret.
+    """
+    found: dict[bytes, ApiKey] = {}
+    names: set[str] = set()
+    for key in keys:
+        if key.name in names:
+            raise ValueError(f"two keys have the name {key.name}")
+        if key.digest in found:
+            raise ValueError(f"the keys {found[key.digest].name} and {key.name} have one secret")
+        names.add(key.name)
+        found[key.digest] = key
+    return found
+
+
+def parse_key(text: str) -> ApiKey:
+    """A key as API_KEYS lists it: ``NAME:SECRET``.
+
+    Raises:
+        ValueError: not of that form; the text does not repeat the secret.
+    """
+    name, colon, secret = text.partition(":")
+    if not colon or not re.fullmatch(_NAME, name):
+        raise ValueError("each key is NAME:SECRET, the name of letters, digits, '.', '_' and '-'")
+    return ApiKey(name, digest_of(_long_enough(secret).encode()))
+
+
+def _long_enough(secret: str) -> str:
+    if len(secret) < _SHORTEST_SECRET or not re.fullmatch(r"[\x21-\x7e]+", secret):
+        advice = "`inference-proxy keys new NAME` makes a good one"
+        raise ValueError(f"a secret has {_SHORTEST_SECRET} characters or more, none of them blank: {advice}")
+    return secret
+
+
+def _as_time(value: object) -> float:
+    """Seconds since the epoch; a date alone means its end."""
+    if isinstance(value, str):
+        value = date.fromisoformat(value) if re.fullmatch(r"\d{4}-\d\d-\d\d", value) else datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, date):
+        return datetime.combine(value + timedelta(days=1), time(), UTC).timestamp()
+    raise ValueError("a date like 2027-01-31, or a time like 2027-01-31T12:00:00Z, is needed")
+
+
+_Limit = Annotated[int, Field(ge=1, le=10**9)]
+
+
+class _Entry(BaseModel):
+    """One key in the file."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    name: Annotated[str, Field(pattern=f"^{_NAME}$")]
+    secret: str | None = None
+    sha256: Annotated[str | None, Field(pattern=r"^[0-9a-fA-F]{64}$")] = None
+    models: list[str] | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    requests_per_minute: _Limit | None = None
+    tokens_per_minute: _Limit | None = None
+    concurrent_requests: _Limit | None = None
+    expires: Annotated[float | None, BeforeValidator(_as_time)] = None
+
+    @model_validator(mode="after")
+    def _has_one_secret(self) -> _Entry:
+        if (self.secret is None) == (self.sha256 is None):
+            raise ValueError("either 'sha256' or 'secret' is needed")
+        if self.secret is not None:
+            _long_enough(self.secret)
+        return self
+
+    def key(self) -> ApiKey:
+        digest = bytes.fromhex(self.sha256) if self.sha256 else digest_of((self.secret or "").encode())
+        return ApiKey(
+            self.name,
+            digest,
+            None if self.models is None else frozenset(self.models),
+            self.priority,
+            self.requests_per_minute,
+            self.tokens_per_minute,
+            self.concurrent_requests,
+            self.expires,
+        )
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    keys: list[_Entry]
+
+
+def read_key_file(path: Path) -> list[ApiKey]:
+    """The keys in a YAML file: ``keys:``, a list of objects with ``name``, ``sha256`` or ``secret``, and limits.
+
+    Raises:
+        KeyFileError: it cannot be read, or is not of that form.
+    """
+    try:
+        content: Any = yaml.safe_load(path.read_text("utf-8"))
+        return [entry.key() for entry in _File.model_validate(content or {"keys": []}).keys]
+    except OSError as error:
+        raise KeyFileError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise KeyFileError(f"{path} is not YAML{f', line {mark.line + 1}' if mark else ''}") from None
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise KeyFileError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
