@@ -11,12 +11,12 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 __all__ = ["ApiKey", "KeyFileError", "digest_of", "keys_by_digest", "new_secret", "parse_key", "read_key_file"]
 
@@ -106,7 +106,7 @@ def _as_time(value: object) -> float:
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
     if isinstance(value, date):
-        return datetime.combine(value + timedelta(days=1), time(), UTC).timestamp()
+        return datetime.combine(value, time.max, UTC).timestamp()
     raise ValueError("a date like 2027-01-31, or a time like 2027-01-31T12:00:00Z, is needed")
 
 
@@ -127,6 +127,13 @@ class _Entry(BaseModel):
     tokens_per_minute: _Limit | None = None
     concurrent_requests: _Limit | None = None
     expires: Annotated[float | None, BeforeValidator(_as_time)] = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_not_blank(cls, value: object) -> object:
+        if value is None:  # `models:` with nothing after it must not mean all models
+            raise ValueError("a value is needed, or leave the line out")
+        return value
 
     @model_validator(mode="after")
     def _has_one_secret(self) -> _Entry:
@@ -172,5 +179,12 @@ def read_key_file(path: Path) -> list[ApiKey]:
         raise KeyFileError(f"{path} is not YAML{f', line {mark.line + 1}' if mark else ''}") from None
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(map(_shown, first["loc"]))
         raise KeyFileError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
+    except (ValueError, OverflowError, RecursionError):  # the YAML library's, such as for 2027-02-31
+        raise KeyFileError(f"{path} is not YAML, or has a date or a number that there is not") from None
+
+
+def _shown(part: str | int) -> str:
+    """A part of a place in the file; a field that we do not know may be a secret in the wrong place."""
+    return str(part) if part in _Entry.model_fields or len(str(part)) < _SHORTEST_SECRET else "***"

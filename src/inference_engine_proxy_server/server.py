@@ -12,7 +12,9 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -23,7 +25,7 @@ from pydantic import SecretStr
 
 from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.access.allowances import Allowances
-from inference_engine_proxy_server.access.gate import Gate
+from inference_engine_proxy_server.access.gate import Gate, is_for_operators
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.api_keys import KeyFileError
 from inference_engine_proxy_server.backends.base import Thresholds
@@ -70,20 +72,19 @@ def run(settings: Settings, on_started: Callable[[str], None] | None = None) -> 
         The process's exit code: 0 after a stop that was asked for, 1 if the address cannot be listened on.
     """
     configure_logging(settings.log_level, settings.log_format)
-    try:
-        listener = _listen(settings.host, settings.port)
-    except OSError as error:
-        logger.error("cannot listen on HOST %s, PORT %d: %s", settings.host, settings.port, error.strerror or error)
-        return 1
     # uvicorn raises the signals it caught once more when it is done; being told to stop is no reason to die of it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    with listener:
+    with ExitStack() as stack:
         try:
-            host = make_host(settings, on_started)
+            listener = stack.enter_context(_listen("PORT", settings.host, settings.port))
+            operators = None
+            if settings.admin_port is not None:
+                operators = stack.enter_context(_listen("ADMIN_PORT", settings.host, settings.admin_port))
+            host = make_host(settings, on_started, operators)
             host.config.load()  # the certificate, too
         except (KeyFileError, OSError) as error:  # ssl.SSLError is an OSError
-            logger.error("cannot start: %s", error)
+            logger.error("%s", error)
             return 1
         _warn_of_open_port(settings)
         host.run(sockets=[listener])
@@ -99,8 +100,17 @@ def _warn_of_open_port(settings: Settings) -> None:
         )
 
 
-def make_host(settings: Settings, on_started: Callable[[str], None] | None = None) -> uvicorn.Server:
-    """The server that hosts everything, ready to ``run`` or ``serve`` on sockets that it is given."""
+def make_host(
+    settings: Settings,
+    on_started: Callable[[str], None] | None = None,
+    operators: socket.socket | None = None,
+) -> uvicorn.Server:
+    """The server that hosts everything, ready to ``run`` or ``serve`` on sockets that it is given.
+
+    Args:
+        on_started: as for :func:`run`.
+        operators: listens on ADMIN_PORT; ``None``: there is none.
+    """
     proxy = _Proxy(settings)
     config = uvicorn.Config(
         proxy.app,
@@ -114,21 +124,33 @@ def make_host(settings: Settings, on_started: Callable[[str], None] | None = Non
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_seconds),
         backlog=_ACCEPT_BACKLOG,
     )
-    return _Host(config, proxy, on_started)
+    return _Host(config, proxy, on_started, operators)
 
 
 class _Host(uvicorn.Server):
     """uvicorn, which says in our words that it has started, and stops at once when told to stop twice."""
 
-    def __init__(self, config: uvicorn.Config, proxy: _Proxy, on_started: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        proxy: _Proxy,
+        on_started: Callable[[str], None] | None,
+        operators: socket.socket | None,
+    ) -> None:
         super().__init__(config)
         self._proxy = proxy
         self._on_started = on_started
+        self._operators = operators
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.started and self._operators is not None:
+            loop = asyncio.get_running_loop()
+            accept = partial(self._proxy.accept_operator, self.server_state)
+            self.servers.append(await loop.create_server(accept, sock=self._operators, ssl=self.config.ssl))
+            logger.info("listening on %s for operators", _url_of(self._operators, self.config.is_ssl))
         if self.started and sockets:
-            url = _url_of(sockets[0])
+            url = _url_of(sockets[0], self.config.is_ssl)
             logger.info("listening on %s", url)
             if self._on_started is not None:
                 self._on_started(url)
@@ -215,13 +237,19 @@ class _Proxy:
             allowances,
             admin_key=_revealed(settings.admin_key),
             metrics_key=_revealed(settings.metrics_key),
+            operators_elsewhere=settings.admin_port is not None,
             is_open=self._is_open,
         )
         self._clients = _client_context(settings, self._deadlines, gate.admit, self._handle, self._observe)
+        self._operators = replace(self._clients, admit=gate.admit_operator)
 
     def accept(self, server_state: Any, **_: object) -> ClientConnection:
         """A protocol for a connection that uvicorn has accepted."""
         return ClientConnection(self._clients, server_state.connections, server_state.tasks)
+
+    def accept_operator(self, server_state: Any) -> ClientConnection:
+        """The same for one on ADMIN_PORT."""
+        return ClientConnection(self._operators, server_state.connections, server_state.tasks)
 
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -240,7 +268,7 @@ class _Proxy:
 
     def _handle(self, exchange: Exchange) -> Coroutine[None, None, None]:
         head = exchange.head
-        if (head.path in self._own_paths and head.method in ("GET", "HEAD")) or head.path.startswith("/admin/"):
+        if (head.path in self._own_paths and head.method in ("GET", "HEAD")) or is_for_operators(head.path):
             return self._bridge.answer(exchange)
         return self._forward(exchange)
 
@@ -326,11 +354,16 @@ def _key_ring(settings: Settings) -> KeyRing | None:
     return KeyRing(settings.api_keys, file, time.time)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return socket.create_server(address[:2], family=family, backlog=_ACCEPT_BACKLOG)
+def _listen(name: str, host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises ``OSError`` that names the settings."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=_ACCEPT_BACKLOG)
+    except OSError as error:
+        raise OSError(f"cannot listen on HOST {host}, {name} {port}: {error.strerror or error}") from error
 
 
-def _url_of(listener: socket.socket) -> str:
+def _url_of(listener: socket.socket, is_tls: bool) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if is_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -217,6 +217,8 @@ class Settings(BaseModel):
     """Whether a client's key goes on to backends although it was checked here."""
     admin_key: _Secret | None = None
     """Key for everything below /admin/; without one it is off."""
+    admin_port: Annotated[int | None, Field(ge=0, le=65_535)] = None
+    """TCP port that serves /admin/ and /metrics instead of PORT; without one PORT does."""
     metrics_key: _Secret | None = None
     """Key for /metrics; without one everybody may read it."""
     health_details: Annotated[Literal["all", "key"], BeforeValidator(_in_lower_case)] = "all"

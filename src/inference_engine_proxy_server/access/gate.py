@@ -12,7 +12,7 @@ from inference_engine_proxy_server.api_keys import ApiKey, digest_of
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.wire.head import RequestHead
 
-__all__ = ["Access", "Gate"]
+__all__ = ["Access", "Gate", "is_for_operators"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class Gate:
         allowances: what is left of the keys' limits.
         admin_key: for ``/admin/``; ``None``: nobody gets there.
         metrics_key: for ``/metrics``; ``None``: everybody may read it.
+        operators_elsewhere: ``/admin/`` and ``/metrics`` are on a port of their own.
         is_open: whether a request, by method and path, needs no key of a client.
     """
 
@@ -50,40 +51,55 @@ class Gate:
         *,
         admin_key: str | None,
         metrics_key: str | None,
+        operators_elsewhere: bool,
         is_open: Callable[[str, str], bool],
     ) -> None:
         self._ring = ring
         self._allowances = allowances
         self._admin_digest = None if admin_key is None else digest_of(admin_key.encode())
         self._metrics_digest = None if metrics_key is None else digest_of(metrics_key.encode())
+        self._operators_elsewhere = operators_elsewhere
         self._is_open = is_open
 
     def admit(self, head: RequestHead) -> Access | None:
         """What the sender of ``head`` may do; ``None``: it has no key, and needs none.
 
         Raises:
-            ClientError: 401, its key is missing or not good for this path; 404, ``/admin/`` is off.
+            ClientError: 401, its key is missing or not good for this path; 404, this is not served here.
         """
-        path = head.path
-        if path == "/admin" or path.startswith("/admin/"):
-            if self._admin_digest is None:
-                raise ClientError("/admin is off: ADMIN_KEY is not set.", status=404, code="admin_off")
-            _ask_for(self._admin_digest, head)
-        elif path == "/metrics" and self._metrics_digest is not None:
-            _ask_for(self._metrics_digest, head)
+        if is_for_operators(head.path):
+            if self._operators_elsewhere:
+                raise ClientError("This is served on ADMIN_PORT.", status=404, code="not_here")
+            self._ask_operator(head)
         elif self._ring is not None:
             for given in _secrets(head):
                 key = self._ring.find(digest_of(given))
                 if key is not None:
                     return Access(key, self._allowances.of(key))
-            if not self._is_open(head.method, path) and not head.is_preflight:
+            if not self._is_open(head.method, head.path) and not head.is_preflight:
                 raise _refused(head)
         return None
 
+    def admit_operator(self, head: RequestHead) -> None:
+        """The same on the operators' own port, where no engine can be reached. Raises as :meth:`admit`."""
+        if is_for_operators(head.path):
+            self._ask_operator(head)
+        elif not self._is_open(head.method, head.path):
+            raise ClientError("Only the proxy's own endpoints are served here.", status=404, code="not_here")
 
-def _ask_for(digest: bytes, head: RequestHead) -> None:
-    if not any(hmac.compare_digest(digest_of(given), digest) for given in _secrets(head)):
-        raise _refused(head)
+    def _ask_operator(self, head: RequestHead) -> None:
+        digest = self._metrics_digest
+        if head.path != "/metrics":
+            digest = self._admin_digest
+            if digest is None:
+                raise ClientError("/admin is off: ADMIN_KEY is not set.", status=404, code="admin_off")
+        if digest is not None and not any(hmac.compare_digest(digest_of(given), digest) for given in _secrets(head)):
+            raise _refused(head)
+
+
+def is_for_operators(path: str) -> bool:
+    """Whether ``path`` is never an engine's business, whatever the method."""
+    return path in ("/metrics", "/admin") or path.startswith("/admin/")
 
 
 def _secrets(head: RequestHead) -> list[bytes]:

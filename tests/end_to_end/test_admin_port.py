@@ -1,0 +1,61 @@
+"""ADMIN_PORT takes `/admin` and `/metrics` away from the port that clients reach."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from end_to_end.conftest import StartProxy
+from end_to_end.http_client import send
+from end_to_end.program import Proxy
+from llama_server import LlamaServer
+
+KEY = "key-of-the-operators"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+
+
+@pytest.fixture
+def proxy(start_proxy: StartProxy, shared_server: LlamaServer) -> Proxy:
+    return start_proxy(shared_server, ADMIN_PORT="0", ADMIN_KEY=KEY)
+
+
+@pytest.fixture
+def operators_url(proxy: Proxy) -> str:
+    found = re.search(r"listening on (http://\S+) for operators", proxy.events)
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/admin", "/admin/keys"])
+async def test_clients_do_not_get_there(proxy: Proxy, path: str) -> None:
+    for method in ("GET", "POST"):
+        reply = await send(proxy.url, path, method=method, headers=BEARER)
+        assert (reply.status, reply.json["error"]["code"]) == (404, "not_here")
+
+
+async def test_operators_do(operators_url: str) -> None:
+    assert (await send(operators_url, "/admin/keys", headers=BEARER)).json == {"keys": []}
+    assert (await send(operators_url, "/admin/keys")).status == 401
+    assert (await send(operators_url, "/metrics")).status == 200
+    assert (await send(operators_url, "/readyz")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/props"), ("POST", "/health"), ("GET", "/x")],
+)
+async def test_no_engine_is_reached_on_the_operators_port(
+    operators_url: str, proxy: Proxy, method: str, path: str
+) -> None:
+    reply = await send(operators_url, path, method=method, headers=BEARER)
+
+    assert (reply.status, reply.json["error"]["code"]) == (404, "not_here")
+    assert "x-backend" not in reply.headers
+
+
+async def test_wrong_method_for_metrics_is_refused_and_goes_to_no_engine(operators_url: str) -> None:
+    reply = await send(operators_url, "/metrics", method="POST")
+
+    assert reply.status == 405
+    assert "x-backend" not in reply.headers
