@@ -170,6 +170,8 @@ def error_fields(error: ProxyError, path: str, request_id: str) -> bytes:
     fields = [b"content-type: application/json\r\n"]
     if error.retry_after_seconds:
         fields.append(b"retry-after: %d\r\n" % error.retry_after_seconds)
+    if error.status == 405:
+        fields.append(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n")
     if isinstance(error, BackendTimeout):
         fields.append(b"x-should-retry: false\r\n")
     if _speaks_anthropic(path):

@@ -33,7 +33,7 @@ from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.core.backend_pool import Backend, BackendPool
 from inference_engine_proxy_server.core.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.core.forwarder import Forwarder
-from inference_engine_proxy_server.core.keyed_forwarder import KeyedForwarder
+from inference_engine_proxy_server.core.key_limits import KeyLimits
 from inference_engine_proxy_server.core.path_policy import PathPolicy
 from inference_engine_proxy_server.endpoints.admin import admin_router
 from inference_engine_proxy_server.endpoints.docs import docs_router
@@ -209,16 +209,14 @@ class _Proxy:
         )
         self._key_ring = _key_ring(settings)
         allowances = Allowances(self._deadlines.clock)
-        forwarder = Forwarder(
+        self._forwarder = Forwarder(
             self._pool,
             PathPolicy(settings.blocked_paths),
             self._metrics,
             names_backend=settings.backend_header,
             keeps_credentials=self._key_ring is None or settings.forward_client_key,
         )
-        self._forward = (
-            forwarder.forward if self._key_ring is None else KeyedForwarder(forwarder, self._deadlines.clock).forward
-        )
+        self._key_limits = None if self._key_ring is None else KeyLimits(self._deadlines.clock)
         routers = (
             welcome_router(),
             health_router(self._pool, lambda: self.is_draining, names_need_key=settings.health_details == "key"),
@@ -241,7 +239,7 @@ class _Proxy:
             is_open=self._is_open,
         )
         self._clients = _client_context(settings, self._deadlines, gate.admit, self._handle, self._observe)
-        self._operators = replace(self._clients, admit=gate.admit_operator)
+        self._operators = replace(self._clients, admit=gate.admit_operator, handle=self._bridge.answer)
 
     def accept(self, server_state: Any, **_: object) -> ClientConnection:
         """A protocol for a connection that uvicorn has accepted."""
@@ -268,15 +266,21 @@ class _Proxy:
 
     def _handle(self, exchange: Exchange) -> Coroutine[None, None, None]:
         head = exchange.head
-        if (head.path in self._own_paths and head.method in ("GET", "HEAD")) or is_for_operators(head.path):
+        if (head.path in self._own_paths and head.method in ("GET", "HEAD")) or is_for_operators(head):
             return self._bridge.answer(exchange)
-        return self._forward(exchange)
+        if self._key_limits is not None:
+            if head.access is None:  # only a browser's preflight comes here without a key
+                return _pass_preflight(exchange)
+            self._key_limits.begin(exchange)
+        return self._forwarder.forward(exchange)
 
     def _is_open(self, method: str, path: str) -> bool:
         """Whether a request needs no key: what is asked of this proxy itself, but for the list of models."""
         return path in self._own_paths and method in ("GET", "HEAD") and path != "/v1/models"
 
     def _observe(self, exchange: Exchange) -> None:
+        if self._key_limits is not None and exchange.is_counted:
+            self._key_limits.end(exchange)
         seconds = self._deadlines.clock() - exchange.started_at
         first_byte_seconds = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.started_at
         head = exchange.head
@@ -297,6 +301,10 @@ class _Proxy:
                 sent_bytes=exchange.sent_bytes,
                 request_id=exchange.request_id,
             )
+
+
+async def _pass_preflight(exchange: Exchange) -> None:
+    exchange.pass_preflight()  # no engine needs to see it
 
 
 def _make_app(

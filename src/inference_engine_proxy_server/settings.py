@@ -298,6 +298,7 @@ def _misspellings(names: Mapping[str, str]) -> list[str]:
 
 def _needed(name: str, schema: Mapping[str, Any]) -> str:
     """What the variable ``name`` accepts, in words, from its part of the JSON schema."""
+    schema = schema.get("anyOf", [schema])[0]  # the other one is null
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])} is needed"
     if "pattern" in schema:

@@ -31,7 +31,7 @@ def refusal(fields: bytes = HOST, line: bytes = b"POST / HTTP/1.1") -> ClientErr
 
 def fields_onward(head: RequestHead, **options: bool) -> list[bytes]:
     section = head.for_backend(
-        b"engine:1", b"", "id-1", 7, credentials=head.credentials(), **{"close": False, **options}
+        b"engine:1", b"", "id-1", 7, credentials=head.credentials, **{"close": False, **options}
     )
     assert section.endswith(b"\r\n\r\n")
     return section[:-4].split(b"\r\n")[1:]
@@ -72,10 +72,10 @@ BAD_FIELDS = {
     "PA03-chunked-twice": (CHUNKED + b"Transfer-Encoding: chunked\r\n", 400),
     "PA03-chunked-chunked": (b"Host: a\r\nTransfer-Encoding: chunked, chunked\r\n", 400),
     "PA03-chunked-not-last": (b"Host: a\r\nTransfer-Encoding: chunked, gzip\r\n", 400),
-    "PA03-gzip-then-chunked": (b"Host: a\r\nTransfer-Encoding: gzip, chunked\r\n", 400),
+    "PA03-gzip-then-chunked": (b"Host: a\r\nTransfer-Encoding: gzip, chunked\r\n", 501),
     "PA03-prefixed": (b"Host: a\r\nTransfer-Encoding: xchunked\r\n", 400),
-    "PA03-unknown-coding": (b"Host: a\r\nTransfer-Encoding: gzip\r\n", 501),
-    "PA03-empty-coding": (b"Host: a\r\nTransfer-Encoding:\r\n", 501),
+    "PA03-unknown-coding": (b"Host: a\r\nTransfer-Encoding: gzip\r\n", 400),
+    "PA03-empty-coding": (b"Host: a\r\nTransfer-Encoding:\r\n", 400),
     "PA04-two-lengths": (LENGTH + b"Content-Length: 6\r\n", 400),
     "PA04-same-length-twice": (LENGTH + b"content-length: 5\r\n", 400),
     "PA04-list-of-lengths": (b"Host: a\r\nContent-Length: 5, 5\r\n", 400),
@@ -142,7 +142,7 @@ BAD_LINES = {
     "target-is-not-ascii": (b"GET /\xc3\xa4 HTTP/1.1", 400),
     "PA10-bare-line-feed": (b"GET / HTTP/1.1\nX: 1", 400),
     "PA23-long-target": (b"GET /" + b"a" * 200 + b" HTTP/1.1", 414),
-    "PA23-long-nonsense": (b"\xff" * 201, 414),
+    "PA23-long-nonsense": (b"\xff" * 201, 400),
 }
 
 
@@ -153,7 +153,7 @@ def test_a_bad_request_line_is_refused(line: bytes, status: int) -> None:
 
 def test_the_limits_themselves_are_allowed() -> None:
     assert len(request(HOST + b"X: 1\r\n" * 9).passed_on) == 9 * len(b"X: 1\r\n")
-    target = b"/" + b"a" * (LIMITS.line_bytes - len("GET /"))
+    target = b"/" + b"a" * (LIMITS.line_bytes - len("GET / HTTP/1.1"))
     assert request(line=b"GET " + target + b" HTTP/1.1").target == target
     assert refusal(line=b"GET " + target + b"a HTTP/1.1").status == 414
 

@@ -18,6 +18,11 @@ _WINDOW_SECONDS = 60.0
 _LONGEST_WAIT_SECONDS = 120  # SDKs do not wait longer: they give up instead
 
 
+_FIELDS = b"x-ratelimit-limit-@: %d\r\nx-ratelimit-remaining-@: %d\r\nx-ratelimit-reset-@: %ds\r\n"
+_REQUEST_FIELDS = _FIELDS.replace(b"@", b"requests")
+_TOKEN_FIELDS = _FIELDS.replace(b"@", b"tokens")
+
+
 class _Bucket:
     """An amount that is used up and fills again.
 
@@ -34,12 +39,20 @@ class _Bucket:
 
     def level(self, now: float) -> float:
         """What is left; below 0 when more was used than there was."""
-        self._level = min(self.size, self._level + (now - self._at) * self.size / _WINDOW_SECONDS)
-        self._at = now
-        return self._level
+        level = self._level
+        if now != self._at:
+            level += (now - self._at) * self.size / _WINDOW_SECONDS
+            self._level = level = level if level < self.size else float(self.size)
+            self._at = now
+        return level
 
     def use(self, amount: float, now: float) -> None:
         self._level = self.level(now) - amount
+
+    def told(self, now: float) -> tuple[int, int, int]:
+        """Its size, what is left, and in how many seconds it is full."""
+        level = self.level(now)
+        return self.size, int(level) if level > 0 else 0, math.ceil((self.size - level) * _WINDOW_SECONDS / self.size)
 
     def seconds_until(self, level: float, now: float) -> float:
         return max(0.0, (level - self.level(now)) * _WINDOW_SECONDS / self.size)
@@ -58,13 +71,21 @@ class Allowance:
     def __init__(self, key: ApiKey, now: float) -> None:
         self.key = key
         self.in_flight = 0
-        self._requests = _Bucket(key.requests_per_minute, now) if key.requests_per_minute else None
-        self._tokens = _Bucket(key.tokens_per_minute, now) if key.tokens_per_minute else None
+        self._requests = _bucket(key.requests_per_minute, now)
+        self._tokens = _bucket(key.tokens_per_minute, now)
 
     @property
     def counts_tokens(self) -> bool:
         """Whether it matters how many tokens a request uses."""
         return self._tokens is not None
+
+    def change(self, key: ApiKey, now: float) -> None:
+        """Go by the limits of ``key``, the same one read again; what has not changed keeps its level."""
+        before, self.key = self.key, key
+        if key.requests_per_minute != before.requests_per_minute:
+            self._requests = _bucket(key.requests_per_minute, now)
+        if key.tokens_per_minute != before.tokens_per_minute:
+            self._tokens = _bucket(key.tokens_per_minute, now)
 
     def begin(self, now: float) -> None:
         """Use one request.
@@ -100,19 +121,16 @@ class Allowance:
 
     def fields(self, now: float) -> bytes:
         """Header lines that tell what is left, as OpenAI's do (``x-ratelimit-*``); empty without such limits."""
-        lines = []
-        for name, bucket in ((b"requests", self._requests), (b"tokens", self._tokens)):
-            if bucket is not None:
-                full_in = bucket.seconds_until(bucket.size, now)
-                lines.append(
-                    b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %ds\r\n"
-                    % (name, bucket.size, name, max(0, bucket.level(now)), name, math.ceil(full_in))
-                )
-        return b"".join(lines)
+        lines = b""
+        if self._requests is not None:
+            lines = _REQUEST_FIELDS % self._requests.told(now)
+        if self._tokens is not None:
+            lines += _TOKEN_FIELDS % self._tokens.told(now)
+        return lines
 
 
 class Allowances:
-    """The allowance of each key that has limits, kept by name while its limits stay as they are."""
+    """The allowance of each key, by name: it stays the same when the key is read again from its file."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -121,17 +139,15 @@ class Allowances:
     def of(self, key: ApiKey) -> Allowance:
         """What ``key`` may still use."""
         found = self._by_name.get(key.name)
-        if found is None or found.key is not key:
-            fresh = Allowance(key, self.clock())
-            if found is not None and _limits(found.key) == _limits(key):
-                found.key = key  # read again from its file, and the same
-                return found
-            self._by_name[key.name] = found = fresh
+        if found is None:
+            found = self._by_name[key.name] = Allowance(key, self.clock())
+        elif found.key is not key:
+            found.change(key, self.clock())
         return found
 
 
-def _limits(key: ApiKey) -> tuple[int | None, ...]:
-    return key.requests_per_minute, key.tokens_per_minute, key.concurrent_requests
+def _bucket(size: int | None, now: float) -> _Bucket | None:
+    return None if size is None else _Bucket(size, now)
 
 
 def _exceeded(limit: str, seconds: float) -> CapacityError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from inference_engine_proxy_server.access.allowances import Allowance, Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
@@ -22,10 +22,12 @@ class Access:
     Attributes:
         key: whose request it is.
         allowance: what is left of its limits.
+        keys: all keys that were valid when it was found.
     """
 
     key: ApiKey
     allowance: Allowance
+    keys: Mapping[bytes, ApiKey] = field(default_factory=dict, repr=False)
 
     def permits(self, model: str | None) -> bool:
         """Whether ``model`` may be asked for. Who is limited to some models must name one of them."""
@@ -67,22 +69,25 @@ class Gate:
         Raises:
             ClientError: 401, its key is missing or not good for this path; 404, this is not served here.
         """
-        if is_for_operators(head.path):
+        if is_for_operators(head):
             if self._operators_elsewhere:
                 raise ClientError("This is served on ADMIN_PORT.", status=404, code="not_here")
             self._ask_operator(head)
         elif self._ring is not None:
+            access: Access | None = head.access
+            if access is not None and self._ring.still_has(access.key, access.keys):
+                return access  # of a section like this one
             for given in _secrets(head):
                 key = self._ring.find(digest_of(given))
                 if key is not None:
-                    return Access(key, self._allowances.of(key))
+                    return Access(key, self._allowances.of(key), self._ring.keys)
             if not self._is_open(head.method, head.path) and not head.is_preflight:
                 raise _refused(head)
         return None
 
     def admit_operator(self, head: RequestHead) -> None:
         """The same on the operators' own port, where no engine can be reached. Raises as :meth:`admit`."""
-        if is_for_operators(head.path):
+        if is_for_operators(head):
             self._ask_operator(head)
         elif not self._is_open(head.method, head.path):
             raise ClientError("Only the proxy's own endpoints are served here.", status=404, code="not_here")
@@ -97,18 +102,18 @@ class Gate:
             raise _refused(head)
 
 
-def is_for_operators(path: str) -> bool:
-    """Whether ``path`` is never an engine's business, whatever the method."""
-    return path in ("/metrics", "/admin") or path.startswith("/admin/")
+def is_for_operators(head: RequestHead) -> bool:
+    """Whether ``head`` asks for what only operators may see."""
+    path = head.path
+    return (path == "/metrics" and head.method in ("GET", "HEAD")) or path == "/admin" or path.startswith("/admin/")
 
 
 def _secrets(head: RequestHead) -> list[bytes]:
     """What is given as a key: after ``Bearer`` (OpenAI), or in ``x-api-key`` (Anthropic)."""
     found = []
-    if head.authorization is not None:
-        scheme, _, secret = head.authorization.partition(b" ")
-        if scheme.lower() == b"bearer" and secret.strip():
-            found.append(secret.strip())
+    authorization = head.authorization
+    if authorization is not None and authorization[:7].lower() == b"bearer ":
+        found.append(authorization[7:].strip())
     if head.api_key:
         found.append(head.api_key)
     return found

@@ -24,6 +24,9 @@ class KeyRing:
         file: more of them; ``None``: there is no file.
         clock: seconds since the epoch.
 
+    Attributes:
+        keys: by digest; another object whenever anything has changed.
+
     Raises:
         KeyFileError: the file cannot be used, or repeats a name or a secret.
     """
@@ -33,17 +36,19 @@ class KeyRing:
         self._file = file
         self._clock = clock
         self._stamp = self._file_stamp()
-        self._keys = self._read()
+        self.keys = self._read()
 
     def __iter__(self) -> Iterator[ApiKey]:
-        return iter(self._keys.values())
+        return iter(self.keys.values())
 
     def find(self, digest: bytes) -> ApiKey | None:
         """The key whose secret has this digest, unless it has expired."""
-        key = self._keys.get(digest)
-        if key is None or (key.expires_at is not None and self._clock() >= key.expires_at):
-            return None
-        return key
+        key = self.keys.get(digest)
+        return key if key is not None and self.still_has(key, self.keys) else None
+
+    def still_has(self, key: ApiKey, keys: Mapping[bytes, ApiKey]) -> bool:
+        """Whether ``key`` is valid, which was so when ``keys`` were those of this ring."""
+        return keys is self.keys and (key.expires_at is None or self._clock() < key.expires_at)
 
     async def watch(self) -> None:
         """Take up what changes in the file, until cancelled; what cannot be used is refused as a whole."""
@@ -58,11 +63,11 @@ class KeyRing:
             return
         self._stamp = stamp
         try:
-            self._keys = self._read()
+            self.keys = self._read()
         except KeyFileError as error:
             logger.error("keys: %s; the keys before that stay valid", error)
         else:
-            logger.info("keys: %d keys are valid now", len(self._keys))
+            logger.info("keys: %d keys are valid now", len(self.keys))
 
     def _read(self) -> Mapping[bytes, ApiKey]:
         from_file = read_key_file(self._file) if self._file else []

@@ -130,7 +130,13 @@ class CacheRefresher:
 def _get_from(backend: Backend) -> Get:
     async def get(path: str) -> Reply:
         try:
-            reply = await fetch(backend.connections, path, timeout_seconds=_FETCH_SECONDS, limit_bytes=_FETCH_BYTES)
+            reply = await fetch(
+                backend.connections,
+                path,
+                credentials=backend.credentials or b"",
+                timeout_seconds=_FETCH_SECONDS,
+                limit_bytes=_FETCH_BYTES,
+            )
         except InvalidReply as error:
             raise UnreadableState(str(error)) from error
         except BackendError as error:

@@ -55,7 +55,8 @@ class Forwarder:
         if self._paths.blocks(head.method, head.path):
             message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
             raise ClientError(message, status=403, code="path_blocked")
-        exchange.model = requested_model(head.target, exchange.body)
+        if exchange.model is None:
+            exchange.model = requested_model(head.target, exchange.body)
         failed: list[Backend] = []
         failure: BackendError | None = None
         replays = 0
@@ -107,7 +108,7 @@ class Forwarder:
             origin = connections.origin
             credentials = backend.credentials
             if credentials is None:
-                credentials = head.credentials() if self._keeps_credentials else b""
+                credentials = head.credentials if self._keeps_credentials else b""
             section = head.for_backend(
                 origin.authority,
                 origin.prefix,

@@ -241,7 +241,7 @@ class BackendConnection(asyncio.Protocol):
         section = received[: end + 2]
         head = self._memory.recall(section)
         if head is None:
-            if section.count(b"\n") > _HEAD_FIELDS:
+            if section.count(b"\n") > _HEAD_FIELDS + 1:  # and the status line
                 raise InvalidReply("The backend's reply has too many header fields.")
             head = parse_reply_head(section)
             self._memory.remember(section, head)

@@ -10,13 +10,13 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.wire.client_context import ClientContext
 from inference_engine_proxy_server.wire.deadlines import NEVER
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
-from inference_engine_proxy_server.wire.head import RequestHead, parse_request_head
+from inference_engine_proxy_server.wire.head import RequestHead, check_lines, parse_request_head
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.request_body import RequestBody
 
@@ -60,7 +60,6 @@ class ClientConnection(asyncio.Protocol):
         self._is_trusted = False  # the peer is a proxy whose word about its clients counts
         self._received = b""  # of a header section, or of what the client sent ahead
         self._memory = HeadMemory[RequestHead]()
-        self._access: Any = None  # of the request whose body is being read
         self._head: RequestHead | None = None  # of the request whose body is being read
         self._body: RequestBody | None = None
         self._arriving = False  # the header section's deadline runs, whatever has come so far
@@ -125,7 +124,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _read_head(self, received: bytes) -> None:
         limits = self._limits.head
-        if received.startswith(b"\r\n"):  # RFC 9112, 2.2: some clients end a body with a line break too many
+        while received.startswith(b"\r\n"):  # RFC 9112, 2.2: some clients end a body with a line break too many
             received = received[2:]
         end = received.find(b"\r\n\r\n", 0, limits.total_bytes)
         if end < 0:
@@ -138,7 +137,7 @@ class ClientConnection(asyncio.Protocol):
             self._memory.remember(section, head)
         self._head = head
         self._received = b""
-        self._access = self._context.admit(head)
+        head.access = self._context.admit(head)
         rest = received[end + 4 :]
         if head.content_length == len(rest) <= self._limits.body_bytes:  # the usual case: all of it in one read
             self._begin(head, rest, b"")
@@ -157,12 +156,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _await_rest_of_head(self, received: bytes) -> None:
         limits = self._limits.head
-        if len(received) > limits.line_bytes and received.find(b"\n", 0, limits.line_bytes) < 0:
-            raise ClientError("The request line is too long.", status=414, code="uri_too_long")
+        check_lines(received, limits)
         if len(received) > limits.total_bytes:
             raise ClientError("The request's header section is too long.", status=431, code="headers_too_large")
-        if received.count(b"\n") != received.count(b"\r\n"):
-            raise ClientError("The request's lines must end in CRLF.", code="malformed_request")
         if not self._arriving:
             self._arriving = True
             self.deadline = self.clock() + self._limits.header_seconds
@@ -184,7 +180,6 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = NEVER
         request_id = head.request_id or next(self._context.request_ids)
         self._exchange = exchange = Exchange(self, head, content, request_id, head.sender)
-        exchange.access, self._access = self._access, None
         if self._draining:
             exchange.keep_alive = False
         self._task = task = asyncio.get_running_loop().create_task(self._serve(exchange))
@@ -313,7 +308,9 @@ def _unreadable_head() -> RequestHead:
     head.content_length = head.request_id = None
     head.chunked = head.expects_continue = False
     head.authorization = head.api_key = None
+    head.credentials = b""
     head.way = {}
     head.passed_on = b""
     head.sender = ""
+    head.access = None
     return head

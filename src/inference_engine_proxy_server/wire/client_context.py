@@ -45,7 +45,7 @@ class ClientContext:
         forwarding: what is told to backends about the way of a request.
         request_ids: new ones, for requests that bring none.
         admit: looks at each header section before the body is read, and raises a ``ClientError`` if it is not to be
-            read; what it gives becomes the exchange's ``access``.
+            read; what it gives becomes the head's ``access``.
         handle: answers one exchange; cancelled when the client leaves.
         observe: told of each exchange once, when it is over, however it ended.
     """

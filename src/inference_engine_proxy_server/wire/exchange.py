@@ -7,7 +7,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 from enum import Enum
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Protocol
 
 from inference_engine_proxy_server.errors import ProxyError, error_body, error_fields, stream_error_event
 from inference_engine_proxy_server.wire.framing import ChunkedBody, last_chunk, one_chunk
@@ -73,7 +73,7 @@ class Exchange:
         head, body: the request, complete.
         request_id: the client's ``x-request-id`` or a new one.
         client: the client's address, for the log.
-        access: what the sender may do, as far as its header section told; the handler's own business.
+        is_counted: the limits of its sender's key count it until it is over.
         started_at: when the request was complete.
         first_byte_at: when the first byte of the reply went out; ``None`` before that.
         status: the reply's status; 0 before it began.
@@ -101,7 +101,6 @@ class Exchange:
         "_length_known",
         "_pending_head",
         "_write",
-        "access",
         "backend",
         "body",
         "client",
@@ -109,6 +108,7 @@ class Exchange:
         "extra_fields",
         "first_byte_at",
         "head",
+        "is_counted",
         "keep_alive",
         "last_block",
         "limit_fields",
@@ -140,7 +140,7 @@ class Exchange:
         self.backend: str | None = None
         self.extra_fields = b""
         self.limit_fields = b""
-        self.access: Any = None
+        self.is_counted = False
         self.source: ReplySource | None = None
         self.done = False
         self.takes_chunks = False
@@ -152,7 +152,7 @@ class Exchange:
         self._pending_head = b""
         self.last_block = b""
         self.write_through: Callable[[bytes], None] | None = None
-        self.tail: bytearray | None = None
+        self.tail: bytes | None = None
 
     @property
     def ends_with_connection(self) -> bool:
@@ -279,8 +279,7 @@ class Exchange:
     def _send(self, block: bytes) -> None:
         self.last_block = block
         if self.tail is not None:
-            self.tail += block
-            del self.tail[:-_TAIL_BYTES]
+            self.tail = (self.tail + block)[-_TAIL_BYTES:]
         if self._pending_head:
             block = self._pending_head + block
             self._pending_head = b""

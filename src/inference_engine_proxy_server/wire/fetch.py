@@ -11,8 +11,13 @@ from inference_engine_proxy_server.wire.exchange import ReplySource
 __all__ = ["fetch"]
 
 
-async def fetch(connections: BackendConnections, path: str, *, timeout_seconds: float, limit_bytes: int) -> _Collected:
+async def fetch(
+    connections: BackendConnections, path: str, *, credentials: bytes = b"", timeout_seconds: float, limit_bytes: int
+) -> _Collected:
     """Ask a backend for ``path`` on a connection of its own.
+
+    Args:
+        credentials: header lines that it knows us by.
 
     Returns:
         The reply's ``status`` and ``body``.
@@ -24,13 +29,13 @@ async def fetch(connections: BackendConnections, path: str, *, timeout_seconds: 
     collected = _Collected(limit_bytes)
     origin = connections.origin
     section = (
-        b"GET %b%b HTTP/1.1\r\nhost: %b\r\nuser-agent: inference-proxy\r\naccept: */*\r\nconnection: close\r\n\r\n"
+        b"GET %b%b HTTP/1.1\r\nhost: %b\r\nuser-agent: inference-proxy\r\naccept: */*\r\n%bconnection: close\r\n\r\n"
     )
     async with asyncio.timeout(timeout_seconds):
         connection = await connections.connect()
         try:
             await connection.request(
-                [section % (origin.prefix, path.encode(), origin.authority)], collected, is_head=False
+                [section % (origin.prefix, path.encode(), origin.authority, credentials)], collected, is_head=False
             )
         finally:
             connection.is_reusable = False  # its end was asked for, whether the backend says so or not

@@ -81,6 +81,8 @@ def _without_port(text: str) -> str:
 
 
 def _is_address(text: str) -> bool:
+    if "%" in text:  # a zone of this machine's links, which may have anything in its name
+        return False
     try:
         ipaddress.ip_address(text)
     except ValueError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-__all__ = ["SMALL_CHUNKS", "ChunkedBody", "InvalidChunk", "last_chunk", "one_chunk"]
+__all__ = ["SMALL_CHUNKS", "ChunkedBody", "InvalidChunk", "TooLongBody", "last_chunk", "one_chunk"]
 
 _PLAIN_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*+)?")
@@ -36,8 +36,15 @@ class InvalidChunk(Exception):
     """The bytes are not a chunked body."""
 
 
+class TooLongBody(Exception):
+    """The chunks announced so far are longer than the body may be."""
+
+
 class ChunkedBody:
     """Reads one chunked body, however its bytes are split.
+
+    Args:
+        limit_bytes: of the payload; ``None``: it may be endless.
 
     Attributes:
         between_chunks: no chunk has been read in part.
@@ -45,9 +52,10 @@ class ChunkedBody:
         excess: bytes that came after it; they belong to the next message.
     """
 
-    __slots__ = ("_line", "_missing", "_read", "_trailer_bytes", "between_chunks", "complete", "excess")
+    __slots__ = ("_left", "_line", "_missing", "_read", "_trailer_bytes", "between_chunks", "complete", "excess")
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int | None = None) -> None:
+        self._left = limit_bytes  # of the limit, by what has been announced
         self.complete = False
         self.excess = b""
         self._read: _Reader = self._size_line
@@ -84,6 +92,7 @@ class ChunkedBody:
 
         Raises:
             InvalidChunk: the bytes are not a chunked body.
+            TooLongBody: they are longer than allowed.
         """
         payload: list[bytes] = []
         if self._line:
@@ -124,6 +133,10 @@ class ChunkedBody:
         if match is None:
             raise InvalidChunk("a chunk's size is not a plain hexadecimal number")
         self._missing = int(match[1], 16)
+        if self._left is not None:
+            self._left -= self._missing
+            if self._left < 0:
+                raise TooLongBody
         self._read = self._payload if self._missing else self._trailer_line
         return end + 2
 

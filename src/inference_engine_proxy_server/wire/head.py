@@ -14,13 +14,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from inference_engine_proxy_server.errors import ClientError, InvalidReply
 
-__all__ = ["HeadLimits", "ReplyHead", "RequestHead", "parse_reply_head", "parse_request_head", "valid_request_id"]
+__all__ = [
+    "HeadLimits",
+    "ReplyHead",
+    "RequestHead",
+    "check_lines",
+    "parse_reply_head",
+    "parse_request_head",
+    "valid_request_id",
+]
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _FIELDS = rb"((?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)"
+_METHOD_BYTES = 32  # the longest registered one has 16
+_METHOD = re.compile(_TOKEN + rb"{1,32}+ ")
 _REQUEST = re.compile(rb"(" + _TOKEN + rb"{1,32}+) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + _FIELDS)
 _REPLY = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])((?: [\t\x20-\x7e\x80-\xff]*+)?)\r\n" + _FIELDS)
 
@@ -44,7 +55,8 @@ _WAY_NAMES = frozenset(
 )
 
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5})?")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{0,5})?")
+_ENDS_IN_CHUNKED = re.compile(rb"(?:(?!chunked[ \t]*,)" + _TOKEN + rb"++[ \t]*,[ \t]*)+chunked", re.IGNORECASE)
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://([^/?]*)(.*)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _PREFLIGHT = re.compile(rb"(?:^|\n)access-control-request-method:", re.IGNORECASE)
@@ -75,15 +87,17 @@ class RequestHead:
         expects_continue: the client waits for ``100 Continue`` before it sends the body.
         request_id: the client's own ``x-request-id`` if it is a valid one.
         authorization, api_key: the fields ``Authorization`` and ``X-Api-Key``; ``None``: not there.
+        credentials: their lines, but for those that Connection says are for us alone.
         way: what the sender says about the way that the request has come: ``Via``, ``Forwarded``, ``X-Forwarded-*``
             and ``X-Real-IP``, by lower-case name.
         passed_on: the other fields' lines as sent, each ending in CRLF.
         sender: who sent it, for the log; empty before that is known.
+        access: what its sender may do, as found for this section or one like it; ``None``: nobody has asked.
     """
 
     __slots__ = (
-        "api_key", "authorization", "chunked", "content_length", "expects_continue", "host", "keep_alive", "method",
-        "minor_version", "passed_on", "path", "request_id", "sender", "target", "way",
+        "access", "api_key", "authorization", "chunked", "content_length", "credentials", "expects_continue", "host",
+        "keep_alive", "method", "minor_version", "passed_on", "path", "request_id", "sender", "target", "way",
     )  # fmt: skip
 
     method: str
@@ -98,9 +112,11 @@ class RequestHead:
     request_id: str | None
     authorization: bytes | None
     api_key: bytes | None
+    credentials: bytes
     way: Mapping[bytes, bytes]
     passed_on: bytes
     sender: str
+    access: Any
 
     def with_length(self, content_length: int) -> RequestHead:
         """The same with another length."""
@@ -117,20 +133,17 @@ class RequestHead:
         other.request_id = self.request_id
         other.authorization = self.authorization
         other.api_key = self.api_key
+        other.credentials = self.credentials
         other.way = self.way
         other.passed_on = self.passed_on
         other.sender = self.sender
+        other.access = self.access
         return other
 
     @property
     def is_preflight(self) -> bool:
         """Whether a browser asks if its page may send a request (Fetch standard, "CORS-preflight request")."""
         return self.method == "OPTIONS" and _PREFLIGHT.search(self.passed_on) is not None
-
-    def credentials(self) -> bytes:
-        """The lines ``Authorization`` and ``X-Api-Key`` as far as they were sent."""
-        bearer = b"authorization: %b\r\n" % self.authorization if self.authorization is not None else b""
-        return bearer + b"x-api-key: %b\r\n" % self.api_key if self.api_key is not None else bearer
 
     def for_backend(
         self, authority: bytes, prefix: bytes, request_id: str, body_bytes: int, *, credentials: bytes, close: bool
@@ -195,6 +208,20 @@ class ReplyHead:
         return other
 
 
+def check_lines(received: bytes, limits: HeadLimits) -> None:
+    """Refuse a request's header section, or the beginning of one, as soon as its lines cannot be right.
+
+    Raises:
+        ClientError: it does not begin with a method, its first line is too long, or a line does not end in CRLF.
+    """
+    if len(received) > _METHOD_BYTES and not _METHOD.match(received):
+        raise _why_refused(received)
+    if received.find(b"\n", 0, limits.line_bytes + 2) < 0 and len(received) >= limits.line_bytes + 2:
+        raise ClientError("The request line is too long.", status=414, code="uri_too_long")
+    if received.count(b"\n") != received.count(b"\r\n"):
+        raise ClientError("The request's lines must end in CRLF.", code="malformed_request")
+
+
 def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
     """Read a request's header section.
 
@@ -204,11 +231,12 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
     Raises:
         ClientError: not valid, or over the limits; its status says how.
     """
+    check_lines(section, limits)
     if section.count(b"\n") > limits.field_count + 1:
         raise ClientError("The request has too many header fields.", status=431, code="headers_too_large")
     match = _REQUEST.fullmatch(section)
-    if match is None or match.end(2) > limits.line_bytes:
-        raise _why_refused(section, limits)
+    if match is None:
+        raise _why_refused(section)
     head = RequestHead()
     head.method = match[1].decode()
     head.target = target = _origin_form(match[1], match[2])
@@ -225,8 +253,15 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
     head.request_id = valid_request_id(owned.get(b"x-request-id"))
     head.authorization = owned.get(b"authorization")
     head.api_key = owned.get(b"x-api-key")
+    for_us = _named_by(connection)
+    head.credentials = b"".join(
+        b"%b: %b\r\n" % (name, owned[name])
+        for name in (b"authorization", b"x-api-key")
+        if name in owned and name not in for_us
+    )
     head.way = {name: value for name, value in owned.items() if name in _WAY_NAMES}
     head.sender = ""
+    head.access = None
     expect = owned.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise ClientError("The only expectation understood is 100-continue.", status=417, code="expectation_failed")
@@ -265,6 +300,8 @@ def parse_reply_head(section: bytes) -> ReplyHead:
         raise InvalidReply("The backend's reply has an invalid Content-Length.")
     head.chunked = coding is not None
     head.content_length = int(length) if length is not None else None
+    if head.status == 204 and (head.chunked or length is not None):
+        head.keep_alive = False  # it has no body, and says that it has one: what comes next is not to be trusted
     if head.chunked and not minor_version:
         head.keep_alive = False  # RFC 9112, 6.1: framing from an HTTP/1.0 sender is not to be trusted further
     return head
@@ -306,8 +343,13 @@ def _joined(names: list[bytes], values: list[bytes]) -> dict[bytes, bytes]:
 
 def _without_named(lines: bytes, connection: bytes) -> bytes:
     """``lines`` without the fields that the Connection field names."""
-    named = {option.strip().lower() for option in connection.split(b",")}
+    named = _named_by(connection)
     return b"".join(line for line in lines.splitlines(keepends=True) if line.partition(b":")[0].lower() not in named)
+
+
+def _named_by(connection: bytes) -> set[bytes]:
+    """The options of a Connection field, among them names of fields that are for the next hop alone."""
+    return {option.strip().lower() for option in connection.split(b",")}
 
 
 def _origin_form(method: bytes, target: bytes) -> bytes:
@@ -320,6 +362,8 @@ def _origin_form(method: bytes, target: bytes) -> bytes:
     if absolute is None or not _HOST.fullmatch(absolute[1]):
         raise ClientError("The request target must be a path.", code="invalid_target")
     rest = absolute[2]
+    if not rest and method == b"OPTIONS":
+        return b"*"  # RFC 9112, 3.2.4
     return rest if rest.startswith(b"/") else b"/" + rest
 
 
@@ -330,7 +374,8 @@ def _read_request_framing(head: RequestHead, owned: dict[bytes, bytes]) -> None:
         if length is not None:
             raise ClientError("Content-Length beside Transfer-Encoding.", code="invalid_framing")
         if coding.lower() != b"chunked":
-            status = 400 if b"chunked" in coding.lower() else 501
+            # RFC 9112, 6.1: a coding that is not understood; 6.3: a length that cannot be told
+            status = 501 if _ENDS_IN_CHUNKED.fullmatch(coding) else 400
             raise ClientError("The only transfer coding understood is chunked.", status=status, code="invalid_framing")
         if not head.minor_version:
             raise ClientError("HTTP/1.0 has no transfer codings.", code="invalid_framing")
@@ -340,15 +385,13 @@ def _read_request_framing(head: RequestHead, owned: dict[bytes, bytes]) -> None:
     head.content_length = int(length) if length is not None else None
 
 
-def _why_refused(section: bytes, limits: HeadLimits) -> ClientError:
-    """The most telling error for a section that the pattern refused."""
-    line = section.partition(b"\n")[0]
+def _why_refused(received: bytes) -> ClientError:
+    """The most telling error for a section, or the beginning of one, that a pattern refused."""
+    line = received.partition(b"\n")[0]
     words = line.rstrip(b"\r").split(b" ")
-    if len(line) > limits.line_bytes:
-        return ClientError("The request line is too long.", status=414, code="uri_too_long")
     version = words[-1]
     if len(words) == 3 and re.fullmatch(rb"HTTP/[0-9]\.[0-9]", version) and not version.startswith(b"HTTP/1."):
         return ClientError("Only HTTP/1.0 and HTTP/1.1 are spoken here.", status=505, code="version_not_supported")
-    if len(words) == 3 and re.fullmatch(rb"HTTP/1\.[01]", version) and len(words[0]) > 32:
+    if len(words[0]) > _METHOD_BYTES and re.match(_TOKEN + rb"{33}", words[0]):
         return ClientError("This method is not supported.", status=501, code="method_not_supported")
     return ClientError("The request is not valid HTTP.", code="malformed_request")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.wire.framing import ChunkedBody, InvalidChunk
+from inference_engine_proxy_server.wire.framing import ChunkedBody, InvalidChunk, TooLongBody
 from inference_engine_proxy_server.wire.head import RequestHead
 
 __all__ = ["RequestBody"]
@@ -24,17 +24,17 @@ class RequestBody:
         ClientError: 413, the body is announced or found to be longer than allowed.
     """
 
-    __slots__ = ("_chunks", "_limit_bytes", "_missing", "_pieces", "_size", "complete", "excess")
+    __slots__ = ("_chunks", "_limit_bytes", "_missing", "_pieces", "complete", "excess")
 
     def __init__(self, head: RequestHead, limit_bytes: int) -> None:
-        self._chunks = ChunkedBody() if head.chunked else None
+        self._chunks = ChunkedBody(limit_bytes) if head.chunked else None
         self._missing = head.content_length or 0
         self._limit_bytes = limit_bytes
         self._pieces: list[bytes] = []
-        self._size = 0
         self.complete = not head.chunked and not self._missing
         self.excess = b""
-        self._check_size(self._missing)
+        if self._missing > limit_bytes:
+            raise self._too_long()
 
     @property
     def content(self) -> bytes:
@@ -58,14 +58,12 @@ class RequestBody:
             piece = b"".join(self._chunks.feed(block))  # one object a read: chunks of one byte would cost 40 each
         except InvalidChunk as error:
             raise ClientError("The request's chunked body is malformed.", code="invalid_framing") from error
-        self._size += len(piece)
-        self._check_size(self._size)
+        except TooLongBody as error:
+            raise self._too_long() from error
         self._pieces.append(piece)
         self.complete = self._chunks.complete
         self.excess = self._chunks.excess
 
-    def _check_size(self, size: int) -> None:
-        if size > self._limit_bytes:
-            raise ClientError(
-                f"The request body is longer than {self._limit_bytes} bytes.", status=413, code="body_too_large"
-            )
+    def _too_long(self) -> ClientError:
+        message = f"The request body is longer than {self._limit_bytes} bytes."
+        return ClientError(message, status=413, code="body_too_large")

@@ -1,0 +1,119 @@
+"""A proxy before an engine that keeps every byte it gets, one for a module, as what is refused leaves no trace."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import pytest_asyncio
+
+from corpus.notation import settings
+from fakes.engine import EngineConnection, FakeEngine, http_reply
+from fakes.front import Client
+from live_proxy import Proxy, live_proxy
+
+__all__ = ["MODELS", "YES", "Recorder", "Watched", "connect_to", "is_about_state", "says_yes"]
+
+YES = b"yes"
+"""The body of each of the engine's good replies."""
+
+_PATIENCE_SECONDS = 0.05  # of the proxy that gives up on slow clients
+_HEAD_BYTES = 256 * 1024  # of a reply, as a client reads it
+_IDLE_SECONDS = 60  # of a backend's connection, so that it is not age that ends one
+_STATE_PATHS = (b"GET /health ", b"GET /v1/models ")
+MODELS = json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "corpus"}]}).encode()
+"""The list of models of an engine that nobody knows, and so of one that speaks the OpenAI API and no more."""
+
+Answer = Callable[[EngineConnection, bytes], Coroutine[None, None, None]]
+
+
+def is_about_state(request: bytes) -> bool:
+    """Whether it is the proxy's own question to the engine."""
+    return request.startswith(_STATE_PATHS)
+
+
+class Recorder(FakeEngine):
+    """An engine that answers what the proxy asks of its own accord, and leaves the rest to ``answer``."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(self._serve)
+        self.answer = answer
+
+    @property
+    def passed_on(self) -> list[bytes]:
+        """The requests of clients, each as raw bytes."""
+        return [request for request in self.requests if not is_about_state(request)]
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether every byte that came belongs to a request that was taken."""
+        return all(len(one.received) == sum(map(len, one.requests)) for one in self.connections)
+
+    async def _serve(self, connection: EngineConnection) -> None:
+        while True:
+            request = await connection.request()
+            if is_about_state(request):
+                connection.send(http_reply(MODELS))
+            else:
+                await self.answer(connection, request)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A proxy and the engine behind it."""
+
+    proxy: Proxy
+    engine: Recorder
+
+    async def connect(self) -> Client:
+        """A new connection of a client."""
+        return await connect_to(self.proxy)
+
+    async def is_well(self, path: str) -> bool:
+        """Whether a good request for ``path`` on a new connection is answered, by the engine's good reply to it."""
+        client = await self.connect()
+        client.send(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\ngood".encode())
+        status, _, fields = await client.head()
+        body = await client.read(int(fields["content-length"]))
+        client.leave()
+        assert status != 200 or body == YES
+        return status == 200
+
+
+async def connect_to(proxy: Proxy) -> Client:
+    """A new connection of a client, which may be left open."""
+    host, _, port = proxy.url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=_HEAD_BYTES)
+    proxy.clients.callback(writer.close)
+    return Client(reader, writer)
+
+
+async def says_yes(connection: EngineConnection, request: bytes) -> None:
+    """Answer any request well."""
+    connection.send(http_reply(b"" if request.startswith(b"HEAD ") else YES))
+
+
+async def _watched(**further: Any) -> AsyncIterator[Watched]:
+    async with Recorder(says_yes) as engine:
+        limits = settings() | {"access_log": False, "backend_idle_connection_seconds": _IDLE_SECONDS} | further
+        async with live_proxy(engine.url, **limits) as proxy:
+            yield Watched(proxy, engine)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def watched() -> AsyncIterator[Watched]:
+    """With the corpus' limits."""
+    async for one in _watched():
+        yield one
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def impatient() -> AsyncIterator[Watched]:
+    """The same, but it waits for no client."""
+    async for one in _watched(
+        client_header_timeout_seconds=_PATIENCE_SECONDS, client_body_timeout_seconds=_PATIENCE_SECONDS
+    ):
+        yield one

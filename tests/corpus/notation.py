@@ -1,0 +1,233 @@
+"""The corpus' notation, read into bytes.
+
+A message is a string, of which each character stands for one byte (so none is above ``\\xff``), or a list of strings
+and of ``{repeat: string, times: number}``, which are joined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = [
+    "BadReply", "BadRequest", "OddReply", "OddRequest", "Seen", "bad_replies", "bad_requests", "odd_replies",
+    "odd_requests", "settings",
+]  # fmt: skip
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class BadRequest:
+    """A request that must be refused.
+
+    Attributes:
+        name: its id.
+        send: the bytes, and whatever follows them.
+        statuses: one of these is the last reply.
+        served_first: so many good requests stand before it, and are answered.
+        ends: the client sends no more after it.
+        waits: the client sends no more, but stays.
+        stays_open: it is refused for what it wants rather than for how it is written.
+        interim: the client may be told to go on before that.
+    """
+
+    name: str
+    send: bytes
+    statuses: tuple[int, ...]
+    served_first: int = 0
+    ends: bool = False
+    waits: bool = False
+    stays_open: bool = False
+    interim: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One request as a backend must see it.
+
+    Attributes:
+        fields: lines that must be there exactly as they are.
+        absent: names, in lower case, of fields that must not be there, beside those that never may.
+        never: must be nowhere in its bytes.
+    """
+
+    method: str
+    target: bytes
+    body: bytes
+    fields: tuple[bytes, ...]
+    absent: tuple[str, ...]
+    never: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OddRequest:
+    """Valid bytes that few clients send.
+
+    Attributes:
+        name: its id.
+        send: one request or more.
+        sees: what the backend must see, in order.
+        later: the body, which the client sends once it is told to go on; empty: it is not told.
+        closes: the connection ends after the last reply.
+        at_once: is sent whole only.
+    """
+
+    name: str
+    send: bytes
+    sees: tuple[Seen, ...]
+    later: bytes = b""
+    closes: bool = False
+    at_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BadReply:
+    """A reply that must not be believed.
+
+    Attributes:
+        name: its id.
+        reply: the bytes.
+        request_method: what it answers.
+        outcome: ``refused``: 502 before anything of it went out; ``broken``: 502, or what had begun does not end
+            cleanly; ``cut``: delivered as far as it is a reply, the rest is dropped.
+        body: what is delivered when it is ``cut``.
+        later: bytes that follow once the reply has been delivered.
+        ends: the backend closes after it.
+    """
+
+    name: str
+    reply: bytes
+    outcome: str
+    request_method: str = "POST"
+    body: bytes = b""
+    later: bytes = b""
+    ends: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OddReply:
+    """A valid reply that few engines send.
+
+    Attributes:
+        name: its id.
+        reply: the bytes.
+        body, status: what the client gets.
+        request_method: what it answers.
+        ends: the backend closes after it.
+    """
+
+    name: str
+    reply: bytes
+    body: bytes
+    status: int
+    request_method: str
+    ends: bool
+
+
+def as_bytes(notation: Any) -> bytes:
+    """What ``notation`` stands for."""
+    if isinstance(notation, str):
+        return notation.encode("latin-1")
+    if isinstance(notation, dict):
+        assert notation.keys() == {"repeat", "times"}, notation
+        return as_bytes(notation["repeat"]) * int(notation["times"])
+    return b"".join(map(as_bytes, notation))
+
+
+def settings() -> dict[str, Any]:
+    """The proxy's settings that the corpus' limits are about."""
+    read: dict[str, Any] = _read("requests.yaml")["settings"]
+    return read
+
+
+def bad_requests() -> list[BadRequest]:
+    """All of them, in the file's order."""
+    return [
+        BadRequest(
+            name=entry["id"],
+            send=as_bytes(entry["send"]),
+            statuses=tuple(entry["status"]) if isinstance(entry["status"], list) else (entry["status"],),
+            **{
+                name: entry[name]
+                for name in ("served_first", "ends", "waits", "stays_open", "interim")
+                if name in entry
+            },
+        )
+        for entry in _entries("requests.yaml", "malformed")
+    ]
+
+
+def odd_requests() -> list[OddRequest]:
+    """All of them, in the file's order."""
+    return [
+        OddRequest(
+            name=entry["id"],
+            send=as_bytes(entry["send"]),
+            sees=tuple(map(_seen, entry["sees"])),
+            later=as_bytes(entry.get("later", "")),
+            closes=entry.get("closes", False),
+            at_once=entry.get("at_once", False),
+        )
+        for entry in _entries("requests.yaml", "valid")
+    ]
+
+
+def bad_replies() -> list[BadReply]:
+    """All of them, in the file's order."""
+    return [
+        BadReply(
+            name=entry["id"],
+            reply=as_bytes(entry["reply"]),
+            outcome=entry["outcome"],
+            request_method=entry.get("to", "POST"),
+            body=as_bytes(entry.get("body", "")),
+            later=as_bytes(entry.get("later", "")),
+            ends=entry.get("ends", False),
+        )
+        for entry in _entries("replies.yaml", "malformed")
+    ]
+
+
+def odd_replies() -> list[OddReply]:
+    """All of them, in the file's order."""
+    return [
+        OddReply(
+            name=entry["id"],
+            reply=as_bytes(entry["reply"]),
+            body=as_bytes(entry["body"]),
+            status=entry.get("status", 200),
+            request_method=entry.get("to", "POST"),
+            ends=entry.get("ends", False),
+        )
+        for entry in _entries("replies.yaml", "valid")
+    ]
+
+
+def _seen(entry: dict[str, Any]) -> Seen:
+    return Seen(
+        entry["method"],
+        as_bytes(entry["target"]),
+        as_bytes(entry.get("body", "")),
+        tuple(map(as_bytes, entry.get("fields", ()))),
+        tuple(entry.get("absent", ())),
+        as_bytes(entry.get("never", "")),
+    )
+
+
+def _entries(file: str, part: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = _read(file)[part]
+    names = [entry["id"] for entry in entries]
+    assert len(names) == len(set(names)), f"{file} has an id twice"
+    assert all(entry["why"] for entry in entries), f"{file} has an entry without a reason"
+    return entries
+
+
+@cache
+def _read(file: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((_FOLDER / file).read_text())
+    return content

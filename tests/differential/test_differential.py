@@ -1,0 +1,165 @@
+"""The same bytes through one proxy before each backend: none may see what the proxy does not know that it passed on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import itertools
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from corpus.notation import bad_requests, odd_requests, settings
+from differential.observed import Backend, Observed
+from differential.programs import haproxy_backend, nginx_backend, recorder_backend
+from differential.python_servers import (
+    aiohttp_backend,
+    h11_backend,
+    uvicorn_h11_backend,
+    uvicorn_httptools_backend,
+)
+from fakes.front import until
+from live_proxy import Proxy, live_proxy
+
+pytestmark = [pytest.mark.differential, pytest.mark.asyncio(loop_scope="module")]
+
+_LAST = b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"  # so that every connection ends
+_PATIENCE_SECONDS = 0.1  # of the proxies with clients that send half of something
+_END_SECONDS = 20.0
+_MUTATIONS = 400
+_NUMBERS = itertools.count(1)
+_STATE_TARGETS = (b"/health", b"/v1/models", b"/metrics")
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One backend and the proxy before it.
+
+    Attributes:
+        log: the proxy's access log.
+    """
+
+    backend: Backend
+    proxy: Proxy
+    log: io.StringIO
+
+    async def send(self, message: bytes) -> list[Observed]:
+        """What the backend saw of ``message``."""
+        before = len(self._observed())
+        reader, writer = await self.proxy.connect()
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(_END_SECONDS):
+                writer.write(message + _LAST)
+                await reader.read()
+        writer.close()
+        await self._mark()
+        return self._observed()[before:]
+
+    async def _mark(self) -> None:
+        """Send one more request and wait until it was seen: then all before it was seen, too."""
+        marker = f"/marker/{next(_NUMBERS)}"
+        async with asyncio.timeout(_END_SECONDS):
+            while (await self.proxy.http.get(marker)).status_code == 503:  # noqa: ASYNC110 - no event for tests
+                await asyncio.sleep(0.01)  # the backend has broken a connection, and is asked whether it lives
+        await until(lambda: any(one.target == marker.encode() for one in self.backend.observed()[-50:]))
+
+    def _observed(self) -> list[Observed]:
+        return [
+            one
+            for one in self.backend.observed()
+            if not one.target.startswith(b"/marker/") and one.target not in _STATE_TARGETS
+        ]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sides(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[Side]]:
+    """All backends, the recorder first."""
+    starting = [
+        recorder_backend(), h11_backend(), uvicorn_h11_backend(), uvicorn_httptools_backend(), aiohttp_backend(),
+        nginx_backend(tmp_path_factory.mktemp("nginx")), haproxy_backend(tmp_path_factory.mktemp("haproxy")),
+    ]  # fmt: skip
+    limits = settings() | {
+        "client_header_timeout_seconds": _PATIENCE_SECONDS,
+        "client_body_timeout_seconds": _PATIENCE_SECONDS,
+        "log_format": "json",
+    }
+    async with AsyncExitStack() as stack:
+        found = []
+        for one in starting:
+            backend = await stack.enter_async_context(one)
+            log = io.StringIO()
+            with contextlib.redirect_stdout(log):  # the access log keeps what it finds there
+                proxy = await stack.enter_async_context(live_proxy(backend.url, **limits))
+            found.append(Side(backend, proxy, log))
+        yield found
+
+
+async def check(sides: list[Side], message: bytes) -> None:
+    """Whether no backend sees another request than the recorder, or more of them."""
+    passed_on, *observed = await asyncio.gather(*(side.send(message) for side in sides))
+    for side, seen in zip(sides[1:], observed, strict=True):
+        more = Counter(one for one in seen if one.method) - Counter(passed_on)
+        assert not more, f"{side.backend.name} saw {more} in {message!r}, but {passed_on} was passed on"
+        assert len(seen) <= len(passed_on), f"{side.backend.name} saw {seen} in {message!r}"
+
+
+MESSAGES = {entry.name: entry.send for entry in bad_requests()} | {
+    f"odd-{entry.name}": entry.send + entry.later for entry in odd_requests()
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
+async def test_no_backend_sees_another_request_than_was_passed_on(sides: list[Side], message: bytes) -> None:
+    await check(sides, message)
+
+
+_FRAGMENTS = st.sampled_from([
+    b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"\n\n", b"\0", b" ", b"\t", b"\x0b", b":", b",", b";", b"0", b"5", b"\xff",
+    b"HTTP/1.0", b"HTTP/1.1", b"0\r\n\r\n", b"5\r\nhello\r\n", b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding:\x0bchunked\r\n", b"Content-Length: 5\r\n",
+    b"Content-Length: 0\r\n", b"Connection: close\r\n", b"Connection: content-length, transfer-encoding\r\n",
+    b"Expect: 100-continue\r\n", b"Upgrade: h2c\r\n",
+])  # fmt: skip
+_SHORT = [message for message in MESSAGES.values() if len(message) < 1000]
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A message of the corpus with some of it taken away, doubled, replaced, or of another one's put in."""
+    message = draw(st.sampled_from(_SHORT))
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(message)))
+        end = min(len(message), start + draw(st.integers(0, 12)))
+        replacement = draw(st.one_of(_FRAGMENTS, st.just(b""), st.just(message[start:end] * 2), st.binary(max_size=3)))
+        message = message[:start] + replacement + message[end:]
+    if draw(st.booleans()):
+        message += draw(st.sampled_from(_SHORT))
+    return message
+
+
+@given(message=mutated())
+@hypothesis_settings(
+    max_examples=_MUTATIONS, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+async def test_no_backend_sees_another_request_in_a_mutation_of_one(sides: list[Side], message: bytes) -> None:
+    await check(sides, message)
+
+
+async def test_no_backend_has_seen_more_requests_than_the_access_log_says(sides: list[Side]) -> None:
+    """Needs the tests above to have run; ends the proxies, as the log is whole only then."""
+    for side in sides:
+        await side.proxy.stop()
+        lines = map(json.loads, side.log.getvalue().splitlines())
+        passed_on = sum(line["backend"] is not None for line in lines)
+        seen = [one for one in side.backend.observed() if one.target not in _STATE_TARGETS]
+        assert passed_on > 0
+        assert len(seen) <= passed_on, side.backend.name
