@@ -14,9 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import uvicorn
@@ -42,6 +40,7 @@ from inference_engine_proxy_server.endpoints.models import models_router
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
 from inference_engine_proxy_server.endpoints.prometheus import prometheus_router
 from inference_engine_proxy_server.endpoints.welcome import welcome_router
+from inference_engine_proxy_server.host import ACCEPT_BACKLOG, Host, listen
 from inference_engine_proxy_server.logs import AccessLog, configure_logging
 from inference_engine_proxy_server.metrics import RequestMetrics
 from inference_engine_proxy_server.settings import Settings
@@ -57,8 +56,6 @@ from inference_engine_proxy_server.wire.head import HeadLimits, RequestHead
 __all__ = ["run"]
 
 logger = logging.getLogger(__name__)
-
-_ACCEPT_BACKLOG = 4096  # connections that may wait to be accepted; the kernel lowers it to its own limit
 
 
 def run(settings: Settings, on_started: Callable[[str], None] | None = None) -> int:
@@ -77,10 +74,10 @@ def run(settings: Settings, on_started: Callable[[str], None] | None = None) -> 
         signal.signal(number, lambda *_: None)
     with ExitStack() as stack:
         try:
-            listener = stack.enter_context(_listen("PORT", settings.host, settings.port))
+            listener = stack.enter_context(listen("PORT", settings.host, settings.port))
             operators = None
             if settings.admin_port is not None:
-                operators = stack.enter_context(_listen("ADMIN_PORT", settings.host, settings.admin_port))
+                operators = stack.enter_context(listen("ADMIN_PORT", settings.host, settings.admin_port))
             host = make_host(settings, on_started, operators)
             host.config.load()  # the certificate, too
         except (KeyFileError, OSError) as error:  # ssl.SSLError is an OSError
@@ -122,55 +119,9 @@ def make_host(
         ssl_certfile=settings.tls_cert_file,
         ssl_keyfile=settings.tls_key_file,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_seconds),
-        backlog=_ACCEPT_BACKLOG,
+        backlog=ACCEPT_BACKLOG,
     )
-    return _Host(config, proxy, on_started, operators)
-
-
-class _Host(uvicorn.Server):
-    """uvicorn, which says in our words that it has started, and stops at once when told to stop twice."""
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        proxy: _Proxy,
-        on_started: Callable[[str], None] | None,
-        operators: socket.socket | None,
-    ) -> None:
-        super().__init__(config)
-        self._proxy = proxy
-        self._on_started = on_started
-        self._operators = operators
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and self._operators is not None:
-            loop = asyncio.get_running_loop()
-            accept = partial(self._proxy.accept_operator, self.server_state)
-            self.servers.append(await loop.create_server(accept, sock=self._operators, ssl=self.config.ssl))
-            logger.info("listening on %s for operators", _url_of(self._operators, self.config.is_ssl))
-        if self.started and sockets:
-            url = _url_of(sockets[0], self.config.is_ssl)
-            logger.info("listening on %s", url)
-            if self._on_started is not None:
-                self._on_started(url)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._proxy.is_draining = True
-        if self.should_exit:
-            self.force_exit = True
-        else:
-            logger.info("stopping; requests under way may end (a second signal stops at once)")
-        super().handle_exit(sig, frame)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
-        if self.force_exit:  # uvicorn leaves the rest to the end of the loop, when nobody logs requests any more
-            for task in self.server_state.tasks:
-                task.cancel()
-            if self.server_state.tasks:
-                await asyncio.wait(self.server_state.tasks)
-            await self.lifespan.shutdown()
+    return Host(config, proxy, on_started, operators)
 
 
 class _Proxy:
@@ -360,18 +311,3 @@ def _key_ring(settings: Settings) -> KeyRing | None:
         return None
     file = None if settings.api_keys_file is None else Path(settings.api_keys_file)
     return KeyRing(settings.api_keys, file, time.time)
-
-
-def _listen(name: str, host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises ``OSError`` that names the settings."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=_ACCEPT_BACKLOG)
-    except OSError as error:
-        raise OSError(f"cannot listen on HOST {host}, {name} {port}: {error.strerror or error}") from error
-
-
-def _url_of(listener: socket.socket, is_tls: bool) -> str:
-    host, port = listener.getsockname()[:2]
-    scheme = "https" if is_tls else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -1,0 +1,89 @@
+"""Hosting: sockets, signals and an orderly end, by uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any, Protocol
+
+import uvicorn
+
+__all__ = ["ACCEPT_BACKLOG", "Host", "Hosted", "listen"]
+
+ACCEPT_BACKLOG = 4096  # connections that may wait to be accepted; the kernel lowers it to its own limit
+
+logger = logging.getLogger(__name__)
+
+
+class Hosted(Protocol):
+    """What is hosted, beside what uvicorn's own configuration says of it."""
+
+    is_draining: bool
+
+    def accept_operator(self, server_state: Any) -> asyncio.Protocol:
+        """A protocol for a connection on ADMIN_PORT."""
+
+
+class Host(uvicorn.Server):
+    """uvicorn, which says in our words that it has started, and stops at once when told to stop twice."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        hosted: Hosted,
+        on_started: Callable[[str], None] | None,
+        operators: socket.socket | None,
+    ) -> None:
+        super().__init__(config)
+        self._hosted = hosted
+        self._on_started = on_started
+        self._operators = operators
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._operators is not None:
+            loop = asyncio.get_running_loop()
+            accept = partial(self._hosted.accept_operator, self.server_state)
+            self.servers.append(await loop.create_server(accept, sock=self._operators, ssl=self.config.ssl))
+            logger.info("listening on %s for operators", _url_of(self._operators, self.config.is_ssl))
+        if self.started and sockets:
+            url = _url_of(sockets[0], self.config.is_ssl)
+            logger.info("listening on %s", url)
+            if self._on_started is not None:
+                self._on_started(url)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._hosted.is_draining = True
+        if self.should_exit:
+            self.force_exit = True
+        else:
+            logger.info("stopping; requests under way may end (a second signal stops at once)")
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves the rest to the end of the loop, when nobody logs requests any more
+            for task in self.server_state.tasks:
+                task.cancel()
+            if self.server_state.tasks:
+                await asyncio.wait(self.server_state.tasks)
+            await self.lifespan.shutdown()
+
+
+def listen(name: str, host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises ``OSError`` that names the settings."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=ACCEPT_BACKLOG)
+    except OSError as error:
+        raise OSError(f"cannot listen on HOST {host}, {name} {port}: {error.strerror or error}") from error
+
+
+def _url_of(listener: socket.socket, is_tls: bool) -> str:
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if is_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
