@@ -171,7 +171,9 @@ def read_key_file(path: Path) -> list[ApiKey]:
     """
     try:
         content: Any = yaml.safe_load(path.read_text("utf-8"))
-        return [entry.key() for entry in _File.model_validate(content or {"keys": []}).keys]
+        if content is None:  # an editor may be about to write it, and nobody should be locked out meanwhile
+            raise KeyFileError(f"{path} is empty; without keys it says 'keys: []'")
+        return [entry.key() for entry in _File.model_validate(content).keys]
     except OSError as error:
         raise KeyFileError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

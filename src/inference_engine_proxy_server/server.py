@@ -9,6 +9,7 @@ import math
 import secrets
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -78,14 +79,25 @@ def run(settings: Settings, on_started: Callable[[str], None] | None = None) -> 
             operators = None
             if settings.admin_port is not None:
                 operators = stack.enter_context(listen("ADMIN_PORT", settings.host, settings.admin_port))
+            _check_certificate(settings.tls_cert_file, settings.tls_key_file)
             host = make_host(settings, on_started, operators)
-            host.config.load()  # the certificate, too
-        except (KeyFileError, OSError) as error:  # ssl.SSLError is an OSError
+        except (KeyFileError, OSError) as error:
             logger.error("%s", error)
             return 1
         _warn_of_open_port(settings)
         host.run(sockets=[listener])
     return 0
+
+
+def _check_certificate(certificate: str | None, key: str | None) -> None:
+    """Raises ``OSError`` that names the settings, where uvicorn would only say what OpenSSL says."""
+    if certificate is not None:
+        try:
+            # With a password given, OpenSSL does not ask the terminal for one.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise OSError(f"TLS_CERT_FILE {certificate}, TLS_KEY_FILE {key}: {reason}") from error
 
 
 def _warn_of_open_port(settings: Settings) -> None:

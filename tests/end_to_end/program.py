@@ -20,7 +20,7 @@ from end_to_end.waiting import eventually
 
 __all__ = ["AccessLine", "Proxy", "environment"]
 
-_LISTENING = re.compile(r"listening on (https?://\S+)$", re.MULTILINE)
+_LISTENING = re.compile(r'listening on (https?://[^\s"]+)(?:"})?$', re.MULTILINE)
 _ACCESS_LINE = re.compile(
     r'\S+Z (?P<client>\S+) "(?P<method>\S+) (?P<path>\S+)" (?P<status>\d+) (?P<outcome>\w+) backend=(?P<backend>\S+) '
     r"model=(?:\S+) first_byte=(?:\S+) seconds=[\d.]+ bytes=\d+ id=(?P<id>\S+)"

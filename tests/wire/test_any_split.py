@@ -51,6 +51,7 @@ DELAYS = st.builds(
 @example(b"\r\n\r\n" + GET, [2], AT_ONCE)  # a line break too many, and one more
 @example(b"GET /" + b"l" * 50 + b" HTTP/1.1\r\n" + HOST + b"\r\n", [61], AT_ONCE)  # a line nearly too long
 @example(b"GET / HTTP/1.1\n" + HOST + b"X: 1\r\n" * 9 + b"\r\n", [15], AT_ONCE)  # two faults: the first one counts
+@example(b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"1" * 300 + b"\n\r\n\r\n", range(3000), AT_ONCE)
 @example(CHUNKED + b"\r\n29\r\n" + b"x" * 41 + b"X\r\n", range(3000), AT_ONCE)
 @settings(max_examples=600)
 def test_requests_mean_the_same_however_they_are_split_and_delayed(

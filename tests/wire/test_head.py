@@ -30,9 +30,7 @@ def refusal(fields: bytes = HOST, line: bytes = b"POST / HTTP/1.1") -> ClientErr
 
 
 def fields_onward(head: RequestHead, **options: bool) -> list[bytes]:
-    section = head.for_backend(
-        b"engine:1", b"", "id-1", 7, credentials=head.credentials, **{"close": False, **options}
-    )
+    section = head.for_backend(b"engine:1", b"", "id-1", 7, credentials=head.credentials, **{"close": False, **options})
     assert section.endswith(b"\r\n\r\n")
     return section[:-4].split(b"\r\n")[1:]
 

@@ -49,6 +49,8 @@ class KeyLimits:
     def end(self, exchange: Exchange) -> None:
         """``exchange``, which went on, is over."""
         tail = exchange.tail
-        used = tokens_used(len(exchange.body), tail, exchange.sent_bytes) if tail else 0
+        used = 0
+        if tail and exchange.status < 400:
+            used = tokens_used(len(exchange.body), tail, exchange.sent_bytes)
         access: Access = exchange.head.access
         access.allowance.end(used, self._clock())

@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference_engine_proxy_server.access.allowances import Allowance, Allowances
+from inference_engine_proxy_server.api_keys import ApiKey
+from inference_engine_proxy_server.errors import CapacityError
+
+
+def key(**limits: Any) -> ApiKey:
+    return ApiKey("alice", b"", **limits)
+
+
+def allowance(**limits: int) -> Allowance:
+    return Allowance(key(**limits), 0.0)
+
+
+def refusal(of: Allowance, now: float) -> CapacityError:
+    with pytest.raises(CapacityError) as caught:
+        of.begin(now)
+    assert (caught.value.status, caught.value.code) == (429, "rate_limit_exceeded")
+    return caught.value
+
+
+def fields(of: Allowance, now: float) -> dict[str, str]:
+    lines = of.fields(now).decode().split("\r\n")
+    assert lines.pop() == ""
+    return dict(line.split(": ") for line in lines)
+
+
+def serve(of: Allowance, now: float, tokens: int = 0) -> None:
+    """One request that is over at once."""
+    of.begin(now)
+    of.end(tokens, now)
+
+
+def test_without_limits_nothing_is_counted_but_what_is_under_way() -> None:
+    free = allowance()
+
+    for _ in range(1000):
+        free.begin(0)
+
+    assert free.in_flight == 1000
+    assert free.left(0) == {"requests_left": None, "tokens_left": None}
+    assert free.fields(0) == b""
+    assert not free.counts_tokens
+
+
+# --- requests a minute
+
+
+def test_a_minutes_worth_of_requests_may_come_at_once_and_no_more() -> None:
+    three = allowance(requests_per_minute=3)
+
+    for _ in range(3):
+        serve(three, 0)
+
+    error = refusal(three, 0)
+    assert error.message == "This key's limit of 3 requests a minute is reached. Try again in 20 s."
+    assert error.retry_after_seconds == 20
+
+
+def test_requests_come_back_evenly() -> None:
+    three = allowance(requests_per_minute=3)
+    for _ in range(3):
+        serve(three, 0)
+
+    refusal(three, 19.9)
+    serve(three, 20)
+    refusal(three, 20.1)
+    serve(three, 40)
+
+
+def test_who_was_quiet_for_long_has_a_minutes_worth_and_no_more() -> None:
+    three = allowance(requests_per_minute=3)
+    serve(three, 0)
+
+    for _ in range(3):
+        serve(three, 10_000)
+
+    refusal(three, 10_000)
+
+
+def test_a_refused_request_uses_nothing() -> None:
+    one = allowance(requests_per_minute=1)
+    serve(one, 0)
+
+    for now in range(1, 60):
+        refusal(one, now)
+
+    serve(one, 60)
+
+
+def test_waiting_as_long_as_was_said_is_enough() -> None:
+    for limit in (1, 2, 7, 59, 60, 61, 1000):
+        some = allowance(requests_per_minute=limit)
+        for _ in range(limit):
+            serve(some, 0)
+        wait = refusal(some, 0).retry_after_seconds
+        assert wait
+        serve(some, wait)
+
+
+# --- tokens a minute
+
+
+def test_tokens_count_when_the_answer_is_there() -> None:
+    hundred = allowance(tokens_per_minute=100)
+    hundred.begin(0)
+
+    assert hundred.left(0)["tokens_left"] == 100
+    hundred.end(30, 0)
+
+    assert hundred.left(0)["tokens_left"] == 70
+
+
+def test_a_long_answer_makes_a_debt_that_must_be_paid_first() -> None:
+    hundred = allowance(tokens_per_minute=100)
+    serve(hundred, 0, tokens=150)
+
+    error = refusal(hundred, 0)
+    assert error.message == "This key's limit of 100 tokens a minute is reached. Try again in 31 s."
+    assert (hundred.left(0)["tokens_left"], fields(hundred, 0)["x-ratelimit-remaining-tokens"]) == (-50, "0")
+
+    refusal(hundred, 29)
+    serve(hundred, 31)
+
+
+def test_requests_that_began_before_the_limit_was_reached_may_end() -> None:
+    hundred = allowance(tokens_per_minute=100)
+    for _ in range(3):
+        hundred.begin(0)
+    hundred.end(100, 0)
+
+    refusal(hundred, 0)
+    hundred.end(100, 0)
+    hundred.end(100, 0)
+
+    assert hundred.left(0)["tokens_left"] == -200
+    assert hundred.in_flight == 0
+
+
+def test_a_request_that_the_tokens_refuse_uses_no_request() -> None:
+    both = allowance(requests_per_minute=10, tokens_per_minute=10)
+    serve(both, 0, tokens=10)
+    before = both.left(0)["requests_left"]
+
+    refusal(both, 0)
+
+    assert both.left(0)["requests_left"] == before
+
+
+# --- requests at a time
+
+
+def test_no_more_requests_at_a_time_than_allowed() -> None:
+    two = allowance(concurrent_requests=2)
+    two.begin(0)
+    two.begin(0)
+
+    error = refusal(two, 0)
+    assert error.message == "This key's limit of 2 requests at a time is reached. Try again in 1 s."
+    assert error.retry_after_seconds == 1
+    assert two.in_flight == 2
+
+    two.end(0, 0)
+    two.begin(0)
+
+
+def test_a_request_that_concurrency_refuses_uses_no_request() -> None:
+    both = allowance(concurrent_requests=1, requests_per_minute=2)
+    both.begin(0)
+
+    refusal(both, 0)
+
+    assert both.left(0)["requests_left"] == 1
+
+
+# --- what is told
+
+
+@pytest.mark.parametrize("limit", [1, 2, 60, 10**9])
+@pytest.mark.parametrize("debt", [0, 1, 10**12])
+def test_retry_after_is_between_1_and_120_seconds(limit: int, debt: int) -> None:
+    some = allowance(tokens_per_minute=limit)
+    serve(some, 0, tokens=limit + debt)
+
+    wait = refusal(some, 0).retry_after_seconds
+
+    assert wait is not None
+    assert 1 <= wait <= 120
+
+
+def test_header_lines_are_those_of_openai() -> None:
+    both = allowance(requests_per_minute=60, tokens_per_minute=1000)
+    serve(both, 0, tokens=250)
+
+    assert fields(both, 0) == {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "59",
+        "x-ratelimit-reset-requests": "1s",
+        "x-ratelimit-limit-tokens": "1000",
+        "x-ratelimit-remaining-tokens": "750",
+        "x-ratelimit-reset-tokens": "15s",
+    }
+
+
+def test_only_limits_that_there_are_have_lines() -> None:
+    assert fields(allowance(requests_per_minute=60), 0) == {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "60",
+        "x-ratelimit-reset-requests": "0s",
+    }
+    assert not fields(allowance(concurrent_requests=1), 0)
+
+
+# --- a file that is read again
+
+
+def test_a_key_that_was_read_again_unchanged_keeps_its_level() -> None:
+    allowances = Allowances(lambda: 0.0)
+    first = key(requests_per_minute=2, tokens_per_minute=100, concurrent_requests=5)
+    before = allowances.of(first)
+    before.begin(0)
+    again = replace(first, digest=b"new", models=frozenset({"m"}), priority=1)
+
+    after = allowances.of(again)
+
+    assert after is before
+    assert after.key is again
+    assert (after.in_flight, after.left(0)["requests_left"]) == (1, 1)
+
+
+@pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_minute", "concurrent_requests"])
+def test_a_new_limit_holds_at_once_and_the_others_keep_their_levels(limit: str) -> None:
+    allowances = Allowances(lambda: 0.0)
+    limits = {"requests_per_minute": 9, "tokens_per_minute": 9, "concurrent_requests": 9}
+    serve(allowances.of(key(**limits)), 0, tokens=3)
+
+    after = allowances.of(key(**(limits | {limit: 1})))
+
+    assert after.left(0) == {
+        "requests_left": 1 if limit == "requests_per_minute" else 8,
+        "tokens_left": 1 if limit == "tokens_per_minute" else 6,
+    }
+    if limit == "concurrent_requests":
+        after.begin(0)
+    else:
+        serve(after, 0, tokens=6)
+    refusal(after, 0)
+
+
+def test_a_limit_that_was_lifted_is_none() -> None:
+    allowances = Allowances(lambda: 0.0)
+    limited = ApiKey("alice", b"", requests_per_minute=1, tokens_per_minute=1, concurrent_requests=1)
+    allowances.of(limited).begin(0)
+
+    free = allowances.of(ApiKey("alice", b""))
+
+    free.begin(0)
+    assert (free.in_flight, free.fields(0), free.counts_tokens) == (2, b"", False)
+
+
+def test_new_limits_do_not_forget_what_is_under_way() -> None:
+    allowances = Allowances(lambda: 0.0)
+    before = allowances.of(ApiKey("alice", b"", concurrent_requests=2))
+    before.begin(0)
+
+    after = allowances.of(ApiKey("alice", b"", concurrent_requests=1))
+    refusal(after, 0)
+    before.end(0, 0)
+
+    after.begin(0)
+    assert after.in_flight == 1
+
+
+def test_each_name_has_an_allowance_of_its_own() -> None:
+    allowances = Allowances(lambda: 0.0)
+    alice, bob = (allowances.of(ApiKey(name, b"", requests_per_minute=1)) for name in ("alice", "bob"))
+
+    serve(alice, 0)
+
+    refusal(alice, 0)
+    serve(bob, 0)
+
+
+# --- whatever comes
+
+PAUSES = st.lists(st.floats(0, 200, allow_subnormal=False), max_size=150)
+
+
+@given(limit=st.integers(1, 50), pauses=PAUSES)
+def test_never_more_requests_than_the_limit_and_what_came_back_meanwhile(limit: int, pauses: list[float]) -> None:
+    some = allowance(requests_per_minute=limit)
+    now = 0.0
+    admitted: list[float] = []
+    for pause in pauses:
+        now += pause
+        with contextlib.suppress(CapacityError):
+            serve(some, now)
+            admitted.append(now)
+
+    for first, began in enumerate(admitted):
+        for last, ended in enumerate(admitted[first:], 1):
+            assert last <= limit + limit * (ended - began) / 60 + 1e-6
+
+
+@given(limit=st.integers(1, 5000), pauses=PAUSES, answers=st.lists(st.integers(0, 20_000), min_size=1))
+def test_tokens_beyond_the_limit_are_at_most_one_answer_at_a_time(
+    limit: int, pauses: list[float], answers: list[int]
+) -> None:
+    some = allowance(tokens_per_minute=limit)
+    now, used = 0.0, 0
+    for number, pause in enumerate(pauses):
+        now += pause
+        tokens = answers[number % len(answers)]
+        try:
+            serve(some, now, tokens)
+        except CapacityError:
+            assert used > 0
+        else:
+            used += tokens
+
+    assert used <= limit + limit * now / 60 + max(answers) + 1e-3
+
+
+@given(limit=st.integers(1, 1000), uses=st.lists(st.tuples(st.floats(0, 100), st.integers(0, 5000)), max_size=50))
+def test_header_lines_are_always_whole_numbers_that_a_client_can_read(
+    limit: int, uses: list[tuple[float, int]]
+) -> None:
+    some = allowance(requests_per_minute=limit, tokens_per_minute=limit)
+    now = 0.0
+    for pause, tokens in uses:
+        now += pause
+        with contextlib.suppress(CapacityError):
+            serve(some, now, tokens)
+        told = fields(some, now)
+        assert all(re.fullmatch(r"\d+s?", value) for value in told.values())
+        assert 0 <= int(told["x-ratelimit-remaining-requests"]) <= limit
+        assert math.isfinite(float(told["x-ratelimit-reset-tokens"].removesuffix("s")))

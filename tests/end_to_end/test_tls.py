@@ -1,0 +1,116 @@
+"""HTTPS on the proxy's own port. Needs the program openssl, which makes a certificate for these tests."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from end_to_end.program import Proxy, environment
+from end_to_end.recording import RecordingEngine
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Of 127.0.0.1, signed by itself."""
+
+    chain: Path
+    key: Path
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"TLS_CERT_FILE": str(self.chain), "TLS_KEY_FILE": str(self.key)}
+
+
+def _make(folder: Path, name: str, *more: str) -> Certificate:
+    made = Certificate(folder / f"{name}.pem", folder / f"{name}.key")
+    openssl = shutil.which("openssl")
+    assert openssl, "these tests need the program openssl"
+    kind = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -subj /CN=test"
+    files = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(made.chain), "-keyout", str(made.key)]
+    subprocess.run([openssl, *kind.split(), *files, *(more or ("-nodes",))], check=True, capture_output=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return _make(tmp_path_factory.mktemp("tls"), "proxy")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+async def test_clients_reach_it_over_https_and_engines_are_told_so(certificate: Certificate, folder: Path) -> None:
+    trusting = ssl.create_default_context(cafile=str(certificate.chain))
+    async with RecordingEngine() as engine:
+        with await asyncio.to_thread(Proxy, folder, [engine.url], **certificate.settings) as proxy:
+            assert proxy.url.startswith("https://127.0.0.1:")
+            async with httpx2.AsyncClient(base_url=proxy.url, verify=trusting, trust_env=False) as client:
+                assert (await client.get("/livez")).json() == {"status": "ok"}
+                for _ in range(2):
+                    assert (await client.post("/v1/completions", content=b"x" * 200_000)).json()["data"]
+                missing = await client.get("/admin/keys")
+                assert (missing.status_code, missing.headers["connection"]) == (404, "close")
+
+        for request in engine.passed_on:
+            assert re.search(rb"\r\nx-forwarded-proto: https\r\n", request)
+
+
+async def test_there_is_no_way_in_without_tls(certificate: Certificate, folder: Path) -> None:
+    async with RecordingEngine() as engine:
+        with await asyncio.to_thread(Proxy, folder, [engine.url], **certificate.settings) as proxy:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
+            writer.write(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
+            async with asyncio.timeout(30):
+                assert b"HTTP/1" not in await reader.read()
+            writer.close()
+
+        assert engine.passed_on == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        pytest.param({"TLS_CERT_FILE": "missing.pem"}, "TLS_CERT_FILE", id="no certificate"),
+        pytest.param({"TLS_CERT_FILE": "text.pem"}, "TLS_CERT_FILE", id="no PEM"),
+        pytest.param({"TLS_KEY_FILE": "other.key"}, "TLS_KEY_FILE", id="the key of another certificate"),
+        pytest.param({"TLS_KEY_FILE": "closed.key"}, "TLS_KEY_FILE", id="a key with a password"),
+    ],
+)
+def test_files_that_do_not_serve_are_one_line_and_exit_code_1(
+    certificate: Certificate, folder: Path, wrong: dict[str, str], said: str
+) -> None:
+    (folder / "text.pem").write_text("planted-secret\n")
+    if "other.key" in wrong.values():
+        _make(folder, "other")
+    if "closed.key" in wrong.values():
+        _make(folder, "closed", "-passout", "pass:planted-secret")
+    settings = {"PORT": "0", "BACKENDS": "http://127.0.0.1:1", **certificate.settings, **wrong}
+
+    done = subprocess.run(
+        [sys.executable, "-m", "inference_engine_proxy_server", "serve"],
+        cwd=folder,
+        env=environment(**settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        start_new_session=True,  # without a terminal: nobody can be asked for a password
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert said in done.stderr
+    assert "planted" not in done.stderr

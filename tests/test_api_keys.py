@@ -1,0 +1,303 @@
+"""Keys as people write them: in API_KEYS and in the file; and that no secret is kept or said."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference_engine_proxy_server.api_keys import (
+    ApiKey,
+    KeyFileError,
+    digest_of,
+    keys_by_digest,
+    new_secret,
+    parse_key,
+    read_key_file,
+)
+from inference_engine_proxy_server.settings import Settings, SettingsError, load_settings
+
+SECRET = "sk-planted-4b1f0c2d9e"  # noqa: S105 - opens nothing
+OTHER = "sk-planted-77aa01bb22"
+DIGEST = hashlib.sha256(SECRET.encode()).hexdigest()
+NO_FILE = Path("/nonexistent/.env")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "keys.yaml"
+
+
+def complaint_about(file: Path) -> str:
+    with pytest.raises(KeyFileError) as caught:
+        read_key_file(file)
+    assert caught.value.__cause__ is None or isinstance(caught.value.__cause__, OSError)  # it would be printed, too
+    return str(caught.value)
+
+
+def seconds(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+# --- API_KEYS
+
+
+def test_a_key_is_a_name_and_a_secret() -> None:
+    assert parse_key(f"alice:{SECRET}") == ApiKey("alice", hashlib.sha256(SECRET.encode()).digest())
+
+
+def test_a_secret_may_have_colons() -> None:
+    assert parse_key(f"alice:{SECRET}:more").digest == digest_of(f"{SECRET}:more".encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(SECRET, id="no name"),
+        pytest.param(f":{SECRET}", id="empty name"),
+        pytest.param(f"al ice:{SECRET}", id="blank in the name"),
+        pytest.param(f"ali\n:{SECRET}", id="line break in the name"),
+        pytest.param(f"{'a' * 65}:{SECRET}", id="name too long"),
+        pytest.param(f"alicé:{SECRET}", id="letter beyond ASCII in the name"),
+        pytest.param("alice:", id="empty secret"),
+        pytest.param("alice:planted-to-shrt", id="15 characters"),
+        pytest.param("alice:planted with blanks in it", id="blank in the secret"),
+        pytest.param("alice:planted\tplanted-planted", id="tab in the secret"),
+        pytest.param("alice:planted-é-planted-planted", id="letter beyond ASCII in the secret"),
+        pytest.param("alice:planted-planted-planted\n", id="line break after the secret"),
+    ],
+)
+def test_what_is_no_key_is_refused_without_repeating_it(text: str) -> None:
+    with pytest.raises(ValueError, match=r"NAME:SECRET|16 characters") as caught:
+        parse_key(text)
+
+    assert "planted" not in str(caught.value)
+
+
+def test_sixteen_characters_are_enough() -> None:
+    assert parse_key("alice:0123456789abcdef").name == "alice"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (f"alice:{SECRET},alice:{OTHER}", "two keys have the name alice"),
+        (f"alice:{SECRET},bob:{SECRET}", "the keys alice and bob have one secret"),
+    ],
+)
+def test_a_name_and_a_secret_stand_for_one_key_only(keys: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        keys_by_digest(map(parse_key, keys.split(",")))
+
+    assert "planted" not in str(caught.value)
+
+
+def test_a_new_secret_is_one_that_is_accepted_and_never_the_same() -> None:
+    secrets = {new_secret() for _ in range(100)}
+
+    assert len({parse_key(f"a:{secret}").digest for secret in secrets}) == 100
+    assert all(len(secret) == len("sk-") + 43 for secret in secrets)  # 256 bits in base64
+
+
+# --- nothing of a secret is kept
+
+
+def test_a_key_keeps_and_shows_nothing_of_its_secret() -> None:
+    key = parse_key(f"alice:{SECRET}")
+
+    assert key.digest == hashlib.sha256(SECRET.encode()).digest()
+    for shown in (repr(key), str(key)):
+        assert "alice" in shown
+        assert SECRET not in shown
+        assert DIGEST not in shown
+        assert repr(key.digest) not in shown
+
+
+def test_settings_show_no_secret() -> None:
+    environ = {"API_KEYS": f"alice:{SECRET}"}
+    environ |= dict.fromkeys(("BACKEND_API_KEY", "ADMIN_KEY", "METRICS_KEY"), OTHER)
+    settings = load_settings(environ, NO_FILE).settings
+
+    for shown in (repr(settings), str(settings)):
+        assert "planted" not in shown
+        assert DIGEST not in shown
+
+
+@pytest.mark.parametrize("name", ["API_KEYS", "BACKEND_API_KEY", "ADMIN_KEY", "METRICS_KEY"])
+def test_a_refused_setting_with_a_secret_is_not_repeated(name: str) -> None:
+    for value in ("planted é", f"{SECRET} {SECRET}", f"alice:{SECRET},alice:{SECRET}é", f"x {SECRET}"):
+        with pytest.raises(SettingsError, match=name) as caught:
+            load_settings({name: value}, NO_FILE)
+
+        assert "planted" not in str(caught.value)
+
+
+# --- the file
+
+
+def test_a_file_gives_keys_with_their_limits(file: Path) -> None:
+    file.write_text(f"""\
+keys:
+  - name: alice
+    sha256: {DIGEST.upper()}
+    models: [tiny, "gpt 4"]
+    priority: 5
+    requests_per_minute: 60
+    tokens_per_minute: 10_000
+    concurrent_requests: 2
+    expires: 2027-01-31T12:00:00Z
+  - {{name: bob, secret: {OTHER}}}
+""")
+
+    assert read_key_file(file) == [
+        ApiKey(
+            name="alice",
+            digest=bytes.fromhex(DIGEST),
+            models=frozenset({"tiny", "gpt 4"}),
+            priority=5,
+            requests_per_minute=60,
+            tokens_per_minute=10_000,
+            concurrent_requests=2,
+            expires_at=seconds("2027-01-31T12:00:00"),
+        ),
+        ApiKey("bob", digest_of(OTHER.encode())),
+    ]
+
+
+def test_a_key_may_be_for_no_model_at_all(file: Path) -> None:
+    file.write_text(f"keys: [{{name: a, sha256: {DIGEST}, models: []}}]")
+
+    assert read_key_file(file)[0].models == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("written", "at"),
+    [
+        pytest.param("2027-01-31", "2027-01-31T23:59:59.999999", id="a date means its end"),
+        pytest.param("'2027-01-31'", "2027-01-31T23:59:59.999999", id="date as text"),
+        pytest.param("2027-01-31T12:00:00Z", "2027-01-31T12:00:00", id="time"),
+        pytest.param("2027-01-31T12:00:00+02:00", "2027-01-31T10:00:00", id="time with an offset"),
+        pytest.param("'2027-01-31T12:00:00+02:00'", "2027-01-31T10:00:00", id="time with an offset as text"),
+        pytest.param("2027-01-31 12:00:00", "2027-01-31T12:00:00", id="time without a zone is UTC"),
+        pytest.param("9999-12-31", "9999-12-31T23:59:59.999999", id="the last date there is"),
+    ],
+)
+def test_expiry_is_a_date_or_a_time(file: Path, written: str, at: str) -> None:
+    file.write_text(f"keys: [{{name: a, sha256: {DIGEST}, expires: {written}}}]")
+
+    assert read_key_file(file)[0].expires_at == pytest.approx(seconds(at), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("entry", "place"),
+    [
+        pytest.param(f"secret: {SECRET}, sha256: {DIGEST}", "keys.0: either 'sha256' or 'secret'", id="both"),
+        pytest.param("priority: 1", "keys.0: either 'sha256' or 'secret'", id="neither"),
+        pytest.param("secret: planted", "keys.0: a secret has 16 characters", id="short secret"),
+        pytest.param("secret: planted planted planted", "keys.0: a secret has 16 characters", id="blank in the secret"),
+        pytest.param("secret: [planted-planted-planted]", "keys.0.secret", id="list as a secret"),
+        pytest.param("sha256: planted", "keys.0.sha256", id="no digest"),
+        pytest.param(f"sha256: {DIGEST}0", "keys.0.sha256", id="digest too long"),
+        pytest.param(f"sha256: {DIGEST}, secrt: {SECRET}", "keys.0.secrt", id="unknown field"),
+        pytest.param(f"sha256: {DIGEST}, models: tiny", "keys.0.models", id="models are no list"),
+        pytest.param(f"sha256: {DIGEST}, models: [1]", "keys.0.models.0", id="a number as a model"),
+        pytest.param(f"sha256: {DIGEST}, models: ", "keys.0.models", id="models left out by a slip"),
+        pytest.param(f"sha256: {DIGEST}, priority: high", "keys.0.priority", id="word as a number"),
+        pytest.param(f"sha256: {DIGEST}, priority: 101", "keys.0.priority", id="priority too high"),
+        pytest.param(f"sha256: {DIGEST}, requests_per_minute: 0", "keys.0.requests_per_minute", id="limit of 0"),
+        pytest.param(f"sha256: {DIGEST}, requests_per_minute: ", "keys.0.requests_per_minute", id="limit left out"),
+        pytest.param(f"sha256: {DIGEST}, tokens_per_minute: -1", "keys.0.tokens_per_minute", id="limit below 0"),
+        pytest.param(f"sha256: {DIGEST}, tokens_per_minute: .inf", "keys.0.tokens_per_minute", id="no limit as .inf"),
+        pytest.param(f"sha256: {DIGEST}, concurrent_requests: 1.5", "keys.0.concurrent_requests", id="a half"),
+        pytest.param(f"sha256: {DIGEST}, expires: soon", "keys.0.expires", id="no date"),
+        pytest.param(f"sha256: {DIGEST}, expires: 1800000000", "keys.0.expires", id="number as a date"),
+        pytest.param(f"sha256: {DIGEST}, expires: ", "keys.0.expires", id="expiry left out"),
+        pytest.param(f"sha256: {DIGEST}, expires: '2027-02-31'", "keys.0.expires", id="no such day"),
+        pytest.param(f"sha256: {DIGEST}, name: 'a b'", "keys.0.name", id="blank in the name"),
+    ],
+)
+def test_a_mistake_in_an_entry_is_named_by_its_place(file: Path, entry: str, place: str) -> None:
+    file.write_text(f"keys: [{{name: alice, {entry}}}]")
+
+    said = complaint_about(file)
+
+    assert said.startswith(f"{file}: {place}")
+    assert "planted" not in said
+    assert DIGEST not in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param(f"keys: {SECRET}", "keys", id="no list"),
+        pytest.param(f"keys: [{SECRET}]", "keys.0", id="no object"),
+        pytest.param(f"- {SECRET}", "", id="list at the top"),
+        pytest.param(f"{SECRET}", "", id="text at the top"),
+        pytest.param(f"{SECRET}: alice", "", id="secrets as names at the top"),
+        pytest.param(f"keys: [{{name: a, sha256: {DIGEST}, {SECRET}: x}}]", "keys.0", id="secret as a name"),
+        pytest.param(f"keys: [{{{SECRET}: alice}}]", "keys.0", id="secret as a name, and no name"),
+        pytest.param(f"keys:\n  - name: [\n{SECRET}", "is not YAML, line 3", id="bracket left open"),
+        pytest.param(f"keys:\n\t- {SECRET}", "is not YAML, line 2", id="tab"),
+        pytest.param(f"keys: *{SECRET}", "is not YAML, line 1", id="unknown anchor"),
+        pytest.param(f"keys: !{SECRET} x", "is not YAML, line 1", id="unknown tag"),
+        pytest.param(f"keys: [{{name: a, secret: {SECRET}, expires: 2027-02-31}}]", "", id="no such day"),
+        pytest.param("[" * 5000, "is not YAML", id="endless nesting"),
+    ],
+)
+def test_what_is_no_file_of_keys_is_refused_without_repeating_it(file: Path, text: str, said: str) -> None:
+    file.write_text(text)
+
+    complaint = complaint_about(file)
+
+    assert complaint.startswith(str(file))
+    assert said in complaint
+    assert "planted" not in complaint
+    assert "\n" not in complaint
+
+
+def test_what_is_no_text_is_refused(file: Path) -> None:
+    file.write_bytes(b"keys: \xff\xfe")
+
+    assert complaint_about(file) == f"{file} is not YAML"
+
+
+def test_what_cannot_be_opened_is_said(file: Path) -> None:
+    assert complaint_about(file) == f"{file}: No such file or directory"
+    assert complaint_about(file.parent) == f"{file.parent}: Is a directory"
+
+
+@given(st.binary(max_size=200) | st.text(alphabet="keys: -[]{}nam\n\"'2701-:&*!|>#\t", max_size=200).map(str.encode))
+def test_whatever_stands_in_a_file_it_gives_keys_or_one_line(content: bytes) -> None:
+    class Written(type(Path())):  # type: ignore[misc]  # a file whose content is at hand
+        def read_text(self, *_: object, **__: object) -> str:
+            return content.decode("utf-8")
+
+    complaint = ""
+    try:
+        keys = read_key_file(Written("keys.yaml"))
+    except KeyFileError as error:
+        complaint, keys = str(error), []
+
+    assert "\n" not in complaint
+    assert all(isinstance(key, ApiKey) for key in keys)
+
+
+def test_keys_made_in_code_are_taken_as_they_are() -> None:
+    key = ApiKey("a", digest_of(b"x"), models=frozenset({"m"}))
+
+    assert Settings(api_keys=(key,)).api_keys == (key,)
+
+
+def test_an_empty_file_is_refused_as_its_editor_may_be_about_to_write_it(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text("# nothing yet\n")
+    with pytest.raises(KeyFileError, match=r"keys\.yaml is empty; without keys it says 'keys: \[\]'$"):
+        read_key_file(file)
+
+    file.write_text("keys: []")
+    assert read_key_file(file) == []

@@ -1,0 +1,211 @@
+"""What the next hop and the access log are told about the way of a request, and who is believed."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.settings import Settings, SettingsError, load_settings
+from inference_engine_proxy_server.wire.forwarding import Forwarding
+from inference_engine_proxy_server.wire.head import HeadLimits, RequestHead, parse_request_head
+
+LIMITS = HeadLimits(line_bytes=8192, total_bytes=32_768, field_count=100)
+PEER = "10.0.0.7"
+PRIVATE = (ip_network("10.0.0.0/8"), ip_network("fc00::/7"))
+SPOOFED = (
+    "X-Forwarded-For: 203.0.113.9",
+    "X-Forwarded-Proto: https",
+    "X-Forwarded-Host: bank.example",
+    "X-Real-IP: 203.0.113.9",
+    "Forwarded: for=203.0.113.9;proto=https",
+)
+
+
+def head_of(*lines: str, version: str = "1.1") -> RequestHead:
+    section = "".join(f"{line}\r\n" for line in (f"GET /v1 HTTP/{version}", "Host: proxy:8888", *lines))
+    return parse_request_head(section.encode("latin-1"), LIMITS)
+
+
+def forwarding(*trusted: IPv4Network | IPv6Network, is_tls: bool = False) -> Forwarding:
+    return Forwarding(trusted, name="this-proxy", is_tls=is_tls)
+
+
+def told(head: RequestHead, *, is_trusted: bool, peer: str = PEER, is_tls: bool = False) -> dict[str, str]:
+    """What is passed on about the way of ``head``; each field once."""
+    lines = forwarding(is_tls=is_tls).describe(head, peer, is_trusted=is_trusted).decode("latin-1").split("\r\n")
+    assert lines.pop() == ""
+    fields = dict(line.split(": ", 1) for line in lines)
+    assert len(fields) == len(lines)
+    return fields
+
+
+def client_of(*lines: str, trusted: tuple[IPv4Network | IPv6Network, ...] = PRIVATE) -> str | None:
+    return forwarding(*trusted).client_of(head_of(*lines))
+
+
+# --- to backends
+
+
+def test_what_a_stranger_says_is_replaced() -> None:
+    assert told(head_of(*SPOOFED), is_trusted=False) == {
+        "x-forwarded-for": PEER,
+        "x-forwarded-proto": "http",
+        "x-forwarded-host": "proxy:8888",
+        "via": "1.1 this-proxy",
+    }
+
+
+def test_what_a_stranger_says_is_not_passed_on_in_another_spelling() -> None:
+    head = head_of(*(line.upper() for line in SPOOFED), "x-forwarded-for: 198.51.100.1")
+
+    assert b"203.0.113.9" not in head.passed_on
+    assert "203.0.113.9" not in str(told(head, is_trusted=False))
+    assert head.passed_on == b""
+
+
+def test_what_a_trusted_proxy_says_is_continued() -> None:
+    assert told(head_of(*SPOOFED, "Via: 1.0 front"), is_trusted=True) == {
+        "x-forwarded-for": f"203.0.113.9, {PEER}",
+        "x-forwarded-proto": "https",
+        "x-forwarded-host": "bank.example",
+        "x-real-ip": "203.0.113.9",
+        "forwarded": "for=203.0.113.9;proto=https",
+        "via": "1.0 front, 1.1 this-proxy",
+    }
+
+
+def test_what_a_trusted_proxy_does_not_say_is_what_we_see() -> None:
+    assert told(head_of(), is_trusted=True) == told(head_of(), is_trusted=False)
+
+
+def test_addresses_in_several_lines_are_one_list() -> None:
+    head = head_of("X-Forwarded-For: 203.0.113.9", "x-forwarded-for: 10.0.0.1")
+
+    assert told(head, is_trusted=True)["x-forwarded-for"] == f"203.0.113.9,10.0.0.1, {PEER}"
+
+
+def test_tls_on_our_own_port_is_https() -> None:
+    assert told(head_of(), is_trusted=False, is_tls=True)["x-forwarded-proto"] == "https"
+    assert told(head_of("X-Forwarded-Proto: http"), is_trusted=False, is_tls=True)["x-forwarded-proto"] == "https"
+
+
+def test_a_client_without_a_host_gives_none() -> None:
+    head = parse_request_head(b"GET / HTTP/1.0\r\n", LIMITS)
+
+    assert told(head, is_trusted=False) == {
+        "x-forwarded-for": PEER,
+        "x-forwarded-proto": "http",
+        "via": "1.0 this-proxy",
+    }
+
+
+# --- circles
+
+
+@pytest.mark.parametrize("via", ["1.1 this-proxy", "1.1 front, 1.1 this-proxy, 1.0 other", "1.1 this-proxy (x)"])
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_a_request_that_was_here_before_is_508(via: str, *, is_trusted: bool) -> None:
+    with pytest.raises(ClientError) as caught:
+        forwarding().describe(head_of(f"Via: {via}"), PEER, is_trusted=is_trusted)
+
+    assert (caught.value.status, caught.value.code) == (508, "loop_detected")
+
+
+def test_other_proxies_of_this_kind_are_no_circle() -> None:
+    assert told(head_of("Via: 1.1 that-proxy"), is_trusted=False)["via"] == "1.1 that-proxy, 1.1 this-proxy"
+
+
+# --- the client, for the log
+
+
+@pytest.mark.parametrize(
+    ("value", "client"),
+    [
+        pytest.param("203.0.113.9", "203.0.113.9", id="one"),
+        pytest.param("203.0.113.9, 198.51.100.1", "198.51.100.1", id="the last one: the client wrote the first"),
+        pytest.param("203.0.113.9, 10.0.0.1, 10.0.0.2", "203.0.113.9", id="trusted ones are skipped"),
+        pytest.param("6.6.6.6, 203.0.113.9, 10.0.0.1", "203.0.113.9", id="and nothing before the first stranger"),
+        pytest.param("203.0.113.9:4711", "203.0.113.9", id="port"),
+        pytest.param("203.0.113.9, 10.0.0.1:80", "203.0.113.9", id="port of a trusted one"),
+        pytest.param("2001:db8::1", "2001:db8::1", id="IPv6"),
+        pytest.param("[2001:db8::1]", "2001:db8::1", id="IPv6 in brackets"),
+        pytest.param("[2001:db8::1]:4711", "2001:db8::1", id="IPv6 with a port"),
+        pytest.param("2001:db8::1, fd00::1", "2001:db8::1", id="trusted IPv6"),
+        pytest.param("203.0.113.9,,  ,", "203.0.113.9", id="empty items"),
+        pytest.param("203.0.113.9, ::ffff:10.0.0.1", "203.0.113.9", id="trusted IPv4 in IPv6"),
+        pytest.param("10.0.0.1, 10.0.0.2", None, id="trusted ones only"),
+        pytest.param("", None, id="empty"),
+        pytest.param("203.0.113.9, unknown", None, id="not known to the proxy before us"),
+        pytest.param("203.0.113.9, _hidden", None, id="hidden by it"),
+        pytest.param("203.0.113.9, localhost", None, id="a name"),
+        pytest.param("203.0.113.9, 1.2.3", None, id="half an address"),
+        pytest.param("203.0.113.9, 1.2.3.4.5", None, id="too much of one"),
+        pytest.param("203.0.113.9, 127.1", None, id="abbreviated"),
+        pytest.param('203.0.113.9, "x"', None, id="quoted"),
+        pytest.param("203.0.113.9, [::1", "::1", id="bracket left open"),
+        pytest.param('203.0.113.9, fe80::1%x" 200 complete', None, id="a zone with anything in it"),
+        pytest.param("203.0.113.9, \xb2\xb2.1.1.1", None, id="digits beyond ASCII"),
+        pytest.param("203.0.113.9, " + "9" * 5000, None, id="very long"),
+    ],
+)
+def test_the_client_is_the_last_address_that_is_no_trusted_proxy(value: str, client: str | None) -> None:
+    assert client_of(f"X-Forwarded-For: {value}") == client
+
+
+def test_without_the_field_nobody_knows_the_client() -> None:
+    assert client_of() is None
+    assert client_of("X-Real-IP: 203.0.113.9", "Forwarded: for=203.0.113.9") is None
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=60))
+def test_whatever_is_told_the_log_gets_an_address_or_nothing(value: str) -> None:
+    field = re.sub("[\x7f-\x9f]", "", value)
+
+    client = client_of(f"X-Forwarded-For: {field}")
+
+    assert client is None or re.fullmatch(r"[0-9A-Fa-f.:]{2,45}", client)
+
+
+# --- who is trusted
+
+
+@pytest.mark.parametrize(
+    ("written", "trusted", "strangers"),
+    [
+        ("10.1.2.3", ["10.1.2.3", "::ffff:10.1.2.3"], ["10.1.2.4", "::1"]),
+        ("10.0.0.0/8", ["10.255.0.1"], ["11.0.0.1", "127.0.0.1"]),
+        ("2001:db8::/32", ["2001:db8:1::1"], ["2001:db9::1"]),
+        ("10.0.0.1, 10.0.0.2", ["10.0.0.1", "10.0.0.2"], ["10.0.0.3"]),
+        (
+            "private",
+            ["127.0.0.1", "10.1.1.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "::1", "fd00::1"],
+            ["172.32.0.1", "172.15.0.1", "192.169.0.1", "8.8.8.8", "2001:db8::1", "169.254.169.254", "unknown", ""],
+        ),
+        ("0.0.0.0/0", ["8.8.8.8"], ["::1", "local"]),
+    ],
+)
+def test_trusted_proxies_are_addresses_or_networks_or_all_private_ones(
+    written: str, trusted: list[str], strangers: list[str]
+) -> None:
+    settings = load_settings({"TRUSTED_PROXIES": written}, Path("/nonexistent/.env")).settings
+    found = forwarding(*settings.trusted_proxies)
+
+    assert [address for address in trusted + strangers if found.trusts(address)] == trusted
+
+
+def test_nobody_is_trusted_by_default() -> None:
+    found = forwarding(*Settings().trusted_proxies)
+
+    assert not any(map(found.trusts, ("127.0.0.1", "::1", "10.0.0.1")))
+
+
+@pytest.mark.parametrize("written", ["localhost", "10.0.0.1/8", "10.0.0.0/33", "10.0.0", "*", "all", "10.0.0.1:80"])
+def test_what_is_neither_is_refused(written: str) -> None:
+    with pytest.raises(SettingsError, match=r"TRUSTED_PROXIES.*is not an address, a network like 10\.0\.0\.0/8, or"):
+        load_settings({"TRUSTED_PROXIES": written}, Path("/nonexistent/.env"))
