@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 import uvicorn
 
-__all__ = ["ACCEPT_BACKLOG", "Host", "Hosted", "listen"]
+__all__ = ["ACCEPT_BACKLOG", "Host", "Hosted", "listen", "raise_file_limit"]
 
 ACCEPT_BACKLOG = 4096  # connections that may wait to be accepted; the kernel lowers it to its own limit
 
@@ -72,6 +73,12 @@ class Host(uvicorn.Server):
             if self.server_state.tasks:
                 await asyncio.wait(self.server_state.tasks)
             await self.lifespan.shutdown()
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as it may: each request takes two, and the usual soft limit is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def listen(name: str, host: str, port: int) -> socket.socket:

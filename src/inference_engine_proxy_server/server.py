@@ -41,7 +41,7 @@ from inference_engine_proxy_server.endpoints.models import models_router
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
 from inference_engine_proxy_server.endpoints.prometheus import prometheus_router
 from inference_engine_proxy_server.endpoints.welcome import welcome_router
-from inference_engine_proxy_server.host import ACCEPT_BACKLOG, Host, listen
+from inference_engine_proxy_server.host import ACCEPT_BACKLOG, Host, listen, raise_file_limit
 from inference_engine_proxy_server.logs import AccessLog, configure_logging
 from inference_engine_proxy_server.metrics import RequestMetrics
 from inference_engine_proxy_server.settings import Settings
@@ -70,6 +70,7 @@ def run(settings: Settings, on_started: Callable[[str], None] | None = None) -> 
         The process's exit code: 0 after a stop that was asked for, 1 if the address cannot be listened on.
     """
     configure_logging(settings.log_level, settings.log_format)
+    raise_file_limit()
     # uvicorn raises the signals it caught once more when it is done; being told to stop is no reason to die of it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)

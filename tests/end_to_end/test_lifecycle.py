@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -102,3 +104,15 @@ def test_taken_port_is_said_in_one_line(shared_proxy: Proxy, tmp_path: Path) -> 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     assert f"cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use" in done.stderr
+
+
+def test_limit_of_open_files_is_raised_to_what_is_allowed(start_proxy: StartProxy) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))  # inherited by what is started now
+    try:
+        proxy = start_proxy("http://127.0.0.1:9")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    limits = Path(f"/proc/{proxy.pid}/limits").read_text()
+    assert re.search(rf"^Max open files +{hard} +{hard} ", limits, re.MULTILINE), limits

@@ -17,7 +17,11 @@ def admin_router(ring: KeyRing | None, allowances: Allowances) -> APIRouter:
     """The operators' endpoints over the keys of clients; ``None``: there are none."""
     router = APIRouter(prefix="/admin", tags=["admin"])
 
-    @router.get("/keys", summary="The keys of clients: what each may do and has left, never its secret")
+    @router.get(
+        "/keys",
+        summary="The keys of clients: what each may do and has left, never its secret",
+        responses={401: {}, 404: {"description": "ADMIN_KEY is not set"}},
+    )
     async def keys() -> dict[str, Any]:
         return {"keys": [_described(key, allowances) for key in ring or ()]}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import struct
 from collections.abc import Callable
@@ -27,6 +28,7 @@ CLIENT_GONE = 499
 
 _WRITE_BUFFER_BYTES = 64 * 1024  # above it the reply's source is paused; uvicorn and Pingora use the same
 _LINGER_SECONDS = 2.0  # how long a refused request's rest is read and dropped, so that no RST overtakes our answer
+_BLANK_LINES = re.compile(rb"\A(?:\r\n)++")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, zero seconds
 
 logger = logging.getLogger(__name__)
@@ -124,8 +126,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _read_head(self, received: bytes) -> None:
         limits = self._limits.head
-        while received.startswith(b"\r\n"):  # RFC 9112, 2.2: some clients end a body with a line break too many
-            received = received[2:]
+        if received.startswith(b"\r\n"):  # RFC 9112, 2.2: some clients end a body with a line break too many
+            received = _BLANK_LINES.sub(b"", received, count=1)
         end = received.find(b"\r\n\r\n", 0, limits.total_bytes)
         if end < 0:
             self._await_rest_of_head(received)
@@ -156,7 +158,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _await_rest_of_head(self, received: bytes) -> None:
         limits = self._limits.head
-        check_lines(received, limits)
+        check_lines(received[: limits.total_bytes], limits)
         if len(received) > limits.total_bytes:
             raise ClientError("The request's header section is too long.", status=431, code="headers_too_large")
         if not self._arriving:

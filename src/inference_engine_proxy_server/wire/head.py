@@ -31,6 +31,7 @@ __all__ = [
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _FIELDS = rb"((?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)"
 _METHOD_BYTES = 32  # the longest registered one has 16
+_LONG_METHOD = re.compile(_TOKEN + rb"{33}")
 _METHOD = re.compile(_TOKEN + rb"{1,32}+ ")
 _REQUEST = re.compile(rb"(" + _TOKEN + rb"{1,32}+) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + _FIELDS)
 _REPLY = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])((?: [\t\x20-\x7e\x80-\xff]*+)?)\r\n" + _FIELDS)
@@ -215,7 +216,7 @@ def check_lines(received: bytes, limits: HeadLimits) -> None:
         ClientError: it does not begin with a method, its first line is too long, or a line does not end in CRLF.
     """
     if len(received) > _METHOD_BYTES and not _METHOD.match(received):
-        raise _why_refused(received)
+        raise _no_method(received)
     if received.find(b"\n", 0, limits.line_bytes + 2) < 0 and len(received) >= limits.line_bytes + 2:
         raise ClientError("The request line is too long.", status=414, code="uri_too_long")
     if received.count(b"\n") != received.count(b"\r\n"):
@@ -392,6 +393,11 @@ def _why_refused(received: bytes) -> ClientError:
     version = words[-1]
     if len(words) == 3 and re.fullmatch(rb"HTTP/[0-9]\.[0-9]", version) and not version.startswith(b"HTTP/1."):
         return ClientError("Only HTTP/1.0 and HTTP/1.1 are spoken here.", status=505, code="version_not_supported")
-    if len(words[0]) > _METHOD_BYTES and re.match(_TOKEN + rb"{33}", words[0]):
+    return ClientError("The request is not valid HTTP.", code="malformed_request")
+
+
+def _no_method(received: bytes) -> ClientError:
+    """The error for what does not begin with a method; the bytes after where one would end must not change it."""
+    if _LONG_METHOD.match(received):
         return ClientError("This method is not supported.", status=501, code="method_not_supported")
     return ClientError("The request is not valid HTTP.", code="malformed_request")

@@ -1,0 +1,25 @@
+"""What fuzzing began with, and what it has found."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from fakes.memory import HurryingLoop
+from fuzz.targets import check, regressions, seeds
+
+
+def test_what_fuzzing_begins_with_breaks_no_rule() -> None:
+    with closing(HurryingLoop()) as loop:
+        for name, data in seeds().items():
+            try:
+                check(loop, data)
+            except Exception as error:
+                raise AssertionError(f"{name}: {data!r}") from error
+
+
+@pytest.mark.parametrize("data", regressions().values(), ids=regressions())
+def test_what_once_broke_a_rule_does_not_any_more(data: bytes) -> None:
+    with closing(HurryingLoop()) as loop:
+        check(loop, data)
