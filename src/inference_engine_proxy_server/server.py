@@ -52,7 +52,7 @@ from inference_engine_proxy_server.wire.client_context import ClientContext, Cli
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
 from inference_engine_proxy_server.wire.forwarding import Forwarding
-from inference_engine_proxy_server.wire.head import HeadLimits, RequestHead
+from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
 
 __all__ = ["run"]
 

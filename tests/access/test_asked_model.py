@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_engine_proxy_server.access.asked_model import asked_model
-from inference_engine_proxy_server.wire.head import HeadLimits, parse_request_head
+from inference_engine_proxy_server.wire.request_head import HeadLimits, parse_request_head
 
 LIMITS = HeadLimits(line_bytes=8192, total_bytes=32_768, field_count=100)
 JSON = "application/json"

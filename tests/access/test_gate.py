@@ -13,7 +13,7 @@ from inference_engine_proxy_server.access.gate import Access, Gate
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.api_keys import ApiKey, digest_of
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.wire.head import HeadLimits, RequestHead, parse_request_head
+from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead, parse_request_head
 
 ALICE, BOB, ADMIN, METRICS = (f"sk-{name}-0123456789abcdef" for name in ("alice", "bob", "admin", "metrics"))
 OPEN_PATHS = ("/", "/health", "/livez", "/docs")

@@ -17,7 +17,7 @@ from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.framing import ChunkedBody
-from inference_engine_proxy_server.wire.head import HeadLimits
+from inference_engine_proxy_server.wire.request_head import HeadLimits
 
 __all__ = ["LIMITS", "Client", "Front", "Handler", "Reply", "until"]
 

@@ -21,8 +21,8 @@ from inference_engine_proxy_server.wire.client_context import ClientContext, Cli
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
-from inference_engine_proxy_server.wire.head import ReplyHead
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.reply_head import ReplyHead
 
 __all__ = ["HurryingLoop", "MemoryBackend", "MemoryClient", "MemoryTransport", "run", "turns"]
 

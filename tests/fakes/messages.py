@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fakes.front import LIMITS
-from inference_engine_proxy_server.wire.head import HeadLimits
+from inference_engine_proxy_server.wire.request_head import HeadLimits
 
 __all__ = [
     "BAD_REPLIES",

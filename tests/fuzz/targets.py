@@ -31,8 +31,9 @@ from fakes.rules import (
 from inference_engine_proxy_server.errors import BackendError, ClientError, InvalidReply
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
 from inference_engine_proxy_server.wire.framing import ChunkedBody, InvalidChunk
-from inference_engine_proxy_server.wire.head import ReplyHead, RequestHead, parse_reply_head, parse_request_head
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.reply_head import ReplyHead, parse_reply_head
+from inference_engine_proxy_server.wire.request_head import RequestHead, parse_request_head
 
 __all__ = ["BETWEEN", "check", "regressions", "seeds"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from inference_engine_proxy_server.errors import BackendBroke, CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
-from inference_engine_proxy_server.wire.head import HeadLimits, parse_request_head
+from inference_engine_proxy_server.wire.request_head import HeadLimits, parse_request_head
 
 LIMITS = HeadLimits(line_bytes=1000, total_bytes=1000, field_count=10)
 EVENTS = b"content-type: text/event-stream; charset=utf-8\r\n"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.settings import Settings, SettingsError, load_settings
 from inference_engine_proxy_server.wire.forwarding import Forwarding
-from inference_engine_proxy_server.wire.head import HeadLimits, RequestHead, parse_request_head
+from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead, parse_request_head
 
 LIMITS = HeadLimits(line_bytes=8192, total_bytes=32_768, field_count=100)
 PEER = "10.0.0.7"

@@ -5,14 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.wire.head import (
-    HeadLimits,
-    ReplyHead,
-    RequestHead,
-    parse_reply_head,
-    parse_request_head,
-)
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.reply_head import ReplyHead, parse_reply_head
+from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead, parse_request_head
 
 LIMITS = HeadLimits(line_bytes=200, total_bytes=4096, field_count=20)
 POST = b"POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\nX-One: 1\r\nX-Request-Id: id\r\n"

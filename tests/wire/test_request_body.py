@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.wire.head import HeadLimits, RequestHead, parse_request_head
 from inference_engine_proxy_server.wire.request_body import RequestBody
+from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead, parse_request_head
 
 
 def head(framing: bytes) -> RequestHead:

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from inference_engine_proxy_server.wire.head import RequestHead
+from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["asked_model"]
 

@@ -10,7 +10,7 @@ from inference_engine_proxy_server.access.allowances import Allowance, Allowance
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.api_keys import ApiKey, digest_of
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.wire.head import RequestHead
+from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["Access", "Gate", "is_for_operators"]
 

@@ -15,8 +15,8 @@ from inference_engine_proxy_server.errors import BackendBroke, BackendError, Bac
 from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.wire.exchange import ReplySource
 from inference_engine_proxy_server.wire.framing import SMALL_CHUNKS, ChunkedBody, InvalidChunk
-from inference_engine_proxy_server.wire.head import ReplyHead, parse_reply_head
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.reply_head import ReplyHead, parse_reply_head
 
 __all__ = ["BackendConnection", "ReplySink"]
 

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from inference_engine_proxy_server.errors import BackendUnreachable, CapacityError
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.deadlines import Deadlines
-from inference_engine_proxy_server.wire.head import ReplyHead
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.reply_head import ReplyHead
 
 __all__ = ["BackendConnections", "BackendLimits", "Origin"]
 

@@ -17,9 +17,9 @@ from inference_engine_proxy_server.errors import CapacityError, ClientError, Pro
 from inference_engine_proxy_server.wire.client_context import ClientContext
 from inference_engine_proxy_server.wire.deadlines import NEVER
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
-from inference_engine_proxy_server.wire.head import RequestHead, check_lines, parse_request_head
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.request_body import RequestBody
+from inference_engine_proxy_server.wire.request_head import RequestHead, check_lines, parse_request_head
 
 __all__ = ["CLIENT_GONE", "ClientConnection"]
 

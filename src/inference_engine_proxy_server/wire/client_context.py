@@ -9,7 +9,7 @@ from typing import Any
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
-from inference_engine_proxy_server.wire.head import HeadLimits, RequestHead
+from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
 
 __all__ = ["ClientContext", "ClientLimits"]
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from inference_engine_proxy_server.errors import ProxyError, error_body, error_fields, stream_error_event
 from inference_engine_proxy_server.wire.framing import ChunkedBody, last_chunk, one_chunk
-from inference_engine_proxy_server.wire.head import RequestHead
+from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["ClientSide", "Exchange", "Outcome", "ReplySource", "date_field"]
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.wire.head import RequestHead
+from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["Forwarding"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.wire.framing import ChunkedBody, InvalidChunk, TooLongBody
-from inference_engine_proxy_server.wire.head import RequestHead
+from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["RequestBody"]
 

@@ -1,13 +1,4 @@
-"""Header sections: checked as a whole, read where we must, and rewritten.
-
-Sans-I/O. The strategy: one pattern accepts or refuses the whole section, a second one finds the fields that
-concern the connection rather than the message (RFC 9110, 7.6.1); those are cut out, everything between them
-is passed on as the bytes it came in. What frames the message onward is always written anew, never copied,
-so no disagreement about framing can pass through (RFC 9112, 11.2).
-
-Stricter than RFC 9112 allows where leniency has been used for request smuggling: a bare LF, a bare CR, folded
-lines, blanks before a colon, two Content-Length fields and Content-Length beside Transfer-Encoding are refused.
-"""
+"""A request's header section: checked as a whole, read where we must, and written anew for a backend."""
 
 from __future__ import annotations
 
@@ -16,52 +7,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from inference_engine_proxy_server.errors import ClientError, InvalidReply
+from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.wire.fields import (
+    FIELD_LINES,
+    LENGTH,
+    TOKEN,
+    TwiceError,
+    cut,
+    named_by,
+    owned_fields,
+)
 
-__all__ = [
-    "HeadLimits",
-    "ReplyHead",
-    "RequestHead",
-    "check_lines",
-    "parse_reply_head",
-    "parse_request_head",
-    "valid_request_id",
-]
+__all__ = ["HeadLimits", "RequestHead", "check_lines", "parse_request_head", "valid_request_id"]
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-_FIELDS = rb"((?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)"
 _METHOD_BYTES = 32  # the longest registered one has 16
-_LONG_METHOD = re.compile(_TOKEN + rb"{33}")
-_METHOD = re.compile(_TOKEN + rb"{1,32}+ ")
-_REQUEST = re.compile(rb"(" + _TOKEN + rb"{1,32}+) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + _FIELDS)
-_REPLY = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])((?: [\t\x20-\x7e\x80-\xff]*+)?)\r\n" + _FIELDS)
-
-# Each matches one field line, from the line feed before it to its own carriage return; its value without blanks around.
-_HOP_BY_HOP = rb"connection|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade"
-_CREDENTIALS = rb"authorization|proxy-authorization|x-api-key"
-_WAY = rb"forwarded|via|x-forwarded-(?:for|host|proto)|x-real-ip"
-_VALUE = rb":[ \t]*+([^\r]*[^\r\t ]|)[ \t]*+\r"
-_OWNED_IN_REQUEST = re.compile(
-    rb"\n(" + _HOP_BY_HOP + rb"|" + _CREDENTIALS + rb"|" + _WAY
-    + rb"|content-length|expect|host|http2-settings|x-request-id)" + _VALUE,
-    re.IGNORECASE,
-)  # fmt: skip
-_OWNED_IN_REPLY = re.compile(
-    rb"\n(" + _HOP_BY_HOP + rb"|content-length|x-backend|x-request-id)" + _VALUE, re.IGNORECASE
+_LONG_METHOD = re.compile(TOKEN + rb"{33}")
+_METHOD = re.compile(TOKEN + rb"{1,32}+ ")
+_REQUEST = re.compile(rb"(" + TOKEN + rb"{1,32}+) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + FIELD_LINES)
+_OWNED = owned_fields(
+    rb"authorization|proxy-authorization|x-api-key"
+    rb"|forwarded|via|x-forwarded-(?:for|host|proto)|x-real-ip"
+    rb"|content-length|expect|host|http2-settings|x-request-id"
 )
-_ONCE = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect", b"authorization", b"x-api-key"})
+_WAY = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"})
 
-_WAY_NAMES = frozenset(
-    {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
-)
-
-_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{0,5})?")
-_ENDS_IN_CHUNKED = re.compile(rb"(?:(?!chunked[ \t]*,)" + _TOKEN + rb"++[ \t]*,[ \t]*)+chunked", re.IGNORECASE)
+_ENDS_IN_CHUNKED = re.compile(rb"(?:(?!chunked[ \t]*,)" + TOKEN + rb"++[ \t]*,[ \t]*)+chunked", re.IGNORECASE)
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://([^/?]*)(.*)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _PREFLIGHT = re.compile(rb"(?:^|\n)access-control-request-method:", re.IGNORECASE)
-_KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=([0-9]{1,6})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,42 +147,6 @@ class RequestHead:
         )
 
 
-class ReplyHead:
-    """A backend's reply's header section, checked.
-
-    Attributes:
-        status: 100-999.
-        reason: the reason phrase as sent, with the blank before it.
-        keep_alive: the backend will keep the connection open.
-        keep_alive_seconds: how long it says it will; ``None`` when it does not say.
-        content_length: bytes of the body; ``None`` when chunked or ended by the connection's end.
-        chunked: the body comes in chunks.
-        passed_on: the other fields' lines as sent, each ending in CRLF.
-    """
-
-    __slots__ = ("chunked", "content_length", "keep_alive", "keep_alive_seconds", "passed_on", "reason", "status")
-
-    status: int
-    reason: bytes
-    keep_alive: bool
-    keep_alive_seconds: int | None
-    content_length: int | None
-    chunked: bool
-    passed_on: bytes
-
-    def with_length(self, content_length: int) -> ReplyHead:
-        """The same with another length."""
-        other = ReplyHead()
-        other.status = self.status
-        other.reason = self.reason
-        other.keep_alive = self.keep_alive
-        other.keep_alive_seconds = self.keep_alive_seconds
-        other.content_length = content_length
-        other.chunked = False
-        other.passed_on = self.passed_on
-        return other
-
-
 def check_lines(received: bytes, limits: HeadLimits) -> None:
     """Refuse a request's header section, or the beginning of one, as soon as its lines cannot be right.
 
@@ -243,7 +181,10 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
     head.target = target = _origin_form(match[1], match[2])
     head.path = target.partition(b"?")[0].decode()
     head.minor_version = minor_version = match[3][0] - 48
-    head.passed_on, owned = _cut(section[match.start(4) - 1 :], _OWNED_IN_REQUEST)
+    try:
+        head.passed_on, owned = cut(section[match.start(4) - 1 :], _OWNED)
+    except TwiceError as error:
+        raise ClientError(f"The request has two {error} fields.") from error
 
     host = owned.get(b"host")
     if (host is None and minor_version) or (host is not None and not _HOST.fullmatch(host)):
@@ -254,13 +195,13 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
     head.request_id = valid_request_id(owned.get(b"x-request-id"))
     head.authorization = owned.get(b"authorization")
     head.api_key = owned.get(b"x-api-key")
-    for_us = _named_by(connection)
+    for_us = named_by(connection)
     head.credentials = b"".join(
         b"%b: %b\r\n" % (name, owned[name])
         for name in (b"authorization", b"x-api-key")
         if name in owned and name not in for_us
     )
-    head.way = {name: value for name, value in owned.items() if name in _WAY_NAMES}
+    head.way = {name: value for name, value in owned.items() if name in _WAY}
     head.sender = ""
     head.access = None
     expect = owned.get(b"expect")
@@ -271,86 +212,9 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
     return head
 
 
-def parse_reply_head(section: bytes) -> ReplyHead:
-    """Read a reply's header section: from the status line to the last field's CRLF.
-
-    Raises:
-        InvalidReply: not valid HTTP/1.1.
-    """
-    match = _REPLY.fullmatch(section)
-    if match is None:
-        raise InvalidReply("The backend's reply is not valid HTTP.")
-    head = ReplyHead()
-    head.status = int(match[2])
-    head.reason = match[3] or b" "
-    try:
-        head.passed_on, owned = _cut(section[match.start(4) - 1 :], _OWNED_IN_REPLY)
-    except ClientError as error:
-        raise InvalidReply("The backend's reply has contradictory header fields.") from error
-    minor_version = match[1][0] - 48
-    connection = owned.get(b"connection", b"").lower()
-    head.keep_alive = b"close" not in connection if minor_version else b"keep-alive" in connection
-    timeout = _KEEP_ALIVE_TIMEOUT.search(owned.get(b"keep-alive", b""))
-    head.keep_alive_seconds = int(timeout[1]) if timeout else None
-
-    length = owned.get(b"content-length")
-    coding = owned.get(b"transfer-encoding")
-    if coding is not None and (length is not None or coding.lower() != b"chunked"):
-        raise InvalidReply("The backend's reply has contradictory or unknown framing.")
-    if length is not None and not _LENGTH.fullmatch(length):
-        raise InvalidReply("The backend's reply has an invalid Content-Length.")
-    head.chunked = coding is not None
-    head.content_length = int(length) if length is not None else None
-    if head.status == 204 and (head.chunked or length is not None):
-        head.keep_alive = False  # it has no body, and says that it has one: what comes next is not to be trusted
-    if head.chunked and not minor_version:
-        head.keep_alive = False  # RFC 9112, 6.1: framing from an HTTP/1.0 sender is not to be trusted further
-    return head
-
-
 def valid_request_id(value: bytes | None) -> str | None:
     """``value`` as text if it may stand in logs and header fields as it is, else ``None``."""
     return value.decode() if value is not None and _REQUEST_ID.fullmatch(value) else None
-
-
-def _cut(lines: bytes, owned_fields: re.Pattern[bytes]) -> tuple[bytes, dict[bytes, bytes]]:
-    """Split field lines into those to pass on and those that are ours to read (by lower-case name).
-
-    Args:
-        lines: with the line feed before the first one, so that all begin alike.
-        owned_fields: which are ours.
-    """
-    parts = owned_fields.split(lines)  # text to keep, name, value, text to keep, name, value, ..., text to keep
-    names = parts[1::3]
-    owned = dict(zip(map(bytes.lower, names), parts[2::3], strict=True))
-    if len(owned) != len(names):
-        owned = _joined(names, parts[2::3])
-    passed_on = b"".join(parts[::3])[1:]
-    connection = owned.get(b"connection")
-    if connection is not None and connection.lower() not in (b"keep-alive", b"close"):
-        passed_on = _without_named(passed_on, connection)
-    return passed_on, owned
-
-
-def _joined(names: list[bytes], values: list[bytes]) -> dict[bytes, bytes]:
-    """The values by lower-case name where some come more than once, joined as RFC 9110, 5.3, allows for lists."""
-    owned: dict[bytes, bytes] = {}
-    for name, value in zip(map(bytes.lower, names), values, strict=True):
-        if name in owned and name in _ONCE:
-            raise ClientError(f"The request has two {name.decode()} fields.")
-        owned[name] = owned[name] + b"," + value if name in owned else value
-    return owned
-
-
-def _without_named(lines: bytes, connection: bytes) -> bytes:
-    """``lines`` without the fields that the Connection field names."""
-    named = _named_by(connection)
-    return b"".join(line for line in lines.splitlines(keepends=True) if line.partition(b":")[0].lower() not in named)
-
-
-def _named_by(connection: bytes) -> set[bytes]:
-    """The options of a Connection field, among them names of fields that are for the next hop alone."""
-    return {option.strip().lower() for option in connection.split(b",")}
 
 
 def _origin_form(method: bytes, target: bytes) -> bytes:
@@ -380,7 +244,7 @@ def _read_request_framing(head: RequestHead, owned: dict[bytes, bytes]) -> None:
             raise ClientError("The only transfer coding understood is chunked.", status=status, code="invalid_framing")
         if not head.minor_version:
             raise ClientError("HTTP/1.0 has no transfer codings.", code="invalid_framing")
-    elif length is not None and not _LENGTH.fullmatch(length):
+    elif length is not None and not LENGTH.fullmatch(length):
         raise ClientError("The Content-Length is not a number.", code="invalid_framing")
     head.chunked = coding is not None
     head.content_length = int(length) if length is not None else None
