@@ -1,4 +1,4 @@
-"""For all tests: how long something takes is not what hypothesis is asked about; shared machines differ too much."""
+"""For all tests: how fast a busy machine is must not decide whether a property holds."""
 
 from __future__ import annotations
 

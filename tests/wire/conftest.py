@@ -5,11 +5,6 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import uvloop
-from hypothesis import HealthCheck, settings
-
-# How fast a busy machine is must not decide whether a property holds.
-settings.register_profile("wire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("wire")
 
 
 def pytest_asyncio_loop_factories(
