@@ -150,20 +150,7 @@ class _Proxy:
         self._deadlines = Deadlines()
         self._metrics = RequestMetrics()
         self._access_log = AccessLog(sys.stdout, settings.log_format) if settings.access_log else None
-        limits = BackendLimits(
-            connect_seconds=settings.backend_connect_timeout_seconds,
-            reply_seconds=settings.backend_timeout_seconds,
-            idle_seconds=settings.backend_idle_connection_seconds,
-        )
-        backend_key = _revealed(settings.backend_api_key)
-        self._pool = BackendPool(
-            [
-                Backend(url, BackendConnections(Origin.of(url), limits, self._deadlines), backend_key)
-                for url in settings.backends
-            ],
-            settings.metrics_cache_ttl_seconds,
-            self._deadlines.clock,
-        )
+        self._pool = _backend_pool(settings, self._deadlines)
         self._refresher = CacheRefresher(
             self._pool,
             discover_engines(),
@@ -286,6 +273,17 @@ def _make_app(
         app.include_router(router)
     describe_proxied_paths(app)
     return app
+
+
+def _backend_pool(settings: Settings, deadlines: Deadlines) -> BackendPool:
+    limits = BackendLimits(
+        connect_seconds=settings.backend_connect_timeout_seconds,
+        reply_seconds=settings.backend_timeout_seconds,
+        idle_seconds=settings.backend_idle_connection_seconds,
+    )
+    key = _revealed(settings.backend_api_key)
+    backends = [Backend(url, BackendConnections(Origin.of(url), limits, deadlines), key) for url in settings.backends]
+    return BackendPool(backends, settings.metrics_cache_ttl_seconds, deadlines.clock)
 
 
 def _client_context(

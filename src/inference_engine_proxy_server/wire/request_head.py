@@ -193,14 +193,7 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
     connection = owned.get(b"connection", b"")
     head.keep_alive = b"close" not in connection.lower() if minor_version else connection.lower() == b"keep-alive"
     head.request_id = valid_request_id(owned.get(b"x-request-id"))
-    head.authorization = owned.get(b"authorization")
-    head.api_key = owned.get(b"x-api-key")
-    for_us = named_by(connection)
-    head.credentials = b"".join(
-        b"%b: %b\r\n" % (name, owned[name])
-        for name in (b"authorization", b"x-api-key")
-        if name in owned and name not in for_us
-    )
+    _read_credentials(head, owned, named_by(connection))
     head.way = {name: value for name, value in owned.items() if name in _WAY}
     head.sender = ""
     head.access = None
@@ -230,6 +223,16 @@ def _origin_form(method: bytes, target: bytes) -> bytes:
     if not rest and method == b"OPTIONS":
         return b"*"  # RFC 9112, 3.2.4
     return rest if rest.startswith(b"/") else b"/" + rest
+
+
+def _read_credentials(head: RequestHead, owned: dict[bytes, bytes], for_us: set[bytes]) -> None:
+    head.authorization = owned.get(b"authorization")
+    head.api_key = owned.get(b"x-api-key")
+    head.credentials = b"".join(
+        b"%b: %b\r\n" % (name, owned[name])
+        for name in (b"authorization", b"x-api-key")
+        if name in owned and name not in for_us
+    )
 
 
 def _read_request_framing(head: RequestHead, owned: dict[bytes, bytes]) -> None:
