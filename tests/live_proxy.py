@@ -81,7 +81,7 @@ class ScriptedEngine:
         """Be gone: connections are refused from now on."""
         self._server.close()
         self.freed.set()
-        for _ in range(5):  # a connection that was just being accepted takes some turns of the loop to be there
+        for _ in range(20):  # a connection that was just being accepted takes some turns of the loop to be there
             await asyncio.sleep(0)
             self.drop_clients()
         await self._server.wait_closed()

@@ -179,7 +179,7 @@ class FakeEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._server.close()
-        for _ in range(5):  # a connection that was just being accepted takes some turns of the loop to be there
+        for _ in range(20):  # a connection that was just being accepted takes some turns of the loop to be there
             await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()

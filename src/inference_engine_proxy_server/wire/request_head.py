@@ -253,9 +253,11 @@ def _read_request_framing(head: RequestHead, owned: dict[bytes, bytes]) -> None:
     head.content_length = int(length) if length is not None else None
 
 
-def _why_refused(received: bytes) -> ClientError:
-    """The most telling error for a section, or the beginning of one, that a pattern refused."""
-    line = received.partition(b"\n")[0]
+def _why_refused(section: bytes) -> ClientError:
+    """The most telling error for a section that the pattern refused."""
+    if not _METHOD.match(section):
+        return _no_method(section)  # as when only its beginning was there
+    line = section.partition(b"\n")[0]
     words = line.rstrip(b"\r").split(b" ")
     version = words[-1]
     if len(words) == 3 and re.fullmatch(rb"HTTP/[0-9]\.[0-9]", version) and not version.startswith(b"HTTP/1."):
