@@ -63,7 +63,8 @@ async def engine() -> AsyncIterator[FakeEngine]:
 
 @pytest.fixture
 async def proxy(engine: FakeEngine, start_proxy: StartProxy) -> Proxy:
-    return await asyncio.to_thread(start_proxy, engine.url, **PATIENT)  # it polls the engine, which lives in our loop
+    settings = PATIENT | {"TRUSTED_PROXIES": "private"}  # as in the Compose files
+    return await asyncio.to_thread(start_proxy, engine.url, **settings)  # it polls the engine, which lives in our loop
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ async def test_origin_is_what_nginx_saw_and_not_what_the_client_says(
 
     seen = fields_of(engine.requests[-1])
     assert {name: seen[name] for name in ORIGIN_FIELDS if name in seen} == {
-        "x-forwarded-for": "127.0.0.1",
+        "x-forwarded-for": "127.0.0.1, 127.0.0.1",  # the client and NGINX
         "x-real-ip": "127.0.0.1",
         "x-forwarded-proto": "https" if secure else "http",
         "x-forwarded-host": (nginx.https_url if secure else nginx.url).partition("//")[2],
