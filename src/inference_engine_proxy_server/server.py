@@ -67,7 +67,8 @@ def run(settings: Settings, on_started: Callable[[str], None] | None = None) -> 
         on_started: called with our base URL once requests are answered; ``None``: nobody wants to know.
 
     Returns:
-        The process's exit code: 0 after a stop that was asked for, 1 if the address cannot be listened on.
+        The process's exit code: 0 after a stop that was asked for, 1 if an address cannot be
+        listened on, or the certificate or the file of keys cannot be used.
     """
     configure_logging(settings.log_level, settings.log_format)
     raise_file_limit()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,15 +28,6 @@ def servers(tiny_model: Path) -> Iterator[list[LlamaServer]]:
 def proxy(tmp_path_factory: pytest.TempPathFactory, servers: list[LlamaServer]) -> Iterator[Proxy]:
     with Proxy(tmp_path_factory.mktemp("proxy"), [server.url for server in servers]) as proxy:
         yield proxy
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @pytest.fixture
