@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
+import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from inference_engine_proxy_server.backends.base import BackendState, Reply, Thresholds
+from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
 from llama_server import LlamaServer
 from tiny_gguf import ModelShape, write_tiny_gguf
 
@@ -39,6 +43,18 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
     while not (fulfilled := condition()) and time.monotonic() < deadline:
         time.sleep(0.005)
     return fulfilled
+
+
+def state(server: LlamaServer) -> BackendState:
+    """What the proxy reads of it now."""
+
+    async def get(path: str) -> Reply:
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+            connection.request("GET", path, headers={"Connection": "close"})
+            reply = connection.getresponse()
+            return Reply(reply.status, reply.read())
+
+    return asyncio.run(LlamaCppBackend(server.url, get, Thresholds(6, 3)).fetch_state())
 
 
 def test_same_seed_writes_the_same_model(tiny_model: Path, tmp_path: Path) -> None:
@@ -80,6 +96,53 @@ def test_third_request_of_two_slots_is_deferred(tiny_model: Path) -> None:
                 assert eventually(lambda: load() == (2, 1))
             assert third.getresponse().status == 200  # those who left have freed their slots
         assert eventually(lambda: load() == (0, 0))
+
+
+def test_its_slots_are_its_capacity(server: LlamaServer, tiny_model: Path) -> None:
+    assert state(server).capacity == 2
+    with LlamaServer(tiny_model, "--slots", "3", "--no-metrics") as other:
+        assert (state(other).capacity, state(other).progress) == (3, None)
+
+
+def test_its_progress_stands_still_while_it_is_idle(server: LlamaServer) -> None:
+    with ask(server, max_tokens=5) as reply:
+        reply.read()
+    assert eventually(lambda: state(server).requests_processing == 0)
+    seen = {state(server).progress for _ in range(20)}
+    assert len(seen) == 1
+    assert seen != {None}
+
+
+def test_its_progress_moves_while_it_streams(tiny_model: Path) -> None:
+    slow_model = write_tiny_gguf(tiny_model.with_name("slow-stream.gguf"), ModelShape(embedding=256, layers=4))
+    with LlamaServer(slow_model) as slow:
+        seen: list[float] = []
+        with ask(slow, max_tokens=1500, stream=True) as reply:
+            assert reply.readline()
+            while len(set(seen)) < 5:
+                told = state(slow)
+                assert told.requests_processing == 1
+                assert told.progress is not None
+                seen.append(told.progress)
+        assert seen == sorted(seen)
+
+
+def test_its_progress_moves_while_it_reads_a_long_prompt(tiny_model: Path) -> None:
+    model = write_tiny_gguf(tiny_model.with_name("long.gguf"), ModelShape(embedding=128, context=16384))
+    prompt = "kin sol mer " * 2500  # three tokens each, and 2048 tokens are one batch
+    with (
+        LlamaServer(model, "--slots", "1", "--context", "16384") as server,
+        closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection,
+    ):
+        connection.request("POST", "/completion", json.dumps({"prompt": prompt, "n_predict": 1}))
+        seen = []
+        while not select.select([connection.sock], [], [], 0.005)[0]:
+            told = state(server)
+            # Other counters wait for the prompt's end, so that they cannot tell a long prompt from a stuck engine.
+            if told.requests_processing and not told.figures["llamacpp:prompt_tokens_total"]:
+                seen.append(told.progress)
+        assert connection.getresponse().status == 200
+    assert {0, 1, 2} <= set(seen)
 
 
 def test_server_without_metrics_says_so(tiny_model: Path) -> None:

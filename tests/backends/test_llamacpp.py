@@ -8,11 +8,20 @@ from recorded import answering, recorded
 
 HEALTHY = recorded("llama-server", "health-ready")
 METRICS = recorded("llama-server", "metrics-after")
-SINGLE = {"/health": HEALTHY, "/metrics": METRICS, "/v1/models": recorded("llama-server", "v1-models")}
+# Cut from whole answers of 2 kB (build 11549) and 233 bytes (a router, build 11434).
+PROPS = Reply(200, b'{"default_generation_settings":{"n_ctx":2048},"total_slots":2,"is_sleeping":false}')
+ROUTER_PROPS = Reply(200, b'{"role":"router","max_instances":4,"model_alias":"llama-server","model_path":"none"}')
+SINGLE = {
+    "/health": HEALTHY,
+    "/metrics": METRICS,
+    "/v1/models": recorded("llama-server", "v1-models"),
+    "/props": PROPS,
+}
 ROUTER = {
     "/health": recorded("llama-server-router", "health"),
     "/metrics": recorded("llama-server-router", "metrics-no-model"),
     "/v1/models": recorded("llama-server-router", "v1-models-after"),
+    "/props": ROUTER_PROPS,
 }
 
 
@@ -33,6 +42,7 @@ async def test_a_recorded_idle_server_is_ready_and_idle() -> None:
     state = await backend({**SINGLE}).fetch_state()
     assert (state.ready, state.live, state.reason) == (True, True, "")
     assert (state.requests_processing, state.requests_waiting) == (0.0, 0.0)
+    assert (state.starting, state.capacity, state.progress) == (False, 2, 206.0)
     assert [model["id"] for model in state.models or ()] == ["models/gemma-3-270m-q4_k_m.gguf"]
     assert state.model_names is ModelNames.ANY
     assert state.figures == {
@@ -46,6 +56,7 @@ async def test_a_recorded_embedded_server_is_read_the_same() -> None:
     answers = {"/health": HEALTHY, "/metrics": recorded("xllamacpp", "metrics")}
     state = await backend({**answers, "/v1/models": recorded("xllamacpp", "v1-models")}).fetch_state()
     assert (state.ready, state.requests_processing, state.model_names) == (True, 0.0, ModelNames.ANY)
+    assert state.progress is not None
 
 
 async def test_loading_is_neither_live_nor_a_failure() -> None:
@@ -53,14 +64,15 @@ async def test_loading_is_neither_live_nor_a_failure() -> None:
     asked: list[str] = []
     answers = {"/health": recorded("llama-server", "health-loading"), "/metrics": loading, "/v1/models": loading}
     state = await backend({**answers}, asked).fetch_state()
-    assert (state.ready, state.live, state.reason) == (False, False, "loading its model")
+    assert (state.ready, state.live, state.starting, state.reason) == (False, False, True, "loading its model")
     assert asked == ["/health"]
 
 
 @pytest.mark.parametrize("status", [401, 404, 500, 503])
 async def test_a_health_that_is_not_200_excludes_and_is_named(status: int) -> None:
     state = await backend({**SINGLE, "/health": Reply(status, b"")}).fetch_state()
-    assert (state.ready, state.live, state.reason) == (False, False, f"GET /health answered {status}")
+    assert (state.ready, state.live, state.starting) == (False, False, False)
+    assert state.reason == f"GET /health answered {status}"
 
 
 @pytest.mark.parametrize("error", [TimeoutError, ConnectionRefusedError, UnreadableState])
@@ -88,6 +100,54 @@ async def test_metrics_that_are_off_slow_or_broken_leave_it_ready_with_unknown_l
     assert (state.ready, state.live) == (True, True)
     assert (state.requests_processing, state.requests_waiting) == (None, None)
     assert state.models
+    assert state.capacity == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        TimeoutError(),
+        recorded("llama-server", "metrics-disabled"),
+        Reply(200, METRICS.body.replace(b"n_decode_total", b"n_decoded")),
+        Reply(200, METRICS.body.replace(b"n_decode_total 206", b"n_decode_total NaN")),
+    ],
+    ids=lambda answer: repr(answer)[:40],
+)
+async def test_progress_that_is_not_told_is_unknown(answer: Reply | Exception) -> None:
+    state = await backend({**SINGLE, "/metrics": answer}).fetch_state()
+    assert (state.ready, state.progress) == (True, None)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        TimeoutError(),
+        UnreadableState(),
+        recorded("llama-server", "err-no-api-key"),
+        Reply(501, b'{"total_slots":2}'),
+        Reply(200, b'{"total_slots":0}'),
+        Reply(200, b'{"total_slots":-1}'),
+        Reply(200, b'{"total_slots":true}'),
+        Reply(200, b'{"total_slots":"2"}'),
+        Reply(200, b'{"total_slots":null}'),
+        Reply(200, b'{"total_slots":2'),
+        Reply(200, b'{"x":' + b"[" * 100_000),
+        Reply(200, b"[]"),
+    ],
+    ids=lambda answer: repr(answer)[:60],
+)
+async def test_slots_that_are_not_told_are_unknown_and_harm_nothing(answer: Reply | Exception) -> None:
+    state = await backend({**SINGLE, "/props": answer}).fetch_state()
+    assert (state.ready, state.live, state.reason, state.capacity) == (True, True, "", None)
+    assert (state.requests_processing, state.progress) == (0.0, 206.0)
+
+
+async def test_another_server_at_the_same_address_has_its_own_slots() -> None:
+    answers: dict[str, Reply | Exception] = {**SINGLE}
+    polled = backend(answers)
+    assert (await polled.fetch_state()).capacity == 2
+    answers["/props"] = Reply(200, b'{"total_slots":8}')
+    assert (await polled.fetch_state()).capacity == 8
 
 
 @pytest.mark.parametrize(
@@ -105,13 +165,14 @@ async def test_above_a_threshold_it_is_busy_but_live(processing: str, deferred: 
     assert (state.ready, state.live, state.reason) == (not reason, True, reason)
 
 
-async def test_a_router_refuses_unknown_names_and_its_load_is_unknown() -> None:
+async def test_a_router_refuses_unknown_names_and_its_load_and_capacity_are_unknown() -> None:
     asked: list[str] = []
     state = await backend({**ROUTER}, asked).fetch_state()
     assert (state.ready, state.requests_processing, state.model_names) == (True, None, ModelNames.STRICT)
+    assert (state.capacity, state.progress) == (None, None)
     assert [model["id"] for model in state.models or ()] == ["tiny-a", "tiny-b"]
     # Asking for one model's metrics would load it, or keep it from being unloaded.
-    assert sorted(asked) == ["/health", "/metrics", "/v1/models"]
+    assert sorted(asked) == ["/health", "/metrics", "/props", "/v1/models"]
 
 
 async def test_without_a_models_list_the_handling_of_names_is_unknown() -> None:

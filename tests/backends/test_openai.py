@@ -17,6 +17,7 @@ async def test_a_healthy_server_is_ready_with_unknown_load() -> None:
     state = await backend({"/health": Reply(200, b""), "/v1/models": MODELS}).fetch_state()
     assert (state.ready, state.live, state.reason) == (True, True, "")
     assert (state.requests_processing, state.requests_waiting) == (None, None)
+    assert (state.capacity, state.progress) == (None, None)
     assert [model["id"] for model in state.models or ()] == ["m"]
     assert state.model_names is ModelNames.UNKNOWN
 

@@ -46,6 +46,7 @@ async def test_a_recorded_idle_server_is_ready_and_idle() -> None:
     state = await backend({**AWAKE}).fetch_state()
     assert (state.ready, state.live, state.reason) == (True, True, "")
     assert (state.requests_processing, state.requests_waiting) == (0.0, 0.0)
+    assert (state.starting, state.capacity, state.progress) == (False, None, 0.0)
     assert [model["id"] for model in state.models or ()] == ["tiny"]
     assert state.model_names is ModelNames.STRICT
     assert state.figures == {
@@ -83,6 +84,83 @@ async def test_old_metric_names_are_understood() -> None:
     state = await backend({**AWAKE, "/metrics": Reply(200, OLD_PAGE)}).fetch_state()
     assert (state.ready, state.requests_processing, state.requests_waiting) == (True, 2.0, 4.0)
     assert state.figures == {"vllm:kv_cache_usage_perc": 0.25}
+    assert state.progress is None
+
+
+@pytest.mark.parametrize(
+    ("seen", "capacity"),
+    [
+        ([("2.0", "4.0")], 2),
+        ([("2.0", "0.0")], None),
+        # A long prompt takes the whole token budget of a step: fewer run, though more have run before.
+        ([("6.0", "0.0"), ("1.0", "5.0")], 6),
+        ([("1.0", "5.0"), ("6.0", "1.0")], 6),
+        ([("6.0", "1.0"), ("6.0", "0.0")], None),
+        ([("0.0", "3.0")], None),
+        ([("NaN", "3.0")], None),
+        ([("3.0", "NaN")], None),
+    ],
+)
+async def test_its_capacity_is_the_most_it_has_run_told_while_others_wait(
+    seen: list[tuple[str, str]], capacity: int | None
+) -> None:
+    answers: dict[str, Reply | Exception] = {**AWAKE}
+    polled = backend(answers)
+    for running, waiting in seen:
+        answers["/metrics"] = Reply(200, page(num_requests_running=running, num_requests_waiting=waiting))
+        state = await polled.fetch_state()
+    assert state.capacity == capacity
+
+
+async def test_what_ran_before_it_failed_may_have_run_in_another_server() -> None:
+    answers: dict[str, Reply | Exception] = {**AWAKE, "/metrics": Reply(200, page(num_requests_running="6"))}
+    polled = backend(answers)
+    await polled.fetch_state()
+    answers["/health"] = Reply(503, b"")
+    await polled.fetch_state()
+    answers["/health"] = Reply(200, b"")
+    answers["/metrics"] = Reply(200, page(num_requests_running="2", num_requests_waiting="1"))
+    assert (await polled.fetch_state()).capacity == 2
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        {"generation_tokens_total": "11.0"},
+        {"prompt_tokens_total": "101.0"},
+        {"kv_cache_usage_perc": "0.2501"},
+        {"kv_cache_usage_perc": "0.0"},
+    ],
+)
+async def test_its_progress_moves_with_tokens_and_with_the_cache_that_a_prompt_fills(moved: dict[str, str]) -> None:
+    before = {"generation_tokens_total": "10.0", "prompt_tokens_total": "100.0", "kv_cache_usage_perc": "0.25"}
+    told = [
+        (await backend({**AWAKE, "/metrics": Reply(200, page(**values))}).fetch_state()).progress
+        for values in (before, before, before | moved)
+    ]
+    assert told[0] == told[1] == 110.25
+    assert told[2] not in (None, 110.25)
+
+
+async def test_progress_of_an_engine_that_is_not_the_fullest_counts() -> None:
+    second = b'vllm:kv_cache_usage_perc{engine="1",model_name="tiny"} %s\n'
+    told = [
+        (
+            await backend(
+                {**AWAKE, "/metrics": Reply(200, page(kv_cache_usage_perc="0.5") + second % usage)}
+            ).fetch_state()
+        )
+        for usage in (b"0.1", b"0.2")
+    ]
+    assert told[0].progress != told[1].progress
+
+
+@pytest.mark.parametrize("name", ["generation_tokens_total", "prompt_tokens_total", "kv_cache_usage_perc"])
+async def test_progress_is_unknown_when_a_part_of_it_is(name: str) -> None:
+    missing = page().replace(b"\nvllm:" + name.encode() + b"{", b"\nvllm:other{")
+    for text in (missing, page(**{name: "NaN"}), page(**{name: "+Inf"})):
+        state = await backend({**AWAKE, "/metrics": Reply(200, text)}).fetch_state()
+        assert (state.ready, state.progress) == (True, None)
 
 
 async def test_a_long_queue_does_not_make_it_busy() -> None:
@@ -180,7 +258,7 @@ async def test_a_health_that_does_not_answer_is_raised(error: type[Exception]) -
 async def test_metrics_that_are_off_slow_or_broken_leave_it_ready_with_unknown_load(answer: Reply | Exception) -> None:
     state = await backend({**AWAKE, "/metrics": answer}).fetch_state()
     assert (state.ready, state.live, state.model_names) == (True, True, ModelNames.STRICT)
-    assert (state.requests_processing, state.requests_waiting) == (None, None)
+    assert (state.requests_processing, state.requests_waiting, state.capacity) == (None, None, None)
     assert state.models
 
 

@@ -35,14 +35,18 @@ class ReadmeBackend(BaseBackend):
 
 _found = discover_engines()
 BUILT_IN = sorted({*_found.by_provider.values(), _found.fallback}, key=lambda engine: engine.__name__)
-PATHS = ("/health", "/metrics", "/v1/models", "/is_paused")
+PATHS = ("/health", "/metrics", "/v1/models", "/is_paused", "/props")
 HEALTHY: dict[str, Reply | Exception] = {
     "/health": recorded("vllm", "health"),
     "/metrics": Reply(200, recorded("vllm", "metrics").body + recorded("llama-server", "metrics-after").body),
     "/v1/models": recorded("vllm", "v1-models"),
     "/is_paused": recorded("vllm", "is_paused"),
+    "/props": Reply(200, b'{"total_slots":2}'),
 }
-_NEGATIVE = b'llamacpp:requests_processing -5\nvllm:num_requests_running{engine="0"} -5\n'
+_NEGATIVE = (
+    b'llamacpp:requests_processing -5\nllamacpp:n_decode_total -5\nvllm:num_requests_running{engine="0"} -5\n'
+    b"vllm:prompt_tokens_total -5\nvllm:generation_tokens_total 1\nvllm:kv_cache_usage_perc 0\n"
+)
 ANSWERS: dict[str, Reply | Exception] = {
     "timeout": TimeoutError(),
     "refused": ConnectionRefusedError(),
@@ -66,7 +70,7 @@ ANSWERS: dict[str, Reply | Exception] = {
     "JSON null": Reply(200, b"null"),
     "JSON number": Reply(200, b"1" * 5000),
     "JSON array": Reply(200, b"[[], {}, 1]"),
-    "JSON of another shape": Reply(200, b'{"data": {"id": 1}, "is_paused": 7}'),
+    "JSON of another shape": Reply(200, b'{"data": {"id": 1}, "is_paused": 7, "total_slots": -3}'),
     "JSON entries of another shape": Reply(200, b'{"data": [{"id": 1}, {"id": "m", "owned_by": [], "status": 3}]}'),
     "half a JSON": Reply(200, b'{"data": [{"id": "m"'),
     "NaN": Reply(200, b"llamacpp:requests_processing NaN\nvllm:num_requests_running NaN\n"),
@@ -90,7 +94,9 @@ def make(engine: type[BaseBackend], answers: dict[str, Reply | Exception]) -> Ba
 def check(state: BackendState) -> None:
     assert state.live or not state.ready
     assert state.ready == (not state.reason)
-    for count in (state.requests_processing, state.requests_waiting):
+    assert not (state.starting and state.live)
+    assert state.capacity is None or state.capacity >= 1
+    for count in (state.requests_processing, state.requests_waiting, state.progress):
         assert count == non_negative(count)
     assert all(math.isfinite(figure) for figure in state.figures.values())
     assert state.models is None or all(isinstance(model["id"], str) for model in state.models)
@@ -140,7 +146,7 @@ async def test_a_healthy_backend_is_ready(engine: type[BaseBackend]) -> None:
     assert [model["id"] for model in state.models or ()] == ["tiny"]
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/v1/models", "/is_paused"])
+@pytest.mark.parametrize("path", ["/metrics", "/v1/models", "/is_paused", "/props"])
 @pytest.mark.parametrize("answer", [TimeoutError(), ConnectionResetError(), Reply(500, b""), Reply(200, b"\x00")])
 @pytest.mark.parametrize("engine_with_health", BUILT_IN)
 async def test_only_health_excludes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,11 +14,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from inference_engine_proxy_server.backends.base import BackendState, Reply, Thresholds
+from inference_engine_proxy_server.backends.vllm import VLLMBackend
 
 MODEL = "tiny"
 START_SECONDS = 600  # two at once on two busy cores; one alone takes about 80
@@ -69,7 +74,7 @@ class Vllm:
         self.log = log
         arguments = (
             f"--model {model} --served-model-name {MODEL} --host 127.0.0.1 --port {port} --dtype bfloat16 "
-            "--max-model-len 2048 --max-num-seqs 4 --block-size 32 --enforce-eager"
+            "--max-model-len 2048 --max-num-seqs 4 --max-num-batched-tokens 64 --block-size 32 --enforce-eager"
         )
         environment = {
             "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -94,6 +99,26 @@ class Vllm:
         lines = ask(f"{self.url}/metrics").body.decode().splitlines()
         names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
+
+    def state(self) -> BackendState:
+        """What the proxy reads of it now."""
+
+        async def get(path: str) -> Reply:
+            answer = ask(self.url + path, timeout=2)  # as the proxy: /is_paused waits for an engine that hangs
+            return Reply(answer.status, answer.body)
+
+        return asyncio.run(VLLMBackend(self.url, get, Thresholds(6, 3)).fetch_state())
+
+    @contextmanager
+    def engine_stopped(self) -> Iterator[None]:
+        """Stop the process that computes; the one that answers HTTP goes on."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        engine = next(int(pid) for pid in children if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(engine, signal.SIGCONT)
 
     def kill(self) -> None:
         """End it and its children at once."""

@@ -51,6 +51,53 @@ def test_both_are_known_as_vllm_and_ready(proxy: str, engines: list[Vllm]) -> No
     assert all("kv_cache_usage" in json.dumps(backend["metrics"]) for backend in health["details"])
 
 
+def test_its_progress_stands_still_while_it_is_idle(engines: list[Vllm]) -> None:
+    assert eventually(lambda: idle(engines), 5)
+    seen = {engines[0].state().progress for _ in range(10)}
+    assert len(seen) == 1
+    assert seen != {None}
+
+
+def test_its_progress_moves_while_it_streams_and_not_while_its_engine_hangs(engines: list[Vllm]) -> None:
+    engine = engines[0]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, f"{engine.url}/v1/chat/completions", chat(800, stream=True))
+        assert eventually(lambda: engine.running() == 1, 5)
+        before = engine.state().progress
+        assert eventually(lambda: engine.state().progress != before, 5)
+        with engine.engine_stopped():
+            time.sleep(0.5)  # what it had sent before must have been counted
+            seen = [engine.state() for _ in range(2)]
+        assert answer.result().status == 200
+    assert {(state.ready, state.requests_processing) for state in seen} == {(True, 1.0)}
+    assert len({state.progress for state in seen}) == 1
+
+
+def test_its_progress_moves_while_it_reads_a_long_prompt(engines: list[Vllm]) -> None:
+    engine = engines[0]
+    assert eventually(lambda: idle(engines), 5)
+    counted = engine.state().figures["vllm:prompt_tokens_total"]
+    prompt = [10 + place * place % 233 for place in range(1900)]  # token ids; read 64 at a time
+    seen = []
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, f"{engine.url}/v1/completions", {"model": MODEL, "prompt": prompt, "max_tokens": 2})
+        while not answer.done():
+            state = engine.state()
+            if state.requests_processing and state.figures["vllm:prompt_tokens_total"] == counted:
+                seen.append(state.progress)
+        assert answer.result().status == 200
+    assert len(set(seen)) >= 2
+
+
+def test_its_capacity_is_what_it_runs_while_others_wait(engines: list[Vllm]) -> None:
+    engine = engines[0]
+    with ThreadPoolExecutor(7) as pool:
+        answers = [pool.submit(ask, f"{engine.url}/v1/chat/completions", chat(400)) for _ in range(7)]
+        assert eventually(lambda: engine.state().capacity == 4, 5)
+        assert {answer.result().status for answer in answers} == {200}
+    assert engine.state().capacity is None
+
+
 def test_concurrent_requests_use_both(proxy: str, engines: list[Vllm]) -> None:
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda _: ask(f"{proxy}/v1/chat/completions", chat()), range(32)))

@@ -72,9 +72,13 @@ class BackendState:
     Attributes:
         ready: takes new requests now.
         live: works, also when it is too busy for more (then ``ready`` is false). Not live: starting, asleep.
+        starting: not live yet, and no failure: it loads its model.
         reason: why it is not ready, for people; empty when it is.
         requests_processing: requests it is generating for; ``None``: it did not say.
         requests_waiting: requests in its own queue; ``None``: it did not say.
+        capacity: requests it can work on at a time; ``None``: it did not say, or there is no telling.
+        progress: a number that changes while it works on anything, also while a long prompt is read; ``None``: it
+            did not say. That it stands still while there is work means that the engine is stuck.
         models: what it serves; ``None``: it did not say this time, so what it said before still holds, and so
             do the ``model_names`` that came with it.
         model_names: what it does with a name that ``models`` lacks.
@@ -83,9 +87,12 @@ class BackendState:
 
     ready: bool
     live: bool = True
+    starting: bool = False
     reason: str = ""
     requests_processing: float | None = None
     requests_waiting: float | None = None
+    capacity: int | None = None
+    progress: float | None = None
     models: tuple[ModelEntry, ...] | None = None
     model_names: ModelNames = ModelNames.UNKNOWN
     figures: Mapping[str, float] = field(default_factory=dict)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+import msgspec
 
 from inference_engine_proxy_server.backends.base import (
     BackendState,
@@ -23,6 +25,10 @@ __all__ = ["LlamaCppBackend"]
 
 _PROCESSING = "llamacpp:requests_processing"
 _DEFERRED = "llamacpp:requests_deferred"
+# What always moves while a request is under way, an embedding too: the counters of tokens wait for the end of the
+# prompt or of the whole reply (measured on build 11549). It counts batches: by default 2048 tokens of a prompt are one,
+# which takes a CPU many seconds, and by its help text images are none.
+_DECODED = "llamacpp:n_decode_total"
 _SHOWN = (
     "llamacpp:prompt_tokens_total",
     "llamacpp:prompt_tokens_cached_total",
@@ -31,13 +37,15 @@ _SHOWN = (
 
 
 class LlamaCppBackend(BaseBackend):
-    """Health from ``/health``, load from ``/metrics`` (which needs ``--metrics``), models from ``/v1/models``.
+    """Health from ``/health``, load from ``/metrics``, models from ``/v1/models``, the number of slots from ``/props``.
 
-    Only ``/health`` can exclude it. ``/metrics`` may be off (501), blocked for seconds by a long prefill, or
-    want a model's name (400, router mode): the load is then unknown, which is neither sick nor idle.
+    Only ``/health`` can exclude it. ``/metrics`` may be off (it needs ``--metrics``, else 501), blocked for seconds by
+    a long prefill (not so in build 11549), or want a model's name (400, router mode): load and progress are then
+    unknown, which is neither sick nor idle.
 
     A router's load is always unknown: it would have to be asked model by model, and each such question counts as
-    use of that model, which keeps it from sleeping (llama.cpp#20227) and from being the one unloaded next.
+    use of that model, which keeps it from sleeping (llama.cpp#20227) and from being the one unloaded next. Nor does a
+    router tell slots.
     """
 
     providers: ClassVar[tuple[str, ...]] = ("llamacpp",)
@@ -58,16 +66,19 @@ class LlamaCppBackend(BaseBackend):
         """Everything it tells.
 
         Not live while it loads its model or ``/health`` is not 200; live but not ready while it is busier than
-        the thresholds. ``figures``: token counters since its start.
+        the thresholds. ``capacity``: its slots. ``progress``: batches decoded since its start; ``None`` without
+        ``/metrics``. ``figures``: token counters since its start.
 
         Raises:
             UnreadableState, OSError, TimeoutError: ``/health`` did not answer, or not in HTTP.
         """
         health = await self.get("/health")
         if health.status != 200:
-            return BackendState(ready=False, live=False, reason=_why_not_live(health))
-        page, models = await asyncio.gather(self.fetch_body("/metrics"), self.fetch_models())
-        sums = sum_samples(page or b"", (_PROCESSING, _DEFERRED, *_SHOWN))
+            return _not_live(health)
+        page, models, slots = await asyncio.gather(
+            self.fetch_body("/metrics"), self.fetch_models(), self._fetch_slots()
+        )
+        sums = sum_samples(page or b"", (_PROCESSING, _DEFERRED, _DECODED, *_SHOWN))
         processing = non_negative(sums.get(_PROCESSING))
         deferred = non_negative(sums.get(_DEFERRED))
         reason = self._why_busy(processing, deferred)
@@ -76,10 +87,22 @@ class LlamaCppBackend(BaseBackend):
             reason=reason,
             requests_processing=processing,
             requests_waiting=deferred,
+            capacity=slots,
+            progress=non_negative(sums.get(_DECODED)),
             models=models,
             model_names=_model_names(models),
             figures=_figures(sums),
         )
+
+    async def _fetch_slots(self) -> int | None:
+        # Asked every time: another process with other slots may have come to this address between two polls, and it
+        # costs the engine 0.2 ms (build 11549), less than /metrics. Unlike /slots it cannot be off, and it does not
+        # wake a server that sleeps (llama.cpp tools/server/tests/unit/test_sleep.py).
+        body = await self.fetch_body("/props")
+        try:
+            return None if body is None else msgspec.json.decode(body, type=_Props).total_slots
+        except (ValueError, RecursionError):
+            return None
 
     def _why_busy(self, processing: float | None, deferred: float | None) -> str:
         if processing is not None and processing > self.thresholds.requests_processing:
@@ -89,11 +112,15 @@ class LlamaCppBackend(BaseBackend):
         return ""
 
 
-def _why_not_live(health: Reply) -> str:
+class _Props(msgspec.Struct):
+    total_slots: Annotated[int, msgspec.Meta(ge=1)] | None = None  # a router's /props lacks it
+
+
+def _not_live(health: Reply) -> BackendState:
     # {"error":{"message":"Loading model","type":"unavailable_error","code":503}}, README "GET /health"
     if health.status == 503 and b"Loading model" in health.body:
-        return "loading its model"
-    return f"GET /health answered {health.status}"
+        return BackendState(ready=False, live=False, starting=True, reason="loading its model")
+    return BackendState(ready=False, live=False, reason=f"GET /health answered {health.status}")
 
 
 def _model_names(models: tuple[ModelEntry, ...] | None) -> ModelNames:
