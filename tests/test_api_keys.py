@@ -19,7 +19,8 @@ from inference_engine_proxy_server.api_keys import (
     parse_key,
     read_key_file,
 )
-from inference_engine_proxy_server.settings import Settings, SettingsError, load_settings
+from inference_engine_proxy_server.setting_sources import SettingsError, load_settings
+from inference_engine_proxy_server.settings import Settings
 
 SECRET = "sk-planted-4b1f0c2d9e"  # noqa: S105 - opens nothing
 OTHER = "sk-planted-77aa01bb22"

@@ -113,12 +113,13 @@ def test_settings_are_shown_with_their_origin(command: Command, tmp_path: Path) 
     rows = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     assert done.returncode == 0
     assert done.stderr == ".env: METRIC_CACHE_TTL_SECONDS is not known; did you mean METRICS_CACHE_TTL_SECONDS?\n"
-    assert rows[:6] == [
+    assert rows[:7] == [
         ["NAME", "FROM", "VALUE"],
         ["PORT", "environment", "9000"],
         ["HOST", "default", "127.0.0.1"],
         ["BACKENDS", "environment", "http://a"],
         ["http://b"],
+        ["CONFIG_FILE", "default", "(not set)"],
         ["MODEL_DIR", "default", "(not set)"],
     ]
     assert ["LOG_LEVEL", ".env", "debug"] in rows
@@ -147,15 +148,83 @@ def test_settings_as_json_are_for_programs(command: Command) -> None:
     assert rows["MODEL"]["value"] is None
 
 
+FLEET_FILE = """\
+backends: [{url: http://a, api_key: planted-key}, {url: http://b, api_key_env: KEY_OF_B, name: second}]
+settings: {ADMIN_KEY: planted-admin, API_KEYS: "alice:planted-secret-of-alice", PORT: 9000}
+"""
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_settings_show_what_is_from_the_fleet_file_and_none_of_its_keys(
+    command: Command, tmp_path: Path, as_json: list[str]
+) -> None:
+    (tmp_path / "fleet.yaml").write_text(FLEET_FILE)
+    done = command("settings", *as_json, CONFIG_FILE="fleet.yaml", KEY_OF_B="planted-b")
+
+    assert done.returncode == 0
+    assert "config file" in done.stdout
+    assert "9000" in done.stdout
+    assert "planted" not in done.stdout + done.stderr
+
+
+def test_checked_fleet_file_is_summed_up_without_its_keys(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "fleet.yaml").write_text(FLEET_FILE)
+    done = command("fleet", "check", "fleet.yaml", KEY_OF_B="planted-b", CONFIG_FILE="other.yaml")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "a:80  http://a",
+        "second  http://b",
+        "fleet.yaml can be used; it gives ADMIN_KEY, API_KEYS, BACKENDS, PORT",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["fleet.yaml"], "fleet.yaml: backends.1.api_key_env: the environment variable that it names is not set\n"),
+        (["missing.yaml"], "CONFIG_FILE is 'missing.yaml': No such file or directory\n"),
+        ([""], "CONFIG_FILE is '.': Is a directory\n"),
+    ],
+)
+def test_fleet_file_that_cannot_be_used_is_one_line(
+    command: Command, tmp_path: Path, arguments: list[str], complaint: str
+) -> None:
+    (tmp_path / "fleet.yaml").write_text(FLEET_FILE)
+    done = command("fleet", "check", *arguments)
+
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", complaint)
+
+
+def test_fleet_file_with_an_engine_that_nobody_knows_is_one_line(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "fleet.yaml").write_text("backends:\n  - url: http://a:1\n    engine: lamacpp\n")
+    done = command("fleet", "check", "fleet.yaml")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "backend a:1: engine is 'lamacpp': one of llamacpp, vllm is needed\n"
+
+
+def test_schema_of_the_fleet_file_is_printed_as_it_is_published(command: Command) -> None:
+    published = Path(__file__).parent.parent / "docs" / "fleet.schema.json"
+
+    assert command("fleet", "schema").stdout == published.read_text()
+
+
 class Proxy:
     """Stands in for the server: keeps what it is given, says that it listens, ends with ``exit_code``."""
 
     def __init__(self) -> None:
         self.settings = Settings()
+        self.load: Callable[[], Settings] | None = None
         self.exit_code = 0
 
-    def run(self, settings: Settings, on_started: Callable[[str], None] | None = None) -> int:
-        self.settings = settings
+    def run(
+        self,
+        settings: Settings,
+        on_started: Callable[[str], None] | None = None,
+        load: Callable[[], Settings] | None = None,
+    ) -> int:
+        self.settings, self.load = settings, load
         if on_started is not None:
             on_started("http://127.0.0.1:9000")
         return self.exit_code
@@ -209,6 +278,21 @@ def test_serve_hands_its_settings_over_and_prints_nothing(proxy: Proxy, capfd: p
     expected = {"backends": ("http://a", "http://b"), "port": 0, "host": "::1"}
     assert proxy.settings == Settings().model_copy(update=expected)
     assert capfd.readouterr() == ("", "")
+
+
+def test_serve_hands_over_how_to_read_its_settings_again(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONFIG_FILE", "fleet.yaml")
+    file = tmp_path / "fleet.yaml"
+    file.write_text("backends: [{url: http://a}]")
+    assert main(["serve", "--port", "0"]) == 0
+
+    file.write_text("backends: [{url: http://a, weight: 2}, {url: http://b}]")
+
+    assert proxy.load is not None
+    again = proxy.load()
+    assert ([backend.weight for backend in again.fleet], again.port) == ([2, 1], 0)
 
 
 def test_demo_puts_the_proxy_in_front_of_its_own_engines(

@@ -145,6 +145,12 @@ def test_backends_in_dot_env_replace_those_of_the_file(kind: str) -> None:
     assert environment_of(services_of(source(kind), env)["proxy"], env)["BACKENDS"] == "http://elsewhere:1"
 
 
+def test_empty_backends_in_dot_env_leave_the_list_to_the_fleet_file(kind: str) -> None:
+    env = {"MODEL": "m", "BACKENDS": "", "CONFIG_FILE": "/config/fleet.yaml"}
+    inside = environment_of(services_of(source(kind), env)["proxy"], env)
+    assert (inside["BACKENDS"], inside["CONFIG_FILE"]) == ("", "/config/fleet.yaml")
+
+
 def test_every_other_setting_reaches_the_proxy_as_it_is_in_dot_env(kind: str) -> None:
     names = {field.upper() for field in Settings.model_fields} - FIXED_INSIDE - ONLY_FOR_ENGINES - LEFT_TO_NGINX
     names.remove("BACKENDS")
@@ -225,10 +231,16 @@ def test_images_are_pinned_and_can_be_replaced(kind: str) -> None:
     assert all(re.fullmatch(r"\$\{[A-Z_]+_IMAGE:-[\w./-]+:[\w.-]*\d[\w.-]*\}", image) for image in images), images
 
 
-def test_stop_waits_longer_than_running_requests_may_take(kind: str) -> None:
-    env = DOT_ENV | {"DRAIN_TIMEOUT_SECONDS": "900"}
-    services = services_of(source(kind), env)
-    assert services["proxy"]["stop_grace_period"] == services["nginx"]["stop_grace_period"] == "1m900s"
+@pytest.mark.parametrize(
+    ("env", "seconds"),
+    [({}, 60 + 5 + 300), ({"DRAIN_TIMEOUT_SECONDS": "900", "DRAIN_GRACE_SECONDS": "0.5"}, 60 + 0.5 + 900)],
+)
+def test_stop_waits_a_minute_longer_than_the_proxy_takes(kind: str, env: dict[str, str], seconds: float) -> None:
+    services = services_of(source(kind), DOT_ENV | env)
+    for name in ("proxy", "nginx"):
+        parts = re.findall(r"([\d.]+)([ms])", services[name]["stop_grace_period"])  # Compose adds them up
+        assert sum(float(number) * {"m": 60, "s": 1}[unit] for number, unit in parts) == seconds
+        assert "".join(map("".join, parts)) == services[name]["stop_grace_period"]
 
 
 def test_proxy_and_nginx_are_the_same_in_every_file() -> None:

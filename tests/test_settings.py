@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from inference_engine_proxy_server.settings import PathRule, Settings, SettingsError, as_variable, load_settings
+from inference_engine_proxy_server.fleet import BackendConfig
+from inference_engine_proxy_server.setting_sources import SettingsError, load_settings
+from inference_engine_proxy_server.settings import PathRule, Settings, as_variable
 
 NO_FILE = Path("/nonexistent/.env")
 EVERY_VARIABLE = [field.upper() for field in Settings.model_fields]
@@ -255,6 +257,141 @@ def test_env_file_that_is_a_directory_stops_the_start(env_file: Path) -> None:
     assert problems_with({}, env_file) == [".env cannot be read: Is a directory"]
 
 
+# --- the fleet file as a source
+
+
+@pytest.fixture
+def fleet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "fleet.yaml"
+
+
+def test_fleet_file_is_the_last_source_before_the_default(env_file: Path, fleet_file: Path) -> None:
+    fleet_file.write_text("""\
+backends: [{url: http://a, weight: 2}, {url: http://b}]
+settings: {port: 1, HOST: 10.0.0.0, Queue_Timeout_Seconds: 60, ACCESS_LOG: off, LOG_LEVEL: error}
+""")
+    env_file.write_text("CONFIG_FILE=fleet.yaml\nHOST=from-dot-env\n")
+
+    loaded = load_settings({"PORT": "2", "LOG_LEVEL": " "}, env_file, backends_required=True)
+
+    assert (loaded.settings.port, loaded.origins["PORT"]) == (2, "environment")
+    assert (loaded.settings.host, loaded.origins["HOST"]) == ("from-dot-env", ".env")
+    assert (loaded.settings.queue_timeout_seconds, loaded.origins["QUEUE_TIMEOUT_SECONDS"]) == (60, "config file")
+    assert (loaded.settings.access_log, loaded.settings.log_level) == (False, "error")
+    assert (loaded.settings.backends, loaded.origins["BACKENDS"]) == (("http://a", "http://b"), "config file")
+    assert (loaded.settings.log_format, loaded.origins["LOG_FORMAT"]) == ("text", "default")
+    assert loaded.settings.config_file == "fleet.yaml"
+    assert list(loaded.origins) == EVERY_VARIABLE
+    assert loaded.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "value"),
+    [
+        ("HOST", "10.0.0.0", "10.0.0.0"),
+        ("API_KEYS_FILE", "'1.0'", "1.0"),
+        ("DRAIN_TIMEOUT_SECONDS", "1.0", 1),
+        ("MAX_REQUESTS_IN_FLIGHT", "1_000", 1000),
+        ("QUEUE_UPDATES", "yes", True),
+        (
+            "TRUSTED_PROXIES",
+            "[10.0.0.0/8, '::1']",
+            from_environment({"TRUSTED_PROXIES": "10.0.0.0/8,::1"}).trusted_proxies,
+        ),
+        ("BLOCKED_PATHS", "[POST /a*]", (PathRule("POST", "/a", is_prefix=True),)),
+        ("BLOCKED_PATHS", "[]", ()),
+        ("BLOCKED_PATHS", "''", ()),
+    ],
+)
+def test_setting_in_the_fleet_file_may_be_written_as_yaml_writes_it(
+    fleet_file: Path, name: str, written: str, value: object
+) -> None:
+    fleet_file.write_text(f"settings: {{{name}: {written}}}")
+
+    loaded = load_settings({"CONFIG_FILE": str(fleet_file)}, NO_FILE)
+
+    assert (getattr(loaded.settings, name.lower()), loaded.origins[name]) == (value, "config file")
+
+
+def test_wrong_value_in_the_fleet_file_is_one_line_that_names_the_file(fleet_file: Path) -> None:
+    fleet_file.write_text("settings: {port: 70000, QUEUE_TIMEOUT_SECONDS: 1m, ADMIN_KEY: planted secret}")
+
+    assert problems_with({"CONFIG_FILE": "fleet.yaml", "LOG_LEVEL": "loud"}) == [
+        "fleet.yaml: settings.PORT is '70000': a whole number from 0 to 65535 is needed",
+        "fleet.yaml: settings.QUEUE_TIMEOUT_SECONDS is '1m': a number of seconds above 0 and up to 86400 is needed",
+        "fleet.yaml: settings.ADMIN_KEY is '***': a key has no blanks and no letters beyond ASCII",
+        "LOG_LEVEL is 'loud': one of debug, info, warning, error is needed",
+    ]
+
+
+def test_fleet_file_that_cannot_be_used_is_one_line_and_no_other_complaint_follows_from_it(fleet_file: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"CONFIG_FILE": "fleet.yaml"}, NO_FILE, backends_required=True)
+
+    assert str(caught.value) == "CONFIG_FILE is 'fleet.yaml': No such file or directory"
+
+
+def test_backends_of_the_environment_go_before_the_list_in_the_fleet_file(fleet_file: Path) -> None:
+    fleet_file.write_text("backends: [{url: 'http://a:80/', name: first, weight: 2}, {url: http://b}]")
+
+    loaded = load_settings({"CONFIG_FILE": "fleet.yaml", "BACKENDS": "http://c,http://a"}, NO_FILE)
+
+    assert loaded.settings.backends == ("http://c", "http://a")
+    assert [(backend.url, backend.name, backend.weight) for backend in loaded.settings.fleet] == [
+        ("http://c", "c:80", 1),
+        ("http://a", "first", 2),
+    ]
+    assert loaded.warnings == ("fleet.yaml: http://b is not used, as BACKENDS (environment) does not list it",)
+
+
+def test_empty_backends_leave_the_list_to_the_fleet_file(fleet_file: Path) -> None:
+    fleet_file.write_text("backends: [{url: http://a}]")
+
+    loaded = load_settings({"CONFIG_FILE": "fleet.yaml", "BACKENDS": ""}, NO_FILE, backends_required=True)
+
+    assert loaded.settings.backends == ("http://a",)
+
+
+def test_fleet_file_without_backends_does_not_stand_for_backends(fleet_file: Path) -> None:
+    fleet_file.write_text("settings: {PORT: 1}")
+
+    with pytest.raises(SettingsError, match=r"^BACKENDS is not set"):
+        load_settings({"CONFIG_FILE": "fleet.yaml"}, NO_FILE, backends_required=True)
+
+
+def test_key_that_the_fleet_file_names_may_stand_in_the_environment_or_in_dot_env(
+    fleet_file: Path, env_file: Path
+) -> None:
+    fleet_file.write_text("backends: [{url: http://a, api_key_env: KEY_A}, {url: http://b, api_key_env: KEY_B}]")
+    env_file.write_text("KEY_A=from-dot-env\nKEY_B=not-this\n")
+
+    settings = load_settings({"CONFIG_FILE": "fleet.yaml", "KEY_A": "", "KEY_B": "b"}, env_file).settings
+
+    assert [key.get_secret_value() for backend in settings.fleet if (key := backend.api_key)] == ["from-dot-env", "b"]
+
+
+def test_settings_made_in_code_have_a_fleet_too() -> None:
+    settings = Settings(backends=("http://a", "http://b:1/x"), backend_api_key="k")
+
+    assert [(backend.url, backend.name) for backend in settings.fleet] == [
+        ("http://a", "a:80"),
+        ("http://b:1/x", "b:1/x"),
+    ]
+    assert all(backend.api_key == settings.backend_api_key for backend in settings.fleet)
+    assert Settings().fleet == ()
+
+
+def test_what_is_known_of_backends_follows_them_into_a_copy_and_makes_settings_differ() -> None:
+    plain = Settings(backends=("http://a", "http://b"))
+    settings = plain.described_by([BackendConfig("http://b:80", "second", weight=3)])
+
+    assert [backend.weight for backend in settings.fleet] == [1, 3]
+    assert [backend.name for backend in settings.model_copy(update={"backends": ("http://b",)}).fleet] == ["second"]
+    assert settings != plain
+    assert plain.fleet[1].weight == 1
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
@@ -291,6 +428,10 @@ def test_every_value_can_be_written_back_as_its_variable() -> None:
     assert variables["DRAIN_TIMEOUT_SECONDS"] == "10"
     assert variables["BLOCKED_PATHS"] == "POST /a*,/b"
     assert from_environment(variables) == settings
+
+
+def test_address_that_ends_with_zero_is_shown_whole() -> None:
+    assert as_variable(Settings(host="0.0.0.0").host) == "0.0.0.0"  # noqa: S104 - nothing listens
 
 
 def test_every_setting_says_what_it_is_in_one_sentence() -> None:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from . import __version__
 from .api_keys import new_secret, parse_key
-from .settings import LoadedSettings, Settings, SettingsError, as_variable, load_settings
+from .fleet_form import fleet_file_schema
+from .setting_sources import CONFIG_FILE_ORIGIN, LoadedSettings, SettingsError, load_settings
+from .settings import Settings, as_variable
 
 __all__ = ["main"]
 
@@ -44,7 +46,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     loaded = _load(command_line, backends_required=True)
     from .server import run
 
-    return run(loaded.settings)
+    return run(loaded.settings, load=lambda: _load(command_line, backends_required=True).settings)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -83,6 +85,28 @@ def _new_key(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _fleet_schema(_arguments: argparse.Namespace) -> int:
+    _print(json.dumps(fleet_file_schema(Settings), indent=2))
+    return 0
+
+
+def _check_fleet(arguments: argparse.Namespace) -> int:
+    loaded = _load({"CONFIG_FILE": str(arguments.file)}, backends_required=False)
+    from .backends.registry import discover_engines
+    from .core.fleet_keeper import UnknownEngineError, check_engines
+
+    try:
+        check_engines(loaded.settings.fleet, discover_engines())
+    except UnknownEngineError as error:
+        _complain(str(error))
+        return 2
+    for backend in loaded.settings.fleet:
+        _print(f"{backend.name}  {backend.url}")
+    settings = sorted(name for name, origin in loaded.origins.items() if origin == CONFIG_FILE_ORIGIN)
+    _print(f"{arguments.file} can be used; it gives {', '.join(settings) or 'no settings'}")
+    return 0
+
+
 def _as_json(loaded: LoadedSettings) -> str:
     rows = {
         field.upper(): {
@@ -113,8 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inference-proxy",
         description="One OpenAI-compatible address in front of many LLM engine servers.",
-        epilog="Settings come from the command line, the environment, the file .env in the working directory, or "
-        "their defaults, in this order. `inference-proxy settings` shows them all.",
+        epilog="Settings come from the command line, the environment, the file .env in the working directory, the file "
+        "that CONFIG_FILE names, or their defaults, in this order. `inference-proxy settings` shows them all.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -148,6 +172,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     new.add_argument("name", metavar="NAME", help="of letters, digits, '.', '_' and '-'")
     new.set_defaults(command=_new_key)
+
+    fleet = commands.add_parser("fleet", help="check a fleet file, which CONFIG_FILE names")
+    fleet_commands = fleet.add_subparsers(required=True, metavar="COMMAND")
+    check = fleet_commands.add_parser(
+        "check", help="say whether a file can be used, with the environment as it is here"
+    )
+    check.add_argument("file", metavar="FILE", type=Path)
+    check.set_defaults(command=_check_fleet)
+    schema = fleet_commands.add_parser("schema", help="print the JSON schema of the file, for editors")
+    schema.set_defaults(command=_fleet_schema)
     return parser
 
 

@@ -1,0 +1,60 @@
+"""Base URLs of engine servers: how one may be written, and which of them mean one server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+__all__ = ["as_base_url", "distinct_base_urls", "name_of", "server_of"]
+
+_BASE_URL = re.compile(
+    r"(https?)://([\w.-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?((?:/[\w.~!$&'()*+;=:%-]*)*)", re.ASCII | re.IGNORECASE
+)
+
+
+def as_base_url(text: str) -> str:
+    """The URL in lower case but for its path, without a slash at its end.
+
+    Raises:
+        ValueError: not a base URL; the text does not repeat a password.
+    """
+    if "@" in text:
+        raise ValueError("a URL with a user name or password is not supported")
+    if not text.lower().startswith(("http://", "https://")):
+        raise ValueError(f"{text!r} must begin with http:// or https://")
+    if "?" in text or "#" in text:
+        raise ValueError(f"{text!r} must not have a query (?) or fragment (#)")
+    url = _BASE_URL.fullmatch(text)
+    if url is None or (url[3] and not 1 <= int(url[3]) <= 65535):
+        raise ValueError(f"{text!r} is not a base URL like http://llm-1:8080")
+    port = f":{url[3]}" if url[3] else ""
+    return f"{url[1].lower()}://{url[2].lower()}{port}{url[4].rstrip('/')}"
+
+
+def server_of(url: str) -> tuple[str, str, int, str]:
+    """Scheme, host, port and path: the same for two base URLs that mean one server."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), parts.path
+
+
+def name_of(url: str) -> str:
+    """A short name that no other server with this scheme has: ``llm-1:8080``."""
+    _, host, port, path = server_of(url)
+    return f"[{host}]:{port}{path}" if ":" in host else f"{host}:{port}{path}"
+
+
+def distinct_base_urls(texts: Iterable[str]) -> tuple[str, ...]:
+    """All of them as :func:`as_base_url` writes them.
+
+    Raises:
+        ValueError: one is no base URL, or two mean one server, which would get twice its share.
+    """
+    urls = tuple(map(as_base_url, texts))
+    seen = set()
+    for url in urls:
+        server = server_of(url)
+        if server in seen:
+            raise ValueError(f"{url!r} is there twice")
+        seen.add(server)
+    return urls

@@ -1,0 +1,160 @@
+"""The kinds of values that settings have: how each is written, checked, asked for and shown."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SecretStr
+
+from inference_engine_proxy_server.api_keys import ApiKey, keys_by_digest, parse_key
+from inference_engine_proxy_server.base_urls import distinct_base_urls
+
+__all__ = [
+    "ApiKeys",
+    "BaseUrls",
+    "HostName",
+    "InLowerCase",
+    "Networks",
+    "PathRule",
+    "PathRules",
+    "Secret",
+    "as_path_rules",
+    "as_secret",
+    "as_variable",
+    "meant",
+    "needed",
+]
+
+_HOST = r"^([0-9A-Za-z._-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*)$"  # two colons: IPv6, not "address:port"
+_PRIVATE_NETWORKS = ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7")
+_PATH_RULE = re.compile(r"(?:([A-Za-z]+)\s+)?(/[^\s*?#%,]*)(\*?)")
+
+
+@dataclass(frozen=True, slots=True)
+class PathRule:
+    """Requests that are not passed on.
+
+    Attributes:
+        method: upper case; ``None`` means every method.
+        path: percent-decoded, begins with a slash.
+        is_prefix: every path that begins with ``path`` is meant, not only ``path`` itself.
+    """
+
+    method: str | None
+    path: str
+    is_prefix: bool
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}{'*' * self.is_prefix}".removeprefix("None ")
+
+
+def _items(value: object) -> list[object]:
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _as_base_urls(value: object) -> tuple[str, ...]:
+    urls = distinct_base_urls(map(str, _items(value)))
+    if isinstance(value, str) and not urls:
+        raise ValueError("at least one base URL like http://llm-1:8080 is needed")
+    return urls
+
+
+def _as_path_rule(item: object) -> PathRule:
+    if isinstance(item, PathRule):
+        return item
+    rule = _PATH_RULE.fullmatch(str(item))
+    if rule is None:
+        raise ValueError(f"{item!r} is not a rule like /sleep, POST /props or POST /slots/* (paths without % escapes)")
+    return PathRule(rule[1].upper() if rule[1] else None, rule[2], bool(rule[3]))
+
+
+def as_path_rules(value: object) -> tuple[PathRule, ...]:
+    """Rules separated by commas, or a sequence of them."""
+    return tuple(_as_path_rule(item) for item in _items(value))
+
+
+def _as_api_keys(value: object) -> tuple[ApiKey, ...]:
+    keys = [item if isinstance(item, ApiKey) else parse_key(str(item)) for item in _items(value)]
+    return tuple(keys_by_digest(keys).values())
+
+
+def _as_networks(value: object) -> tuple[IPv4Network | IPv6Network, ...]:
+    networks: list[IPv4Network | IPv6Network] = []
+    for item in _items(value):
+        if item == "private":
+            networks.extend(map(ip_network, _PRIVATE_NETWORKS))
+        elif isinstance(item, (IPv4Network, IPv6Network)):
+            networks.append(item)
+        else:
+            try:
+                networks.append(ip_network(str(item)))
+            except ValueError:
+                raise ValueError(f"{item!r} is not an address, a network like 10.0.0.0/8, or 'private'") from None
+    return tuple(networks)
+
+
+def _in_lower_case(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def as_secret(value: Any) -> Any:
+    """A key as it is; raises ``ValueError``, without repeating it, if no header can carry it."""
+    if isinstance(value, str) and not re.fullmatch(r"[\x21-\x7e]+", value):
+        raise ValueError("a key has no blanks and no letters beyond ASCII")
+    return value
+
+
+ApiKeys = Annotated[tuple[ApiKey, ...], BeforeValidator(_as_api_keys)]
+BaseUrls = Annotated[tuple[str, ...], BeforeValidator(_as_base_urls)]
+HostName = Annotated[str, Field(pattern=_HOST)]
+InLowerCase = BeforeValidator(_in_lower_case)
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_as_networks)]
+PathRules = Annotated[tuple[PathRule, ...], BeforeValidator(as_path_rules)]
+Secret = Annotated[SecretStr, BeforeValidator(as_secret)]
+
+
+def as_variable(value: object) -> str:
+    """A setting's value as one would write it in the environment; ``None`` is the empty string."""
+    if value is None:
+        return ""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(as_variable, value))
+    if isinstance(value, ApiKey):
+        return f"{value.name}:***"
+    if isinstance(value, float):
+        return str(value).removesuffix(".0")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def meant(name: str, known: Iterable[str], likeness: float) -> str | None:
+    """The known name that ``name`` looks like a misspelling of.
+
+    Args:
+        likeness: from 0 to 1, how alike they must be.
+    """
+    # A forgotten unit is the likeliest slip, but too many letters for the comparison.
+    full = list(known)
+    candidates = {re.sub("_(SECONDS|BYTES)$", "", name): name for name in full} | {name: name for name in full}
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=likeness)
+    return candidates[close[0]] if close else None
+
+
+def needed(name: str, schema: Mapping[str, Any]) -> str:
+    """What the variable ``name`` accepts, in words, from its part of the JSON schema."""
+    schema = schema.get("anyOf", [schema])[0]  # the other one is null
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])} is needed"
+    if "pattern" in schema:
+        return "an IP address or a host name, without a port, is needed"
+    if schema["type"] not in {"integer", "number"}:
+        return "true or false is needed"
+    unit = next((f" of {unit}" for unit in ("seconds", "bytes") if name.endswith(f"_{unit.upper()}")), "")
+    low = f"from {schema['minimum']} to" if "minimum" in schema else f"above {schema['exclusiveMinimum']} and up to"
+    return f"a {'whole ' * (schema['type'] == 'integer')}number{unit} {low} {schema['maximum']} is needed"
