@@ -130,7 +130,7 @@ class ScriptedEngine:
         if method == "GET" and path == "/v1/models":
             entries = [entry | {"owned_by": self.owner} for entry in self.models]
             return 200, json.dumps({"object": "list", "data": entries}).encode(), True
-        if method == "GET" and path == "/is_paused":
+        if method == "GET" and path in ("/is_paused", "/props"):
             return 404, b"{}", True
         return 200, json.dumps({"engine": self.url, "path": path}).encode(), False
 

@@ -50,7 +50,7 @@ def test_route_of_any_path_is_one_of_a_fixed_set() -> None:
 
 
 def test_nothing_is_counted_before_the_first_request(metrics: RequestMetrics) -> None:
-    assert [family.samples for family in metrics.collect()] == [[]] * 5
+    assert {sample.value for family in metrics.collect() for sample in family.samples} == {0}
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,20 @@ def test_aborts_and_retries_are_counted_by_their_reason(metrics: RequestMetrics,
     assert shown.get_sample_value("inference_proxy_stream_aborts_total", {"side": "client"}) == 2
     assert shown.get_sample_value("inference_proxy_stream_aborts_total", {"side": "backend"}) == 1
     assert shown.get_sample_value("inference_proxy_retries_total", {"reason": "backend_timeout"}) == 1
+
+
+def test_what_is_shed_is_counted_by_its_reason_from_nothing_on(
+    metrics: RequestMetrics, shown: CollectorRegistry
+) -> None:
+    metrics.count_shed("memory")
+
+    assert shown.get_sample_value("inference_proxy_shed_total", {"reason": "memory"}) == 1
+    assert shown.get_sample_value("inference_proxy_shed_total", {"reason": "event_loop"}) == 0
+
+
+def test_a_gauge_shows_what_is_so_at_the_scrape(metrics: RequestMetrics, shown: CollectorRegistry) -> None:
+    values = iter([1.0, 2.0])
+    metrics.add_gauge("thing", "A thing.", lambda: next(values))
+
+    for value in (1.0, 2.0):
+        assert shown.get_sample_value("inference_proxy_thing") == value

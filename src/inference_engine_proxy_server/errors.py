@@ -9,6 +9,8 @@
         ├── BackendUnreachable   nothing was sent: safe to send elsewhere
         ├── BackendBroke         sent, but the connection ended early
         ├── BackendTimeout       sent, and no answer in time
+        ├── BackendDeclined      sent, and answered that it cannot be served now
+        ├── RequestMoved         sent, and taken back as the backend seems to be stuck or gone
         └── InvalidReply         the answer is not valid HTTP/1.1
 
 An engine's own error reply is a reply, not an exception: it is passed on untouched.
@@ -17,9 +19,11 @@ An engine's own error reply is a reply, not an exception: it is passed on untouc
 from __future__ import annotations
 
 import json
+import math
 
 __all__ = [
     "BackendBroke",
+    "BackendDeclined",
     "BackendError",
     "BackendTimeout",
     "BackendUnreachable",
@@ -27,9 +31,11 @@ __all__ = [
     "ClientError",
     "InvalidReply",
     "ProxyError",
+    "RequestMoved",
     "error_body",
     "error_fields",
     "stream_error_event",
+    "stream_event_of",
 ]
 
 
@@ -52,7 +58,7 @@ class ProxyError(Exception):
         *,
         status: int | None = None,
         code: str | None = None,
-        retry_after_seconds: int | None = None,
+        retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -83,9 +89,17 @@ class BackendError(ProxyError):
 
 
 class BackendUnreachable(BackendError):
-    """No connection could be made, so no byte of the request was sent."""
+    """No connection could be made, so no byte of the request was sent.
+
+    Attributes:
+        timed_out: nobody answered at all, which took as long as is allowed.
+    """
 
     code = "backend_unreachable"
+
+    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+        super().__init__(message)
+        self.timed_out = timed_out
 
 
 class BackendBroke(BackendError):
@@ -108,6 +122,22 @@ class BackendTimeout(BackendError):
 
     status = 504
     code = "backend_timeout"
+
+
+class BackendDeclined(BackendError):
+    """The backend answered with a status that says "not here, not now", and that answer was not passed on."""
+
+    code = "backend_declined"
+
+    def __init__(self, backend_status: int) -> None:
+        super().__init__("The backend declined the request.")
+        self.backend_status = backend_status
+
+
+class RequestMoved(BackendError):
+    """The request was taken back before any byte of a reply, to be sent elsewhere."""
+
+    code = "request_moved"
 
 
 class InvalidReply(BackendError):
@@ -169,7 +199,9 @@ def error_fields(error: ProxyError, path: str, request_id: str) -> bytes:
     """
     fields = [b"content-type: application/json\r\n"]
     if error.retry_after_seconds:
-        fields.append(b"retry-after: %d\r\n" % error.retry_after_seconds)
+        # OpenAI's SDKs take the exact one if it is there.
+        exact = math.ceil(error.retry_after_seconds * 1000)
+        fields.append(b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (math.ceil(error.retry_after_seconds), exact))
     if error.status == 405:
         fields.append(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n")
     if isinstance(error, BackendTimeout):
@@ -186,11 +218,14 @@ def stream_error_event(error: ProxyError, path: str, request_id: str) -> bytes:
     OpenAI's SDKs raise on a ``data:`` object that has an ``error``, Anthropic's on ``event: error``, and
     readers of /v1/responses expect ``event: response.failed``.
     """
-    body = _error_object(error, path, request_id)
-    if _speaks_anthropic(path):
-        return b"event: error\ndata: " + json.dumps(body).encode() + b"\n\n"
     if path == "/v1/responses":
         failure = {"code": "server_error", "message": error.message}
         failed = {"type": "response.failed", "response": {"status": "failed", "error": failure}}
         return b"event: response.failed\ndata: " + json.dumps(failed).encode() + b"\n\n"
-    return b"data: " + json.dumps(body).encode() + b"\n\n"
+    return stream_event_of(error_body(error, path, request_id), path)
+
+
+def stream_event_of(body: bytes, path: str) -> bytes:
+    """An error's JSON body as one server-sent event, in the dialect of ``path``."""
+    prefix = b"event: error\n" if _speaks_anthropic(path) else b""
+    return prefix + b"".join(b"data: %b\n" % line for line in body.splitlines() or [b"{}"]) + b"\n"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import signal
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
@@ -13,9 +15,12 @@ from typing import Any, Protocol
 
 import uvicorn
 
-__all__ = ["ACCEPT_BACKLOG", "Host", "Hosted", "listen", "raise_file_limit"]
+__all__ = ["ACCEPT_BACKLOG", "Host", "Hosted", "connection_limit", "listen", "raise_file_limit"]
 
 ACCEPT_BACKLOG = 4096  # connections that may wait to be accepted; the kernel lowers it to its own limit
+_MOST_CONNECTIONS = 10_000
+_SHARE_OF_FILES = 0.4  # Envoy's advice: each client's connection may need one to a backend, and more is needed
+_FORCED_STOP_SECONDS = 0.5  # for what is cancelled to end, when told to stop at once
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +28,24 @@ logger = logging.getLogger(__name__)
 class Hosted(Protocol):
     """What is hosted, beside what uvicorn's own configuration says of it."""
 
-    is_draining: bool
+    def drain(self, *, may_linger: bool) -> float:
+        """This process will stop: say so wherever one can.
+
+        Args:
+            may_linger: it need not be at once.
+
+        Returns:
+            For how many seconds new connections should still be accepted.
+        """
 
     def accept_operator(self, server_state: Any) -> asyncio.Protocol:
         """A protocol for a connection on ADMIN_PORT."""
 
 
 class Host(uvicorn.Server):
-    """uvicorn, which says in our words that it has started, and stops at once when told to stop twice."""
+    """uvicorn, which says in our words that it has started, lingers for who has not heard yet that it will stop, and
+    stops at once when told to stop twice.
+    """
 
     def __init__(
         self,
@@ -43,6 +58,7 @@ class Host(uvicorn.Server):
         self._hosted = hosted
         self._on_started = on_started
         self._operators = operators
+        self._stops_at: float | None = None  # when it stops listening; ``None``: nobody has told it to
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -58,12 +74,23 @@ class Host(uvicorn.Server):
                 self._on_started(url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._hosted.is_draining = True
-        if self.should_exit:
-            self.force_exit = True
+        if self._stops_at is not None or self.should_exit:
+            self.should_exit = self.force_exit = True
+            return
+        grace_seconds = self._hosted.drain(may_linger=sig == signal.SIGTERM)
+        self._stops_at = time.monotonic() + grace_seconds
+        if grace_seconds:
+            logger.info(
+                "stopping in %g s, until then new requests are served (a second signal stops at once)", grace_seconds
+            )
         else:
             logger.info("stopping; requests under way may end (a second signal stops at once)")
-        super().handle_exit(sig, frame)
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._stops_at is not None and time.monotonic() >= self._stops_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -71,7 +98,7 @@ class Host(uvicorn.Server):
             for task in self.server_state.tasks:
                 task.cancel()
             if self.server_state.tasks:
-                await asyncio.wait(self.server_state.tasks)
+                await asyncio.wait(self.server_state.tasks, timeout=_FORCED_STOP_SECONDS)
             await self.lifespan.shutdown()
 
 
@@ -79,6 +106,12 @@ def raise_file_limit() -> None:
     """Let this process open as many files as it may: each request takes two, and the usual soft limit is 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def connection_limit() -> int:
+    """Connections of clients for which there are files enough."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, int(soft * _SHARE_OF_FILES))
 
 
 def listen(name: str, host: str, port: int) -> socket.socket:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 __all__ = ["RequestMetrics", "route_of"]
 
 # Seconds, doubling: the OpenTelemetry GenAI conventions' buckets, continued to cover slow local models.
 _BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68)
+
+_SHED_REASONS = ("connections", "event_loop", "memory", "request_bytes", "requests")  # shown from the start, as 0
 
 _ROUTES = {
     "/v1/chat/completions": "chat_completions",
@@ -61,6 +63,9 @@ class RequestMetrics:
         self._requests: Counter[tuple[str, str, int]] = Counter()
         self._aborts: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
+        self._shed = Counter(dict.fromkeys(_SHED_REASONS, 0))
+        self._reloads = Counter(success=0, failure=0)
+        self._gauges: list[tuple[str, str, Callable[[], float]]] = []
         self._durations: dict[str, _Histogram] = {}
         self._first_bytes: dict[str, _Histogram] = {}
 
@@ -94,6 +99,18 @@ class RequestMetrics:
         """Count a request that is sent again; ``reason``: the code of the error that made it so."""
         self._retries[reason] += 1
 
+    def count_shed(self, reason: str) -> None:
+        """Count a request, or a connection, that was refused for want of room; ``reason``: the bound that did it."""
+        self._shed[reason] += 1
+
+    def count_reload(self, *, succeeded: bool) -> None:
+        """Count one reading of changed settings, and whether they could be used."""
+        self._reloads["success" if succeeded else "failure"] += 1
+
+    def add_gauge(self, name: str, text: str, reading: Callable[[], float]) -> None:
+        """Show what ``reading`` gives at each scrape."""
+        self._gauges.append((f"inference_proxy_{name}", text, reading))
+
     def collect(self) -> Iterable[Metric]:
         """The families, for a scrape."""
         requests = CounterMetricFamily(
@@ -104,6 +121,12 @@ class RequestMetrics:
         yield requests
         yield _counter("inference_proxy_stream_aborts", "Replies begun and not finished.", "side", self._aborts)
         yield _counter("inference_proxy_retries", "Requests sent again after a failure.", "reason", self._retries)
+        yield _counter(
+            "inference_proxy_shed", "Requests and connections refused for want of room.", "reason", self._shed
+        )
+        yield _counter("inference_proxy_config_reloads", "Changed settings that were read.", "result", self._reloads)
+        for name, text, reading in self._gauges:
+            yield GaugeMetricFamily(name, text, value=reading())
         yield _histograms(
             "inference_proxy_request_duration_seconds", "From the whole request to the reply's end.", self._durations
         )

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import TracebackType
+from typing import Any
 
 from fakes.engine import FakeEngine
 from fakes.front import Front
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
-from inference_engine_proxy_server.core.backend_pool import Backend, BackendPool
+from inference_engine_proxy_server.core.backend import Backend, Lease
+from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.forwarder import Forwarder
+from inference_engine_proxy_server.core.health_tracker import HealthRules, HealthTracker
 from inference_engine_proxy_server.core.path_policy import PathPolicy
+from inference_engine_proxy_server.core.queue_updates import QueueUpdates
+from inference_engine_proxy_server.core.standing import Standing
+from inference_engine_proxy_server.core.waiting_line import QueueLimits, WaitingLine
+from inference_engine_proxy_server.fleet import BackendConfig
 from inference_engine_proxy_server.metrics import RequestMetrics
 from inference_engine_proxy_server.settings import Settings
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
@@ -19,12 +26,32 @@ from inference_engine_proxy_server.wire.deadlines import Deadlines
 READY = BackendState(ready=True, requests_processing=0.0, models=({"id": "m"},), model_names=ModelNames.STRICT)
 
 
-def make_pool(engines: Iterable[FakeEngine | str], deadlines: Deadlines, **limits: float) -> BackendPool:
+RULES = HealthRules(evidence_seconds=6, suspect_after_seconds=60, slow_start_seconds=30)
+QUEUE = QueueLimits(requests=100, seconds=30)
+
+
+def make_pool(
+    engines: Iterable[FakeEngine | str],
+    deadlines: Deadlines,
+    *,
+    rules: HealthRules = RULES,
+    queue: QueueLimits = QUEUE,
+    allowance: int = 0,
+    **limits: float,
+) -> BackendPool:
     """A pool of ``engines`` (or base URLs), none of them known yet; ``limits`` as in ``BackendLimits``."""
-    backend_limits = BackendLimits(**({"connect_seconds": 1.0, "reply_seconds": 5.0, "idle_seconds": 3.0} | limits))
-    urls = [engine if isinstance(engine, str) else engine.url for engine in engines]
-    backends = [Backend(url, BackendConnections(Origin.of(url), backend_limits, deadlines)) for url in urls]
-    return BackendPool(backends, refresh_seconds=3, clock=deadlines.clock)
+    usual = {"connect_seconds": 1.0, "first_byte_seconds": 5.0, "pause_seconds": 5.0, "idle_seconds": 3.0}
+    backend_limits = BackendLimits(**(usual | limits))
+    backends = [
+        Backend(
+            BackendConfig(url, url.partition("://")[2]),
+            BackendConnections(Origin.of(url), backend_limits, deadlines),
+            HealthTracker(rules, deadlines.clock()),
+        )
+        for url in (engine if isinstance(engine, str) else engine.url for engine in engines)
+    ]
+    line = WaitingLine[Lease](queue, deadlines)
+    return BackendPool(backends, line, rules.evidence_seconds / 2, allowance, deadlines.clock)
 
 
 def publish(pool: BackendPool, state: BackendState = READY) -> None:
@@ -34,18 +61,20 @@ def publish(pool: BackendPool, state: BackendState = READY) -> None:
 
 
 class ForwardingFront(Front):
-    """A front whose requests go to ``engines``, all of them ready at first.
+    """A front whose requests go to ``engines``, all of them ready at first; ``options`` as of :func:`make_pool`.
 
     Attributes:
         pool: of the engines, in their order.
     """
 
-    def __init__(self, *engines: FakeEngine | str, **limits: float) -> None:
+    def __init__(self, *engines: FakeEngine | str, **options: Any) -> None:
         super().__init__(lambda exchange: self._forwarder.forward(exchange))
-        self.pool = make_pool(engines, self._deadlines, **limits)
+        self.pool = make_pool(engines, self._deadlines, **options)
         publish(self.pool)
         paths = PathPolicy(Settings().blocked_paths)
-        self._forwarder = Forwarder(self.pool, paths, RequestMetrics(), names_backend=True)
+        standing = Standing(takes_priority_header=True)
+        updates = QueueUpdates(self.pool.line, to_all=False)
+        self._forwarder = Forwarder(self.pool, paths, RequestMetrics(), standing, updates, names_backend=True)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -53,6 +82,11 @@ class ForwardingFront(Front):
         await super().__aexit__(kind, error, traceback)
         for backend in self.pool.backends:
             backend.connections.close()
+
+    @property
+    def budget_under_way(self) -> int:
+        """Repeated requests that have not been given back to the budget."""
+        return self._forwarder._budget._under_way  # noqa: SLF001 - what no test may leave behind
 
     async def post(self, body: bytes = b'{"model": "m"}', path: str = "/v1/chat/completions") -> bytes:
         """Everything that comes back for a POST until the connection ends."""

@@ -70,7 +70,7 @@ async def test_what_a_backend_tells_is_published() -> None:
         backend = pool.backends[0]
         await until(lambda: backend.takes_requests)
         assert backend.model_ids == {"m"}
-        assert (backend.load, backend.state.requests_processing) == (4, 4)
+        assert (backend.load, backend.health.told.requests_processing) == (4, 4)
         assert backend.connections.keeps_alive is False
         assert time.time() - backend.told_at < 5
 
@@ -79,7 +79,7 @@ async def test_above_the_thresholds_it_is_busy_and_comes_back() -> None:
     loads = [9]
     async with FakeEngine(telling(processing=lambda: loads[0])) as engine, refreshing(engine) as pool:
         backend = pool.backends[0]
-        await until(lambda: backend.state.live)
+        await until(lambda: backend.is_live)
         assert not backend.takes_requests
         loads[0] = 6
         await until(lambda: backend.takes_requests)
@@ -98,7 +98,7 @@ async def test_a_hanging_metrics_page_excludes_nobody() -> None:
     never = asyncio.Event()
     async with FakeEngine(telling(others={"/metrics": never})) as engine, refreshing(engine, seconds=1) as pool:
         await until(lambda: pool.backends[0].takes_requests)
-        assert pool.backends[0].state.requests_processing is None
+        assert pool.backends[0].health.told.requests_processing is None
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ async def test_a_backend_that_goes_is_out_and_joins_again_when_it_is_back() -> N
         backend = pool.backends[0]
         await until(lambda: backend.takes_requests)
         engine.refuse()
-        await until(lambda: not backend.state.live)
-        assert backend.state.reason == "it cannot be reached"
+        await until(lambda: not backend.is_live)
+        assert backend.health.reason == "it cannot be reached"
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: EngineConnection(engine), "127.0.0.1", engine.port)
         await until(lambda: backend.takes_requests)
@@ -137,7 +137,7 @@ async def test_what_comes_back_as_another_engine_is_known_as_that() -> None:
         await until(lambda: backend.takes_requests)
         assert not backend.connections.keeps_alive
         engine.script = telling(owner=b"vllm", others={"/health": b""})  # breaks its connections: it is being replaced
-        await until(lambda: not backend.state.live)
+        await until(lambda: not backend.is_live)
         engine.script = telling(owner=b"vllm")
         await until(lambda: backend.connections.keeps_alive)
 

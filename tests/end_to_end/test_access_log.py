@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections import Counter
 from pathlib import Path
+
+import pytest
 
 from end_to_end.conftest import StartProxy, StartServers
 from end_to_end.http_client import Call, chat, send
 from end_to_end.program import Proxy
 from end_to_end.waiting import eventually
+from llama_server import LlamaServer
 
 PATH = "/v1/chat/completions"
 
@@ -69,3 +74,14 @@ async def leave(proxy: Proxy, name: str, body: object, *, after_head: bool) -> N
 
 async def is_forwarded(proxy: Proxy) -> bool:
     return await proxy.in_flight() == 1
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_an_ipv6_address_is_told_from_its_port(tmp_path: Path, log_format: str, shared_server: LlamaServer) -> None:
+    with Proxy(tmp_path, [shared_server.url], HOST="::1", LOG_FORMAT=log_format) as proxy:
+        await ask(proxy, "ours", "/livez")
+        await eventually(lambda: (tmp_path / "stdout").read_text().endswith("\n"))
+
+    line = (tmp_path / "stdout").read_text()
+    client = json.loads(line)["client"] if log_format == "json" else line.split(" ")[1]
+    assert re.fullmatch(r"\[::1\]:[0-9]+", client)

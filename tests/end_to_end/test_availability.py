@@ -66,7 +66,7 @@ async def test_fleet_that_only_loads_is_not_ready(start_proxy: StartProxy, large
 
 async def test_full_server_is_passed_by(start_proxy: StartProxy, two_slow_servers: list[LlamaServer]) -> None:
     full, free = two_slow_servers
-    proxy = start_proxy(full, free, MAX_ALLOWED_REQUEST_QUEUE="1", **QUICK)
+    proxy = start_proxy(full, free, MAX_ALLOWED_REQUEST_QUEUE="1", QUEUE_TIMEOUT_SECONDS="0.5", **QUICK)
     async with AsyncExitStack() as foreign:
         await occupy(full, foreign)
         await eventually(lambda: has(proxy, free))
@@ -76,7 +76,7 @@ async def test_full_server_is_passed_by(start_proxy: StartProxy, two_slow_server
         await occupy(free, foreign)
         await eventually(lambda: has(proxy))
         reply = await send(proxy.url, PATH, chat())
-        assert (reply.status, reply.json["error"]["code"]) == (503, "backends_busy")
+        assert (reply.status, reply.json["error"]["code"]) == (503, "queue_timeout")
         assert reply.json["error"].keys() >= {"message", "type", "code", "param"}
         assert int(reply.headers["retry-after"]) >= 1
         assert (await send(proxy.url, "/readyz")).status == 200

@@ -18,7 +18,11 @@ from end_to_end.waiting import eventually
 from llama_server import LlamaServer
 
 ONCE = {"METRICS_CACHE_TTL_SECONDS": "60"}  # no second poll within any of these tests
-NEVER_BUSY = {"MAX_ALLOWED_REQUEST_QUEUE": "1000", "MAX_ALLOWED_DEFERRED": "1000"}
+NEVER_BUSY = {
+    "MAX_ALLOWED_REQUEST_QUEUE": "1000",
+    "MAX_ALLOWED_DEFERRED": "1000",
+    "BACKEND_QUEUE_ALLOWANCE": "1000",
+}
 
 
 @pytest.fixture(scope="module")

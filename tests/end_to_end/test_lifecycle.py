@@ -7,13 +7,14 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from end_to_end.conftest import StartProxy
-from end_to_end.http_client import Call, chat
+from end_to_end.http_client import Call, chat, send
 from end_to_end.program import Proxy, environment
 from end_to_end.waiting import eventually
 from llama_server import LlamaServer
@@ -47,6 +48,77 @@ async def test_stopping_lets_a_stream_end(start_proxy: StartProxy, server: Llama
     assert (line.path, line.status, line.outcome) == (PATH, 200, "complete")
 
 
+WATCHED = "/readyz"
+
+
+async def asked_for_readiness(proxy: Proxy) -> None:
+    """As an orchestrator does, which will hear that the proxy stops."""
+    await eventually(lambda: is_ready(proxy))
+
+
+async def is_ready(proxy: Proxy) -> bool:
+    return (await send(proxy.url, WATCHED)).status == 200
+
+
+async def test_who_has_not_heard_yet_that_the_proxy_stops_is_served_for_a_grace(
+    start_proxy: StartProxy, server: LlamaServer
+) -> None:
+    proxy = start_proxy(server, DRAIN_GRACE_SECONDS="1.5")  # LC01
+    async with Call(proxy.url, PATH, chat(300, stream=True)) as stream, Call(proxy.url, "/livez") as idle:
+        await asked_for_readiness(proxy)
+        stream.send()
+        assert await stream.head() == 200
+
+        proxy.signal(signal.SIGTERM)
+        began = time.monotonic()
+        await eventually(lambda: is_not_ready(proxy), seconds=1)
+        for _ in range(2):
+            reply = await send(proxy.url, PATH, chat(1))
+            assert (reply.status, reply.headers["connection"]) == (200, "close")
+
+        assert (await stream.reply()).complete
+        assert await idle.ended()
+        assert await proxy.ended() == 0
+        assert time.monotonic() - began >= 1.5
+
+
+async def is_not_ready(proxy: Proxy) -> bool:
+    return (await send(proxy.url, WATCHED)).status == 503
+
+
+@pytest.mark.parametrize(("number", "is_watched"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+async def test_there_is_no_grace_when_nobody_watches_or_a_person_stops_it(
+    start_proxy: StartProxy, server: LlamaServer, number: signal.Signals, is_watched: bool
+) -> None:
+    proxy = start_proxy(server, DRAIN_GRACE_SECONDS="30")
+    if is_watched:
+        await asked_for_readiness(proxy)
+
+    proxy.signal(number)
+
+    await eventually(lambda: refuses_connections(proxy), seconds=5)
+    assert await proxy.ended() == 0
+
+
+async def test_second_signal_within_the_grace_stops_at_once(start_proxy: StartProxy, server: LlamaServer) -> None:
+    proxy = start_proxy(server, DRAIN_GRACE_SECONDS="30")  # LC02
+    async with Call(proxy.url, PATH, chat(4000, stream=True)) as stream:
+        await asked_for_readiness(proxy)
+        stream.send()
+        assert await stream.head() == 200
+        proxy.signal(signal.SIGTERM)
+        await eventually(lambda: is_not_ready(proxy))
+
+        began = time.monotonic()
+        proxy.signal(signal.SIGTERM)
+
+        assert await proxy.ended() == 0
+        assert time.monotonic() - began < 1
+        reply = await stream.reply()
+    assert not reply.complete
+    assert b'"code": "shutting_down"' in reply.body
+
+
 async def test_second_signal_stops_at_once(start_proxy: StartProxy, server: LlamaServer) -> None:
     proxy = start_proxy(server)
     async with Call(proxy.url, PATH, chat(4000, stream=True)) as stream:
@@ -75,7 +147,11 @@ async def test_draining_ends_at_its_deadline(start_proxy: StartProxy, server: Ll
         proxy.signal(signal.SIGTERM)
 
         assert await proxy.ended() == 0
-        assert not (await stream.reply()).complete
+        reply = await stream.reply()
+        assert not reply.complete
+        assert reply.body.endswith(b"\n\n")
+        assert b'"code": "shutting_down"' in reply.body.splitlines()[-2]
+        assert b"[DONE]" not in reply.body
     [line] = proxy.access_lines
     assert (line.path, line.outcome) == (PATH, "broken")
 

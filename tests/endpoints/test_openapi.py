@@ -8,7 +8,8 @@ import pytest
 
 from live_proxy import Fleet
 
-OWN = {"/", "/admin/keys", "/health", "/livez", "/readyz", "/v1/models", "/metrics"}
+OWN = {"/", "/admin/backends", "/admin/keys", "/health", "/livez", "/readyz", "/v1/models", "/metrics"}
+OPERATED = {"/admin/backends/{name}/drain", "/admin/backends/{name}/undrain"}
 DESCRIPTIONS = {"/docs", "/redoc", "/openapi.json"}
 PROXIED = {
     "/v1/chat/completions",
@@ -33,9 +34,9 @@ async def _document(fleet: Fleet) -> dict[str, Any]:
 async def test_document_describes_own_and_proxied_paths(fleet: Fleet) -> None:
     paths = (await _document(fleet))["paths"]
 
-    assert paths.keys() == OWN | PROXIED
+    assert paths.keys() == OWN | OPERATED | PROXIED
     assert {path for path, item in paths.items() if item.keys() == {"get"}} == OWN
-    assert {path for path, item in paths.items() if item.keys() == {"post"}} == PROXIED
+    assert {path for path, item in paths.items() if item.keys() == {"post"}} == OPERATED | PROXIED
 
 
 async def test_document_is_openapi_3_1(fleet: Fleet) -> None:

@@ -13,7 +13,7 @@ from inference_engine_proxy_server.wire.framing import ChunkedBody
 
 __all__ = ["GET", "LIMITS", "Sink", "ask", "connections_to"]
 
-LIMITS = BackendLimits(connect_seconds=5, reply_seconds=20, idle_seconds=10)
+LIMITS = BackendLimits(connect_seconds=5, first_byte_seconds=20, pause_seconds=20, idle_seconds=10)
 GET = b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n"
 
 

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, cast
 
+from inference_engine_proxy_server.errors import CapacityError
 from inference_engine_proxy_server.wire.client_connection import ClientConnection
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
-from inference_engine_proxy_server.wire.deadlines import Deadlines
+from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.framing import ChunkedBody
-from inference_engine_proxy_server.wire.request_head import HeadLimits
+from inference_engine_proxy_server.wire.load import Load
+from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
 
-__all__ = ["LIMITS", "Client", "Front", "Handler", "Reply", "until"]
+__all__ = ["LIMITS", "Client", "Front", "Handler", "Reply", "shed", "until"]
 
 Handler = Callable[[Exchange], Coroutine[None, None, None]]
 
@@ -28,6 +30,8 @@ LIMITS = ClientLimits(
     body_bytes=100_000,
     header_seconds=30,
     body_seconds=30,
+    body_total_seconds=30,
+    request_seconds=NEVER,
     keep_alive_seconds=30,
     write_stall_seconds=30,
 )
@@ -138,6 +142,12 @@ class Client:
         return payload
 
 
+def shed(reason: str, head: RequestHead | None) -> None:
+    """Refuse whatever a bound keeps out, but ``/health``."""
+    if head is None or head.path != "/health":
+        raise CapacityError(reason, code="overloaded", retry_after_seconds=1)
+
+
 class Front:
     """A listener on 127.0.0.1 whose connections give their requests to ``handle``.
 
@@ -146,6 +156,7 @@ class Front:
     Attributes:
         observed: the exchanges that are over, each as often as it was observed.
         connections, tasks: as uvicorn keeps them.
+        load: what the clients hold, without bounds until a test sets some.
     """
 
     def __init__(self, handle: Handler, limits: ClientLimits = LIMITS, *, send_buffer_bytes: int = 0) -> None:
@@ -153,12 +164,15 @@ class Front:
         self.connections: set[ClientConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self._deadlines = Deadlines(tick_seconds=0.01)
+        self.load = Load(self._deadlines.clock)
         ids = (f"new-{number}" for number in itertools.count(1))
         self._context = ClientContext(
             limits,
             self._deadlines,
+            self.load,
             Forwarding((), name="this-proxy", is_tls=False),
             ids,
+            shed,
             lambda _: None,
             handle,
             self.observed.append,

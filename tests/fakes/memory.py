@@ -13,15 +13,17 @@ import socket
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
-from fakes.front import Handler
+from fakes.front import Handler, shed
 from inference_engine_proxy_server.errors import ProxyError
-from inference_engine_proxy_server.wire.backend_connection import BackendConnection, ReplySink
+from inference_engine_proxy_server.wire.backend_connection import BackendConnection
+from inference_engine_proxy_server.wire.reply_sink import ReplySink
 from inference_engine_proxy_server.wire.client_connection import ClientConnection
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.reply_head import ReplyHead
 
 __all__ = ["HurryingLoop", "MemoryBackend", "MemoryClient", "MemoryTransport", "run", "turns"]
@@ -214,8 +216,10 @@ class MemoryClient:
         context = ClientContext(
             limits,
             self._deadlines,
+            Load(self._deadlines.clock),
             Forwarding((), name="this-proxy", is_tls=False),
             ids,
+            shed,
             lambda _: None,
             handle,
             self.observed.append,
@@ -253,7 +257,7 @@ class MemoryBackend:
 
     def __init__(self, memory: HeadMemory[ReplyHead] | None = None) -> None:
         self._deadlines = Deadlines(tick_seconds=5.0, clock=asyncio.get_running_loop().time)
-        self.connection = BackendConnection(self._deadlines, memory or HeadMemory[ReplyHead](), 30.0)
+        self.connection = BackendConnection(self._deadlines, memory or HeadMemory[ReplyHead](), 30.0, 30.0)
         self.transport = MemoryTransport(self.connection)
 
     async def reply(

@@ -9,8 +9,9 @@ from fakes.back import GET, LIMITS, Sink, ask, connections_to
 from fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply
 from fakes.front import until
 from inference_engine_proxy_server.errors import BackendBroke, BackendTimeout, InvalidReply
+from inference_engine_proxy_server.wire.backend_connections import Activity
 
-IMPATIENT = replace(LIMITS, reply_seconds=0.15)
+IMPATIENT = replace(LIMITS, first_byte_seconds=0.15, pause_seconds=0.15)
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -329,7 +330,7 @@ async def test_a_slow_reply_is_not_late_while_it_goes_on() -> None:
             await asyncio.sleep(0.02)
             connection.send(b"a")
 
-    patience = replace(LIMITS, reply_seconds=0.4)
+    patience = replace(LIMITS, first_byte_seconds=0.4, pause_seconds=0.4)
     async with FakeEngine(slowly) as engine, connections_to(engine.url, patience) as connections:
         assert (await ask(connections)).body == b"a" * 30
 
@@ -417,14 +418,10 @@ async def test_a_request_that_is_cancelled_ends_the_connection_at_once() -> None
         assert connections.take_idle() is None
 
 
-async def test_when_the_backend_was_last_heard_is_known() -> None:
-    async with FakeEngine(stalls) as engine, connections_to(engine.url) as connections:
-        sink = Sink()
+async def test_when_the_backend_was_last_heard_is_known_afterwards() -> None:
+    async with FakeEngine(answering(http_reply())) as engine, connections_to(engine.url) as connections:
         before = asyncio.get_running_loop().time()
-        task = asyncio.get_running_loop().create_task(ask(connections, sink=sink))
-        assert connections.last_byte_at() == 0
-        await until(lambda: sink.pieces)
-        assert connections.last_byte_at() >= before
-        task.cancel()
-        await asyncio.wait([task])
-        assert connections.last_byte_at() == 0
+        assert connections.activity() == Activity(last_byte_at=0.0, waiting_since=None)
+        await ask(connections)
+        assert connections.activity().last_byte_at >= before
+        assert connections.activity().waiting_since is None

@@ -270,6 +270,18 @@ async def test_a_body_that_comes_slowly_is_not_late() -> None:
         assert (await client.reply()).status == 200
 
 
+@pytest.mark.parametrize(
+    ("framing", "piece"), [(b"Content-Length: 9000", b"a"), (b"Transfer-Encoding: chunked", b"1\r\na\r\n")]
+)
+async def test_a_whole_body_has_a_deadline_however_steadily_it_comes(framing: bytes, piece: bytes) -> None:
+    async with Front(echo, replace(LIMITS, body_total_seconds=0.2)) as front:  # CF13
+        client = await front.connect()
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\n" + framing + b"\r\n\r\n")
+        reply = await drip(client, piece, front)
+        assert (reply.status, json.loads(reply.body)["error"]["code"]) == (408, "request_timeout")
+        assert await client.rest() == b""
+
+
 @pytest.mark.parametrize("first", [b"", GET], ids=["before-the-first-request", "after-one"])
 async def test_an_idle_connection_is_closed(first: bytes) -> None:
     async with Front(echo, replace(LIMITS, keep_alive_seconds=0.1)) as front:
@@ -304,11 +316,11 @@ async def test_what_is_sent_ahead_is_read_up_to_a_bound() -> None:
         client.send(GET * (20_000_000 // len(GET)))
         await until(lambda: front.tasks)
         connection = next(iter(front.connections))
-        await until(lambda: len(connection._received) > LIMITS.head.total_bytes)  # noqa: SLF001
+        await until(lambda: len(connection._ahead) > LIMITS.head.total_bytes)  # noqa: SLF001
         release.set()
         for _ in range(200):  # each request answered makes room for no more than itself
             assert (await client.reply()).status == 200
-            assert len(connection._received) < 600_000  # noqa: SLF001 - two reads of the event loop
+            assert len(connection._ahead) < 600_000  # noqa: SLF001 - two reads of the event loop
 
 
 async def test_reading_goes_on_when_what_was_sent_ahead_is_answered() -> None:

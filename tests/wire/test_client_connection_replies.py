@@ -346,6 +346,99 @@ async def test_a_client_that_takes_its_reply_slowly_but_steadily_gets_it_all(siz
         assert await client.rest() == b""
 
 
+async def test_a_client_that_takes_its_reply_byte_by_byte_is_cut_off() -> None:
+    limits = replace(LIMITS, write_stall_seconds=0.6)
+    handler = Waiting(streams(bytes(300_000)))
+    async with Front(handler, limits, send_buffer_bytes=SMALL) as front:  # CF14
+        client = await front.connect(receive_buffer_bytes=SMALL)
+        client.send(GET)
+        await client.head()
+        async with asyncio.TaskGroup() as reading:
+            trickle = reading.create_task(takes_next_to_nothing(client))
+            await until(lambda: handler.cancelled)
+            trickle.cancel()
+        assert [exchange.outcome for exchange in front.observed] == [Outcome.CLIENT_LEFT]
+
+
+async def takes_next_to_nothing(client: Client) -> None:
+    while True:
+        await client.read(100)
+        await asyncio.sleep(0.01)  # the slowness itself
+
+
+async def test_a_client_that_reads_its_tokens_as_slowly_as_they_come_is_never_behind() -> None:
+    async def handle(exchange: Exchange) -> None:
+        exchange.begin(200, b" OK", EVENTS, None)
+        for _ in range(30):
+            exchange.write(b"data: 1\n\n")
+            await asyncio.sleep(0.02)  # the slowness itself
+        exchange.end()
+
+    async with Front(handle, replace(LIMITS, write_stall_seconds=0.05)) as front:
+        client = await front.connect()
+        assert (await client.ask(GET)).body == b"data: 1\n\n" * 30
+
+
+IN_TIME = replace(LIMITS, request_seconds=0.2)
+
+
+async def test_a_reply_that_does_not_begin_in_time_is_a_504_and_ends_what_it_waited_for() -> None:
+    handler = Waiting()
+    async with Front(handler, IN_TIME) as front:
+        client = await front.connect()
+        for number in (1, 2):  # the connection is still good
+            reply = await client.ask(GET)
+            assert (reply.status, json.loads(reply.body)["error"]["code"]) == (504, "request_timeout")
+            assert reply.fields["x-should-retry"] == "false"
+            await until(lambda: not front.tasks)
+            assert handler.cancelled == number
+        assert front.load.requests == 0
+
+
+async def test_a_stream_that_does_not_end_in_time_ends_with_one_error_event() -> None:
+    handler = Waiting(streams(b"data: 1\n\n"))
+    async with Front(handler, IN_TIME) as front:
+        client = await front.connect()
+        client.send(GET)
+        await client.head()
+        received = await client.rest()
+        assert received.startswith(b"9\r\ndata: 1\n\n\r\n")
+        assert b'"code": "request_timeout"' in received
+        assert received.count(b"data: ") == 2
+        assert b"[DONE]" not in received
+        assert handler.cancelled == 1
+        assert [exchange.outcome for exchange in front.observed] == [Outcome.BROKEN]
+
+
+async def test_a_reply_that_its_client_does_not_take_has_the_same_deadline() -> None:
+    handler = Waiting(streams(bytes(300_000)))
+    async with Front(handler, IN_TIME, send_buffer_bytes=SMALL) as front:
+        client = await front.connect(receive_buffer_bytes=SMALL)
+        client.send(GET)
+        await until(lambda: handler.cancelled)
+        assert [exchange.outcome for exchange in front.observed] == [Outcome.BROKEN]
+
+
+async def test_what_is_cut_off_in_time_still_waits_for_its_client_only_so_long() -> None:
+    limits = replace(IN_TIME, write_stall_seconds=0.3)
+    async with Front(Waiting(streams(bytes(300_000))), limits, send_buffer_bytes=SMALL) as front:
+        client = await front.connect(receive_buffer_bytes=SMALL)
+        client.send(GET)
+        await until(lambda: front.observed)
+        await until(lambda: not front.connections)
+
+
+async def test_a_reply_in_time_is_not_touched_and_the_next_one_has_its_own_time() -> None:
+    async def takes_a_while(exchange: Exchange) -> None:
+        await asyncio.sleep(0.12)  # the slowness itself
+        await says_hello(exchange)
+
+    async with Front(takes_a_while, replace(LIMITS, request_seconds=0.5)) as front:
+        client = await front.connect()
+        for _ in range(6):
+            assert (await client.ask(GET)).body == b"hello"
+
+
 async def test_the_next_request_waits_until_the_client_has_taken_the_reply() -> None:
     async with Front(big, send_buffer_bytes=SMALL) as front:
         client = await front.connect(receive_buffer_bytes=SMALL)
@@ -408,7 +501,7 @@ async def test_on_shutdown_a_request_that_has_begun_to_arrive_is_served() -> Non
         client.send(GET[:10])
         await until(lambda: front.connections)
         connection = next(iter(front.connections))
-        await until(lambda: connection._received)  # noqa: SLF001
+        await until(lambda: connection._reader.has_begun)  # noqa: SLF001
         connection.shutdown()
         reply = await client.ask(GET[10:])
         assert (reply.body, reply.fields["connection"]) == (b"hello", "close")

@@ -69,7 +69,7 @@ async def test_a_reply_not_complete_in_time_is_given_up() -> None:
         with pytest.raises(TimeoutError):
             await status_and_body(connections, timeout_seconds=0.1)
         await engine.connections[0].ended
-        assert connections.last_byte_at() == 0
+        assert connections.activity().last_byte_at == 0
 
 
 async def test_a_backend_that_is_not_there_or_breaks_is_told() -> None:

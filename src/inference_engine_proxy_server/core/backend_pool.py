@@ -1,8 +1,8 @@
-"""All backends, what they told us, and the requests of ours that they have: the only shared mutable thing.
+"""All backends, and who gets a place on which: the only shared mutable thing.
 
-Everything here is synchronous. No ``await`` can stand between the pick of a backend and its lease, so a burst
-cannot send two requests to one free place. Nothing here asks what time it is while a request waits for its pick:
-what grows old is reviewed whenever its backend has been asked, or should have answered.
+Everything here is synchronous. No ``await`` can stand between the pick of a backend and its lease, so a burst cannot
+send two requests to one free place. Nothing here asks what time it is while a request gets its place: what grows old
+is reviewed whenever its backend has been asked, or should have answered.
 """
 
 from __future__ import annotations
@@ -13,82 +13,19 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable
 
-from inference_engine_proxy_server.backends.base import BackendState, ModelEntry, ModelNames
+from inference_engine_proxy_server.backends.base import BackendState, ModelNames
+from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.balancer import choose_backend
-from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
-from inference_engine_proxy_server.wire.backend_connections import BackendConnections
+from inference_engine_proxy_server.core.health_tracker import Health
+from inference_engine_proxy_server.core.retry import is_repeatable
+from inference_engine_proxy_server.core.waiting_line import WaitingLine
+from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError, RequestMoved
 
-__all__ = ["Backend", "BackendPool", "Lease"]
+__all__ = ["BackendPool"]
 
 logger = logging.getLogger(__name__)
 
-_NOT_ASKED_YET = BackendState(ready=False, live=False, reason="not asked yet")
-
-
-class Backend:
-    """One backend: what it told us last, and what of ours it has.
-
-    Attributes:
-        url: its base URL.
-        reply_field: the ``x-backend`` line of the replies it gives.
-        credentials: header lines that it knows us by; ``None``: it has no key of ours.
-        connections: how requests get there.
-        state: the last thing it told us, or what its silence told us.
-        told_at: when, in seconds since the epoch; 0 before the first time.
-        takes_requests: ready, and proved alive recently enough.
-        models: what it serves, as told last; kept while it is down.
-        model_ids: their names, aliases included.
-        model_names: what it does with other names, as told with them.
-        leases: requests of ours that it has now.
-        load: those, and what others have sent it as far as we know.
-        load_is_stale: what others have sent it was known once and is so no longer.
-        recheck: set when it should be asked at once instead of at the next interval.
-    """
-
-    __slots__ = (
-        "connections", "credentials", "figure_at", "foreign", "leases", "load", "load_is_stale", "model_ids",
-        "model_names", "models", "proved_at", "recheck", "reply_field", "sick_since", "state", "takes_requests",
-        "told_at", "url",
-    )  # fmt: skip
-
-    def __init__(self, url: str, connections: BackendConnections, key: str | None = None) -> None:
-        self.url = url
-        self.credentials = None if key is None else f"authorization: Bearer {key}\r\n".encode()
-        self.reply_field = f"x-backend: {url}\r\n".encode()
-        self.connections = connections
-        self.state = _NOT_ASKED_YET
-        self.told_at = 0.0
-        self.takes_requests = False
-        self.models: tuple[ModelEntry, ...] = ()
-        self.model_ids: frozenset[str] = frozenset()
-        self.model_names = ModelNames.UNKNOWN
-        self.leases = 0
-        self.load = 0.0
-        self.load_is_stale = False
-        self.recheck = asyncio.Event()
-        self.foreign = 0.0  # the part of the load that is not ours
-        self.figure_at = -math.inf  # when it last told its load; -inf: not since it came up
-        self.proved_at = -math.inf  # when something last proved it alive
-        self.sick_since = -math.inf  # when it last failed a request or a probe
-
-
-class Lease:
-    """One request's place on one backend, from the pick until its last byte. Closing it twice does no harm."""
-
-    __slots__ = ("_is_open", "backend")
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self._is_open = True
-        backend.leases += 1
-        backend.load += 1
-
-    def close(self) -> None:
-        """Give the place back."""
-        if self._is_open:
-            self._is_open = False
-            self.backend.leases -= 1
-            self.backend.load -= 1
+_REMEMBERED_MODELS = 1024  # names that clients have asked for
 
 
 class BackendPool:
@@ -96,124 +33,242 @@ class BackendPool:
 
     Args:
         backends: each once.
+        line: who waits for a place.
         refresh_seconds: the interval at which each is asked for its state; evidence older than two of them is void.
+        allowance: requests that a backend may have beyond those it can work on.
         clock: seconds that only grow.
+
+    Attributes:
+        changed: set when other backends belong to it than before.
     """
 
     def __init__(
-        self, backends: Iterable[Backend], refresh_seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        backends: Iterable[Backend],
+        line: WaitingLine[Lease],
+        refresh_seconds: float,
+        allowance: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backends = tuple(backends)
+        self.changed = asyncio.Event()
+        self.line = line
+        self.clock = clock
+        self._allowance = allowance
         self._evidence_seconds = 2 * refresh_seconds
         self._retry_after_seconds = max(1, math.ceil(refresh_seconds))
-        self.clock = clock
+        self._servers: dict[str | None, tuple[Backend, ...]] = {}  # live ones, by model
+
+    # --- for operators
+
+    def replace(self, backends: Iterable[Backend]) -> None:
+        """Let these be the fleet. Those that go get no new requests; what they have goes on to its end."""
+        before, self.backends = self.backends, tuple(backends)
+        for backend in before:
+            if backend not in self.backends:
+                backend.is_draining = True
+                backend.takes_requests = False
+                backend.connections.keep_alive(wanted=False)
+                backend.connections.close()
+        self.changed.set()
+        self._servers.clear()
+        self._freed()
+
+    def drain(self, backend: Backend, *, is_draining: bool = True) -> None:
+        """Give ``backend`` no new requests; or do so again."""
+        backend.is_draining = is_draining
+        logger.info("backend %s %s", backend.url, "is draining" if is_draining else "may have requests again")
+        self._review(backend)
 
     # --- for requests
 
-    def lease(self, model: str | None, excluded: Collection[Backend] = ()) -> Lease:
-        """A place on the best backend that serves ``model``.
+    def lease(self, model: str | None, excluded: Collection[Backend] = (), *, needs_slot: bool = True) -> Lease | None:
+        """A place on the best backend that serves ``model``; ``None``: all are full, or others wait already.
 
-        A name that an available backend lists goes to backends that list it; any other name to those that answer
-        to any name, or are not known to be strict.
+        A name that a live backend lists goes to backends that list it; any other name to those that answer to any
+        name, or are not known to be strict.
 
         Args:
             model: the name that the request gives; ``None``: it names none, so all backends serve it.
-            excluded: backends that have failed this very request.
+            excluded: backends that have failed this very request. Such a request goes before those who wait.
+            needs_slot: it takes one of the places that a backend has; one that does not never waits for a full one.
 
         Raises:
-            CapacityError: nobody who serves it takes requests now.
+            CapacityError: nobody who serves it works now.
             ClientError: 404, all live backends are strict about names and none has this one.
         """
-        candidates = [backend for backend in self.backends if backend.takes_requests]
+        if self.line.count and needs_slot and not excluded and self.line.is_waited_for(model):
+            return None
+        return self.place(model, excluded, needs_slot=needs_slot)
+
+    def place(self, model: str | None, excluded: Collection[Backend] = (), *, needs_slot: bool = True) -> Lease | None:
+        """As :meth:`lease`, for whose turn it is."""
+        servers = self._servers.get(model)
+        if servers is None:
+            servers = self._find_servers(model)
+        if needs_slot:
+            free = [backend for backend in servers if backend.takes_requests and backend.load < backend.limit]
+        else:
+            free = [backend for backend in servers if backend.takes_requests]
         if excluded:
-            candidates = [backend for backend in candidates if backend not in excluded]
+            free = [backend for backend in free if backend not in excluded]
+        if not free:
+            free = self._last_resort(model, servers, excluded)
+            if not free:
+                return None
+        backend = choose_backend(free)
+        lease = Lease(backend, self._freed)
+        if backend.health.on_trial:
+            backend.trial = lease
+            backend.takes_requests = False
+        return lease
+
+    def has_other(self, model: str | None, excluded: Collection[Backend]) -> bool:
+        """Whether a backend that is not ``excluded`` takes requests for ``model``, were it free."""
+        servers = self._servers.get(model) or self._find_servers(model)
+        return any(backend.takes_requests and backend not in excluded for backend in servers)
+
+    @property
+    def requests_in_flight(self) -> int:
+        """Requests that backends have now."""
+        return sum(backend.leases for backend in self.backends)
+
+    def _freed(self) -> None:
+        if self.line.count:
+            self.line.dispatch()
+
+    def _find_servers(self, model: str | None) -> tuple[Backend, ...]:
+        """The live backends that serve ``model``."""
+        servers = [backend for backend in self.backends if backend.is_live]
         if model is not None:
-            candidates = [backend for backend in candidates if model in backend.model_ids] or [
-                backend for backend in candidates if backend.model_names is not ModelNames.STRICT
+            servers = [backend for backend in servers if model in backend.model_ids] or [
+                backend for backend in servers if backend.model_names is not ModelNames.STRICT
             ]
-        if not candidates:
+        if len(self._servers) >= _REMEMBERED_MODELS:
+            self._servers.clear()
+        self._servers[model] = tuple(servers)
+        return self._servers[model]
+
+    def _last_resort(
+        self, model: str | None, servers: Iterable[Backend], excluded: Collection[Backend]
+    ) -> list[Backend]:
+        """Suspects with a free place, when there is nobody else to wait for; empty: waiting makes sense."""
+        others = [backend for backend in servers if not backend.is_draining and backend not in excluded]
+        if any(backend.takes_requests or backend.health.state is not Health.SUSPECT for backend in others):
+            return []
+        if not others:
             raise self._why_nobody(model)
-        return Lease(choose_backend(candidates))
+        return [backend for backend in others if backend.load < backend.limit]
 
     def _why_nobody(self, model: str | None) -> ProxyError:
-        live = [backend for backend in self.backends if backend.state.live]
-        if not live:
-            return CapacityError("No backend is available.", retry_after_seconds=self._retry_after_seconds)
+        live = [backend for backend in self.backends if backend.is_live]
         if (
-            model is not None
+            live
+            and model is not None
             and all(backend.model_names is ModelNames.STRICT for backend in live)
             and not any(model in backend.model_ids for backend in self.backends)
         ):
             return ClientError(f"The model '{model[:200]}' is not served here.", status=404, code="model_not_found")
-        return CapacityError(
-            "All backends that serve this are busy.",
-            code="backends_busy",
-            retry_after_seconds=self._retry_after_seconds,
-        )
+        message = "No backend that serves this is available." if live else "No backend is available."
+        return CapacityError(message, retry_after_seconds=self._retry_after_seconds)
 
-    # --- for evidence
+    # --- for evidence from questions
 
-    def publish(self, backend: Backend, state: BackendState, *, own_at_poll: int, asked_at: float) -> None:
+    def publish(self, backend: Backend, told: BackendState, *, own_at_poll: int, asked_at: float) -> None:
         """Take over what ``backend`` told.
 
         Args:
-            state: what it told.
+            told: what it told.
             own_at_poll: our leases on it when it was asked or when it answered, whichever was more; so many of the
                 requests it counts are ours. The smaller number would make short requests count as others'.
             asked_at: when it was asked; what was asked before it failed a request is not believed.
         """
-        if asked_at <= backend.sick_since:
-            return
         now = self.clock()
-        backend.proved_at = now
+        backend.health.answered(told, asked_at=asked_at, now=now)
+        if backend.health.told is not told:
+            return
         backend.told_at = time.time()
-        if state.models is not None:
-            backend.models = state.models
-            backend.model_ids = frozenset(name for entry in state.models for name in _names(entry))
-            backend.model_names = state.model_names
-        if state.requests_processing is not None:
-            polled = state.requests_processing + (state.requests_waiting or 0.0)
-            backend.foreign = max(0.0, polled - own_at_poll)
-            backend.figure_at = now
-        self._review(backend, state)
+        backend.take_over_models(told)
+        backend.take_over_load(told, own_at_poll=own_at_poll, allowance=self._allowance, now=now)
+        self._review(backend)
 
     def report_silence(self, backend: Backend) -> None:
-        """``backend`` did not answer for its state. That alone proves nothing: a long prefill may keep it from it."""
-        backend.proved_at = max(backend.proved_at, backend.connections.last_byte_at())
-        self._review(backend, backend.state)
+        """``backend`` did not answer for its state."""
+        backend.health.was_silent()
+        self._review(backend)
+
+    def report_refusal(self, backend: Backend) -> None:
+        """``backend`` could not be reached to be asked for its state."""
+        backend.told_at = time.time()  # that is an answer, too
+        backend.health.was_unreachable(self.clock(), backend.connections.activity())
+        self._review(backend)
+
+    # --- for evidence from requests
+
+    def report_refused_connection(self, backend: Backend) -> None:
+        """``backend`` could not be reached for a request: it is out until it answers for its state."""
+        self._report_lost_connection(backend, "it cannot be reached", is_refused=True)
+
+    def report_broken_connection(self, backend: Backend) -> None:
+        """``backend`` broke a request's connection: it is out until it answers for its state."""
+        self._report_lost_connection(backend, "it broke a connection", is_refused=False)
+
+    def _report_lost_connection(self, backend: Backend, reason: str, *, is_refused: bool) -> None:
+        may_suspend = self._may_suspend(backend)
+        backend.health.lost_connection(self.clock(), reason, is_refused=is_refused, may_suspend=may_suspend)
+        backend.recheck.set()
+        self._review(backend)
 
     def report_failure(self, backend: Backend, reason: str) -> None:
-        """``backend`` refused or broke a connection: no request goes there until it answers for its state again."""
-        backend.sick_since = self.clock()
-        backend.proved_at = -math.inf
-        backend.recheck.set()
-        self._review(backend, BackendState(ready=False, live=False, reason=reason))
+        """``backend`` answered a request with a failure of its own."""
+        if not backend.health.is_doubtful:
+            backend.recheck.set()  # perhaps it is starting; asked once, since it may go on failing fast
+        backend.health.failed(self.clock(), reason, may_suspend=self._may_suspend(backend))
+        self._review(backend)
 
-    def _review(self, backend: Backend, state: BackendState) -> None:
-        oldest_valid = self.clock() - self._evidence_seconds
-        if state.live and backend.proved_at < oldest_valid:
-            state = BackendState(ready=False, live=False, reason="it has been silent for too long")
-        if not state.live:
-            backend.figure_at = -math.inf
-        backend.load_is_stale = -math.inf < backend.figure_at < oldest_valid
-        if backend.figure_at < oldest_valid:
-            backend.foreign = 0.0
-        backend.load = backend.foreign + backend.leases
-        _log_change(backend, state)
-        backend.state = state
-        backend.takes_requests = state.ready
+    def report_timeout(self, backend: Backend) -> None:
+        """``backend`` kept a request for as long as is allowed without sending anything."""
+        backend.health.timed_out(self.clock())
+        self._review(backend)
+
+    def report_success(self, backend: Backend, sent_at: float) -> None:
+        """``backend`` answered a request well that was sent at ``sent_at``; needed while its health is doubtful."""
+        backend.health.succeeded(sent_at)
+        self._review(backend)
+
+    def report_request_to_wait(self, backend: Backend, seconds: float) -> None:
+        """``backend`` asks (``Retry-After``) for nothing more in the next so many seconds."""
+        backend.health.asks_for_rest(self.clock(), seconds)
+        self._review(backend)
+
+    def _may_suspend(self, backend: Backend) -> bool:
+        """Whether no more than half of the fleet is suspended then; who is down is not counted, nor trusted."""
+        suspects = sum(other.health.state is Health.SUSPECT for other in self.backends if other is not backend)
+        return 2 * (suspects + 1) <= len(self.backends)
+
+    def _review(self, backend: Backend) -> None:
+        health = backend.health
+        state, was_stuck = health.state, health.is_stuck
+        backend.review(self.clock(), self._evidence_seconds)
+        self._servers.clear()
+        if health.state is not state:
+            _log_change(backend)
+        if health.is_stuck and not was_stuck:
+            self._take_back_requests(backend)
+        self._freed()
+
+    def _take_back_requests(self, backend: Backend) -> None:
+        """Let the requests that wait there in vain be sent elsewhere, where they may be."""
+        for connection, exchange in backend.connections.unanswered():
+            head = exchange.head
+            is_movable = not exchange.losses and is_repeatable(head.method, head.path)
+            if is_movable and self.has_other(exchange.model, (backend,)):
+                connection.give_up(RequestMoved("The backend did not answer."))
 
 
-def _names(entry: ModelEntry) -> Iterable[str]:
-    """The names that a model answers to; llama.cpp lists its aliases beside its id."""
-    aliases = entry.get("aliases")
-    return (entry["id"], *(alias for alias in aliases if isinstance(alias, str))) if aliases else (entry["id"],)
-
-
-def _log_change(backend: Backend, state: BackendState) -> None:
-    before = backend.state
-    if before is _NOT_ASKED_YET or state.live != before.live or state.ready != before.ready:
-        if state.ready:
-            logger.info("backend %s is ready", backend.url)
-        else:
-            logger.warning("backend %s takes no requests: %s", backend.url, state.reason)
+def _log_change(backend: Backend) -> None:
+    state, reason = backend.health.state, backend.health.reason
+    if state is Health.UP:
+        logger.info("backend %s is up", backend.url)
+    else:
+        logger.warning("backend %s is %s: %s", backend.url, state.value, reason)

@@ -17,28 +17,43 @@ class Candidate(Protocol):
         """Requests it has now: ours, and those that others have sent it."""
 
     @property
-    def load_is_stale(self) -> bool:
-        """What others have sent it is no longer known, so ``load`` counts only ours."""
+    def cost(self) -> float:
+        """What one request there weighs: twice as much on a backend that should get half as many."""
+
+    @property
+    def is_last_choice(self) -> bool:
+        """Little is known of it, or nothing good, so all others go first."""
 
 
 C = TypeVar("C", bound=Candidate)
 
 
 def choose_backend(candidates: Sequence[C], draw: Callable[[], float] = random.random) -> C:
-    """The candidate with the lowest load; those whose load is stale come after all others; ties fall at random.
+    """The candidate with the lowest load for its share; last choices come last; ties fall at random, by shares.
 
     Args:
         candidates: at least one.
         draw: a random number from 0 to below 1.
     """
     best = candidates[0]
+    least = best.load * best.cost
     ties: list[C] = []
     for candidate in candidates[1:]:
-        if candidate.load_is_stale == best.load_is_stale:
-            if candidate.load == best.load:
+        weighed = candidate.load * candidate.cost
+        if candidate.is_last_choice == best.is_last_choice:
+            if weighed == least:
                 ties.append(candidate)
-            elif candidate.load < best.load:
-                best, ties = candidate, []
-        elif best.load_is_stale:
-            best, ties = candidate, []
-    return (best, *ties)[int(draw() * (len(ties) + 1))] if ties else best
+            elif weighed < least:
+                best, least, ties = candidate, weighed, []
+        elif best.is_last_choice:
+            best, least, ties = candidate, weighed, []
+    return _drawn((best, *ties), draw) if ties else best
+
+
+def _drawn(ties: Sequence[C], draw: Callable[[], float]) -> C:
+    rest = draw() * sum(1 / candidate.cost for candidate in ties)
+    for candidate in ties:
+        rest -= 1 / candidate.cost
+        if rest < 0:
+            return candidate
+    return ties[-1]

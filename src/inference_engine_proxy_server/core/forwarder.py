@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from inference_engine_proxy_server.core.backend_pool import Backend, BackendPool, Lease
+import asyncio
+import random
+import re
+from collections.abc import Mapping
+from functools import partial
+
+from inference_engine_proxy_server.core.backend import Backend, Lease
+from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.path_policy import PathPolicy
-from inference_engine_proxy_server.core.request_traits import requested_model
-from inference_engine_proxy_server.core.retry import NextAttempt, next_attempt
+from inference_engine_proxy_server.core.queue_updates import QueueUpdates
+from inference_engine_proxy_server.core.request_traits import needs_slot, requested_model
+from inference_engine_proxy_server.core.retry import DECLINABLE_STATUSES, NextAttempt, RetryBudget, next_attempt
+from inference_engine_proxy_server.core.standing import Standing
+from inference_engine_proxy_server.core.waiting_line import FIRST, Waiter
 from inference_engine_proxy_server.errors import (
     BackendBroke,
+    BackendDeclined,
     BackendError,
+    BackendTimeout,
     BackendUnreachable,
+    CapacityError,
     ClientError,
-    ProxyError,
+    InvalidReply,
 )
 from inference_engine_proxy_server.metrics import RequestMetrics
+from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.late_reply import LateReply
+from inference_engine_proxy_server.wire.reply_sink import HeldReply
 
 __all__ = ["Forwarder"]
+
+_FAILURE_STATUSES = frozenset({500, 502, 503, 504})  # a backend's own; 501 and 505 are about the request
+_BACK_OFF_SECONDS = 0.025  # at most, and at random: Envoy's base interval; the next backend is another one anyway
+_RETRY_AFTER = re.compile(rb"(?:^|\n)retry-after:[ \t]*([0-9]{1,6})", re.IGNORECASE)
 
 
 class Forwarder:
@@ -26,6 +46,8 @@ class Forwarder:
         pool: chooses.
         paths: what is not passed on.
         metrics: told of repeated requests.
+        standing: whose turn it is when requests must wait.
+        updates: tells them how long they must.
         names_backend: whether replies say, in ``x-backend``, who gave them.
         keeps_credentials: whether clients' keys go on to backends that have none of ours.
     """
@@ -35,6 +57,8 @@ class Forwarder:
         pool: BackendPool,
         paths: PathPolicy,
         metrics: RequestMetrics,
+        standing: Standing,
+        updates: QueueUpdates,
         *,
         names_backend: bool,
         keeps_credentials: bool = True,
@@ -43,7 +67,10 @@ class Forwarder:
         self._pool = pool
         self._paths = paths
         self._metrics = metrics
+        self._standing = standing
+        self._updates = updates
         self._names_backend = names_backend
+        self._budget = RetryBudget(pool.clock)
 
     async def forward(self, exchange: Exchange) -> None:
         """Give ``exchange`` the reply of the best backend.
@@ -57,49 +84,83 @@ class Forwarder:
             raise ClientError(message, status=403, code="path_blocked")
         if exchange.model is None:
             exchange.model = requested_model(head.target, exchange.body)
-        failed: list[Backend] = []
-        failure: BackendError | None = None
-        replays = 0
-        fresh = False
-        while True:
-            lease = self._lease(exchange.model, failed, failure)
-            try:
-                return await self._send(exchange, lease.backend, fresh=fresh)
-            except BackendError as error:
-                failure = error
-                self._report(lease.backend, error)
-                following = next_attempt(
-                    error, method=head.method, path=head.path, reply_begun=exchange.begun, replays=replays
-                )
-                if following is NextAttempt.NONE:
-                    raise
-                self._metrics.count_retry(error.code)
-                replays += not isinstance(error, BackendUnreachable)
-                if following is NextAttempt.SAME_ON_FRESH_CONNECTION:
-                    fresh = True
-                else:
-                    failed.append(lease.backend)
-            finally:
-                lease.close()
-
-    def _lease(self, model: str | None, failed: list[Backend], failure: BackendError | None) -> Lease:
+        takes_slot = needs_slot(head.method, head.path)
+        self._budget.requests += 1
+        failed: dict[Backend, BackendError] = {}
         try:
-            return self._pool.lease(model, failed)
-        except ProxyError:
-            if isinstance(failure, BackendBroke):  # it was sent once, so "nobody is free" would not be the truth
-                raise failure from None
+            while True:
+                lease = self._pool.lease(exchange.model, failed, needs_slot=takes_slot)
+                if lease is None:
+                    lease = await self._wait(exchange, failed)
+                try:
+                    return await self._send(exchange, lease.backend, failed)
+                except BackendError as error:
+                    self._note_failure(exchange, lease.backend, error, failed)
+                finally:
+                    lease.close()
+                await _back_off(failed)
+        except (CapacityError, ClientError):  # nobody else is there
+            broken = [error for error in failed.values() if isinstance(error, BackendBroke)]
+            if broken:
+                raise broken[0] from None  # it was sent, so that would not be the truth
             raise
+        finally:
+            if failed and any(isinstance(error, BackendDeclined) for error in failed.values()):
+                self._budget.give_back()
 
-    def _report(self, backend: Backend, error: BackendError) -> None:
-        """Let everyone know at once what this failure says about the backend."""
-        if isinstance(error, BackendUnreachable):
-            self._pool.report_failure(backend, "it cannot be reached")
-        elif isinstance(error, BackendBroke) and not error.on_reused_connection:
-            self._pool.report_failure(backend, "it broke a connection")
+    def _note_failure(
+        self, exchange: Exchange, backend: Backend, error: BackendError, failed: dict[Backend, BackendError]
+    ) -> None:
+        """Raises ``error`` unless another attempt may be made."""
+        failed[backend] = error
+        self._report(backend, error)
+        timeouts = sum(isinstance(one, BackendUnreachable) and one.timed_out for one in failed.values())
+        if self._next_attempt(exchange, error, timeouts) is NextAttempt.NONE:
+            raise error
+        self._metrics.count_retry(error.code)
+        exchange.losses += not isinstance(error, BackendUnreachable)
 
-    async def _send(self, exchange: Exchange, backend: Backend, *, fresh: bool) -> None:
+    async def _wait(self, exchange: Exchange, failed: Mapping[Backend, BackendError]) -> Lease:
+        """A place when it is the request's turn; one that a backend has failed goes before all others."""
+        line = self._pool.line
+        waiter = Waiter(
+            lane=(exchange.model, *failed) if failed else exchange.model,  # it cannot go where the others can
+            sender=self._standing.sender(exchange),
+            tokens=self._standing.tokens(exchange),
+            priority=self._standing.priority(exchange) if not failed else FIRST,
+            take_place=partial(self._pool.place, exchange.model, tuple(failed)),
+            line=line,
+        )
+        async with self._updates.during(exchange, waiter):
+            return await line.wait(waiter)
+
+    # --- an attempt
+
+    async def _send(self, exchange: Exchange, backend: Backend, failed: Mapping[Backend, BackendError]) -> None:
+        idle = backend.connections.take_idle()
+        if idle is None:
+            return await self._send_on(await backend.connections.connect(), exchange, backend, failed)
+        try:
+            return await self._send_on(idle, exchange, backend, failed)
+        except BackendBroke as error:
+            if self._next_attempt(exchange, error) is not NextAttempt.SAME_ON_FRESH_CONNECTION:
+                raise
+            self._metrics.count_retry(error.code)
+        try:
+            fresh = await backend.connections.connect()
+        except BackendUnreachable:
+            exchange.losses += 1  # it is not there any more: perhaps it died of the request
+            raise
+        return await self._send_on(fresh, exchange, backend, failed)
+
+    async def _send_on(
+        self,
+        connection: BackendConnection,
+        exchange: Exchange,
+        backend: Backend,
+        failed: Mapping[Backend, BackendError],
+    ) -> None:
         connections = backend.connections
-        connection = (None if fresh else connections.take_idle()) or await connections.connect()
         exchange.backend = backend.url
         if self._names_backend:
             exchange.extra_fields = exchange.limit_fields + backend.reply_field
@@ -117,6 +178,72 @@ class Forwarder:
                 credentials=credentials,
                 close=not connections.keeps_alive,
             )
-            await connection.request([section, exchange.body], exchange, is_head=head.method == "HEAD")
+            sink = LateReply(exchange) if exchange.is_only_told else exchange
+            held = await connection.request(
+                [section, exchange.body],
+                sink,
+                is_head=head.method == "HEAD",
+                held_statuses=DECLINABLE_STATUSES,
+            )
+            if held is not None:
+                self._decide(exchange, backend, failed, held)
+                await connection.accept()
         finally:
             connections.give_back(connection)
+        if sink.status >= 500 or backend.health.is_doubtful:
+            self._judge(backend, sink.status, connection.sent_at)
+
+    def _decide(
+        self, exchange: Exchange, backend: Backend, failed: Mapping[Backend, BackendError], held: HeldReply
+    ) -> None:
+        """Raises :class:`BackendDeclined` if another backend should try, so that the held reply goes nowhere."""
+        pause = _RETRY_AFTER.search(held.fields)
+        if pause is not None:
+            self._pool.report_request_to_wait(backend, int(pause[1]))
+        declined = BackendDeclined(held.status)
+        if (
+            self._next_attempt(exchange, declined) is not NextAttempt.NONE
+            and self._pool.has_other(exchange.model, [*failed, backend])
+            and self._budget.take(self._pool.requests_in_flight)
+        ):
+            raise declined
+
+    def _next_attempt(self, exchange: Exchange, error: BackendError, connect_timeouts: int = 0) -> NextAttempt:
+        return next_attempt(
+            error,
+            method=exchange.head.method,
+            path=exchange.head.path,
+            reply_begun=exchange.begun and not exchange.is_only_told,
+            losses=exchange.losses,
+            connect_timeouts=connect_timeouts,
+        )
+
+    # --- evidence
+
+    def _report(self, backend: Backend, error: BackendError) -> None:
+        """Let everyone know at once what a failed attempt says about the backend."""
+        pool = self._pool
+        if isinstance(error, BackendUnreachable):
+            pool.report_refused_connection(backend)
+        elif isinstance(error, BackendBroke):
+            if not error.on_reused_connection:
+                pool.report_broken_connection(backend)
+        elif isinstance(error, BackendTimeout):
+            pool.report_timeout(backend)
+        elif isinstance(error, InvalidReply):
+            pool.report_failure(backend, "it does not answer in HTTP")
+        elif isinstance(error, BackendDeclined):
+            self._judge(backend, error.backend_status, 0.0)
+
+    def _judge(self, backend: Backend, status: int, sent_at: float) -> None:
+        if status in _FAILURE_STATUSES:
+            self._pool.report_failure(backend, f"it answered {status}")
+        elif status < 400:
+            self._pool.report_success(backend, sent_at)
+
+
+async def _back_off(failed: Mapping[Backend, BackendError]) -> None:
+    """Wait a moment if the last attempt was declined: who declines is one of many that have too much to do."""
+    *_, last = failed.values()
+    if isinstance(last, BackendDeclined):
+        await asyncio.sleep(random.uniform(0, _BACK_OFF_SECONDS))

@@ -1,34 +1,97 @@
-"""`/admin`: what operators ask; the gate lets nobody in without ADMIN_KEY."""
+"""`/admin`: what operators ask and do; the gate lets nobody in without ADMIN_KEY."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import time
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.api_keys import ApiKey
+from inference_engine_proxy_server.core.backend import Backend
+from inference_engine_proxy_server.core.backend_pool import BackendPool
+from inference_engine_proxy_server.errors import ClientError
 
 __all__ = ["admin_router"]
 
+_LOOK_SECONDS = 0.1  # between two looks whether a backend's last request is over
+_RESPONSES: dict[int | str, dict[str, Any]] = {401: {}, 404: {"description": "ADMIN_KEY is not set"}}
+_BACKEND_RESPONSES: dict[int | str, dict[str, Any]] = {
+    401: {},
+    404: {"description": "There is no such backend, or ADMIN_KEY is not set"},
+}
 
-def admin_router(ring: KeyRing | None, allowances: Allowances) -> APIRouter:
-    """The operators' endpoints over the keys of clients; ``None``: there are none."""
+_WaitSeconds = Annotated[float, Query(ge=0, le=3600, description="Longest wait for its last request to end.")]
+
+
+def admin_router(pool: BackendPool, ring: KeyRing | None, allowances: Allowances) -> APIRouter:
+    """The operators' endpoints over the fleet and the keys of clients; ``None``: there are none."""
     router = APIRouter(prefix="/admin", tags=["admin"])
 
-    @router.get(
-        "/keys",
-        summary="The keys of clients: what each may do and has left, never its secret",
-        responses={401: {}, 404: {"description": "ADMIN_KEY is not set"}},
-    )
+    @router.get("/keys", summary="The keys of clients: what each may do and has left, never its secret",
+                responses=_RESPONSES)  # fmt: skip
     async def keys() -> dict[str, Any]:
-        return {"keys": [_described(key, allowances) for key in ring or ()]}
+        return {"keys": [_described_key(key, allowances) for key in ring or ()]}
+
+    @router.get("/backends", summary="The backends: how each is, and why", responses=_RESPONSES)
+    async def backends() -> dict[str, Any]:
+        return {"backends": [_described(backend, pool) for backend in pool.backends], "waiting": pool.line.count}
+
+    @router.post("/backends/{name:path}/drain", summary="Give a backend no new requests; tells when it may be stopped",
+                 responses=_BACKEND_RESPONSES)  # fmt: skip
+    async def drain(name: str, wait_seconds: _WaitSeconds = 0) -> dict[str, Any]:
+        backend = _find(pool, name)
+        pool.drain(backend)
+        deadline = pool.clock() + wait_seconds
+        # Nobody else wants to know, so the end of a request need not tell.
+        while backend.leases and backend.is_draining and pool.clock() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
+        return _described(backend, pool)
+
+    @router.post("/backends/{name:path}/undrain", summary="Give a drained backend requests again",
+                 responses=_BACKEND_RESPONSES)  # fmt: skip
+    async def undrain(name: str) -> dict[str, Any]:
+        backend = _find(pool, name)
+        pool.drain(backend, is_draining=False)
+        return _described(backend, pool)
 
     return router
 
 
-def _described(key: ApiKey, allowances: Allowances) -> dict[str, Any]:
+def _find(pool: BackendPool, name: str) -> Backend:
+    for backend in pool.backends:
+        if name in (backend.config.name, backend.url):
+            return backend
+    names = ", ".join(backend.config.name for backend in pool.backends)
+    raise ClientError(f"There is no backend {name[:200]!r}; there are {names}.", status=404, code="no_such_backend")
+
+
+def _described(backend: Backend, pool: BackendPool) -> dict[str, Any]:
+    health = backend.health
+    limit = backend.limit
+    return {
+        "name": backend.config.name,
+        "url": backend.url,
+        "state": health.state.value,
+        "reason": health.reason,
+        "since": time.time() - (pool.clock() - health.since),
+        "takes_requests": backend.takes_requests,
+        "is_last_choice": backend.is_last_choice,
+        "draining": backend.is_draining,
+        "safe_to_stop": backend.is_draining and not backend.leases,
+        "requests_in_flight": backend.leases,
+        "load": backend.load,
+        "limit": None if limit == float("inf") else limit,
+        "weight": backend.config.weight,
+        "share": backend.health.share(pool.clock()),
+        "models": sorted(backend.model_ids),
+    }
+
+
+def _described_key(key: ApiKey, allowances: Allowances) -> dict[str, Any]:
     allowance = allowances.of(key)
     return {
         "name": key.name,

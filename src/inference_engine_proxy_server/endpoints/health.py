@@ -8,7 +8,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from inference_engine_proxy_server.core.backend_pool import Backend, BackendPool
+from inference_engine_proxy_server.core.backend import Backend
+from inference_engine_proxy_server.core.backend_pool import BackendPool
 
 __all__ = ["health_router"]
 
@@ -33,7 +34,7 @@ def health_router(pool: BackendPool, is_draining: Callable[[], bool], *, names_n
             "available_backends": available,
             "total_backends": len(pool.backends),
             "timestamp": time.time(),
-            "details": [{"backend": names[backend], **_details(backend)} for backend in pool.backends],
+            "details": [{"backend": names[backend], **_details(backend, pool.clock())} for backend in pool.backends],
         }
 
     @router.get("/livez", summary="200 while the process works")
@@ -46,7 +47,7 @@ def health_router(pool: BackendPool, is_draining: Callable[[], bool], *, names_n
         responses={503: {}},
     )
     async def readyz(response: Response) -> dict[str, str]:
-        if not is_draining() and any(backend.state.live for backend in pool.backends):
+        if not is_draining() and any(backend.is_live for backend in pool.backends):
             return {"status": "ok"}
         response.status_code = 503
         return {"status": "unavailable"}
@@ -54,19 +55,23 @@ def health_router(pool: BackendPool, is_draining: Callable[[], bool], *, names_n
     return router
 
 
-def _details(backend: Backend) -> dict[str, Any]:
-    state = backend.state
+def _details(backend: Backend, now: float) -> dict[str, Any]:
+    health = backend.health
+    told = health.told
     return {
         "ready": backend.takes_requests,
-        "live": state.live,
-        "reason": state.reason,
+        "live": backend.is_live,
+        "state": health.state.value,
+        "reason": health.reason,
+        "since": time.time() - (now - health.since),
+        "draining": backend.is_draining,
         "requests_in_flight": backend.leases,
         "models": sorted(backend.model_ids),
         "metrics": {
             "timestamp": backend.told_at,
-            "requests_processing": state.requests_processing or 0.0,
-            "requests_waiting": state.requests_waiting or 0.0,
+            "requests_processing": told.requests_processing or 0.0,
+            "requests_waiting": told.requests_waiting or 0.0,
             "ready": backend.takes_requests,
-            **state.figures,
+            **told.figures,
         },
     }

@@ -24,7 +24,7 @@ def models_router(pool: BackendPool) -> APIRouter:
         response.headers["access-control-expose-headers"] = "x-request-id"
         entries: dict[str, Any] = {}
         for backend in pool.backends:
-            if backend.state.live:
+            if backend.is_live:
                 for entry in backend.models:
                     if access is None or access.permits(entry["id"]):
                         entries.setdefault(entry["id"], entry)

@@ -68,7 +68,7 @@ def _scope(exchange: Exchange) -> _Message:
         "headers": [(b"host", head.host), *((name.lower(), value.strip(b" \t")) for name, value in fields)],
         "client": None,
         "server": None,
-        "state": {"access": head.access},
+        "state": {"access": head.access, "request_id": exchange.request_id},
     }
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import select
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import cast
 
 from inference_engine_proxy_server.errors import BackendBroke, BackendError, BackendTimeout, InvalidReply
 from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
-from inference_engine_proxy_server.wire.exchange import ReplySource
+from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.framing import SMALL_CHUNKS, ChunkedBody, InvalidChunk
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.late_reply import LateReply
 from inference_engine_proxy_server.wire.reply_head import ReplyHead, parse_reply_head
+from inference_engine_proxy_server.wire.reply_sink import HeldReply, ReplySink
 
-__all__ = ["BackendConnection", "ReplySink"]
+__all__ = ["BackendConnection"]
 
 _HEAD_BYTES = 64 * 1024  # of a reply's header section; generous, an engine's own are under 1 KiB
 _HEAD_FIELDS = 200
@@ -27,35 +29,7 @@ _BODILESS = frozenset({204, 304})
 _LOOK_SECONDS = 0.5  # between two looks whether a reply goes on; noting the time at each chunk would cost more
 
 
-class ReplySink(Protocol):
-    """Where a reply goes; :class:`~.exchange.Exchange` is one. See there for what each method means."""
-
-    takes_chunks: bool
-    source: ReplySource | None
-    sent_bytes: int
-    last_block: bytes
-
-    @property
-    def write_through(self) -> Callable[[bytes], None] | None:
-        """Takes whole chunks with nothing in between."""
-
-    def begin(self, status: int, reason: bytes, fields: bytes, content_length: int | None) -> None:
-        """Open the reply."""
-
-    def flush(self) -> None:
-        """Let the header section go."""
-
-    def write(self, payload: bytes) -> None:
-        """Take a piece of the body."""
-
-    def write_chunks(self, block: bytes) -> None:
-        """Take whole chunks as they are."""
-
-    def write_last_chunks(self, block: bytes) -> None:
-        """Take the last chunks as they are."""
-
-    def end(self) -> None:
-        """The reply is complete."""
+_NO_STATUSES: frozenset[int] = frozenset()
 
 
 class BackendConnection(asyncio.Protocol):
@@ -64,34 +38,51 @@ class BackendConnection(asyncio.Protocol):
     Args:
         deadlines: watches this connection.
         memory: of the replies' header sections; shared by all connections to one backend.
-        timeout_seconds: longest wait for a reply's first byte, and for the next byte after that.
+        first_byte_seconds: longest wait for a reply's first byte.
+        pause_seconds: longest wait for each next one.
 
     Attributes:
         is_reusable: the last reply is complete and the backend will take another request.
         keep_alive_seconds: how long the backend says it waits for one; ``None`` when it does not say.
+        sent_at: when the last request was sent; 0 before the first.
+        waits_since: since when the backend could send something for it, but for the time in which the client was
+            behind; ``inf`` in that time.
         last_byte_at: when the backend was last seen to have sent something, as of the last look; 0 before that.
     """
 
     __slots__ = (
-        "_body", "_clock", "_deadlines", "_head", "_interim", "_look_seconds", "_memory", "_missing", "_noted_bytes",
-        "_poll", "_quiet_since", "_received", "_reply_to_head", "_result", "_served", "_sink", "_timeout_seconds",
-        "_transport", "_write_through", "deadline", "is_reusable", "keep_alive_seconds", "last_byte_at",
+        "_body", "_clock", "_deadlines", "_first_byte_seconds", "_head", "_held_rest", "_held_statuses", "_interim",
+        "_look_seconds", "_memory", "_missing", "_noted_bytes", "_pause_seconds", "_poll", "_quiet_since", "_received",
+        "_reply_to_head", "_result", "_served", "_sink", "_transport", "_write_through", "deadline", "is_reusable",
+        "keep_alive_seconds", "last_byte_at", "sent_at", "waits_since",
     )  # fmt: skip
 
-    def __init__(self, deadlines: Deadlines, memory: HeadMemory[ReplyHead], timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        deadlines: Deadlines,
+        memory: HeadMemory[ReplyHead],
+        first_byte_seconds: float,
+        pause_seconds: float,
+    ) -> None:
         self._deadlines = deadlines
         self._memory = memory
-        self._timeout_seconds = timeout_seconds
+        self._first_byte_seconds = first_byte_seconds
+        self._pause_seconds = pause_seconds
         self._clock = deadlines.clock
         self.deadline = NEVER
-        self.last_byte_at = 0.0
+        self.last_byte_at = self.sent_at = 0.0
+        self.waits_since = NEVER
         self.is_reusable = False
         self.keep_alive_seconds: int | None = None
         self._served = 0  # above 0 the backend may have closed the connection as idle
         self._transport: asyncio.Transport
         self._poll = select.poll()
         self._sink: ReplySink | None = None
-        self._result: asyncio.Future[None] | None = None
+        self._result: asyncio.Future[HeldReply | None] | None = None
+        self._held_statuses = _NO_STATUSES
+        self._held_rest: bytes | None = (
+            None  # what came with the header section of a held reply; ``None``: none is held
+        )
         self._reply_to_head = False  # the request was a HEAD, so its reply has no body
         self._received = b""  # the beginning of a header section
         self._head: ReplyHead | None = None
@@ -99,32 +90,76 @@ class BackendConnection(asyncio.Protocol):
         self._write_through: Callable[[bytes], None] | None = None  # where the next whole chunk may go at once
         self._noted_bytes = 0  # of the reply, when last looked at
         self._quiet_since = 0.0  # since when it could have sent more and did not
-        self._look_seconds = min(_LOOK_SECONDS, timeout_seconds / 4)
+        self._look_seconds = min(_LOOK_SECONDS, pause_seconds / 4)
         self._missing = -1  # bytes of a body of known length still to come; -1: it ends with the connection
         self._interim = 0
 
-    def request(self, blocks: list[bytes], sink: ReplySink, *, is_head: bool) -> asyncio.Future[None]:
+    @property
+    def exchange(self) -> Exchange | None:
+        """The request of a client that it serves now; ``None``: it is idle, or serves a question of our own."""
+        sink = self._sink
+        if isinstance(sink, LateReply):
+            return sink.exchange
+        return sink if isinstance(sink, Exchange) else None
+
+    @property
+    def has_begun(self) -> bool:
+        """The reply's header section is here."""
+        return self._head is not None
+
+    @property
+    def is_answering_well(self) -> bool:
+        """It is, and it says nothing of a failure."""
+        return self._head is not None and self._head.status < 400
+
+    def request(
+        self,
+        blocks: list[bytes],
+        sink: ReplySink,
+        *,
+        is_head: bool,
+        held_statuses: frozenset[int] = _NO_STATUSES,
+    ) -> asyncio.Future[HeldReply | None]:
         """Send a whole request; its reply goes to ``sink``.
 
         Args:
             blocks: header section and body.
             sink: where the reply goes; this connection becomes its source.
             is_head: the request's method is HEAD.
+            held_statuses: replies with these go nowhere before :meth:`accept` says so.
 
         Returns:
-            Done when the reply is complete. Fails with :class:`BackendBroke`, :class:`BackendTimeout` or
-            :class:`InvalidReply`. If it is cancelled, :meth:`abort` must follow.
+            Done when the reply is complete, with ``None``; or when it is held. Fails with :class:`BackendBroke`,
+            :class:`BackendTimeout` or :class:`InvalidReply`. If it is cancelled, :meth:`abort` must follow.
         """
         self._sink = sink
         sink.source = self
         self._reply_to_head = is_head
+        self._held_statuses = held_statuses
         self.is_reusable = False
         self._head = self._body = None
         self._interim = 0
         self._result = asyncio.get_running_loop().create_future()
-        self.deadline = self._clock() + self._timeout_seconds
+        self.sent_at = self.waits_since = now = self._clock()
+        self.deadline = now + self._first_byte_seconds
         self._transport.writelines(blocks)
         return self._result
+
+    def accept(self) -> asyncio.Future[HeldReply | None]:
+        """Let the held reply go to its sink. Returns what :meth:`request` does."""
+        sink, head, rest = cast(ReplySink, self._sink), cast(ReplyHead, self._head), self._held_rest or b""
+        self._held_rest = None
+        self._result = result = asyncio.get_running_loop().create_future()
+        self._transport.resume_reading()
+        try:
+            self._open(sink, head, rest)
+        except (InvalidReply, InvalidChunk) as error:
+            self._refuse(error)
+        return result
+
+    def give_up(self, error: BackendError) -> None:
+        """End the request under way with ``error``; the backend sees its client leave."""
+        self._fail(error)
 
     def is_stale(self) -> bool:
         """Whether an idle connection must not be used: the backend has closed it, or said something unasked."""
@@ -136,7 +171,7 @@ class BackendConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once, telling nobody; the backend sees its client leave."""
-        self._sink = self._result = self._write_through = None
+        self._sink = self._result = self._write_through = self._held_rest = None
         self._transport.abort()
 
     # --- the transport's side
@@ -175,10 +210,8 @@ class BackendConnection(asyncio.Protocol):
                 self._relay(sink, data)
             else:
                 self._read_head(sink, data)
-        except InvalidReply as error:
-            self._fail(error)
-        except InvalidChunk:
-            self._fail(InvalidReply("The backend's chunked reply is malformed."))
+        except (InvalidReply, InvalidChunk) as error:
+            self._refuse(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The backend closed the connection, or broke it."""
@@ -190,7 +223,8 @@ class BackendConnection(asyncio.Protocol):
             self._complete(sink)
         else:
             message = "The backend closed the connection before its reply was complete."
-            self._fail(BackendBroke(message, on_reused_connection=self._served > 0))
+            is_stale = self._served > 0 and self._head is None
+            self._fail(BackendBroke(message, on_reused_connection=is_stale))
 
     def on_deadline(self, now: float) -> None:
         """Look whether the backend has been silent for too long, or the connection idle for long enough."""
@@ -202,10 +236,17 @@ class BackendConnection(asyncio.Protocol):
             self._fail(BackendTimeout("The backend did not answer in time."))
         elif sink.sent_bytes != self._noted_bytes:
             self._note_progress(sink, now)
-        elif now - self._quiet_since >= self._timeout_seconds:
+        elif now - self._quiet_since >= self._pause_seconds:
             self._fail(BackendTimeout("The backend stopped in the middle of its reply."))
         else:
             self.deadline = now + self._look_seconds
+
+    def look(self, now: float) -> None:
+        """Note whether the reply has gone on since the last look."""
+        sink = self._sink
+        if sink is not None and self._head is not None and sink.sent_bytes != self._noted_bytes:
+            self._noted_bytes = sink.sent_bytes
+            self.last_byte_at = self._quiet_since = now
 
     def _note_progress(self, sink: ReplySink, now: float) -> None:
         self._noted_bytes = sink.sent_bytes
@@ -218,13 +259,16 @@ class BackendConnection(asyncio.Protocol):
         """The client is behind. Its own deadline counts meanwhile, not the backend's."""
         if self._sink is not None and not self._transport.is_closing():
             self._transport.pause_reading()
-            self.deadline = NEVER
+            if self._sink.sent_bytes != self._noted_bytes:  # the next look may be far away
+                self._note_progress(self._sink, self._clock())
+            self.deadline = self.waits_since = NEVER
 
     def resume_reading(self) -> None:
         """The client has caught up."""
-        if self._sink is not None and not self._transport.is_closing():
+        if self._sink is not None and self._held_rest is None and not self._transport.is_closing():
             self._transport.resume_reading()
-            self._quiet_since = self._clock()  # it could not be heard before; that it was alive is not known
+            # It could not be heard before; that it was alive is not known.
+            self._quiet_since = self.waits_since = self._clock()
             self.deadline = self._quiet_since + self._look_seconds
 
     # --- the reply
@@ -260,6 +304,20 @@ class BackendConnection(asyncio.Protocol):
 
     def _begin(self, sink: ReplySink, head: ReplyHead, rest: bytes) -> None:
         self._head = head
+        if head.status in self._held_statuses:
+            self._hold(head, rest)
+        else:
+            self._open(sink, head, rest)
+
+    def _hold(self, head: ReplyHead, rest: bytes) -> None:
+        self._transport.pause_reading()
+        self.deadline = NEVER  # who asked for it decides at once
+        self._held_rest = rest
+        result, self._result = self._result, None
+        if result is not None and not result.done():
+            result.set_result(HeldReply(head.status, head.passed_on))
+
+    def _open(self, sink: ReplySink, head: ReplyHead, rest: bytes) -> None:
         sink.begin(head.status, head.reason, head.passed_on, head.content_length)
         self._note_progress(sink, self._clock())
         if self._reply_to_head or head.status in _BODILESS:
@@ -315,9 +373,13 @@ class BackendConnection(asyncio.Protocol):
         if result is not None and not result.done():
             result.set_result(None)
 
+    def _refuse(self, error: InvalidReply | InvalidChunk) -> None:
+        chunked = InvalidReply("The backend's chunked reply is malformed.")
+        self._fail(chunked if isinstance(error, InvalidChunk) else error)
+
     def _fail(self, error: BackendError) -> None:
         result = self._result
-        self._sink = self._result = self._write_through = None
+        self._sink = self._result = self._write_through = self._held_rest = None
         self._transport.abort()
         if result is not None and not result.done():
             result.set_exception(error)

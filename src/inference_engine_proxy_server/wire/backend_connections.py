@@ -8,15 +8,17 @@ import re
 import socket
 import ssl
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from inference_engine_proxy_server.errors import BackendUnreachable, CapacityError
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
-from inference_engine_proxy_server.wire.deadlines import Deadlines
+from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
+from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.reply_head import ReplyHead
 
-__all__ = ["BackendConnections", "BackendLimits", "Origin"]
+__all__ = ["Activity", "BackendConnections", "BackendLimits", "Origin"]
 
 _IDLE_CONNECTIONS = 32  # kept open per backend; nginx's default
 _ADDRESS_SECONDS = 10.0  # how long a resolved name is believed, so that a backend that moved is found again
@@ -29,14 +31,33 @@ class BackendLimits:
 
     Attributes:
         connect_seconds: to make a connection, name resolution and TLS included.
-        reply_seconds: longest wait for a reply's first byte, and for each next one.
+        first_byte_seconds: longest wait for a reply's first byte.
+        pause_seconds: longest wait for each next one.
         idle_seconds: how long a connection is kept open for the next request; below the 5 s after which vLLM
             and llama.cpp close it themselves, else requests would cross with their closing. 0: not at all.
     """
 
     connect_seconds: float
-    reply_seconds: float
+    first_byte_seconds: float
+    pause_seconds: float
     idle_seconds: float
+
+
+class Activity(NamedTuple):
+    """What a backend does with our clients' requests; times are readings of the clock.
+
+    Attributes:
+        last_byte_at: when it last sent a byte of a reply, as far as has been noted; 0: never.
+        waiting_since: since when it has had the request that it has had longest, the time not counted in which a
+            client was behind; ``None``: it has none that it could go on with.
+        answered_sent_at: when the latest of those was sent that it is giving a reply to that is no error; 0: to none.
+        has_begun: one of the replies has begun.
+    """
+
+    last_byte_at: float = 0.0
+    waiting_since: float | None = None
+    answered_sent_at: float = 0.0
+    has_begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +101,7 @@ class BackendConnections:
         self._memory = HeadMemory[ReplyHead]()
         self._idle: list[BackendConnection] = []
         self._in_use: set[BackendConnection] = set()
+        self._last_byte_at = 0.0  # of what is no longer in use
         self._tls = ssl.create_default_context() if origin.is_tls else None
         self._addresses: list[str] = []
         self._addresses_until = 0.0
@@ -114,13 +136,15 @@ class BackendConnections:
                     "The proxy has no connection left to give.", code="overloaded", retry_after_seconds=1
                 ) from error
             self._addresses_until = 0.0
-            raise BackendUnreachable("The backend cannot be reached.") from error
+            timed_out = isinstance(error, TimeoutError)
+            raise BackendUnreachable("The backend cannot be reached.", timed_out=timed_out) from error
         self._in_use.add(connection)
         return connection
 
     def give_back(self, connection: BackendConnection) -> None:
         """One request's use of ``connection`` is over, however it went: keep it for the next, or close it."""
         self._in_use.discard(connection)
+        self._last_byte_at = max(self._last_byte_at, connection.last_byte_at)
         if self.keeps_alive and connection.is_reusable:
             promised = connection.keep_alive_seconds
             seconds = self._limits.idle_seconds if promised is None else min(self._limits.idle_seconds, promised - 1)
@@ -130,9 +154,34 @@ class BackendConnections:
                 return
         connection.abort()
 
-    def last_byte_at(self) -> float:
-        """When a request in use last received anything from this backend; 0 when there was nothing."""
-        return max((connection.last_byte_at for connection in self._in_use), default=0.0)
+    def discard(self, connection: BackendConnection) -> None:
+        """A question's use of ``connection`` is over: that it was answered says nothing about requests."""
+        self._in_use.discard(connection)
+        connection.abort()
+
+    def activity(self) -> Activity:
+        """What the backend does with requests now."""
+        serving = [connection for connection in self._in_use if connection.exchange is not None]
+        if not serving:
+            return Activity(self._last_byte_at)
+        now = self._deadlines.clock()
+        for connection in serving:
+            connection.look(now)  # by itself each looks so seldom that its bytes could pass for old ones
+        waits_since = min(connection.waits_since for connection in serving)
+        return Activity(
+            max(self._last_byte_at, *(connection.last_byte_at for connection in serving)),
+            None if waits_since == NEVER else waits_since,
+            max(connection.sent_at if connection.is_answering_well else 0.0 for connection in serving),
+            any(connection.has_begun for connection in serving),
+        )
+
+    def unanswered(self) -> list[tuple[BackendConnection, Exchange]]:
+        """Requests that wait for the first byte of their replies, and the connections that have them."""
+        return [
+            (connection, connection.exchange)
+            for connection in self._in_use
+            if connection.exchange is not None and not connection.has_begun
+        ]
 
     def close(self) -> None:
         """Close what is kept open; requests under way end by themselves."""
@@ -170,7 +219,9 @@ class BackendConnections:
             try:
                 async with asyncio.timeout(share_seconds):
                     _, connection = await loop.create_connection(
-                        lambda: BackendConnection(self._deadlines, self._memory, self._limits.reply_seconds),
+                        lambda: BackendConnection(
+                            self._deadlines, self._memory, self._limits.first_byte_seconds, self._limits.pause_seconds
+                        ),
                         address,
                         self.origin.port,
                         ssl=self._tls,

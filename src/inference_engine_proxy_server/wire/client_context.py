@@ -9,6 +9,7 @@ from typing import Any
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
+from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
 
 __all__ = ["ClientContext", "ClientLimits"]
@@ -23,14 +24,18 @@ class ClientLimits:
         body_bytes: longest request body.
         header_seconds: from a request's first byte to the end of its header section, however it drips.
         body_seconds: between two reads of a request body.
+        body_total_seconds: for a whole request body, however steadily it comes.
+        request_seconds: from a whole request to the end of its reply; ``NEVER``: as long as it takes.
         keep_alive_seconds: how long a connection may wait for its next request.
-        write_stall_seconds: how long a client may take nothing of a reply that waits for it.
+        write_stall_seconds: how long a client that is behind may take next to nothing of its reply.
     """
 
     head: HeadLimits
     body_bytes: int
     header_seconds: float
     body_seconds: float
+    body_total_seconds: float
+    request_seconds: float
     keep_alive_seconds: float
     write_stall_seconds: float
 
@@ -42,8 +47,11 @@ class ClientContext:
     Attributes:
         limits: bounds for each connection.
         deadlines: watches them.
+        load: what they hold together.
         forwarding: what is told to backends about the way of a request.
         request_ids: new ones, for requests that bring none.
+        shed: told which bound keeps a request out (``None``: a connection, before it asks for anything) and raises a
+            ``CapacityError``, unless it is one that must be served all the same.
         admit: looks at each header section before the body is read, and raises a ``ClientError`` if it is not to be
             read; what it gives becomes the head's ``access``.
         handle: answers one exchange; cancelled when the client leaves.
@@ -52,8 +60,10 @@ class ClientContext:
 
     limits: ClientLimits
     deadlines: Deadlines
+    load: Load
     forwarding: Forwarding
     request_ids: Iterator[str]
+    shed: Callable[[str, RequestHead | None], None]
     admit: Callable[[RequestHead], Any]
     handle: Callable[[Exchange], Coroutine[None, None, None]]
     observe: Callable[[Exchange], None]

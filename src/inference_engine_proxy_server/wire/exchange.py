@@ -13,11 +13,12 @@ from inference_engine_proxy_server.errors import ProxyError, error_body, error_f
 from inference_engine_proxy_server.wire.framing import ChunkedBody, last_chunk, one_chunk
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
-__all__ = ["ClientSide", "Exchange", "Outcome", "ReplySource", "date_field"]
+__all__ = ["ClientSide", "Exchange", "Outcome", "ReplySource", "date_field", "is_event_stream"]
 
 _EVENT_STREAM = re.compile(rb"(?:^|\n)content-type:[ \t]*text/event-stream", re.IGNORECASE)
 _ENCODED = re.compile(rb"(?:^|\n)content-encoding:", re.IGNORECASE)
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_STREAM_FIELDS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\n"
 _BODILESS = frozenset({204, 304})
 _TAIL_BYTES = 16 * 1024
 _PREFLIGHT_PASSED = (
@@ -30,6 +31,11 @@ _REASONS = {status.value: f" {status.phrase}".encode() for status in HTTPStatus}
 def date_field() -> bytes:
     """The ``Date`` line that RFC 9110, 6.6.1, asks of replies that have their origin here."""
     return f"date: {formatdate(usegmt=True)}\r\n".encode()
+
+
+def is_event_stream(fields: bytes) -> bool:
+    """Whether header lines say that what follows is server-sent events, readable as they are."""
+    return _EVENT_STREAM.search(fields) is not None and _ENCODED.search(fields) is None
 
 
 class ReplySource(Protocol):
@@ -84,6 +90,8 @@ class Exchange:
             ``last_block`` itself. ``None`` before the header section went out, and for a client that takes no chunks.
         model: what the request asks for, for the log; ``None``: nothing, or not known.
         backend: who serves it; ``None``: this proxy itself, or nobody yet.
+        losses: backends that have had the request and failed it.
+        is_only_told: comments of our own have been sent, as a stream of events, and nothing of a reply yet.
         extra_fields: header lines to add to the reply, each ending in CRLF.
         limit_fields: those of them that every reply to this client has, errors too.
         keep_alive: the client's connection stays open after this exchange.
@@ -109,9 +117,11 @@ class Exchange:
         "first_byte_at",
         "head",
         "is_counted",
+        "is_only_told",
         "keep_alive",
         "last_block",
         "limit_fields",
+        "losses",
         "model",
         "outcome",
         "request_id",
@@ -138,6 +148,8 @@ class Exchange:
         self.sent_bytes = 0
         self.model: str | None = None
         self.backend: str | None = None
+        self.losses = 0
+        self.is_only_told = False
         self.extra_fields = b""
         self.limit_fields = b""
         self.is_counted = False
@@ -202,6 +214,13 @@ class Exchange:
             self.request_id.encode(),
             self.extra_fields,
         )
+
+    def tell(self, comment: bytes) -> None:
+        """Send a comment of server-sent events ahead of the reply, whose status and kind are settled by that."""
+        if not self.begun:
+            self.is_only_told = True
+            self.begin(200, b" OK", date_field() + _STREAM_FIELDS, None)
+        self.write(comment)
 
     def flush(self) -> None:
         """Send the header section now if it is still waiting for the body's first piece."""
@@ -290,7 +309,7 @@ class Exchange:
         self._write(block)
 
     def _between_events(self) -> bool:
-        if self._length_known or not _EVENT_STREAM.search(self._fields) or _ENCODED.search(self._fields):
+        if self._length_known or not is_event_stream(self._fields):
             return False
         tail = b"".join(ChunkedBody().feed(self.last_block)) if self._chunked else self.last_block
         return not tail or tail.endswith(_EVENT_ENDS)

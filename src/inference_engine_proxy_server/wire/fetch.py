@@ -1,4 +1,4 @@
-"""One small GET to a backend, collected whole: how its state is asked for."""
+"""One small request of our own to a backend, its reply collected whole: how its state is asked for."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ __all__ = ["fetch"]
 
 
 async def fetch(
-    connections: BackendConnections, path: str, *, credentials: bytes = b"", timeout_seconds: float, limit_bytes: int
+    connections: BackendConnections,
+    path: str,
+    *,
+    json_body: bytes | None = None,
+    credentials: bytes = b"",
+    timeout_seconds: float,
+    limit_bytes: int,
 ) -> _Collected:
     """Ask a backend for ``path`` on a connection of its own.
 
     Args:
+        json_body: is sent by ``POST``; ``None``: nothing is sent, by ``GET``.
         credentials: header lines that it knows us by.
 
     Returns:
@@ -28,18 +35,19 @@ async def fetch(
     """
     collected = _Collected(limit_bytes)
     origin = connections.origin
+    line, fields, body = b"GET", b"", b""
+    if json_body is not None:
+        line, body = b"POST", json_body
+        fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
     section = (
-        b"GET %b%b HTTP/1.1\r\nhost: %b\r\nuser-agent: inference-proxy\r\naccept: */*\r\n%bconnection: close\r\n\r\n"
-    )
+        b"%b %b%b HTTP/1.1\r\nhost: %b\r\nuser-agent: inference-proxy\r\naccept: */*\r\n%b%bconnection: close\r\n\r\n"
+    ) % (line, origin.prefix, path.encode(), origin.authority, credentials, fields)
     async with asyncio.timeout(timeout_seconds):
         connection = await connections.connect()
         try:
-            await connection.request(
-                [section % (origin.prefix, path.encode(), origin.authority, credentials)], collected, is_head=False
-            )
+            await connection.request([section, body], collected, is_head=False)
         finally:
-            connection.is_reusable = False  # its end was asked for, whether the backend says so or not
-            connections.give_back(connection)
+            connections.discard(connection)
     return collected
 
 

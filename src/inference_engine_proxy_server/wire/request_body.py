@@ -41,8 +41,11 @@ class RequestBody:
         """What has been read so far."""
         return b"".join(self._pieces)
 
-    def feed(self, block: bytes) -> None:
+    def feed(self, block: bytes) -> int:
         """Take the next bytes of the connection.
+
+        Returns:
+            How many bytes longer the body is now.
 
         Raises:
             ClientError: the body is too long (413), or its chunks are malformed (400).
@@ -53,7 +56,7 @@ class RequestBody:
             self._pieces.append(piece)
             self.complete = not self._missing
             self.excess = block[len(piece) :]
-            return
+            return len(piece)
         try:
             piece = b"".join(self._chunks.feed(block))  # one object a read: chunks of one byte would cost 40 each
         except InvalidChunk as error:
@@ -63,6 +66,7 @@ class RequestBody:
         self._pieces.append(piece)
         self.complete = self._chunks.complete
         self.excess = self._chunks.excess
+        return len(piece)
 
     def _too_long(self) -> ClientError:
         message = f"The request body is longer than {self._limit_bytes} bytes."

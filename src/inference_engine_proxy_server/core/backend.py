@@ -1,0 +1,156 @@
+"""One backend with what is known of it, and a request's place on it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from inference_engine_proxy_server.backends.base import BackendState, ModelEntry, ModelNames
+from inference_engine_proxy_server.core.health_tracker import Health, HealthTracker
+from inference_engine_proxy_server.fleet import BackendConfig
+from inference_engine_proxy_server.wire.backend_connections import BackendConnections
+
+__all__ = ["Backend", "Lease"]
+
+
+class Backend:
+    """One backend: what it is told to be, what it told us last, and what of ours it has.
+
+    Args:
+        config: what is said of it.
+        connections: how requests get there.
+        health: weighs the evidence about it.
+
+    Attributes:
+        url: its base URL.
+        reply_field: the ``x-backend`` line of the replies it gives.
+        credentials: header lines that it knows us by; ``None``: it asks for no key of ours.
+        told_at: when it last told its state, in seconds since the epoch; 0 before the first time.
+        is_draining: it gets no new requests, by an operator's wish.
+        takes_requests: it is in rotation.
+        models: what it serves, its configuration going before what it tells; kept while it is down.
+        model_ids: their names, aliases included.
+        model_names: what it does with other names.
+        leases: requests of ours that it has now.
+        load: those, and what others have sent it as far as we know.
+        limit: the load at which it is full.
+        cost: what one request there weighs; 1 for a backend of weight 1 in good health, more for a smaller share.
+        is_last_choice: only for when no other is free.
+        trial: the request that tries whether it works again; ``None``: none has been sent.
+        recheck: set when it should be asked at once instead of at the next interval.
+    """
+
+    __slots__ = (
+        "_figure_at", "_foreign", "config", "connections", "cost", "credentials", "health", "is_draining",
+        "is_last_choice", "leases", "limit", "load", "model_ids", "model_names", "models", "recheck", "reply_field",
+        "takes_requests", "told_at", "trial", "url",
+    )  # fmt: skip
+
+    def __init__(self, config: BackendConfig, connections: BackendConnections, health: HealthTracker) -> None:
+        self.url = config.url
+        self.reply_field = f"x-backend: {config.url}\r\n".encode()
+        self.connections = connections
+        self.health = health
+        self.told_at = 0.0
+        self.is_draining = False
+        self.takes_requests = False
+        self.models: tuple[ModelEntry, ...] = ()
+        self.model_ids: frozenset[str] = frozenset()
+        self.model_names = ModelNames.UNKNOWN
+        self.leases = 0
+        self.load = 0.0
+        self.limit = math.inf
+        self.cost = 1.0
+        self.is_last_choice = False
+        self.trial: Lease | None = None
+        self.recheck = asyncio.Event()
+        self._foreign = 0.0  # the part of the load that is not ours
+        self._figure_at = -math.inf  # when it last told its load; -inf: not since it came up
+        self.config = config
+        self.credentials: bytes | None = None
+        self.configure(config)
+
+    def configure(self, config: BackendConfig) -> None:
+        """Take over what is said of it now; what depends on what it tells follows when it next tells it."""
+        self.config = config
+        key = config.api_key
+        self.credentials = None if key is None else f"authorization: Bearer {key.get_secret_value()}\r\n".encode()
+
+    @property
+    def is_live(self) -> bool:
+        """It works, also when it is too busy for more, or not trusted with more."""
+        return self.health.state in (Health.UP, Health.BUSY, Health.SUSPECT) or self.health.is_in_question
+
+    def take_over_models(self, told: BackendState) -> None:
+        """Remember what ``told`` says that it serves; what its configuration says goes first."""
+        if told.models is None:
+            return
+        self.models = told.models
+        self.model_ids = frozenset(name for entry in told.models for name in _names(entry))
+        self.model_names = told.model_names
+        stated = self.config.models
+        if stated is not None:
+            self.models = tuple({**_entry_of(told.models, name), "id": name} for name in stated)
+            self.model_ids = frozenset(stated)
+            self.model_names = ModelNames.STRICT
+
+    def take_over_load(self, told: BackendState, *, own_at_poll: int, allowance: int, now: float) -> None:
+        """Remember how loaded ``told`` says it is, ``own_at_poll`` of it being ours, and how much it can take."""
+        if told.requests_processing is not None:
+            polled = told.requests_processing + (told.requests_waiting or 0.0)
+            self._foreign = max(0.0, polled - own_at_poll)
+            self._figure_at = now
+        capacity = self.config.capacity or told.capacity
+        self.limit = math.inf if capacity is None else capacity + allowance
+
+    def review(self, now: float, evidence_seconds: float) -> None:
+        """Bring everything that follows from its health and from the age of its figures up to date."""
+        health = self.health
+        health.review(now, self.connections.activity())
+        if not self.is_live:
+            self._figure_at = -math.inf
+        figure_is_old = self._figure_at < now - evidence_seconds
+        if figure_is_old:
+            self._foreign = 0.0
+        self.load = self._foreign + self.leases
+        self.cost = 1 / (self.config.weight * health.share(now))
+        self.is_last_choice = health.is_last_choice or (figure_is_old and self._figure_at > -math.inf)
+        is_being_tried = health.on_trial and self.trial is not None and self.trial.is_open
+        self.takes_requests = health.takes_requests and not self.is_draining and not is_being_tried
+
+
+class Lease:
+    """One request's place on one backend, from the pick until its last byte. Closing it twice does no harm.
+
+    Args:
+        backend: the one that was picked.
+        freed: told when the place is free again.
+    """
+
+    __slots__ = ("_freed", "backend", "is_open")
+
+    def __init__(self, backend: Backend, freed: Callable[[], None]) -> None:
+        self.backend = backend
+        self._freed = freed
+        self.is_open = True
+        backend.leases += 1
+        backend.load += 1
+
+    def close(self) -> None:
+        """Give the place back."""
+        if self.is_open:
+            self.is_open = False
+            self.backend.leases -= 1
+            self.backend.load -= 1
+            self._freed()
+
+
+def _names(entry: ModelEntry) -> tuple[str, ...]:
+    """The names that a model answers to; llama.cpp lists its aliases beside its id."""
+    aliases = entry.get("aliases")
+    return (entry["id"], *(alias for alias in aliases if isinstance(alias, str))) if aliases else (entry["id"],)
+
+
+def _entry_of(models: tuple[ModelEntry, ...], name: str) -> ModelEntry:
+    return next((entry for entry in models if name in _names(entry)), {"object": "model", "owned_by": "unknown"})

@@ -1,0 +1,92 @@
+"""Takes up a changed fleet without a restart: on SIGHUP, or when a file that it comes from has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from inference_engine_proxy_server.core.fleet_keeper import FleetKeeper, UnknownEngineError
+from inference_engine_proxy_server.metrics import RequestMetrics
+from inference_engine_proxy_server.setting_sources import SettingsError
+from inference_engine_proxy_server.settings import Settings
+
+__all__ = ["ConfigWatch"]
+
+_LOOK_SECONDS = 1.0  # between two looks whether a file has changed
+
+logger = logging.getLogger(__name__)
+
+_Stamp = tuple[int, int, int] | None
+
+
+class ConfigWatch:
+    """Reads the settings again, and lets their fleet be the fleet; what cannot be used is refused as a whole.
+
+    Args:
+        settings: those that are in use.
+        load: reads them again. Raises ``SettingsError``.
+        keeper: takes the fleet over.
+        metrics: told how it went.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], Settings],
+        keeper: FleetKeeper,
+        metrics: RequestMetrics,
+    ) -> None:
+        self._settings = settings
+        self._load = load
+        self._keeper = keeper
+        self._metrics = metrics
+        self._stamps = self._look()
+
+    async def run(self) -> None:
+        """Look for changes and listen to SIGHUP, until cancelled."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread, where there are no signals
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if self._look() != self._stamps:
+                self.reload()
+
+    def reload(self) -> None:
+        """Read everything again now."""
+        self._stamps = self._look()
+        try:
+            settings = self._load()
+            has_changed = self._keeper.apply(settings.fleet)
+        except (SettingsError, UnknownEngineError) as error:
+            self._metrics.count_reload(succeeded=False)
+            for line in str(error).splitlines():
+                logger.error("settings: %s; the fleet stays as it was", line)
+            return
+        self._metrics.count_reload(succeeded=True)
+        if not has_changed:
+            logger.info("settings: read again, the fleet is the same")
+        self._name_what_must_wait(settings)
+        self._settings = settings
+
+    def _name_what_must_wait(self, settings: Settings) -> None:
+        before, after = self._settings, settings
+        for field in Settings.model_fields:
+            if field not in {"backends", "backend_api_key"} and getattr(before, field) != getattr(after, field):
+                logger.warning("settings: %s has changed; it counts from the next start", field.upper())
+
+    def _look(self) -> list[_Stamp]:
+        config_file = self._settings.config_file
+        return [_stamp(Path(file)) for file in (".env", config_file) if file]
+
+
+def _stamp(file: Path) -> _Stamp:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

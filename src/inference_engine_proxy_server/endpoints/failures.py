@@ -1,0 +1,32 @@
+"""What our own endpoints answer when they cannot: errors in the shape that all errors of this proxy have."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from inference_engine_proxy_server.errors import ClientError, ProxyError, error_body, error_fields
+
+__all__ = ["answer_failures"]
+
+
+def answer_failures(app: FastAPI) -> None:
+    """Let ``app`` answer every failure of its endpoints in our shape."""
+
+    @app.exception_handler(ProxyError)
+    async def proxy_error(request: Request, error: ProxyError) -> Response:
+        path, request_id = request.url.path, request.state.request_id
+        fields = (line.split(b": ", 1) for line in error_fields(error, path, request_id).splitlines())
+        headers = {name.decode(): value.decode() for name, value in fields}
+        return Response(error_body(error, path, request_id), error.status, headers)
+
+    @app.exception_handler(HTTPException)
+    async def http_exception(request: Request, error: HTTPException) -> Response:
+        code = "not_found" if error.status_code == 404 else "invalid_request"
+        return await proxy_error(request, ClientError(f"{error.detail}.", status=error.status_code, code=code))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return await proxy_error(request, ClientError(f"{first['loc'][-1]}: {first['msg']}."))

@@ -1,0 +1,227 @@
+"""The proxy as a whole: all its parts, who knows whom, and what becomes of each request."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from fastapi import FastAPI
+
+from inference_engine_proxy_server.access.allowances import Allowances
+from inference_engine_proxy_server.access.gate import Gate, is_for_operators
+from inference_engine_proxy_server.backends.base import Thresholds
+from inference_engine_proxy_server.backends.registry import discover_engines
+from inference_engine_proxy_server.composition import (
+    backend_maker,
+    client_context,
+    client_load,
+    key_ring,
+    make_app,
+    overload_guard,
+    revealed,
+)
+from inference_engine_proxy_server.core.backend_pool import BackendPool
+from inference_engine_proxy_server.core.cache_refresher import CacheRefresher
+from inference_engine_proxy_server.core.config_watch import ConfigWatch
+from inference_engine_proxy_server.core.fleet_keeper import FleetKeeper, check_engines
+from inference_engine_proxy_server.core.forwarder import Forwarder
+from inference_engine_proxy_server.core.key_limits import KeyLimits
+from inference_engine_proxy_server.core.path_policy import PathPolicy
+from inference_engine_proxy_server.core.queue_updates import QueueUpdates
+from inference_engine_proxy_server.core.standing import Standing
+from inference_engine_proxy_server.core.supervision import keep_running
+from inference_engine_proxy_server.core.waiting_line import QueueLimits, WaitingLine
+from inference_engine_proxy_server.endpoints.admin import admin_router
+from inference_engine_proxy_server.endpoints.docs import docs_router
+from inference_engine_proxy_server.endpoints.health import health_router
+from inference_engine_proxy_server.endpoints.models import models_router
+from inference_engine_proxy_server.endpoints.prometheus import prometheus_router
+from inference_engine_proxy_server.endpoints.welcome import welcome_router
+from inference_engine_proxy_server.logs import AccessLog
+from inference_engine_proxy_server.metrics import RequestMetrics
+from inference_engine_proxy_server.settings import Settings
+from inference_engine_proxy_server.wire.asgi_bridge import AsgiBridge
+from inference_engine_proxy_server.wire.client_connection import ClientConnection
+from inference_engine_proxy_server.wire.deadlines import Deadlines
+from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.wire.load import Load
+from inference_engine_proxy_server.wire.request_head import RequestHead
+
+__all__ = ["Proxy"]
+
+_WATCHED_SECONDS = 60.0  # since /readyz was last asked for, in which somebody is taken to act on its answer
+
+
+class Proxy:
+    """All the parts, each made once.
+
+    Attributes:
+        app: our own paths.
+        is_draining: it has been told to stop.
+    """
+
+    def __init__(self, settings: Settings, load: Callable[[], Settings] | None) -> None:
+        self.is_draining = False
+        self._grace_seconds = settings.drain_grace_seconds
+        self._readiness_asked_at = -math.inf
+        self._deadlines = Deadlines()
+        self._metrics = RequestMetrics()
+        self._load = client_load(settings, self._deadlines)
+        self._guard = overload_guard(settings, self._load, self._metrics, self._deadlines, self._is_own)
+        self._access_log = AccessLog(sys.stdout, settings.log_format) if settings.access_log else None
+        engines = discover_engines()
+        check_engines(settings.fleet, engines)
+        make_backend = backend_maker(settings, self._deadlines)
+        self._pool = BackendPool(
+            map(make_backend, settings.fleet),
+            WaitingLine(QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds), self._deadlines),
+            settings.metrics_cache_ttl_seconds,
+            settings.backend_queue_allowance,
+            self._deadlines.clock,
+        )
+        self._refresher = CacheRefresher(
+            self._pool,
+            engines,
+            Thresholds(settings.max_allowed_request_queue, settings.max_allowed_deferred),
+            settings.metrics_cache_ttl_seconds,
+            always_keep_alive=settings.llamacpp_keep_alive,
+            tests_suspects=settings.health_test_requests,
+        )
+        self._config_watch = None
+        if load is not None:
+            keeper = FleetKeeper(self._pool, self._refresher, engines, make_backend)
+            self._config_watch = ConfigWatch(settings, load, keeper, self._metrics)
+        self._key_ring = key_ring(settings)
+        allowances = Allowances(self._deadlines.clock)
+        self._forwarder = Forwarder(
+            self._pool,
+            PathPolicy(settings.blocked_paths),
+            self._metrics,
+            Standing(takes_priority_header=settings.priority_header),
+            QueueUpdates(self._pool.line, to_all=settings.queue_updates),
+            names_backend=settings.backend_header,
+            keeps_credentials=self._key_ring is None or settings.forward_client_key,
+        )
+        self._key_limits = None if self._key_ring is None else KeyLimits(self._deadlines.clock)
+        routers = (
+            welcome_router(),
+            health_router(self._pool, self._is_not_ready, names_need_key=settings.health_details == "key"),
+            models_router(self._pool),
+            prometheus_router(self._pool, self._metrics),
+            docs_router(),
+            admin_router(self._pool, self._key_ring, allowances),
+        )
+        self.app = make_app(routers, self._lifespan)
+        self._bridge = AsgiBridge(self.app)
+        self._own_paths = frozenset(
+            getattr(route, "path", "") for holder in (self.app, *routers) for route in holder.routes
+        )
+        gate = Gate(
+            self._key_ring,
+            allowances,
+            admin_key=revealed(settings.admin_key),
+            metrics_key=revealed(settings.metrics_key),
+            operators_elsewhere=settings.admin_port is not None,
+            is_open=self._is_open,
+        )
+        self._clients = client_context(
+            settings, self._deadlines, self._load, self._guard.shed, gate.admit, self._handle, self._observe
+        )
+        self._operators = replace(
+            self._clients,
+            admit=gate.admit_operator,
+            handle=self._bridge.answer,
+            load=Load(self._deadlines.clock),  # without bounds
+        )
+
+    def accept(self, server_state: Any, **_: object) -> ClientConnection:
+        """A protocol for a connection that uvicorn has accepted."""
+        return ClientConnection(self._clients, server_state.connections, server_state.tasks)
+
+    def accept_operator(self, server_state: Any) -> ClientConnection:
+        """The same for one on ADMIN_PORT."""
+        return ClientConnection(self._operators, server_state.connections, server_state.tasks)
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        loops = {
+            "deadlines": self._deadlines.run,
+            "overload guard": self._guard.run,
+            "cache refresher": self._refresher.run,
+        }
+        if self._config_watch is not None:
+            loops["settings"] = self._config_watch.run
+        if self._key_ring is not None:
+            loops["keys"] = self._key_ring.watch
+        if self._access_log is not None:
+            loops["access log"] = self._access_log.run
+        async with asyncio.TaskGroup() as background:
+            tasks = [background.create_task(keep_running(name, run), name=name) for name, run in loops.items()]
+            await self._refresher.first_round()
+            yield
+            for task in tasks:
+                task.cancel()
+        for backend in self._pool.backends:
+            backend.connections.close()
+
+    def _handle(self, exchange: Exchange) -> Coroutine[None, None, None]:
+        head = exchange.head
+        # As in _is_own, whose call every request would pay for.
+        if (head.path in self._own_paths and head.method in ("GET", "HEAD")) or is_for_operators(head):
+            return self._bridge.answer(exchange)
+        if self._key_limits is not None:
+            if head.access is None:  # only a browser's preflight comes here without a key
+                return _pass_preflight(exchange)
+            self._key_limits.begin(exchange)
+        return self._forwarder.forward(exchange)
+
+    def drain(self, *, may_linger: bool) -> float:
+        """Say that this process will stop; see :class:`~.host.Hosted`."""
+        self.is_draining = True
+        self._guard.drain()
+        is_watched = self._deadlines.clock() - self._readiness_asked_at <= _WATCHED_SECONDS
+        return self._grace_seconds if may_linger and is_watched else 0.0
+
+    def _is_not_ready(self) -> bool:
+        self._readiness_asked_at = self._deadlines.clock()
+        return self.is_draining
+
+    def _is_own(self, head: RequestHead) -> bool:
+        return (head.path in self._own_paths and head.method in ("GET", "HEAD")) or is_for_operators(head)
+
+    def _is_open(self, method: str, path: str) -> bool:
+        """Whether a request needs no key: what is asked of this proxy itself, but for the list of models."""
+        return path in self._own_paths and method in ("GET", "HEAD") and path != "/v1/models"
+
+    def _observe(self, exchange: Exchange) -> None:
+        if self._key_limits is not None and exchange.is_counted:
+            self._key_limits.end(exchange)
+        seconds = self._deadlines.clock() - exchange.started_at
+        first_byte_seconds = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.started_at
+        head = exchange.head
+        self._metrics.count_request(head.path, exchange.backend, exchange.status, seconds, first_byte_seconds)
+        if exchange.begun and exchange.outcome is not Outcome.COMPLETE:
+            self._metrics.count_abort("client" if exchange.outcome is Outcome.CLIENT_LEFT else "backend")
+        if self._access_log is not None:
+            self._access_log.write(
+                client=exchange.client,
+                method=head.method,
+                path=head.path,
+                status=exchange.status,
+                outcome=exchange.outcome.value,
+                backend=exchange.backend,
+                model=exchange.model,
+                first_byte_seconds=first_byte_seconds,
+                seconds=seconds,
+                sent_bytes=exchange.sent_bytes,
+                request_id=exchange.request_id,
+            )
+
+
+async def _pass_preflight(exchange: Exchange) -> None:
+    exchange.pass_preflight()  # no engine needs to see it

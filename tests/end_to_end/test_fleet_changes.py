@@ -1,0 +1,136 @@
+"""Backends come, go and are drained while requests run; on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+from end_to_end.conftest import StartProxy
+from end_to_end.http_client import Call, Reply, chat, send
+from end_to_end.program import Proxy
+from end_to_end.waiting import eventually
+from llama_server import LlamaServer
+
+PATH = "/v1/chat/completions"
+DONE = b"data: [DONE]\n\n"
+ADMIN = {"Authorization": "Bearer admin-secret"}
+
+
+def fleet_of(*servers: LlamaServer) -> str:
+    return "backends:\n" + "".join(f"  - url: {server.url}\n" for server in servers)
+
+
+async def rest_of(stream: Call) -> list[bytes]:
+    events = []
+    while event := await stream.event():
+        events.append(event)
+    return events
+
+
+async def test_a_changed_fleet_file_is_taken_up_and_streams_go_on(
+    start_proxy: StartProxy, two_slow_servers: list[LlamaServer], tmp_path: Path
+) -> None:
+    old, new = two_slow_servers
+    file = tmp_path / "fleet.yaml"
+    file.write_text(fleet_of(old))
+    proxy = start_proxy(BACKENDS="", CONFIG_FILE=str(file))
+    async with Call(proxy.url, PATH, chat(300, stream=True)) as stream:
+        stream.send()
+        assert await stream.head() == 200
+
+        file.write_text(fleet_of(new))
+        await eventually(lambda: is_fleet(proxy, new))
+
+        assert (await send(proxy.url, PATH, chat())).headers["x-backend"] == new.url
+        events = await rest_of(stream)
+        assert events[-1] == DONE
+        assert stream.headers["x-backend"] == old.url
+    await eventually(lambda: proxy.connections_to(old.port) == 0)
+
+
+async def is_fleet(proxy: Proxy, *servers: LlamaServer) -> bool:
+    health = await proxy.health()
+    return set(health["available_backends"]) == {server.url for server in servers} == set(health["details"])
+
+
+async def test_a_fleet_file_that_cannot_be_used_changes_nothing(
+    start_proxy: StartProxy, two_servers: list[LlamaServer], tmp_path: Path
+) -> None:
+    server, other = two_servers
+    file = tmp_path / "fleet.yaml"
+    file.write_text(fleet_of(server))
+    proxy = start_proxy(BACKENDS="", CONFIG_FILE=str(file))
+
+    file.write_text(fleet_of(other) + "    enginee: vllm\n")
+    await eventually(lambda: "did you mean engine?" in proxy.events)
+
+    assert await is_fleet(proxy, server)
+    file.write_text(fleet_of(other) + "    engine: lamacpp\n")
+    await eventually(lambda: "engine is 'lamacpp'" in proxy.events)
+    assert await is_fleet(proxy, server)
+    metrics = (await send(proxy.url, "/metrics")).body.decode()
+    assert 'inference_proxy_config_reloads_total{result="failure"} 2.0' in metrics
+
+
+async def test_sighup_reads_the_settings_again_at_once(start_proxy: StartProxy, shared_server: LlamaServer) -> None:
+    proxy = start_proxy(shared_server)
+
+    proxy.signal(signal.SIGHUP)
+
+    await eventually(lambda: "read again, the fleet is the same" in proxy.events)
+    assert (await send(proxy.url, PATH, chat())).status == 200
+
+
+async def test_settings_that_need_a_start_are_named(
+    start_proxy: StartProxy, shared_server: LlamaServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(fleet_of(shared_server))
+    proxy = start_proxy(BACKENDS="", CONFIG_FILE=str(file))
+
+    file.write_text(fleet_of(shared_server) + "settings:\n  QUEUE_TIMEOUT_SECONDS: 5\n")
+
+    await eventually(lambda: "QUEUE_TIMEOUT_SECONDS has changed; it counts from the next start" in proxy.events)
+
+
+async def test_a_drained_backend_ends_what_it_has_and_says_when_it_may_be_stopped(
+    start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
+) -> None:
+    proxy = start_proxy(*two_slow_servers, ADMIN_KEY="admin-secret")
+    async with Call(proxy.url, PATH, chat(200, stream=True)) as stream:
+        stream.send()
+        assert await stream.head() == 200
+        url = stream.headers["x-backend"]
+        name = url.removeprefix("http://")
+
+        begun = (await operate(proxy, f"/admin/backends/{name}/drain")).json
+        assert (begun["draining"], begun["safe_to_stop"], begun["requests_in_flight"]) == (True, False, 1)
+        others = {(await send(proxy.url, PATH, chat())).headers["x-backend"] for _ in range(6)}
+        assert others == {server.url for server in two_slow_servers} - {url}
+
+        waiting = asyncio.ensure_future(operate(proxy, f"/admin/backends/{name}/drain?wait_seconds=60"))
+        assert (await rest_of(stream))[-1] == DONE
+        assert (await waiting).json["safe_to_stop"]
+
+    back = (await operate(proxy, f"/admin/backends/{name}/undrain")).json
+    assert (back["draining"], back["takes_requests"]) == (False, True)
+    again = {(await send(proxy.url, PATH, chat())).headers["x-backend"] for _ in range(30)}
+    assert again == {server.url for server in two_slow_servers}
+
+
+async def operate(proxy: Proxy, target: str) -> Reply:
+    reply = await send(proxy.url, target, method="POST", headers=ADMIN)
+    assert reply.status == 200
+    return reply
+
+
+async def test_who_has_no_admin_key_drains_nothing(start_proxy: StartProxy, shared_server: LlamaServer) -> None:
+    proxy = start_proxy(shared_server, ADMIN_KEY="admin-secret")
+    name = shared_server.url.removeprefix("http://")
+
+    assert (await send(proxy.url, f"/admin/backends/{name}/drain", method="POST")).status == 401
+    unknown = await send(proxy.url, "/admin/backends/nobody/drain", method="POST", headers=ADMIN)
+
+    assert (unknown.status, unknown.json["error"]["code"]) == (404, "no_such_backend")
+    assert await proxy.available() == {shared_server.url}

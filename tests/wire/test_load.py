@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+
+from inference_engine_proxy_server.wire.load import Load
+
+
+class Connection:
+    """Idle since a deadline was set, until it is used or closed."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.is_idle = True
+        self.was_closed = False
+
+    def close_idle(self) -> None:
+        self.is_idle = False
+        self.was_closed = True
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def connections() -> list[Connection]:
+    return [Connection(deadline) for deadline in (3.0, 1.0, 4.0, 2.0)]
+
+
+@pytest.fixture
+def load(clock: Clock, connections: list[Connection]) -> Load:
+    load = Load(clock, most_connections=4)
+    for connection in connections:
+        assert load.enter(connection)
+    return load
+
+
+def closed(connections: list[Connection]) -> list[float]:
+    return [connection.deadline for connection in connections if connection.was_closed]
+
+
+def test_idle_connections_are_closed_from_the_longest_idle_one_on(load: Load, connections: list[Connection]) -> None:
+    for expected in ([1.0], [1.0, 2.0], [3.0, 1.0, 2.0]):
+        assert load.close_longest_idle()
+        assert closed(connections) == expected
+
+
+def test_who_was_used_since_it_was_found_is_not_idle_for_longest(load: Load, connections: list[Connection]) -> None:
+    assert load.close_longest_idle()
+    connections[3].deadline = 9.0  # served, and idle again
+    connections[0].is_idle = False  # being served
+    assert load.close_longest_idle()
+    assert closed(connections) == [1.0, 4.0]
+
+
+def test_a_search_that_found_nobody_is_not_repeated_at_once(
+    load: Load, clock: Clock, connections: list[Connection]
+) -> None:
+    for connection in connections:
+        connection.is_idle = False
+    assert not load.close_longest_idle()
+    connections[0].is_idle = True
+    assert not load.close_longest_idle()
+    clock.now += 1
+    assert load.close_longest_idle()
+
+
+def test_who_is_turned_away_takes_no_place(load: Load, connections: list[Connection]) -> None:
+    for connection in connections:
+        connection.is_idle = False
+    refused = [Connection(5.0) for _ in range(9)]
+    for connection in refused:
+        assert not load.is_mobbed
+        assert not load.enter(connection)
+    assert load.is_mobbed
+    load.leave(refused[0])
+    assert not load.is_mobbed
+    load.leave(connections[0])
+    assert load.enter(Connection(6.0))
