@@ -1,0 +1,97 @@
+"""The engines behind a proxy, each a process of its own that can be killed, frozen and given orders."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+__all__ = ["Fleet", "fleet"]
+
+_PROGRAM = Path(__file__).with_name("fault_engine.py")
+_LONGEST_LINE = 2**24  # bytes: a state has the time of every request
+
+
+class Fleet:
+    """Engines by number, on ports that stay theirs through a restart."""
+
+    def __init__(self, size: int) -> None:
+        self.ports = _ports(size)
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+
+    async def start(self, number: int) -> None:
+        """Returns when the engine listens."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(_PROGRAM),
+            str(self.ports[number]),
+            str(number),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LONGEST_LINE,
+            start_new_session=True,  # a shell that ends would wake up a stopped process of its own session
+        )
+        self._processes[number] = process
+        await self._reply(process)
+
+    def kill(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._processes[number].kill()
+
+    def freeze(self, number: int) -> None:
+        self._processes[number].send_signal(signal.SIGSTOP)
+
+    async def order(self, number: int, **orders: float) -> None:
+        await self._tell(number, orders)
+
+    async def state(self, number: int) -> dict[str, Any]:
+        """``arrivals``: times of its requests since it started; ``plain`` and ``streams``: how many are running."""
+        return await self._tell(number, {})
+
+    async def stop(self) -> None:
+        for number in self._processes:
+            self.kill(number)
+        for process in self._processes.values():
+            await process.wait()
+
+    async def _tell(self, number: int, orders: dict[str, float]) -> dict[str, Any]:
+        process = self._processes[number]
+        cast(asyncio.StreamWriter, process.stdin).write(json.dumps(orders).encode() + b"\n")
+        return await self._reply(process)
+
+    async def _reply(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
+        line = await cast(asyncio.StreamReader, process.stdout).readline()
+        if not line:
+            raise RuntimeError("an engine ended by itself")
+        state: dict[str, Any] = json.loads(line)
+        return state
+
+
+@contextlib.asynccontextmanager
+async def fleet(size: int) -> AsyncIterator[Fleet]:
+    """Engines that listen."""
+    engines = Fleet(size)
+    try:
+        for number in range(size):
+            await engines.start(number)
+        yield engines
+    finally:
+        await engines.stop()
+
+
+def _ports(count: int) -> tuple[int, ...]:
+    """Below the range from which the kernel takes the local ports of connections: none can take a dead engine's."""
+    ports: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
+        if len(ports) == count:
+            return tuple(ports)
+    raise RuntimeError("no free ports between 20000 and 32000")
