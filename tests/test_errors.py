@@ -75,11 +75,20 @@ def test_each_dialect_has_its_own_word_for_a_status(status: int, openai: str, an
 @pytest.mark.parametrize(
     ("error", "path", "lines"),
     [
-        (CapacityError("m", retry_after_seconds=3), "/v1/chat/completions", [b"retry-after: 3"]),
+        (
+            CapacityError("m", retry_after_seconds=3),
+            "/v1/chat/completions",
+            [b"retry-after: 3", b"retry-after-ms: 3000"],
+        ),
+        (
+            CapacityError("m", retry_after_seconds=1.25),
+            "/v1/chat/completions",
+            [b"retry-after: 2", b"retry-after-ms: 1250"],
+        ),
         (BackendTimeout("m"), "/v1/chat/completions", [b"x-should-retry: false"]),
         (ClientError("m"), "/v1/messages", [b"request-id: id-1"]),
     ],
-    ids=["waiting-helps", "the-same-work-again-does-not", "anthropic"],
+    ids=["waiting-helps", "it-is-known-how-much", "the-same-work-again-does-not", "anthropic"],
 )
 def test_header_tells_sdks_what_to_do_and_lets_web_pages_of_any_origin_read(
     error: ProxyError, path: str, lines: list[bytes]

@@ -37,9 +37,16 @@ class Desk:
         self.waiters: list[Waiter[Seat]] = []
 
     async def join(
-        self, name: str = "", lane: str = "m", *, sender: str | None = None, tokens: float = 1.0, priority: float = 0
+        self,
+        name: str = "",
+        lane: str = "m",
+        *,
+        sender: str | None = None,
+        tokens: float = 1.0,
+        priority: float = 0,
+        takes_free: bool = False,
     ) -> asyncio.Task[Seat]:
-        """Let a request wait; it is in line when this returns."""
+        """Let a request wait; it is in line when this returns, or with ``takes_free`` in a place that was free."""
 
         def take() -> Seat | None:
             if not self.free[lane]:
@@ -51,7 +58,12 @@ class Desk:
 
         waiter = Waiter(lane, name if sender is None else sender, tokens, priority, take, self.line)
         self.waiters.append(waiter)
-        task = asyncio.get_running_loop().create_task(self.line.wait(waiter))
+
+        async def come() -> Seat:
+            seat = take() if takes_free and not self.line.is_waited_for(lane) else None
+            return seat or await self.line.wait(waiter)
+
+        task = asyncio.get_running_loop().create_task(come())
         self.tasks.append(task)
         await turns(1)
         return task
@@ -386,8 +398,8 @@ async def take_steps(steps: list[tuple[Any, ...]], seed: int) -> None:
     draw = random.Random(seed)
     for step in steps:
         match step:
-            case ("join", str(lane), str(sender), int(priority)) if not desk.free[lane]:
-                await desk.join(sender, lane=lane, tokens=draw.uniform(1, 50), priority=priority)
+            case ("join", str(lane), str(sender), int(priority)):
+                await desk.join(sender, lane, tokens=draw.uniform(1, 50), priority=priority, takes_free=True)
             case ("cancel", int(which)) if desk.tasks:
                 desk.tasks[which % len(desk.tasks)].cancel()
             case ("free", str(lane), int(count)):

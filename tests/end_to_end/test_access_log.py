@@ -77,7 +77,9 @@ async def is_forwarded(proxy: Proxy) -> bool:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-async def test_an_ipv6_address_is_told_from_its_port(tmp_path: Path, log_format: str, shared_server: LlamaServer) -> None:
+async def test_an_ipv6_address_is_told_from_its_port(
+    tmp_path: Path, log_format: str, shared_server: LlamaServer
+) -> None:
     with Proxy(tmp_path, [shared_server.url], HOST="::1", LOG_FORMAT=log_format) as proxy:
         await ask(proxy, "ours", "/livez")
         await eventually(lambda: (tmp_path / "stdout").read_text().endswith("\n"))

@@ -109,7 +109,9 @@ async def test_a_drained_backend_ends_what_it_has_and_says_when_it_may_be_stoppe
         others = {(await send(proxy.url, PATH, chat())).headers["x-backend"] for _ in range(6)}
         assert others == {server.url for server in two_slow_servers} - {url}
 
-        waiting = asyncio.ensure_future(operate(proxy, f"/admin/backends/{name}/drain?wait_seconds=60"))
+        waiting = asyncio.get_running_loop().create_task(
+            operate(proxy, f"/admin/backends/{name}/drain?wait_seconds=60")
+        )
         assert (await rest_of(stream))[-1] == DONE
         assert (await waiting).json["safe_to_stop"]
 

@@ -28,7 +28,7 @@ def server(slow_model: Path) -> Iterator[LlamaServer]:
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory, server: LlamaServer) -> Iterator[Proxy]:
-    with Proxy(tmp_path_factory.mktemp("proxy"), [server.url], **RARE_POLLS) as running:
+    with Proxy(tmp_path_factory.mktemp("proxy"), [server.url], **RARE_POLLS, BACKEND_QUEUE_ALLOWANCE="9") as running:
         yield running
 
 

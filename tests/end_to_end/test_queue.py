@@ -32,7 +32,7 @@ async def test_a_server_never_has_more_than_its_slots_and_everybody_is_served(
             seen.extend(server.metrics()["llamacpp:requests_deferred"] for server in two_slow_servers)
             await asyncio.sleep(0.05)
 
-    watcher = asyncio.ensure_future(watch())
+    watcher = asyncio.get_running_loop().create_task(watch())
     replies = await asyncio.gather(*(send(proxy.url, PATH, chat(20)) for _ in range(16)))
     watcher.cancel()
 

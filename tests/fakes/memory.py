@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from fakes.front import Handler, shed
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
-from inference_engine_proxy_server.wire.reply_sink import ReplySink
 from inference_engine_proxy_server.wire.client_connection import ClientConnection
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
 from inference_engine_proxy_server.wire.deadlines import Deadlines
@@ -25,6 +24,7 @@ from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.reply_head import ReplyHead
+from inference_engine_proxy_server.wire.reply_sink import ReplySink
 
 __all__ = ["HurryingLoop", "MemoryBackend", "MemoryClient", "MemoryTransport", "run", "turns"]
 
