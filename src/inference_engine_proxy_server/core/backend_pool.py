@@ -248,10 +248,11 @@ class BackendPool:
 
     def _review(self, backend: Backend) -> None:
         health = backend.health
-        state, was_stuck = health.state, health.is_stuck
+        state, reason, was_stuck = health.state, health.reason, health.is_stuck
         backend.review(self.clock(), self._evidence_seconds)
         self._servers.clear()
-        if health.state is not state:
+        # What a start waits for is worth a line, too; other reasons change with every number in them.
+        if health.state is not state or (state is Health.STARTING and health.reason != reason):
             _log_change(backend)
         if health.is_stuck and not was_stuck:
             self._take_back_requests(backend)

@@ -148,7 +148,10 @@ class CacheRefresher:
         own_when_asked = backend.leases
         try:
             state = await self._ask(backend)
-        except (TimeoutError, UnreadableState, CapacityError) as error:
+        except CapacityError as error:
+            logger.debug("backend %s was not asked: %r", backend.url, error)  # for want of a file or a port of our own
+            return
+        except (TimeoutError, UnreadableState) as error:
             logger.debug("backend %s told nothing: %r", backend.url, error)
             self._pool.report_silence(backend)
             return
@@ -174,7 +177,8 @@ class CacheRefresher:
             stated = backend.config.engine
             engine_class = self._engines.by_provider[stated] if stated else await identify(self._engines, get)
             if engine_class is None:
-                return BackendState(ready=False, live=False, starting=True, reason="it is starting")
+                reason = "GET /v1/models does not tell yet which engine it is"
+                return BackendState(ready=False, live=False, starting=True, reason=reason)
             engine = self._identified[backend] = engine_class(backend.url, get, self._thresholds)
             backend.connections.keep_alive(wanted=engine_class.reuses_connections or self._always_keep_alive)
             logger.info("backend %s: its engine is %s", backend.url, engine_class.__name__)

@@ -1,0 +1,64 @@
+"""What became of the requests of clients that stayed to the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from soak.engines import EngineProcess, ScriptedProcess
+from soak.exchange import Result
+from soak.timeline import Timeline
+from soak.verdict import GOOD, judge
+
+__all__ = ["Tally"]
+
+
+class Tally:
+    """Judges each, and counts.
+
+    Args:
+        timeline, engines: what they are judged by.
+
+    Attributes:
+        counts: how they ended.
+        avoidable: those of them that failed although some backend could have served them.
+        forbidden: what the rules do not allow.
+    """
+
+    def __init__(self, timeline: Timeline, engines: Sequence[EngineProcess]) -> None:
+        self._timeline = timeline
+        self._fleet = [one.url for one in engines]
+        self._scripted = frozenset(one.url for one in engines if isinstance(one, ScriptedProcess))
+        self._names = {one.url: one.name for one in engines}
+        self.counts: Counter[str] = Counter()
+        self.avoidable: Counter[str] = Counter()
+        self.forbidden: list[str] = []
+
+    def take(self, result: Result) -> None:
+        """Judge one."""
+        verdict = judge(result, self._timeline, self._fleet, self._scripted)
+        self.counts[verdict.what] += 1
+        if verdict is not GOOD and self._had_choice(result):
+            self.avoidable[verdict.what] += 1
+        if verdict.is_allowed:
+            return
+        happened = self._timeline.during(result.began, result.ended)
+        faults = ", ".join(f"{self._names[one.backend]} {one.kind} {one.begun_at - result.began:+.1f} s to "
+                           f"{one.over_at - result.began:+.1f} s" for one in happened)  # fmt: skip
+        told = self._names.get(result.backend, "the proxy")
+        seconds = result.ended - result.began
+        request_id = result.fields.get("x-request-id", "-")
+        self.forbidden.append(
+            f"{result.kind}: {verdict.what}; {result.ending} after {seconds:.1f} s, {result.status} by {told}, "
+            f"id {request_id}; meanwhile (4 s for settling included): {faults or 'nothing'}; {result.text[-200:]!r}"
+        )
+
+    @property
+    def good(self) -> int:
+        return self.counts[GOOD.what]
+
+    def _had_choice(self, result: Result) -> bool:
+        """Whether a backend that lists its model was undisturbed all the time."""
+        disturbed = {one.backend for one in self._timeline.during(result.began, result.ended)}
+        serves_soak = result.asked is not None and result.asked.model == "soak"
+        return bool((self._scripted if serves_soak else set(self._fleet)) - disturbed)

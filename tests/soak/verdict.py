@@ -1,0 +1,150 @@
+"""May a request end like that? Judged by what was done to the backends meanwhile. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from soak.exchange import Result
+from soak.timeline import BREAKING, Timeline
+
+__all__ = ["GOOD", "Verdict", "judge"]
+
+_SERVING = frozenset({"500", "slow", "no metrics"})
+"""Faults that leave a backend in use: it may be suspected, but serves when nobody else does."""
+
+_OWN_STATUS = {"500": 500, "503": 503, "429": 429}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``is_allowed``: the rules let it end so; ``what``: how it ended, and why that may be."""
+
+    is_allowed: bool
+    what: str
+
+
+GOOD = Verdict(True, "good")
+
+
+def judge(result: Result, timeline: Timeline, fleet: Iterable[str], scripted: frozenset[str]) -> Verdict:
+    """How ``result``, of a client that stayed to the end, is to be taken.
+
+    Args:
+        fleet: base URLs of all backends that there ever are.
+        scripted: those whose replies repeat the request's ``user``.
+    """
+    happened = timeline.during(result.began, result.ended)
+    kinds_by_backend: dict[str, set[str]] = {url: set() for url in fleet}
+    for one in happened:
+        kinds_by_backend[one.backend].add(one.kind)
+    if result.ending == "stuck":
+        return Verdict(False, "no end within the longest time that a request may take")
+    if result.status == 0:
+        return Verdict(False, "the connection ended without a reply")
+    if result.status == 200:
+        return _judge_success(result, kinds_by_backend, is_scripted=result.backend in scripted)
+    if result.ending != "whole":
+        return Verdict(False, f"an error reply ({result.status}) that is not whole")
+    if result.backend:
+        return _judge_engines_own(result, kinds_by_backend[result.backend], is_scripted=result.backend in scripted)
+    return _judge_proxys_own(result, kinds_by_backend)
+
+
+def _judge_success(result: Result, kinds: dict[str, set[str]], *, is_scripted: bool) -> Verdict:
+    assert result.asked is not None
+    fault = _mismatch(result, is_scripted=is_scripted)
+    if result.ending == "whole" and fault is None:
+        return GOOD
+    if result.ending == "whole":
+        return _judge_told_failure(result, kinds, fault or "")
+    if fault is not None and fault.startswith("somebody else's"):
+        return Verdict(False, fault)
+    shape = "stream" if result.asked.stream else "reply"
+    suffered = kinds.get(result.backend, set()) if result.backend else set().union(*kinds.values())
+    if suffered & (BREAKING | {"freeze"}):
+        return Verdict(True, f"{shape} broken off, visibly: its engine was disturbed after the first byte")
+    return Verdict(False, f"{shape} of an undisturbed engine broken off")
+
+
+def _judge_told_failure(result: Result, kinds: dict[str, set[str]], fault: str) -> Verdict:
+    """A stream that was told its place in line has status 200 whatever comes: the failure is its last event."""
+    del kinds
+    events = result.events()
+    if "x-backend" not in result.fields and events and '"error"' in events[-1]:
+        return Verdict(True, "stream that waited in line told of a failure by its last event")
+    return Verdict(False, f"status 200 and a clean end, but {fault}")
+
+
+def _mismatch(result: Result, *, is_scripted: bool) -> str | None:
+    """What is wrong with what has come; whether it is all is known from ``result.ending``."""
+    assert result.asked is not None
+    return (_mismatch_of_events if result.asked.stream else _mismatch_of_answer)(result, is_scripted)
+
+
+def _mismatch_of_answer(result: Result, is_scripted: bool) -> str | None:
+    assert result.asked is not None
+    if result.ending != "whole":
+        return None
+    try:
+        answer = json.loads(result.body)
+    except ValueError:
+        return "it is not JSON"
+    if is_scripted:
+        return None if answer.get("id") == result.asked.user else "somebody else's reply"
+    return None if answer.get("choices") else "it answers nothing"
+
+
+def _mismatch_of_events(result: Result, is_scripted: bool) -> str | None:
+    asked, events = result.asked, result.events()
+    assert asked is not None
+    is_done = bool(events) and events[-1] == "[DONE]"
+    if result.ending == "whole" and not is_done:
+        return "its last event is missing"
+    if not is_scripted and not (
+        events and '"of"' in events[0]
+    ):  # a reply after a wait in line does not say whose it is
+        return None
+    read = [json.loads(event) for event in events if '"of"' in event]
+    if any(event["id"] != asked.user for event in read):
+        return "somebody else's event is in it"
+    if [event["n"] for event in read] != list(range(1, len(read) + 1)):
+        return "events are missing or out of order"
+    return "events are missing at its end" if is_done and len(read) != asked.tokens else None
+
+
+def _judge_engines_own(result: Result, suffered: set[str], *, is_scripted: bool) -> Verdict:
+    if any(_OWN_STATUS.get(kind) == result.status for kind in suffered):
+        how = "its own answer" if result.status == 500 else "nobody else took it, or the budget of repeats was used up"
+        return Verdict(True, f"an engine's {result.status} passed on: {how}")
+    if result.status == 404 and result.kind == "unrepeatable" and not is_scripted:
+        return Verdict(True, "llama.cpp's 404 for a path that only scripted engines have, and none of them was there")
+    if result.status == 503 and suffered & {"kill", "start"}:
+        return Verdict(True, "an engine's 503 passed on: it was just starting")
+    return Verdict(False, f"status {result.status} of an engine that was not told to fail")
+
+
+def _judge_proxys_own(result: Result, kinds: dict[str, set[str]]) -> Verdict:
+    code, shown = result.code, f"{result.status} {result.code}"
+    breaking = [url for url, suffered in kinds.items() if suffered & (BREAKING | {"freeze"})]
+    serving = [url for url, suffered in kinds.items() if suffered <= _SERVING]
+    some = set().union(*kinds.values())
+    if code in ("queue_full", "queue_timeout"):
+        return Verdict(True, f"{shown}: all places were taken")
+    if code == "overloaded":
+        return Verdict(True, f"{shown}: the proxy itself had no room")
+    if code == "no_backend_available":
+        return Verdict(not serving, f"{shown}: {'not every' if serving else 'every'} backend was out")
+    if code in ("backend_disconnected", "request_moved"):
+        may_repeat = result.kind != "unrepeatable"
+        enough = 2 if may_repeat else 1
+        why = (
+            "backends failed it one after the other" if may_repeat else "backend failed it, and it may not be repeated"
+        )
+        return Verdict(len(breaking) >= enough, f"{shown}: {enough} {why}")
+    if code == "invalid_backend_reply":
+        return Verdict("malformed" in some, f"{shown}: such a reply is not asked for again")
+    if code == "backend_timeout":
+        return Verdict(bool(some & {"freeze", "slow"}), f"{shown}: what an engine is at work on is not repeated")
+    return Verdict(False, shown)
