@@ -6,6 +6,7 @@ and of ``{repeat: string, times: number}``, which are joined.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,7 @@ class BadRequest:
         waits: the client sends no more, but stays.
         stays_open: it is refused for what it wants rather than for how it is written.
         interim: the client may be told to go on before that.
+        cases: the attacks that it is a case of, as its reason names them.
     """
 
     name: str
@@ -44,6 +46,7 @@ class BadRequest:
     waits: bool = False
     stays_open: bool = False
     interim: bool = False
+    cases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class OddRequest:
         later: the body, which the client sends once it is told to go on; empty: it is not told.
         closes: the connection ends after the last reply.
         at_once: is sent whole only.
+        cases: the attacks that it is a case of, as its reason names them.
     """
 
     name: str
@@ -83,6 +87,7 @@ class OddRequest:
     later: bytes = b""
     closes: bool = False
     at_once: bool = False
+    cases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +157,7 @@ def bad_requests() -> list[BadRequest]:
             name=entry["id"],
             send=as_bytes(entry["send"]),
             statuses=tuple(entry["status"]) if isinstance(entry["status"], list) else (entry["status"],),
+            cases=_cases(entry),
             **{
                 name: entry[name]
                 for name in ("served_first", "ends", "waits", "stays_open", "interim")
@@ -172,6 +178,7 @@ def odd_requests() -> list[OddRequest]:
             later=as_bytes(entry.get("later", "")),
             closes=entry.get("closes", False),
             at_once=entry.get("at_once", False),
+            cases=_cases(entry),
         )
         for entry in _entries("requests.yaml", "valid")
     ]
@@ -217,6 +224,10 @@ def _seen(entry: dict[str, Any]) -> Seen:
         tuple(entry.get("absent", ())),
         as_bytes(entry.get("never", "")),
     )
+
+
+def _cases(entry: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(re.findall(r"\bPA\d\d\b", entry["why"]))
 
 
 def _entries(file: str, part: str) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ _DOUBT_SECONDS = 1.0  # between two looks at a backend that is not up: one that 
 _SILENT_SECONDS = 0.5  # between two looks at one that did not answer
 _FETCH_SECONDS = 2.0  # HAProxy's default for a health check; less where states are refreshed more often
 _LEAST_FETCH_SECONDS = 0.5
+_OWN_DELAY_SECONDS = 0.25  # by which a deadline is missed only when the event loop is late
 _TEST_SECONDS = 10.0  # for one token
 _FETCH_BYTES = 4 * 1024 * 1024  # a vLLM with many adapters and engines exposes about a tenth of it
 
@@ -149,7 +150,8 @@ class CacheRefresher:
         try:
             state = await self._ask(backend)
         except CapacityError as error:
-            logger.debug("backend %s was not asked: %r", backend.url, error)  # for want of a file or a port of our own
+            # For want of a file, a port or time of our own: that is nobody else's fault.
+            logger.debug("backend %s was not asked: %r", backend.url, error)
             return
         except (TimeoutError, UnreadableState) as error:
             logger.debug("backend %s told nothing: %r", backend.url, error)
@@ -198,6 +200,8 @@ def _within_stated_bounds(told: BackendState, config: BackendConfig) -> BackendS
 
 def _get_from(backend: Backend, timeout_seconds: float) -> Get:
     async def get(path: str) -> Reply:
+        loop = asyncio.get_running_loop()
+        late_at = loop.time() + timeout_seconds + _OWN_DELAY_SECONDS
         try:
             reply = await fetch(
                 backend.connections,
@@ -208,6 +212,10 @@ def _get_from(backend: Backend, timeout_seconds: float) -> Get:
             )
         except InvalidReply as error:
             raise UnreadableState(str(error)) from error
+        except TimeoutError as error:
+            if loop.time() > late_at:
+                raise CapacityError("The proxy itself was held up.") from error
+            raise
         except BackendError as error:
             if isinstance(error, BackendTimeout) or isinstance(error.__cause__, TimeoutError):
                 raise TimeoutError(str(error)) from error

@@ -1,0 +1,158 @@
+"""What Node and a browser make of a stream whose engine has died: each notices that the answer is not whole.
+
+The same for Python and curl is in ``end_to_end/test_broken_streams.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clients.browser import answer_shown
+from clients.recipes import Block, run
+from end_to_end.broken_stream import TOLD, DyingEngine
+from end_to_end.program import Proxy
+
+pytestmark = pytest.mark.clients
+
+ADDRESS = "http://127.0.0.1:8888"  # which `Block.at` replaces by the proxy's
+
+OPENAI = """
+import OpenAI from "openai";
+const client = new OpenAI({ baseURL: "http://127.0.0.1:8888/v1", apiKey: "none" });
+const seen = { told: "", ended: false };
+try {
+  const stream = await client.chat.completions.create({
+    model: "m", stream: true, messages: [{ role: "user", content: "kin" }],
+  });
+  for await (const chunk of stream) seen.told += chunk.choices[0].delta.content ?? "";
+  seen.ended = true;
+} catch (error) {
+  seen.raised = error.constructor.name;
+  seen.code = error.code;
+  seen.isApiError = error instanceof OpenAI.APIError;
+}
+console.log(JSON.stringify(seen));
+"""
+
+ANTHROPIC = """
+import Anthropic from "@anthropic-ai/sdk";
+const client = new Anthropic({ baseURL: "http://127.0.0.1:8888", apiKey: "none" });
+const question = { model: "m", max_tokens: 9, messages: [{ role: "user", content: "kin" }] };
+const seen = { told: "", ended: false };
+try {
+  for await (const event of await client.messages.create({ ...question, stream: true }))
+    if (event.type === "content_block_delta") seen.told += event.delta.text;
+  seen.ended = true;
+} catch (error) {
+  seen.raised = error.constructor.name;
+  seen.code = error.error?.error?.type;
+  seen.isApiError = error instanceof Anthropic.APIError;
+}
+console.log(JSON.stringify(seen));
+"""
+
+# What a page writes into `seen` it shows.
+PAGE = """<!doctype html>
+<pre id="answer"></pre>
+<script type="module">
+  const proxy = "http://127.0.0.1:8888";
+  const seen = { told: "", ended: false };
+  const show = () => (document.getElementById("answer").textContent = JSON.stringify(seen));
+  %s
+</script>
+"""
+
+FETCH = """
+  try {
+    const reply = await fetch(`${proxy}/v1/chat/completions`, { method: "POST", body: '{"stream": true}' });
+    const reader = reply.body.getReader();
+    const decoder = new TextDecoder();
+    for (let read; !(read = await reader.read()).done; ) seen.told += decoder.decode(read.value, { stream: true });
+    seen.ended = true;
+  } catch (error) {
+    seen.raised = error.name;
+  }
+  show();
+"""
+
+EVENT_SOURCE = """
+  const source = new EventSource(`${proxy}/v1/stream`);
+  seen.messages = [];
+  source.onmessage = (event) => seen.messages.push(event.data);
+  await new Promise((resolve) => (source.onerror = resolve));
+  seen.raised = "error";
+  seen.tries_again = source.readyState === EventSource.CONNECTING;
+  source.close();
+  show();
+"""
+
+
+@pytest.fixture(params=[False, True], ids=["between events", "inside one"])
+def inside(request: pytest.FixtureRequest) -> bool:
+    """Where the engine dies."""
+    return bool(request.param)
+
+
+@pytest.fixture
+async def proxy(inside: bool, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Proxy]:
+    async with DyingEngine(inside=inside) as engine:
+        with await asyncio.to_thread(Proxy, tmp_path_factory.mktemp("proxy"), [engine.url]) as proxy:
+            yield proxy
+            await asyncio.to_thread(proxy.stop)
+            assert {(line.status, line.outcome) for line in proxy.access_lines} == {(200, "broken")}
+
+
+async def node(program: str, proxy: Proxy, folder: Path) -> dict[str, Any]:
+    block = Block("", "js", program, is_run=True)
+    seen: dict[str, Any] = json.loads((await asyncio.to_thread(run, block, proxy.url, folder)).text)
+    return seen
+
+
+async def browser(script: str, proxy: Proxy, folder: Path) -> dict[str, Any]:
+    page = (PAGE % script).replace(ADDRESS, proxy.url)
+    seen: dict[str, Any] = json.loads(await asyncio.to_thread(answer_shown, page, folder))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("program", "code"), [(OPENAI, "backend_disconnected"), (ANTHROPIC, "api_error")], ids=["openai", "anthropic"]
+)
+async def test_sdk_of_node_raises(proxy: Proxy, inside: bool, tmp_path: Path, program: str, code: str) -> None:
+    seen = await node(program, proxy, tmp_path)
+
+    assert not seen["ended"]
+    assert seen["told"] == TOLD * (1 if inside else 2)
+    if inside:
+        assert seen["raised"]
+    else:
+        assert (seen["isApiError"], seen["code"]) == (True, code)
+
+
+async def test_fetch_of_a_browser_fails(proxy: Proxy, inside: bool, tmp_path: Path) -> None:
+    """Before that it reads what has come, if it gets to it: Chromium drops what waits when the connection breaks."""
+    seen = await browser(FETCH, proxy, tmp_path)
+
+    assert not seen["ended"]
+    assert seen["raised"] == "TypeError"  # as for any failure of the network
+    assert "[DONE]" not in seen["told"]
+    if seen["told"]:
+        assert seen["told"].count("\n\n") == (1 if inside else 3)
+        assert ('data: {"error": ' in seen["told"]) == (not inside)
+
+
+async def test_event_source_of_a_browser_gets_the_event_that_says_so_and_then_an_error(
+    proxy: Proxy, inside: bool, tmp_path: Path
+) -> None:
+    """It would ask again by itself, as it does after any end of its stream."""
+    seen = await browser(EVENT_SOURCE, proxy, tmp_path)
+
+    assert seen["raised"] == "error"
+    assert seen["tries_again"]
+    messages = [json.loads(message) for message in seen["messages"]]  # so none of them is [DONE]
+    assert ["error" in message for message in messages] == ([False] if inside else [False, False, True])

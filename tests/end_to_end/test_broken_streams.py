@@ -1,0 +1,135 @@
+"""What clients make of a stream whose engine has died: each notices that the answer is not whole."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import anthropic
+import httpx2
+import openai
+import pytest
+
+from end_to_end.broken_stream import TOLD, DyingEngine
+from end_to_end.program import Proxy
+
+OPENAI_QUESTION: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "kin"}]
+ANTHROPIC_QUESTION: list[anthropic.types.MessageParam] = [{"role": "user", "content": "kin"}]
+BROKEN = {"http1.1": 18, "http1.0": 56}
+"""curl's exit codes: a partial file; a connection that was reset."""
+
+
+async def before_a_dying_engine(folder: Path, *, inside: bool) -> AsyncIterator[Proxy]:
+    async with DyingEngine(inside=inside) as engine:
+        with await asyncio.to_thread(Proxy, folder, [engine.url]) as proxy:
+            yield proxy
+            await asyncio.to_thread(proxy.stop)
+            assert [(line.status, line.outcome) for line in proxy.access_lines] == [(200, "broken")]
+
+
+@pytest.fixture
+async def between(tmp_path: Path) -> AsyncIterator[Proxy]:
+    """Before an engine that dies between two events."""
+    async for proxy in before_a_dying_engine(tmp_path, inside=False):
+        yield proxy
+
+
+@pytest.fixture
+async def inside(tmp_path: Path) -> AsyncIterator[Proxy]:
+    """Before an engine that dies inside an event."""
+    async for proxy in before_a_dying_engine(tmp_path, inside=True):
+        yield proxy
+
+
+def openai_chat(url: str) -> Iterator[str]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        for chunk in client.chat.completions.create(model="m", messages=OPENAI_QUESTION, stream=True):
+            yield chunk.choices[0].delta.content or ""
+
+
+def anthropic_events(url: str) -> Iterator[str]:
+    with anthropic.Anthropic(base_url=url, api_key="none") as client:
+        for event in client.messages.create(model="m", messages=ANTHROPIC_QUESTION, max_tokens=9, stream=True):
+            if event.type == "content_block_delta" and event.delta.type == "text_delta":
+                yield event.delta.text
+
+
+def anthropic_text(url: str) -> Iterator[str]:
+    with anthropic.Anthropic(base_url=url, api_key="none") as client:
+        with client.messages.stream(model="m", messages=ANTHROPIC_QUESTION, max_tokens=9) as stream:
+            yield from stream.text_stream
+
+
+Ask = Callable[[str], Iterator[str]]
+
+
+def told_and_raised(ask: Ask, url: str) -> tuple[str, Exception | None]:
+    """What is told of the answer, and what is raised then; ``None``: it passes for a whole answer."""
+    told = ""
+    try:
+        for piece in ask(url):
+            told += piece
+    except Exception as error:
+        return told, error
+    return told, None
+
+
+async def test_openais_sdk_raises_what_the_last_event_says(between: Proxy) -> None:
+    told, error = await asyncio.to_thread(told_and_raised, openai_chat, between.url)
+
+    assert told == TOLD * 2
+    assert isinstance(error, openai.APIError)
+    assert error.code == "backend_disconnected"
+
+
+async def test_openais_sdk_raises_when_an_event_is_cut(inside: Proxy) -> None:
+    told, error = await asyncio.to_thread(told_and_raised, openai_chat, inside.url)
+
+    assert told == TOLD
+    assert isinstance(error, openai.APIConnectionError | httpx2.RemoteProtocolError)
+
+
+@pytest.mark.parametrize("ask", [anthropic_events, anthropic_text])
+async def test_anthropics_sdk_raises_what_the_last_event_says(between: Proxy, ask: Ask) -> None:
+    told, error = await asyncio.to_thread(told_and_raised, ask, between.url)
+
+    assert told == TOLD * 2
+    assert isinstance(error, anthropic.APIStatusError)
+    assert isinstance(error.body, dict)
+    assert error.body["error"]["type"] == "api_error"
+
+
+@pytest.mark.parametrize("ask", [anthropic_events, anthropic_text])
+async def test_anthropics_sdk_raises_when_an_event_is_cut(inside: Proxy, ask: Ask) -> None:
+    told, error = await asyncio.to_thread(told_and_raised, ask, inside.url)
+
+    assert told == TOLD
+    assert isinstance(error, anthropic.APIConnectionError | httpx2.RemoteProtocolError)
+
+
+def curl(url: str, version: str) -> subprocess.CompletedProcess[bytes]:
+    command = ["curl", "--silent", "--no-buffer", f"--{version}", "--max-time", "30", "--data", '{"stream": true}']
+    return subprocess.run([*command, f"{url}/v1/chat/completions"], capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("version", BROKEN)
+async def test_curl_fails_after_the_event_that_says_so(between: Proxy, version: str) -> None:
+    ended = await asyncio.to_thread(curl, between.url, version)
+
+    assert ended.returncode == BROKEN[version]
+    *events, last, nothing = ended.stdout.split(b"\n\n")
+    assert len(events) == 2
+    assert last.startswith(b'data: {"error": {"message": ')
+    assert nothing == b""
+
+
+@pytest.mark.parametrize("version", BROKEN)
+async def test_curl_fails_when_an_event_is_cut(inside: Proxy, version: str) -> None:
+    ended = await asyncio.to_thread(curl, inside.url, version)
+
+    assert ended.returncode == BROKEN[version]
+    assert ended.stdout.count(b"\n\n") == 1
+    assert b"error" not in ended.stdout
+    assert b"[DONE]" not in ended.stdout
