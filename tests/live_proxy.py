@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import httpx2
 
+from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.server import make_host
-from inference_engine_proxy_server.settings import Settings
 
 __all__ = ["Fleet", "Proxy", "ScriptedEngine", "eventually", "live_proxy", "unused_url"]
 

@@ -20,7 +20,7 @@ import pytest
 
 from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.cli import main
-from inference_engine_proxy_server.settings import Settings
+from inference_engine_proxy_server.config.settings import Settings
 
 PACKAGE = "inference_engine_proxy_server"
 FLEET = ("http://127.0.0.1:18081", "http://127.0.0.1:18082")

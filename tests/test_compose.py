@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from inference_engine_proxy_server.settings import Settings
+from inference_engine_proxy_server.config.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 ENGINE_PORTS = {"llamacpp": 8080, "vllm": 8000, "cpu": 8080}

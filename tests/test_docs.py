@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from inference_engine_proxy_server.setting_sources import load_settings
-from inference_engine_proxy_server.settings import Settings, as_variable
+from inference_engine_proxy_server.config.settings import Settings, as_variable
+from inference_engine_proxy_server.config.sources import load_settings
 
 ROOT = Path(__file__).parent.parent
 READMES = {name: (ROOT / name).read_text() for name in ("README.md", "README.zh-TW.md")}

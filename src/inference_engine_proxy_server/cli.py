@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import __version__
-from .api_keys import new_secret, parse_key
-from .fleet_form import fleet_file_schema
-from .setting_sources import CONFIG_FILE_ORIGIN, LoadedSettings, SettingsError, load_settings
-from .settings import Settings, as_variable
+from .config.api_keys import new_secret, parse_key
+from .config.fleet_form import fleet_file_schema
+from .config.settings import Settings, as_variable
+from .config.sources import CONFIG_FILE_ORIGIN, LoadedSettings, SettingsError, load_settings
 
 __all__ = ["main"]
 

@@ -14,16 +14,16 @@ from pydantic import SecretStr
 
 from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.access.key_ring import KeyRing
+from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.health_tracker import HealthRules, HealthTracker
 from inference_engine_proxy_server.core.memory_use import MemoryUse, container_limit_bytes
 from inference_engine_proxy_server.core.overload_guard import OverloadGuard
 from inference_engine_proxy_server.endpoints.failures import answer_failures
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
-from inference_engine_proxy_server.fleet import BackendConfig
 from inference_engine_proxy_server.host import connection_limit
 from inference_engine_proxy_server.metrics import RequestMetrics
-from inference_engine_proxy_server.settings import Settings
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
 from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines

@@ -25,6 +25,7 @@ from inference_engine_proxy_server.composition import (
     overload_guard,
     revealed,
 )
+from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.core.config_watch import ConfigWatch
@@ -44,7 +45,6 @@ from inference_engine_proxy_server.endpoints.prometheus import prometheus_router
 from inference_engine_proxy_server.endpoints.welcome import welcome_router
 from inference_engine_proxy_server.logs import AccessLog
 from inference_engine_proxy_server.metrics import RequestMetrics
-from inference_engine_proxy_server.settings import Settings
 from inference_engine_proxy_server.wire.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.wire.client_connection import ClientConnection
 from inference_engine_proxy_server.wire.deadlines import Deadlines

@@ -14,12 +14,12 @@ from typing import cast
 
 import uvicorn
 
-from inference_engine_proxy_server.api_keys import KeyFileError
+from inference_engine_proxy_server.config.api_keys import KeyFileError
+from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.core.fleet_keeper import UnknownEngineError
 from inference_engine_proxy_server.host import ACCEPT_BACKLOG, Host, listen, raise_file_limit
 from inference_engine_proxy_server.logs import configure_logging
 from inference_engine_proxy_server.proxy import Proxy
-from inference_engine_proxy_server.settings import Settings
 
 __all__ = ["run"]
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_engine_proxy_server.access.allowances import Allowance, Allowances
-from inference_engine_proxy_server.api_keys import ApiKey
+from inference_engine_proxy_server.config.api_keys import ApiKey
 from inference_engine_proxy_server.errors import CapacityError
 
 

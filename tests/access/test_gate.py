@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.gate import Access, Gate
 from inference_engine_proxy_server.access.key_ring import KeyRing
-from inference_engine_proxy_server.api_keys import ApiKey, digest_of
+from inference_engine_proxy_server.config.api_keys import ApiKey, digest_of
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead, parse_request_head
 

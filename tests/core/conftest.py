@@ -9,6 +9,8 @@ from typing import Any
 from fakes.engine import FakeEngine
 from fakes.front import Front
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
+from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.forwarder import Forwarder
@@ -17,9 +19,7 @@ from inference_engine_proxy_server.core.path_policy import PathPolicy
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
 from inference_engine_proxy_server.core.standing import Standing
 from inference_engine_proxy_server.core.waiting_line import QueueLimits, WaitingLine
-from inference_engine_proxy_server.fleet import BackendConfig
 from inference_engine_proxy_server.metrics import RequestMetrics
-from inference_engine_proxy_server.settings import Settings
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 

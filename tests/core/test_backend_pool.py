@@ -10,12 +10,12 @@ import pytest
 
 from fakes.memory import turns
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
+from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.health_tracker import Health, HealthRules, HealthTracker
 from inference_engine_proxy_server.core.waiting_line import QueueLimits, Waiter, WaitingLine
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
-from inference_engine_proxy_server.fleet import BackendConfig
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 

@@ -1,7 +1,7 @@
 import pytest
 
+from inference_engine_proxy_server.config.settings import PathRule, Settings
 from inference_engine_proxy_server.core.path_policy import PathPolicy
-from inference_engine_proxy_server.settings import PathRule, Settings
 
 POLICY = PathPolicy(
     [

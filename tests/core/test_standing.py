@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fakes.front import LIMITS
 from inference_engine_proxy_server.access.allowances import Allowance
 from inference_engine_proxy_server.access.gate import Access
-from inference_engine_proxy_server.api_keys import ApiKey
+from inference_engine_proxy_server.config.api_keys import ApiKey
 from inference_engine_proxy_server.core.standing import Standing
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.request_head import parse_request_head

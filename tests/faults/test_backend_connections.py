@@ -19,7 +19,7 @@ import uvicorn
 from fakes.engine import EngineConnection, http_reply
 from faults.conftest import CHAT, OTHER, Fleet
 from faults.engine import Engine, says
-from inference_engine_proxy_server.settings import Settings
+from inference_engine_proxy_server.config.settings import Settings
 
 
 @pytest.mark.parametrize("path", [CHAT, OTHER])

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.sources import SettingsError, load_settings
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.setting_sources import SettingsError, load_settings
-from inference_engine_proxy_server.settings import Settings
 from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead, parse_request_head
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from inference_engine_proxy_server.api_keys import ApiKey
+from inference_engine_proxy_server.config.api_keys import ApiKey
 from inference_engine_proxy_server.errors import CapacityError
 
 __all__ = ["Allowance", "Allowances"]

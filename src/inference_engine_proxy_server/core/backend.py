@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelEntry, ModelNames
+from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.core.health_tracker import Health, HealthTracker
-from inference_engine_proxy_server.fleet import BackendConfig
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
 
 __all__ = ["Backend", "Lease"]

@@ -21,11 +21,11 @@ from inference_engine_proxy_server.backends.base import (
     UnreadableState,
 )
 from inference_engine_proxy_server.backends.registry import Engines, identify
+from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.health_tracker import Health
 from inference_engine_proxy_server.errors import BackendError, BackendTimeout, CapacityError, InvalidReply
-from inference_engine_proxy_server.fleet import BackendConfig
 from inference_engine_proxy_server.wire.fetch import fetch
 
 __all__ = ["CacheRefresher"]

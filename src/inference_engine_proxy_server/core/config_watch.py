@@ -9,10 +9,10 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.sources import SettingsError
 from inference_engine_proxy_server.core.fleet_keeper import FleetKeeper, UnknownEngineError
 from inference_engine_proxy_server.metrics import RequestMetrics
-from inference_engine_proxy_server.setting_sources import SettingsError
-from inference_engine_proxy_server.settings import Settings
 
 __all__ = ["ConfigWatch"]
 

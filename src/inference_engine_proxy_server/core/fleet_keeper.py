@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from inference_engine_proxy_server.backends.registry import Engines
+from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.cache_refresher import CacheRefresher
-from inference_engine_proxy_server.fleet import BackendConfig
 
 __all__ = ["FleetKeeper", "UnknownEngineError", "check_engines"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from urllib.parse import unquote
 
-from inference_engine_proxy_server.settings import PathRule
+from inference_engine_proxy_server.config.settings import PathRule
 
 __all__ = ["PathPolicy"]
 

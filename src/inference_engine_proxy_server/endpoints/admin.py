@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 
 from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
-from inference_engine_proxy_server.api_keys import ApiKey
+from inference_engine_proxy_server.config.api_keys import ApiKey
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.errors import ClientError

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from inference_engine_proxy_server.fleet import BackendConfig
-from inference_engine_proxy_server.fleet_form import NOT_IN_THE_FILE, BackendEntry, ExactSchema, FleetForm
-from inference_engine_proxy_server.setting_values import meant, needed
+from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.config.fleet_form import NOT_IN_THE_FILE, BackendEntry, ExactSchema, FleetForm
+from inference_engine_proxy_server.config.values import meant, needed
 
 __all__ = ["FleetFile", "FleetFileError", "read_fleet_file"]
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SecretStr
 
-from inference_engine_proxy_server.api_keys import ApiKey, keys_by_digest, parse_key
-from inference_engine_proxy_server.base_urls import distinct_base_urls
+from inference_engine_proxy_server.config.api_keys import ApiKey, keys_by_digest, parse_key
+from inference_engine_proxy_server.config.base_urls import distinct_base_urls
 
 __all__ = [
     "ApiKeys",

@@ -15,10 +15,10 @@ from types import MappingProxyType
 from dotenv.parser import parse_stream
 from pydantic import ValidationError
 
-from inference_engine_proxy_server.base_urls import server_of
-from inference_engine_proxy_server.fleet_file import FleetFile, FleetFileError, read_fleet_file
-from inference_engine_proxy_server.setting_values import meant, needed
-from inference_engine_proxy_server.settings import Settings
+from inference_engine_proxy_server.config.base_urls import server_of
+from inference_engine_proxy_server.config.fleet_file import FleetFile, FleetFileError, read_fleet_file
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.values import meant, needed
 
 __all__ = ["CONFIG_FILE_ORIGIN", "LoadedSettings", "SettingsError", "load_settings"]
 

@@ -20,9 +20,9 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from inference_engine_proxy_server.base_urls import as_base_url, distinct_base_urls, name_of
-from inference_engine_proxy_server.fleet import BackendConfig
-from inference_engine_proxy_server.setting_values import Secret, as_secret, as_variable
+from inference_engine_proxy_server.config.base_urls import as_base_url, distinct_base_urls, name_of
+from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.config.values import Secret, as_secret, as_variable
 
 __all__ = ["NOT_IN_THE_FILE", "BackendEntry", "ExactSchema", "FleetForm", "fleet_file_schema"]
 

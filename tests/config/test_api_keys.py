@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_engine_proxy_server.api_keys import (
+from inference_engine_proxy_server.config.api_keys import (
     ApiKey,
     KeyFileError,
     digest_of,
@@ -19,8 +19,8 @@ from inference_engine_proxy_server.api_keys import (
     parse_key,
     read_key_file,
 )
-from inference_engine_proxy_server.setting_sources import SettingsError, load_settings
-from inference_engine_proxy_server.settings import Settings
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.sources import SettingsError, load_settings
 
 SECRET = "sk-planted-4b1f0c2d9e"  # noqa: S105 - opens nothing
 OTHER = "sk-planted-77aa01bb22"

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from inference_engine_proxy_server.base_urls import name_of, server_of
-from inference_engine_proxy_server.fleet import BackendConfig, completed
-from inference_engine_proxy_server.fleet_file import FleetFile, FleetFileError, read_fleet_file
-from inference_engine_proxy_server.fleet_form import fleet_file_schema
-from inference_engine_proxy_server.settings import Settings
+from inference_engine_proxy_server.config.base_urls import name_of, server_of
+from inference_engine_proxy_server.config.fleet import BackendConfig, completed
+from inference_engine_proxy_server.config.fleet_file import FleetFile, FleetFileError, read_fleet_file
+from inference_engine_proxy_server.config.fleet_form import fleet_file_schema
+from inference_engine_proxy_server.config.settings import Settings
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = (ROOT / "fleet.example.yaml").read_text()
 PAGE = (ROOT / "docs" / "fleet.md").read_text()
 SCHEMA = fleet_file_schema(Settings)

@@ -1,6 +1,6 @@
 """Every setting: its type, default, range and meaning.
 
-The name of a variable is the field's name in capitals; :mod:`.setting_sources` says where its value comes from.
+The name of a variable is the field's name in capitals; :mod:`.sources` says where its value comes from.
 ``Settings(port=0)`` reads nothing at all.
 """
 
@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from inference_engine_proxy_server.fleet import BackendConfig, completed
-from inference_engine_proxy_server.setting_values import (
+from inference_engine_proxy_server.config.fleet import BackendConfig, completed
+from inference_engine_proxy_server.config.values import (
     ApiKeys,
     BaseUrls,
     HostName,

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from inference_engine_proxy_server.fleet import BackendConfig
-from inference_engine_proxy_server.setting_sources import SettingsError, load_settings
-from inference_engine_proxy_server.settings import PathRule, Settings, as_variable
+from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.config.settings import PathRule, Settings, as_variable
+from inference_engine_proxy_server.config.sources import SettingsError, load_settings
 
 NO_FILE = Path("/nonexistent/.env")
 EVERY_VARIABLE = [field.upper() for field in Settings.model_fields]

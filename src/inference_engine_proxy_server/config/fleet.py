@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import SecretStr
 
-from inference_engine_proxy_server.base_urls import name_of, server_of
+from inference_engine_proxy_server.config.base_urls import name_of, server_of
 
 __all__ = ["BackendConfig", "completed"]
 
