@@ -720,3 +720,24 @@ async def test_a_client_that_does_not_read_says_nothing_about_its_backend() -> N
         await until(lambda: connections.activity().waiting_since is None)
         while connections.activity().waiting_since is None:
             await client.some()
+
+
+async def test_a_reply_that_begins_in_the_line_names_no_backend_that_declined_it() -> None:
+    async with (
+        FakeEngine(answering(http_reply(b"", 503))) as declining,
+        FakeEngine(answering(STREAM_HEAD + chunk(EVENT) + b"0\r\n\r\n")) as full,
+        ForwardingFront(declining, full) as proxy,
+    ):
+        place = proxy.pool.place("m", [proxy.pool.backends[0]])
+        assert place is not None
+        proxy.pool.backends[1].limit = 1
+        body = b'{"model": "m", "stream": true}'
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Queue-Updates: true\r\n"
+        client = await proxy.connect()
+        client.send(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        status, _, fields = await client.head()
+        place.close()
+        rest = await client.rest()
+    assert (status, len(declining.requests)) == (200, 1)
+    assert "x-backend" not in fields
+    assert EVENT in rest

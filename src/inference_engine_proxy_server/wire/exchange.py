@@ -219,6 +219,7 @@ class Exchange:
         """Send a comment of server-sent events ahead of the reply, whose status and kind are settled by that."""
         if not self.begun:
             self.is_only_told = True
+            self.extra_fields = self.limit_fields  # the rest may name a backend that failed it
             self.begin(200, b" OK", date_field() + _STREAM_FIELDS, None)
         self.write(comment)
 
