@@ -3,9 +3,10 @@
 Words, the same everywhere:
 
 * *client*: who calls us. *backend*: one running engine server at one base URL. *engine*: its kind
-  (llama.cpp, vLLM, ...). *state*: the last thing a backend told us. *lease*: one request's place on one
-  backend, from the pick until its last byte. *pool*: all backends with their states and leases.
-  *model*: the name in a request body.
+  (llama.cpp, vLLM, ...). *evidence*: what a backend tells, and what happens to requests on it. *health*: what
+  follows from it (starting, up, busy, suspect, down). *lease*: one request's place on one backend, from the pick
+  until its last byte. *line*: those who wait for a place. *pool*: all backends with their health and leases.
+  *fleet*: the backends that the operator lists. *model*: the name in a request body.
 
 How the data flows::
 
