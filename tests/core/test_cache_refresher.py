@@ -51,10 +51,12 @@ def telling(
 
 
 @asynccontextmanager
-async def refreshing(*engines: FakeEngine | str, seconds: float = 0.02) -> AsyncIterator[BackendPool]:
+async def refreshing(
+    *engines: FakeEngine | str, seconds: float = 0.02, tests_suspects: bool = False
+) -> AsyncIterator[BackendPool]:
     """A pool whose backends are asked every so many seconds."""
     pool = make_pool(engines, Deadlines())
-    refresher = CacheRefresher(pool, discover_engines(), Thresholds(6, 3), seconds)
+    refresher = CacheRefresher(pool, discover_engines(), Thresholds(6, 3), seconds, tests_suspects=tests_suspects)
     async with asyncio.TaskGroup() as background:
         running = background.create_task(refresher.run())
         yield pool
@@ -185,3 +187,44 @@ async def test_polls_are_not_in_step() -> None:
         await until(lambda: len(times) > 20)
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert max(gaps) - min(gaps) > 0.01  # plus and minus a fifth of the interval
+
+
+def stick(pool: BackendPool) -> None:
+    """Let requests wait there in vain."""
+    for _ in range(2):
+        pool.report_timeout(pool.backends[0])
+    assert pool.backends[0].health.is_stuck
+
+
+async def test_one_that_seems_stuck_is_asked_for_a_token_if_that_is_wanted() -> None:
+    async with FakeEngine(telling()) as engine, refreshing(engine, tests_suspects=True) as pool:
+        await until(lambda: pool.backends[0].takes_requests)
+        stick(pool)
+        await until(lambda: pool.backends[0].takes_requests)
+    [test] = [request for request in engine.requests if request.startswith(b"POST ")]
+    assert test.startswith(b"POST /v1/completions HTTP/1.1\r\n")
+    assert test.endswith(b'{"model":"m","prompt":"1","max_tokens":1}')
+
+
+@pytest.mark.parametrize(
+    "options", [{"tests_suspects": False}, {"tests_suspects": True}], ids=["nobody wants it", "its slots are full"]
+)
+async def test_one_that_seems_stuck_is_not_asked_for_a_token(options: dict[str, bool]) -> None:
+    slots = {"/props": http_reply(b'{"total_slots": 1}')}
+    async with FakeEngine(telling(processing=lambda: 1, others=slots)) as engine:
+        async with refreshing(engine, **options) as pool:
+            await until(lambda: pool.backends[0].takes_requests)
+            stick(pool)
+            polls = asked(engine)["/health"]
+            await until(lambda: asked(engine)["/health"] >= polls + 5)
+            assert not pool.backends[0].takes_requests
+    assert not any(request.startswith(b"POST ") for request in engine.requests)
+
+
+async def test_one_that_fails_its_test_stays_a_suspect() -> None:
+    failing = {"/v1/completions": http_reply(b"{}", 500)}
+    async with FakeEngine(telling(others=failing)) as engine, refreshing(engine, tests_suspects=True) as pool:
+        await until(lambda: pool.backends[0].takes_requests)
+        stick(pool)
+        await until(lambda: asked(engine)["/v1/completions"] >= 3)
+        assert not pool.backends[0].takes_requests

@@ -271,5 +271,7 @@ def _log_change(backend: Backend) -> None:
     state, reason = backend.health.state, backend.health.reason
     if state is Health.UP:
         logger.info("backend %s is up", backend.url)
+    elif state is Health.STARTING:
+        logger.info("backend %s is starting: %s", backend.url, reason)
     else:
         logger.warning("backend %s is %s: %s", backend.url, state.value, reason)
