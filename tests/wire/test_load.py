@@ -85,3 +85,11 @@ def test_who_is_turned_away_takes_no_place(load: Load, connections: list[Connect
     assert not load.is_mobbed
     load.leave(connections[0])
     assert load.enter(Connection(6.0))
+
+
+def test_a_burst_closes_as_many_idle_connections_as_it_needs(clock: Clock) -> None:
+    load = Load(clock, most_connections=3000)
+    for number in range(3000):
+        assert load.enter(Connection(float(number)))
+    assert all(load.close_longest_idle() for _ in range(3000))
+    assert not load.close_longest_idle()

@@ -90,9 +90,10 @@ class Load:
         """Close the connection that has waited for a request for longest; ``False``: none waits."""
         now = self._clock()
         if not self._idle and now >= self._look_at:
-            self._look_at = now + _LOOK_SECONDS
             idle = ((connection, connection.deadline) for connection in self.connections if connection.is_idle)
             self._idle = heapq.nsmallest(_FOUND_AT_A_TIME, idle, key=lambda found: found[1])[::-1]
+            if len(self._idle) < _FOUND_AT_A_TIME:  # else there are more
+                self._look_at = now + _LOOK_SECONDS
         while self._idle:
             connection, deadline = self._idle.pop()
             if connection.is_idle and connection.deadline == deadline:  # else it has been used since
