@@ -19,7 +19,12 @@ __all__ = ["slow_model", "start_proxy", "tiny_model"]
 StartNginx = Callable[..., Nginx]
 
 # So that each connection to an engine is a request's, and no engine is ever too busy for one.
-PATIENT = {"METRICS_CACHE_TTL_SECONDS": "60", "MAX_ALLOWED_REQUEST_QUEUE": "1000", "MAX_ALLOWED_DEFERRED": "1000"}
+PATIENT = {
+    "METRICS_CACHE_TTL_SECONDS": "60",
+    "MAX_ALLOWED_REQUEST_QUEUE": "1000",
+    "MAX_ALLOWED_DEFERRED": "1000",
+    "BACKEND_QUEUE_ALLOWANCE": "1000",
+}
 
 
 @pytest.fixture(scope="session")
