@@ -47,6 +47,10 @@ class EngineProcess(Protocol):
     def thaw(self) -> None:
         """Let it go on."""
 
+    @property
+    def log(self) -> str:
+        """What it has said since its start."""
+
 
 class LlamaProcess:
     """A real llama.cpp server."""
@@ -82,6 +86,11 @@ class LlamaProcess:
     def thaw(self) -> None:
         """Let it go on."""
         cast(LlamaServer, self._server).thaw()
+
+    @property
+    def log(self) -> str:
+        """What it has said since its start."""
+        return "" if self._server is None else self._server.log
 
 
 class ScriptedProcess:
@@ -133,6 +142,11 @@ class ScriptedProcess:
     def thaw(self) -> None:
         """Let it go on."""
         cast(asyncio.subprocess.Process, self._process).send_signal(signal.SIGCONT)
+
+    @property
+    def log(self) -> str:
+        """Nothing: it does as it is told."""
+        return ""
 
     async def _state(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
         line = await cast(asyncio.StreamReader, process.stdout).readline()

@@ -12,6 +12,8 @@ from soak.verdict import GOOD, judge
 
 __all__ = ["Tally"]
 
+_SHOWN_LOG = 4000
+
 
 class Tally:
     """Judges each, and counts.
@@ -29,7 +31,7 @@ class Tally:
         self._timeline = timeline
         self._fleet = [one.url for one in engines]
         self._scripted = frozenset(one.url for one in engines if isinstance(one, ScriptedProcess))
-        self._names = {one.url: one.name for one in engines}
+        self._engines = {one.url: one for one in engines}
         self.counts: Counter[str] = Counter()
         self.avoidable: Counter[str] = Counter()
         self.forbidden: list[str] = []
@@ -43,14 +45,16 @@ class Tally:
         if verdict.is_allowed:
             return
         happened = self._timeline.during(result.began, result.ended)
-        faults = ", ".join(f"{self._names[one.backend]} {one.kind} {one.begun_at - result.began:+.1f} s to "
+        faults = ", ".join(f"{self._engines[one.backend].name} {one.kind} {one.begun_at - result.began:+.1f} s to "
                            f"{one.over_at - result.began:+.1f} s" for one in happened)  # fmt: skip
-        told = self._names.get(result.backend, "the proxy")
+        engine = self._engines.get(result.backend)
         seconds = result.ended - result.began
         request_id = result.fields.get("x-request-id", "-")
         self.forbidden.append(
-            f"{result.kind}: {verdict.what}; {result.ending} after {seconds:.1f} s, {result.status} by {told}, "
-            f"id {request_id}; meanwhile (4 s for settling included): {faults or 'nothing'}; {result.text[-200:]!r}"
+            f"{result.kind}: {verdict.what}; {result.ending} after {seconds:.1f} s, {result.status} by "
+            f"{engine.name if engine else 'the proxy'}, id {request_id}; meanwhile (4 s for settling included): "
+            f"{faults or 'nothing'}; {result.text[-200:]!r}"
+            + (f"; the engine's log ends with:\n{engine.log[-_SHOWN_LOG:]}" if engine and engine.log else "")
         )
 
     @property
