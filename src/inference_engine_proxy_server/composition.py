@@ -13,13 +13,24 @@ from fastapi import APIRouter, FastAPI
 from pydantic import SecretStr
 
 from inference_engine_proxy_server import __version__
+from inference_engine_proxy_server.access.allowances import Allowances
+from inference_engine_proxy_server.access.gate import Gate
 from inference_engine_proxy_server.access.key_ring import KeyRing
+from inference_engine_proxy_server.backends.base import Thresholds
+from inference_engine_proxy_server.backends.registry import Engines
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.core.backend import Backend
+from inference_engine_proxy_server.core.backend_pool import BackendPool
+from inference_engine_proxy_server.core.cache_refresher import CacheRefresher
+from inference_engine_proxy_server.core.forwarder import Forwarder
 from inference_engine_proxy_server.core.health_tracker import HealthRules, HealthTracker
 from inference_engine_proxy_server.core.memory_use import MemoryUse, container_limit_bytes
 from inference_engine_proxy_server.core.overload_guard import OverloadGuard
+from inference_engine_proxy_server.core.path_policy import PathPolicy
+from inference_engine_proxy_server.core.queue_updates import QueueUpdates
+from inference_engine_proxy_server.core.standing import Standing
+from inference_engine_proxy_server.core.waiting_line import QueueLimits, WaitingLine
 from inference_engine_proxy_server.endpoints.failures import answer_failures
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
 from inference_engine_proxy_server.host import connection_limit
@@ -32,10 +43,22 @@ from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
 
-__all__ = ["backend_maker", "client_context", "client_load", "key_ring", "make_app", "overload_guard", "revealed"]
+__all__ = [
+    "backend_maker",
+    "backend_pool",
+    "cache_refresher",
+    "client_context",
+    "client_load",
+    "forwarder",
+    "gate",
+    "key_ring",
+    "make_app",
+    "overload_guard",
+]
 
 
 def make_app(routers: Iterable[APIRouter], lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
+    """The application that answers our own paths and describes all."""
     app = FastAPI(
         title="inference-engine-proxy-server",
         version=__version__,
@@ -51,7 +74,11 @@ def make_app(routers: Iterable[APIRouter], lifespan: Callable[[FastAPI], Abstrac
     return app
 
 
+# --- the fleet
+
+
 def backend_maker(settings: Settings, deadlines: Deadlines) -> Callable[[BackendConfig], Backend]:
+    """Makes a backend of what is said of it: at the start, and whenever the fleet changes."""
     usual_seconds = settings.backend_timeout_seconds
     limits = BackendLimits(
         connect_seconds=settings.backend_connect_timeout_seconds,
@@ -72,7 +99,71 @@ def backend_maker(settings: Settings, deadlines: Deadlines) -> Callable[[Backend
     return make_backend
 
 
+def backend_pool(settings: Settings, backends: Iterable[Backend], deadlines: Deadlines) -> BackendPool:
+    """The fleet, and the line of those who wait for it."""
+    return BackendPool(
+        backends,
+        WaitingLine(QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds), deadlines),
+        settings.metrics_cache_ttl_seconds,
+        settings.backend_queue_allowance,
+        deadlines.clock,
+    )
+
+
+def cache_refresher(settings: Settings, pool: BackendPool, engines: Engines) -> CacheRefresher:
+    """Asks ``pool`` how it is."""
+    return CacheRefresher(
+        pool,
+        engines,
+        Thresholds(settings.max_allowed_request_queue, settings.max_allowed_deferred),
+        settings.metrics_cache_ttl_seconds,
+        always_keep_alive=settings.llamacpp_keep_alive,
+        tests_suspects=settings.health_test_requests,
+    )
+
+
+def forwarder(settings: Settings, pool: BackendPool, metrics: RequestMetrics) -> Forwarder:
+    """Passes requests on to ``pool``."""
+    return Forwarder(
+        pool,
+        PathPolicy(settings.blocked_paths),
+        metrics,
+        Standing(takes_priority_header=settings.priority_header),
+        QueueUpdates(pool.line, to_all=settings.queue_updates),
+        names_backend=settings.backend_header,
+        keeps_credentials=not _has_keys(settings) or settings.forward_client_key,
+    )
+
+
+# --- clients
+
+
+def key_ring(settings: Settings) -> KeyRing | None:
+    """The keys of clients; ``None``: nobody needs one.
+
+    Raises:
+        KeyFileError: the file of keys cannot be used.
+    """
+    if not _has_keys(settings):
+        return None
+    file = None if settings.api_keys_file is None else Path(settings.api_keys_file)
+    return KeyRing(settings.api_keys, file, time.time)
+
+
+def gate(settings: Settings, ring: KeyRing | None, allowances: Allowances, is_open: Callable[[str, str], bool]) -> Gate:
+    """Lets in who has a key that is good; ``is_open``: whether a method and a path need none."""
+    return Gate(
+        ring,
+        allowances,
+        admin_key=_revealed(settings.admin_key),
+        metrics_key=_revealed(settings.metrics_key),
+        operators_elsewhere=settings.admin_port is not None,
+        is_open=is_open,
+    )
+
+
 def client_load(settings: Settings, deadlines: Deadlines) -> Load:
+    """What clients may take up, all together."""
     return Load(
         deadlines.clock,
         most_connections=settings.max_client_connections or connection_limit(),
@@ -88,6 +179,7 @@ def overload_guard(
     deadlines: Deadlines,
     is_own: Callable[[RequestHead], bool],
 ) -> OverloadGuard:
+    """Sends requests away when ``load`` is too much, those excepted for which ``is_own`` is true."""
     memory = MemoryUse(settings.memory_limit_bytes or container_limit_bytes())
     guard = OverloadGuard(load, memory, is_own=is_own, count_shed=metrics.count_shed, clock=deadlines.clock)
     for name, text, reading in (
@@ -109,6 +201,7 @@ def client_context(
     handle: Callable[[Exchange], Coroutine[None, None, None]],
     observe: Callable[[Exchange], None],
 ) -> ClientContext:
+    """What all connections of clients share; the callables are those of :class:`ClientContext`."""
     head = HeadLimits(
         line_bytes=settings.max_request_line_bytes,
         total_bytes=settings.max_request_header_bytes,
@@ -131,12 +224,9 @@ def client_context(
     return ClientContext(limits, deadlines, load, forwarding, request_ids, shed, admit, handle, observe)
 
 
-def revealed(secret: SecretStr | None) -> str | None:
+def _has_keys(settings: Settings) -> bool:
+    return bool(settings.api_keys) or settings.api_keys_file is not None
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
-
-
-def key_ring(settings: Settings) -> KeyRing | None:
-    if not settings.api_keys and settings.api_keys_file is None:
-        return None
-    file = None if settings.api_keys_file is None else Path(settings.api_keys_file)
-    return KeyRing(settings.api_keys, file, time.time)

@@ -13,30 +13,25 @@ from typing import Any
 from fastapi import FastAPI
 
 from inference_engine_proxy_server.access.allowances import Allowances
-from inference_engine_proxy_server.access.gate import Gate, is_for_operators
-from inference_engine_proxy_server.backends.base import Thresholds
+from inference_engine_proxy_server.access.gate import is_for_operators
 from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.composition import (
     backend_maker,
+    backend_pool,
+    cache_refresher,
     client_context,
     client_load,
+    forwarder,
+    gate,
     key_ring,
     make_app,
     overload_guard,
-    revealed,
 )
 from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.core.backend_pool import BackendPool
-from inference_engine_proxy_server.core.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.core.config_watch import ConfigWatch
 from inference_engine_proxy_server.core.fleet_keeper import FleetKeeper, check_engines
-from inference_engine_proxy_server.core.forwarder import Forwarder
 from inference_engine_proxy_server.core.key_limits import KeyLimits
-from inference_engine_proxy_server.core.path_policy import PathPolicy
-from inference_engine_proxy_server.core.queue_updates import QueueUpdates
-from inference_engine_proxy_server.core.standing import Standing
 from inference_engine_proxy_server.core.supervision import keep_running
-from inference_engine_proxy_server.core.waiting_line import QueueLimits, WaitingLine
 from inference_engine_proxy_server.endpoints.admin import admin_router
 from inference_engine_proxy_server.endpoints.docs import docs_router
 from inference_engine_proxy_server.endpoints.health import health_router
@@ -77,37 +72,16 @@ class Proxy:
         engines = discover_engines()
         check_engines(settings.fleet, engines)
         make_backend = backend_maker(settings, self._deadlines)
-        self._pool = BackendPool(
-            map(make_backend, settings.fleet),
-            WaitingLine(QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds), self._deadlines),
-            settings.metrics_cache_ttl_seconds,
-            settings.backend_queue_allowance,
-            self._deadlines.clock,
-        )
-        self._refresher = CacheRefresher(
-            self._pool,
-            engines,
-            Thresholds(settings.max_allowed_request_queue, settings.max_allowed_deferred),
-            settings.metrics_cache_ttl_seconds,
-            always_keep_alive=settings.llamacpp_keep_alive,
-            tests_suspects=settings.health_test_requests,
-        )
+        self._pool = backend_pool(settings, map(make_backend, settings.fleet), self._deadlines)
+        self._refresher = cache_refresher(settings, self._pool, engines)
         self._config_watch = None
         if load is not None:
             keeper = FleetKeeper(self._pool, self._refresher, engines, make_backend)
             self._config_watch = ConfigWatch(settings, load, keeper, self._metrics)
         self._key_ring = key_ring(settings)
-        allowances = Allowances(self._deadlines.clock)
-        self._forwarder = Forwarder(
-            self._pool,
-            PathPolicy(settings.blocked_paths),
-            self._metrics,
-            Standing(takes_priority_header=settings.priority_header),
-            QueueUpdates(self._pool.line, to_all=settings.queue_updates),
-            names_backend=settings.backend_header,
-            keeps_credentials=self._key_ring is None or settings.forward_client_key,
-        )
         self._key_limits = None if self._key_ring is None else KeyLimits(self._deadlines.clock)
+        self._forwarder = forwarder(settings, self._pool, self._metrics)
+        allowances = Allowances(self._deadlines.clock)
         routers = (
             welcome_router(),
             health_router(self._pool, self._is_not_ready, names_need_key=settings.health_details == "key"),
@@ -121,20 +95,13 @@ class Proxy:
         self._own_paths = frozenset(
             getattr(route, "path", "") for holder in (self.app, *routers) for route in holder.routes
         )
-        gate = Gate(
-            self._key_ring,
-            allowances,
-            admin_key=revealed(settings.admin_key),
-            metrics_key=revealed(settings.metrics_key),
-            operators_elsewhere=settings.admin_port is not None,
-            is_open=self._is_open,
-        )
+        doorkeeper = gate(settings, self._key_ring, allowances, self._is_open)
         self._clients = client_context(
-            settings, self._deadlines, self._load, self._guard.shed, gate.admit, self._handle, self._observe
+            settings, self._deadlines, self._load, self._guard.shed, doorkeeper.admit, self._handle, self._observe
         )
         self._operators = replace(
             self._clients,
-            admit=gate.admit_operator,
+            admit=doorkeeper.admit_operator,
             handle=self._bridge.answer,
             load=Load(self._deadlines.clock),  # without bounds
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from inference_engine_proxy_server.config.api_keys import ApiKey, KeyFileError, keys_by_digest, read_key_file
+from inference_engine_proxy_server.config.file_stamp import stamp_of
 
 __all__ = ["KeyRing"]
 
@@ -35,7 +36,7 @@ class KeyRing:
         self._fixed = tuple(fixed)
         self._file = file
         self._clock = clock
-        self._stamp = self._file_stamp()
+        self._stamp = None if file is None else stamp_of(file)
         self.keys = self._read()
 
     def __iter__(self) -> Iterator[ApiKey]:
@@ -58,7 +59,7 @@ class KeyRing:
 
     def look_again(self) -> None:
         """Read the file if it has changed."""
-        stamp = self._file_stamp()
+        stamp = None if self._file is None else stamp_of(self._file)
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -75,10 +76,3 @@ class KeyRing:
             return keys_by_digest([*self._fixed, *from_file])
         except ValueError as error:
             raise KeyFileError(f"{self._file}: {error}") from None
-
-    def _file_stamp(self) -> tuple[int, int, int] | None:
-        try:
-            found = self._file.stat() if self._file else None
-        except OSError:
-            return None
-        return (found.st_mtime_ns, found.st_size, found.st_ino) if found else None

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from inference_engine_proxy_server.config.file_stamp import FileStamp, stamp_of
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError
 from inference_engine_proxy_server.core.fleet_keeper import FleetKeeper, UnknownEngineError
@@ -19,8 +20,6 @@ __all__ = ["ConfigWatch"]
 _LOOK_SECONDS = 1.0  # between two looks whether a file has changed
 
 logger = logging.getLogger(__name__)
-
-_Stamp = tuple[int, int, int] | None
 
 
 class ConfigWatch:
@@ -79,14 +78,6 @@ class ConfigWatch:
             if field not in {"backends", "backend_api_key"} and getattr(before, field) != getattr(after, field):
                 logger.warning("settings: %s has changed; it counts from the next start", field.upper())
 
-    def _look(self) -> list[_Stamp]:
+    def _look(self) -> list[FileStamp | None]:
         config_file = self._settings.config_file
-        return [_stamp(Path(file)) for file in (".env", config_file) if file]
-
-
-def _stamp(file: Path) -> _Stamp:
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+        return [stamp_of(Path(file)) for file in (".env", config_file) if file]

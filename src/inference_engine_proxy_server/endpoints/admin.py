@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import math
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -13,6 +13,7 @@ from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
+from inference_engine_proxy_server.endpoints.backend_facts import facts_of
 from inference_engine_proxy_server.errors import ClientError
 
 __all__ = ["admin_router"]
@@ -70,24 +71,18 @@ def _find(pool: BackendPool, name: str) -> Backend:
 
 
 def _described(backend: Backend, pool: BackendPool) -> dict[str, Any]:
-    health = backend.health
     limit = backend.limit
     return {
         "name": backend.config.name,
         "url": backend.url,
-        "state": health.state.value,
-        "reason": health.reason,
-        "since": time.time() - (pool.clock() - health.since),
+        **facts_of(backend, pool.clock()),
         "takes_requests": backend.takes_requests,
         "is_last_choice": backend.is_last_choice,
-        "draining": backend.is_draining,
         "safe_to_stop": backend.is_draining and not backend.leases,
-        "requests_in_flight": backend.leases,
         "load": backend.load,
-        "limit": None if limit == float("inf") else limit,
+        "limit": None if limit == math.inf else limit,
         "weight": backend.config.weight,
         "share": backend.health.share(pool.clock()),
-        "models": sorted(backend.model_ids),
     }
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
+from inference_engine_proxy_server.endpoints.backend_facts import facts_of
 
 __all__ = ["health_router"]
 
@@ -56,17 +57,11 @@ def health_router(pool: BackendPool, is_draining: Callable[[], bool], *, names_n
 
 
 def _details(backend: Backend, now: float) -> dict[str, Any]:
-    health = backend.health
-    told = health.told
+    told = backend.health.told
     return {
         "ready": backend.takes_requests,
         "live": backend.is_live,
-        "state": health.state.value,
-        "reason": health.reason,
-        "since": time.time() - (now - health.since),
-        "draining": backend.is_draining,
-        "requests_in_flight": backend.leases,
-        "models": sorted(backend.model_ids),
+        **facts_of(backend, now),
         "metrics": {
             "timestamp": backend.told_at,
             "requests_processing": told.requests_processing or 0.0,
