@@ -97,8 +97,9 @@ class Host(uvicorn.Server):
         if self.force_exit:  # uvicorn leaves the rest to the end of the loop, when nobody logs requests any more
             for task in self.server_state.tasks:
                 task.cancel()
-            if self.server_state.tasks:
-                await asyncio.wait(self.server_state.tasks, timeout=_FORCED_STOP_SECONDS)
+            deadline = time.monotonic() + _FORCED_STOP_SECONDS
+            while self.server_state.tasks and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody else wants to know
+                await asyncio.sleep(0.01)
             await self.lifespan.shutdown()
 
 

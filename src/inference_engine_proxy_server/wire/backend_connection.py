@@ -17,6 +17,7 @@ from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.framing import SMALL_CHUNKS, ChunkedBody, InvalidChunk
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.late_reply import LateReply
+from inference_engine_proxy_server.wire.light_task import Completion
 from inference_engine_proxy_server.wire.reply_head import ReplyHead, parse_reply_head
 from inference_engine_proxy_server.wire.reply_sink import HeldReply, ReplySink
 
@@ -78,7 +79,7 @@ class BackendConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._poll = select.poll()
         self._sink: ReplySink | None = None
-        self._result: asyncio.Future[HeldReply | None] | None = None
+        self._result: Completion[HeldReply | None] | None = None
         self._held_statuses = _NO_STATUSES
         self._held_rest: bytes | None = (
             None  # what came with the header section of a held reply; ``None``: none is held
@@ -119,7 +120,7 @@ class BackendConnection(asyncio.Protocol):
         *,
         is_head: bool,
         held_statuses: frozenset[int] = _NO_STATUSES,
-    ) -> asyncio.Future[HeldReply | None]:
+    ) -> Completion[HeldReply | None]:
         """Send a whole request; its reply goes to ``sink``.
 
         Args:
@@ -139,17 +140,18 @@ class BackendConnection(asyncio.Protocol):
         self.is_reusable = False
         self._head = self._body = None
         self._interim = 0
-        self._result = asyncio.get_running_loop().create_future()
+        self._result = Completion()
         self.sent_at = self.waits_since = now = self._clock()
         self.deadline = now + self._first_byte_seconds
         self._transport.writelines(blocks)
         return self._result
 
-    def accept(self) -> asyncio.Future[HeldReply | None]:
+    def accept(self) -> Completion[HeldReply | None]:
         """Let the held reply go to its sink. Returns what :meth:`request` does."""
         sink, head, rest = cast(ReplySink, self._sink), cast(ReplyHead, self._head), self._held_rest or b""
         self._held_rest = None
-        self._result = result = asyncio.get_running_loop().create_future()
+        result: Completion[HeldReply | None] = Completion()
+        self._result = result
         self._transport.resume_reading()
         try:
             self._open(sink, head, rest)
@@ -304,6 +306,7 @@ class BackendConnection(asyncio.Protocol):
 
     def _begin(self, sink: ReplySink, head: ReplyHead, rest: bytes) -> None:
         self._head = head
+        self._missing = -1 if head.content_length is None else head.content_length
         if head.status in self._held_statuses:
             self._hold(head, rest)
         else:
@@ -318,15 +321,15 @@ class BackendConnection(asyncio.Protocol):
             result.set_result(HeldReply(head.status, head.passed_on))
 
     def _open(self, sink: ReplySink, head: ReplyHead, rest: bytes) -> None:
-        sink.begin(head.status, head.reason, head.passed_on, head.content_length)
+        missing = self._missing
+        sink.begin(head.status, head.reason, head.passed_on, None if missing < 0 else missing)
         self._note_progress(sink, self._clock())
         if self._reply_to_head or head.status in _BODILESS:
             self._complete(sink, excess=rest)
             return
-        self._missing = -1 if head.content_length is None else head.content_length
         if head.chunked:
             self._body = ChunkedBody()
-        elif not self._missing:
+        elif not missing:
             self._complete(sink, excess=rest)
             return
         if rest:
