@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fakes.front import until
 from fakes.memory import turns
 from inference_engine_proxy_server.wire.light_task import Completion, LightTask
 
@@ -74,7 +75,8 @@ async def test_it_waits_for_futures_tasks_and_its_turn_as_any_task_does() -> Non
 
     async def doubled(number: int) -> int:
         async with asyncio.timeout(5):
-            return number * 2
+            await asyncio.sleep(0)
+        return number * 2
 
     got = []
 
@@ -86,9 +88,7 @@ async def test_it_waits_for_futures_tasks_and_its_turn_as_any_task_does() -> Non
 
     run = Run(waits())
     future.set_result(4)
-    async with asyncio.timeout(5):
-        while not run.ended:
-            await asyncio.sleep(0)
+    await until(lambda: run.ended)
 
     assert (run.ended, got) == ([None], [8])
 
