@@ -84,11 +84,13 @@ static int put(connection *c, const char *text, size_t length) {
     return 1;
 }
 
-static int put_reply(connection *c, const char *type, const char *body) {
+#define OK "200 OK"
+
+static int put_reply(connection *c, const char *status, const char *type, const char *body) {
     static char reply[OUT_BYTES];
     int length = snprintf(reply, sizeof reply,
-                          "HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 06:00:00 GMT\r\nserver: uvicorn\r\n"
-                          "content-length: %zu\r\ncontent-type: %s\r\n\r\n%s", strlen(body), type, body);
+                          "HTTP/1.1 %s\r\ndate: Sun, 22 Nov 2026 06:00:00 GMT\r\nserver: uvicorn\r\n"
+                          "content-length: %zu\r\ncontent-type: %s\r\n\r\n%s", status, strlen(body), type, body);
     return put(c, reply, length);
 }
 
@@ -112,13 +114,16 @@ static int send_event(connection *c) {
 }
 
 static int answer_get(connection *c, const char *target) {
-    if (!strncmp(target, "/v1/models", 10)) return put_reply(c, "application/json", models);
+    if (!strncmp(target, "/v1/models", 10)) return put_reply(c, OK, "application/json", models);
     if (!strncmp(target, "/metrics", 8))
-        return put_reply(c, "text/plain", "vllm:num_requests_running{model_name=\"m\"} 0\n"
+        return put_reply(c, OK, "text/plain", "vllm:num_requests_running{model_name=\"m\"} 0\n"
                                           "vllm:num_requests_waiting{model_name=\"m\"} 0\n");
+    if (!strncmp(target, "/health", 7)) return put_reply(c, OK, "application/json", "");
+    if (strncmp(target, "/streams", 8)) /* as a server does that is not in development mode */
+        return put_reply(c, "404 Not Found", "application/json", "{\"detail\":\"Not Found\"}");
     char count[16];
     snprintf(count, sizeof count, "%d", streams);
-    return put_reply(c, "application/json", strncmp(target, "/streams", 8) ? "{}" : count);
+    return put_reply(c, OK, "application/json", count);
 }
 
 /* The value of a member, behind any blanks; NULL where the body has none of this name. */
@@ -130,7 +135,7 @@ static const char *value_of(const char *body, const char *name) {
 static int answer_post(connection *c, const char *body) {
     const char *stream = value_of(body, "\"stream\":");
     if (!stream || *stream != 't')
-        return put_reply(c, "application/json",
+        return put_reply(c, OK, "application/json",
                          "{\"id\":\"chatcmpl-8f14e45fceea167a\",\"object\":\"chat.completion\",\"created\":1790000000,\"model\":\"m\","
                          "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"Between two mountains the "
                          "river had cut a valley so narrow that the sun reached its floor for one hour a day, and the people "

@@ -28,7 +28,7 @@ _HEAD_FIELDS = 200
 _INTERIM_REPLIES = 10  # 1xx replies before the final one
 _BODILESS = frozenset({204, 304})
 _LOOK_SECONDS = 0.5  # between two looks whether a reply goes on; noting the time at each chunk would cost more
-
+_FRESH_SECONDS = 0.1  # in which a backend hardly ever closes a connection that it has just agreed to keep
 
 _NO_STATUSES: frozenset[int] = frozenset()
 
@@ -54,8 +54,8 @@ class BackendConnection(asyncio.Protocol):
     __slots__ = (
         "_body", "_clock", "_deadlines", "_first_byte_seconds", "_head", "_held_rest", "_held_statuses", "_interim",
         "_look_seconds", "_memory", "_missing", "_noted_bytes", "_pause_seconds", "_poll", "_quiet_since", "_received",
-        "_reply_to_head", "_result", "_served", "_sink", "_transport", "_write_through", "deadline", "is_reusable",
-        "keep_alive_seconds", "last_byte_at", "sent_at", "waits_since",
+        "_reply_to_head", "_rests_since", "_result", "_served", "_sink", "_transport", "_write_through", "deadline",
+        "is_reusable", "keep_alive_seconds", "last_byte_at", "sent_at", "waits_since",
     )  # fmt: skip
 
     def __init__(
@@ -81,15 +81,14 @@ class BackendConnection(asyncio.Protocol):
         self._sink: ReplySink | None = None
         self._result: Completion[HeldReply | None] | None = None
         self._held_statuses = _NO_STATUSES
-        self._held_rest: bytes | None = (
-            None  # what came with the header section of a held reply; ``None``: none is held
-        )
+        self._held_rest: bytes | None = None  # what came with the header section of a held reply; None: none is held
         self._reply_to_head = False  # the request was a HEAD, so its reply has no body
         self._received = b""  # the beginning of a header section
         self._head: ReplyHead | None = None
         self._body: ChunkedBody | None = None
         self._write_through: Callable[[bytes], None] | None = None  # where the next whole chunk may go at once
         self._noted_bytes = 0  # of the reply, when last looked at
+        self._rests_since = 0.0
         self._quiet_since = 0.0  # since when it could have sent more and did not
         self._look_seconds = min(_LOOK_SECONDS, pause_seconds / 4)
         self._missing = -1  # bytes of a body of known length still to come; -1: it ends with the connection
@@ -165,11 +164,15 @@ class BackendConnection(asyncio.Protocol):
 
     def is_stale(self) -> bool:
         """Whether an idle connection must not be used: the backend has closed it, or said something unasked."""
-        return self._transport.is_closing() or bool(self._poll.poll(0))
+        if self._transport.is_closing():
+            return True
+        # What has come since the event loop last looked, it does not know; of so short a time that is not worth a call.
+        return self._clock() - self._rests_since > _FRESH_SECONDS and bool(self._poll.poll(0))
 
     def rest(self, seconds: float) -> None:
         """Stay open without a request, for so long at most."""
-        self.deadline = self._clock() + seconds
+        self._rests_since = now = self._clock()
+        self.deadline = now + seconds
 
     def abort(self) -> None:
         """Close at once, telling nobody; the backend sees its client leave."""
