@@ -78,6 +78,11 @@ class Backend:
         self.credentials = None if key is None else f"authorization: Bearer {key.get_secret_value()}\r\n".encode()
 
     @property
+    def all_leases(self) -> int:
+        """Requests that it has now of this proxy, of all its processes."""
+        return self.leases
+
+    @property
     def is_live(self) -> bool:
         """It works, also when it is too busy for more, or not trusted with more."""
         return self.health.state in (Health.UP, Health.BUSY, Health.SUSPECT) or self.health.is_in_question
