@@ -151,18 +151,20 @@ async def test_a_worker_that_hangs_is_missing_and_that_is_said(tmp_path: Path) -
             try:
                 page = await first_answer(proxy, "/metrics")
                 told = await first_answer(proxy, "/admin/backends")
+                drained = await first_answer(proxy, f"/admin/backends/{engine.url}/drain", "POST")
             finally:
                 os.kill(frozen, signal.SIGCONT)
 
     up = re.findall(r"^inference_proxy_worker_up\S+ (\S+)$", page.body.decode(), re.MULTILINE)
     assert sorted(up) == ["0.0", "1.0"]
-    assert len(told.json["silent_workers"]) == 1
+    assert told.json["silent_workers"] == drained.json["silent_workers"] == [up.index("0.0")]
+    assert (drained.json["requests_in_flight"], drained.json["safe_to_stop"]) == (0, False)
 
 
-async def first_answer(proxy: Program, path: str) -> Reply:
+async def first_answer(proxy: Program, path: str, method: str = "GET") -> Reply:
     """The first that comes when many ask: those who come to a worker that hangs get none."""
     loop = asyncio.get_running_loop()
-    asking = [loop.create_task(send(proxy.url, path, headers=BEARER)) for _ in range(12)]
+    asking = [loop.create_task(send(proxy.url, path, method=method, headers=BEARER)) for _ in range(12)]
     done, waiting = await asyncio.wait(asking, timeout=20, return_when=asyncio.FIRST_COMPLETED)
     for one in waiting:
         one.cancel()

@@ -45,6 +45,7 @@ async def test_stopping_lets_the_streams_of_all_workers_end(
         async with open_streams(proxy, 4) as calls:
             (proxy.process.signal_all if is_to_all else proxy.process.signal)(number)
             await eventually(lambda: refuses_connections(proxy))
+            await asyncio.sleep(1)  # in which a worker that had heard it twice would have cut them
             streams.may_end.set()
 
             assert all([(await call.reply()).complete for call in calls])
