@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.server import make_supervisor
+
 _PROGRAM = """
 import os, select, signal, sys, time
 from inference_engine_proxy_server.channel import SERVING
@@ -134,6 +137,12 @@ def _connect(port: int, times: int) -> None:
     for _ in range(times):
         with socket.create_connection(("127.0.0.1", port)):
             pass
+
+
+def test_elsewhere_than_on_linux_it_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(OSError, match="WORKERS above 1 needs Linux"):
+        make_supervisor(Settings(workers=2, port=0, backends=("http://a:1",)), None, None)
 
 
 def test_one_that_fails_while_all_stop_makes_the_end_a_failure(tmp_path: Path) -> None:

@@ -84,8 +84,13 @@ class Host(uvicorn.Server):
         operators = None if self._operators is None else url_of(self._operators.getsockname(), is_tls=is_tls)
         announce(url_of(listener.getsockname(), is_tls=is_tls), operators, self._on_started)
 
+    @property
+    def is_stopping(self) -> bool:
+        """It has been told to stop."""
+        return self._stops_at is not None or self.should_exit
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._stops_at is not None or self.should_exit:
+        if self.is_stopping:
             self.should_exit = self.force_exit = True
             return
         grace_seconds = self._hosted.drain(may_linger=sig == signal.SIGTERM)

@@ -37,6 +37,8 @@ from inference_engine_proxy_server.worker import Post, Worker
 
 __all__ = ["run"]
 
+_REASONS_NOT_TO_START = (KeyFileError, UnknownEngineError, OSError)
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +68,7 @@ def run(
         try:
             _check_certificate(settings.tls_cert_file, settings.tls_key_file)
             serve = _prepared(settings, on_started, load, stack)
-        except (KeyFileError, UnknownEngineError, OSError) as error:
+        except _REASONS_NOT_TO_START as error:
             logger.error("%s", error)
             return 1
         _warn_of_open_port(settings)
@@ -108,7 +110,11 @@ def make_supervisor(
 
     def serve(post: Post) -> int:
         configure_logging(settings.log_level, settings.log_format, post.siblings.number)
-        proxy = Proxy(post.settings, load, post)
+        try:
+            proxy = Proxy(post.settings, load, post)
+        except _REASONS_NOT_TO_START as error:  # a file that has become unusable since the start
+            logger.error("%s", error)
+            return 1
         Worker(_hosting(settings, proxy), proxy, post).run(sockets=[post.listeners[0]])
         return 0
 
@@ -132,6 +138,9 @@ def _watching(settings: Settings, load: Callable[[], Settings] | None) -> Callab
             changed = load()
             check_engines(changed.fleet, discover_engines())
         except (SettingsError, UnknownEngineError):  # the workers tell of it
+            return None
+        except Exception:  # as in them, it must not end what goes on
+            logger.exception("settings cannot be read again")
             return None
         return changed
 

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
@@ -77,7 +77,6 @@ class _Place:
         self.listeners = ()
 
 
-@dataclass(eq=False)
 class Supervisor:
     """See above.
 
@@ -85,27 +84,29 @@ class Supervisor:
         settings: with the fleet of the start.
         ports: PORT and, where there is one, ADMIN_PORT.
         serve: what a worker does, until it is told to stop; gives its exit code.
-        read_again: the settings as they are now, if they may have changed since it was last called; ``None``: they have
-            not, or cannot be used.
+        read_again: the settings, if they have changed since it was last called and can be used. Raises nothing.
         on_started: called when all workers serve for the first time.
     """
 
-    settings: Settings
-    ports: Sequence[SharedPort]
-    serve: Callable[[Post], int]
-    read_again: Callable[[], Settings | None]
-    on_started: Callable[[], None]
-    _urls: set[str] = field(default_factory=set)
-    _drained: set[str] = field(default_factory=set)
-    _has_started: bool = False
-    _is_stopping: bool = False
-    _exit_code: int = 0
-
-    def __post_init__(self) -> None:
-        self._urls.update(backend.url for backend in self.settings.fleet)  # of all that have ever been backends
-        count = self.settings.workers
-        self._board = LeaseBoard(count)
-        self._places = [_Place(number, inbox) for number, inbox in enumerate(inboxes(count))]
+    def __init__(
+        self,
+        settings: Settings,
+        ports: Sequence[SharedPort],
+        serve: Callable[[Post], int],
+        read_again: Callable[[], Settings | None],
+        on_started: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._ports = ports
+        self._serve = serve
+        self._read_again = read_again
+        self._on_started = on_started
+        self._urls = {backend.url for backend in settings.fleet}  # of all that have ever been backends
+        self._drained: set[str] = set()
+        self._has_started = self._is_stopping = False
+        self._exit_code = 0
+        self._board = LeaseBoard(settings.workers)
+        self._places = [_Place(number, inbox) for number, inbox in enumerate(inboxes(settings.workers))]
         self._inboxes = [place.inbox.getsockname() for place in self._places]
         # Not epoll, whose registrations would be shared with every copy of this process.
         self._selector = selectors.PollSelector()
@@ -157,14 +158,14 @@ class Supervisor:
             logger.info("worker %d serves again", place.number)
         elif all(other.serves for other in self._places):
             self._has_started = True
-            self.on_started()
+            self._on_started()
 
     def _look_at_fleet(self) -> None:
-        settings = self.read_again()
+        settings = self._read_again()
         if settings is not None:
-            self.settings = self.settings.with_fleet_of(settings)
+            self._settings = self._settings.with_fleet_of(settings)
             # As in the workers: what is taken out of the fleet and comes back is not drained.
-            urls = {backend.url for backend in self.settings.fleet}
+            urls = {backend.url for backend in self._settings.fleet}
             self._drained &= urls
             self._urls |= urls
 
@@ -235,7 +236,7 @@ class Supervisor:
                     self._plan_next(place, f"worker {place.number} cannot be started: {error.strerror or error}")
 
     def _start(self, place: _Place) -> None:
-        place.listeners = place.listeners or tuple(port.listener() for port in self.ports)
+        place.listeners = place.listeners or tuple(port.listener() for port in self._ports)
         ours, theirs = Channel.pair()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # else a copy would write it once more
@@ -273,7 +274,7 @@ class Supervisor:
                         other.process.channel.close()
             siblings = Siblings(self._inboxes, place.number)
             drained = frozenset(self._drained)
-            code = self.serve(Post(self.settings, place.listeners, own, siblings, place.inbox, self._board, drained))
+            code = self._serve(Post(self._settings, place.listeners, own, siblings, place.inbox, self._board, drained))
         except SystemExit as end:  # uvicorn's way to say that it cannot start
             code = end.code if isinstance(end.code, int) else 1
         except BaseException:

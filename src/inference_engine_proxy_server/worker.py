@@ -103,7 +103,8 @@ class Worker(Host):
         if messages is None:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
             logger.error("the supervisor is gone")
-            self.handle_exit(signal.SIGINT, None)  # not SIGTERM, whose grace would keep others from the port
+            if not self.is_stopping:  # else it would mean to stop at once
+                self.handle_exit(signal.SIGINT, None)  # not SIGTERM, whose grace would keep others from the port
             return
         for word, about in messages:
             if word in (DRAIN, UNDRAIN):

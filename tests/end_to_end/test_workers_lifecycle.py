@@ -130,6 +130,22 @@ async def is_at_rest(proxy: Program) -> bool:
     return not any(one["requests_in_flight"] for one in (await send(proxy.url, "/health")).json["details"])
 
 
+async def test_a_worker_that_cannot_take_the_place_of_another_says_why_and_the_others_go_on(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("keys: [{name: a, secret: sk-aaaaaaaaaaaaaaaaaaaaaaaa}]")
+    async with Engine(says(http_reply())) as engine:
+        async with program(tmp_path / "proxy", engine, WORKERS="2", API_KEYS_FILE=str(keys)) as proxy:
+            keys.write_text("keys: nonsense")
+            os.kill(proxy.process.workers[0], signal.SIGKILL)
+
+            await eventually(lambda: "takes its place in 1 s" in proxy.process.events)
+            for _ in range(10):
+                assert (await send(proxy.url, "/livez")).status == 200
+            keys.write_text("keys: [{name: a, secret: sk-aaaaaaaaaaaaaaaaaaaaaaaa}]")
+            await eventually(lambda: "serves again" in proxy.process.events)
+        assert "keys.yaml" in proxy.process.events
+
+
 async def keep_asking(proxy: Program) -> None:
     """No connection is ever refused; what the killed worker had accepted may break."""
     while True:
@@ -137,13 +153,18 @@ async def keep_asking(proxy: Program) -> None:
             await send(proxy.url, "/livez")
 
 
-async def test_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path, streams: Streams) -> None:
+@pytest.mark.parametrize("is_stopping", [False, True])
+async def test_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path, streams: Streams, is_stopping: bool) -> None:
     async with Engine(streams) as engine, AsyncExitStack() as stack:
         proxy = await started(stack, tmp_path, engine, WORKERS="2")
         async with open_streams(proxy, 4) as calls:
             workers = proxy.process.workers
+            if is_stopping:
+                proxy.process.signal(signal.SIGTERM)
+                await eventually(lambda: refuses_connections(proxy))
             proxy.process.signal(signal.SIGKILL)
             await eventually(lambda: refuses_connections(proxy))
+            await asyncio.sleep(1)  # in which a worker that stops at once would have cut them
             streams.may_end.set()
             assert all([(await call.reply()).complete for call in calls])
         await eventually(lambda: not any(map(lives, workers)))
