@@ -159,6 +159,7 @@ async def test_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path, stream
         proxy = await started(stack, tmp_path, engine, WORKERS="2")
         async with open_streams(proxy, 4) as calls:
             workers = proxy.process.workers
+            stack.callback(leave_nobody, workers)
             if is_stopping:
                 proxy.process.signal(signal.SIGTERM)
                 await eventually(lambda: refuses_connections(proxy))
@@ -169,6 +170,12 @@ async def test_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path, stream
             assert all([(await call.reply()).complete for call in calls])
         await eventually(lambda: not any(map(lives, workers)))
         assert proxy.process.events.count("the supervisor is gone") == 2
+
+
+def leave_nobody(pids: list[int]) -> None:
+    """End those that should have ended."""
+    for pid in filter(lives, pids):
+        os.kill(pid, signal.SIGKILL)
 
 
 def lives(pid: int) -> bool:
