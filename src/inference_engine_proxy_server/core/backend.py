@@ -82,6 +82,11 @@ class Backend:
         key = config.api_key
         self.credentials = None if key is None else f"authorization: Bearer {key.get_secret_value()}\r\n".encode()
 
+    @property
+    def all_leases(self) -> int:
+        """Requests that it has now of this proxy, of all its processes."""
+        return self.leases
+
     def take_over_models(self, told: BackendState) -> None:
         """Remember what ``told`` says that it serves; what its configuration says goes first."""
         if told.models is None:

@@ -19,6 +19,7 @@ from inference_engine_proxy_server.core.balancer import choose
 from inference_engine_proxy_server.core.health_tracker import Health
 from inference_engine_proxy_server.core.retry import is_repeatable
 from inference_engine_proxy_server.core.servers import Servers
+from inference_engine_proxy_server.core.turns import Turns
 from inference_engine_proxy_server.core.waiting_line import WaitingLine
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError, RequestMoved
 
@@ -27,6 +28,8 @@ __all__ = ["BackendPool"]
 logger = logging.getLogger(__name__)
 
 _REMEMBERED_MODELS = 1024  # names that clients have asked for
+_LOOK_SECONDS = 0.02  # between two looks for places that other workers have freed
+_LOOKS_LEFT_TO_OTHERS = 3
 
 
 class BackendPool:
@@ -38,6 +41,7 @@ class BackendPool:
         refresh_seconds: the interval at which each is asked for its state; evidence older than two of them is void.
         allowance: requests that a backend may have beyond those it can work on.
         clock: seconds that only grow.
+        turns: who fills a place that gets free; ``None``: there is no other worker.
 
     Attributes:
         changed: set when other backends belong to it than before.
@@ -50,11 +54,13 @@ class BackendPool:
         refresh_seconds: float,
         allowance: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        turns: Turns | None = None,
     ) -> None:
         self.backends = tuple(backends)
         self.changed = asyncio.Event()
         self.line = line
         self.clock = clock
+        self._turns = turns
         self._allowance = allowance
         self._evidence_seconds = 2 * refresh_seconds
         self._retry_after_seconds = max(1, math.ceil(refresh_seconds))
@@ -105,9 +111,12 @@ class BackendPool:
     def place(self, model: str | None, excluded: Collection[Backend] = (), *, needs_slot: bool = True) -> Lease | None:
         """As :meth:`lease`, for whose turn it is."""
         servers = self._servers.get(model) or self._find_servers(model)
-        backend = (
-            self._best_of(servers, excluded, needs_slot=needs_slot) if excluded or not needs_slot else servers.best()
-        )
+        if self._turns is not None:
+            servers.rerank()
+        if excluded or not needs_slot:
+            backend = self._best_of(servers, excluded, needs_slot=needs_slot)
+        else:
+            backend = servers.best()
         if backend is None:
             backend = self._last_resort(model, servers.backends, excluded)
             if backend is None:
@@ -129,8 +138,19 @@ class BackendPool:
         """Requests that backends have now."""
         return sum(backend.leases for backend in self.backends)
 
+    async def look_for_places(self, turns: Turns) -> None:
+        """See every now and then whether other workers have freed a place for who waits here, until cancelled."""
+        left = 0
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            turns.note_waiting(self.line.count)
+            # What is left to others for some time they cannot use: they wait for another model.
+            left = 0 if turns.is_ours() else (left + 1) % _LOOKS_LEFT_TO_OTHERS
+            if not left and self.line.count:
+                self.line.dispatch()
+
     def _freed(self) -> None:
-        if self.line.count:
+        if self.line.count and (self._turns is None or self._turns.is_ours()):
             self.line.dispatch()
 
     def _find_servers(self, model: str | None) -> Servers:

@@ -39,3 +39,8 @@ class Servers:
             return None
         at = choose(ranks, self.costs)
         return None if ranks[at] == math.inf else self.backends[at]
+
+    def rerank(self) -> None:
+        """Look at every backend anew: other workers have requests there, too, and tell nobody."""
+        for backend in self.backends:
+            backend.rerank()
