@@ -18,14 +18,11 @@ from inference_engine_proxy_server.wire.framing import SMALL_CHUNKS, ChunkedBody
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.late_reply import LateReply
 from inference_engine_proxy_server.wire.light_task import Completion
-from inference_engine_proxy_server.wire.reply_head import ReplyHead, parse_reply_head
+from inference_engine_proxy_server.wire.reply_head import ReplyHead, ReplyHeadReader
 from inference_engine_proxy_server.wire.reply_sink import HeldReply, ReplySink
 
 __all__ = ["BackendConnection"]
 
-_HEAD_BYTES = 64 * 1024  # of a reply's header section; generous, an engine's own are under 1 KiB
-_HEAD_FIELDS = 200
-_INTERIM_REPLIES = 10  # 1xx replies before the final one
 _BODILESS = frozenset({204, 304})
 _LOOK_SECONDS = 0.5  # between two looks whether a reply goes on; noting the time at each chunk would cost more
 _FRESH_SECONDS = 0.1  # in which a backend hardly ever closes a connection that it has just agreed to keep
@@ -52,8 +49,8 @@ class BackendConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_body", "_clock", "_deadlines", "_first_byte_seconds", "_head", "_held_rest", "_held_statuses", "_interim",
-        "_look_seconds", "_memory", "_missing", "_noted_bytes", "_pause_seconds", "_poll", "_quiet_since", "_received",
+        "_body", "_clock", "_deadlines", "_first_byte_seconds", "_head", "_head_reader", "_held_rest", "_held_statuses",
+        "_look_seconds", "_missing", "_noted_bytes", "_pause_seconds", "_poll", "_quiet_since",
         "_reply_to_head", "_rests_since", "_result", "_served", "_sink", "_transport", "_write_through", "deadline",
         "is_reusable", "keep_alive_seconds", "last_byte_at", "sent_at", "waits_since",
     )  # fmt: skip
@@ -66,7 +63,7 @@ class BackendConnection(asyncio.Protocol):
         pause_seconds: float,
     ) -> None:
         self._deadlines = deadlines
-        self._memory = memory
+        self._head_reader = ReplyHeadReader(memory)
         self._first_byte_seconds = first_byte_seconds
         self._pause_seconds = pause_seconds
         self._clock = deadlines.clock
@@ -83,7 +80,6 @@ class BackendConnection(asyncio.Protocol):
         self._held_statuses = _NO_STATUSES
         self._held_rest: bytes | None = None  # what came with the header section of a held reply; None: none is held
         self._reply_to_head = False  # the request was a HEAD, so its reply has no body
-        self._received = b""  # the beginning of a header section
         self._head: ReplyHead | None = None
         self._body: ChunkedBody | None = None
         self._write_through: Callable[[bytes], None] | None = None  # where the next whole chunk may go at once
@@ -92,7 +88,6 @@ class BackendConnection(asyncio.Protocol):
         self._quiet_since = 0.0  # since when it could have sent more and did not
         self._look_seconds = min(_LOOK_SECONDS, pause_seconds / 4)
         self._missing = -1  # bytes of a body of known length still to come; -1: it ends with the connection
-        self._interim = 0
 
     @property
     def exchange(self) -> Exchange | None:
@@ -138,7 +133,7 @@ class BackendConnection(asyncio.Protocol):
         self._held_statuses = held_statuses
         self.is_reusable = False
         self._head = self._body = None
-        self._interim = 0
+        self._head_reader.restart()
         self._result = Completion()
         self.sent_at = self.waits_since = now = self._clock()
         self.deadline = now + self._first_byte_seconds
@@ -279,33 +274,9 @@ class BackendConnection(asyncio.Protocol):
     # --- the reply
 
     def _read_head(self, sink: ReplySink, data: bytes) -> None:
-        received = self._received + data if self._received else data
-        end = received.find(b"\r\n\r\n", 0, _HEAD_BYTES)
-        if end < 0:
-            if len(received) > _HEAD_BYTES or received.count(b"\n") != received.count(b"\r\n"):
-                raise InvalidReply("The backend's reply is not valid HTTP.")
-            self._received = received  # the deadline stays: a header section that drips is late all the same
-            return
-        self._received = b""
-        section = received[: end + 2]
-        head = self._memory.recall(section)
-        if head is None:
-            if section.count(b"\n") > _HEAD_FIELDS + 1:  # and the status line
-                raise InvalidReply("The backend's reply has too many header fields.")
-            head = parse_reply_head(section)
-            self._memory.remember(section, head)
-        rest = received[end + 4 :]
-        if head.status < 200:
-            self._skip_interim(head, sink, rest)
-        else:
-            self._begin(sink, head, rest)
-
-    def _skip_interim(self, head: ReplyHead, sink: ReplySink, rest: bytes) -> None:
-        self._interim += 1
-        if head.status == 101 or self._interim > _INTERIM_REPLIES:
-            raise InvalidReply("The backend sent an interim reply that nobody asked for.")
-        if rest:
-            self._read_head(sink, rest)
+        found = self._head_reader.feed(data)
+        if found is not None:  # else the deadline stays: a header section that drips is late all the same
+            self._begin(sink, *found)
 
     def _begin(self, sink: ReplySink, head: ReplyHead, rest: bytes) -> None:
         self._head = head

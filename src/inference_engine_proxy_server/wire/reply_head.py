@@ -6,8 +6,13 @@ import re
 
 from inference_engine_proxy_server.errors import InvalidReply
 from inference_engine_proxy_server.wire.fields import FIELD_LINES, LENGTH, TwiceError, cut, owned_fields
+from inference_engine_proxy_server.wire.head_memory import HeadMemory
 
-__all__ = ["ReplyHead", "parse_reply_head"]
+__all__ = ["ReplyHead", "ReplyHeadReader", "parse_reply_head"]
+
+_HEAD_BYTES = 64 * 1024  # of a header section; generous, an engine's own are under 1 KiB
+_HEAD_FIELDS = 200
+_INTERIM_REPLIES = 10  # 1xx replies before the final one
 
 _REPLY = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])((?: [\t\x20-\x7e\x80-\xff]*+)?)\r\n" + FIELD_LINES)
 _OWNED = owned_fields(rb"content-length|x-backend|x-request-id")
@@ -73,3 +78,56 @@ def parse_reply_head(section: bytes) -> ReplyHead:
     if head.chunked and not minor_version:
         head.keep_alive = False  # RFC 9112, 6.1: framing from an HTTP/1.0 sender is not to be trusted further
     return head
+
+
+class ReplyHeadReader:
+    """Finds the final reply's header section in what a backend sends, however its bytes are split.
+
+    Args:
+        memory: of the sections that came before; shared by all connections to one backend.
+    """
+
+    __slots__ = ("_interim", "_memory", "_received")
+
+    def __init__(self, memory: HeadMemory[ReplyHead]) -> None:
+        self._memory = memory
+        self._received = b""  # the beginning of a section
+        self._interim = 0
+
+    def restart(self) -> None:
+        """Another request has been sent."""
+        self._received = b""
+        self._interim = 0
+
+    def feed(self, data: bytes) -> tuple[ReplyHead, bytes] | None:
+        """Take the next bytes of the connection.
+
+        Returns:
+            The section that is now whole, and what came after it; ``None``: more must come.
+
+        Raises:
+            InvalidReply: it is not valid HTTP, or too long, or an interim reply that nobody asked for.
+        """
+        received = self._received + data if self._received else data
+        while (end := received.find(b"\r\n\r\n", 0, _HEAD_BYTES)) >= 0:
+            head = self._read(received[: end + 2])
+            received = received[end + 4 :]
+            if head.status >= 200:
+                self._received = b""
+                return head, received
+            self._interim += 1
+            if head.status == 101 or self._interim > _INTERIM_REPLIES:
+                raise InvalidReply("The backend sent an interim reply that nobody asked for.")
+        if len(received) > _HEAD_BYTES or received.count(b"\n") != received.count(b"\r\n"):
+            raise InvalidReply("The backend's reply is not valid HTTP.")
+        self._received = received
+        return None
+
+    def _read(self, section: bytes) -> ReplyHead:
+        head = self._memory.recall(section)
+        if head is None:
+            if section.count(b"\n") > _HEAD_FIELDS + 1:  # and the status line
+                raise InvalidReply("The backend's reply has too many header fields.")
+            head = parse_reply_head(section)
+            self._memory.remember(section, head)
+        return head
