@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import TextIO
 
 __all__ = ["AccessLog", "configure_logging"]
@@ -167,6 +168,7 @@ def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
     yield block
 
 
+@lru_cache(maxsize=256)  # of models, which are few
 def _quoted(text: str) -> str:
     """``text``, which a client chose, as one word of a line whatever is in it."""
     text = text[:100]

@@ -217,7 +217,7 @@ class Proxy:
                 method=head.method,
                 path=head.path,
                 status=exchange.status,
-                outcome=exchange.outcome.value,
+                outcome=exchange.outcome,
                 backend=exchange.backend,
                 model=exchange.model,
                 first_byte_seconds=first_byte_seconds,

@@ -306,8 +306,10 @@ class BackendConnection(asyncio.Protocol):
         elif not missing:
             self._complete(sink, excess=rest)
             return
-        if rest:
-            self._take(rest)
+        if rest and self._body is not None:
+            self._relay_chunked(sink, self._body, rest)
+        elif rest:
+            self._relay(sink, rest)
         else:
             sink.flush()
             self._write_through = sink.write_through if head.chunked else None
@@ -326,14 +328,16 @@ class BackendConnection(asyncio.Protocol):
             self._write_through = sink.write_through if body.between_chunks else None
 
     def _relay(self, sink: ReplySink, data: bytes) -> None:
-        if self._missing < 0:
+        missing, excess = self._missing, b""
+        if missing < 0:
             sink.write(data)
             return
-        piece = data[: self._missing]
-        self._missing -= len(piece)
-        sink.write(piece)
-        if not self._missing:
-            self._complete(sink, excess=data[len(piece) :])
+        if len(data) > missing:
+            data, excess = data[:missing], data[missing:]
+        self._missing = missing = missing - len(data)
+        sink.write(data)
+        if not missing:
+            self._complete(sink, excess)
 
     def _complete(self, sink: ReplySink, excess: bytes = b"") -> None:
         head, result = self._head, self._result

@@ -140,11 +140,12 @@ class BackendConnections:
     def give_back(self, connection: BackendConnection) -> None:
         """One request's use of ``connection`` is over, however it went: keep it for the next, or close it."""
         self._in_use.discard(connection)
-        self._last_byte_at = max(self._last_byte_at, connection.last_byte_at)
+        if connection.last_byte_at > self._last_byte_at:
+            self._last_byte_at = connection.last_byte_at
         if self.keeps_alive and connection.is_reusable:
             promised = connection.keep_alive_seconds
             seconds = self._limits.idle_seconds if promised is None else min(self._limits.idle_seconds, promised - 1)
-            if seconds > 0 and self._has_room():
+            if seconds > 0 and (len(self._idle) < _IDLE_CONNECTIONS or self._has_room()):
                 connection.rest(seconds)
                 self._idle.append(connection)
                 return
@@ -185,8 +186,7 @@ class BackendConnections:
             self._idle.pop().abort()
 
     def _has_room(self) -> bool:
-        if len(self._idle) >= _IDLE_CONNECTIONS:
-            self._idle = [connection for connection in self._idle if not connection.is_stale()]
+        self._idle = [connection for connection in self._idle if not connection.is_stale()]
         return len(self._idle) < _IDLE_CONNECTIONS
 
     async def _resolve(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from email.utils import formatdate
-from enum import Enum
+from enum import StrEnum
 from http import HTTPStatus
 from typing import Protocol
 
@@ -60,7 +60,7 @@ class ClientSide(Protocol):
         """The reply is complete; or ``BROKEN``: it never will be, and the client must be able to tell."""
 
 
-class Outcome(Enum):
+class Outcome(StrEnum):
     """How an exchange ended."""
 
     COMPLETE = "complete"

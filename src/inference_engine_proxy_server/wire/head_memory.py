@@ -28,11 +28,12 @@ class HeadMemory(Generic[H]):
     a pure function of the section, and those digits have no other effect. Comparing is several times cheaper.
     """
 
-    __slots__ = ("_after", "_before", "_head")
+    __slots__ = ("_after", "_before", "_head", "_section")
 
     def __init__(self) -> None:
+        self._section = b""
         self._before = b""
-        self._after: bytes | None = None  # None: the section has no Content-Length, and ``before`` is all of it
+        self._after: bytes | None = None  # None: the section has no Content-Length
         self._head: H | None = None
 
     def recall(self, section: bytes) -> H | None:
@@ -41,19 +42,21 @@ class HeadMemory(Generic[H]):
         It is the same object each time, so its length is this section's until the next one comes.
         """
         head, after = self._head, self._after
-        if head is None or not section.startswith(self._before):
+        if head is None or section == self._section:
+            return head
+        if after is None or not (section.startswith(self._before) and section.endswith(after)):
             return None
-        if after is None:
-            return head if len(section) == len(self._before) else None
         digits = section[len(self._before) : len(section) - len(after)]
-        if not digits.isdigit() or digits[0] == 48 or len(digits) > _MOST_DIGITS or not section.endswith(after):
+        if not digits.isdigit() or digits[0] == 48 or len(digits) > _MOST_DIGITS:
             return None  # a length of 0, too: it may be written in one way only, which the parser knows
         head.content_length = int(digits)
+        self._section = section
         return head
 
     def remember(self, section: bytes, head: H) -> None:
         """Keep what the parser has read of a valid ``section``."""
         length = _LENGTH.search(section)
         self._head = head
-        self._before = section[: length.start(1)] if length else section
+        self._section = section
+        self._before = section[: length.start(1)] if length else b""
         self._after = section[length.end(1) :] if length else None
