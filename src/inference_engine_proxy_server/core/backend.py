@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelEntry, ModelNames
 from inference_engine_proxy_server.config.fleet import BackendConfig
@@ -13,6 +14,17 @@ from inference_engine_proxy_server.core.health_tracker import Health, HealthTrac
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
 
 __all__ = ["Backend", "Lease"]
+
+
+class Seats(Protocol):
+    """Where some backends are chosen from, each by its position."""
+
+    @property
+    def ranks(self) -> list[float]:
+        """What the load of each weighs."""
+
+    def note_cost(self, at: int, cost: float) -> None:
+        """From now on one request weighs ``cost`` on the backend at this position."""
 
 
 class Backend:
@@ -39,7 +51,7 @@ class Backend:
         cost: what one request there weighs; 1 for a backend of weight 1 in good health, more for a smaller share.
         is_live: it works, also when it is too busy for more, or not trusted with more.
         is_last_choice: only for when no other is free.
-        seats: where its rank and its cost are noted, each with its position there.
+        seats: where it is chosen from, each with its position there.
         trial: the request that tries whether it works again; ``None``: none has been sent.
         recheck: set when it should be asked at once instead of at the next interval.
     """
@@ -67,7 +79,7 @@ class Backend:
         self.cost = 1.0
         self.is_live = False
         self.is_last_choice = False
-        self.seats: list[tuple[list[float], list[float], int]] = []
+        self.seats: list[tuple[Seats, int]] = []
         self.trial: Lease | None = None
         self.recheck = asyncio.Event()
         self._handicap = 0.0
@@ -125,26 +137,25 @@ class Backend:
         is_being_tried = health.on_trial and self.trial is not None and self.trial.is_open
         self.takes_requests = health.takes_requests and not self.is_draining and not is_being_tried
         self._handicap = LAST_CHOICE if self.is_last_choice else 0.0
-        for _, costs, at in self.seats:
-            costs[at] = self.cost
+        for seats, at in self.seats:
+            seats.note_cost(at, self.cost)
         self.rerank()
 
     def weighed(self) -> float:
         """What its load weighs: who has the lowest of all goes first."""
         return self.load * self.cost + self._handicap
 
-    def take_seat(self, ranks: list[float], costs: list[float], at: int) -> None:
-        """Note its rank and its cost at this position from now on, until its ``seats`` are cleared."""
-        self.seats.append((ranks, costs, at))
-        costs[at] = self.cost
+    def take_seat(self, seats: Seats, at: int) -> None:
+        """Note its rank and its cost there, at this position, from now on; until its ``seats`` are cleared."""
+        self.seats.append((seats, at))
         self.rerank()
 
     def rerank(self) -> None:
         """Note its rank wherever it is chosen from: with every request that comes or goes."""
         load = self.load
         rank = load * self.cost + self._handicap if load < self.limit and self.takes_requests else math.inf
-        for ranks, _, at in self.seats:
-            ranks[at] = rank
+        for seats, at in self.seats:
+            seats.ranks[at] = rank
 
 
 class Lease:

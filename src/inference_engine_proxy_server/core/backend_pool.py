@@ -304,7 +304,8 @@ class BackendPool:
 def _best(backends: Sequence[Backend]) -> Backend | None:
     if not backends:
         return None
-    return backends[choose([backend.weighed() for backend in backends], [backend.cost for backend in backends])]
+    costs = [backend.cost for backend in backends]
+    return backends[choose([backend.weighed() for backend in backends], None if len(set(costs)) == 1 else costs)]
 
 
 def _log_change(backend: Backend) -> None:

@@ -10,40 +10,36 @@ __all__ = ["LAST_CHOICE", "choose"]
 LAST_CHOICE = 1e9
 """Added to the rank of a backend of which little is known, or nothing good, so that all others go first."""
 
-_TRIES = 8
+_TRIES = 3
 
 
-def choose(ranks: Sequence[float], costs: Sequence[float], draw: Callable[[], float] = random.random) -> int:
+def choose(
+    ranks: Sequence[float], costs: Sequence[float] | None = None, draw: Callable[[], float] = random.random
+) -> int:
     """Which has the lowest rank; ties fall at random, by shares.
 
     Every request passes by here, before fleets of any size: what looks at all ranks is C.
 
     Args:
         ranks: what the load of each weighs, ``LAST_CHOICE`` added where it must; at least one.
-        costs: what one request weighs on each: twice as much on a backend that should get half as many.
+        costs: what one request weighs on each: twice as much on a backend that should get half as many; ``None``: the
+            same on all.
         draw: a random number from 0 to below 1.
 
     Returns:
         Its position.
     """
     least = min(ranks)
-    ties = ranks.count(least)
-    if ties == 1:
-        return ranks.index(least)
-    if costs.count(costs[0]) == len(costs):
-        return _drawn_evenly(ranks, least, ties, draw)
-    return _drawn_by_shares([at for at, rank in enumerate(ranks) if rank == least], costs, draw)
-
-
-def _drawn_evenly(ranks: Sequence[float], least: float, ties: int, draw: Callable[[], float]) -> int:
+    if costs is not None:
+        return _drawn_by_shares([at for at, rank in enumerate(ranks) if rank == least], costs, draw)
     count = len(ranks)
-    if 4 * ties >= count:  # then trying is cheaper than going through them
-        for _ in range(_TRIES):
+    if count > 1:
+        for _ in range(_TRIES):  # in a fleet with something to spare many tie, and the first draw is one of them
             at = int(draw() * count)
             if ranks[at] == least:
                 return at
-    at = -1
-    for _ in range(1 + int(draw() * ties)):
+    at = ranks.index(least)
+    for _ in range(int(draw() * ranks.count(least))):
         at = ranks.index(least, at + 1)
     return at
 

@@ -19,28 +19,39 @@ class Servers:
     Attributes:
         backends: those.
         ranks: what each one's load weighs, by position; infinite while it takes no request. The backends themselves
-            keep this and ``costs`` up to date: going through all of them for every request would cost more than it.
-        costs: what one request weighs on each.
+            keep this up to date: going through all of them for every request would cost more than it.
     """
 
-    __slots__ = ("backends", "costs", "ranks")
+    __slots__ = ("_costs", "_costs_if_uneven", "backends", "ranks")
 
     def __init__(self, backends: tuple[Backend, ...]) -> None:
         self.backends = backends
         self.ranks = [math.inf] * len(backends)
-        self.costs = [1.0] * len(backends)
+        self._costs = [backend.cost for backend in backends]
+        self._costs_if_uneven: list[float] | None
+        self._compare_costs()
         for at, backend in enumerate(backends):
-            backend.take_seat(self.ranks, self.costs, at)
+            backend.take_seat(self, at)
 
     def best(self) -> Backend | None:
         """The one for the next request; ``None``: all are full, or out of rotation."""
         ranks = self.ranks
         if not ranks:
             return None
-        at = choose(ranks, self.costs)
+        at = choose(ranks, self._costs_if_uneven)
         return None if ranks[at] == math.inf else self.backends[at]
+
+    def note_cost(self, at: int, cost: float) -> None:
+        """From now on one request weighs ``cost`` on the backend at this position."""
+        if self._costs[at] != cost:
+            self._costs[at] = cost
+            self._compare_costs()
 
     def rerank(self) -> None:
         """Look at every backend anew: other workers have requests there, too, and tell nobody."""
         for backend in self.backends:
             backend.rerank()
+
+    def _compare_costs(self) -> None:
+        is_even = all(cost == self._costs[0] for cost in self._costs)
+        self._costs_if_uneven = None if is_even else self._costs
