@@ -91,7 +91,7 @@ async def test_a_backend_that_hangs_delays_nobody_and_is_not_asked_twice() -> No
     never = asyncio.Event()
     async with FakeEngine(telling(others={"/v1/models": never})) as hanging, FakeEngine(telling()) as quick:
         async with refreshing(hanging, quick) as pool:
-            await until(lambda: asked(quick)["/metrics"] >= 10)
+            await until(lambda: asked(quick)["/metrics"] >= 4)
             assert len(hanging.connections) == 1
             assert [backend.takes_requests for backend in pool.backends] == [False, True]
 

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from fakes.back import connections_to
 from fakes.engine import EngineConnection, FakeEngine, answering, http_reply, refusing_port
 from inference_engine_proxy_server.errors import BackendBroke, BackendUnreachable, InvalidReply
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
-from inference_engine_proxy_server.wire.fetch import fetch
+from inference_engine_proxy_server.wire.fetch import Inquiry
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 async def status_and_body(connections: BackendConnections, timeout_seconds: float = 20) -> tuple[int, bytes]:
-    reply = await fetch(connections, "/metrics?x=1", timeout_seconds=timeout_seconds, limit_bytes=10)
-    return reply.status, reply.body
+    with closing(Inquiry(connections, limit_bytes=10)) as inquiry:
+        reply = await inquiry.fetch("/metrics?x=1", timeout_seconds=timeout_seconds)
+        return reply.status, reply.body
 
 
 @pytest.mark.parametrize(
@@ -32,7 +35,31 @@ async def test_a_reply_is_collected_whole(reply: bytes, status: int, body: bytes
         lines = request[:-4].split(b"\r\n")
         assert lines[0] == b"GET /base/metrics?x=1 HTTP/1.1"
         assert b"host: 127.0.0.1:%d" % engine.port in lines
-        assert b"connection: close" in lines
+        assert not any(line.startswith(b"connection:") for line in lines)
+
+
+async def test_questions_that_belong_together_share_a_connection_where_the_backend_keeps_it() -> None:
+    async def closes_after_two(connection: EngineConnection) -> None:
+        for _ in range(2):
+            await connection.request()
+            connection.send(http_reply())
+        connection.finish()
+
+    async with FakeEngine(closes_after_two) as engine, connections_to(engine.url) as connections:
+        for inquiries in (1, 2):
+            with closing(Inquiry(connections, limit_bytes=10)) as inquiry:
+                for _ in range(4):
+                    assert (await inquiry.fetch("/", timeout_seconds=20)).status == 200
+            assert len(engine.connections) == 2 * inquiries  # the next inquiry wants to see it accept a connection
+
+
+async def test_a_reply_that_ends_the_connection_is_followed_by_another_one() -> None:
+    reply = http_reply().replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
+    async with FakeEngine(answering(reply)) as engine, connections_to(engine.url) as connections:
+        with closing(Inquiry(connections, limit_bytes=10)) as inquiry:
+            for _ in range(2):
+                assert (await inquiry.fetch("/", timeout_seconds=20)).status == 200
+        assert len(engine.connections) == 2
 
 
 async def test_its_connection_serves_nobody_else() -> None:

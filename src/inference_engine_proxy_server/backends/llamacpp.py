@@ -5,7 +5,6 @@ Sources: llama.cpp ``tools/server/README.md``; measured on llama.cpp builds 1143
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
@@ -75,9 +74,8 @@ class LlamaCppBackend(BaseBackend):
         health = await self.get("/health")
         if health.status != 200:
             return _not_live(health)
-        page, models, slots = await asyncio.gather(
-            self.fetch_body("/metrics"), self.fetch_models(), self._fetch_slots()
-        )
+        models, slots = await self.fetch_models(), await self._fetch_slots()
+        page = await self.fetch_body("/metrics")  # last: it alone waits for the step that the engine is at
         sums = sum_samples(page or b"", (_PROCESSING, _DEFERRED, _DECODED, *_SHOWN))
         processing = non_negative(sums.get(_PROCESSING))
         deferred = non_negative(sums.get(_DEFERRED))

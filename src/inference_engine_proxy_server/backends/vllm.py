@@ -5,7 +5,6 @@ Sources: vLLM ``docs/usage/metrics.md``; measured on vLLM 0.32.0.
 
 from __future__ import annotations
 
-import asyncio
 from typing import ClassVar
 
 import msgspec
@@ -83,8 +82,8 @@ class VLLMBackend(BaseBackend):
         """
         if (status := await self._health_status()) != 200:
             return _not_live(f"GET /health answered {status}")
-        page, models, paused = await asyncio.gather(self.fetch_body("/metrics"), self.fetch_models(), self._is_paused())
-        page = page or b""
+        models, paused = await self.fetch_models(), await self._is_paused()
+        page = await self.fetch_body("/metrics") or b""
         if _is_asleep(page):
             return _not_live("asleep")
         if paused:

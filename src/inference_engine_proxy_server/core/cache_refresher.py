@@ -26,7 +26,7 @@ from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.health_tracker import Health
 from inference_engine_proxy_server.errors import BackendError, BackendTimeout, CapacityError, InvalidReply
-from inference_engine_proxy_server.wire.fetch import fetch
+from inference_engine_proxy_server.wire.fetch import Inquiry
 
 __all__ = ["CacheRefresher"]
 
@@ -72,6 +72,7 @@ class CacheRefresher:
         self._always_keep_alive = always_keep_alive
         self._tests_suspects = tests_suspects
         self._identified: dict[Backend, BaseBackend] = {}
+        self._inquiries: dict[Backend, Inquiry] = {}
         self._puzzling: set[Backend] = set()  # their engine's class raised what it must not raise
 
     async def run(self) -> None:
@@ -82,6 +83,7 @@ class CacheRefresher:
                 for gone in watches.keys() - set(self._pool.backends):
                     watches.pop(gone).cancel()
                     self._identified.pop(gone, None)
+                    self._inquiries.pop(gone, None)
                 for backend in self._pool.backends:
                     if backend not in watches:
                         watches[backend] = loops.create_task(self._watch(backend))
@@ -128,18 +130,19 @@ class CacheRefresher:
             return
         request = {"model": min(backend.model_ids, default=""), "prompt": "1", "max_tokens": 1}
         sent_at = self._pool.clock()
+        inquiry = Inquiry(backend.connections, _FETCH_BYTES)
         try:
-            reply = await fetch(
-                backend.connections,
+            reply = await inquiry.fetch(
                 "/v1/completions",
                 json_body=msgspec.json.encode(request),
                 credentials=backend.credentials or b"",
                 timeout_seconds=_TEST_SECONDS,
-                limit_bytes=_FETCH_BYTES,
             )
         except (BackendError, CapacityError, TimeoutError) as error:
             logger.debug("backend %s did not pass its test: %r", backend.url, error)
             return
+        finally:
+            inquiry.close()
         if reply.status < 500:
             self._pool.report_success(backend, sent_at)
 
@@ -173,18 +176,30 @@ class CacheRefresher:
         self._pool.publish(backend, state, own_at_poll=own_at_poll, asked_at=asked_at)
 
     async def _ask(self, backend: Backend) -> BackendState:
+        inquiry = self._inquiries.get(backend)
+        if inquiry is None:
+            inquiry = self._inquiries[backend] = Inquiry(backend.connections, _FETCH_BYTES)
+        try:
+            engine = await self._engine_of(backend, inquiry)
+            if engine is None:
+                reason = "GET /v1/models does not tell yet which engine it is"
+                return BackendState(ready=False, live=False, starting=True, reason=reason)
+            return _within_stated_bounds(await engine.fetch_state(), backend.config)
+        finally:
+            inquiry.close()
+
+    async def _engine_of(self, backend: Backend, inquiry: Inquiry) -> BaseBackend | None:
         engine = self._identified.get(backend)
         if engine is None:
-            get = _get_from(backend, self._fetch_seconds)
+            get = _get_from(backend, inquiry, self._fetch_seconds)
             stated = backend.config.engine
             engine_class = self._engines.by_provider[stated] if stated else await identify(self._engines, get)
             if engine_class is None:
-                reason = "GET /v1/models does not tell yet which engine it is"
-                return BackendState(ready=False, live=False, starting=True, reason=reason)
+                return None
             engine = self._identified[backend] = engine_class(backend.url, get, self._thresholds)
             backend.connections.keep_alive(wanted=engine_class.reuses_connections or self._always_keep_alive)
             logger.info("backend %s: its engine is %s", backend.url, engine_class.__name__)
-        return _within_stated_bounds(await engine.fetch_state(), backend.config)
+        return engine
 
 
 def _within_stated_bounds(told: BackendState, config: BackendConfig) -> BackendState:
@@ -198,18 +213,12 @@ def _within_stated_bounds(told: BackendState, config: BackendConfig) -> BackendS
     return told
 
 
-def _get_from(backend: Backend, timeout_seconds: float) -> Get:
+def _get_from(backend: Backend, inquiry: Inquiry, timeout_seconds: float) -> Get:
     async def get(path: str) -> Reply:
         loop = asyncio.get_running_loop()
         late_at = loop.time() + timeout_seconds + _OWN_DELAY_SECONDS
         try:
-            reply = await fetch(
-                backend.connections,
-                path,
-                credentials=backend.credentials or b"",
-                timeout_seconds=timeout_seconds,
-                limit_bytes=_FETCH_BYTES,
-            )
+            reply = await inquiry.fetch(path, credentials=backend.credentials or b"", timeout_seconds=timeout_seconds)
         except InvalidReply as error:
             raise UnreadableState(str(error)) from error
         except TimeoutError as error:

@@ -1,54 +1,82 @@
-"""One small request of our own to a backend, its reply collected whole: how its state is asked for."""
+"""Small requests of our own to a backend, their replies collected whole: how its state is asked for."""
 
 from __future__ import annotations
 
 import asyncio
 
-from inference_engine_proxy_server.errors import InvalidReply
+from inference_engine_proxy_server.errors import BackendBroke, InvalidReply
+from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
 from inference_engine_proxy_server.wire.exchange import ReplySource
 
-__all__ = ["fetch"]
+__all__ = ["Inquiry"]
 
 
-async def fetch(
-    connections: BackendConnections,
-    path: str,
-    *,
-    json_body: bytes | None = None,
-    credentials: bytes = b"",
-    timeout_seconds: float,
-    limit_bytes: int,
-) -> _Collected:
-    """Ask a backend for ``path`` on a connection of its own.
+class Inquiry:
+    """Questions that belong together. They share no connection with requests, and one after the other they share one.
+
+    Each inquiry makes a connection of its own: only so does it see whether the backend accepts any.
 
     Args:
-        json_body: is sent by ``POST``; ``None``: nothing is sent, by ``GET``.
-        credentials: header lines that it knows us by.
-
-    Returns:
-        The reply's ``status`` and ``body``.
-
-    Raises:
-        TimeoutError: not complete in time.
-        BackendError: no connection, or it broke, or the reply is not valid HTTP or longer than ``limit_bytes``.
+        connections: to the backend.
+        limit_bytes: the longest answer.
     """
-    collected = _Collected(limit_bytes)
-    origin = connections.origin
-    line, fields, body = b"GET", b"", b""
-    if json_body is not None:
-        line, body = b"POST", json_body
-        fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
-    section = (
-        b"%b %b%b HTTP/1.1\r\nhost: %b\r\nuser-agent: inference-proxy\r\naccept: */*\r\n%b%bconnection: close\r\n\r\n"
-    ) % (line, origin.prefix, path.encode(), origin.authority, credentials, fields)
-    async with asyncio.timeout(timeout_seconds):
-        connection = await connections.connect()
+
+    def __init__(self, connections: BackendConnections, limit_bytes: int) -> None:
+        self._connections = connections
+        self._limit_bytes = limit_bytes
+        self._free: list[BackendConnection] = []
+
+    async def fetch(
+        self, path: str, *, json_body: bytes | None = None, credentials: bytes = b"", timeout_seconds: float
+    ) -> _Collected:
+        """Ask for ``path``.
+
+        Args:
+            json_body: is sent by ``POST``; ``None``: nothing is sent, by ``GET``.
+            credentials: header lines that the backend knows us by.
+
+        Returns:
+            The reply's ``status`` and ``body``.
+
+        Raises:
+            TimeoutError: not complete in time.
+            BackendError: no connection, or it broke, or the reply is not valid HTTP or longer than the limit.
+        """
+        origin = self._connections.origin
+        line, fields, body = b"GET", b"", b""
+        if json_body is not None:
+            line, body = b"POST", json_body
+            fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+        section = b"%b %b%b HTTP/1.1\r\nhost: %b\r\nuser-agent: inference-proxy\r\naccept: */*\r\n%b%b\r\n" % (
+            line, origin.prefix, path.encode(), origin.authority, credentials, fields,
+        )  # fmt: skip
+        async with asyncio.timeout(timeout_seconds):
+            while self._free:
+                try:
+                    return await self._ask(self._free.pop(), [section, body])
+                except BackendBroke as error:
+                    if not error.on_reused_connection:
+                        raise
+            return await self._ask(await self._connections.connect(), [section, body])
+
+    def close(self) -> None:
+        """It is over."""
+        while self._free:
+            self._connections.discard(self._free.pop())
+
+    async def _ask(self, connection: BackendConnection, blocks: list[bytes]) -> _Collected:
+        collected = _Collected(self._limit_bytes)
         try:
-            await connection.request([section, body], collected, is_head=False)
-        finally:
-            connections.discard(connection)
-    return collected
+            await connection.request(blocks, collected, is_head=False)
+        except BaseException:
+            self._connections.discard(connection)
+            raise
+        if connection.is_reusable:
+            self._free.append(connection)
+        else:
+            self._connections.discard(connection)
+        return collected
 
 
 class _Collected:
