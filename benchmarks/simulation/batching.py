@@ -1,7 +1,7 @@
 """What all engines have in common: one step after another, each for all sequences in the batch.
 
 A step takes ``fixed + per_prompt_token * p + per_sequence * s + per_context_token * c`` seconds, where it reads ``p``
-tokens of prompts and makes one token for each of ``s`` sequences; ``c`` tokens have keys and values that it reads.
+tokens of prompts and makes one token for each of ``s`` sequences; ``c`` is how many tokens all sequences have by then.
 So a long prompt delays the next token of everybody in the batch, as it does in real engines.
 
 While no prompt is being read, steps follow one another with nothing to decide, and many are taken as one event.

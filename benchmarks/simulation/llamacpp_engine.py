@@ -77,7 +77,7 @@ class LlamaCppEngine(BatchingEngine):
     def begin(self, sequence: Sequence) -> None:
         prompt = sequence.request.prompt
         slot, is_saved = self._choose_slot(prompt, sequence.request.prompt_tokens)
-        if is_saved:
+        if is_saved and self._size.stored_tokens:
             self._swap(slot, prompt, sequence.request.prompt_tokens)
         slot.sequence = sequence
         # Its last token is always read anew: what comes after it must be known.
