@@ -26,7 +26,6 @@ _ALL = [
         seconds=900,
         warm_up=100,
         seeds=(1, 2, 3, 4),
-        affinity_pays=True,
     ),
     Trace(
         "chat-4-llamacpp",
@@ -37,7 +36,6 @@ _ALL = [
         seconds=900,
         warm_up=100,
         seeds=(1, 2, 3),
-        affinity_pays=True,
     ),
     Trace(
         "rag-4-llamacpp",
@@ -68,7 +66,6 @@ _ALL = [
         seconds=180,
         warm_up=40,
         seeds=(1, 2, 3),
-        affinity_pays=True,
         absence=Absence(1, 80.0, 100.0),
     ),
     Trace(
@@ -79,7 +76,6 @@ _ALL = [
         chat(42.0),
         seconds=150,
         warm_up=50,
-        affinity_pays=True,
     ),
     Trace(
         "chat-16-vllm-high",
@@ -89,7 +85,6 @@ _ALL = [
         chat(60.0),
         seconds=150,
         warm_up=50,
-        affinity_pays=True,
     ),
     Trace(
         "rag-16-vllm",
@@ -99,7 +94,7 @@ _ALL = [
         questions(22.0, 150, _LLM_D_SYSTEM, _LLM_D_QUESTION),
         seconds=240,
         warm_up=40,
-        affinity_pays=True,
+        shares_prefixes=True,
     ),
     Trace(
         "rag-16-vllm-high",
@@ -109,7 +104,7 @@ _ALL = [
         questions(32.0, 150, _LLM_D_SYSTEM, _LLM_D_QUESTION),
         seconds=240,
         warm_up=40,
-        affinity_pays=True,
+        shares_prefixes=True,
     ),
     Trace(
         "agents-16-vllm",
@@ -119,7 +114,7 @@ _ALL = [
         agents(6.5),
         seconds=150,
         warm_up=40,
-        affinity_pays=True,
+        shares_prefixes=True,
     ),
     Trace(
         "agents-16-vllm-high",
@@ -130,7 +125,7 @@ _ALL = [
         replicas=2,
         seconds=150,
         warm_up=40,
-        affinity_pays=True,
+        shares_prefixes=True,
     ),
     Trace(
         "mixed-16-vllm",
@@ -169,6 +164,7 @@ _ALL = [
         questions(60.0, 101, Length(4000, 0.0, 4000, 4000), _DOCUMENTS, skew=0.0, first_share=0.7),
         seconds=150,
         warm_up=30,
+        shares_prefixes=True,
     ),
     Trace(
         "hotspot-16-vllm",
@@ -188,7 +184,7 @@ _ALL = [
         replicas=8,
         seconds=120,
         warm_up=40,
-        affinity_pays=True,
+        shares_prefixes=True,
     ),
     Trace(
         "everything-64-vllm",
@@ -200,7 +196,7 @@ _ALL = [
         seconds=120,
         warm_up=50,
         seeds=(1,),
-        affinity_pays=True,
+        shares_prefixes=True,
     ),
     Trace(
         "agents-200-vllm",
@@ -212,7 +208,7 @@ _ALL = [
         seconds=80,
         warm_up=30,
         seeds=(1,),
-        affinity_pays=True,
+        shares_prefixes=True,
     ),
     Trace(
         "mixed-200-vllm",

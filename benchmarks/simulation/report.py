@@ -23,9 +23,11 @@ _COLUMNS = {
 
 def tables(results: Results, traces: Mapping[str, Trace]) -> str:
     """Two overviews, and a table for each trace."""
-    lines = [*_overview(results, "p99"), "", *_overview(results, "p50")]
+    lines = [*_overview(results, traces, "p99"), "", *_overview(results, traces, "p50")]
+    lines += ["", "<details><summary>All figures of each trace</summary>"]
     for name, by_policy in results.items():
         lines += ["", *_of_trace(name, traces[name], by_policy)]
+    lines += ["", "</details>"]
     return "\n".join(lines) + "\n"
 
 
@@ -34,25 +36,28 @@ def document_with(tables: str, document: Path) -> str:
     return _BETWEEN_MARKERS.sub(lambda found: f"{found[1]}\n{tables}\n{found[2]}", document.read_text())
 
 
-def _overview(results: Results, figure: str) -> Iterator[str]:
+def _overview(results: Results, traces: Mapping[str, Trace], figure: str) -> Iterator[str]:
     policies = list(next(iter(results.values())))
-    yield f"**{figure} of the time to the first token, in seconds; the best of each trace is bold**"
+    yield f"{figure} of the time to the first token, in seconds; bold: the best; \\*: prefixes are shared"
     yield ""
     yield _row(["trace", *policies])
     yield "|---" + "|--:" * len(policies) + "|"
     for name, by_policy in results.items():
         best = min(figures[figure] for figures in by_policy.values())
         values = [figures[figure] for figures in by_policy.values()]
-        yield _row([name, *(f"**{_seconds(value)}**" if value == best else _seconds(value) for value in values)])
+        yield _row(
+            [
+                name + r" \*" * traces[name].shares_prefixes,
+                *(f"**{_seconds(value)}**" if value == best else _seconds(value) for value in values),
+            ]
+        )
 
 
 def _of_trace(name: str, trace: Trace, by_policy: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     replicas = "one replica" if trace.replicas == 1 else f"{trace.replicas} replicas"
     most = max(figures["requests"] for figures in by_policy.values())
-    about = trace.about[0].upper() + trace.about[1:]
-    yield f"#### {name}"
-    yield ""
-    yield f"{about}. {trace.backends} backends, {replicas}, {len(trace.seeds)} seeds, up to {most} requests."
+    size = f"{trace.backends} backends, {replicas}, {len(trace.seeds)} seeds, up to {most} requests"
+    yield f"**{name}**: {trace.about}. {size}."
     yield ""
     yield _row(["policy", *_COLUMNS.values()])
     yield "|---" + "|--:" * len(_COLUMNS) + "|"

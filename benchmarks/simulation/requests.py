@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import NamedTuple
 
 import msgspec
@@ -85,12 +84,8 @@ class Request:
             members["max_tokens"] = self.max_tokens
         return msgspec.json.encode(members)
 
-    def prefix_ends(self) -> list[int]:
-        """Where each segment ends, in tokens."""
-        return list(accumulate(segment.tokens for segment in self.prompt))
 
-
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
 def _text(segment: Segment) -> str:
     word = f"{segment.number:015x} "  # four tokens
     return (word * (segment.tokens // 4 + 1))[: segment.tokens * BYTES_A_TOKEN]

@@ -67,7 +67,8 @@ class Trace:
         warm_up: the seconds of that which do not count: caches fill, and policies learn.
         sessions: what the clients do, by a source of chance and the seconds.
         seeds: one run with each; they count together.
-        affinity_pays: prefixes are shared, and do not fit into each engine's cache at once.
+        shares_prefixes: different clients' prompts begin alike, by more beginnings than fit into each engine's cache.
+            llama.cpp's do not count: a slot shares nothing while it is at work.
         slowness: how many times slower some backends are.
         absence: a backend that leaves and returns.
     """
@@ -81,6 +82,6 @@ class Trace:
     seconds: float = 120.0
     warm_up: float = 30.0
     seeds: tuple[int, ...] = (1, 2)
-    affinity_pays: bool = False
+    shares_prefixes: bool = False
     slowness: Mapping[int, float] = field(default_factory=dict)
     absence: Absence | None = None

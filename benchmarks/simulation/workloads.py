@@ -19,7 +19,7 @@ from random import Random
 from simulation.requests import Prompt, Segment, token_count
 from simulation.trace import Session, Turn
 
-__all__ = ["agents", "bursts", "chat", "mixed", "questions", "together"]
+__all__ = ["Length", "Workload", "agents", "bursts", "chat", "mixed", "questions", "together"]
 
 Workload = Callable[[Random, float], list[Session]]
 

@@ -16,7 +16,7 @@ __all__ = ["POLICIES"]
 POLICIES: dict[str, Callable[[Site], Policy]] = {
     "random": RandomChoice,
     "round_robin": RoundRobin,
-    "polled": LeastPolled,
+    "least_polled": LeastPolled,
     "power_of_two": PowerOfTwo,
     "rendezvous": Rendezvous,
     "smg": Smg,
