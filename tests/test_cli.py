@@ -113,10 +113,11 @@ def test_settings_are_shown_with_their_origin(command: Command, tmp_path: Path) 
     rows = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     assert done.returncode == 0
     assert done.stderr == ".env: METRIC_CACHE_TTL_SECONDS is not known; did you mean METRICS_CACHE_TTL_SECONDS?\n"
-    assert rows[:7] == [
+    assert rows[:8] == [
         ["NAME", "FROM", "VALUE"],
         ["PORT", "environment", "9000"],
         ["HOST", "default", "127.0.0.1"],
+        ["WORKERS", "default", "1"],
         ["BACKENDS", "environment", "http://a"],
         ["http://b"],
         ["CONFIG_FILE", "default", "(not set)"],

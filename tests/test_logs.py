@@ -314,12 +314,39 @@ def test_many_lines_are_written_without_waiting() -> None:
     assert stream.getvalue().count("\n") >= 1500
 
 
-def _events(log_format: str, level: str = "info") -> list[str]:
+class _Pipe(io.StringIO):
+    """Notes what is written to it at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[str] = []
+
+    def flush(self) -> None:
+        self.writes.append(self.getvalue())
+        self.seek(0)
+        self.truncate()
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/" + "x" * 1000, "/" + "x" * 5000])
+def test_where_others_write_too_lines_are_written_whole_and_in_order(path: str) -> None:
+    pipe = _Pipe()
+    log = AccessLog(pipe, "text", is_shared=True)
+    for number in range(100):
+        _write(log, path=path, request_id=f"id-{number}")
+    log.flush()
+
+    assert all(written.endswith("\n") and "\n\n" not in written for written in pipe.writes)
+    assert all(len(written) <= 4096 or written.count("\n") == 1 for written in pipe.writes)
+    assert len(path) > 1000 or len(pipe.writes) < 10
+    assert [line.rpartition("=id-")[2] for line in "".join(pipe.writes).splitlines()] == list(map(str, range(100)))
+
+
+def _events(log_format: str, level: str = "info", worker: int | None = None) -> list[str]:
     """What a process writes to standard error that logs one event of each level, and one with a traceback."""
     program = f"""
 import logging
 from inference_engine_proxy_server.logs import configure_logging
-configure_logging({level!r}, {log_format!r})
+configure_logging({level!r}, {log_format!r}, {worker!r})
 logger = logging.getLogger("some.where")
 logger.debug("a %s", "detail")
 logger.info("it %s", "works")
@@ -357,3 +384,8 @@ def test_events_are_json_objects_one_a_line() -> None:
 def test_events_below_the_level_are_not_written() -> None:
     assert len(_events("json", "debug")) == 3
     assert len(_events("json", "error")) == 1
+
+
+def test_events_of_a_worker_tell_which_it_is() -> None:
+    assert _events("text", worker=3)[0].endswith("Z info    [worker 3] it works")
+    assert json.loads(_events("json", worker=0)[0])["worker"] == 0

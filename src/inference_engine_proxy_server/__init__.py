@@ -6,7 +6,8 @@ Words, the same everywhere:
   (llama.cpp, vLLM, ...). *evidence*: what a backend tells, and what happens to requests on it. *health*: what
   follows from it (starting, up, busy, suspect, down). *lease*: one request's place on one backend, from the pick
   until its last byte. *line*: those who wait for a place. *pool*: all backends with their health and leases.
-  *fleet*: the backends that the operator lists. *model*: the name in a request body.
+  *fleet*: the backends that the operator lists. *model*: the name in a request body. *worker*: one of several
+  processes that share the port. *sibling*: another worker, as one sees it. *supervisor*: the process above them.
 
 How the data flows::
 

@@ -60,7 +60,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     try:
         with demo_fleet(_print) as backends:
-            return run(loaded.settings.model_copy(update={"backends": tuple(backends)}), announce)
+            return run(loaded.settings.model_copy(update={"backends": tuple(backends), "workers": 1}), announce)
     except DemoUnavailable as error:
         _complain(str(error))
         return 1
@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         parents=[address],
         help="run the proxy in front of two small real LLM engines on this machine's CPU",
         description="Starts two llama.cpp servers with a small real model on the CPU, and the proxy in front of them. "
-        "BACKENDS is not used.",
+        "BACKENDS and WORKERS are not used.",
     )
     demo.set_defaults(command=_demo)
 

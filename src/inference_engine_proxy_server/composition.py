@@ -29,7 +29,9 @@ from inference_engine_proxy_server.core.memory_use import MemoryUse, container_l
 from inference_engine_proxy_server.core.overload_guard import OverloadGuard
 from inference_engine_proxy_server.core.path_policy import PathPolicy
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
+from inference_engine_proxy_server.core.shared_backend import SharedBackend
 from inference_engine_proxy_server.core.standing import Standing
+from inference_engine_proxy_server.core.turns import Turns
 from inference_engine_proxy_server.core.waiting_line import QueueLimits, WaitingLine
 from inference_engine_proxy_server.endpoints.failures import answer_failures
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
@@ -42,6 +44,7 @@ from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
+from inference_engine_proxy_server.worker import Post
 
 __all__ = [
     "backend_maker",
@@ -77,7 +80,9 @@ def make_app(routers: Iterable[APIRouter], lifespan: Callable[[FastAPI], Abstrac
 # --- the fleet
 
 
-def backend_maker(settings: Settings, deadlines: Deadlines) -> Callable[[BackendConfig], Backend]:
+def backend_maker(
+    settings: Settings, deadlines: Deadlines, post: Post | None = None
+) -> Callable[[BackendConfig], Backend]:
     """Makes a backend of what is said of it: at the start, and whenever the fleet changes."""
     usual_seconds = settings.backend_timeout_seconds
     limits = BackendLimits(
@@ -94,12 +99,17 @@ def backend_maker(settings: Settings, deadlines: Deadlines) -> Callable[[Backend
 
     def make_backend(config: BackendConfig) -> Backend:
         connections = BackendConnections(Origin.of(config.url), limits, deadlines)
-        return Backend(config, connections, HealthTracker(rules, deadlines.clock()))
+        health = HealthTracker(rules, deadlines.clock())
+        if post is not None:
+            return SharedBackend(config, connections, health, post.board, post.siblings.number)
+        return Backend(config, connections, health)
 
     return make_backend
 
 
-def backend_pool(settings: Settings, backends: Iterable[Backend], deadlines: Deadlines) -> BackendPool:
+def backend_pool(
+    settings: Settings, backends: Iterable[Backend], deadlines: Deadlines, turns: Turns | None = None
+) -> BackendPool:
     """The fleet, and the line of those who wait for it."""
     return BackendPool(
         backends,
@@ -107,6 +117,7 @@ def backend_pool(settings: Settings, backends: Iterable[Backend], deadlines: Dea
         settings.metrics_cache_ttl_seconds,
         settings.backend_queue_allowance,
         deadlines.clock,
+        turns,
     )
 
 
@@ -180,7 +191,7 @@ def overload_guard(
     is_own: Callable[[RequestHead], bool],
 ) -> OverloadGuard:
     """Sends requests away when ``load`` is too much, those excepted for which ``is_own`` is true."""
-    memory = MemoryUse(settings.memory_limit_bytes or container_limit_bytes())
+    memory = MemoryUse(settings.memory_limit_bytes or container_limit_bytes(processes=settings.workers))
     guard = OverloadGuard(load, memory, is_own=is_own, count_shed=metrics.count_shed, clock=deadlines.clock)
     for name, text, reading in (
         ("client_connections", "Open connections of clients.", lambda: float(len(load.connections))),

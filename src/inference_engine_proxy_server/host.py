@@ -8,14 +8,24 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any, Protocol
 
 import uvicorn
 
-__all__ = ["ACCEPT_BACKLOG", "Host", "Hosted", "connection_limit", "listen", "raise_file_limit"]
+__all__ = [
+    "ACCEPT_BACKLOG",
+    "Host",
+    "Hosted",
+    "SharedPort",
+    "announce",
+    "connection_limit",
+    "listen",
+    "raise_file_limit",
+    "url_of",
+]
 
 ACCEPT_BACKLOG = 4096  # connections that may wait to be accepted; the kernel lowers it to its own limit
 _MOST_CONNECTIONS = 10_000
@@ -52,7 +62,7 @@ class Host(uvicorn.Server):
         config: uvicorn.Config,
         hosted: Hosted,
         on_started: Callable[[str], None] | None,
-        operators: socket.socket | None,
+        operators: socket.socket | None = None,
     ) -> None:
         super().__init__(config)
         self._hosted = hosted
@@ -66,15 +76,21 @@ class Host(uvicorn.Server):
             loop = asyncio.get_running_loop()
             accept = partial(self._hosted.accept_operator, self.server_state)
             self.servers.append(await loop.create_server(accept, sock=self._operators, ssl=self.config.ssl))
-            logger.info("listening on %s for operators", _url_of(self._operators, self.config.is_ssl))
         if self.started and sockets:
-            url = _url_of(sockets[0], self.config.is_ssl)
-            logger.info("listening on %s", url)
-            if self._on_started is not None:
-                self._on_started(url)
+            self._announce(sockets[0])
+
+    def _announce(self, listener: socket.socket) -> None:
+        is_tls = self.config.is_ssl
+        operators = None if self._operators is None else url_of(self._operators.getsockname(), is_tls=is_tls)
+        announce(url_of(listener.getsockname(), is_tls=is_tls), operators, self._on_started)
+
+    @property
+    def is_stopping(self) -> bool:
+        """It has been told to stop."""
+        return self._stops_at is not None or self.should_exit
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._stops_at is not None or self.should_exit:
+        if self.is_stopping:
             self.should_exit = self.force_exit = True
             return
         grace_seconds = self._hosted.drain(may_linger=sig == signal.SIGTERM)
@@ -97,8 +113,9 @@ class Host(uvicorn.Server):
         if self.force_exit:  # uvicorn leaves the rest to the end of the loop, when nobody logs requests any more
             for task in self.server_state.tasks:
                 task.cancel()
-            if self.server_state.tasks:
-                await asyncio.wait(self.server_state.tasks, timeout=_FORCED_STOP_SECONDS)
+            deadline = time.monotonic() + _FORCED_STOP_SECONDS
+            while self.server_state.tasks and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody else wants to know
+                await asyncio.sleep(0.01)
             await self.lifespan.shutdown()
 
 
@@ -123,7 +140,41 @@ def listen(name: str, host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on HOST {host}, {name} {port}: {error.strerror or error}") from error
 
 
-def _url_of(listener: socket.socket, is_tls: bool) -> str:
-    host, port = listener.getsockname()[:2]
+class SharedPort:
+    """A port on which several sockets listen; the kernel spreads connections over them.
+
+    Args:
+        name, host, port: as for :func:`listen`, which fails if anybody has the port already, as it does here.
+
+    Attributes:
+        address: host and port.
+    """
+
+    def __init__(self, name: str, host: str, port: int) -> None:
+        self._spare: socket.socket | None = listen(name, host, port)
+        self._spare.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # from now on others may join it
+        self._family = self._spare.family
+        self.address = self._spare.getsockname()[:2]
+
+    def listener(self) -> socket.socket:
+        """One more socket that listens there."""
+        if self._spare is not None:
+            spare, self._spare = self._spare, None
+            return spare
+        return socket.create_server(self.address, family=self._family, backlog=ACCEPT_BACKLOG, reuse_port=True)
+
+
+def announce(url: str, operators_url: str | None, on_started: Callable[[str], None] | None) -> None:
+    """Say where requests are answered: in the log, and to whom else it matters."""
+    if operators_url is not None:
+        logger.info("listening on %s for operators", operators_url)
+    logger.info("listening on %s", url)
+    if on_started is not None:
+        on_started(url)
+
+
+def url_of(address: Sequence[Any], *, is_tls: bool) -> str:
+    """The base URL of who listens at ``address``: host, port."""
+    host, port = address[:2]
     scheme = "https" if is_tls else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

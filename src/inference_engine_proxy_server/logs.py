@@ -7,25 +7,28 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 __all__ = ["AccessLog", "configure_logging"]
 
 _FLUSH_SECONDS = 0.2  # an access line is on its way within this time; a write per line would cost a system call each
 _FLUSH_LINES = 512
+_UNMIXED_BYTES = 4096  # what processes write to one pipe at once is kept apart up to so many (pipe(7), PIPE_BUF)
 
 logger = logging.getLogger(__name__)
 
 
-def configure_logging(level: str, log_format: str) -> None:
+def configure_logging(level: str, log_format: str, worker: int | None = None) -> None:
     """Send this process's events to standard error.
 
     Args:
         level: ``debug``, ``info``, ``warning`` or ``error``.
         log_format: ``text``, or ``json`` for one object a line.
+        worker: number of this process, which every event then tells; ``None``: it is the only one, or their supervisor.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    handler.setFormatter(_JsonFormatter(worker) if log_format == "json" else _TextFormatter(worker))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # server.py says the same things in our own words
 
@@ -35,16 +38,25 @@ def _utc(seconds: float) -> str:
 
 
 class _TextFormatter(logging.Formatter):
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self._origin = "" if worker is None else f"[worker {worker}] "
+
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_utc(record.created)} {record.levelname.lower():7} {record.getMessage()}"
+        line = f"{_utc(record.created)} {record.levelname.lower():7} {self._origin}{record.getMessage()}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 class _JsonFormatter(logging.Formatter):
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self._origin = {} if worker is None else {"worker": worker}
+
     def format(self, record: logging.LogRecord) -> str:
         event = {
             "time": _utc(record.created),
             "level": record.levelname.lower(),
+            **self._origin,
             "logger": record.name,
             "message": record.getMessage(),
         }
@@ -59,10 +71,12 @@ class AccessLog:
     Args:
         stream: where the lines go.
         log_format: ``text`` or ``json``.
+        is_shared: other processes write to the stream as well.
     """
 
-    def __init__(self, stream: TextIO, log_format: str) -> None:
+    def __init__(self, stream: TextIO, log_format: str, *, is_shared: bool = False) -> None:
         self._stream = stream
+        self._is_shared = is_shared
         self._is_json = log_format == "json"
         self._lines: list[str] = []
         self._is_failing = False
@@ -111,8 +125,9 @@ class AccessLog:
         if self._lines:
             lines, self._lines = self._lines, []
             try:
-                self._stream.write("\n".join(lines) + "\n")
-                self._stream.flush()
+                for block in _blocks(lines) if self._is_shared else (lines,):
+                    self._stream.write("\n".join(block) + "\n")
+                    self._stream.flush()
             except OSError as error:
                 if not self._is_failing:
                     logger.error("the access log cannot be written: %s", error.strerror)
@@ -137,6 +152,19 @@ class AccessLog:
                 self.flush()
         finally:
             self.flush()
+
+
+def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
+    """``lines``, as many at a time as other processes' lines do not get between; one that is longer is alone."""
+    block: list[str] = []
+    size = 0
+    for line in lines:
+        if block and size + len(line) >= _UNMIXED_BYTES:
+            yield block
+            block, size = [], 0
+        block.append(line)
+        size += len(line) + 1  # it is ASCII, and ends in a line feed
+    yield block
 
 
 def _quoted(text: str) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -32,24 +33,29 @@ from inference_engine_proxy_server.core.config_watch import ConfigWatch
 from inference_engine_proxy_server.core.fleet_keeper import FleetKeeper, check_engines
 from inference_engine_proxy_server.core.key_limits import KeyLimits
 from inference_engine_proxy_server.core.supervision import keep_running
+from inference_engine_proxy_server.core.turns import Turns
 from inference_engine_proxy_server.endpoints.admin import admin_router
+from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.docs import docs_router
 from inference_engine_proxy_server.endpoints.health import health_router
 from inference_engine_proxy_server.endpoints.models import models_router
-from inference_engine_proxy_server.endpoints.prometheus import prometheus_router
+from inference_engine_proxy_server.endpoints.prometheus import MetricsPage, prometheus_router
 from inference_engine_proxy_server.endpoints.welcome import welcome_router
 from inference_engine_proxy_server.logs import AccessLog
 from inference_engine_proxy_server.metrics import RequestMetrics
+from inference_engine_proxy_server.siblings import Siblings
 from inference_engine_proxy_server.wire.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.wire.client_connection import ClientConnection
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import RequestHead
+from inference_engine_proxy_server.worker import Post
 
 __all__ = ["Proxy"]
 
 _WATCHED_SECONDS = 60.0  # since /readyz was last asked for, in which somebody is taken to act on its answer
+_TELL_SECONDS = 10.0  # between two times that siblings are told of it
 
 
 class Proxy:
@@ -60,35 +66,45 @@ class Proxy:
         is_draining: it has been told to stop.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Settings] | None) -> None:
+    def __init__(self, settings: Settings, load: Callable[[], Settings] | None, post: Post | None = None) -> None:
         self.is_draining = False
+        self._post = post
         self._grace_seconds = settings.drain_grace_seconds
         self._readiness_asked_at = -math.inf
         self._deadlines = Deadlines()
         self._metrics = RequestMetrics()
         self._load = client_load(settings, self._deadlines)
         self._guard = overload_guard(settings, self._load, self._metrics, self._deadlines, self._is_own)
-        self._access_log = AccessLog(sys.stdout, settings.log_format) if settings.access_log else None
+        self._access_log = None
+        if settings.access_log:
+            self._access_log = AccessLog(sys.stdout, settings.log_format, is_shared=post is not None)
         engines = discover_engines()
         check_engines(settings.fleet, engines)
-        make_backend = backend_maker(settings, self._deadlines)
-        self._pool = backend_pool(settings, map(make_backend, settings.fleet), self._deadlines)
+        make_backend = backend_maker(settings, self._deadlines, post)
+        self._turns = None if post is None else Turns(post.board, post.siblings.number)
+        self._pool = backend_pool(settings, map(make_backend, settings.fleet), self._deadlines, self._turns)
+        for url in () if post is None else post.drained:
+            self.obey(url, is_draining=True)
         self._refresher = cache_refresher(settings, self._pool, engines)
         self._config_watch = None
         if load is not None:
             keeper = FleetKeeper(self._pool, self._refresher, engines, make_backend)
-            self._config_watch = ConfigWatch(settings, load, keeper, self._metrics)
+            self._config_watch = ConfigWatch(settings, load, keeper, self._metrics, hears_signals=post is None)
         self._key_ring = key_ring(settings)
         self._key_limits = None if self._key_ring is None else KeyLimits(self._deadlines.clock)
         self._forwarder = forwarder(settings, self._pool, self._metrics)
         allowances = Allowances(self._deadlines.clock)
+        siblings, order = (Siblings(), None) if post is None else (post.siblings, post.order)
+        everybody = AllWorkers(self._pool, self._key_ring, allowances, siblings, order)
+        page = MetricsPage(self._pool, self._metrics, siblings)
+        self._answers = {**everybody.answers, **page.answers}
         routers = (
             welcome_router(),
             health_router(self._pool, self._is_not_ready, names_need_key=settings.health_details == "key"),
             models_router(self._pool),
-            prometheus_router(self._pool, self._metrics),
+            prometheus_router(page),
             docs_router(),
-            admin_router(self._pool, self._key_ring, allowances),
+            admin_router(self._pool, self._key_ring, allowances, everybody),
         )
         self.app = make_app(routers, self._lifespan)
         self._bridge = AsgiBridge(self.app)
@@ -121,6 +137,10 @@ class Proxy:
             "overload guard": self._guard.run,
             "cache refresher": self._refresher.run,
         }
+        if self._post is not None:
+            loops["siblings"] = partial(self._post.siblings.answer, self._post.inbox, self._answers)
+        if self._turns is not None:
+            loops["places that siblings free"] = partial(self._pool.look_for_places, self._turns)
         if self._config_watch is not None:
             loops["settings"] = self._config_watch.run
         if self._key_ring is not None:
@@ -154,8 +174,25 @@ class Proxy:
         is_watched = self._deadlines.clock() - self._readiness_asked_at <= _WATCHED_SECONDS
         return self._grace_seconds if may_linger and is_watched else 0.0
 
-    def _is_not_ready(self) -> bool:
+    def reload(self) -> None:
+        """Read the settings again; see :class:`~.worker.WorkersProxy`."""
+        if self._config_watch is not None:
+            self._config_watch.reload()
+
+    def obey(self, url: str, *, is_draining: bool) -> None:
+        """Do as an operator has said, to whichever worker; see :class:`~.worker.WorkersProxy`."""
+        for backend in self._pool.backends:
+            if backend.url == url and backend.is_draining is not is_draining:
+                self._pool.drain(backend, is_draining=is_draining)
+
+    def note_watched(self) -> None:
+        """Somebody asks whether we are ready, here or elsewhere; see :class:`~.worker.WorkersProxy`."""
         self._readiness_asked_at = self._deadlines.clock()
+
+    def _is_not_ready(self) -> bool:
+        if self._post is not None and self._deadlines.clock() - self._readiness_asked_at > _TELL_SECONDS:
+            self._post.say_watched()
+        self.note_watched()
         return self.is_draining
 
     def _is_own(self, head: RequestHead) -> bool:

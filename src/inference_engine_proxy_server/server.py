@@ -8,20 +8,36 @@ import math
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import cast
 
 import uvicorn
 
+from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.config.api_keys import KeyFileError
+from inference_engine_proxy_server.config.file_stamp import stamps_of_settings
 from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.core.fleet_keeper import UnknownEngineError
-from inference_engine_proxy_server.host import ACCEPT_BACKLOG, Host, listen, raise_file_limit
+from inference_engine_proxy_server.config.sources import SettingsError
+from inference_engine_proxy_server.core.fleet_keeper import UnknownEngineError, check_engines
+from inference_engine_proxy_server.host import (
+    ACCEPT_BACKLOG,
+    Host,
+    SharedPort,
+    announce,
+    listen,
+    raise_file_limit,
+    url_of,
+)
 from inference_engine_proxy_server.logs import configure_logging
 from inference_engine_proxy_server.proxy import Proxy
+from inference_engine_proxy_server.supervisor import Supervisor
+from inference_engine_proxy_server.worker import Post, Worker
 
 __all__ = ["run"]
+
+_REASONS_NOT_TO_START = (KeyFileError, UnknownEngineError, OSError)
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +66,85 @@ def run(
         signal.signal(number, lambda *_: None)
     with ExitStack() as stack:
         try:
-            listener = stack.enter_context(listen("PORT", settings.host, settings.port))
-            operators = None
-            if settings.admin_port is not None:
-                operators = stack.enter_context(listen("ADMIN_PORT", settings.host, settings.admin_port))
             _check_certificate(settings.tls_cert_file, settings.tls_key_file)
-            host = make_host(settings, on_started, operators, load)
-        except (KeyFileError, UnknownEngineError, OSError) as error:
+            serve = _prepared(settings, on_started, load, stack)
+        except _REASONS_NOT_TO_START as error:
             logger.error("%s", error)
             return 1
         _warn_of_open_port(settings)
+        return serve()
+
+
+def _prepared(
+    settings: Settings,
+    on_started: Callable[[str], None] | None,
+    load: Callable[[], Settings] | None,
+    stack: ExitStack,
+) -> Callable[[], int]:
+    """What serves, with everything that it needs at hand; raises what :func:`run` tells as the reason not to start."""
+    if settings.workers > 1:
+        return make_supervisor(settings, on_started, load).run
+    listener = stack.enter_context(listen("PORT", settings.host, settings.port))
+    operators = None
+    if settings.admin_port is not None:
+        operators = stack.enter_context(listen("ADMIN_PORT", settings.host, settings.admin_port))
+    host = make_host(settings, on_started, operators, load)
+
+    def serve() -> int:
         host.run(sockets=[listener])
-    return 0
+        return 0
+
+    return serve
+
+
+def make_supervisor(
+    settings: Settings, on_started: Callable[[str], None] | None, load: Callable[[], Settings] | None
+) -> Supervisor:
+    """Several processes that serve together; arguments as for :func:`run`."""
+    if sys.platform != "linux":
+        raise OSError("WORKERS above 1 needs Linux, whose kernel spreads connections over several sockets of one port")
+    addresses = [("PORT", settings.port), ("ADMIN_PORT", settings.admin_port)]
+    ports = [SharedPort(name, settings.host, port) for name, port in addresses if port is not None]
+    Proxy(settings, load)  # only to see now that it can be made
+    is_tls = settings.tls_cert_file is not None
+
+    def serve(post: Post) -> int:
+        configure_logging(settings.log_level, settings.log_format, post.siblings.number)
+        try:
+            proxy = Proxy(post.settings, load, post)
+        except _REASONS_NOT_TO_START as error:  # a file that has become unusable since the start
+            logger.error("%s", error)
+            return 1
+        Worker(_hosting(settings, proxy), proxy, post).run(sockets=[post.listeners[0]])
+        return 0
+
+    def on_all_started() -> None:
+        url, *operators_url = (url_of(port.address, is_tls=is_tls) for port in ports)
+        announce(url, operators_url[0] if operators_url else None, on_started)
+
+    return Supervisor(settings, ports, serve, _watching(settings, load), on_all_started)
+
+
+def _watching(settings: Settings, load: Callable[[], Settings] | None) -> Callable[[], Settings | None]:
+    """Gives the settings whenever they have changed since the last time, if they can be used."""
+    stamps = stamps_of_settings(settings.config_file)
+
+    def read_again() -> Settings | None:
+        nonlocal stamps
+        before, stamps = stamps, stamps_of_settings(settings.config_file)
+        if load is None or stamps == before:
+            return None
+        try:
+            changed = load()
+            check_engines(changed.fleet, discover_engines())
+        except (SettingsError, UnknownEngineError):  # the workers tell of it
+            return None
+        except Exception:  # as in them, it must not end what goes on
+            logger.exception("settings cannot be read again")
+            return None
+        return changed
+
+    return read_again
 
 
 def _check_certificate(certificate: str | None, key: str | None) -> None:
@@ -98,7 +181,11 @@ def make_host(
         load: as for :func:`run`.
     """
     proxy = Proxy(settings, load)
-    config = uvicorn.Config(
+    return Host(_hosting(settings, proxy), proxy, on_started, operators)
+
+
+def _hosting(settings: Settings, proxy: Proxy) -> uvicorn.Config:
+    return uvicorn.Config(
         proxy.app,
         http=cast(type[asyncio.Protocol], proxy.accept),
         ws="none",
@@ -110,4 +197,3 @@ def make_host(
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_seconds),
         backlog=ACCEPT_BACKLOG,
     )
-    return Host(config, proxy, on_started, operators)

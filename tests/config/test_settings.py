@@ -452,3 +452,13 @@ def test_refused_key_is_not_repeated() -> None:
         with pytest.raises(SettingsError) as caught:
             load_settings({name: "planted secret"}, Path("missing"))
         assert "planted" not in str(caught.value)
+
+
+def test_taking_over_the_fleet_of_others_changes_nothing_else() -> None:
+    described = (BackendConfig(url="http://b:1", name="b", weight=3),)
+    others = Settings(backends=("http://b:1",), backend_api_key="key-of-the-engines", port=1).described_by(described)
+
+    settings = Settings(backends=("http://a:1",), port=2).with_fleet_of(others)
+
+    assert settings.fleet == others.fleet
+    assert settings.port == 2

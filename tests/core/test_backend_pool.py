@@ -437,6 +437,7 @@ async def test_a_newcomer_does_not_overtake_who_waits(clock: Clock) -> None:
     queue = Queue(pool)
     await queue.join("a")
     pool.backends[0].limit += 1
+    pool.backends[0].rerank()
     assert pool.lease("m") is None
     pool.line.dispatch()
     assert pool.lease("m") is None

@@ -1,10 +1,14 @@
+from __future__ import annotations
+
 import itertools
+import random
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
 
-from inference_engine_proxy_server.core.balancer import choose_backend
+from inference_engine_proxy_server.core.balancer import LAST_CHOICE, choose
 
 
 @dataclass(frozen=True)
@@ -13,6 +17,11 @@ class Place:
     load: float
     is_last_choice: bool = False
     cost: float = 1.0
+
+
+def choose_backend(places: Sequence[Place], draw: Callable[[], float] = random.random) -> Place:
+    ranks = [place.load * place.cost + (LAST_CHOICE if place.is_last_choice else 0) for place in places]
+    return places[choose(ranks, [place.cost for place in places], draw)]
 
 
 @pytest.mark.parametrize(
@@ -74,3 +83,14 @@ def test_the_order_of_the_candidates_does_not_matter() -> None:
     for candidates in itertools.permutations(places):
         assert choose_backend(candidates).name == "a"
         assert choose_backend([place for place in candidates if place.name != "a"]).name == "c"
+
+
+@pytest.mark.parametrize("tied", [2, 20, 63, 64, 65, 200, 256])
+def test_in_a_large_fleet_too_ties_fall_evenly(tied: int) -> None:
+    draw = random.Random(tied)
+    names = draw.sample(range(256), tied)
+    ranks = [0.0 if name in names else 1.0 for name in range(256)]
+    wins = Counter(choose(ranks, [1.0] * 256, draw.random) for _ in range(200 * tied))
+    assert set(wins) == set(names)
+    assert min(wins.values()) > 100  # 200 expected each; 100 is seven standard deviations away
+    assert max(wins.values()) < 300

@@ -29,6 +29,13 @@ def test_limit_of_a_container(tmp_path: Path, groups: str, files: dict[str, str]
     assert container_limit_bytes(tmp_path) == limit
 
 
+def test_processes_share_the_limit_of_their_container(tmp_path: Path) -> None:
+    for name, content in {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "1000\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert container_limit_bytes(tmp_path, processes=4) == 250
+
+
 def test_where_there_are_no_control_groups_there_is_no_limit(tmp_path: Path) -> None:
     assert container_limit_bytes(tmp_path) is None
 

@@ -86,6 +86,11 @@ class Proxy:
         return self._process.pid
 
     @property
+    def workers(self) -> list[int]:
+        """Processes that it has made and that live, in no order."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    @property
     def events(self) -> str:
         """What it has written to standard error."""
         return self._stderr.read_text()
@@ -119,6 +124,10 @@ class Proxy:
     async def in_flight(self) -> int:
         """Requests that it holds on all backends together."""
         return sum(int(one["requests_in_flight"]) for one in (await self.health())["details"].values())
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """As a terminal does, or systemd: to every process of it."""
+        os.killpg(self.pid, number)
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)

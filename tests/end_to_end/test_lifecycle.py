@@ -160,7 +160,7 @@ async def refuses_connections(proxy: Proxy) -> bool:
     try:
         async with Call(proxy.url, "/livez"):
             return False
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it stood in line when the listener closed
         return True
 
 

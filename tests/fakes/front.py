@@ -18,6 +18,7 @@ from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.framing import ChunkedBody
+from inference_engine_proxy_server.wire.light_task import LightTask
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
 
@@ -162,7 +163,7 @@ class Front:
     def __init__(self, handle: Handler, limits: ClientLimits = LIMITS, *, send_buffer_bytes: int = 0) -> None:
         self.observed: list[Exchange] = []
         self.connections: set[ClientConnection] = set()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[LightTask] = set()
         self._deadlines = Deadlines(tick_seconds=0.01)
         self.load = Load(self._deadlines.clock)
         ids = (f"new-{number}" for number in itertools.count(1))

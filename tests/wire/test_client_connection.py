@@ -331,3 +331,22 @@ async def test_reading_goes_on_when_what_was_sent_ahead_is_answered() -> None:
         for _ in range(300):
             assert (await client.reply()).status == 200
         assert (await client.ask(GET)).status == 200
+
+
+async def test_any_number_of_requests_sent_at_once_is_answered_and_others_are_not_kept_waiting() -> None:
+    order: list[bytes] = []
+
+    async def notes(exchange: Exchange) -> None:
+        order.append(exchange.head.target)
+        await echo(exchange)
+
+    async with Front(notes) as front:
+        eager, other = await front.connect(), await front.connect()
+        eager.send(GET.replace(b"/", b"/eager", 1) * 3000)
+        await until(lambda: order)
+        other.send(GET.replace(b"/", b"/other", 1))
+        for _ in range(3000):
+            assert (await eager.reply()).status == 200
+        assert (await other.reply()).status == 200
+
+    assert order.index(b"/other") < 2900

@@ -279,7 +279,7 @@ async def test_a_client_that_falls_behind_stops_the_source_until_it_has_caught_u
         exchange.source = source
         exchange.begin(200, b"", b"", 2 * size)
         exchange.write(bytes(size))
-        await until(lambda: source.resumed)
+        await asyncio.get_running_loop().create_task(until(lambda: source.resumed))
         exchange.write(bytes(size))
         exchange.end()
 

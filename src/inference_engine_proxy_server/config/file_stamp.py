@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["FileStamp", "stamp_of"]
+__all__ = ["FileStamp", "stamp_of", "stamps_of_settings"]
 
 FileStamp = tuple[int, int, int]
 """Changes with the file: when it was written, its size, and which file it is; many editors write a new one."""
@@ -17,3 +17,8 @@ def stamp_of(file: Path) -> FileStamp | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def stamps_of_settings(config_file: str | None) -> list[FileStamp | None]:
+    """The stamps of the files that settings come from; ``config_file``: the one that CONFIG_FILE names."""
+    return [stamp_of(Path(file)) for file in (".env", config_file) if file]

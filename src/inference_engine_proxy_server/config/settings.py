@@ -55,6 +55,8 @@ class Settings(BaseModel):
     """TCP port to listen on; 0 lets the operating system choose a free one."""
     host: HostName = "127.0.0.1"
     """IP address or host name to listen on; 0.0.0.0 is every IPv4 address of this machine."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that share the port, each with an event loop of its own; more than one needs Linux."""
     backends: BaseUrls = ()
     """Base URLs of the engine servers, separated by commas; `serve` needs at least one."""
     config_file: str | None = None
@@ -176,6 +178,11 @@ class Settings(BaseModel):
     def fleet(self) -> tuple[BackendConfig, ...]:
         """What is known of each of :attr:`backends`, in their order."""
         return completed(self.backends, self._described, self.backend_api_key)
+
+    def with_fleet_of(self, others: Settings) -> Settings:
+        """These settings, with the fleet of ``others``."""
+        own = {"backends": others.backends, "backend_api_key": others.backend_api_key}
+        return self.model_copy(update=own).described_by(others._described)
 
     def described_by(self, backends: Iterable[BackendConfig]) -> Settings:
         """These settings, with a :attr:`fleet` that has what ``backends`` say of the same URLs."""

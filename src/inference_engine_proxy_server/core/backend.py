@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelEntry, ModelNames
 from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.core.balancer import LAST_CHOICE
 from inference_engine_proxy_server.core.health_tracker import Health, HealthTracker
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
 
@@ -36,15 +37,17 @@ class Backend:
         load: those, and what others have sent it as far as we know.
         limit: the load at which it is full.
         cost: what one request there weighs; 1 for a backend of weight 1 in good health, more for a smaller share.
+        is_live: it works, also when it is too busy for more, or not trusted with more.
         is_last_choice: only for when no other is free.
+        seats: where its rank and its cost are noted, each with its position there.
         trial: the request that tries whether it works again; ``None``: none has been sent.
         recheck: set when it should be asked at once instead of at the next interval.
     """
 
     __slots__ = (
-        "_figure_at", "_foreign", "config", "connections", "cost", "credentials", "health", "is_draining",
-        "is_last_choice", "leases", "limit", "load", "model_ids", "model_names", "models", "recheck", "reply_field",
-        "takes_requests", "told_at", "trial", "url",
+        "_figure_at", "_foreign", "_handicap", "config", "connections", "cost", "credentials", "health", "is_draining",
+        "is_last_choice", "is_live", "leases", "limit", "load", "model_ids", "model_names", "models", "recheck",
+        "reply_field", "seats", "takes_requests", "told_at", "trial", "url",
     )  # fmt: skip
 
     def __init__(self, config: BackendConfig, connections: BackendConnections, health: HealthTracker) -> None:
@@ -62,13 +65,15 @@ class Backend:
         self.load = 0.0
         self.limit = math.inf
         self.cost = 1.0
+        self.is_live = False
         self.is_last_choice = False
+        self.seats: list[tuple[list[float], list[float], int]] = []
         self.trial: Lease | None = None
         self.recheck = asyncio.Event()
+        self._handicap = 0.0
         self._foreign = 0.0  # the part of the load that is not ours
         self._figure_at = -math.inf  # when it last told its load; -inf: not since it came up
-        self.config = config
-        self.credentials: bytes | None = None
+        self.credentials: bytes | None
         self.configure(config)
 
     def configure(self, config: BackendConfig) -> None:
@@ -78,9 +83,9 @@ class Backend:
         self.credentials = None if key is None else f"authorization: Bearer {key.get_secret_value()}\r\n".encode()
 
     @property
-    def is_live(self) -> bool:
-        """It works, also when it is too busy for more, or not trusted with more."""
-        return self.health.state in (Health.UP, Health.BUSY, Health.SUSPECT) or self.health.is_in_question
+    def all_leases(self) -> int:
+        """Requests that it has now of this proxy, of all its processes."""
+        return self.leases
 
     def take_over_models(self, told: BackendState) -> None:
         """Remember what ``told`` says that it serves; what its configuration says goes first."""
@@ -108,6 +113,7 @@ class Backend:
         """Bring everything that follows from its health and from the age of its figures up to date."""
         health = self.health
         health.review(now, self.connections.activity())
+        self.is_live = health.state in (Health.UP, Health.BUSY, Health.SUSPECT) or health.is_in_question
         if not self.is_live:
             self._figure_at = -math.inf
         figure_is_old = self._figure_at < now - evidence_seconds
@@ -118,6 +124,27 @@ class Backend:
         self.is_last_choice = health.is_last_choice or (figure_is_old and self._figure_at > -math.inf)
         is_being_tried = health.on_trial and self.trial is not None and self.trial.is_open
         self.takes_requests = health.takes_requests and not self.is_draining and not is_being_tried
+        self._handicap = LAST_CHOICE if self.is_last_choice else 0.0
+        for _, costs, at in self.seats:
+            costs[at] = self.cost
+        self.rerank()
+
+    def weighed(self) -> float:
+        """What its load weighs: who has the lowest of all goes first."""
+        return self.load * self.cost + self._handicap
+
+    def take_seat(self, ranks: list[float], costs: list[float], at: int) -> None:
+        """Note its rank and its cost at this position from now on, until its ``seats`` are cleared."""
+        self.seats.append((ranks, costs, at))
+        costs[at] = self.cost
+        self.rerank()
+
+    def rerank(self) -> None:
+        """Note its rank wherever it is chosen from: with every request that comes or goes."""
+        load = self.load
+        rank = load * self.cost + self._handicap if load < self.limit and self.takes_requests else math.inf
+        for ranks, _, at in self.seats:
+            ranks[at] = rank
 
 
 class Lease:
@@ -136,13 +163,16 @@ class Lease:
         self.is_open = True
         backend.leases += 1
         backend.load += 1
+        backend.rerank()
 
     def close(self) -> None:
         """Give the place back."""
         if self.is_open:
             self.is_open = False
-            self.backend.leases -= 1
-            self.backend.load -= 1
+            backend = self.backend
+            backend.leases -= 1
+            backend.load -= 1
+            backend.rerank()
             self._freed()
 
 

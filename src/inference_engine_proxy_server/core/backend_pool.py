@@ -11,13 +11,15 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.core.backend import Backend, Lease
-from inference_engine_proxy_server.core.balancer import choose_backend
+from inference_engine_proxy_server.core.balancer import choose
 from inference_engine_proxy_server.core.health_tracker import Health
 from inference_engine_proxy_server.core.retry import is_repeatable
+from inference_engine_proxy_server.core.servers import Servers
+from inference_engine_proxy_server.core.turns import Turns
 from inference_engine_proxy_server.core.waiting_line import WaitingLine
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError, RequestMoved
 
@@ -26,6 +28,8 @@ __all__ = ["BackendPool"]
 logger = logging.getLogger(__name__)
 
 _REMEMBERED_MODELS = 1024  # names that clients have asked for
+_LOOK_SECONDS = 0.02  # between two looks for places that other workers have freed
+_LOOKS_LEFT_TO_OTHERS = 3
 
 
 class BackendPool:
@@ -37,6 +41,7 @@ class BackendPool:
         refresh_seconds: the interval at which each is asked for its state; evidence older than two of them is void.
         allowance: requests that a backend may have beyond those it can work on.
         clock: seconds that only grow.
+        turns: who fills a place that gets free; ``None``: there is no other worker.
 
     Attributes:
         changed: set when other backends belong to it than before.
@@ -49,15 +54,17 @@ class BackendPool:
         refresh_seconds: float,
         allowance: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        turns: Turns | None = None,
     ) -> None:
         self.backends = tuple(backends)
         self.changed = asyncio.Event()
         self.line = line
         self.clock = clock
+        self._turns = turns
         self._allowance = allowance
         self._evidence_seconds = 2 * refresh_seconds
         self._retry_after_seconds = max(1, math.ceil(refresh_seconds))
-        self._servers: dict[str | None, tuple[Backend, ...]] = {}  # live ones, by model
+        self._servers: dict[str | None, Servers] = {}  # by model
 
     # --- for operators
 
@@ -71,7 +78,7 @@ class BackendPool:
                 backend.connections.keep_alive(wanted=False)
                 backend.connections.close()
         self.changed.set()
-        self._servers.clear()
+        self._forget_servers(before)
         self._freed()
 
     def drain(self, backend: Backend, *, is_draining: bool = True) -> None:
@@ -103,62 +110,85 @@ class BackendPool:
 
     def place(self, model: str | None, excluded: Collection[Backend] = (), *, needs_slot: bool = True) -> Lease | None:
         """As :meth:`lease`, for whose turn it is."""
-        servers = self._servers.get(model)
-        if servers is None:
-            servers = self._find_servers(model)
-        if needs_slot:
-            free = [backend for backend in servers if backend.takes_requests and backend.load < backend.limit]
+        servers = self._servers.get(model) or self._find_servers(model)
+        if self._turns is not None:
+            servers.rerank()
+        if excluded or not needs_slot:
+            backend = self._best_of(servers, excluded, needs_slot=needs_slot)
         else:
-            free = [backend for backend in servers if backend.takes_requests]
-        if excluded:
-            free = [backend for backend in free if backend not in excluded]
-        if not free:
-            free = self._last_resort(model, servers, excluded)
-            if not free:
+            backend = servers.best()
+        if backend is None:
+            backend = self._last_resort(model, servers.backends, excluded)
+            if backend is None:
                 return None
-        backend = choose_backend(free)
         lease = Lease(backend, self._freed)
         if backend.health.on_trial:
             backend.trial = lease
             backend.takes_requests = False
+            backend.rerank()
         return lease
 
     def has_other(self, model: str | None, excluded: Collection[Backend]) -> bool:
         """Whether a backend that is not ``excluded`` takes requests for ``model``, were it free."""
         servers = self._servers.get(model) or self._find_servers(model)
-        return any(backend.takes_requests and backend not in excluded for backend in servers)
+        return any(backend.takes_requests and backend not in excluded for backend in servers.backends)
 
     @property
     def requests_in_flight(self) -> int:
         """Requests that backends have now."""
         return sum(backend.leases for backend in self.backends)
 
+    async def look_for_places(self, turns: Turns) -> None:
+        """See every now and then whether other workers have freed a place for who waits here, until cancelled."""
+        left = 0
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            turns.note_waiting(self.line.count)
+            # What is left to others for some time they cannot use: they wait for another model.
+            left = 0 if turns.is_ours() else (left + 1) % _LOOKS_LEFT_TO_OTHERS
+            if not left and self.line.count:
+                self.line.dispatch()
+
     def _freed(self) -> None:
-        if self.line.count:
+        if self.line.count and (self._turns is None or self._turns.is_ours()):
             self.line.dispatch()
 
-    def _find_servers(self, model: str | None) -> tuple[Backend, ...]:
+    def _find_servers(self, model: str | None) -> Servers:
         """The live backends that serve ``model``."""
-        servers = [backend for backend in self.backends if backend.is_live]
+        found = [backend for backend in self.backends if backend.is_live]
         if model is not None:
-            servers = [backend for backend in servers if model in backend.model_ids] or [
-                backend for backend in servers if backend.model_names is not ModelNames.STRICT
+            found = [backend for backend in found if model in backend.model_ids] or [
+                backend for backend in found if backend.model_names is not ModelNames.STRICT
             ]
         if len(self._servers) >= _REMEMBERED_MODELS:
-            self._servers.clear()
-        self._servers[model] = tuple(servers)
-        return self._servers[model]
+            self._forget_servers(self.backends)
+        same = (servers for servers in self._servers.values() if list(servers.backends) == found)
+        self._servers[model] = servers = next(same, None) or Servers(tuple(found))
+        return servers
+
+    def _forget_servers(self, backends: Iterable[Backend]) -> None:
+        self._servers.clear()
+        for backend in backends:
+            backend.seats.clear()
+
+    def _best_of(self, servers: Servers, excluded: Collection[Backend], *, needs_slot: bool) -> Backend | None:
+        free = [
+            backend
+            for backend in servers.backends
+            if backend.takes_requests and backend not in excluded and (not needs_slot or backend.load < backend.limit)
+        ]
+        return _best(free)
 
     def _last_resort(
         self, model: str | None, servers: Iterable[Backend], excluded: Collection[Backend]
-    ) -> list[Backend]:
-        """Suspects with a free place, when there is nobody else to wait for; empty: waiting makes sense."""
+    ) -> Backend | None:
+        """The best suspect with a free place, when there is nobody else to wait for; ``None``: waiting makes sense."""
         others = [backend for backend in servers if not backend.is_draining and backend not in excluded]
         if any(backend.takes_requests or backend.health.state is not Health.SUSPECT for backend in others):
-            return []
+            return None
         if not others:
             raise self._why_nobody(model)
-        return [backend for backend in others if backend.load < backend.limit]
+        return _best([backend for backend in others if backend.load < backend.limit])
 
     def _why_nobody(self, model: str | None) -> ProxyError:
         live = [backend for backend in self.backends if backend.is_live]
@@ -188,7 +218,10 @@ class BackendPool:
         if backend.health.told is not told:
             return
         backend.told_at = time.time()
+        before = backend.model_ids, backend.model_names
         backend.take_over_models(told)
+        if (backend.model_ids, backend.model_names) != before:
+            self._forget_servers(self.backends)
         backend.take_over_load(told, own_at_poll=own_at_poll, allowance=self._allowance, now=now)
         self._review(backend)
 
@@ -248,9 +281,10 @@ class BackendPool:
 
     def _review(self, backend: Backend) -> None:
         health = backend.health
-        state, reason, was_stuck = health.state, health.reason, health.is_stuck
+        state, reason, was_stuck, was_live = health.state, health.reason, health.is_stuck, backend.is_live
         backend.review(self.clock(), self._evidence_seconds)
-        self._servers.clear()
+        if backend.is_live is not was_live:
+            self._forget_servers(self.backends)
         # What a start waits for is worth a line, too; other reasons change with every number in them.
         if health.state is not state or (state is Health.STARTING and health.reason != reason):
             _log_change(backend)
@@ -265,6 +299,12 @@ class BackendPool:
             is_movable = not exchange.losses and is_repeatable(head.method, head.path)
             if is_movable and self.has_other(exchange.model, (backend,)):
                 connection.give_up(RequestMoved("The backend did not answer."))
+
+
+def _best(backends: Sequence[Backend]) -> Backend | None:
+    if not backends:
+        return None
+    return backends[choose([backend.weighed() for backend in backends], [backend.cost for backend in backends])]
 
 
 def _log_change(backend: Backend) -> None:

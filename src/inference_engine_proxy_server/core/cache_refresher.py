@@ -146,7 +146,7 @@ class CacheRefresher:
     async def refresh(self, backend: Backend) -> None:
         """Ask ``backend`` once, and publish what it tells, or that it does not. Raises nothing."""
         asked_at = self._pool.clock()
-        own_when_asked = backend.leases
+        own_when_asked = backend.all_leases
         try:
             state = await self._ask(backend)
         except CapacityError as error:
@@ -169,7 +169,7 @@ class CacheRefresher:
             self._pool.report_silence(backend)
             return
         self._puzzling.discard(backend)
-        own_at_poll = max(own_when_asked, backend.leases)
+        own_at_poll = max(own_when_asked, backend.all_leases)
         self._pool.publish(backend, state, own_at_poll=own_at_poll, asked_at=asked_at)
 
     async def _ask(self, backend: Backend) -> BackendState:

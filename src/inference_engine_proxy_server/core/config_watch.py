@@ -7,9 +7,8 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
-from inference_engine_proxy_server.config.file_stamp import FileStamp, stamp_of
+from inference_engine_proxy_server.config.file_stamp import FileStamp, stamps_of_settings
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError
 from inference_engine_proxy_server.core.fleet_keeper import FleetKeeper, UnknownEngineError
@@ -30,6 +29,7 @@ class ConfigWatch:
         load: reads them again. Raises ``SettingsError``.
         keeper: takes the fleet over.
         metrics: told how it went.
+        hears_signals: SIGHUP is for this very process.
     """
 
     def __init__(
@@ -38,18 +38,22 @@ class ConfigWatch:
         load: Callable[[], Settings],
         keeper: FleetKeeper,
         metrics: RequestMetrics,
+        *,
+        hears_signals: bool = True,
     ) -> None:
         self._settings = settings
         self._load = load
         self._keeper = keeper
         self._metrics = metrics
+        self._hears_signals = hears_signals
         self._stamps = self._look()
 
     async def run(self) -> None:
-        """Look for changes and listen to SIGHUP, until cancelled."""
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread, where there are no signals
-            loop.add_signal_handler(signal.SIGHUP, self.reload)
+        """Look for changes, and listen to SIGHUP, until cancelled."""
+        if self._hears_signals:
+            loop = asyncio.get_running_loop()
+            with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread, where there are no signals
+                loop.add_signal_handler(signal.SIGHUP, self.reload)
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             if self._look() != self._stamps:
@@ -79,5 +83,4 @@ class ConfigWatch:
                 logger.warning("settings: %s has changed; it counts from the next start", field.upper())
 
     def _look(self) -> list[FileStamp | None]:
-        config_file = self._settings.config_file
-        return [stamp_of(Path(file)) for file in (".env", config_file) if file]
+        return stamps_of_settings(self._settings.config_file)

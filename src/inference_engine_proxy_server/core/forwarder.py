@@ -30,6 +30,7 @@ from inference_engine_proxy_server.metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.late_reply import LateReply
+from inference_engine_proxy_server.wire.light_task import Completion
 from inference_engine_proxy_server.wire.reply_sink import HeldReply
 
 __all__ = ["Forwarder"]
@@ -137,61 +138,52 @@ class Forwarder:
     # --- an attempt
 
     async def _send(self, exchange: Exchange, backend: Backend, failed: Mapping[Backend, BackendError]) -> None:
-        idle = backend.connections.take_idle()
-        if idle is None:
-            return await self._send_on(await backend.connections.connect(), exchange, backend, failed)
-        try:
-            return await self._send_on(idle, exchange, backend, failed)
-        except BackendBroke as error:
-            if self._next_attempt(exchange, error) is not NextAttempt.SAME_ON_FRESH_CONNECTION:
-                raise
-            self._metrics.count_retry(error.code)
-        try:
-            fresh = await backend.connections.connect()
-        except BackendUnreachable:
-            exchange.losses += 1  # it is not there any more: perhaps it died of the request
-            raise
-        return await self._send_on(fresh, exchange, backend, failed)
-
-    async def _send_on(
-        self,
-        connection: BackendConnection,
-        exchange: Exchange,
-        backend: Backend,
-        failed: Mapping[Backend, BackendError],
-    ) -> None:
         connections = backend.connections
+        sink = LateReply(exchange) if exchange.is_only_told else exchange
+        connection = connections.take_idle() or await connections.connect()
+        while True:
+            try:
+                held = await self._request(connection, exchange, backend, sink)
+                if held is not None:
+                    self._decide(exchange, backend, failed, held)
+                    await connection.accept()
+                break
+            except BackendBroke as error:
+                if self._next_attempt(exchange, error) is not NextAttempt.SAME_ON_FRESH_CONNECTION:
+                    raise
+                self._metrics.count_retry(error.code)
+            finally:
+                connections.give_back(connection)
+            try:
+                connection = await connections.connect()
+            except BackendUnreachable:
+                exchange.losses += 1  # it is not there any more: perhaps it died of the request
+                raise
+        if sink.status >= 500 or backend.health.is_doubtful:
+            self._judge(backend, sink.status, connection.sent_at)
+
+    def _request(
+        self, connection: BackendConnection, exchange: Exchange, backend: Backend, sink: Exchange | LateReply
+    ) -> Completion[HeldReply | None]:
+        head = exchange.head
+        origin = backend.connections.origin
         exchange.backend = backend.url
         if self._names_backend:
             exchange.extra_fields = exchange.limit_fields + backend.reply_field
-        try:
-            head = exchange.head
-            origin = connections.origin
-            credentials = backend.credentials
-            if credentials is None:
-                credentials = head.credentials if self._keeps_credentials else b""
-            section = head.for_backend(
-                origin.authority,
-                origin.prefix,
-                exchange.request_id,
-                len(exchange.body),
-                credentials=credentials,
-                close=not connections.keeps_alive,
-            )
-            sink = LateReply(exchange) if exchange.is_only_told else exchange
-            held = await connection.request(
-                [section, exchange.body],
-                sink,
-                is_head=head.method == "HEAD",
-                held_statuses=DECLINABLE_STATUSES,
-            )
-            if held is not None:
-                self._decide(exchange, backend, failed, held)
-                await connection.accept()
-        finally:
-            connections.give_back(connection)
-        if sink.status >= 500 or backend.health.is_doubtful:
-            self._judge(backend, sink.status, connection.sent_at)
+        credentials = backend.credentials
+        if credentials is None:
+            credentials = head.credentials if self._keeps_credentials else b""
+        section = head.for_backend(
+            origin.authority,
+            origin.prefix,
+            exchange.request_id,
+            len(exchange.body),
+            credentials=credentials,
+            close=not backend.connections.keeps_alive,
+        )
+        return connection.request(
+            [section, exchange.body], sink, is_head=head.method == "HEAD", held_statuses=DECLINABLE_STATUSES
+        )
 
     def _decide(
         self, exchange: Exchange, backend: Backend, failed: Mapping[Backend, BackendError], held: HeldReply

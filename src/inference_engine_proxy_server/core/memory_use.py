@@ -12,8 +12,12 @@ __all__ = ["MemoryUse", "container_limit_bytes"]
 _NO_LIMIT_BYTES = 2**60  # cgroup v1 says "none" by a number near 2**63
 
 
-def container_limit_bytes(root: Path = Path("/")) -> int | None:
+def container_limit_bytes(root: Path = Path("/"), processes: int = 1) -> int | None:
     """The memory limit of the control group that this process is in; ``None``: there is none.
+
+    Args:
+        root: of the file system.
+        processes: that share it; each gets its part.
 
     Source: the kernel's Documentation/admin-guide/cgroup-v2.rst (memory.max) and cgroup-v1/memory.rst.
     """
@@ -30,7 +34,7 @@ def container_limit_bytes(root: Path = Path("/")) -> int | None:
             group = top / path.lstrip("/")
             # A limit of any group around this one holds too.
             limits += [_read_limit(one / name) for one in (group, *group.parents) if one.is_relative_to(top)]
-    return min((limit for limit in limits if limit is not None and limit < _NO_LIMIT_BYTES), default=None)
+    return min((limit // processes for limit in limits if limit is not None and limit < _NO_LIMIT_BYTES), default=None)
 
 
 def _read_limit(file: Path) -> int | None:

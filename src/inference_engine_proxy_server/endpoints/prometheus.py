@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from fastapi import APIRouter, Response
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 
 from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.health_tracker import Health
 from inference_engine_proxy_server.metrics import RequestMetrics
+from inference_engine_proxy_server.siblings import Answers, Siblings
 
-__all__ = ["prometheus_router"]
+__all__ = ["MetricsPage", "prometheus_router"]
+
+_METRICS = "metrics"
+_FAMILY = b"# HELP "
 
 _GAUGES: tuple[tuple[str, str, Callable[[Backend], float | None]], ...] = (
     ("backend_live", "1 if the backend works, busy or not.", lambda backend: backend.is_live),
@@ -70,16 +75,74 @@ class _FleetCollector:
         return family
 
 
-def prometheus_router(pool: BackendPool, metrics: RequestMetrics) -> APIRouter:
-    """``GET /metrics`` over ``pool`` and ``metrics``."""
-    registry = CollectorRegistry()
-    registry.register(_FleetCollector(pool))
-    registry.register(metrics)
-    ProcessCollector(registry=registry)
+class MetricsPage:
+    """The page for Prometheus: of this process, or of all workers with a label ``worker``.
+
+    Args:
+        pool, metrics: what is shown.
+        siblings: the other workers; none: there is no label either.
+    """
+
+    def __init__(self, pool: BackendPool, metrics: RequestMetrics, siblings: Siblings) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_FleetCollector(pool))
+        self._registry.register(metrics)
+        ProcessCollector(registry=self._registry)
+        self._siblings = siblings
+
+    @property
+    def answers(self) -> Answers:
+        """What this worker says when it is a sibling."""
+        return {_METRICS: self._own}
+
+    async def text(self) -> bytes:
+        """The whole page."""
+        if not self._siblings.others:
+            return generate_latest(self._registry)
+        told = await self._siblings.ask(_METRICS)
+        up = GaugeMetricFamily("inference_proxy_worker_up", "1 if the worker told its metrics.", labels=["worker"])
+        for number, page in sorted({**told, self._siblings.number: b""}.items()):
+            up.add_metric([str(number)], float(page is not None))
+        pages = [self._own(), *(page for page in told.values() if page is not None), generate_latest(_Just((up,)))]
+        return _merged(pages)
+
+    def _own(self) -> bytes:
+        return generate_latest(_Just(_labelled(self._registry.collect(), worker=str(self._siblings.number))))
+
+
+class _Just(Collector):
+    """Families that are at hand."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _labelled(families: Iterable[Metric], **labels: str) -> Iterator[Metric]:
+    for family in families:
+        family.samples = [sample._replace(labels={**sample.labels, **labels}) for sample in family.samples]
+        yield family
+
+
+def _merged(pages: Iterable[bytes]) -> bytes:
+    """One page that has every family once, with the samples of all ``pages``."""
+    families: dict[bytes, list[bytes]] = {}
+    for page in pages:
+        for block in page.split(_FAMILY)[1:]:
+            # A family is its two lines of explanation, and its samples.
+            head, kind, samples = block.split(b"\n", 2)
+            families.setdefault(head, [kind + b"\n"]).append(samples)
+    return b"".join(_FAMILY + head + b"\n" + b"".join(parts) for head, parts in families.items())
+
+
+def prometheus_router(page: MetricsPage) -> APIRouter:
+    """``GET /metrics``, which gives ``page``."""
     router = APIRouter(tags=["metrics"])
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def expose() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(await page.text(), media_type=CONTENT_TYPE_LATEST)
 
     return router

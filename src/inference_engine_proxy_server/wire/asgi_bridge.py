@@ -48,7 +48,10 @@ class AsgiBridge:
                 if not message.get("more_body"):
                     exchange.end()
 
-        await self._app(_scope(exchange), receive, send)
+        async def call() -> None:
+            await self._app(_scope(exchange), receive, send)
+
+        await asyncio.get_running_loop().create_task(call())  # frameworks ask which task runs them
 
 
 def _scope(exchange: Exchange) -> _Message:

@@ -17,6 +17,7 @@ from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.framing import SMALL_CHUNKS, ChunkedBody, InvalidChunk
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.late_reply import LateReply
+from inference_engine_proxy_server.wire.light_task import Completion
 from inference_engine_proxy_server.wire.reply_head import ReplyHead, parse_reply_head
 from inference_engine_proxy_server.wire.reply_sink import HeldReply, ReplySink
 
@@ -27,7 +28,7 @@ _HEAD_FIELDS = 200
 _INTERIM_REPLIES = 10  # 1xx replies before the final one
 _BODILESS = frozenset({204, 304})
 _LOOK_SECONDS = 0.5  # between two looks whether a reply goes on; noting the time at each chunk would cost more
-
+_FRESH_SECONDS = 0.1  # in which a backend hardly ever closes a connection that it has just agreed to keep
 
 _NO_STATUSES: frozenset[int] = frozenset()
 
@@ -53,8 +54,8 @@ class BackendConnection(asyncio.Protocol):
     __slots__ = (
         "_body", "_clock", "_deadlines", "_first_byte_seconds", "_head", "_held_rest", "_held_statuses", "_interim",
         "_look_seconds", "_memory", "_missing", "_noted_bytes", "_pause_seconds", "_poll", "_quiet_since", "_received",
-        "_reply_to_head", "_result", "_served", "_sink", "_transport", "_write_through", "deadline", "is_reusable",
-        "keep_alive_seconds", "last_byte_at", "sent_at", "waits_since",
+        "_reply_to_head", "_rests_since", "_result", "_served", "_sink", "_transport", "_write_through", "deadline",
+        "is_reusable", "keep_alive_seconds", "last_byte_at", "sent_at", "waits_since",
     )  # fmt: skip
 
     def __init__(
@@ -78,17 +79,16 @@ class BackendConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._poll = select.poll()
         self._sink: ReplySink | None = None
-        self._result: asyncio.Future[HeldReply | None] | None = None
+        self._result: Completion[HeldReply | None] | None = None
         self._held_statuses = _NO_STATUSES
-        self._held_rest: bytes | None = (
-            None  # what came with the header section of a held reply; ``None``: none is held
-        )
+        self._held_rest: bytes | None = None  # what came with the header section of a held reply; None: none is held
         self._reply_to_head = False  # the request was a HEAD, so its reply has no body
         self._received = b""  # the beginning of a header section
         self._head: ReplyHead | None = None
         self._body: ChunkedBody | None = None
         self._write_through: Callable[[bytes], None] | None = None  # where the next whole chunk may go at once
         self._noted_bytes = 0  # of the reply, when last looked at
+        self._rests_since = 0.0
         self._quiet_since = 0.0  # since when it could have sent more and did not
         self._look_seconds = min(_LOOK_SECONDS, pause_seconds / 4)
         self._missing = -1  # bytes of a body of known length still to come; -1: it ends with the connection
@@ -119,7 +119,7 @@ class BackendConnection(asyncio.Protocol):
         *,
         is_head: bool,
         held_statuses: frozenset[int] = _NO_STATUSES,
-    ) -> asyncio.Future[HeldReply | None]:
+    ) -> Completion[HeldReply | None]:
         """Send a whole request; its reply goes to ``sink``.
 
         Args:
@@ -139,17 +139,18 @@ class BackendConnection(asyncio.Protocol):
         self.is_reusable = False
         self._head = self._body = None
         self._interim = 0
-        self._result = asyncio.get_running_loop().create_future()
+        self._result = Completion()
         self.sent_at = self.waits_since = now = self._clock()
         self.deadline = now + self._first_byte_seconds
         self._transport.writelines(blocks)
         return self._result
 
-    def accept(self) -> asyncio.Future[HeldReply | None]:
+    def accept(self) -> Completion[HeldReply | None]:
         """Let the held reply go to its sink. Returns what :meth:`request` does."""
         sink, head, rest = cast(ReplySink, self._sink), cast(ReplyHead, self._head), self._held_rest or b""
         self._held_rest = None
-        self._result = result = asyncio.get_running_loop().create_future()
+        result: Completion[HeldReply | None] = Completion()
+        self._result = result
         self._transport.resume_reading()
         try:
             self._open(sink, head, rest)
@@ -163,11 +164,15 @@ class BackendConnection(asyncio.Protocol):
 
     def is_stale(self) -> bool:
         """Whether an idle connection must not be used: the backend has closed it, or said something unasked."""
-        return self._transport.is_closing() or bool(self._poll.poll(0))
+        if self._transport.is_closing():
+            return True
+        # What has come since the event loop last looked, it does not know; of so short a time that is not worth a call.
+        return self._clock() - self._rests_since > _FRESH_SECONDS and bool(self._poll.poll(0))
 
     def rest(self, seconds: float) -> None:
         """Stay open without a request, for so long at most."""
-        self.deadline = self._clock() + seconds
+        self._rests_since = now = self._clock()
+        self.deadline = now + seconds
 
     def abort(self) -> None:
         """Close at once, telling nobody; the backend sees its client leave."""
@@ -304,6 +309,7 @@ class BackendConnection(asyncio.Protocol):
 
     def _begin(self, sink: ReplySink, head: ReplyHead, rest: bytes) -> None:
         self._head = head
+        self._missing = -1 if head.content_length is None else head.content_length
         if head.status in self._held_statuses:
             self._hold(head, rest)
         else:
@@ -318,15 +324,15 @@ class BackendConnection(asyncio.Protocol):
             result.set_result(HeldReply(head.status, head.passed_on))
 
     def _open(self, sink: ReplySink, head: ReplyHead, rest: bytes) -> None:
-        sink.begin(head.status, head.reason, head.passed_on, head.content_length)
+        missing = self._missing
+        sink.begin(head.status, head.reason, head.passed_on, None if missing < 0 else missing)
         self._note_progress(sink, self._clock())
         if self._reply_to_head or head.status in _BODILESS:
             self._complete(sink, excess=rest)
             return
-        self._missing = -1 if head.content_length is None else head.content_length
         if head.chunked:
             self._body = ChunkedBody()
-        elif not self._missing:
+        elif not missing:
             self._complete(sink, excess=rest)
             return
         if rest:

@@ -127,17 +127,13 @@ class BackendConnections:
             BackendUnreachable: refused, no such name, or not within the deadline.
             CapacityError: this machine has no file descriptor or port left; no backend is to blame.
         """
+        connecting = asyncio.get_running_loop().create_task(self._connect())  # it is timed, which needs a task
         try:
-            async with asyncio.timeout(self._limits.connect_seconds):
-                connection = await self._connect_to_any(await self._resolve())
-        except (OSError, UnicodeError) as error:  # UnicodeError: what cannot be a host name at all
-            if isinstance(error, OSError) and error.errno in _OUR_OWN_SHORTAGES:
-                raise CapacityError(
-                    "The proxy has no connection left to give.", code="overloaded", retry_after_seconds=1
-                ) from error
-            self._addresses_until = 0.0
-            timed_out = isinstance(error, TimeoutError)
-            raise BackendUnreachable("The backend cannot be reached.", timed_out=timed_out) from error
+            connection = await connecting
+        except asyncio.CancelledError:
+            if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
+                connecting.result().abort()  # it came in the very moment in which its client left
+            raise
         self._in_use.add(connection)
         return connection
 
@@ -209,6 +205,20 @@ class BackendConnections:
                 self._addresses = list(dict.fromkeys(str(address[4][0]) for address in found))
             self._addresses_until = self._deadlines.clock() + _ADDRESS_SECONDS
         return self._addresses
+
+    async def _connect(self) -> BackendConnection:
+        try:
+            async with asyncio.timeout(self._limits.connect_seconds):
+                connection = await self._connect_to_any(await self._resolve())
+        except (OSError, UnicodeError) as error:  # UnicodeError: what cannot be a host name at all
+            if isinstance(error, OSError) and error.errno in _OUR_OWN_SHORTAGES:
+                raise CapacityError(
+                    "The proxy has no connection left to give.", code="overloaded", retry_after_seconds=1
+                ) from error
+            self._addresses_until = 0.0
+            timed_out = isinstance(error, TimeoutError)
+            raise BackendUnreachable("The backend cannot be reached.", timed_out=timed_out) from error
+        return connection
 
     async def _connect_to_any(self, addresses: list[str]) -> BackendConnection:
         """A connection to the first address that answers; it is tried first from then on."""

@@ -10,12 +10,14 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from inference_engine_proxy_server.errors import BackendTimeout, CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.wire.client_context import ClientContext
 from inference_engine_proxy_server.wire.deadlines import NEVER
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.wire.light_task import LightTask
 from inference_engine_proxy_server.wire.reading_pace import ReadingPace
 from inference_engine_proxy_server.wire.request_head import RequestHead
 from inference_engine_proxy_server.wire.request_reader import RequestReader, unreadable_head
@@ -45,9 +47,7 @@ class ClientConnection(asyncio.Protocol):
 
     write: Callable[[bytes], None]
 
-    def __init__(
-        self, context: ClientContext, connections: set[ClientConnection], tasks: set[asyncio.Task[None]]
-    ) -> None:
+    def __init__(self, context: ClientContext, connections: set[ClientConnection], tasks: set[LightTask]) -> None:
         self._context = context
         self._limits = context.limits
         self._load = context.load
@@ -61,7 +61,7 @@ class ClientConnection(asyncio.Protocol):
         self._client = ""  # the peer's address and port
         self._ahead = b""  # what the client sent before it had the reply to what came before that
         self._exchange: Exchange | None = None
-        self._task: asyncio.Task[None] | None = None  # serves the exchange, which counts as a request while it does
+        self._task: LightTask | None = None  # serves the exchange, which counts as a request while it does
         self._refused = False  # what still comes is dropped
         self._draining = False  # no request after this one
 
@@ -104,11 +104,14 @@ class ClientConnection(asyncio.Protocol):
         """Take what the client sent: a part of its next request, or something sent ahead."""
         if self._refused:
             return
-        if self._exchange is not None or self._pace.is_behind:
+        if self._exchange is not None or self._ahead or self._pace.is_behind:
             self._ahead += data
             if len(self._ahead) > self._limits.head.total_bytes:
                 self._transport.pause_reading()
-            return
+        else:
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
         try:
             request = self._reader.feed(data)
         except (ClientError, CapacityError) as error:
@@ -133,26 +136,28 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = exchange.started_at + self._limits.request_seconds
         if self._draining or self._load.ends_connections:
             exchange.keep_alive = False
-        self._load.requests += 1
-        self._task = task = asyncio.get_running_loop().create_task(self._serve(exchange))
-        self._tasks.add(task)
-
-    async def _serve(self, exchange: Exchange) -> None:
         try:
-            await self._context.handle(exchange)
+            answering = self._context.handle(exchange)
         except ProxyError as error:
             exchange.fail(error)
-        except asyncio.CancelledError:
-            exchange.fail(self._reason_to_cancel(exchange))
-            raise
-        except Exception:
-            logger.exception("request %s: unexpected error", exchange.request_id)
-            exchange.fail(ProxyError("Something went wrong inside the proxy."))
-        else:
+            return
+        self._load.requests += 1
+        self._task = task = LightTask(answering, partial(self._served, exchange))
+        self._tasks.add(task)
+        task.start()
+
+    def _served(self, exchange: Exchange, task: LightTask, error: BaseException | None) -> None:
+        self._tasks.discard(task)
+        if error is None:
             if not exchange.done:
                 exchange.fail(ProxyError("The proxy ended its reply too early."))
-        finally:
-            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+        elif isinstance(error, ProxyError):
+            exchange.fail(error)
+        elif isinstance(error, asyncio.CancelledError):
+            exchange.fail(self._reason_to_cancel(exchange))
+        else:
+            logger.error("request %s: unexpected error", exchange.request_id, exc_info=error)
+            exchange.fail(ProxyError("Something went wrong inside the proxy."))
 
     def _reason_to_cancel(self, exchange: Exchange) -> ProxyError:
         if self.clock() >= exchange.started_at + self._limits.request_seconds:
@@ -227,8 +232,13 @@ class ClientConnection(asyncio.Protocol):
             return
         self.deadline = self.clock() + self._limits.keep_alive_seconds
         if self._ahead:
+            # Not at once: a request may be answered before this returns, and so would be all that are sent ahead of it.
+            asyncio.get_running_loop().call_soon(self._read_ahead)
+
+    def _read_ahead(self) -> None:
+        if self._ahead and self._exchange is None and not (self._pace.is_behind or self._transport.is_closing()):
             received, self._ahead = self._ahead, b""
-            self.data_received(received)
+            self._read(received)
             if len(self._ahead) <= self._limits.head.total_bytes:  # else each request would let in a read more
                 self._transport.resume_reading()
 

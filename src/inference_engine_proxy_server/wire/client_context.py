@@ -54,7 +54,8 @@ class ClientContext:
             ``CapacityError``, unless it is one that must be served all the same.
         admit: looks at each header section before the body is read, and raises a ``ClientError`` if it is not to be
             read; what it gives becomes the head's ``access``.
-        handle: answers one exchange; cancelled when the client leaves.
+        handle: answers one exchange, run by a :class:`~.light_task.LightTask`; cancelled when the client leaves. May
+            raise a ``ProxyError`` itself.
         observe: told of each exchange once, when it is over, however it ended.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 __all__ = ["HeadMemory"]
 
@@ -15,8 +15,7 @@ _MOST_DIGITS = 18  # as the parser allows
 class Head(Protocol):
     """What was read of a header section."""
 
-    def with_length(self, content_length: int) -> Self:
-        """The same for a section that has this ``Content-Length`` instead."""
+    content_length: int | None
 
 
 H = TypeVar("H", bound=Head)
@@ -37,7 +36,10 @@ class HeadMemory(Generic[H]):
         self._head: H | None = None
 
     def recall(self, section: bytes) -> H | None:
-        """What ``section`` says, if it is the last one again; else ``None``."""
+        """What ``section`` says, if it is the last one again; else ``None``.
+
+        It is the same object each time, so its length is this section's until the next one comes.
+        """
         head, after = self._head, self._after
         if head is None or not section.startswith(self._before):
             return None
@@ -46,7 +48,8 @@ class HeadMemory(Generic[H]):
         digits = section[len(self._before) : len(section) - len(after)]
         if not digits.isdigit() or digits[0] == 48 or len(digits) > _MOST_DIGITS or not section.endswith(after):
             return None  # a length of 0, too: it may be written in one way only, which the parser knows
-        return head.with_length(int(digits))
+        head.content_length = int(digits)
+        return head
 
     def remember(self, section: bytes, head: H) -> None:
         """Keep what the parser has read of a valid ``section``."""

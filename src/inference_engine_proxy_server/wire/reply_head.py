@@ -37,18 +37,6 @@ class ReplyHead:
     chunked: bool
     passed_on: bytes
 
-    def with_length(self, content_length: int) -> ReplyHead:
-        """The same with another length."""
-        other = ReplyHead()
-        other.status = self.status
-        other.reason = self.reason
-        other.keep_alive = self.keep_alive
-        other.keep_alive_seconds = self.keep_alive_seconds
-        other.content_length = content_length
-        other.chunked = False
-        other.passed_on = self.passed_on
-        return other
-
 
 def parse_reply_head(section: bytes) -> ReplyHead:
     """Read a reply's header section: from the status line to the last field's CRLF.

@@ -93,28 +93,6 @@ class RequestHead:
     sender: str
     access: Any
 
-    def with_length(self, content_length: int) -> RequestHead:
-        """The same with another length."""
-        other = RequestHead()
-        other.method = self.method
-        other.target = self.target
-        other.path = self.path
-        other.host = self.host
-        other.minor_version = self.minor_version
-        other.keep_alive = self.keep_alive
-        other.content_length = content_length
-        other.chunked = False
-        other.expects_continue = self.expects_continue
-        other.request_id = self.request_id
-        other.authorization = self.authorization
-        other.api_key = self.api_key
-        other.credentials = self.credentials
-        other.way = self.way
-        other.passed_on = self.passed_on
-        other.sender = self.sender
-        other.access = self.access
-        return other
-
     @property
     def is_preflight(self) -> bool:
         """Whether a browser asks if its page may send a request (Fetch standard, "CORS-preflight request")."""

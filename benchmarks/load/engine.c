@@ -1,10 +1,11 @@
 /* An engine that costs almost nothing, so that a proxy's own cost shows: one thread, epoll, HTTP/1.1 with keep-alive.
  *
- *     engine PERIOD_US PORT...
+ *     engine PERIOD_US MODELS PORT...
  *
- * It passes for a vLLM server with one model, "m". A POST gets a completion at once, or, where its body says
- * "stream":true, max_tokens events: one every PERIOD_US, each in a chunk and a write of its own, with the time it was
- * born in it (CLOCK_MONOTONIC, ns, between two @). It trusts its input: it is for proxies that are measured, not tested. */
+ * It passes, on each port, for a vLLM server with the models "m", "m-1" to "m-<MODELS - 1>". A POST gets a completion at
+ * once, or, where its body says "stream":true, max_tokens events: the first at once, then one every PERIOD_US, each in a
+ * chunk and a write of its own, with the time it was born in it (CLOCK_MONOTONIC, ns, between two @). GET /streams tells
+ * how many streams are running. It trusts its input: it is for proxies that are measured, not tested. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -33,6 +34,8 @@ typedef struct connection {
 
 static int loop;
 static uint64_t period;
+static char *models; /* the reply to GET /v1/models */
+static int streams;  /* that are running */
 static connection *first_due, *last_due; /* all streams have one period, so who is served goes to the end */
 
 static uint64_t now(void) {
@@ -45,6 +48,7 @@ static void leave_line(connection *c) {
     *(c->previous ? &c->previous->next : &first_due) = c->next;
     *(c->next ? &c->next->previous : &last_due) = c->previous;
     c->previous = c->next = NULL;
+    streams--;
 }
 
 static void join_line(connection *c) {
@@ -52,6 +56,7 @@ static void join_line(connection *c) {
     c->next = NULL;
     *(last_due ? &last_due->next : &first_due) = c;
     last_due = c;
+    streams++;
 }
 
 static void drop(connection *c) {
@@ -79,11 +84,13 @@ static int put(connection *c, const char *text, size_t length) {
     return 1;
 }
 
-static int put_reply(connection *c, const char *type, const char *body) {
-    char reply[2048];
+#define OK "200 OK"
+
+static int put_reply(connection *c, const char *status, const char *type, const char *body) {
+    static char reply[OUT_BYTES];
     int length = snprintf(reply, sizeof reply,
-                          "HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 06:00:00 GMT\r\nserver: uvicorn\r\n"
-                          "content-length: %zu\r\ncontent-type: %s\r\n\r\n%s", strlen(body), type, body);
+                          "HTTP/1.1 %s\r\ndate: Sun, 22 Nov 2026 06:00:00 GMT\r\nserver: uvicorn\r\n"
+                          "content-length: %zu\r\ncontent-type: %s\r\n\r\n%s", status, strlen(body), type, body);
     return put(c, reply, length);
 }
 
@@ -98,31 +105,50 @@ static int put_event(connection *c) {
     return put(c, chunk, length);
 }
 
-static int answer(connection *c, const char *target, const char *body) {
-    if (strncmp(c->in, "POST", 4)) {
-        if (!strncmp(target, "/v1/models", 10))
-            return put_reply(c, "application/json",
-                             "{\"object\":\"list\",\"data\":[{\"id\":\"m\",\"object\":\"model\",\"owned_by\":\"vllm\"}]}");
-        if (!strncmp(target, "/metrics", 8))
-            return put_reply(c, "text/plain", "vllm:num_requests_running{model_name=\"m\"} 0\n"
-                                              "vllm:num_requests_waiting{model_name=\"m\"} 0\n");
-        return put_reply(c, "application/json", "{}");
-    }
-    if (!strstr(body, "\"stream\":true"))
-        return put_reply(c, "application/json",
+/* To a connection that does not stand in line; the next event is due one period after this one was. */
+static int send_event(connection *c) {
+    c->due += period;
+    int is_alive = put_event(c);
+    if (c->events_left) join_line(c);
+    return is_alive;
+}
+
+static int answer_get(connection *c, const char *target) {
+    if (!strncmp(target, "/v1/models", 10)) return put_reply(c, OK, "application/json", models);
+    if (!strncmp(target, "/metrics", 8))
+        return put_reply(c, OK, "text/plain", "vllm:num_requests_running{model_name=\"m\"} 0\n"
+                                          "vllm:num_requests_waiting{model_name=\"m\"} 0\n");
+    if (!strncmp(target, "/health", 7)) return put_reply(c, OK, "application/json", "");
+    if (strncmp(target, "/streams", 8)) /* as a server does that is not in development mode */
+        return put_reply(c, "404 Not Found", "application/json", "{\"detail\":\"Not Found\"}");
+    char count[16];
+    snprintf(count, sizeof count, "%d", streams);
+    return put_reply(c, OK, "application/json", count);
+}
+
+/* The value of a member, behind any blanks; NULL where the body has none of this name. */
+static const char *value_of(const char *body, const char *name) {
+    const char *at = strstr(body, name);
+    return at ? at + strlen(name) + strspn(at + strlen(name), " ") : NULL;
+}
+
+static int answer_post(connection *c, const char *body) {
+    const char *stream = value_of(body, "\"stream\":");
+    if (!stream || *stream != 't')
+        return put_reply(c, OK, "application/json",
                          "{\"id\":\"chatcmpl-8f14e45fceea167a\",\"object\":\"chat.completion\",\"created\":1790000000,\"model\":\"m\","
                          "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"Between two mountains the "
                          "river had cut a valley so narrow that the sun reached its floor for one hour a day, and the people "
                          "who lived there had learned to do in that hour everything that needed light, and to talk in the "
                          "others.\"},\"logprobs\":null,\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":211,"
                          "\"completion_tokens\":54,\"total_tokens\":265,\"prompt_tokens_details\":null}}");
-    const char *wanted = strstr(body, "\"max_tokens\":");
-    c->events_left = wanted ? atol(wanted + 13) : 100;
-    c->due = now() + period;
-    join_line(c);
     static const char head[] = "HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 06:00:00 GMT\r\nserver: uvicorn\r\n"
                                "content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
-    return put(c, head, sizeof head - 1);
+    if (!put(c, head, sizeof head - 1)) return 0;
+    const char *wanted = value_of(body, "\"max_tokens\":");
+    c->events_left = wanted ? atol(wanted) : 100;
+    c->due = now();
+    return send_event(c);
 }
 
 /* Answers the request in the buffer, once it is whole. */
@@ -133,7 +159,7 @@ static int serve(connection *c) {
     const char *field = strcasestr(c->in, "\r\ncontent-length:");
     size_t body_length = field && field < end ? strtoul(field + 17, NULL, 10) : 0;
     if ((size_t)(c->in + c->in_length - end - 4) < body_length) return 1;
-    int is_alive = answer(c, strchr(c->in, ' ') + 1, end + 4);
+    int is_alive = strncmp(c->in, "POST", 4) ? answer_get(c, strchr(c->in, ' ') + 1) : answer_post(c, end + 4);
     c->in_length = 0; /* nobody pipelines here */
     return is_alive;
 }
@@ -174,22 +200,29 @@ static void send_what_is_due(void) {
     while (first_due && first_due->due <= moment) {
         connection *c = first_due;
         leave_line(c);
-        c->due += period;
-        int is_alive = put_event(c);
-        if (c->events_left) join_line(c);
-        if (!is_alive) drop(c);
+        if (!send_event(c)) drop(c);
     }
 }
 
+static void name_models(int count) {
+    size_t length = 0;
+    models = malloc(64 * (count + 1));
+    length += sprintf(models, "{\"object\":\"list\",\"data\":[{\"id\":\"m\",\"object\":\"model\",\"owned_by\":\"vllm\"}");
+    for (int number = 1; number < count; number++)
+        length += sprintf(models + length, ",{\"id\":\"m-%d\",\"object\":\"model\",\"owned_by\":\"vllm\"}", number);
+    strcpy(models + length, "]}");
+}
+
 int main(int count, char **arguments) {
-    if (count < 3) {
-        fprintf(stderr, "usage: engine PERIOD_US PORT...\n");
+    if (count < 4) {
+        fprintf(stderr, "usage: engine PERIOD_US MODELS PORT...\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
     loop = epoll_create1(0);
     period = strtoull(arguments[1], NULL, 10) * 1000;
-    for (int i = 2; i < count; i++) listen_on(atoi(arguments[i]));
+    name_models(atoi(arguments[2]));
+    for (int i = 3; i < count; i++) listen_on(atoi(arguments[i]));
     for (;;) {
         uint64_t moment = now(), wait = first_due && first_due->due > moment ? first_due->due - moment : 0;
         struct timespec timeout = {wait / 1000000000, wait % 1000000000};

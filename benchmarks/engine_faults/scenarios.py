@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from fault_capture import Arrivals, capture
-from fault_clients import Burst, Stream, read_stream
-from fault_fleet import Fleet
-from fault_load import FaultedLoad, Outcome, kinds, share
+from engine_faults.capture import Arrivals, capture
+from engine_faults.clients import Burst, Stream, read_stream
+from engine_faults.fleet import Fleet
+from engine_faults.load import FaultedLoad, Outcome, kinds, share
 
 __all__ = ["SCENARIOS", "Scenario"]
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
+from proxies.proxy import free_ports
+
 __all__ = ["Fleet", "fleet"]
 
-_PROGRAM = Path(__file__).with_name("fault_engine.py")
+_PROGRAM = Path(__file__).with_name("engine.py")
 _LONGEST_LINE = 2**24  # bytes: a state has the time of every request
 
 
@@ -23,7 +23,7 @@ class Fleet:
     """Engines by number, on ports that stay theirs through a restart."""
 
     def __init__(self, size: int) -> None:
-        self.ports = _ports(size)
+        self.ports = free_ports(size)
         self._processes: dict[int, asyncio.subprocess.Process] = {}
 
     async def start(self, number: int) -> None:
@@ -84,14 +84,3 @@ async def fleet(size: int) -> AsyncIterator[Fleet]:
         yield engines
     finally:
         await engines.stop()
-
-
-def _ports(count: int) -> tuple[int, ...]:
-    """Below the range from which the kernel takes the local ports of connections: none can take a dead engine's."""
-    ports: list[int] = []
-    for port in random.sample(range(20_000, 32_000), 100):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports.append(port)
-        if len(ports) == count:
-            return tuple(ports)
-    raise RuntimeError("no free ports between 20000 and 32000")

@@ -1,16 +1,18 @@
 /* Loads a proxy and tells what that cost it: one thread, epoll, HTTP/1.1 with keep-alive.
  *
- *     client PORT CONNECTIONS BODY_BYTES TOKENS WARM_UP_SECONDS SECONDS [PID...]
+ *     client PORT CONNECTIONS BODY_BYTES TOKENS MODELS WARM_UP_SECONDS SECONDS [PID...]
  *
- * TOKENS 0: every connection sends its next request once its reply is complete. TOKENS above 0: every connection opens
- * one stream, evenly spread over half of the warm-up, and reads it. After the warm-up it measures for SECONDS and prints
- * one JSON object; CPU time is that of the threads of all PIDs, latencies are in microseconds. What the engine wrote
- * between two @ is an event's time of birth. */
+ * Every connection sends its next request once its reply is complete. TOKENS 0: plain requests, all connections at once.
+ * TOKENS above 0: streams of so many events; the connections open evenly spread over half of the warm-up. The requests
+ * are for each of MODELS models in turn, with the names that engine.c gives them. After the warm-up it measures for
+ * SECONDS and prints one JSON object: CPU time is that of the threads of each PID, memory that of all of them; "p50_us"
+ * is of a plain request's time, or of an event's time since its birth, which the engine wrote into it between two @;
+ * "first_p50_us" is of the time from a request to its first event. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <dirent.h>
 #include <errno.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -21,30 +23,33 @@
 #include <time.h>
 #include <unistd.h>
 
-#define BUCKETS 4096
+#include "measures.h"
 
 typedef struct {
-    long counts[BUCKETS], total;
-} histogram; /* 64 buckets for each power of two of tenths of a microsecond: 1.6 % wide at most */
+    size_t length;
+    char *text;
+} request;
 
 typedef struct {
     int fd;
+    const request *asked;
     size_t to_send;
     uint64_t began;
     char head[4096];
     size_t head_length;
-    long body_left; /* -1: the head is not complete; of a stream nothing but the head is followed */
+    long body_left; /* -1: the head is not complete; of a stream it is always 0 then */
     uint64_t birth; /* the digits of a time that have been read so far */
-    int in_birth;
+    int in_birth, has_event;
+    char tail[5]; /* what was read last: of a stream's end nothing else is known */
 } connection;
 
 static int loop, is_streaming;
 static long failed, completed, events, reads;
 static struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {0}};
-static char *request;
-static size_t request_length;
+static request *requests;
+static int models, next_model;
 static uint64_t from = UINT64_MAX, until = UINT64_MAX; /* what is measured */
-static histogram latencies;
+static histogram latencies, firsts;
 
 static uint64_t now(void) {
     struct timespec time;
@@ -52,60 +57,10 @@ static uint64_t now(void) {
     return time.tv_sec * 1000000000ull + time.tv_nsec;
 }
 
-static void count(uint64_t nanoseconds) {
-    uint64_t value = nanoseconds / 100;
-    int power = value < 64 ? 0 : 63 - __builtin_clzll(value) - 5;
-    int bucket = power ? power * 64 + ((value >> (power - 1)) & 63) : value;
-    latencies.counts[bucket < BUCKETS ? bucket : BUCKETS - 1]++;
-    latencies.total++;
-}
+static int is_measured(uint64_t moment) { return moment >= from && moment < until; }
 
-static double quantile(double share) {
-    long rest = share * latencies.total;
-    for (int bucket = 0; bucket < BUCKETS; bucket++)
-        if ((rest -= latencies.counts[bucket]) < 0) {
-            int power = bucket / 64;
-            return (power ? (64ull + bucket % 64) << (power - 1) : (uint64_t)bucket) / 10.0;
-        }
-    return 0;
-}
-
-/* CPU time in nanoseconds. */
-static uint64_t cpu_of(int pids, char **pid) {
-    uint64_t sum = 0;
-    for (int i = 0; i < pids; i++) {
-        char path[300];
-        snprintf(path, sizeof path, "/proc/%s/task", pid[i]);
-        DIR *threads = opendir(path);
-        for (struct dirent *thread; threads && (thread = readdir(threads));) {
-            unsigned long long spent;
-            char file[600];
-            snprintf(file, sizeof file, "%s/%s/schedstat", path, thread->d_name);
-            FILE *stat = thread->d_name[0] == '.' ? NULL : fopen(file, "r");
-            if (stat && fscanf(stat, "%llu", &spent) == 1) sum += spent;
-            if (stat) fclose(stat);
-        }
-        if (threads) closedir(threads);
-    }
-    return sum;
-}
-
-static long memory_of(int pids, char **pid) {
-    long sum = 0;
-    for (int i = 0; i < pids; i++) {
-        char path[64];
-        long pages = 0;
-        snprintf(path, sizeof path, "/proc/%s/statm", pid[i]);
-        FILE *stat = fopen(path, "r");
-        if (stat && fscanf(stat, "%*d %ld", &pages) == 1) sum += pages * sysconf(_SC_PAGESIZE);
-        if (stat) fclose(stat);
-    }
-    return sum;
-}
-
-/* A request as the OpenAI library for Python sends it: 13 fields, the messages before the model's name. */
-static void make_request(int port, size_t body_bytes, long tokens) {
-    char *body = malloc(body_bytes + 4096);
+/* Messages of a conversation, the model's name behind them, blanks up to the length. */
+static size_t make_body(char *body, size_t body_bytes, long tokens, const char *model) {
     size_t length = sprintf(body, "{\"messages\":[{\"role\":\"system\",\"content\":\"You are a helpful assistant.\"}");
     for (int turn = 0; length + 200 < body_bytes; turn++) {
         size_t words = (body_bytes - length - 160) < 1400 ? (body_bytes - length - 160) / 28 : 50;
@@ -114,33 +69,48 @@ static void make_request(int port, size_t body_bytes, long tokens) {
         length += sprintf(body + length, "\"}");
         if (body_bytes - length < 400) break;
     }
-    length += sprintf(body + length, "],\"model\":\"m\",\"max_tokens\":%ld%s", tokens, tokens ? ",\"stream\":true" : "");
+    length += sprintf(body + length, "],\"model\":\"%s\",\"max_tokens\":%ld%s", model, tokens ? tokens : 100,
+                      tokens ? ",\"stream\":true" : "");
     while (length + 1 < body_bytes) body[length++] = ' ';
     body[length++] = '}';
-    request = malloc(length + 1024);
-    request_length = sprintf(request, "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept-Encoding: gzip, deflate\r\n"
+    return length;
+}
+
+/* As the OpenAI library for Python sends it: 13 fields. */
+static request make_request(int port, size_t body_bytes, long tokens, int number) {
+    char model[32], *body = malloc(body_bytes + 4096);
+    snprintf(model, sizeof model, number ? "m-%d" : "m", number);
+    size_t length = make_body(body, body_bytes, tokens, model);
+    request made = {.text = malloc(length + 1024)};
+    made.length = sprintf(made.text, "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept-Encoding: gzip, deflate\r\n"
         "Connection: keep-alive\r\nAccept: application/json\r\nContent-Type: application/json\r\nUser-Agent: OpenAI/Python 3.0.0\r\n"
         "X-Stainless-Lang: python\r\nX-Stainless-Package-Version: 3.0.0\r\nX-Stainless-OS: Linux\r\nX-Stainless-Arch: x64\r\n"
         "X-Stainless-Runtime: CPython\r\nAuthorization: Bearer sk-0123456789\r\nContent-Length: %zu\r\n\r\n", port, length);
-    memcpy(request + request_length, body, length);
-    request_length += length;
+    memcpy(made.text + made.length, body, length);
+    made.length += length;
     free(body);
+    return made;
+}
+
+static void send_some(connection *c) {
+    ssize_t sent = send(c->fd, c->asked->text + c->asked->length - c->to_send, c->to_send, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent > 0) c->to_send -= sent;
 }
 
 static void send_rest(connection *c) {
-    ssize_t sent = send(c->fd, request + request_length - c->to_send, c->to_send, MSG_NOSIGNAL);
-    if (sent > 0) c->to_send -= sent;
+    send_some(c);
     struct epoll_event wanted = {EPOLLIN | (c->to_send ? EPOLLOUT : 0), {.ptr = c}};
     epoll_ctl(loop, EPOLL_CTL_MOD, c->fd, &wanted);
 }
 
 static void begin(connection *c) {
     c->began = now();
-    c->to_send = request_length;
-    c->head_length = c->in_birth = 0;
+    c->asked = &requests[next_model++ % models];
+    c->to_send = c->asked->length;
+    c->head_length = c->in_birth = c->has_event = 0;
     c->body_left = -1;
-    ssize_t sent = send(c->fd, request, request_length, MSG_NOSIGNAL);
-    if (sent > 0) c->to_send -= sent;
+    memset(c->tail, 0, sizeof c->tail);
+    send_some(c);
     if (c->to_send) send_rest(c);
 }
 
@@ -167,6 +137,14 @@ static void fail(connection *c) {
     open_connection(c);
 }
 
+static void take_event(connection *c, uint64_t moment) {
+    if (!c->has_event && is_measured(moment)) count(&firsts, moment - c->began);
+    c->has_event = 1;
+    if (!is_measured(moment)) return;
+    events++;
+    count(&latencies, moment - c->birth);
+}
+
 static void read_events(connection *c, const char *bytes, size_t length, uint64_t moment) {
     for (const char *at = bytes, *end = bytes + length; at < end; at++) {
         if (c->in_birth && *at != '@') {
@@ -174,13 +152,23 @@ static void read_events(connection *c, const char *bytes, size_t length, uint64_
             continue;
         }
         if (!c->in_birth && !(at = memchr(at, '@', end - at))) return;
-        if (c->in_birth && moment >= from && moment < until) {
-            events++;
-            count(moment - c->birth);
-        }
+        if (c->in_birth) take_event(c, moment);
         c->in_birth = !c->in_birth;
         c->birth = 0;
     }
+}
+
+/* Tells whether the last chunk has come: a line with a zero, and an empty one, which no event has in it. */
+static int ends_stream(connection *c, const char *bytes, size_t length) {
+    size_t fresh = length < sizeof c->tail ? length : sizeof c->tail;
+    memmove(c->tail, c->tail + fresh, sizeof c->tail - fresh);
+    memcpy(c->tail + sizeof c->tail - fresh, bytes + length - fresh, fresh);
+    return !memcmp(c->tail, "0\r\n\r\n", sizeof c->tail);
+}
+
+static void finish(connection *c, uint64_t moment) {
+    if (is_measured(moment)) completed++;
+    begin(c);
 }
 
 /* Takes what belongs to the head, which ends in `head` with a zero; returns how many bytes that was, or -1. */
@@ -198,21 +186,20 @@ static ssize_t read_head(connection *c, const char *bytes, size_t length) {
 
 static void receive(connection *c) {
     static char bytes[65536];
-    ssize_t length = recv(c->fd, bytes, sizeof bytes, MSG_DONTWAIT), taken = 0;
+    ssize_t length = recv(c->fd, bytes, sizeof bytes, MSG_DONTWAIT), taken = 0, bytes_left;
     if (length < 0 && errno == EAGAIN) return;
     uint64_t moment = now();
     if (length <= 0) return fail(c);
     if (c->body_left < 0 && (taken = read_head(c, bytes, length)) < 0) return fail(c);
+    bytes_left = length - taken;
     if (is_streaming) {
-        if (moment >= from && moment < until) reads++;
-        return read_events(c, bytes + taken, length - taken, moment);
+        reads += is_measured(moment);
+        read_events(c, bytes + taken, bytes_left, moment);
+        if (ends_stream(c, bytes + taken, bytes_left)) finish(c, moment);
+    } else if (c->body_left >= 0 && (c->body_left -= bytes_left) <= 0) {
+        if (is_measured(moment)) count(&latencies, moment - c->began);
+        finish(c, moment);
     }
-    if (c->body_left < 0 || (c->body_left -= length - taken) > 0) return;
-    if (moment >= from && moment < until) {
-        completed++;
-        count(moment - c->began);
-    }
-    begin(c);
 }
 
 /* Serves the connections until `moment`; opens the first `wanted` of them evenly until `opened_by`. */
@@ -229,30 +216,52 @@ static void run_until(uint64_t moment, connection *connections, int wanted, int 
     }
 }
 
+/* What the kernel has counted so far. */
+static void read_clocks(int pids, char **pid, uint64_t *cpu, int core, double *idle) {
+    *idle = idle_of(core);
+    for (int i = 0; i < pids; i++) cpu[i] = cpu_of(pid[i]);
+}
+
+static void print_report(double seconds, int opened, const connection *connections, double busy) {
+    long answered = 0;
+    for (int i = 0; i < opened; i++) answered += connections[i].has_event;
+    printf("{\"seconds\": %.3f, \"connections\": %d, \"requests\": %ld, \"events\": %ld, \"reads\": %ld, \"failed\": %ld, "
+           "\"streaming\": %ld, \"p50_us\": %.1f, \"p99_us\": %.1f, \"first_p50_us\": %.1f, \"first_p99_us\": %.1f, "
+           "\"load_core_busy\": %.3f, ", seconds, opened, completed, events, reads, failed, answered,
+           quantile(&latencies, .5), quantile(&latencies, .99), quantile(&firsts, .5), quantile(&firsts, .99), busy);
+}
+
 int main(int arguments, char **argument) {
-    if (arguments < 7) {
-        fprintf(stderr, "usage: client PORT CONNECTIONS BODY_BYTES TOKENS WARM_UP_SECONDS SECONDS [PID...]\n");
+    if (arguments < 8) {
+        fprintf(stderr, "usage: client PORT CONNECTIONS BODY_BYTES TOKENS MODELS WARM_UP_SECONDS SECONDS [PID...]\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
-    int port = atoi(argument[1]), wanted = atoi(argument[2]), opened = 0, pids = arguments - 7;
-    double warm_up = atof(argument[5]), seconds = atof(argument[6]);
+    int port = atoi(argument[1]), wanted = atoi(argument[2]), opened = 0, pids = arguments - 8, core = sched_getcpu();
+    double warm_up = atof(argument[6]), seconds = atof(argument[7]), idle_before, idle;
     is_streaming = atol(argument[4]) > 0;
-    make_request(port, atol(argument[3]), atol(argument[4]));
+    models = atoi(argument[5]);
+    requests = calloc(models, sizeof *requests);
+    for (int i = 0; i < models; i++) requests[i] = make_request(port, atol(argument[3]), atol(argument[4]), i);
     address.sin_port = htons(port);
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     loop = epoll_create1(0);
     connection *connections = calloc(wanted, sizeof *connections);
+    uint64_t before[pids + 1], after[pids + 1];
 
     uint64_t began = now(), warm = began + (uint64_t)(warm_up * 1e9);
     run_until(warm, connections, wanted, &opened, began, began + (is_streaming ? (warm - began) / 2 : 0));
-    uint64_t cpu = cpu_of(pids, argument + 7);
+    read_clocks(pids, argument + 8, before, core, &idle_before);
     from = now();
     until = from + (uint64_t)(seconds * 1e9);
     run_until(until, connections, wanted, &opened, began, began);
-    double measured = (now() - from) / 1e9;
-    cpu = cpu_of(pids, argument + 7) - cpu;
-    printf("{\"seconds\": %.3f, \"requests\": %ld, \"events\": %ld, \"reads\": %ld, \"failed\": %ld, \"cpu_us\": %.1f, "
-           "\"p50_us\": %.1f, \"p99_us\": %.1f, \"memory_bytes\": %ld}\n", measured, completed, events, reads, failed,
-           cpu / 1e3, quantile(.5), quantile(.99), memory_of(pids, argument + 7));
+    read_clocks(pids, argument + 8, after, core, &idle);
+    print_report(seconds, opened, connections, 1 - (idle - idle_before) / seconds);
+    printf("\"cpu_us\": [");
+    long memory = 0;
+    for (int i = 0; i < pids; i++) {
+        printf("%s%.1f", i ? ", " : "", (after[i] - before[i]) / 1e3);
+        memory += memory_of(argument[8 + i]);
+    }
+    printf("], \"memory_bytes\": %ld}\n", memory);
 }

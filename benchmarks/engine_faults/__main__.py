@@ -23,11 +23,11 @@ from typing import Any, cast
 
 import uvloop
 
-from fault_fleet import fleet
-from fault_load import Outcome
-from fault_scenarios import SCENARIOS
-from fault_targets import DEFAULT_TARGETS, TARGETS, Site, started
-from targets import free_port
+from engine_faults.fleet import fleet
+from engine_faults.load import Outcome
+from engine_faults.scenarios import SCENARIOS
+from engine_faults.targets import DEFAULT_TARGETS, TARGETS, started
+from proxies.proxy import Site, free_port
 
 _FULL_LOAD = 900  # requests a second: 100 clients with answers of 100 ms could make 1000
 
@@ -109,7 +109,6 @@ async def _outcome(letter: str, name: str) -> Outcome | str:
             async with fleet(scenario.engines) as engines:
                 site = Site(Path(folder), free_port(), engines.ports)
                 async with started(target, site):
-                    await asyncio.sleep(target.settle_seconds)
                     outcome = await scenario.run(site.port, engines)
     except (OSError, RuntimeError, ExceptionGroup) as error:
         print(f"   {error!r}", file=sys.stderr)

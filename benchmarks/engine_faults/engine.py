@@ -1,4 +1,4 @@
-"""An engine that passes for a vLLM server and misbehaves on order: ``fault_engine.py PORT NUMBER``.
+"""An engine that passes for a vLLM server and misbehaves on order: ``engine.py PORT NUMBER``.
 
 Each line of standard input is a JSON object with the ``Orders`` to change; the answer is one line of JSON, the state.
 The engine ends with its standard input, so none is left behind by a benchmark that was killed.

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fault_clients import Load, Result
+from engine_faults.clients import Load, Result
 
 __all__ = ["FaultedLoad", "Outcome", "kinds", "share"]
 

@@ -1,0 +1,62 @@
+"""The proxies whose manners under faults are compared, each as its own documentation would set it up for that."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+from proxies.commands import OURS, SMG, VLLM_ROUTER, haproxy, nginx, router_arguments
+from proxies.process import is_answering, spawned
+from proxies.proxy import Proxy, Site
+
+__all__ = ["DEFAULT_TARGETS", "TARGETS", "Target", "started"]
+
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A proxy under faults.
+
+    Attributes:
+        settle_seconds: from its first answer until it knows all engines as it will know them from then on.
+    """
+
+    proxy: Proxy
+    settle_seconds: float = 1.0
+
+    @property
+    def is_installed(self) -> bool:
+        return self.proxy.path is not None
+
+
+TARGETS = {
+    "inference-proxy": Target(replace(OURS, settings=lambda _: {"METRICS_CACHE_TTL_SECONDS": "1"})),
+    "inference-proxy-defaults": Target(OURS),
+    "haproxy-tuned": Target(haproxy("haproxy-faults.cfg")),
+    "nginx-nonidem": Target(nginx("nginx-faults.conf")),
+    "vllm-router": Target(replace(VLLM_ROUTER, arguments=router_arguments)),
+    # It asks for loads every 10 s; the first round misses some engines, which get no traffic, or all, until the next.
+    "smg": Target(replace(SMG, arguments=lambda site: ["launch", *router_arguments(site)]), settle_seconds=12.0),
+}
+DEFAULT_TARGETS = tuple(name for name in TARGETS if name != "inference-proxy-defaults")
+
+
+@contextlib.asynccontextmanager
+async def started(target: Target, site: Site) -> AsyncIterator[None]:
+    """The proxy, ready: it has answered a request.
+
+    Raises:
+        RuntimeError: it did not start; the message has the end of its log.
+    """
+    with spawned(target.proxy, site) as process:
+        deadline = time.monotonic() + _START_SECONDS
+        while not await asyncio.to_thread(is_answering, site.port):  # so that Ctrl-C is heard meanwhile
+            if process.has_ended or time.monotonic() > deadline:
+                raise RuntimeError(f"did not start: {process.log_end}")
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(target.settle_seconds)
+        yield

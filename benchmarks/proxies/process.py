@@ -1,0 +1,101 @@
+"""Processes of proxies: started, waited for, and ended with everything that they started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxies.proxy import Proxy, Site
+
+__all__ = ["ProxyProcess", "is_answering", "running", "spawned"]
+
+_BODY = b'{"model":"m","messages":[{"role":"user","content":"Hello"}]}'
+_START_SECONDS = 90.0  # LiteLLM imports for a long time where its files are not cached
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyProcess:
+    """A proxy that was started."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Its own, and those of all its descendants."""
+        return tuple(_family(self.process.pid))
+
+    @property
+    def log_end(self) -> str:
+        return self.log.read_text(errors="replace")[-2000:]
+
+
+@contextlib.contextmanager
+def spawned(proxy: Proxy, site: Site, cores: Iterable[int] | None = None) -> Iterator[ProxyProcess]:
+    """The proxy's process, on these cores alone where there are any; it may not listen yet.
+
+    Raises:
+        RuntimeError: it is not installed.
+    """
+    pinned = [] if cores is None else ["taskset", "--cpu-list", ",".join(map(str, cores))]
+    log = site.folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*pinned, *proxy.command(site)],
+            cwd=site.folder,
+            env=dict(os.environ) | proxy.settings(site),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for the benchmark alone, which ends all others in order
+        )
+    try:
+        yield ProxyProcess(process, site.port, log)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with its workers; nothing that it could save is wanted
+        process.wait()
+
+
+@contextlib.contextmanager
+def running(proxy: Proxy, site: Site, cores: Iterable[int]) -> Iterator[ProxyProcess]:
+    """A proxy that has answered a request.
+
+    Raises:
+        RuntimeError: it did not start; the message has the end of its log.
+    """
+    with spawned(proxy, site, cores) as process:
+        deadline = time.monotonic() + _START_SECONDS
+        while not is_answering(site.port):
+            if process.has_ended or time.monotonic() > deadline:
+                raise RuntimeError(f"{proxy.program} did not start: {process.log_end}")
+            time.sleep(0.1)
+        yield process
+
+
+def is_answering(port: int) -> bool:
+    """Whether a request for the model ``m`` gets its reply within five seconds."""
+    address = f"http://127.0.0.1:{port}/v1/chat/completions"
+    request = urllib.request.Request(address, _BODY, {"Content-Type": "application/json"})
+    with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(request, timeout=5):
+        return True
+    return False
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield from _family(int(child))

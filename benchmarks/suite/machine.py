@@ -1,0 +1,51 @@
+"""On what a run was taken: figures without this mean nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sysconfig
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from suite.targets import Target
+
+__all__ = ["about"]
+
+
+def about(targets: list[Target], *, pace: float) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "pace": pace,
+        "commit": _commit(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "python_build": _python_build(),
+        "versions": {target.name: target.proxy.version() for target in targets if target.proxy is not None},
+    }
+
+
+def _commit() -> str:
+    """What of this project is measured; ``+`` behind it: with changes that are not committed."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _python_build() -> str:
+    """An interpreter that its distributor optimised is some 15 % faster than one built plainly from source."""
+    options = str(sysconfig.get_config_var("CONFIG_ARGS"))
+    is_optimised = "--enable-optimizations" in options
+    return f"{'with' if is_optimised else 'without'} profile-guided optimisation, {platform.python_compiler()}"

@@ -1,0 +1,242 @@
+"""Counts what the proxy's own Python does for a request, and for a streamed event.
+
+The proxy runs in this thread, whose bytecode instructions and calls are counted; its engines and its client have
+threads of their own, and nothing of theirs is. Counts are the same however busy the machine is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import socketserver
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import uvloop
+
+from live_proxy import live_proxy
+
+__all__ = ["Costs", "Count", "measure"]
+
+_TIMES = 20  # that something is done in a batch, and twice as often in one to compare it with
+_BATCHES = 6  # the least of them had nothing beside that is only done now and then
+_MODELS = json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "somebody"}]}).encode()
+_ANSWER = b'{"object":"chat.completion","choices":[{"index":0,"message":{"content":"' + b"x" * 400 + b'"}}]}'
+_EVENT = b'data: {"choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}]}\n\n'
+_CHUNK = b"%x\r\n%b\r\n" % (len(_EVENT), _EVENT)
+_STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+_FIELDS = b"".join(b"x-stainless-%d: some value\r\n" % number for number in range(8))
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What is done for one of something.
+
+    Attributes:
+        instructions: of Python's bytecode; each version of Python has its own.
+        calls: of functions, Python's and C's.
+    """
+
+    instructions: int
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Of a request that is answered whole, and of an event of a stream."""
+
+    request: Count
+    event: Count
+
+
+class _Meter:
+    """Counts what the thread does that starts it, the meter's own part left out."""
+
+    def __init__(self) -> None:
+        self._instructions = self._calls = 0
+
+    def start(self) -> None:
+        self._instructions = self._calls = 0
+        sys.setprofile(self._on_call)
+        sys.settrace(self._on_frame)
+
+    def stop(self) -> Count:
+        sys.settrace(None)
+        sys.setprofile(None)
+        return Count(self._instructions, self._calls)
+
+    def _on_call(self, frame: FrameType, event: str, argument: Any) -> None:
+        del frame, argument
+        self._calls += event in ("call", "c_call")
+
+    def _on_frame(self, frame: FrameType, event: str, argument: Any) -> Any:
+        del event, argument
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return self._on_instruction
+
+    def _on_instruction(self, frame: FrameType, event: str, argument: Any) -> Any:
+        del frame, argument
+        self._instructions += event == "opcode"
+        return self._on_instruction
+
+
+class _Engine(socketserver.ThreadingTCPServer):
+    """Answers at once; a stream goes on by an event whenever :attr:`may_go_on` is released."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Conversation)
+        self.may_go_on = threading.Semaphore(0)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Conversation(socketserver.StreamRequestHandler):
+    disable_nagle_algorithm = True
+
+    def handle(self) -> None:
+        while head := self._head():
+            if head.startswith(b"GET"):
+                self._answer(*((b"200 OK", _MODELS) if b"/v1/models" in head else (b"404 Not Found", b"{}")))
+                continue
+            body = self.rfile.read(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+            if b'"stream":true' in body:
+                self._stream()
+            self._answer(b"200 OK", _ANSWER)
+
+    def _head(self) -> bytes:
+        lines = b""
+        while not lines.endswith(b"\r\n\r\n"):
+            line = self.rfile.readline()
+            if not line:
+                return b""
+            lines += line
+        return lines
+
+    def _answer(self, status: bytes, body: bytes) -> None:
+        fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+        self.wfile.write(b"HTTP/1.1 %b\r\n%b\r\n%b" % (status, fields, body))
+
+    def _stream(self) -> None:
+        assert isinstance(self.server, _Engine)
+        self.wfile.write(_STREAM_HEAD)
+        try:
+            while self.server.may_go_on.acquire():
+                self.wfile.write(_CHUNK)
+        except OSError:
+            return  # its client has left
+
+
+class _Client:
+    """Does one thing after the other on one connection."""
+
+    def __init__(self, url: str, body_bytes: int, engines: list[_Engine]) -> None:
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        self._socket = socket.create_connection((host, int(port)))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._replies = self._socket.makefile("rb")
+        self._engines = engines
+        self._content = "x" * body_bytes
+
+    def ask(self) -> None:
+        self._send(stream=False)
+        head = self._head()
+        self._replies.read(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
+
+    def open_stream(self) -> None:
+        self._send(stream=True)
+        self._head()
+
+    def next_event(self) -> None:
+        for engine in self._engines:
+            engine.may_go_on.release()
+        self._replies.read(len(_CHUNK))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _send(self, *, stream: bool) -> None:
+        asked = {"model": "m", "messages": [{"role": "user", "content": self._content}], "stream": stream}
+        body = json.dumps(asked, separators=(",", ":")).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n%bcontent-length: %d\r\n\r\n" % (_FIELDS, len(body))
+        self._socket.sendall(head + body)
+
+    def _head(self) -> bytes:
+        return b"".join(iter(self._replies.readline, b"\r\n"))
+
+
+def measure(body_bytes: int = 1000, backends: int = 2) -> Costs:
+    """What it costs with requests of about ``body_bytes``, before so many ``backends``."""
+    with ExitStack() as stack:
+        engines = [stack.enter_context(_running(_Engine())) for _ in range(backends)]
+        return uvloop.run(_measured(engines, body_bytes))
+
+
+@contextmanager
+def _running(engine: _Engine) -> Iterator[_Engine]:
+    thread = threading.Thread(target=engine.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield engine
+    finally:
+        engine.shutdown()
+        thread.join()
+        engine.server_close()
+
+
+async def _measured(engines: list[_Engine], body_bytes: int) -> Costs:
+    loop = asyncio.get_running_loop()
+    meter = _Meter()
+
+    def counted(act: Callable[[], None], times: int) -> Count:
+        """What this thread did while a client's thread did ``act`` so often."""
+        done: list[Count] = []
+        began, ended = threading.Event(), threading.Event()
+
+        def begin() -> None:
+            began.set()
+            meter.start()
+
+        def end() -> None:
+            done.append(meter.stop())
+            ended.set()
+
+        loop.call_soon_threadsafe(begin)
+        began.wait()
+        for _ in range(times):
+            act()
+        loop.call_soon_threadsafe(end)
+        ended.wait()
+        return done[0]
+
+    def cost(act: Callable[[], None]) -> Count:
+        counts = [(counted(act, _TIMES), counted(act, 2 * _TIMES)) for _ in range(_BATCHES)]
+        return Count(
+            (min(two.instructions for _, two in counts) - min(one.instructions for one, _ in counts)) // _TIMES,
+            (min(two.calls for _, two in counts) - min(one.calls for one, _ in counts)) // _TIMES,
+        )
+
+    def costs(url: str) -> Costs:
+        client = _Client(url, body_bytes, engines)
+        try:
+            for _ in range(4 * len(engines)):  # connections to the engines are made
+                client.ask()
+            request = cost(client.ask)
+            client.open_stream()
+            return Costs(request, cost(client.next_event))
+        finally:
+            client.close()
+
+    async with live_proxy(*(engine.url for engine in engines)) as proxy:
+        return await asyncio.to_thread(costs, proxy.url)

@@ -1,0 +1,78 @@
+"""What a request and an event may cost. A change that costs more, or less, says so in ``budget.json``.
+
+::
+
+    python tests/cost/test_budget.py        measures, and writes the file anew
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from cost.meter import Costs, Count, measure
+
+BUDGET = Path(__file__).with_name("budget.json")
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+SLACK = 0.02
+SLACK_OF_OTHER_PYTHONS = 0.15  # their calls, too, are somewhat different ones
+
+
+@pytest.fixture(scope="module")
+def costs() -> Costs:
+    return measure()
+
+
+@pytest.mark.parametrize("what", ["request", "event"])
+def test_it_costs_what_the_budget_says(costs: Costs, what: str) -> None:
+    budget = json.loads(BUDGET.read_text())
+    allowed, found = budget[what], asdict(getattr(costs, what))
+    if budget["python"] != PYTHON:
+        assert found["calls"] <= allowed["calls"] * (1 + SLACK_OF_OTHER_PYTHONS)
+        return
+    for unit in ("calls", "instructions"):
+        too_much = f"a {what} takes {found[unit]} {unit}, and {allowed[unit]} are allowed: see {BUDGET.name}"
+        assert found[unit] <= allowed[unit] * (1 + SLACK), too_much
+        assert found[unit] >= allowed[unit] * (1 - SLACK) - 1, (
+            f"better than the budget: lower it to {found[unit]} {unit}"
+        )
+
+
+def test_a_longer_body_costs_no_more_python(costs: Costs) -> None:
+    assert costs.request.instructions == pytest.approx(measure(body_bytes=20_000).request.instructions, rel=SLACK)
+
+
+def test_a_larger_fleet_costs_hardly_more(costs: Costs) -> None:
+    assert measure(backends=24).request.instructions <= costs.request.instructions * 1.05
+
+
+def test_the_meter_sees_what_is_done_more(monkeypatch: pytest.MonkeyPatch, costs: Costs) -> None:
+    from inference_engine_proxy_server.core.forwarder import Forwarder
+
+    usual = Forwarder.forward
+
+    async def dearer(self: Forwarder, exchange: object) -> None:
+        sum(number for number in range(20))
+        await usual(self, exchange)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Forwarder, "forward", dearer)
+    found = measure().request
+    assert found.instructions > costs.request.instructions + 100
+    assert found.calls > costs.request.calls + 20
+
+
+def _write(costs: Costs) -> None:
+    counts: dict[str, Count] = {"request": costs.request, "event": costs.event}
+    lines = {"python": PYTHON} | {what: asdict(count) for what, count in counts.items()}
+    BUDGET.write_text(json.dumps(lines, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    _write(measure())

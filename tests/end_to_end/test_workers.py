@@ -1,0 +1,237 @@
+"""Several processes on one port: for clients and operators they are one service."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from end_to_end.http_client import Call, Reply, chat, send
+from end_to_end.waiting import eventually
+from fakes.engine import EngineConnection, http_reply
+from faults.engine import EVENT, STREAM_HEAD, Engine, chunk, says
+from faults.program import Program, program
+
+CHAT = "/v1/chat/completions"
+METRICS_PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+KEY = "key-of-the-operators"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+
+
+class Streams:
+    """An answer that goes on until it may end; counts how many are open, and were at most."""
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+        self.open = self.most = 0
+
+    async def __call__(self, connection: EngineConnection) -> None:
+        self.open += 1
+        self.most = max(self.most, self.open)
+        connection.send(STREAM_HEAD, chunk(EVENT))
+        await self.may_end.wait()
+        self.open -= 1
+        connection.send(chunk(EVENT), b"0\r\n\r\n")
+
+
+def worker_of(reply: Reply | Call) -> str:
+    """Something that replies of one worker have in common."""
+    return reply.headers["x-request-id"].partition("-")[0]
+
+
+@asynccontextmanager
+async def open_streams(proxy: Program, count: int) -> AsyncIterator[list[Call]]:
+    """Streams that have begun, each on a connection of its own, in both of two workers."""
+    async with AsyncExitStack() as stack:
+        calls: list[Call] = []
+        while len(calls) < count or len({worker_of(call) for call in calls}) < 2:
+            calls.append(await stack.enter_async_context(proxy.call(CHAT)))
+            calls[-1].send()
+            assert await calls[-1].head() == 200
+        yield calls
+
+
+async def test_workers_share_the_port_and_the_start_is_said_once(tmp_path: Path) -> None:
+    async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
+        replies = [await proxy.post() for _ in range(40)]
+
+        assert {reply.status for reply in replies} == {200}
+        assert len({worker_of(reply) for reply in replies}) == len(proxy.process.workers) == 2
+        assert proxy.process.events.count("listening on") == 1
+        assert "[worker 0]" in proxy.process.events
+        assert "[worker 1]" in proxy.process.events
+
+
+async def test_one_worker_is_no_process_more(tmp_path: Path) -> None:
+    async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS="1") as proxy:
+        assert proxy.process.workers == []
+        assert "[worker" not in proxy.process.events
+        assert "worker=" not in (await send(proxy.url, "/metrics")).body.decode()
+
+
+async def test_bursts_are_spread_as_evenly_as_by_one_process(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        streams = Streams()
+        engines = [await stack.enter_async_context(Engine(streams, owner="vllm")) for _ in range(4)]
+        proxy = await stack.enter_async_context(program(tmp_path, *engines, WORKERS="3"))
+        calls = [await stack.enter_async_context(proxy.call(CHAT)) for _ in range(32)]
+
+        for call in calls:
+            call.send()
+        assert {await call.head() for call in calls} == {200}
+
+        assert len({worker_of(call) for call in calls}) > 1
+        # Two that look in the same microsecond may pick the same one, which the next ones make good.
+        counts = [len(engine.served) for engine in engines]
+        assert max(counts) - min(counts) <= 2
+        health = (await send(proxy.url, "/health")).json
+        assert sum(one["requests_in_flight"] for one in health["details"]) == 32
+        streams.may_end.set()
+        assert all([(await call.reply()).complete for call in calls])
+        await eventually(lambda: nothing_in_flight(proxy))
+
+
+async def nothing_in_flight(proxy: Program) -> bool:
+    health = (await send(proxy.url, "/health")).json
+    return not any(one["requests_in_flight"] for one in health["details"])
+
+
+async def test_a_backends_places_are_not_given_away_twice_and_whoever_waits_gets_one(tmp_path: Path) -> None:
+    async def answer(connection: EngineConnection) -> None:
+        running.append(connection)
+        most.append(len(running))
+        await asyncio.sleep(0.01)
+        running.remove(connection)
+        connection.send(http_reply())
+
+    running: list[EngineConnection] = []
+    most: list[int] = []
+    async with Engine(answer) as engine:
+        engine.slots = 2
+        async with program(tmp_path, engine, WORKERS="2", BACKEND_QUEUE_ALLOWANCE="0") as proxy:
+            replies = await asyncio.gather(*(proxy.post() for _ in range(60)))
+
+    assert {reply.status for reply in replies} == {200}
+    assert len({worker_of(reply) for reply in replies}) == 2
+    assert max(most) <= 3  # two, and one more if both workers look in the same microsecond
+
+
+async def test_metrics_show_all_workers(tmp_path: Path) -> None:
+    async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
+        workers = Counter([worker_of(await proxy.post()) for _ in range(20)])
+        page = (await send(proxy.url, "/metrics")).body.decode()
+
+        families = list(text_string_to_metric_families(page))
+        assert len({family.name for family in families}) == len(families)
+        samples = [sample for family in families for sample in family.samples]
+        assert {sample.labels["worker"] for sample in samples} == {"0", "1"}
+        assert len({(sample.name, *sorted(sample.labels.items())) for sample in samples}) == len(samples)
+        served = [
+            sample.value
+            for sample in samples
+            if sample.name == "inference_proxy_requests_total" and sample.labels["route"] == "chat_completions"
+        ]
+        assert sorted(served) == sorted(workers.values())
+        assert await proxy.metric("worker_up") == 2
+        assert "`inference_proxy_worker_up`" in METRICS_PAGE
+
+
+async def test_a_worker_that_hangs_is_missing_and_that_is_said(tmp_path: Path) -> None:
+    async with Engine(says(http_reply())) as engine:
+        async with program(tmp_path, engine, WORKERS="2", ADMIN_KEY=KEY) as proxy:
+            frozen = proxy.process.workers[0]
+            os.kill(frozen, signal.SIGSTOP)
+            try:
+                page = await first_answer(proxy, "/metrics")
+                told = await first_answer(proxy, "/admin/backends")
+                drained = await first_answer(proxy, f"/admin/backends/{engine.url}/drain", "POST")
+            finally:
+                os.kill(frozen, signal.SIGCONT)
+
+    up = re.findall(r"^inference_proxy_worker_up\S+ (\S+)$", page.body.decode(), re.MULTILINE)
+    assert sorted(up) == ["0.0", "1.0"]
+    assert told.json["silent_workers"] == drained.json["silent_workers"] == [up.index("0.0")]
+    assert (drained.json["requests_in_flight"], drained.json["safe_to_stop"]) == (0, False)
+
+
+async def first_answer(proxy: Program, path: str, method: str = "GET") -> Reply:
+    """The first that comes when many ask: those who come to a worker that hangs get none."""
+    loop = asyncio.get_running_loop()
+    asking = [loop.create_task(send(proxy.url, path, method=method, headers=BEARER)) for _ in range(12)]
+    done, waiting = await asyncio.wait(asking, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    for one in waiting:
+        one.cancel()
+    await asyncio.wait(asking)
+    return done.pop().result()
+
+
+async def test_an_order_to_drain_reaches_all_workers_and_those_that_come_later(tmp_path: Path) -> None:
+    streams = Streams()
+    async with Engine(streams) as leaving, Engine(says(http_reply())) as staying:
+        staying.processing = 5  # so that the first ones go to the other
+        async with program(tmp_path, leaving, staying, WORKERS="2", ADMIN_KEY=KEY) as proxy:
+            path = f"/admin/backends/{leaving.url}"
+            async with open_streams(proxy, 2):
+                drained = (await send(proxy.url, f"{path}/drain", method="POST", headers=BEARER)).json
+                assert (drained["draining"], drained["safe_to_stop"]) == (True, False)
+                assert drained["requests_in_flight"] == streams.open
+
+                os.kill(proxy.process.workers[0], signal.SIGKILL)
+                await eventually(lambda: "serves again" in proxy.process.events)
+                for _ in range(20):
+                    assert (await proxy.post()).headers["x-backend"] == staying.url
+
+                streams.may_end.set()
+                waited = await send(proxy.url, f"{path}/drain?wait_seconds=10", method="POST", headers=BEARER)
+                assert waited.json["safe_to_stop"]
+            await send(proxy.url, f"{path}/undrain", method="POST", headers=BEARER)
+            await eventually(lambda: is_used_by_both(proxy, leaving))
+
+
+async def is_used_by_both(proxy: Program, engine: Engine) -> bool:
+    replies = [await proxy.post() for _ in range(12)]
+    return len({worker_of(reply) for reply in replies if reply.headers["x-backend"] == engine.url}) == 2
+
+
+async def test_what_keys_have_under_way_is_summed_and_what_is_left_is_where_it_is_least(tmp_path: Path) -> None:
+    streams = Streams()
+    (tmp_path / "keys.yaml").write_text(
+        "keys: [{name: a, secret: sk-aaaaaaaaaaaaaaaaaaaaaaaa, requests_per_minute: 600}]"
+    )
+    settings = {"ADMIN_KEY": KEY, "API_KEYS_FILE": str(tmp_path / "keys.yaml")}
+    secret = {"Authorization": "Bearer sk-aaaaaaaaaaaaaaaaaaaaaaaa"}
+    async with Engine(streams) as engine, program(tmp_path / "proxy", engine, WORKERS="2", **settings) as proxy:
+        async with AsyncExitStack() as stack:
+            calls: list[Call] = []
+            while len(calls) < 5 or len({worker_of(call) for call in calls}) < 2:
+                call = Call(proxy.url, CHAT, chat(stream=True), headers=secret)
+                calls.append(await stack.enter_async_context(call))
+                call.send()
+                assert await call.head() == 200
+
+            [row] = (await send(proxy.url, "/admin/keys", headers=BEARER)).json["keys"]
+
+            assert row["requests_in_flight"] == len(calls)
+            most = max(Counter(map(worker_of, calls)).values())
+            assert 600 - most <= row["requests_left"] <= 600 - most + 20  # it fills again by ten a second
+            streams.may_end.set()
+            for call in calls:
+                await call.reply()
+
+
+async def test_operators_port_reaches_all_workers(tmp_path: Path) -> None:
+    async with Engine(says(http_reply())) as engine:
+        async with program(tmp_path, engine, WORKERS="2", ADMIN_KEY=KEY, ADMIN_PORT="0") as proxy:
+            found = re.search(r"listening on (http://\S+) for operators", proxy.process.events)
+            assert found is not None
+            for _ in range(8):
+                page = (await send(found[1], "/metrics")).body.decode()
+                assert page.count("inference_proxy_worker_up{") == 2
+            assert (await send(proxy.url, "/metrics")).status == 404

@@ -1,0 +1,216 @@
+"""How several processes on one port start, are told something, die and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from end_to_end.http_client import Call, send
+from end_to_end.program import environment
+from end_to_end.test_workers import Streams, open_streams, worker_of
+from end_to_end.waiting import eventually
+from fakes.engine import http_reply
+from faults.engine import Engine, says
+from faults.program import Program, program, started
+
+
+@pytest.fixture
+def streams() -> Streams:
+    return Streams()
+
+
+async def refuses_connections(proxy: Program) -> bool:
+    try:
+        async with Call(proxy.url, "/livez"):
+            return False
+    except ConnectionRefusedError:
+        return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("is_to_all", [False, True], ids=["to the first process", "to all, as by Ctrl-C or systemd"])
+async def test_stopping_lets_the_streams_of_all_workers_end(
+    tmp_path: Path, streams: Streams, number: signal.Signals, is_to_all: bool
+) -> None:
+    async with Engine(streams) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
+        async with open_streams(proxy, 4) as calls:
+            (proxy.process.signal_all if is_to_all else proxy.process.signal)(number)
+            await eventually(lambda: refuses_connections(proxy))
+            await asyncio.sleep(1)  # in which a worker that had heard it twice would have cut them
+            streams.may_end.set()
+
+            assert all([(await call.reply()).complete for call in calls])
+            assert await proxy.process.ended() == 0
+
+
+async def test_second_signal_stops_all_workers_at_once(tmp_path: Path, streams: Streams) -> None:
+    async with Engine(streams) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
+        async with open_streams(proxy, 4) as calls:
+            proxy.process.signal(signal.SIGTERM)
+            await eventually(lambda: refuses_connections(proxy))
+            began = time.monotonic()
+
+            proxy.process.signal(signal.SIGTERM)
+
+            assert await proxy.process.ended() == 0
+            assert time.monotonic() - began < 3
+            for call in calls:
+                reply = await call.reply()
+                assert not reply.complete
+                assert b'"code": "shutting_down"' in reply.body
+
+
+async def test_who_asks_one_worker_whether_it_is_ready_is_told_by_all_before_they_stop(tmp_path: Path) -> None:
+    async with Engine(says(http_reply())) as engine:
+        async with program(tmp_path, engine, WORKERS="2", DRAIN_GRACE_SECONDS="3") as proxy:
+            assert (await send(proxy.url, "/readyz")).status == 200
+            await send(proxy.url, "/health")  # by then the other one has heard of it
+
+            proxy.process.signal(signal.SIGTERM)
+
+            await eventually(lambda: "stopping in 3 s" in proxy.process.events)
+            replies = [await send(proxy.url, "/readyz") for _ in range(30)]
+            assert {reply.status for reply in replies} == {503}
+            assert len({worker_of(reply) for reply in replies}) == 2
+            assert proxy.process.events.count("stopping in 3 s") == 2
+
+
+async def test_a_reload_reaches_all_workers(tmp_path: Path) -> None:
+    fleet = tmp_path / "fleet.yaml"
+    async with Engine(says(http_reply())) as one, Engine(says(http_reply())) as other:
+        fleet.write_text(f"backends: [{{url: '{one.url}'}}]")
+        async with program(tmp_path / "proxy", WORKERS="2", CONFIG_FILE=str(fleet)) as proxy:
+            proxy.process.signal(signal.SIGHUP)
+            await eventually(lambda: proxy.process.events.count("read again, the fleet is the same") == 2)
+
+            fleet.write_text(f"backends: [{{url: '{other.url}'}}]")
+            os.kill(proxy.process.workers[0], signal.SIGKILL)  # the next one has what the file says now
+            await eventually(lambda: "serves again" in proxy.process.events)
+            await eventually(lambda: only_uses(proxy, other))
+
+
+async def only_uses(proxy: Program, engine: Engine) -> bool:
+    return {(await proxy.post()).headers.get("x-backend") for _ in range(12)} == {engine.url}
+
+
+async def test_a_killed_worker_takes_only_its_own_requests_with_it_and_is_replaced(
+    tmp_path: Path, streams: Streams
+) -> None:
+    async with Engine(streams) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
+        async with open_streams(proxy, 6) as calls, asyncio.TaskGroup() as clients:
+            asking = [clients.create_task(keep_asking(proxy)) for _ in range(4)]
+            before = set(proxy.process.workers)
+
+            os.kill(min(before), signal.SIGKILL)
+            await eventually(lambda: "serves again" in proxy.process.events)
+            await asyncio.sleep(0.2)
+            for task in asking:
+                task.cancel()
+            streams.may_end.set()
+            ended = {(worker_of(call), (await call.reply()).complete) for call in calls}
+
+        assert len(ended) == 2  # all of one worker are whole, all of the other are not
+        assert {is_whole for _, is_whole in ended} == {True, False}
+        assert "ended with signal SIGKILL; another one takes its place" in proxy.process.events
+        assert len(set(proxy.process.workers) - before) == 1
+        assert len({worker_of(await proxy.post("/props")) for _ in range(40)}) == 2
+        await eventually(lambda: is_at_rest(proxy))
+
+
+async def is_at_rest(proxy: Program) -> bool:
+    return not any(one["requests_in_flight"] for one in (await send(proxy.url, "/health")).json["details"])
+
+
+async def test_a_worker_that_cannot_take_the_place_of_another_says_why_and_the_others_go_on(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("keys: [{name: a, secret: sk-aaaaaaaaaaaaaaaaaaaaaaaa}]")
+    async with Engine(says(http_reply())) as engine:
+        async with program(tmp_path / "proxy", engine, WORKERS="2", API_KEYS_FILE=str(keys)) as proxy:
+            keys.write_text("keys: nonsense")
+            os.kill(proxy.process.workers[0], signal.SIGKILL)
+
+            await eventually(lambda: "takes its place in 1 s" in proxy.process.events)
+            for _ in range(10):
+                assert (await send(proxy.url, "/livez")).status == 200
+            keys.write_text("keys: [{name: a, secret: sk-aaaaaaaaaaaaaaaaaaaaaaaa}]")
+            await eventually(lambda: "serves again" in proxy.process.events)
+        assert "keys.yaml" in proxy.process.events
+
+
+async def keep_asking(proxy: Program) -> None:
+    """No connection is ever refused; what the killed worker had accepted may break."""
+    while True:
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError):
+            await send(proxy.url, "/livez")
+
+
+@pytest.mark.parametrize("is_stopping", [False, True])
+async def test_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path, streams: Streams, is_stopping: bool) -> None:
+    async with Engine(streams) as engine, AsyncExitStack() as stack:
+        proxy = await started(stack, tmp_path, engine, WORKERS="2")
+        async with open_streams(proxy, 4) as calls:
+            workers = proxy.process.workers
+            stack.callback(leave_nobody, workers)
+            if is_stopping:
+                proxy.process.signal(signal.SIGTERM)
+                await eventually(lambda: refuses_connections(proxy))
+            proxy.process.signal(signal.SIGKILL)
+            await eventually(lambda: refuses_connections(proxy))
+            await asyncio.sleep(1)  # in which a worker that stops at once would have cut them
+            streams.may_end.set()
+            assert all([(await call.reply()).complete for call in calls])
+        await eventually(lambda: not any(map(lives, workers)))
+        assert proxy.process.events.count("the supervisor is gone") == 2
+
+
+def leave_nobody(pids: list[int]) -> None:
+    """End those that should have ended."""
+    for pid in filter(lives, pids):
+        os.kill(pid, signal.SIGKILL)
+
+
+def lives(pid: int) -> bool:
+    """Whether the process is there, and more than a name that nobody has asked after."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("holder_workers", ["1", "2"])
+async def test_a_port_that_somebody_has_is_said_in_one_line(tmp_path: Path, holder_workers: str) -> None:
+    async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS=holder_workers) as proxy:
+        port = proxy.url.rpartition(":")[2]
+        told = await asyncio.to_thread(_failed_start, tmp_path, PORT=port, BACKENDS=engine.url)
+    assert told.count("\n") == 1
+    assert f"cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use" in told
+
+
+def test_files_that_cannot_be_used_are_said_in_one_line(tmp_path: Path) -> None:
+    told = _failed_start(tmp_path, PORT="0", BACKENDS="http://127.0.0.1:9", API_KEYS_FILE="missing.yaml")
+    assert told.count("\n") == 1
+    assert "missing.yaml" in told
+
+
+def _failed_start(folder: Path, **settings: str) -> str:
+    """What a start with two workers says, which must end with exit code 1."""
+    done = subprocess.run(
+        [sys.executable, "-m", "inference_engine_proxy_server", "serve"],
+        cwd=folder,
+        env=environment(WORKERS="2", **settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    return done.stderr
