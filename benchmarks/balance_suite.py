@@ -1,0 +1,122 @@
+"""How ways of choosing a backend compare: runs every trace with every policy on a virtual clock, and prints tables.
+
+    benchmarks/balance.sh [--traces NAMES] [--policies NAMES] [--seed N] [--quick] [--json FILE] [--svg FILE]
+
+The same arguments give the same tables on every machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from simulation.catalogue import TRACES
+from simulation.figures import figures_of
+from simulation.fleet import Run, run
+from simulation.plot import svg
+from simulation.policies import POLICIES
+from simulation.report import Results, document_with, tables
+from simulation.trace import Trace
+
+_QUICK = 0.2  # of each trace's time
+_QUICK_BACKENDS = 64
+_DOCUMENT = Path(__file__).parent.parent / "docs" / "balancing.md"
+_PICTURE = _DOCUMENT.parent / "images" / "balancing.svg"
+
+
+def main() -> None:
+    options = _options()
+    results = json.loads(options.tables_of.read_text()) if options.tables_of else _run(options)
+    text = tables(results, TRACES)
+    print(text)
+    if options.json is not None:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    if options.svg is not None:
+        options.svg.write_text(svg(results))
+    if options.document:
+        _DOCUMENT.write_text(document_with(text, _DOCUMENT))
+        _PICTURE.write_text(svg(results))
+
+
+def _options() -> Any:
+    parser = argparse.ArgumentParser(
+        prog="balance.sh", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--traces", type=_names(TRACES), default=list(TRACES), help="names, separated by commas")
+    parser.add_argument("--policies", type=_names(POLICIES), default=list(POLICIES), help="names, separated by commas")
+    parser.add_argument("--seed", type=int, help="one seed for all traces, in place of their own")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the time, one seed, at most 64 backends")
+    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="how many work at a time")
+    parser.add_argument("--json", type=Path, help="where all figures go")
+    parser.add_argument("--svg", type=Path, help="where a picture of the overview goes")
+    parser.add_argument("--document", action="store_true", help="write tables and picture into docs/balancing.md")
+    parser.add_argument("--tables-of", type=Path, help="run nothing: a file that --json wrote")
+    return parser.parse_args()
+
+
+def _names(known: dict[str, Any]) -> Any:
+    def names(text: str) -> list[str]:
+        for name in text.split(","):
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return text.split(",")
+
+    return names
+
+
+def _quickened(trace: Trace) -> Trace:
+    absence = trace.absence
+    if absence is not None:
+        absence = replace(absence, begin=absence.begin * _QUICK, end=absence.end * _QUICK)
+    return replace(
+        trace,
+        seeds=trace.seeds[:1],
+        seconds=trace.seconds * _QUICK,
+        warm_up=trace.warm_up * _QUICK,
+        absence=absence,
+    )
+
+
+def _traces(*, quick: bool) -> dict[str, Trace]:
+    if not quick:
+        return TRACES
+    return {name: _quickened(trace) for name, trace in TRACES.items() if trace.backends <= _QUICK_BACKENDS}
+
+
+def _run(options: Any) -> Results:
+    traces = {name: trace for name, trace in _traces(quick=options.quick).items() if name in options.traces}
+    seeds = {name: trace.seeds if options.seed is None else (options.seed,) for name, trace in traces.items()}
+    jobs = [
+        (name, policy, seed, options.quick) for name in traces for policy in options.policies for seed in seeds[name]
+    ]
+    results: dict[str, dict[str, dict[str, object]]] = {name: {} for name in traces}
+    with ProcessPoolExecutor(options.processes, initializer=_hush) as pool:
+        runs: Iterator[Run] = pool.map(_one, jobs)
+        for name, trace in traces.items():
+            for policy in options.policies:
+                of_seeds = [next(runs) for _ in seeds[name]]
+                results[name][policy] = figures_of(of_seeds, trace.backends).as_json()
+            print(f"{name}: done", file=sys.stderr)
+    return results
+
+
+def _hush() -> None:
+    logging.disable()  # this project's code tells what becomes of its backends, who are not there
+
+
+def _one(job: tuple[str, str, int, bool]) -> Run:
+    """All by name: workloads are closures, which cannot be sent to another process."""
+    trace, policy, seed, quick = job
+    return run(_traces(quick=quick)[trace], POLICIES[policy], seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What counts of a run: how long clients waited for the first token, what was reused, how evenly work was spread."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from simulation.fleet import Outcome, Run
+
+__all__ = ["Figures", "figures_of", "percentile"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one trace and policy, over all its seeds; times in seconds.
+
+    Attributes:
+        requests: how many count.
+        p50, p90, p99, mean: from a request's arrival to its first token.
+        p99_of_seeds: the same of each seed alone: how much is chance.
+        whole_mean: to its last token.
+        hit_rate: tokens of prompts that engines had cached, as they say.
+        busiest_share: the prompts' tokens that the busiest backend got, over the mean.
+        most_in_engine, most_in_replica: the most requests that waited in one engine, and in one replica.
+    """
+
+    requests: int
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+    p99_of_seeds: tuple[float, ...]
+    whole_mean: float
+    hit_rate: float
+    busiest_share: float
+    most_in_engine: int
+    most_in_replica: int
+
+    def as_json(self) -> dict[str, object]:
+        """Rounded, so that a table of them can be compared by eye."""
+        return {name: _rounded(value) for name, value in asdict(self).items()}
+
+
+def figures_of(runs: Sequence[Run], backends: int) -> Figures:
+    """``runs`` differ by their seeds alone."""
+    outcomes = [outcome for run in runs for outcome in run.outcomes]
+    waits = sorted(outcome.first_token for outcome in outcomes)
+    prompts = sum(outcome.prompt_tokens for outcome in outcomes)
+    return Figures(
+        len(outcomes),
+        percentile(waits, 0.5),
+        percentile(waits, 0.9),
+        percentile(waits, 0.99),
+        sum(waits) / len(waits),
+        tuple(percentile(sorted(outcome.first_token for outcome in run.outcomes), 0.99) for run in runs),
+        sum(outcome.whole for outcome in outcomes) / len(outcomes),
+        sum(outcome.cached_tokens for outcome in outcomes) / prompts,
+        max(_busiest_share(run.outcomes) for run in runs) * backends,
+        max(run.most_in_engine for run in runs),
+        max(run.most_in_replica for run in runs),
+    )
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest of ``ordered`` that at least ``share`` of them do not exceed."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def _busiest_share(outcomes: Sequence[Outcome]) -> float:
+    read = Counter[int]()
+    for outcome in outcomes:
+        read[outcome.backend] += outcome.prompt_tokens
+    return max(read.values()) / sum(read.values())
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value

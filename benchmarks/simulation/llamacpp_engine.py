@@ -1,0 +1,132 @@
+"""llama.cpp's ``llama-server``: slots, each with a cache of its own, and a store of prompts in the host's memory.
+
+Sources: ``get_available_slot`` and ``update_slots`` in ``tools/server/server-context.cpp``, ``server_prompt_cache`` in
+``server-task.cpp``, read in November 2026.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from simulation.batching import BatchingEngine, EngineState, Sequence, Speeds
+from simulation.requests import Prompt, common_tokens, token_count
+from simulation.virtual_loop import VirtualLoop
+
+__all__ = ["RTX_4090_8B", "LlamaCppEngine", "LlamaCppSize"]
+
+_LEAST_SIMILARITY = 0.1  # --slot-prompt-similarity
+_LEAST_KEPT_IN_SLOT = 0.5  # of what a slot holds; it is saved first if less of it is of use
+_LEAST_KEPT_OF_STORED = 0.25  # of a stored prompt; it is left alone if less of it is of use
+
+RTX_4090_8B = Speeds(
+    # An 8B model, Q4_K_M, 4.9 GB of weights at 1 TB/s, and launches: 7 ms, so 120 tokens a second for one stream, as
+    # llama-bench shows on that card. Attention in four slots at once gains less than it would in vLLM's kernels.
+    fixed=0.007,
+    per_sequence=0.0008,
+    per_prompt_token=1 / 5000,
+    per_context_token=131_072 / 0.9e12,  # 128 KiB of keys and values a token
+    tokens_a_step=2048,  # -b
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCppSize:
+    """``slots``: -np; ``stored_tokens``: --cache-ram's 8 GiB; ``seconds_a_copied_token``: 128 KiB over PCIe 4."""
+
+    slots: int = 4
+    slot_context: int = 32_768
+    stored_tokens: int = 65_536
+    seconds_a_copied_token: float = 131_072 / 12e9
+
+
+@dataclass(slots=True)
+class _Slot:
+    held: Prompt = ()
+    used_at: float = -1.0
+    sequence: Sequence | None = field(default=None)
+
+
+class LlamaCppEngine(BatchingEngine):
+    """One ``llama-server``."""
+
+    begins_beyond_step = True
+
+    def __init__(self, loop: VirtualLoop, speeds: Speeds = RTX_4090_8B, size: LlamaCppSize | None = None) -> None:
+        super().__init__(loop, speeds)
+        self._size = size or LlamaCppSize()
+        self._slots = [_Slot() for _ in range(self._size.slots)]
+        self._stored: list[Prompt] = []  # the oldest first
+
+    def state(self) -> EngineState:
+        held = sum(token_count(slot.held) for slot in self._slots)
+        return EngineState(
+            self.processing,
+            len(self.waiting),
+            self._size.slots,
+            held / (self._size.slots * self._size.slot_context),
+            self.tokens,
+        )
+
+    def forget(self) -> None:
+        self._slots = [_Slot() for _ in range(self._size.slots)]
+        self._stored = []
+
+    def may_begin(self, sequence: Sequence) -> bool:  # noqa: ARG002 -- any free slot will do
+        return any(slot.sequence is None for slot in self._slots)
+
+    def begin(self, sequence: Sequence) -> None:
+        prompt = sequence.request.prompt
+        slot, is_saved = self._choose_slot(prompt, sequence.request.prompt_tokens)
+        if is_saved and self._size.stored_tokens:
+            self._swap(slot, prompt, sequence.request.prompt_tokens)
+        slot.sequence = sequence
+        # Its last token is always read anew: what comes after it must be known.
+        sequence.cached = min(common_tokens(slot.held, prompt), sequence.request.prompt_tokens - 1)
+
+    def has_read(self, sequence: Sequence) -> None:
+        """Nobody else can use what a slot holds while it is at work."""
+
+    def end(self, sequence: Sequence) -> None:
+        slot = next(slot for slot in self._slots if slot.sequence is sequence)
+        slot.sequence = None
+        slot.held = (*sequence.request.prompt, sequence.request.answer)
+        slot.used_at = self.loop.time()
+
+    def _choose_slot(self, prompt: Prompt, tokens: int) -> tuple[_Slot, bool]:
+        """The free slot that holds most of ``prompt``, or the one unused for longest; whether to save what it holds."""
+        free = [slot for slot in self._slots if slot.sequence is None]
+        common = [common_tokens(slot.held, prompt) for slot in free]
+        most = max(common)
+        if most > _LEAST_SIMILARITY * tokens:
+            best = free[common.index(most)]
+            return best, most < _LEAST_KEPT_IN_SLOT * token_count(best.held)
+        return min(free, key=lambda slot: slot.used_at), True
+
+    def _swap(self, slot: _Slot, prompt: Prompt, tokens: int) -> None:
+        """Store what ``slot`` holds, and let it hold what is stored and serves ``prompt`` better, if anything does."""
+        held = token_count(slot.held)
+        copied = self._store(slot.held)
+        common = common_tokens(slot.held, prompt)
+        kept, similarity = (common / held if held else -1.0), common / tokens
+        best: Prompt | None = None
+        for stored in self._stored:
+            common = common_tokens(stored, prompt)
+            kept_of_it = common / token_count(stored)
+            if kept_of_it >= _LEAST_KEPT_OF_STORED and kept_of_it > kept and common / tokens > similarity:
+                best, kept, similarity = stored, kept_of_it, common / tokens
+        if best is not None:
+            self._stored.remove(best)
+            slot.held = best
+            copied += token_count(best)
+        while len(self._stored) > 1 and sum(map(token_count, self._stored)) > self._size.stored_tokens:
+            self._stored.pop(0)
+        self.delay(copied * self._size.seconds_a_copied_token)
+
+    def _store(self, held: Prompt) -> int:
+        """How many tokens had to be copied."""
+        tokens = token_count(held)
+        if not held or any(common_tokens(stored, held) == tokens for stored in self._stored):
+            return 0
+        self._stored = [stored for stored in self._stored if common_tokens(stored, held) < token_count(stored)]
+        self._stored.append(held)
+        return tokens

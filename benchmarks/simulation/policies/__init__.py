@@ -1,0 +1,27 @@
+"""Ways of choosing a backend, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from simulation.policies.base import Policy, Site
+from simulation.policies.cache_aware import Smg, VllmRouter
+from simulation.policies.llm_d import StickyUntilSaturated
+from simulation.policies.plain import LeastPolled, PowerOfTwo, RandomChoice, Rendezvous, RoundRobin
+from simulation.policies.project import ProjectPolicy
+
+__all__ = ["POLICIES"]
+
+POLICIES: dict[str, Callable[[Site], Policy]] = {
+    "random": RandomChoice,
+    "round_robin": RoundRobin,
+    "least_polled": LeastPolled,
+    "power_of_two": PowerOfTwo,
+    "rendezvous": Rendezvous,
+    "smg": Smg,
+    "vllm_router": VllmRouter,
+    "llm_d": StickyUntilSaturated,
+    "least_requests": partial(ProjectPolicy, settings={}),
+}
+"""This project's own have their settings beside their name."""

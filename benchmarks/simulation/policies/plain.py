@@ -1,0 +1,80 @@
+"""Policies that every proxy has, and that know nothing of prompts but what they hash."""
+
+from __future__ import annotations
+
+import hashlib
+
+from simulation.policies.base import Policy, ReplicaView, Site
+from simulation.requests import Request
+
+__all__ = ["LeastPolled", "PowerOfTwo", "RandomChoice", "Rendezvous", "RoundRobin"]
+
+_HASHED_TOKENS = 128  # 512 bytes, what olla's sticky sessions hash
+
+
+class RandomChoice(Policy):
+    """Any."""
+
+    def choose(self, request: Request, view: ReplicaView, now: float) -> int:  # noqa: ARG002
+        return self.random.choice(view.available())
+
+
+class RoundRobin(Policy):
+    """Each in turn, from a place of its own for each replica."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._next = self.random.randrange(len(site.view.is_up))
+
+    def choose(self, request: Request, view: ReplicaView, now: float) -> int:  # noqa: ARG002
+        backends = len(view.is_up)
+        for _ in range(backends):
+            self._next = (self._next + 1) % backends
+            if view.is_up[self._next]:
+                break
+        return self._next
+
+
+class LeastPolled(Policy):
+    """Who told the fewest requests running and waiting; between two polls it goes on being the one (a tie: any)."""
+
+    def choose(self, request: Request, view: ReplicaView, now: float) -> int:  # noqa: ARG002
+        loads = {backend: _polled_load(view, backend) for backend in view.available()}
+        least = min(loads.values())
+        return self.random.choice([backend for backend, load in loads.items() if load == least])
+
+
+class PowerOfTwo(Policy):
+    """The one of two random ones to which this replica has sent fewer that still run."""
+
+    def choose(self, request: Request, view: ReplicaView, now: float) -> int:  # noqa: ARG002
+        available = view.available()
+        pair = self.random.sample(available, min(2, len(available)))
+        return min(pair, key=lambda backend: view.in_flight[backend])
+
+
+class Rendezvous(Policy):
+    """Always the same one for a session, or for a prompt's first 512 bytes, whatever its load (Thaler, Ravishankar)."""
+
+    def choose(self, request: Request, view: ReplicaView, now: float) -> int:  # noqa: ARG002
+        key = request.session or _beginning(request)
+        return max(view.available(), key=lambda backend: _weight(key, backend))
+
+
+def _polled_load(view: ReplicaView, backend: int) -> int:
+    state = view.polled[backend]
+    return 0 if state is None else state.processing + state.waiting
+
+
+def _beginning(request: Request) -> str:
+    parts, tokens = [], 0
+    for segment in request.prompt:
+        parts.append(f"{segment.number}:{min(segment.tokens, _HASHED_TOKENS - tokens)}")
+        tokens += segment.tokens
+        if tokens >= _HASHED_TOKENS:
+            break
+    return " ".join(parts)
+
+
+def _weight(key: str, backend: int) -> bytes:
+    return hashlib.blake2b(f"{backend} {key}".encode(), digest_size=8).digest()

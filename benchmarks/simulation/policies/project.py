@@ -1,0 +1,104 @@
+"""This project's own code, on the virtual clock: its pool, its backends and their health, its line of those who wait.
+
+Only what stands before and behind these is left out: connections, and the questions that become a ``BackendState``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+from inference_engine_proxy_server.backends.base import BackendState, ModelNames, Thresholds
+from inference_engine_proxy_server.composition import backend_maker, backend_pool
+from inference_engine_proxy_server.config.fleet import completed
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.core.backend import Lease
+from inference_engine_proxy_server.core.waiting_line import Waiter
+from inference_engine_proxy_server.wire.deadlines import Deadlines
+from simulation.batching import EngineState, Usage
+from simulation.policies.base import Policy, ReplicaView, Site
+from simulation.requests import BYTES_A_TOKEN, MODEL, Request
+
+__all__ = ["ProjectPolicy"]
+
+_USUAL_ANSWER_TOKENS = 256  # as core/standing.py has it
+_ALL_THAT_COME = {"max_queued_requests": 100_000, "queue_timeout_seconds": 86_400, "metrics_cache_ttl_seconds": 1}
+"""Nobody is sent away: other proxies let requests wait in the engines for as long as it takes."""
+
+
+class ProjectPolicy(Policy):
+    """What ``settings``, beside the defaults, make of this project."""
+
+    def __init__(self, site: Site, settings: dict[str, Any]) -> None:
+        super().__init__(site)
+        urls = tuple(f"http://backend-{number}:8000" for number in range(len(site.view.is_up)))
+        self._settings = Settings(backends=urls, **(_ALL_THAT_COME | settings))
+        deadlines = Deadlines(clock=site.loop.time)
+        make_backend = backend_maker(self._settings, deadlines)
+        self._backends = [make_backend(config) for config in completed(urls, ())]
+        self._pool = backend_pool(self._settings, self._backends, deadlines)
+        self._numbers = {backend: number for number, backend in enumerate(self._backends)}
+        self._leases: dict[int, Lease] = {}
+        self._waits: set[asyncio.Task[None]] = set()
+        self._thresholds = Thresholds(self._settings.max_allowed_request_queue, self._settings.max_allowed_deferred)
+        self._most_running = [0] * len(urls)
+
+    def choose(self, request: Request, view: ReplicaView, now: float) -> int | None:  # noqa: ARG002
+        lease = self._pool.lease(MODEL)
+        if lease is None:
+            self._waits.add(task := self.site.loop.create_task(self._wait(request)))
+            task.add_done_callback(self._waits.discard)
+            return None
+        return self._take(request, lease)
+
+    def refused(self, request: Request, backend: int, now: float) -> None:  # noqa: ARG002
+        self._pool.report_refused_connection(self._backends[backend])
+        self._leases.pop(request.number).close()
+
+    def done(self, request: Request, backend: int, usage: Usage, now: float) -> None:  # noqa: ARG002
+        self._leases.pop(request.number).close()
+
+    def polled(self, backend: int, state: EngineState | None, own: int, asked_at: float, now: float) -> None:  # noqa: ARG002
+        if state is None:
+            self._pool.report_refusal(self._backends[backend])
+        else:
+            told = self._as_told(backend, state)
+            self._pool.publish(self._backends[backend], told, own_at_poll=own, asked_at=asked_at)
+
+    async def _wait(self, request: Request) -> None:
+        answer_tokens = _USUAL_ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
+        waiter = Waiter(
+            lane=MODEL,
+            sender=request.sender,
+            tokens=1 + request.body_bytes / BYTES_A_TOKEN + answer_tokens,
+            priority=0,
+            take_place=partial(self._pool.place, MODEL),
+            line=self._pool.line,
+        )
+        self.site.most_waiting = max(self.site.most_waiting, self._pool.line.count + 1)
+        lease = await self._pool.line.wait(waiter)
+        self.site.send(request, self._take(request, lease))
+
+    def _take(self, request: Request, lease: Lease) -> int:
+        self._leases[request.number] = lease
+        return self._numbers[lease.backend]
+
+    def _as_told(self, backend: int, state: EngineState) -> BackendState:
+        """What backends/llamacpp.py and backends/vllm.py make of an engine's pages."""
+        most = self._thresholds
+        running = self._most_running[backend] = max(self._most_running[backend], state.processing)
+        if self.site.engine == "vllm":
+            is_ready, capacity = True, running if state.waiting else None
+        else:
+            is_ready = state.processing <= most.requests_processing and state.waiting <= most.requests_waiting
+            capacity = state.capacity
+        return BackendState(
+            ready=is_ready,
+            reason="" if is_ready else "busy",
+            requests_processing=state.processing,
+            requests_waiting=state.waiting,
+            capacity=capacity,
+            progress=state.tokens,
+            model_names=ModelNames.ANY,
+        )

@@ -1,0 +1,97 @@
+"""A run gives the same again, and what can be known without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import msgspec
+import pytest
+
+from balance.watched import fresh, sent
+from simulation.catalogue import TRACES
+from simulation.figures import Figures, figures_of
+from simulation.fleet import run
+from simulation.llamacpp_engine import LlamaCppEngine, LlamaCppSize
+from simulation.policies import POLICIES
+from simulation.requests import Request, Segment, common_tokens
+from simulation.trace import Absence, Trace
+from simulation.virtual_loop import virtual_loop
+from simulation.workloads import chat, mixed
+
+
+def _figures(trace: Trace, policy: str) -> Figures:
+    return figures_of([run(trace, POLICIES[policy], seed) for seed in trace.seeds], trace.backends)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_same_seed_gives_the_same_run(policy: str) -> None:
+    trace = replace(TRACES["agents-16-vllm-high"], seconds=15.0, warm_up=0.0)
+
+    assert run(trace, POLICIES[policy], 7) == run(trace, POLICIES[policy], 7)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_request_is_answered_though_backends_come_and_go(policy: str) -> None:
+    trace = Trace(
+        "leaving", "", "llama.cpp", 3, mixed(0.8), 2, 60.0, 0.0, slowness={0: 2.0}, absence=Absence(1, 10.0, 30.0)
+    )
+    asked = len(trace.sessions(Random("trace 1"), 60.0))
+
+    outcomes = run(trace, POLICIES[policy], 1).outcomes
+
+    assert asked - 1 <= len(outcomes) <= asked, "who comes in the last moment may be too late"
+    assert not [each for each in outcomes if each.backend == 1 and 10.1 < each.arrived_at < 29.0]
+    assert [each for each in outcomes if each.backend == 1 and each.arrived_at > 32.0]
+
+
+def test_one_place_and_equal_requests_wait_as_pollaczek_and_khinchine_say() -> None:
+    loop, random, at = virtual_loop(), Random(3), 0.0
+    engine = LlamaCppEngine(loop, size=LlamaCppSize(slots=1, stored_tokens=0))
+    lone = sent(engine, 0.0, (fresh(200),), answer=20)
+    loop.run()
+    seconds, load = lone.done_at, 0.7
+    arrivals, clients = list[float](), []
+    for _ in range(12_000):
+        at += random.expovariate(load / seconds)
+        arrivals.append(loop.time() + at)
+        clients.append(sent(engine, arrivals[-1], (fresh(200),), answer=20))
+
+    loop.run()
+
+    waits = [client.done_at - arrival - seconds for client, arrival in zip(clients, arrivals, strict=True)]
+    assert sum(waits) / len(waits) == pytest.approx(seconds * load / (2 * (1 - load)), rel=0.05)
+
+
+def test_turns_are_better_than_chance_and_knowing_loads_is_better_than_both() -> None:
+    trace = replace(TRACES["mixed-4-llamacpp"], sessions=mixed(1.8), seconds=400.0)
+
+    by_chance, in_turn, by_load = (_figures(trace, name).mean for name in ("random", "round_robin", "least_requests"))
+
+    assert by_load < in_turn < by_chance
+
+
+def test_loads_that_are_a_second_old_send_everybody_to_one_place() -> None:
+    trace = replace(TRACES["mixed-16-vllm"], seconds=15.0, warm_up=3.0, seeds=(1,))
+
+    assert _figures(trace, "least_polled").p99 > 2 * _figures(trace, "random").p99
+
+
+def test_who_shares_prefixes_gains_by_going_where_they_are() -> None:
+    trace = replace(TRACES["chat-16-vllm"], sessions=chat(5.0), backends=4, seconds=60.0, warm_up=20.0, seeds=(1,))
+
+    assert _figures(trace, "llm_d").hit_rate > _figures(trace, "random").hit_rate + 0.1
+
+
+def test_body_is_what_an_engine_would_read_at_four_bytes_a_token() -> None:
+    system, question = Segment(1, 400), Segment(2, 100)
+    one = Request(1, (system, question), Segment(3, 10), max_tokens=256)
+    other = Request(2, (system, Segment(4, 100)), Segment(5, 10))
+
+    body, other_body = one.body(), other.body()
+
+    assert msgspec.json.decode(body)["max_tokens"] == 256
+    assert [message["role"] for message in msgspec.json.decode(body)["messages"]] == ["system", "user"]
+    assert one.body_bytes <= len(body) < one.body_bytes + 200
+    same = next(number for number, (a, b) in enumerate(zip(body, other_body, strict=False)) if a != b)
+    assert same > 4 * common_tokens(one.prompt, other.prompt)

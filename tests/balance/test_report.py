@@ -1,0 +1,73 @@
+"""What is told of the results."""
+
+from __future__ import annotations
+
+import asyncio
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from simulation.catalogue import TRACES
+from simulation.figures import figures_of, percentile
+from simulation.fleet import run
+from simulation.plot import svg
+from simulation.policies import POLICIES
+from simulation.report import Results, document_with, tables
+from simulation.virtual_loop import virtual_loop
+
+_NAME = "rag-4-llamacpp"
+
+
+@pytest.fixture(name="results", scope="module")
+def _results() -> Results:
+    trace = replace(TRACES[_NAME], seconds=60.0, warm_up=10.0)
+    names = ("random", "least_requests")
+    return {_NAME: {name: figures_of([run(trace, POLICIES[name], 1)], 4).as_json() for name in names}}
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.001, 1)])
+def test_percentile_is_a_value_that_so_many_do_not_exceed(share: float, value: int) -> None:
+    assert percentile(range(1, 101), share) == value
+
+
+def test_best_of_a_trace_is_bold(results: Results) -> None:
+    rows = [line for line in tables(results, TRACES).splitlines() if line.startswith(f"| {_NAME} ")]
+
+    assert len(rows) == 2
+    assert all(row.count("**") == 2 for row in rows)
+
+
+def test_document_keeps_what_is_outside_its_markers(results: Results, tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("above\n<!-- results: begin -->\nformer text\n<!-- results: end -->\nbelow\n")
+
+    text = document_with(tables(results, TRACES), document)
+
+    assert text.startswith("above\n<!-- results: begin -->\n")
+    assert text.endswith("\n<!-- results: end -->\nbelow\n")
+    assert "former text" not in text
+    assert f"**{_NAME}**: 12 system prompts" in text
+
+
+def test_picture_has_a_dot_for_each_policy(results: Results) -> None:
+    drawn = ET.fromstring(svg(results))  # noqa: S314 -- our own picture
+
+    assert len(drawn.findall(".//{*}circle/{*}title")) == 2
+
+
+def test_asyncio_sleeps_in_no_time_and_in_order() -> None:
+    loop, seen = virtual_loop(), list[tuple[str, float]]()
+
+    async def sleeper(name: str, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        seen.append((name, loop.time()))
+
+    tasks = [
+        loop.create_task(sleeper(name, seconds)) for name, seconds in (("b", 2000.0), ("a", 1000.0), ("c", 2000.0))
+    ]
+    loop.run()
+
+    assert seen == [("a", 1000.0), ("b", 2000.0), ("c", 2000.0)]
+    assert all(task.done() for task in tasks)

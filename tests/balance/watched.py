@@ -1,0 +1,47 @@
+"""Clients that note what they see, for tests of one engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+
+from simulation.batching import BatchingEngine, Usage
+from simulation.requests import Prompt, Request, Segment
+
+__all__ = ["Watched", "fresh", "sent"]
+
+_numbers = count(1)
+
+
+@dataclass
+class Watched:
+    """What a client sees of its answer."""
+
+    first_token_at: float = -1.0
+    done_at: float = -1.0
+    usage: Usage | None = None
+
+    def first_token(self, now: float) -> None:
+        self.first_token_at = now
+
+    def done(self, usage: Usage, now: float) -> None:
+        self.usage, self.done_at = usage, now
+
+    @property
+    def cached(self) -> int:
+        """Tokens of its prompt that the engine had."""
+        assert self.usage is not None
+        return self.usage.cached_tokens
+
+
+def fresh(tokens: int) -> Segment:
+    """A text that nobody has sent yet."""
+    return Segment(next(_numbers), tokens)
+
+
+def sent(engine: BatchingEngine, at: float, prompt: Prompt, answer: Segment | int = 10) -> Watched:
+    """A request that will be sent to ``engine`` at ``at``."""
+    watched = Watched()
+    text = fresh(answer) if isinstance(answer, int) else answer
+    engine.loop.at(at, engine.submit, Request(next(_numbers), prompt, text), watched)
+    return watched
