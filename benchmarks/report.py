@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the figures of a run into the documents: benchmarks/report.py [FILE.json]
 
-The tables go into docs/performance.md, between its two markers; the pictures into docs/img. Without an argument:
+The tables go into docs/performance.md, between its two markers; the pictures into docs/images. Without an argument:
 docs/performance.json, the published run; another file is copied there, so that page and figures stay together.
 """
 
@@ -18,7 +18,7 @@ from suite.results import Results, read_results
 from suite.tables import claims_table, failures_list, result_tables
 
 _DOCS = Path(__file__).parents[1] / "docs"
-_PAGE, _PUBLISHED, _IMAGES = _DOCS / "performance.md", _DOCS / "performance.json", _DOCS / "img"
+_PAGE, _PUBLISHED, _IMAGES = _DOCS / "performance.md", _DOCS / "performance.json", _DOCS / "images"
 _BEGIN, _END = "<!-- begin measured -->", "<!-- end measured -->"
 
 
@@ -54,7 +54,7 @@ def measured(results: Results, images: list[str]) -> str:
         "### What must hold",
         claims_table(figures),
         "### Figures",
-        "\n".join(f"![{name.removesuffix('.svg').replace('-', ' ')}](img/{name})" for name in images),
+        "\n".join(f"![{name.removesuffix('.svg').replace('-', ' ')}](images/{name})" for name in images),
         result_tables(figures),
         f"{_conditions(results.about, results.rounds)} All figures: [`{_PUBLISHED.name}`]({_PUBLISHED.name}).",
     ]
