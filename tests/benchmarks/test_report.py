@@ -87,6 +87,6 @@ def test_the_published_page_is_made_of_the_published_figures() -> None:
     if not file.exists():
         pytest.skip("no run has been published")
     page = (DOCS / "performance.md").read_text()
-    images = [name for name in PICTURES if (DOCS / "img" / name).exists()]
+    images = [name for name in PICTURES if (DOCS / "images" / name).exists()]
 
     assert with_measured(page, measured(read_results(file), images)) == page
