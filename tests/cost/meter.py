@@ -63,12 +63,14 @@ class _Meter:
 
     def start(self) -> None:
         self._instructions = self._calls = 0
+        self._others = sys.gettrace(), sys.getprofile()  # coverage's, say
         sys.setprofile(self._on_call)
         sys.settrace(self._on_frame)
 
     def stop(self) -> Count:
-        sys.settrace(None)
-        sys.setprofile(None)
+        tracer, profiler = self._others
+        sys.settrace(tracer)
+        sys.setprofile(profiler)
         return Count(self._instructions, self._calls)
 
     def _on_call(self, frame: FrameType, event: str, argument: Any) -> None:
