@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -46,12 +47,13 @@ async def test_each_request_has_one_line(
     await ask(proxy, "engine-404", "/nothing?secret=1")
     await ask(proxy, "blocked", "/slots/0?action=erase", {})
     await ask(proxy, "too-long", PATH, b"x" * 2001)
-    await leave(proxy, "left-in-stream", chat(4000, stream=True), after_head=True)
-    await leave(proxy, "left-before", chat(1000), after_head=False)
-    await eventually(lambda: len(proxy.access_lines) >= len(expected) + len(many) + 1)
+    await leave(proxy, "left-in-stream", chat(4000, stream=True), when=Call.head)
+    await eventually(lambda: is_processing(server, 0))
+    await leave(proxy, "left-before", chat(1000), when=lambda _: eventually(lambda: is_processing(server, 1)))
+    await eventually(lambda: len(proxy.access_lines) >= len(expected) + len(many))
     proxy.stop()
 
-    lines = [line for line in proxy.access_lines if line.path != "/health"]
+    lines = proxy.access_lines
     assert Counter(line.request_id for line in lines if line.request_id in many) == dict.fromkeys(many, 1)
     rest = [line for line in lines if line.request_id not in many]
     seen = {line.request_id: (line.method, line.path, line.status, line.outcome, line.backend) for line in rest}
@@ -63,17 +65,14 @@ async def ask(proxy: Proxy, name: str, target: str, body: object = None) -> None
     assert (await send(proxy.url, target, body, headers={"x-request-id": name})).complete
 
 
-async def leave(proxy: Proxy, name: str, body: object, *, after_head: bool) -> None:
+async def leave(proxy: Proxy, name: str, body: object, *, when: Callable[[Call], Awaitable[object]]) -> None:
     async with Call(proxy.url, PATH, body, headers={"x-request-id": name}) as call:
         call.send()
-        if after_head:
-            await call.head()
-        else:
-            await eventually(lambda: is_forwarded(proxy))
+        await when(call)
 
 
-async def is_forwarded(proxy: Proxy) -> bool:
-    return await proxy.in_flight() == 1
+def is_processing(server: LlamaServer, count: int) -> bool:
+    return server.metrics()["llamacpp:requests_processing"] == count
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

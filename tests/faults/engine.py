@@ -56,6 +56,7 @@ class Engine(FakeEngine):
         processing, waiting, decoded: what its metrics say.
         slots: what its ``/props`` say; ``None``: nothing.
         health: how it answers ``GET /health``.
+        pages: what is answered to ``GET`` of these paths, other than usual.
         served: the requests of clients that it took, in order.
     """
 
@@ -67,6 +68,7 @@ class Engine(FakeEngine):
         self.waiting = self.decoded = 0
         self.slots: int | None = None
         self.health: Answer = says(http_reply())
+        self.pages: dict[str, Answer] = {}
         self.served: list[bytes] = []
         self._serving: set[EngineConnection] = set()
 
@@ -74,6 +76,11 @@ class Engine(FakeEngine):
     def open_requests(self) -> int:
         """Connections with requests of clients that the other side has not ended."""
         return sum(not connection.ended.done() for connection in self._serving)
+
+    def asked(self, path: str = "") -> int:
+        """How often it was asked for ``path``, or for anything, by the proxy itself."""
+        begin = f"GET {path}".encode()
+        return sum(request.startswith(begin) for request in self.requests)
 
     async def go(self) -> None:
         """Refuse connections from now on; those that are open stay."""
@@ -101,6 +108,8 @@ class Engine(FakeEngine):
             path = request.split(b" ", 2)[1].decode()
             if path == "/health":
                 await self.health(connection)
+            elif request.startswith(b"GET ") and path in self.pages:
+                await self.pages[path](connection)
             elif request.startswith(b"GET ") and (page := self._page(path)) is not None:
                 connection.send(page)
             else:

@@ -32,37 +32,6 @@ ADMIN_KEY = "k" * 32
 WELL = says(http_reply())
 
 
-class Telling(Engine):
-    """An engine with other pages than usual.
-
-    Attributes:
-        pages: what a path is answered with, as a reply or by a script.
-    """
-
-    def __init__(self, answer: Answer = WELL, *, owner: str = "llamacpp") -> None:
-        super().__init__(answer, owner=owner)
-        self.pages: dict[str, bytes | Answer] = {}
-
-    def asked(self, path: str = "") -> int:
-        """How often it was asked for ``path``, or for anything, by the proxy itself."""
-        begin = f"GET {path}".encode()
-        return sum(request.startswith(begin) for request in self.requests)
-
-    async def _serve(self, connection: EngineConnection) -> None:
-        request = await connection.request()
-        page = self.pages.get(request.split(b" ", 2)[1].decode())
-        if page is None:
-            connection.received[:0] = request  # for whom it is usual
-            connection.requests.pop()
-            self.requests.pop()
-            await super()._serve(connection)
-        elif isinstance(page, bytes):
-            connection.send(page)
-            connection.finish()
-        else:
-            await page(connection)
-
-
 async def lines_of(proxy: Watched, name: str, engine: Engine) -> list[str]:
     """The samples of a metric for ``engine``."""
     page = (await send(proxy.url, "/metrics")).body.decode()
@@ -83,9 +52,9 @@ async def test_ob01_an_engine_without_metrics_is_used_by_what_it_has_of_ours_and
         await gate.wait()
         connection.send(http_reply())
 
-    engines = [await fleet.add(Telling(waits)) for _ in range(2)]
+    engines = [await fleet.add(Engine(waits)) for _ in range(2)]
     for engine in engines:
-        engine.pages["/metrics"] = http_reply(b"", status)
+        engine.pages["/metrics"] = says(http_reply(b"", status))
     proxy = await fleet.proxy(*engines, refresh_seconds=0.05)
     async with asyncio.TaskGroup() as group:
         for _ in range(20):
@@ -102,7 +71,7 @@ async def test_ob01_an_engine_without_metrics_is_used_by_what_it_has_of_ours_and
 
 
 async def test_ob02_metrics_that_hang_make_figures_old_and_no_backend_ill(fleet: Fleet) -> None:
-    engine, other = await fleet.add(Telling()), await fleet.engine(processing=2)
+    engine, other = await fleet.add(Engine(WELL)), await fleet.engine(processing=2)
     engine.processing = 5
     proxy = await fleet.proxy(engine, other, refresh_seconds=0.5)
     assert await lines_of(proxy, "backend_load", engine) == ["5.0"]
@@ -121,16 +90,16 @@ async def has_load(proxy: Watched, engine: Engine, load: str) -> bool:
 
 
 async def test_ob03_a_renamed_metric_is_known_by_its_former_name_and_a_missing_one_is_not_zero(fleet: Fleet) -> None:
-    engine = await fleet.add(Telling(owner="vllm"))
+    engine = await fleet.add(Engine(WELL, owner="vllm"))
     running = b'vllm:num_requests_running{engine="0"} 3\n'
-    engine.pages["/metrics"] = http_reply(running + b'vllm:gpu_cache_usage_perc{engine="0"} 0.25\n')
+    engine.pages["/metrics"] = says(http_reply(running + b'vllm:gpu_cache_usage_perc{engine="0"} 0.25\n'))
     proxy = await fleet.proxy(engine, refresh_seconds=0.05)
     assert (await proxy.backend(engine))["metrics"]["vllm:kv_cache_usage_perc"] == 0.25
     assert await lines_of(proxy, "backend_requests_running", engine) == ["3.0"]
     assert await lines_of(proxy, "backend_requests_waiting", engine) == []
     assert await lines_of(proxy, "backend_load", engine) == ["3.0"]
 
-    engine.pages["/metrics"] = http_reply(b'vllm:running_requests{engine="0"} 9\n')
+    engine.pages["/metrics"] = says(http_reply(b'vllm:running_requests{engine="0"} 9\n'))
     await eventually(lambda: tells_nothing(proxy, engine))
     assert "vllm:kv_cache_usage_perc" not in (await proxy.backend(engine))["metrics"]
     assert await proxy.state(engine) == "up"
@@ -238,12 +207,12 @@ async def test_ob08_a_large_fleet_is_not_asked_in_step_and_nobody_too_often(flee
 
 
 async def test_ob09_questions_wake_no_model(fleet: Fleet) -> None:
-    single, router = await fleet.add(Telling()), await fleet.add(Telling())
+    single, router = await fleet.add(Engine(WELL)), await fleet.add(Engine(WELL))
     entries = [
         {"id": name, "object": "model", "owned_by": "llamacpp", "status": {"value": "unloaded"}} for name in "ab"
     ]
-    router.pages["/v1/models"] = http_reply(json.dumps({"object": "list", "data": entries}).encode())
-    router.pages["/metrics"] = http_reply(b'{"error":{"message":"model name is missing"}}', 400)
+    router.pages["/v1/models"] = says(http_reply(json.dumps({"object": "list", "data": entries}).encode()))
+    router.pages["/metrics"] = says(http_reply(b'{"error":{"message":"model name is missing"}}', 400))
     proxy = await fleet.proxy(single, router, refresh_seconds=0.05)
     await eventually(lambda: min(engine.asked("/health") for engine in (single, router)) > 5)
     assert {await proxy.state(engine) for engine in (single, router)} == {"up"}
