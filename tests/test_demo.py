@@ -27,14 +27,15 @@ from inference_engine_proxy_server.demo.model import MODEL_SHA256, demo_model, j
 
 HINT = r"pip install 'inference-engine-proxy-server\[demo\]'"
 PARENT = """
-import signal, urllib.request
+import signal, time, urllib.request
 from inference_engine_proxy_server.demo import demo_fleet
 def report(line):
     print(line, flush=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what runs in the background
 with demo_fleet(report) as urls:
     try:
         report(" ".join(urls))
-        signal.pause()
+        time.sleep(60)
     except KeyboardInterrupt:
         report(str([urllib.request.urlopen(url + "/health").status for url in urls]))
 """
