@@ -27,12 +27,12 @@ from inference_engine_proxy_server.core.forwarder import Forwarder
 from inference_engine_proxy_server.core.health_tracker import HealthRules, HealthTracker
 from inference_engine_proxy_server.core.memory_use import MemoryUse, container_limit_bytes
 from inference_engine_proxy_server.core.overload_guard import OverloadGuard
-from inference_engine_proxy_server.core.path_policy import PathPolicy
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
 from inference_engine_proxy_server.core.shared_backend import SharedBackend
 from inference_engine_proxy_server.core.standing import Standing
 from inference_engine_proxy_server.core.turns import Turns
 from inference_engine_proxy_server.core.waiting_line import QueueLimits, WaitingLine
+from inference_engine_proxy_server.destinations import Destination
 from inference_engine_proxy_server.endpoints.failures import answer_failures
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
 from inference_engine_proxy_server.host import connection_limit
@@ -137,7 +137,6 @@ def forwarder(settings: Settings, pool: BackendPool, metrics: RequestMetrics) ->
     """Passes requests on to ``pool``."""
     return Forwarder(
         pool,
-        PathPolicy(settings.blocked_paths),
         metrics,
         Standing(takes_priority_header=settings.priority_header),
         QueueUpdates(pool.line, to_all=settings.queue_updates),
@@ -161,15 +160,14 @@ def key_ring(settings: Settings) -> KeyRing | None:
     return KeyRing(settings.api_keys, file, time.time)
 
 
-def gate(settings: Settings, ring: KeyRing | None, allowances: Allowances, is_open: Callable[[str, str], bool]) -> Gate:
-    """Lets in who has a key that is good; ``is_open``: whether a method and a path need none."""
+def gate(settings: Settings, ring: KeyRing | None, allowances: Allowances) -> Gate:
+    """Lets in who has a key that is good."""
     return Gate(
         ring,
         allowances,
         admin_key=_revealed(settings.admin_key),
         metrics_key=_revealed(settings.metrics_key),
         operators_elsewhere=settings.admin_port is not None,
-        is_open=is_open,
     )
 
 
@@ -183,16 +181,10 @@ def client_load(settings: Settings, deadlines: Deadlines) -> Load:
     )
 
 
-def overload_guard(
-    settings: Settings,
-    load: Load,
-    metrics: RequestMetrics,
-    deadlines: Deadlines,
-    is_own: Callable[[RequestHead], bool],
-) -> OverloadGuard:
-    """Sends requests away when ``load`` is too much, those excepted for which ``is_own`` is true."""
+def overload_guard(settings: Settings, load: Load, metrics: RequestMetrics, deadlines: Deadlines) -> OverloadGuard:
+    """Sends requests away when ``load`` is too much, but for those that this proxy answers itself."""
     memory = MemoryUse(settings.memory_limit_bytes or container_limit_bytes(processes=settings.workers))
-    guard = OverloadGuard(load, memory, is_own=is_own, count_shed=metrics.count_shed, clock=deadlines.clock)
+    guard = OverloadGuard(load, memory, count_shed=metrics.count_shed, clock=deadlines.clock)
     for name, text, reading in (
         ("client_connections", "Open connections of clients.", lambda: float(len(load.connections))),
         ("client_requests_in_flight", "Requests that are being served.", lambda: float(load.requests)),
@@ -207,6 +199,7 @@ def client_context(
     settings: Settings,
     deadlines: Deadlines,
     load: Load,
+    destination_of: Callable[[str, str], Destination],
     shed: Callable[[str, RequestHead | None], None],
     admit: Callable[[RequestHead], object],
     handle: Callable[[Exchange], Coroutine[None, None, None]],
@@ -232,7 +225,7 @@ def client_context(
     request_ids = (f"{process}-{number:x}" for number in itertools.count(1))
     is_tls = settings.tls_cert_file is not None
     forwarding = Forwarding(settings.trusted_proxies, name=f"inference-proxy-{process}", is_tls=is_tls)
-    return ClientContext(limits, deadlines, load, forwarding, request_ids, shed, admit, handle, observe)
+    return ClientContext(limits, deadlines, load, forwarding, request_ids, destination_of, shed, admit, handle, observe)
 
 
 def _has_keys(settings: Settings) -> bool:

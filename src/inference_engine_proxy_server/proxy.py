@@ -14,7 +14,6 @@ from typing import Any
 from fastapi import FastAPI
 
 from inference_engine_proxy_server.access.allowances import Allowances
-from inference_engine_proxy_server.access.gate import is_for_operators
 from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.composition import (
     backend_maker,
@@ -32,8 +31,10 @@ from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.core.config_watch import ConfigWatch
 from inference_engine_proxy_server.core.fleet_keeper import FleetKeeper, check_engines
 from inference_engine_proxy_server.core.key_limits import KeyLimits
+from inference_engine_proxy_server.core.path_policy import PathPolicy
 from inference_engine_proxy_server.core.supervision import keep_running
 from inference_engine_proxy_server.core.turns import Turns
+from inference_engine_proxy_server.destinations import ANSWERED_HERE, Destinations
 from inference_engine_proxy_server.endpoints.admin import admin_router
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.docs import docs_router
@@ -49,7 +50,6 @@ from inference_engine_proxy_server.wire.client_connection import ClientConnectio
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
 from inference_engine_proxy_server.wire.load import Load
-from inference_engine_proxy_server.wire.request_head import RequestHead
 from inference_engine_proxy_server.worker import Post
 
 __all__ = ["Proxy"]
@@ -74,7 +74,7 @@ class Proxy:
         self._deadlines = Deadlines()
         self._metrics = RequestMetrics()
         self._load = client_load(settings, self._deadlines)
-        self._guard = overload_guard(settings, self._load, self._metrics, self._deadlines, self._is_own)
+        self._guard = overload_guard(settings, self._load, self._metrics, self._deadlines)
         self._access_log = None
         if settings.access_log:
             self._access_log = AccessLog(sys.stdout, settings.log_format, is_shared=post is not None)
@@ -108,12 +108,18 @@ class Proxy:
         )
         self.app = make_app(routers, self._lifespan)
         self._bridge = AsgiBridge(self.app)
-        self._own_paths = frozenset(
-            getattr(route, "path", "") for holder in (self.app, *routers) for route in holder.routes
-        )
-        doorkeeper = gate(settings, self._key_ring, allowances, self._is_open)
+        own_paths = {getattr(route, "path", "") for holder in (self.app, *routers) for route in holder.routes}
+        destinations = Destinations(own_paths, PathPolicy(settings.blocked_paths).blocks)
+        doorkeeper = gate(settings, self._key_ring, allowances)
         self._clients = client_context(
-            settings, self._deadlines, self._load, self._guard.shed, doorkeeper.admit, self._handle, self._observe
+            settings,
+            self._deadlines,
+            self._load,
+            destinations.of,
+            self._guard.shed,
+            doorkeeper.admit,
+            self._handle,
+            self._observe,
         )
         self._operators = replace(
             self._clients,
@@ -157,12 +163,10 @@ class Proxy:
             backend.connections.close()
 
     def _handle(self, exchange: Exchange) -> Coroutine[None, None, None]:
-        head = exchange.head
-        # As in _is_own, whose call every request would pay for.
-        if (head.path in self._own_paths and head.method in ("GET", "HEAD")) or is_for_operators(head):
+        if exchange.head.destination in ANSWERED_HERE:
             return self._bridge.answer(exchange)
         if self._key_limits is not None:
-            if head.access is None:  # only a browser's preflight comes here without a key
+            if exchange.head.access is None:  # only a browser's preflight comes here without a key
                 return _pass_preflight(exchange)
             self._key_limits.begin(exchange)
         return self._forwarder.forward(exchange)
@@ -194,13 +198,6 @@ class Proxy:
             self._post.say_watched()
         self.note_watched()
         return self.is_draining
-
-    def _is_own(self, head: RequestHead) -> bool:
-        return (head.path in self._own_paths and head.method in ("GET", "HEAD")) or is_for_operators(head)
-
-    def _is_open(self, method: str, path: str) -> bool:
-        """Whether a request needs no key: what is asked of this proxy itself, but for the list of models."""
-        return path in self._own_paths and method in ("GET", "HEAD") and path != "/v1/models"
 
     def _observe(self, exchange: Exchange) -> None:
         if self._key_limits is not None and exchange.is_counted:

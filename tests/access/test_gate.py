@@ -12,6 +12,7 @@ from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.gate import Access, Gate
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey, digest_of
+from inference_engine_proxy_server.destinations import Destinations
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead, parse_request_head
 
@@ -32,7 +33,6 @@ def gate(
         admin_key=admin,
         metrics_key=metrics,
         operators_elsewhere=operators_elsewhere,
-        is_open=lambda method, path: method in ("GET", "HEAD") and path in OPEN_PATHS,
     )
 
 
@@ -40,7 +40,9 @@ def head_of(request: str, *lines: str | bytes) -> RequestHead:
     """A request like ``GET /path`` with these header lines."""
     fields = [line if isinstance(line, bytes) else line.encode() for line in ("Host: a", *lines)]
     section = b"".join(line + b"\r\n" for line in (f"{request} HTTP/1.1".encode(), *fields))
-    return parse_request_head(section, LIMITS)
+    head = parse_request_head(section, LIMITS)
+    head.destination = Destinations([*OPEN_PATHS, "/v1/models"], lambda *_: False).of(head.method, head.path)
+    return head
 
 
 def admitted(at: Gate, request: str, *lines: str | bytes) -> Access | None:
@@ -198,7 +200,6 @@ def gate_over(ring: KeyRing) -> Gate:
         admin_key=None,
         metrics_key=None,
         operators_elsewhere=False,
-        is_open=lambda *_: False,
     )
 
 

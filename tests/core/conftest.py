@@ -19,6 +19,7 @@ from inference_engine_proxy_server.core.path_policy import PathPolicy
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
 from inference_engine_proxy_server.core.standing import Standing
 from inference_engine_proxy_server.core.waiting_line import QueueLimits, WaitingLine
+from inference_engine_proxy_server.destinations import Destinations
 from inference_engine_proxy_server.metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.deadlines import Deadlines
@@ -68,13 +69,15 @@ class ForwardingFront(Front):
     """
 
     def __init__(self, *engines: FakeEngine | str, **options: Any) -> None:
-        super().__init__(lambda exchange: self._forwarder.forward(exchange))
+        paths = PathPolicy(Settings().blocked_paths)
+        super().__init__(
+            lambda exchange: self._forwarder.forward(exchange), destination_of=Destinations((), paths.blocks).of
+        )
         self.pool = make_pool(engines, self._deadlines, **options)
         publish(self.pool)
-        paths = PathPolicy(Settings().blocked_paths)
         standing = Standing(takes_priority_header=True)
         updates = QueueUpdates(self.pool.line, to_all=False)
-        self._forwarder = Forwarder(self.pool, paths, RequestMetrics(), standing, updates, names_backend=True)
+        self._forwarder = Forwarder(self.pool, RequestMetrics(), standing, updates, names_backend=True)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

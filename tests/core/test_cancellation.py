@@ -18,10 +18,10 @@ from fakes.front import LIMITS, until
 from fakes.memory import turns
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.forwarder import Forwarder
-from inference_engine_proxy_server.core.path_policy import PathPolicy
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
 from inference_engine_proxy_server.core.standing import Standing
 from inference_engine_proxy_server.core.waiting_line import QueueLimits
+from inference_engine_proxy_server.destinations import Destination
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.metrics import RequestMetrics
 from inference_engine_proxy_server.wire.deadlines import Deadlines
@@ -93,7 +93,7 @@ class Proxy:
         self.pool = pool
         updates = QueueUpdates(pool.line, to_all=False)
         self.forwarder = Forwarder(
-            pool, PathPolicy(()), RequestMetrics(), Standing(takes_priority_header=True), updates, names_backend=True
+            pool, RequestMetrics(), Standing(takes_priority_header=True), updates, names_backend=True
         )
         self.requests: list[tuple[Exchange, asyncio.Task[None]]] = []
 
@@ -101,6 +101,7 @@ class Proxy:
         """Send a request; returns which it is."""
         fields = b"X-Queue-Updates: true\r\n" if wants_updates else b""
         head = parse_request_head(b"POST %b HTTP/1.1\r\nHost: x\r\n%b" % (path.encode(), fields), LIMITS.head)
+        head.destination = Destination.WORK
         body = b'{"model": "m", "stream": true}'
         exchange = Exchange(Client(), head, body, "id", "192.0.2.1:1")
         self.requests.append((exchange, asyncio.get_running_loop().create_task(self.forwarder.forward(exchange))))

@@ -15,6 +15,7 @@ from fakes.front import until
 from inference_engine_proxy_server.core import overload_guard
 from inference_engine_proxy_server.core.memory_use import MemoryUse
 from inference_engine_proxy_server.core.overload_guard import OverloadGuard
+from inference_engine_proxy_server.destinations import Destination
 from inference_engine_proxy_server.errors import CapacityError
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead, parse_request_head
@@ -45,7 +46,6 @@ class Guarded:
         self.guard = OverloadGuard(
             self.load,
             self.memory,
-            is_own=lambda head: head.path == "/health",
             count_shed=lambda reason: self.shed.update([reason]),
             clock=time.monotonic,
         )
@@ -63,7 +63,9 @@ class Guarded:
 
 def head_of(path: str) -> RequestHead:
     section = f"GET {path} HTTP/1.1\r\nHost: a\r\n".encode()
-    return parse_request_head(section, HeadLimits(line_bytes=1024, total_bytes=4096, field_count=20))
+    head = parse_request_head(section, HeadLimits(line_bytes=1024, total_bytes=4096, field_count=20))
+    head.destination = Destination.OWN if path == "/health" else Destination.LIGHT
+    return head
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_engine_proxy_server.core.request_traits import needs_slot, requested_model
+from inference_engine_proxy_server.core.request_traits import requested_model
 
 FORM = (
     b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\nRIFF\r\n'
@@ -39,17 +39,3 @@ def test_the_model_is_found_where_clients_put_it(target: bytes, body: bytes, mod
 def test_no_body_is_too_odd(body: bytes) -> None:
     for start in (b"", b"{", b"--"):
         requested_model(b"/", start + body)
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "expected"),
-    [
-        ("POST", "/v1/chat/completions", True),
-        ("POST", "/anything", True),
-        ("POST", "/tokenize", False),
-        ("POST", "/v1/messages/count_tokens", False),
-        ("GET", "/props", False),
-    ],
-)
-def test_what_is_not_generated_takes_no_slot(method: str, path: str, expected: bool) -> None:
-    assert needs_slot(method, path) is expected

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, cast
 
+from inference_engine_proxy_server.destinations import Destination
 from inference_engine_proxy_server.errors import CapacityError
 from inference_engine_proxy_server.wire.client_connection import ClientConnection
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
@@ -160,7 +161,14 @@ class Front:
         load: what the clients hold, without bounds until a test sets some.
     """
 
-    def __init__(self, handle: Handler, limits: ClientLimits = LIMITS, *, send_buffer_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        handle: Handler,
+        limits: ClientLimits = LIMITS,
+        *,
+        send_buffer_bytes: int = 0,
+        destination_of: Callable[[str, str], Destination] = lambda *_: Destination.WORK,
+    ) -> None:
         self.observed: list[Exchange] = []
         self.connections: set[ClientConnection] = set()
         self.tasks: set[LightTask] = set()
@@ -173,6 +181,7 @@ class Front:
             self.load,
             Forwarding((), name="this-proxy", is_tls=False),
             ids,
+            destination_of,
             shed,
             lambda _: None,
             handle,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from fakes.front import Handler, shed
+from inference_engine_proxy_server.destinations import Destination
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.client_connection import ClientConnection
@@ -220,6 +221,7 @@ class MemoryClient:
             Load(self._deadlines.clock),
             Forwarding((), name="this-proxy", is_tls=False),
             ids,
+            lambda *_: Destination.WORK,
             shed,
             lambda _: None,
             handle,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from inference_engine_proxy_server.access.allowances import Allowance, Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey, digest_of
+from inference_engine_proxy_server.destinations import Destination
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
-__all__ = ["Access", "Gate", "is_for_operators"]
+__all__ = ["Access", "Gate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,6 @@ class Gate:
         admin_key: for ``/admin/``; ``None``: nobody gets there.
         metrics_key: for ``/metrics``; ``None``: everybody may read it.
         operators_elsewhere: ``/admin/`` and ``/metrics`` are on a port of their own.
-        is_open: whether a request, by method and path, needs no key of a client.
     """
 
     def __init__(
@@ -54,14 +54,12 @@ class Gate:
         admin_key: str | None,
         metrics_key: str | None,
         operators_elsewhere: bool,
-        is_open: Callable[[str, str], bool],
     ) -> None:
         self._ring = ring
         self._allowances = allowances
         self._admin_digest = None if admin_key is None else digest_of(admin_key.encode())
         self._metrics_digest = None if metrics_key is None else digest_of(metrics_key.encode())
         self._operators_elsewhere = operators_elsewhere
-        self._is_open = is_open
 
     def admit(self, head: RequestHead) -> Access | None:
         """What the sender of ``head`` may do; ``None``: it has no key, and needs none.
@@ -69,7 +67,7 @@ class Gate:
         Raises:
             ClientError: 401, its key is missing or not good for this path; 404, this is not served here.
         """
-        if is_for_operators(head):
+        if head.destination is Destination.OPERATORS:
             if self._operators_elsewhere:
                 raise ClientError("This is served on ADMIN_PORT.", status=404, code="not_here")
             self._ask_operator(head)
@@ -81,15 +79,15 @@ class Gate:
                 key = self._ring.find(digest_of(given))
                 if key is not None:
                     return Access(key, self._allowances.of(key), self._ring.keys)
-            if not self._is_open(head.method, head.path) and not head.is_preflight:
+            if not _is_open(head) and not head.is_preflight:
                 raise _refused(head)
         return None
 
     def admit_operator(self, head: RequestHead) -> None:
         """The same on the operators' own port, where no engine can be reached. Raises as :meth:`admit`."""
-        if is_for_operators(head):
+        if head.destination is Destination.OPERATORS:
             self._ask_operator(head)
-        elif not self._is_open(head.method, head.path):
+        elif not _is_open(head):
             raise ClientError("Only the proxy's own endpoints are served here.", status=404, code="not_here")
 
     def _ask_operator(self, head: RequestHead) -> None:
@@ -102,12 +100,9 @@ class Gate:
             raise _refused(head)
 
 
-def is_for_operators(head: RequestHead) -> bool:
-    """Whether ``head`` asks for what only operators may see."""
-    path = head.path
-    if not path.startswith(("/metrics", "/admin")):  # as nearly all do
-        return False
-    return (path == "/metrics" and head.method in ("GET", "HEAD")) or path == "/admin" or path.startswith("/admin/")
+def _is_open(head: RequestHead) -> bool:
+    """Whether it needs no key of a client: what is asked of this proxy itself, but for the list of models."""
+    return head.destination is Destination.OWN and head.path != "/v1/models"
 
 
 def _secrets(head: RequestHead) -> list[bytes]:

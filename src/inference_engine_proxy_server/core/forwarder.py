@@ -10,12 +10,12 @@ from functools import partial
 
 from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.backend_pool import BackendPool
-from inference_engine_proxy_server.core.path_policy import PathPolicy
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
-from inference_engine_proxy_server.core.request_traits import needs_slot, requested_model
+from inference_engine_proxy_server.core.request_traits import requested_model
 from inference_engine_proxy_server.core.retry import DECLINABLE_STATUSES, NextAttempt, RetryBudget, next_attempt
 from inference_engine_proxy_server.core.standing import Standing
 from inference_engine_proxy_server.core.waiting_line import FIRST, Waiter
+from inference_engine_proxy_server.destinations import Destination
 from inference_engine_proxy_server.errors import (
     BackendBroke,
     BackendDeclined,
@@ -45,7 +45,6 @@ class Forwarder:
 
     Args:
         pool: chooses.
-        paths: what is not passed on.
         metrics: told of repeated requests.
         standing: whose turn it is when requests must wait.
         updates: tells them how long they must.
@@ -56,7 +55,6 @@ class Forwarder:
     def __init__(
         self,
         pool: BackendPool,
-        paths: PathPolicy,
         metrics: RequestMetrics,
         standing: Standing,
         updates: QueueUpdates,
@@ -66,7 +64,6 @@ class Forwarder:
     ) -> None:
         self._keeps_credentials = keeps_credentials
         self._pool = pool
-        self._paths = paths
         self._metrics = metrics
         self._standing = standing
         self._updates = updates
@@ -80,12 +77,12 @@ class Forwarder:
             ProxyError: there is none; or, with its reply begun, it will not be complete.
         """
         head = exchange.head
-        if self._paths.blocks(head.method, head.path):
+        if head.destination is Destination.BLOCKED:
             message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
             raise ClientError(message, status=403, code="path_blocked")
         if exchange.model is None:
             exchange.model = requested_model(head.target, exchange.body)
-        takes_slot = needs_slot(head.method, head.path)
+        takes_slot = head.destination is Destination.WORK
         self._budget.requests += 1
         failed: dict[Backend, BackendError] = {}
         try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from inference_engine_proxy_server.core.loop_lag import BlockerWitness, LoopLag
 from inference_engine_proxy_server.core.memory_use import MemoryUse
+from inference_engine_proxy_server.destinations import ANSWERED_HERE
 from inference_engine_proxy_server.errors import CapacityError
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import RequestHead
@@ -65,13 +66,11 @@ class OverloadGuard:
         load: Load,
         memory: MemoryUse,
         *,
-        is_own: Callable[[RequestHead], bool],
         count_shed: Callable[[str], None],
         clock: Callable[[], float],
     ) -> None:
         self._load = load
         self._memory = memory
-        self._is_own = is_own
         self._count_shed = count_shed
         self._clock = clock
         self._most_requests = load.most_requests
@@ -97,7 +96,7 @@ class OverloadGuard:
             CapacityError: unless it is for the proxy's own paths.
         """
         # A body is never the proxy's own: none of its paths needs one.
-        if head is not None and reason != "request_bytes" and self._is_own(head):
+        if head is not None and reason != "request_bytes" and head.destination in ANSWERED_HERE:
             return
         self._count_shed(self._reason if self._reason and reason == "requests" else reason)
         raise CapacityError("The proxy has no room for this now.", code="overloaded", retry_after_seconds=1)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Iterable
 from urllib.parse import unquote
 
 from inference_engine_proxy_server.config.settings import PathRule
@@ -18,17 +17,14 @@ _UNUSUAL = re.compile(r"[%\\]|//|/\.|/$")
 class PathPolicy:
     """The deny-list, ready for asking."""
 
-    blocks: Callable[[str, str], bool]
-    """Whether a request, by its method and path, is not passed on. What it says is kept for the usual few paths."""
-
     def __init__(self, rules: Iterable[PathRule]) -> None:
         rules = tuple(rules)
         self._exact = {(rule.method, rule.path) for rule in rules if not rule.is_prefix}
         self._by_prefix = [(rule.method, rule.path) for rule in rules if rule.is_prefix]
         self._prefixes = tuple(prefix for _, prefix in self._by_prefix)
-        self.blocks = lru_cache(maxsize=256)(self._blocks)
 
-    def _blocks(self, method: str, path: str) -> bool:
+    def blocks(self, method: str, path: str) -> bool:
+        """Whether a request is not passed on."""
         readings = _readings(path) if _UNUSUAL.search(path) else (path,)
         return any(self._matches(method, reading) for reading in readings)
 

@@ -7,23 +7,10 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-__all__ = ["needs_slot", "requested_model"]
+__all__ = ["requested_model"]
 
 _MULTIPART_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
 _MULTIPART_SEARCH_BYTES = 1 << 20  # form fields stand before or after the file; a file of audio is longer than this
-
-
-# What engines answer beside their work, without a slot (llama.cpp) or a place in the schedule (vLLM).
-_LIGHT_PATHS = frozenset(
-    prefix + path
-    for prefix in ("", "/v1")
-    for path in ("/tokenize", "/detokenize", "/apply-template", "/messages/count_tokens")
-)
-
-
-def needs_slot(method: str, path: str) -> bool:
-    """Whether a request takes one of the places that a backend works on at a time."""
-    return method == "POST" and path not in _LIGHT_PATHS
 
 
 class _Named(msgspec.Struct):

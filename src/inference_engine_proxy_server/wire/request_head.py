@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from inference_engine_proxy_server.destinations import Destination
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.wire.fields import (
     FIELD_LINES,
@@ -68,11 +69,13 @@ class RequestHead:
         passed_on: the other fields' lines as sent, each ending in CRLF.
         sender: who sent it, for the log; empty before that is known.
         access: what its sender may do, as found for this section or one like it; ``None``: nobody has asked.
+        destination: what becomes of it; ``BLOCKED`` before that is known.
     """
 
     __slots__ = (
-        "access", "api_key", "authorization", "chunked", "content_length", "credentials", "expects_continue", "host",
-        "keep_alive", "method", "minor_version", "passed_on", "path", "request_id", "sender", "target", "way",
+        "access", "api_key", "authorization", "chunked", "content_length", "credentials", "destination",
+        "expects_continue", "host", "keep_alive", "method", "minor_version", "passed_on", "path", "request_id",
+        "sender", "target", "way",
     )  # fmt: skip
 
     method: str
@@ -92,6 +95,7 @@ class RequestHead:
     passed_on: bytes
     sender: str
     access: Any
+    destination: Destination
 
     @property
     def is_preflight(self) -> bool:
@@ -175,6 +179,7 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
     head.way = {name: value for name, value in owned.items() if name in _WAY}
     head.sender = ""
     head.access = None
+    head.destination = Destination.BLOCKED
     expect = owned.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise ClientError("The only expectation understood is 100-continue.", status=417, code="expectation_failed")

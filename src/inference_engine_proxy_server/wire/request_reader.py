@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from inference_engine_proxy_server.destinations import Destination
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.wire.client_context import ClientContext
 from inference_engine_proxy_server.wire.deadlines import NEVER
@@ -122,6 +123,7 @@ class RequestReader:
         self.head = head = parse_request_head(section, self._limits.head)
         forwarding = self._context.forwarding
         head.sender = (self._is_trusted and forwarding.client_of(head)) or self._client
+        head.destination = self._context.destination_of(head.method, head.path)
         head.passed_on += forwarding.describe(head, self._peer, is_trusted=self._is_trusted)
         return head
 
@@ -187,4 +189,5 @@ def unreadable_head() -> RequestHead:
     head.passed_on = b""
     head.sender = ""
     head.access = None
+    head.destination = Destination.OWN
     return head
