@@ -45,6 +45,15 @@ def test_ties_fall_at_random_over_all_who_tie() -> None:
     assert min(wins.values()) > 120  # 200 expected each; 120 is seven standard deviations away
 
 
+@pytest.mark.parametrize("idle", [1, 5, 60])
+def test_in_a_large_fleet_an_idle_one_is_found_and_all_that_are_idle_alike(idle: int) -> None:
+    ranks = [0.0] * idle + [1.0, 2.0, LAST_CHOICE] * 20
+    draw = random.Random(7).random
+    wins = Counter(choose(ranks, None, draw) for _ in range(200 * idle))
+    assert set(wins) == set(range(idle))
+    assert min(wins.values()) > 130  # 200 expected each; that is five standard deviations away
+
+
 def test_the_draw_is_among_those_who_tie_only() -> None:
     candidates = [Place("a", 1), Place("loaded", 2), Place("b", 1)]
     assert choose_backend(candidates, draw=lambda: 0.0).name == "a"

@@ -11,6 +11,7 @@ LAST_CHOICE = 1e9
 """Added to the rank of a backend of which little is known, or nothing good, so that all others go first."""
 
 _TRIES = 3
+_MANY = 16  # backends, from which on to look at all of them costs more than to draw some in vain
 
 
 def choose(
@@ -21,7 +22,7 @@ def choose(
     Every request passes by here, before fleets of any size: what looks at all ranks is C.
 
     Args:
-        ranks: what the load of each weighs, ``LAST_CHOICE`` added where it must; at least one.
+        ranks: what the load of each weighs, 0 or more, ``LAST_CHOICE`` added where it must; at least one.
         costs: what one request weighs on each: twice as much on a backend that should get half as many; ``None``: the
             same on all.
         draw: a random number from 0 to below 1.
@@ -29,10 +30,15 @@ def choose(
     Returns:
         Its position.
     """
+    count = len(ranks)
+    if costs is None and count > _MANY:
+        for _ in range(_TRIES):
+            at = int(draw() * count)
+            if not ranks[at]:  # nobody is less busy than who is idle
+                return at
     least = min(ranks)
     if costs is not None:
         return _drawn_by_shares([at for at, rank in enumerate(ranks) if rank == least], costs, draw)
-    count = len(ranks)
     if count > 1:
         for _ in range(_TRIES):  # in a fleet with something to spare many tie, and the first draw is one of them
             at = int(draw() * count)
