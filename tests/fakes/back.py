@@ -57,6 +57,11 @@ class Sink:
         assert not self.status, "a reply begins once"
         self.status, self.reason, self.fields, self.content_length = status, reason, fields, content_length
 
+    def write_whole(self, status: int, reason: bytes, fields: bytes, body: bytes) -> None:
+        self.begin(status, reason, fields, len(body))
+        if body:
+            self.write(body)
+
     def flush(self) -> None:
         self.flushed = True
 

@@ -296,16 +296,19 @@ class BackendConnection(asyncio.Protocol):
 
     def _open(self, sink: ReplySink, head: ReplyHead, rest: bytes) -> None:
         missing = self._missing
+        has_no_body = self._reply_to_head or head.status in _BODILESS
+        if missing == len(rest) and not has_no_body:  # as most do that are no streams, it came in one piece
+            sink.write_whole(head.status, head.reason, head.passed_on, rest)
+            self.last_byte_at = self._clock()
+            self._complete(sink)
+            return
         sink.begin(head.status, head.reason, head.passed_on, None if missing < 0 else missing)
         self._note_progress(sink, self._clock())
-        if self._reply_to_head or head.status in _BODILESS:
+        if has_no_body or not missing:
             self._complete(sink, excess=rest)
             return
         if head.chunked:
             self._body = ChunkedBody()
-        elif not missing:
-            self._complete(sink, excess=rest)
-            return
         if rest and self._body is not None:
             self._relay_chunked(sink, self._body, rest)
         elif rest:

@@ -202,11 +202,30 @@ class Exchange:
                 framing = b"transfer-encoding: chunked\r\n"
             else:
                 self.keep_alive = False
+        self._pending_head = self._section(status, reason, fields, framing)
+
+    def write_whole(self, status: int, reason: bytes, fields: bytes, body: bytes) -> None:
+        """Open the reply and send its whole body, as :meth:`begin` and :meth:`write` would, for less."""
+        if status in _BODILESS or not body or self.head.method == "HEAD":
+            self.begin(status, reason, fields, len(body))
+            return
+        self.status = status
+        self._fields = fields
+        self._length_known = True
+        if self.tail is not None:
+            self.tail = body[-_TAIL_BYTES:]
+        self.last_block = body
+        self.first_byte_at = self._connection.clock()
+        block = self._section(status, reason, fields, b"content-length: %d\r\n" % len(body)) + body
+        self.sent_bytes = len(block)
+        self._write(block)
+
+    def _section(self, status: int, reason: bytes, fields: bytes, framing: bytes) -> bytes:
         if not self.keep_alive:
             framing += b"connection: close\r\n"
-        elif not http11:
+        elif self.head.minor_version == 0:
             framing += b"connection: keep-alive\r\n"
-        self._pending_head = b"HTTP/1.1 %d%b\r\n%b%bx-request-id: %b\r\n%b\r\n" % (
+        return b"HTTP/1.1 %d%b\r\n%b%bx-request-id: %b\r\n%b\r\n" % (
             status,
             reason,
             fields,
@@ -255,9 +274,7 @@ class Exchange:
 
     def respond(self, status: int, fields: bytes, body: bytes) -> None:
         """Send a whole reply of our own; ``fields`` as in :meth:`begin`, ``Date`` is added."""
-        self.begin(status, _REASONS.get(status, b" "), date_field() + fields, len(body))
-        if body:
-            self.write(body)
+        self.write_whole(status, _REASONS.get(status, b" "), date_field() + fields, body)
         self.end()
 
     def pass_preflight(self) -> None:

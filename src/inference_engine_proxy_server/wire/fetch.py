@@ -101,6 +101,11 @@ class _Collected:
         del reason, fields, content_length
         self.status = status
 
+    def write_whole(self, status: int, reason: bytes, fields: bytes, body: bytes) -> None:
+        self.begin(status, reason, fields, len(body))
+        if body:
+            self.write(body)
+
     def flush(self) -> None:
         """Nothing waits."""
 

@@ -57,6 +57,12 @@ class LateReply:
         if status != 200 or not is_event_stream(fields):
             self._error = bytearray()
 
+    def write_whole(self, status: int, reason: bytes, fields: bytes, body: bytes) -> None:
+        """Take a whole reply."""
+        self.begin(status, reason, fields, len(body))
+        if body:
+            self.write(body)
+
     def flush(self) -> None:
         """Nothing waits."""
 

@@ -35,6 +35,9 @@ class ReplySink(Protocol):
     def begin(self, status: int, reason: bytes, fields: bytes, content_length: int | None) -> None:
         """Open the reply."""
 
+    def write_whole(self, status: int, reason: bytes, fields: bytes, body: bytes) -> None:
+        """Open the reply and take its whole body."""
+
     def flush(self) -> None:
         """Let the header section go."""
 
