@@ -344,11 +344,12 @@ def test_what_is_lost_late_tells_that_all_older_is_lost() -> None:
     index.expect(0, 100 * 512)
     index.note(blocks_of("o" * 10), 0)
     index.note(blocks_of("a" * 10), 0)
-    index.note(blocks_of("b" * 60), 0)
+    index.note(blocks_of("b" * 30), 0)
+    index.note(blocks_of("c" * 30), 0)
     index.correct(index.note(blocks_of("a" * 10), 0), 1280, 0)
     assert index.keeps(0) == 70 * 512 - 1
     assert index.held(blocks_of("o" * 10)) == {}
-    assert index.held(blocks_of("b" * 60))
+    assert index.held(blocks_of("c" * 30))
     assert index.held(blocks_of("a" * 10))  # just read, and so there
 
 
