@@ -21,8 +21,8 @@ __all__ = ["Noted", "PrefixIndex"]
 
 _USUALLY_KEPT = 1 << 20  # bytes, some 260,000 tokens: an engine on one or two GPUs, or llama.cpp's 8 GiB in the host
 _HASH_BYTES = 8
-# What tracemalloc sees, and what malloc rounds it up to. The table that finds a run is counted as it is.
-_RUN_BYTES = 300
+# As a process grows by a full index: with what malloc rounds up and cannot use again. Tables are counted as they are.
+_RUN_BYTES = 350
 _HOLDER_BYTES = 88
 _SHARD_BYTES = 1 << 20  # of the budget for each table: one of 2,000 runs grows in some 50 us, one of all in 10 ms
 _SLACK = 1.1  # of what is reported: a token is not as long in one part of a prompt as in another
@@ -61,9 +61,9 @@ class _Shelf(msgspec.Struct):
     emptied_at: int = 0
     losses: int = 0
 
-    def oldest(self) -> float:
+    def oldest(self) -> int:
         """The clock at which what was read is still there."""
-        return max(self.emptied_at, self.clock - self.keeps)
+        return int(max(self.emptied_at, self.clock - self.keeps))
 
 
 class PrefixIndex:
@@ -82,7 +82,7 @@ class PrefixIndex:
         self._runs = 0
         self._hand = 0  # the shard that gives up a run next
         self._shelves: list[_Shelf] = []
-        self._oldest: list[float] = []  # of each shelf, for who looks at many
+        self._oldest: list[int] = []  # of each shelf, for who looks at many
 
     @property
     def bytes_used(self) -> int:
@@ -120,9 +120,7 @@ class PrefixIndex:
         oldest = self._oldest
         for run, stop in self._path(prompt):
             end = ENDS[stop - 1]
-            for backend, read_at in run.holders.items():
-                if read_at >= oldest[backend]:
-                    found[backend] = end
+            found |= {backend: end for backend, read_at in run.holders.items() if read_at >= oldest[backend]}
         return found
 
     def note(self, prompt: Prompt, backend: int) -> Noted:
