@@ -9,6 +9,7 @@ from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.access.usage import tokens_used
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.reply_tail import ReplyTail
 
 __all__ = ["KeyLimits"]
 
@@ -44,13 +45,13 @@ class KeyLimits:
             exchange.limit_fields = exchange.extra_fields = allowance.fields(now)
         exchange.is_counted = True
         if allowance.counts_tokens:
-            exchange.tail = b""
+            exchange.tail = ReplyTail()
 
     def end(self, exchange: Exchange) -> None:
         """``exchange``, which went on, is over."""
-        tail = exchange.tail
+        reply = b"" if exchange.tail is None else exchange.tail.read()
         used = 0
-        if tail and exchange.status < 400:
-            used = tokens_used(len(exchange.body), tail, exchange.sent_bytes)
+        if reply and exchange.status < 400:
+            used = tokens_used(len(exchange.body), reply, exchange.sent_bytes)
         access: Access = exchange.head.access
         access.allowance.end(used, self._clock())

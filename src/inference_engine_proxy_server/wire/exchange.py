@@ -11,6 +11,7 @@ from typing import Protocol
 
 from inference_engine_proxy_server.errors import ProxyError, error_body, error_fields, stream_error_event
 from inference_engine_proxy_server.wire.framing import ChunkedBody, last_chunk, one_chunk
+from inference_engine_proxy_server.wire.reply_tail import ReplyTail
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["ClientSide", "Exchange", "Outcome", "ReplySource", "date_field", "is_event_stream"]
@@ -20,7 +21,6 @@ _ENCODED = re.compile(rb"(?:^|\n)content-encoding:", re.IGNORECASE)
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _STREAM_FIELDS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\n"
 _BODILESS = frozenset({204, 304})
-_TAIL_BYTES = 16 * 1024
 _PREFLIGHT_PASSED = (
     b"access-control-allow-origin: *\r\naccess-control-allow-methods: *\r\n"
     b"access-control-allow-headers: authorization, *\r\n"  # the wildcard does not stand for this one (Fetch standard)
@@ -85,7 +85,8 @@ class Exchange:
         status: the reply's status; 0 before it began.
         sent_bytes: bytes of the reply sent so far, its header section included.
         last_block: the last of them that were sent together, without the header section.
-        tail: the last bytes of the body, for who wants to read them; ``None``: nobody does, and they are not kept.
+        tail: keeps the body's first and last bytes, for who wants to read them; ``None``: nobody does. To be set
+            before the reply begins.
         write_through: sends whole chunks to the client with nothing in between; who uses it keeps ``sent_bytes`` and
             ``last_block`` itself. ``None`` before the header section went out, and for a client that takes no chunks.
         model: what the request asks for, for the log; ``None``: nothing, or not known.
@@ -164,7 +165,7 @@ class Exchange:
         self._pending_head = b""
         self.last_block = b""
         self.write_through: Callable[[bytes], None] | None = None
-        self.tail: bytes | None = None
+        self.tail: ReplyTail | None = None
 
     @property
     def ends_with_connection(self) -> bool:
@@ -316,7 +317,7 @@ class Exchange:
     def _send(self, block: bytes) -> None:
         self.last_block = block
         if self.tail is not None:
-            self.tail = (self.tail + block)[-_TAIL_BYTES:]
+            self._keep(self.tail, block)
         if self._pending_head:
             block = self._pending_head + block
             self._pending_head = b""
@@ -325,6 +326,12 @@ class Exchange:
                 self.write_through = self._write
         self.sent_bytes += len(block)
         self._write(block)
+
+    def _keep(self, tail: ReplyTail, block: bytes) -> None:
+        if block:
+            tail.take(block)
+            if self.takes_chunks and self.write_through is None:
+                self.write_through = tail.before(self._write)
 
     def _between_events(self) -> bool:
         if self._length_known or not is_event_stream(self._fields):

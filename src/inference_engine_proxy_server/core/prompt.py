@@ -1,0 +1,223 @@
+"""What of a request decides how long an engine works before its first token: how long its prompt is, and how it begins.
+
+The strategy: one decode of the body, by which nothing but small members becomes a Python object. The prompt stays the
+bytes that the client sent, and its beginnings are known by hashes of them: clients write the same conversation in the
+same bytes again, with something added at its end. What another spelling would share is not seen; engines say what they
+really had (:mod:`~.prefix_index`).
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import msgspec
+
+from inference_engine_proxy_server.core.request_traits import requested_model
+
+__all__ = ["BYTES_A_TOKEN", "ENDS", "Prompt", "read_prompt"]
+
+BYTES_A_TOKEN = 4.0
+"""Of English text; code and other languages have fewer."""
+
+_FIRST_BLOCK = 512  # some 128 tokens: less than that is not worth another queue
+_BLOCKS_A_SIZE = 16  # so that the end of a prompt that is not in a whole block is a sixteenth of it, or less
+_SIZES = 8  # of blocks: the last end is at 2 MB, half a million tokens
+
+
+def _block_ends() -> tuple[int, ...]:
+    ends, end = [], 0
+    for doubling in range(_SIZES):
+        for _ in range(_BLOCKS_A_SIZE):
+            end += _FIRST_BLOCK << doubling
+            ends.append(end)
+    return tuple(ends)
+
+
+ENDS: Sequence[int] = _block_ends()
+"""Where blocks end, in bytes of a prompt's text: the same in all prompts, and the longer the farther behind."""
+
+_BLOCKS = tuple(map(slice, (0, *ENDS), ENDS))
+_NOTHING = array("q")
+
+_PLACED_BY = 512  # bytes of a prompt; simulated so, see docs/balancing.md
+
+# A picture in a prompt is long in bytes and short in tokens: some 250 to 2,000 of them, by model and size.
+_PICTURE_TOKENS = 1000
+_PICTURE = b";base64,"
+_LONG_BYTES = 32 * 1024  # shorter ones are not searched
+_SAMPLES = 8
+_SAMPLE_BYTES = 64
+_PICTURE_SAMPLE = re.compile(rb"[A-Za-z0-9+/=]{%d}" % _SAMPLE_BYTES)
+
+# In the order in which they count. llama.cpp knows a stream that goes on without its client by the last one.
+_SESSION_FIELDS = (b"x-session-id", b"x-claude-code-session-id", b"x-openwebui-chat-id", b"session-id")
+_STREAM_FIELD = b"x-conversation-id"
+_IDS = re.compile(
+    rb"\n(%b):[ \t]*([^\r\n]{1,256}?)[ \t]*\r" % b"|".join((*_SESSION_FIELDS, _STREAM_FIELD)), re.IGNORECASE
+)
+# Paths below which stands the name of something that one backend has. llama.cpp: tools/server/README.md, "Resumable
+# streams"; OpenAI: "Responses", "Chat completions" that were stored.
+_OWNED_BELOW = tuple(
+    prefix + path for prefix in ("", "/v1") for path in ("/stream/", "/responses/", "/chat/completions/")
+)
+_NOT_AN_ID = frozenset({"control", "input_tokens", "compact", "render"})  # what engines serve there under fixed names
+_READ_ANEW = ("/embeddings", "/embedding", "/rerank", "/reranking", "/score", "/pooling", "/classify", "/tokenize")
+
+_Small = str | int | float | bool | None  # nobody's mistake in a small member hides the others
+_ABSENT = msgspec.Raw()
+
+
+class _Members(msgspec.Struct, gc=False):
+    model: _Small = None
+    messages: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
+    system: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
+    instructions: msgspec.Raw = _ABSENT
+    cache_salt: _Small = None
+    max_tokens: _Small = None
+    max_completion_tokens: _Small = None
+    max_output_tokens: _Small = None
+    n_predict: _Small = None
+    prompt_cache_key: _Small = None
+    previous_response_id: _Small = None
+    stream: _Small = None
+
+
+_decoder = msgspec.json.Decoder(_Members)
+
+
+class Prompt:
+    """What routing may know of a request's prompt. It never changes.
+
+    Attributes:
+        model: what the request asks for, as :func:`~.request_traits.requested_model` finds it.
+        size: bytes of its raw text: of the whole body, where no prompt is found in it.
+        tokens: an estimate of its tokens.
+        chain: 64-bit hashes of how it begins: the one at ``i`` stands for its first ``ENDS[i]`` bytes and its model.
+            Other processes have other ones. Empty: it is shorter than a block, or engines read it anew anyway.
+        session: what its client says that it belongs to; ``None``: it does not say.
+        bound_to: the name of something that lives on one backend, and that this request needs: a response, a stream.
+        stream_name: by what its client may ask for its stream again, wherever it is; ``None``: not at all.
+        answer_tokens: the most that it wants to have; ``None``: it sets no bound.
+        is_streamed: it asks for its answer as a stream.
+        start: the first bytes of its raw text.
+    """
+
+    __slots__ = (
+        "answer_tokens", "bound_to", "chain", "is_streamed", "model", "session", "size", "start", "stream_name",
+        "tokens",
+    )  # fmt: skip
+
+    def __init__(self, model: str | None, size: int) -> None:
+        self.model = model
+        self.size = size
+        self.tokens = size / BYTES_A_TOKEN
+        self.chain: array[int] = _NOTHING
+        self.session: str | None = None
+        self.bound_to: str | None = None
+        self.stream_name: str | None = None
+        self.answer_tokens: int | None = None
+        self.is_streamed = False
+        self.start = b""
+
+    @property
+    def placement_key(self) -> int:
+        """64 bits by which all processes of all replicas place it alike: by its session, else by how it begins."""
+        session = self.session
+        start = self.start if session is None else session.encode()
+        return int.from_bytes(blake2b(start, digest_size=8).digest(), "big")
+
+
+def read_prompt(target: bytes, path: str, fields: bytes, body: bytes) -> Prompt:
+    """What ``body`` holds, however odd it is: an engine will say what is wrong with it.
+
+    Args:
+        target: path and query as sent.
+        path: without the query.
+        fields: lines of the header section, each ending in CRLF.
+        body: any bytes.
+    """
+    try:
+        members = _decoder.decode(body) if body else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        members = None
+    if members is None:
+        prompt = Prompt(requested_model(target, body), len(body))
+        prompt.start = body[:_PLACED_BY]
+    else:
+        prompt = _prompt_of(members, path, body)
+    _name(prompt, path, fields)
+    return prompt
+
+
+def _prompt_of(members: _Members, path: str, body: bytes) -> Prompt:
+    model = members.model if isinstance(members.model, str) else None
+    text = _text_of(members)
+    prompt = Prompt(model, len(text) or len(body))
+    if len(text) > _LONG_BYTES:
+        prompt.tokens = _tokens_with_pictures(text)
+    if len(text) >= _FIRST_BLOCK and not path.endswith(_READ_ANEW):
+        previous = hash((model, members.cache_salt))  # vLLM shares nothing between salts
+        hashes = []
+        for block in _BLOCKS[: bisect_right(ENDS, len(text))]:
+            previous = hash((previous, text[block]))  # keyed, so that nobody can make two alike
+            hashes.append(previous)
+        prompt.chain = array("q", hashes)
+    prompt.start = text[:_PLACED_BY] or body[:_PLACED_BY]
+    prompt.is_streamed = members.stream is True
+    for bound in (members.max_completion_tokens, members.max_output_tokens, members.max_tokens, members.n_predict):
+        if type(bound) is int and bound >= 0:
+            prompt.answer_tokens = bound
+            break
+    if isinstance(members.prompt_cache_key, str):
+        prompt.session = members.prompt_cache_key
+    if isinstance(members.previous_response_id, str):
+        prompt.bound_to = members.previous_response_id
+    return prompt
+
+
+def _text_of(members: _Members) -> bytes:
+    """The prompt's raw text, in the order in which models' templates have it.
+
+    Without the bracket or quote at its end: that stands elsewhere as soon as the conversation has grown.
+    """
+    last = members.messages or members.prompt or members.input
+    text = memoryview(last)[:-1]
+    if members.tools or members.system or members.instructions:
+        return b"".join((members.tools, members.system, members.instructions, text))
+    return bytes(text)
+
+
+def _tokens_with_pictures(text: bytes) -> float:
+    step = len(text) // (_SAMPLES + 1)
+    if not any(_PICTURE_SAMPLE.match(text, at) for at in range(step, len(text) - _SAMPLE_BYTES, step)):
+        return len(text) / BYTES_A_TOKEN
+    size, pictures = len(text), 0
+    start = text.find(_PICTURE)
+    while start >= 0:
+        end = text.find(b'"', start)
+        end = len(text) if end < 0 else end
+        size -= end - start
+        pictures += 1
+        start = text.find(_PICTURE, end)
+    return size / BYTES_A_TOKEN + pictures * _PICTURE_TOKENS
+
+
+def _name(prompt: Prompt, path: str, fields: bytes) -> None:
+    """Note the names that header section and path give."""
+    found = _IDS.findall(b"\n" + fields)
+    if found:
+        named = {name.lower(): value.decode("latin-1") for name, value in found}
+        prompt.stream_name = named.get(_STREAM_FIELD)
+        prompt.session = next((named[name] for name in _SESSION_FIELDS if name in named), prompt.session)
+    if path.startswith(_OWNED_BELOW):
+        prefix = next(prefix for prefix in _OWNED_BELOW if path.startswith(prefix))
+        name = path[len(prefix) :].partition("/")[0]
+        if name and name not in _NOT_AN_ID:
+            prompt.bound_to = name

@@ -1,0 +1,87 @@
+"""By the replies of real engines as they pass: with their chunks' framing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import recorded
+from inference_engine_proxy_server.backends.reply_facts import ReplyFacts, read_facts
+
+FOLDER = Path(recorded.__file__).parent
+
+
+def body_of(name: str) -> bytes:
+    return (FOLDER / f"{name}.http").read_bytes().partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("llama-server/chat-nonstream", ReplyFacts(30, 0, 24, 30, 111.918, 24, 264.722)),
+        ("llama-server/chat-nonstream-2nd-cached", ReplyFacts(30, 25, 24, 5, 23.061, 24, 255.05)),
+        ("llama-server/chat-stream-raw", ReplyFacts(30, 25, 24, 5, 29.556, 24, 258.932)),
+        ("llama-server/chat-stream-usage-raw", ReplyFacts(30, 25, 24, 5, 23.195, 24, 260.582)),
+        ("llama-server/chat-stream-timings-progress-raw", ReplyFacts(30, 25, 24, 5, 24.277, 24, 254.337)),
+        ("llama-server/completions-stream-raw", ReplyFacts(6, 1, 4, 5, 23.219, 4, 33.051)),
+        ("llama-server/native-completion", ReplyFacts(6, 1, 4, 5, 23.459, 4, 33.232)),
+        ("llama-server/v1-messages", ReplyFacts(26, 0, 12)),
+        ("llama-server/v1-messages-stream-raw", ReplyFacts(26, 21, 6)),
+        ("llama-server/v1-responses", ReplyFacts(26, 21, 6)),
+        ("llama-server/v1-responses-stream-raw", ReplyFacts(26, 21, 4, 5, 24.024, 4, 33.624)),
+        ("llama-server/embeddings", ReplyFacts(12, None, 0)),
+        ("llama-server/health-ready", ReplyFacts()),
+        ("vllm/chat-nonstream", ReplyFacts(38, None, 12)),
+        ("vllm/chat-stream-usage-raw", ReplyFacts(38, None, 12)),
+        ("vllm/chat-stream-continuous-usage-raw", ReplyFacts(38, None, 12)),
+        ("vllm/chat-stream-raw", ReplyFacts()),
+        ("vllm/v1-messages", ReplyFacts(24, None, 6)),
+        ("vllm/v1-messages-stream-raw", ReplyFacts(24, None, 4)),
+        ("vllm/v1-responses", ReplyFacts(24, 0, 4)),
+    ],
+)
+def test_what_real_engines_say_is_read(name: str, facts: ReplyFacts) -> None:
+    assert read_facts(body_of(name)) == facts
+
+
+@pytest.mark.parametrize(
+    ("reply", "facts"),
+    [
+        (b'{"usage":{"prompt_tokens":9,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":8}}}', (9, 8, 2)),
+        (b'{"usage" : {"prompt_tokens":9,"prompt_tokens_details":null,"completion_tokens":2}}', (9, None, 2)),
+        (b'{"usage":{"prompt_tokens":9,"completion_tokens":2},"x":1}\n\ndata: {"usage":null}', (9, None, 2)),
+        (b'{"usage":{"total_tokens":9}}', (9, None, 0)),
+        (b'{"usage":{"input_tokens":2,"cache_read_input_tokens":3,"cache_creation_input_tokens":4}}', (9, 3, None)),
+        (b'{"usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":3},"output_tokens":1}}', (9, 3, 1)),
+        (b'{"usage":{"prompt_tokens":-1}}', (None, None, None)),
+        (b'{"usage":{"prompt_tokens":"9"}}', (None, None, None)),
+        (b'{"usage":{"prompt_tok', (None, None, None)),
+        (b'{"usage":7}', (None, None, None)),
+        (b'{"content":"{\\"usage\\":{\\"prompt_tokens\\":9}}"}', (None, None, None)),
+        (b'{"timings":{"prompt_n":9}}', (None, None, None)),
+        (b'"usage":' + b"{" * 100_000, (None, None, None)),
+        (b"", (None, None, None)),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_not_made_up(reply: bytes, facts: tuple[int | None, int | None, int | None]) -> None:
+    assert read_facts(reply) == ReplyFacts(*facts)
+
+
+def test_an_old_llama_server_does_not_say_what_it_had() -> None:
+    timings = b'{"timings":{"prompt_n":9,"prompt_ms":2.5,"predicted_n":3,"predicted_ms":4}}'
+    assert read_facts(timings) == ReplyFacts(None, None, 3, 9, 2.5, 3, 4.0)
+
+
+def test_the_prompt_of_a_long_stream_is_read_from_its_beginning() -> None:
+    body = body_of("llama-server/v1-messages-stream-raw")
+    assert read_facts(body[:700] + b"data: {}\n\n" * 100 + body[-300:]) == ReplyFacts(26, 21, 6)
+    assert read_facts(body[-300:]) == ReplyFacts(None, None, 6)
+
+
+@given(st.binary(max_size=300))
+def test_no_reply_is_too_odd(reply: bytes) -> None:
+    for start in (b"", b'"usage":{', b'"timings": {"prompt_n":'):
+        assert isinstance(read_facts(start + reply), ReplyFacts)
