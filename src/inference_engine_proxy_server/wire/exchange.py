@@ -214,7 +214,7 @@ class Exchange:
         self._fields = fields
         self._length_known = True
         if self.tail is not None:
-            self.tail = body[-_TAIL_BYTES:]
+            self.tail.take(body)
         self.last_block = body
         self.first_byte_at = self._connection.clock()
         block = self._section(status, reason, fields, b"content-length: %d\r\n" % len(body)) + body
