@@ -34,7 +34,7 @@ from warm_prefixes.targets import DEFAULT_TARGETS, target_named
 
 _SEED = 20261122
 _RUN_SECONDS = 18.0  # about; how long a run really takes shows itself
-_SETTLE_SECONDS = 3.0  # a proxy has then asked all engines how they are
+_SETTLE_SECONDS = 2.0  # a proxy has then asked all engines how they are
 _QUICK_WORKLOADS = ("groups", "killed")
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing.md"
 

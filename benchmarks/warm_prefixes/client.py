@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from warm_prefixes.plan import ANSWER_TOKENS
+from warm_prefixes.plan import ANSWER_TOKENS, MODEL
 
 __all__ = ["Answer", "Failed", "Message", "ask"]
 
@@ -63,7 +63,7 @@ def ask(port: int, messages: Sequence[Message]) -> Answer:
 
 def _body(messages: Sequence[Message]) -> bytes:
     body = {
-        "model": "m",
+        "model": MODEL,
         "messages": messages,
         "stream": True,
         "stream_options": {"include_usage": True},

@@ -9,14 +9,14 @@ from pathlib import Path
 from llama_server import LlamaServer
 from proxies.proxy import free_ports
 from tiny_gguf import ModelShape, write_tiny_gguf
-from warm_prefixes.plan import ANSWER_TOKENS, ENGINES
+from warm_prefixes.plan import ANSWER_TOKENS, ENGINES, MODEL
 
 __all__ = ["Engines", "running_engines", "write_model"]
 
 # 2,000 tokens take some 1 s to read on one core of 2026, and a token 3 ms to write.
 _SHAPE = ModelShape(embedding=256, layers=4, context=4096)
 # Proxies keep idle connections, and each of those holds a thread of llama.cpp's: by default it has six for two slots.
-_OPTIONS = ("--slots", "2", "--context", "6144", "--threads", "1", "--http-threads", "64")
+_OPTIONS = ("--slots", "2", "--context", "6144", "--threads", "1", "--http-threads", "64", "--alias", MODEL)
 
 
 def write_model(folder: Path) -> Path:

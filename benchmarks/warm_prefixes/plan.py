@@ -7,11 +7,23 @@ from random import Random
 
 from tiny_gguf import whole_words
 
-__all__ = ["ANSWER_TOKENS", "CLIENTS", "ENGINES", "WORKLOADS", "Conversation", "Outage", "Plan", "Workload", "plan_of"]
+__all__ = [
+    "ANSWER_TOKENS",
+    "CLIENTS",
+    "ENGINES",
+    "MODEL",
+    "WORKLOADS",
+    "Conversation",
+    "Outage",
+    "Plan",
+    "Workload",
+    "plan_of",
+]
 
 ENGINES = 4
 CLIENTS = 8  # as many as the engines have slots
 ANSWER_TOKENS = 24
+MODEL = "m"  # smg takes no requests for a model that no engine names
 _SYSTEM_WORDS = 2_000
 _TURNS = 4
 _QUESTION_WORDS = (60, 180)
