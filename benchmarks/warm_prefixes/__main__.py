@@ -31,6 +31,7 @@ from warm_prefixes.plan import ENGINES, WORKLOADS, Conversation, Plan, plan_of
 from warm_prefixes.play import PortOf, play
 from warm_prefixes.report import tables
 from warm_prefixes.targets import DEFAULT_TARGETS, target_named
+from warm_prefixes.turns import turns_of
 
 _SEED = 20261122
 _RUN_SECONDS = 18.0  # about; how long a run really takes shows itself
@@ -55,7 +56,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="warm_prefixes.sh", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--workloads", help=", ".join(f"{name}" for name in WORKLOADS))
+    parser.add_argument("--workloads", help=", ".join(WORKLOADS))
     parser.add_argument("--targets", default=",".join(DEFAULT_TARGETS), help="names, separated by commas")
     parser.add_argument("--repetitions", type=int, help="of each run; 3, with --quick 1")
     parser.add_argument("--quick", action="store_true", help=f"once, and only {' and '.join(_QUICK_WORKLOADS)}")
@@ -82,6 +83,8 @@ def _measured(options: argparse.Namespace) -> Results:
         if target is None:
             print(f"{name} is not there: measuring without it", file=sys.stderr)
     targets = [target for _, target in options.targets if target is not None]
+    if not targets:
+        sys.exit("nothing to measure")
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder))
         cold, warm = _alone(model)
@@ -97,26 +100,21 @@ def _measured(options: argparse.Namespace) -> Results:
 
 
 def _run_all(options: argparse.Namespace, targets: list[Target], model: Path, results: Results) -> None:
-    """Targets side by side, each time another one first: a machine's speed changes in minutes."""
-    turns = [
-        (repetition, workload, target)
-        for repetition in range(options.repetitions)
-        for workload in options.workloads
-        for target in [*targets[repetition % len(targets) :], *targets[: repetition % len(targets)]]
-    ]
+    turns = list(turns_of(options.repetitions, options.workloads, targets))
     estimated = _RUN_SECONDS * len(turns)
     print(f"{len(turns)} runs, about {as_minutes(estimated)} minutes", file=sys.stderr)
     progress = Progress(estimated)
-    for repetition, workload, target in turns:
-        progress.show(f"{repetition + 1}/{options.repetitions}: {workload}, {target.name}")
+    for turn in turns:
+        name = turn.target.name
+        progress.show(f"{turn.repetition + 1}/{options.repetitions}: {turn.workload}, {name}")
         try:
-            report = _run(plan_of(WORKLOADS[workload], options.seed + repetition), target, model)
+            report = _run(plan_of(WORKLOADS[turn.workload], options.seed + turn.repetition), turn.target, model)
         except (OSError, RuntimeError) as error:
-            failure = Failure(repetition, workload, target.name, str(error))
+            failure = Failure(turn.repetition, turn.workload, name, str(error))
             results.failures.append(failure)
             progress.note(failures_list([failure]))
         else:
-            results.add(repetition, workload, target.name, report)
+            results.add(turn.repetition, turn.workload, name, report)
         progress.advance(_RUN_SECONDS)
         results.write(options.json)
 

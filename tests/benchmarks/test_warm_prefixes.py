@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from suite.results import Failure, Results
+from suite.targets import Target
 from tiny_gguf import whole_words
 from warm_prefixes.client import Answer
 from warm_prefixes.figures import ceiling, figures_of_run, spread_of
@@ -16,6 +17,7 @@ from warm_prefixes.plan import ENGINES, WORKLOADS, Conversation, Plan, plan_of
 from warm_prefixes.play import Served
 from warm_prefixes.report import tables
 from warm_prefixes.targets import target_named
+from warm_prefixes.turns import turns_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing.md"
 
@@ -96,7 +98,7 @@ def test_percentiles_failures_and_shares_of_a_run() -> None:
     run = [served(number, 0, None, answer(10), float(number)) for number in range(1, 101)]
     run[0] = Served(run[0].conversation, 0, run[0].answer, 1.0, ("502", "502", "broken off"))
 
-    figures = figures_of_run(run, 9.0, [50, 30, 10, 10], 2000)
+    figures = figures_of_run(run, 9.0, [60, 30, 20, 10], 2000)
 
     assert [figures[f"first_p{part}"] for part in (50, 90, 99)] == [50, 90, 99]
     assert (figures["failures"], figures["failure_kinds"]) == (3, {"502": 2, "broken off": 1})
@@ -150,6 +152,23 @@ def test_a_workload_without_any_run_does_not_stop_the_report() -> None:
 
 def test_engines_stay_as_many_as_there_are_groups() -> None:
     assert {len(workload.groups) for workload in WORKLOADS.values()} == {ENGINES}
+
+
+def test_each_repetition_begins_with_another_target() -> None:
+    targets = [Target("a", None), Target("b", None)]
+
+    turns = [(turn.repetition, turn.workload, turn.target.name) for turn in turns_of(2, ["groups", "mixed"], targets)]
+
+    assert turns == [
+        (0, "groups", "a"),
+        (0, "groups", "b"),
+        (0, "mixed", "a"),
+        (0, "mixed", "b"),
+        (1, "groups", "b"),
+        (1, "groups", "a"),
+        (1, "mixed", "b"),
+        (1, "mixed", "a"),
+    ]
 
 
 def test_an_unknown_target_is_refused() -> None:
