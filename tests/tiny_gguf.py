@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ModelShape", "write_tiny_gguf"]
+__all__ = ["ModelShape", "whole_words", "write_tiny_gguf"]
 
 _UINT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 6, 7, 8, 9
 _INT32 = 5
@@ -27,6 +27,7 @@ _ALIGNMENT = 32
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _CONTROL_TOKENS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 _FIRST_WORD_TOKEN = len(_CONTROL_TOKENS) + 256
+_CONSONANTS, _VOWELS = "bdfghklmnprst", "aeiou"
 _POOL_SIZE = 65_537  # prime, so that the rows of a tensor start at different places of the pool
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -90,6 +91,11 @@ def write_tiny_gguf(path: Path, shape: ModelShape | None = None) -> Path:
     return path
 
 
+def whole_words() -> list[str]:
+    """Words that are one token each, together with the blank before them: a text of these has a known length."""
+    return [consonant + vowel + end for consonant in _CONSONANTS for vowel in _VOWELS for end in "lnrst"]
+
+
 def _vocabulary() -> Iterator[tuple[str, int]]:
     """Tokens with their types: control, the 256 bytes, single characters, and short words."""
     yield _CONTROL_TOKENS[0], _UNKNOWN
@@ -98,9 +104,9 @@ def _vocabulary() -> Iterator[tuple[str, int]]:
     printable = "".join(chr(code) for code in range(33, 127))
     yield from ((character, _NORMAL) for character in "▁\n" + printable)
     # The tokenizer joins two tokens at a time, so each beginning of a word must be a token too.
-    starts = [f"▁{consonant}" for consonant in "bdfghklmnprst"]
-    middles = [start + vowel for start in starts for vowel in "aeiou"]
-    words = [middle + end for middle in middles for end in "lnrst"]
+    starts = [f"▁{consonant}" for consonant in _CONSONANTS]
+    middles = [start + vowel for start in starts for vowel in _VOWELS]
+    words = [f"▁{word}" for word in whole_words()]
     yield from ((token, _NORMAL) for token in starts + middles + words)
 
 

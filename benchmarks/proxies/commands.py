@@ -41,11 +41,11 @@ def _classic(site: Site) -> list[str]:
     return ["--app-dir", str(Path(__file__).parent), "classic_proxy:app", *listen]
 
 
-def router_arguments(site: Site) -> list[str]:
-    """What vllm-router and smg, its relative, have in common; their default policy looks at prompts first."""
+def router_arguments(site: Site, policy: str = "power_of_two") -> list[str]:
+    """What vllm-router and smg, its relative, have in common; by default, cache_aware, they look at prompts first."""
     listen = ["--host", "127.0.0.1", "--port", str(site.port)]
     listen += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())]
-    return [*listen, "--policy", "power_of_two", "--worker-urls", *site.engine_urls]
+    return [*listen, "--policy", policy, "--worker-urls", *site.engine_urls]
 
 
 def _unlimited_router(site: Site) -> list[str]:

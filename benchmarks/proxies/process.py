@@ -16,7 +16,7 @@ from proxies.proxy import Proxy, Site
 
 __all__ = ["ProxyProcess", "is_answering", "running", "spawned"]
 
-_BODY = b'{"model":"m","messages":[{"role":"user","content":"Hello"}]}'
+_BODY = b'{"model":"m","messages":[{"role":"user","content":"Hello"}],"max_tokens":1}'
 _START_SECONDS = 90.0  # LiteLLM imports for a long time where its files are not cached
 
 
@@ -70,7 +70,7 @@ def spawned(proxy: Proxy, site: Site, cores: Iterable[int] | None = None) -> Ite
 
 
 @contextlib.contextmanager
-def running(proxy: Proxy, site: Site, cores: Iterable[int]) -> Iterator[ProxyProcess]:
+def running(proxy: Proxy, site: Site, cores: Iterable[int] | None = None) -> Iterator[ProxyProcess]:
     """A proxy that has answered a request.
 
     Raises:

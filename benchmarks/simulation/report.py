@@ -14,7 +14,6 @@ __all__ = ["Results", "document_with", "tables"]
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Figures by trace and policy, as JSON has them."""
 
-_BETWEEN_MARKERS = re.compile(r"(<!-- results: begin -->\n).*?(<!-- results: end -->)", re.DOTALL)
 _COLUMNS = {
     "p50": "p50", "p90": "p90", "p99": "p99", "mean": "mean", "whole_mean": "whole answer", "hit_rate": "hits",
     "busiest_share": "busiest", "most_in_engine": "queue: engine", "most_in_replica": "replica",
@@ -31,9 +30,10 @@ def tables(results: Results, traces: Mapping[str, Trace]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def document_with(tables: str, document: Path) -> str:
-    """``document`` with ``tables`` between its markers."""
-    return _BETWEEN_MARKERS.sub(lambda found: f"{found[1]}\n{tables}\n{found[2]}", document.read_text())
+def document_with(tables: str, document: Path, part: str = "results") -> str:
+    """``document`` with ``tables`` between the two markers of this part of it."""
+    between = re.compile(rf"(<!-- {part}: begin -->\n).*?(<!-- {part}: end -->)", re.DOTALL)
+    return between.sub(lambda found: f"{found[1]}\n{tables}\n{found[2]}", document.read_text())
 
 
 def _overview(results: Results, traces: Mapping[str, Trace], figure: str) -> Iterator[str]:

@@ -10,7 +10,15 @@ from suite.figures import FIGURES, Figures
 from suite.results import Failure
 from suite.targets import DIRECT, OURS_NAME
 
-__all__ = ["claims_table", "failures_list", "figures_table", "fleet_table", "ratios_table", "result_tables"]
+__all__ = [
+    "claims_table",
+    "failures_list",
+    "figures_table",
+    "fleet_table",
+    "markdown_table",
+    "ratios_table",
+    "result_tables",
+]
 
 _UNKNOWN = "-"
 _CPU = ("cpu-1kb", "cpu-20kb", "cpu-1mb", "cpu-event", "requests-per-second", "requests-per-core")
@@ -43,14 +51,18 @@ def figures_table(figures: Figures, names: Iterable[str]) -> str:
         for target in figures.targets
         if any(figures.median(name, target) is not None for name in columns)
     ]
-    return _table(["", *(FIGURES[name].title for name in columns)], rows)
+    return markdown_table(["", *(FIGURES[name].title for name in columns)], rows)
 
 
 def ratios_table(figures: Figures, names: Iterable[str]) -> str:
     columns = [name for name in names if figures.median(name, OURS_NAME) is not None]
     peers = [name for name in figures.targets if name not in (OURS_NAME, DIRECT)]
     rows = [[f"ours / {peer}", *(str(figures.ratio(name, peer) or _UNKNOWN) for name in columns)] for peer in peers]
-    return _table(["", *(re.sub(r" \(.*?\)", "", FIGURES[name].title) for name in columns)], rows) if columns else ""
+    return (
+        markdown_table(["", *(re.sub(r" \(.*?\)", "", FIGURES[name].title) for name in columns)], rows)
+        if columns
+        else ""
+    )
 
 
 def fleet_table(figures: Figures) -> str:
@@ -59,7 +71,7 @@ def fleet_table(figures: Figures) -> str:
         for target in figures.targets
         if (growth := figures.growth("fleet-256", "fleet-2", target)) is not None
     ]
-    return _table(["", *(FIGURES[name].title for name in _FLEET), "256 / 2 backends"], rows)
+    return markdown_table(["", *(FIGURES[name].title for name in _FLEET), "256 / 2 backends"], rows)
 
 
 def claims_table(figures: Figures, *, only_measured: bool = False) -> str:
@@ -69,7 +81,7 @@ def claims_table(figures: Figures, *, only_measured: bool = False) -> str:
         for claim in CLAIMS
         if not only_measured or claim.holds(figures) is not None
     ]
-    return _table(["claim", "limit", "figure", ""], rows)
+    return markdown_table(["claim", "limit", "figure", ""], rows)
 
 
 def failures_list(failures: Iterable[Failure]) -> str:
@@ -89,7 +101,7 @@ def _workers_table(figures: Figures) -> str:
         for kinds in [("cpu", "capacity", "measured")]
         if figures.median(f"workers-{number}-cpu", OURS_NAME) is not None
     ]
-    return _table(["", "CPU per request (µs)", "requests/s of full cores", "requests/s measured"], rows)
+    return markdown_table(["", "CPU per request (µs)", "requests/s of full cores", "requests/s measured"], rows)
 
 
 def _number(value: float | None) -> str:
@@ -100,7 +112,7 @@ def _number(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     """Empty without rows."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""

@@ -1,0 +1,168 @@
+"""How warm prefixes fare with real engines: plays the same conversations through each proxy in turn, and prints tables.
+
+    benchmarks/warm_prefixes.sh [--workloads NAMES] [--targets NAMES] [--repetitions N] [--quick] [--json FILE]
+
+Four llama.cpp servers with a model of random weights, one thread and two slots each, new ones for every run. A target
+is inference-proxy/POLICY, smg, vllm-router, nginx, or fixed: no proxy, each group has an engine of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from proxies.process import running
+from proxies.proxy import Site, free_port
+from simulation.report import document_with
+from suite.machine import about
+from suite.progress import Progress, as_minutes
+from suite.results import Failure, Results, read_results
+from suite.tables import failures_list
+from suite.targets import Target
+from warm_prefixes.client import Message, ask
+from warm_prefixes.engines import Engines, running_engines, write_model
+from warm_prefixes.figures import figures_of_run
+from warm_prefixes.plan import ENGINES, WORKLOADS, Conversation, Plan, plan_of
+from warm_prefixes.play import PortOf, play
+from warm_prefixes.report import tables
+from warm_prefixes.targets import DEFAULT_TARGETS, target_named
+from warm_prefixes.turns import turns_of
+
+_SEED = 20261122
+_RUN_SECONDS = 18.0  # about; how long a run really takes shows itself
+_SETTLE_SECONDS = 2.0  # a proxy has then asked all engines how they are
+_QUICK_WORKLOADS = ("groups", "killed")
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing.md"
+
+
+def main() -> None:
+    options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # by an exception, so that all is ended in order
+    results = read_results(options.tables_of) if options.tables_of else _measured(options)
+    text = tables(results)
+    print(f"\n{text}")
+    if options.document:
+        _DOCUMENT.write_text(document_with(f"{text}\n", _DOCUMENT, "real engines"))
+    if results.failures:
+        sys.exit(1)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="warm_prefixes.sh", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--workloads", help=", ".join(WORKLOADS))
+    parser.add_argument("--targets", default=",".join(DEFAULT_TARGETS), help="names, separated by commas")
+    parser.add_argument("--repetitions", type=int, help="of each run; 3, with --quick 1")
+    parser.add_argument("--quick", action="store_true", help=f"once, and only {' and '.join(_QUICK_WORKLOADS)}")
+    parser.add_argument("--seed", type=int, default=_SEED, help="of the first repetition; each has one of its own")
+    parser.add_argument("--json", type=Path, default=Path("warm_prefixes.json"), help="all figures, after each run")
+    parser.add_argument("--document", action="store_true", help="write the tables into docs/balancing.md")
+    parser.add_argument("--tables-of", type=Path, help="run nothing: a file that --json wrote")
+    options = parser.parse_args()
+    options.repetitions = options.repetitions or (1 if options.quick else 3)
+    workloads = options.workloads.split(",") if options.workloads else _QUICK_WORKLOADS if options.quick else WORKLOADS
+    options.workloads = list(workloads)
+    for name in options.workloads:
+        if name not in WORKLOADS:
+            parser.error(f"{name!r} is none of {', '.join(WORKLOADS)}")
+    try:
+        options.targets = [(name, target_named(name)) for name in options.targets.split(",")]
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def _measured(options: argparse.Namespace) -> Results:
+    for name, target in options.targets:
+        if target is None:
+            print(f"{name} is not there: measuring without it", file=sys.stderr)
+    targets = [target for _, target in options.targets if target is not None]
+    if not targets:
+        sys.exit("nothing to measure")
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_model(Path(folder))
+        cold, warm = _alone(model)
+        results = Results(
+            about(targets, pace=1) | {"cold_seconds": cold, "warm_seconds": warm, "seed": options.seed},
+            options.repetitions,
+        )
+        try:
+            _run_all(options, targets, model, results)
+        except KeyboardInterrupt:
+            sys.exit(f"\ninterrupted; what there is so far: {options.json}")
+    return results
+
+
+def _run_all(options: argparse.Namespace, targets: list[Target], model: Path, results: Results) -> None:
+    turns = list(turns_of(options.repetitions, options.workloads, targets))
+    estimated = _RUN_SECONDS * len(turns)
+    print(f"{len(turns)} runs, about {as_minutes(estimated)} minutes", file=sys.stderr)
+    progress = Progress(estimated)
+    for turn in turns:
+        name = turn.target.name
+        progress.show(f"{turn.repetition + 1}/{options.repetitions}: {turn.workload}, {name}")
+        try:
+            report = _run(plan_of(WORKLOADS[turn.workload], options.seed + turn.repetition), turn.target, model)
+        except (OSError, RuntimeError) as error:
+            failure = Failure(turn.repetition, turn.workload, name, str(error))
+            results.failures.append(failure)
+            progress.note(failures_list([failure]))
+        else:
+            results.add(turn.repetition, turn.workload, name, report)
+        progress.advance(_RUN_SECONDS)
+        results.write(options.json)
+
+
+def _run(plan: Plan, target: Target, model: Path) -> dict[str, Any]:
+    """One plan through one new proxy, in front of new engines."""
+    with running_engines(model) as engines:
+        if target.proxy is None:
+            return _played(plan, engines, lambda conversation, failed: engines.ports[_own(conversation, failed)])
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            site = Site(Path(folder), free_port(), engines.ports)
+            with running(target.proxy, site):
+                time.sleep(_SETTLE_SECONDS)
+                return _played(plan, engines, lambda *_: site.port)
+
+
+def _own(conversation: Conversation, failed: int) -> int:
+    """The engine of a conversation's group, or of a short request; others take its place in turn after failures."""
+    whose = conversation.number if conversation.group is None else conversation.group
+    return (whose + failed) % ENGINES
+
+
+def _played(plan: Plan, engines: Engines, port_of: PortOf) -> dict[str, Any]:
+    outage = plan.outage
+    script = {}
+    if outage is not None:
+        script = {
+            outage.begin: lambda: engines.kill(outage.engine),
+            outage.end: lambda: engines.start(outage.engine),
+        }
+    before = engines.answers()
+    served, seconds = play(plan, port_of, script)
+    answers = [after - earlier for after, earlier in zip(engines.answers(), before, strict=True)]
+    return figures_of_run(served, seconds, answers, plan.system_tokens)
+
+
+def _alone(model: Path) -> tuple[float, float]:
+    """Seconds to the first token of one request to an engine that has nothing else to do: cold, and warm."""
+    plan = plan_of(WORKLOADS["groups"], 0)
+    with running_engines(model) as engines:
+
+        def seconds(question: str) -> float:
+            system: Message = {"role": "system", "content": plan.systems[0]}
+            began = time.monotonic()
+            return ask(engines.ports[0], [system, {"role": "user", "content": question}]).first_at - began
+
+        return seconds("bal"), seconds("bel")
+
+
+if __name__ == "__main__":
+    main()
