@@ -49,9 +49,10 @@ class KeyLimits:
 
     def end(self, exchange: Exchange) -> None:
         """``exchange``, which went on, is over."""
-        reply = b"" if exchange.tail is None else exchange.tail.read()
-        used = 0
-        if reply and exchange.status < 400:
-            used = tokens_used(len(exchange.body), reply, exchange.sent_bytes)
         access: Access = exchange.head.access
-        access.allowance.end(used, self._clock())
+        allowance = access.allowance
+        used = 0
+        if allowance.counts_tokens and exchange.tail is not None and exchange.status < 400:
+            reply = exchange.tail.read()
+            used = tokens_used(len(exchange.body), reply, exchange.sent_bytes) if reply else 0
+        allowance.end(used, self._clock())
