@@ -23,10 +23,13 @@ from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.cache_refresher import CacheRefresher
+from inference_engine_proxy_server.core.chooser import Chooser
 from inference_engine_proxy_server.core.forwarder import Forwarder
 from inference_engine_proxy_server.core.health_tracker import HealthRules, HealthTracker
 from inference_engine_proxy_server.core.memory_use import MemoryUse, container_limit_bytes
 from inference_engine_proxy_server.core.overload_guard import OverloadGuard
+from inference_engine_proxy_server.core.policies import POLICIES
+from inference_engine_proxy_server.core.prefix_index import PrefixIndex
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
 from inference_engine_proxy_server.core.shared_backend import SharedBackend
 from inference_engine_proxy_server.core.standing import Standing
@@ -110,7 +113,11 @@ def backend_maker(
 def backend_pool(
     settings: Settings, backends: Iterable[Backend], deadlines: Deadlines, turns: Turns | None = None
 ) -> BackendPool:
-    """The fleet, and the line of those who wait for it."""
+    """The fleet, the line of those who wait for it, and who chooses."""
+    policy = POLICIES.get(settings.balancing_policy)
+    chooser = None
+    if policy is not None:
+        chooser = Chooser(policy, PrefixIndex(settings.prefix_index_bytes), deadlines.clock)
     return BackendPool(
         backends,
         WaitingLine(QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds), deadlines),
@@ -118,6 +125,7 @@ def backend_pool(
         settings.backend_queue_allowance,
         deadlines.clock,
         turns,
+        chooser,
     )
 
 

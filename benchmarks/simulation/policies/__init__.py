@@ -23,5 +23,6 @@ POLICIES: dict[str, Callable[[Site], Policy]] = {
     "vllm_router": VllmRouter,
     "llm_d": StickyUntilSaturated,
     "least_requests": partial(ProjectPolicy, settings={}),
+    "expected_time": partial(ProjectPolicy, settings={"balancing_policy": "expected_time"}),
 }
 """This project's own have their settings beside their name."""

@@ -10,18 +10,23 @@ from functools import partial
 from typing import Any
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames, Thresholds
+from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.composition import backend_maker, backend_pool
 from inference_engine_proxy_server.config.fleet import completed
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.core.backend import Lease
+from inference_engine_proxy_server.core.prompt import Prompt, read_prompt
 from inference_engine_proxy_server.core.waiting_line import Waiter
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from simulation.batching import EngineState, Usage
 from simulation.policies.base import Policy, ReplicaView, Site
+from simulation.prefix_cache import BLOCK
 from simulation.requests import BYTES_A_TOKEN, MODEL, Request
+from simulation.vllm_engine import VllmSize
 
 __all__ = ["ProjectPolicy"]
 
+_CONTEXT_TOKENS = VllmSize().blocks * BLOCK  # vLLM's cache_config_info tells it
 _USUAL_ANSWER_TOKENS = 256  # as core/standing.py has it
 _ALL_THAT_COME = {"max_queued_requests": 100_000, "queue_timeout_seconds": 86_400, "metrics_cache_ttl_seconds": 1}
 """Nobody is sent away: other proxies let requests wait in the engines for as long as it takes."""
@@ -45,9 +50,10 @@ class ProjectPolicy(Policy):
         self._most_running = [0] * len(urls)
 
     def choose(self, request: Request, view: ReplicaView, now: float) -> int | None:  # noqa: ARG002
-        lease = self._pool.lease(MODEL)
+        prompt = self._prompt_of(request)
+        lease = self._pool.lease(MODEL, prompt=prompt)
         if lease is None:
-            self._waits.add(task := self.site.loop.create_task(self._wait(request)))
+            self._waits.add(task := self.site.loop.create_task(self._wait(request, prompt)))
             task.add_done_callback(self._waits.discard)
             return None
         return self._take(request, lease)
@@ -56,8 +62,16 @@ class ProjectPolicy(Policy):
         self._pool.report_refused_connection(self._backends[backend])
         self._leases.pop(request.number).close()
 
+    def first_token(self, request: Request, backend: int, now: float) -> None:  # noqa: ARG002
+        commission = self._leases[request.number].commission
+        if commission is not None:
+            commission.begin()
+
     def done(self, request: Request, backend: int, usage: Usage, now: float) -> None:  # noqa: ARG002
-        self._leases.pop(request.number).close()
+        lease = self._leases.pop(request.number)
+        if lease.commission is not None:
+            lease.commission.complete(self._as_facts(usage))
+        lease.close()
 
     def polled(self, backend: int, state: EngineState | None, own: int, asked_at: float, now: float) -> None:  # noqa: ARG002
         if state is None:
@@ -66,14 +80,14 @@ class ProjectPolicy(Policy):
             told = self._as_told(backend, state)
             self._pool.publish(self._backends[backend], told, own_at_poll=own, asked_at=asked_at)
 
-    async def _wait(self, request: Request) -> None:
+    async def _wait(self, request: Request, prompt: Prompt | None) -> None:
         answer_tokens = _USUAL_ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
         waiter = Waiter(
             lane=MODEL,
             sender=request.sender,
             tokens=1 + request.body_bytes / BYTES_A_TOKEN + answer_tokens,
             priority=0,
-            take_place=partial(self._pool.place, MODEL),
+            take_place=partial(self._pool.place, MODEL, prompt=prompt),
             line=self._pool.line,
         )
         self.site.most_waiting = max(self.site.most_waiting, self._pool.line.count + 1)
@@ -83,6 +97,25 @@ class ProjectPolicy(Policy):
     def _take(self, request: Request, lease: Lease) -> int:
         self._leases[request.number] = lease
         return self._numbers[lease.backend]
+
+    def _prompt_of(self, request: Request) -> Prompt | None:
+        """What the forwarder makes of its bytes, if the policy looks at that."""
+        if self._pool.chooser is None:
+            return None
+        path = "/v1/chat/completions"
+        fields = f"x-session-id: {request.session}\r\n" if request.session else ""
+        return read_prompt(path.encode(), path, fields.encode(), request.body())
+
+    def _as_facts(self, usage: Usage) -> ReplyFacts:
+        """Usage, which both kinds of engines can tell, and llama.cpp's ``timings``."""
+        read_ms = usage.prompt_seconds * 1000 if self.site.engine != "vllm" else None
+        return ReplyFacts(
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            usage.answer_tokens,
+            None if read_ms is None else usage.prompt_tokens - usage.cached_tokens,
+            read_ms,
+        )
 
     def _as_told(self, backend: int, state: EngineState) -> BackendState:
         """What backends/llamacpp.py and backends/vllm.py make of an engine's pages."""
@@ -99,6 +132,8 @@ class ProjectPolicy(Policy):
             requests_processing=state.processing,
             requests_waiting=state.waiting,
             capacity=capacity,
+            context_use=state.context_use if self.site.engine == "vllm" else None,
+            context_tokens=_CONTEXT_TOKENS if self.site.engine == "vllm" else None,
             progress=state.tokens,
             model_names=ModelNames.ANY,
         )

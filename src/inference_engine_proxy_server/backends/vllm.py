@@ -95,6 +95,7 @@ class VLLMBackend(BaseBackend):
             requests_processing=running,
             requests_waiting=waiting,
             capacity=self._capacity(running, waiting),
+            context_use=max(_kv_usages(page), default=None),
             progress=_progress(page),
             models=models,
             model_names=ModelNames.STRICT,

@@ -93,6 +93,12 @@ class Settings(BaseModel):
     slow_start_seconds: _SecondsOrZero = 30
     """Seconds in which a backend that has failed grows from a tenth of its share back to all of it; 0: at once."""
 
+    balancing_policy: Annotated[
+        Literal["least_requests", "expected_time", "power_of_two", "round_robin", "rendezvous"], InLowerCase
+    ] = "least_requests"
+    """How a backend is chosen: the fewest requests, the soonest first token, the better of two, in turn, or by hash."""
+    prefix_index_bytes: Annotated[int, Field(ge=2**16, le=2**40)] = 67_108_864
+    """Most memory in bytes for what is known of prompts that backends hold; least_requests needs none."""
     backend_queue_allowance: _Requests = 1
     """Requests that a backend may have beyond those it can work on; all others wait in this proxy."""
     max_queued_requests: _Requests = 1024

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelEntry, ModelNames
+from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.core.balancer import LAST_CHOICE
+from inference_engine_proxy_server.core.conversation import key_of
 from inference_engine_proxy_server.core.health_tracker import Health, HealthTracker
+from inference_engine_proxy_server.core.workload import Workload
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
 
 __all__ = ["Backend", "Lease"]
@@ -25,6 +28,19 @@ class Seats(Protocol):
 
     def note_cost(self, at: int, cost: float) -> None:
         """From now on one request weighs ``cost`` on the backend at this position."""
+
+
+class Learning(Protocol):
+    """Is told what comes of a request, and learns from it."""
+
+    def begin(self) -> None:
+        """The first data of its answer is there."""
+
+    def complete(self, facts: ReplyFacts) -> None:
+        """Its answer is complete, and ended with these facts."""
+
+    def close(self) -> None:
+        """Nothing more comes of it."""
 
 
 class Backend:
@@ -53,13 +69,17 @@ class Backend:
         is_last_choice: only for when no other is free.
         seats: where it is chosen from, each with its position there.
         trial: the request that tries whether it works again; ``None``: none has been sent.
+        number: by which the index of prefixes knows it; -1: it has none.
+        place_key: 64 bits of its URL, the same in all replicas.
+        work: what of our prompts it has to do, as far as a policy looks at that.
+        places: how many requests it works on at a time; infinite: it does not tell.
         recheck: set when it should be asked at once instead of at the next interval.
     """
 
     __slots__ = (
         "_figure_at", "_foreign", "_handicap", "config", "connections", "cost", "credentials", "health", "is_draining",
-        "is_last_choice", "is_live", "leases", "limit", "load", "model_ids", "model_names", "models", "recheck",
-        "reply_field", "seats", "takes_requests", "told_at", "trial", "url",
+        "is_last_choice", "is_live", "leases", "limit", "load", "model_ids", "model_names", "models", "number",
+        "place_key", "places", "recheck", "reply_field", "seats", "takes_requests", "told_at", "trial", "url", "work",
     )  # fmt: skip
 
     def __init__(self, config: BackendConfig, connections: BackendConnections, health: HealthTracker) -> None:
@@ -76,6 +96,10 @@ class Backend:
         self.leases = 0
         self.load = 0.0
         self.limit = math.inf
+        self.places = math.inf
+        self.number = -1
+        self.place_key = key_of(config.url.encode())
+        self.work = Workload()
         self.cost = 1.0
         self.is_live = False
         self.is_last_choice = False
@@ -93,6 +117,11 @@ class Backend:
         self.config = config
         key = config.api_key
         self.credentials = None if key is None else f"authorization: Bearer {key.get_secret_value()}\r\n".encode()
+
+    @property
+    def foreign(self) -> float:
+        """Requests of others, as far as we know."""
+        return self._foreign
 
     @property
     def all_leases(self) -> int:
@@ -119,7 +148,9 @@ class Backend:
             self._foreign = max(0.0, polled - own_at_poll)
             self._figure_at = now
         capacity = self.config.capacity or told.capacity
-        self.limit = math.inf if capacity is None else capacity + allowance
+        self.places = math.inf if capacity is None else capacity
+        self.limit = self.places + allowance
+        self.work.take_over_memory(told.context_use or 0.0, told.context_tokens or math.inf)
 
     def review(self, now: float, evidence_seconds: float) -> None:
         """Bring everything that follows from its health and from the age of its figures up to date."""
@@ -164,13 +195,17 @@ class Lease:
     Args:
         backend: the one that was picked.
         freed: told when the place is free again.
+
+    Attributes:
+        commission: what policies learn from this request; ``None``: they learn nothing.
     """
 
-    __slots__ = ("_freed", "backend", "is_open")
+    __slots__ = ("_freed", "backend", "commission", "is_open")
 
     def __init__(self, backend: Backend, freed: Callable[[], None]) -> None:
         self.backend = backend
         self._freed = freed
+        self.commission: Learning | None = None
         self.is_open = True
         backend.leases += 1
         backend.load += 1
@@ -180,6 +215,8 @@ class Lease:
         """Give the place back."""
         if self.is_open:
             self.is_open = False
+            if self.commission is not None:
+                self.commission.close()
             backend = self.backend
             backend.leases -= 1
             backend.load -= 1

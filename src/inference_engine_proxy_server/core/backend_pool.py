@@ -16,7 +16,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.balancer import choose
+from inference_engine_proxy_server.core.chooser import Chooser
 from inference_engine_proxy_server.core.health_tracker import Health
+from inference_engine_proxy_server.core.prompt import Prompt
 from inference_engine_proxy_server.core.retry import is_repeatable
 from inference_engine_proxy_server.core.servers import Servers
 from inference_engine_proxy_server.core.turns import Turns
@@ -42,6 +44,7 @@ class BackendPool:
         allowance: requests that a backend may have beyond those it can work on.
         clock: seconds that only grow.
         turns: who fills a place that gets free; ``None``: there is no other worker.
+        chooser: chooses by prompts; ``None``: whoever has the fewest requests is chosen.
 
     Attributes:
         changed: set when other backends belong to it than before.
@@ -55,12 +58,16 @@ class BackendPool:
         allowance: int = 0,
         clock: Callable[[], float] = time.monotonic,
         turns: Turns | None = None,
+        chooser: Chooser | None = None,
     ) -> None:
         self.backends = tuple(backends)
         self.changed = asyncio.Event()
         self.line = line
         self.clock = clock
         self._turns = turns
+        self.chooser = chooser
+        if chooser is not None:
+            chooser.take_in(self.backends)
         self._allowance = allowance
         self._evidence_seconds = 2 * refresh_seconds
         self._retry_after_seconds = max(1, math.ceil(refresh_seconds))
@@ -77,6 +84,8 @@ class BackendPool:
                 backend.takes_requests = False
                 backend.connections.keep_alive(wanted=False)
                 backend.connections.close()
+        if self.chooser is not None:
+            self.chooser.take_in(self.backends)
         self.changed.set()
         self._forget_servers(before)
         self._freed()
@@ -89,7 +98,14 @@ class BackendPool:
 
     # --- for requests
 
-    def lease(self, model: str | None, excluded: Collection[Backend] = (), *, needs_slot: bool = True) -> Lease | None:
+    def lease(
+        self,
+        model: str | None,
+        excluded: Collection[Backend] = (),
+        *,
+        needs_slot: bool = True,
+        prompt: Prompt | None = None,
+    ) -> Lease | None:
         """A place on the best backend that serves ``model``; ``None``: all are full, or others wait already.
 
         A name that a live backend lists goes to backends that list it; any other name to those that answer to any
@@ -99,6 +115,7 @@ class BackendPool:
             model: the name that the request gives; ``None``: it names none, so all backends serve it.
             excluded: backends that have failed this very request. Such a request goes before those who wait.
             needs_slot: it takes one of the places that a backend has; one that does not never waits for a full one.
+            prompt: what is to be read, for a policy that looks at it.
 
         Raises:
             CapacityError: nobody who serves it works now.
@@ -106,14 +123,25 @@ class BackendPool:
         """
         if self.line.count and needs_slot and not excluded and self.line.is_waited_for(model):
             return None
-        return self.place(model, excluded, needs_slot=needs_slot)
+        return self.place(model, excluded, needs_slot=needs_slot, prompt=prompt)
 
-    def place(self, model: str | None, excluded: Collection[Backend] = (), *, needs_slot: bool = True) -> Lease | None:
+    def place(
+        self,
+        model: str | None,
+        excluded: Collection[Backend] = (),
+        *,
+        needs_slot: bool = True,
+        prompt: Prompt | None = None,
+    ) -> Lease | None:
         """As :meth:`lease`, for whose turn it is."""
         servers = self._servers.get(model) or self._find_servers(model)
         if self._turns is not None:
             servers.rerank()
-        if excluded or not needs_slot:
+        chooser = self.chooser if needs_slot and prompt is not None else None
+        if chooser is not None and prompt is not None:
+            free = _free(servers, excluded, needs_slot=True)
+            backend = chooser.best(free, prompt) if free else None
+        elif excluded or not needs_slot:
             backend = self._best_of(servers, excluded, needs_slot=needs_slot)
         else:
             backend = servers.best()
@@ -122,6 +150,8 @@ class BackendPool:
             if backend is None:
                 return None
         lease = Lease(backend, self._freed)
+        if chooser is not None and prompt is not None:
+            lease.commission = chooser.send(prompt, backend)
         if backend.health.on_trial:
             backend.trial = lease
             backend.takes_requests = False
@@ -172,12 +202,7 @@ class BackendPool:
             backend.seats.clear()
 
     def _best_of(self, servers: Servers, excluded: Collection[Backend], *, needs_slot: bool) -> Backend | None:
-        free = [
-            backend
-            for backend in servers.backends
-            if backend.takes_requests and backend not in excluded and (not needs_slot or backend.load < backend.limit)
-        ]
-        return _best(free)
+        return _best(_free(servers, excluded, needs_slot=needs_slot))
 
     def _last_resort(
         self, model: str | None, servers: Iterable[Backend], excluded: Collection[Backend]
@@ -222,6 +247,8 @@ class BackendPool:
         backend.take_over_models(told)
         if (backend.model_ids, backend.model_names) != before:
             self._forget_servers(self.backends)
+        if self.chooser is not None:
+            self.chooser.has_told(self.backends)
         backend.take_over_load(told, own_at_poll=own_at_poll, allowance=self._allowance, now=now)
         self._review(backend)
 
@@ -284,6 +311,8 @@ class BackendPool:
         state, reason, was_stuck, was_live = health.state, health.reason, health.is_stuck, backend.is_live
         backend.review(self.clock(), self._evidence_seconds)
         if backend.is_live is not was_live:
+            if was_live and self.chooser is not None:
+                self.chooser.forget(backend)
             self._forget_servers(self.backends)
         # What a start waits for is worth a line, too; other reasons change with every number in them.
         if health.state is not state or (state is Health.STARTING and health.reason != reason):
@@ -299,6 +328,14 @@ class BackendPool:
             is_movable = not exchange.losses and is_repeatable(head.method, head.path)
             if is_movable and self.has_other(exchange.model, (backend,)):
                 connection.give_up(RequestMoved("The backend did not answer."))
+
+
+def _free(servers: Servers, excluded: Collection[Backend], *, needs_slot: bool) -> list[Backend]:
+    return [
+        backend
+        for backend in servers.backends
+        if backend.takes_requests and backend not in excluded and (not needs_slot or backend.load < backend.limit)
+    ]
 
 
 def _best(backends: Sequence[Backend]) -> Backend | None:

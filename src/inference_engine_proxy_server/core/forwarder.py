@@ -10,6 +10,8 @@ from functools import partial
 
 from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.backend_pool import BackendPool
+from inference_engine_proxy_server.core.listening_tail import ListeningTail
+from inference_engine_proxy_server.core.prompt import Prompt, read_prompt
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
 from inference_engine_proxy_server.core.request_traits import requested_model
 from inference_engine_proxy_server.core.retry import DECLINABLE_STATUSES, NextAttempt, RetryBudget, next_attempt
@@ -80,18 +82,22 @@ class Forwarder:
         if head.destination is Destination.BLOCKED:
             message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
             raise ClientError(message, status=403, code="path_blocked")
-        if exchange.model is None:
-            exchange.model = requested_model(head.target, exchange.body)
         takes_slot = head.destination is Destination.WORK
+        prompt = None
+        if takes_slot and self._pool.chooser is not None:
+            prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body)
+            exchange.model = exchange.model or prompt.model
+        elif exchange.model is None:
+            exchange.model = requested_model(head.target, exchange.body)
         self._budget.requests += 1
         failed: dict[Backend, BackendError] = {}
         try:
             while True:
-                lease = self._pool.lease(exchange.model, failed, needs_slot=takes_slot)
+                lease = self._pool.lease(exchange.model, failed, needs_slot=takes_slot, prompt=prompt)
                 if lease is None:
-                    lease = await self._wait(exchange, failed)
+                    lease = await self._wait(exchange, failed, prompt)
                 try:
-                    return await self._send(exchange, lease.backend, failed)
+                    return await self._send_on(exchange, lease, failed)
                 except BackendError as error:
                     self._note_failure(exchange, lease.backend, error, failed)
                 finally:
@@ -118,7 +124,7 @@ class Forwarder:
         self._metrics.count_retry(error.code)
         exchange.losses += not isinstance(error, BackendUnreachable)
 
-    async def _wait(self, exchange: Exchange, failed: Mapping[Backend, BackendError]) -> Lease:
+    async def _wait(self, exchange: Exchange, failed: Mapping[Backend, BackendError], prompt: Prompt | None) -> Lease:
         """A place when it is the request's turn; one that a backend has failed goes before all others."""
         line = self._pool.line
         waiter = Waiter(
@@ -126,13 +132,23 @@ class Forwarder:
             sender=self._standing.sender(exchange),
             tokens=self._standing.tokens(exchange),
             priority=self._standing.priority(exchange) if not failed else FIRST,
-            take_place=partial(self._pool.place, exchange.model, tuple(failed)),
+            take_place=partial(self._pool.place, exchange.model, tuple(failed), prompt=prompt),
             line=line,
         )
         async with self._updates.during(exchange, waiter):
             return await line.wait(waiter)
 
     # --- an attempt
+
+    async def _send_on(self, exchange: Exchange, lease: Lease, failed: Mapping[Backend, BackendError]) -> None:
+        """As :meth:`_send`, and let a policy learn from it."""
+        if lease.commission is None:
+            return await self._send(exchange, lease.backend, failed)
+        tail = exchange.tail = ListeningTail(lease.commission)
+        await self._send(exchange, lease.backend, failed)
+        if exchange.status < 400:  # what was refused was neither read nor answered
+            tail.complete()
+        return None
 
     async def _send(self, exchange: Exchange, backend: Backend, failed: Mapping[Backend, BackendError]) -> None:
         connections = backend.connections

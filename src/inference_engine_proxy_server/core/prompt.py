@@ -12,10 +12,10 @@ import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from hashlib import blake2b
 
 import msgspec
 
+from inference_engine_proxy_server.core.conversation import Parts, key_of, parts_of
 from inference_engine_proxy_server.core.request_traits import requested_model
 
 __all__ = ["BYTES_A_TOKEN", "ENDS", "Prompt", "read_prompt"]
@@ -107,11 +107,13 @@ class Prompt:
         answer_tokens: the most that it wants to have; ``None``: it sets no bound.
         is_streamed: it asks for its answer as a stream.
         start: the first bytes of its raw text.
+        shared, opening, history: bytes of it that come before the first question, up to its end, and before the last
+            message if there is one between these; 0: it has no such parts.
     """
 
     __slots__ = (
-        "answer_tokens", "bound_to", "chain", "is_streamed", "model", "session", "size", "start", "stream_name",
-        "tokens",
+        "_first_question", "answer_tokens", "bound_to", "chain", "history", "is_streamed", "model", "opening",
+        "session", "shared", "size", "start", "stream_name", "tokens",
     )  # fmt: skip
 
     def __init__(self, model: str | None, size: int) -> None:
@@ -125,13 +127,30 @@ class Prompt:
         self.answer_tokens: int | None = None
         self.is_streamed = False
         self.start = b""
+        self.shared = 0
+        self.opening = 0
+        self.history = 0
+        self._first_question = b""
+
+    def take_parts(self, parts: Parts) -> None:
+        """Be a conversation of these parts."""
+        self.shared, self.opening, self.history = parts.shared, parts.opening, parts.history
+        self._first_question = parts.first_question
+
+    @property
+    def conversation_key(self) -> int:
+        """64 bits that all requests of a conversation share, in all processes of all replicas."""
+        return key_of(self._first_question or self.start) if self.session is None else key_of(self.session.encode())
+
+    @property
+    def shared_key(self) -> int:
+        """64 bits by which all replicas know what comes before the first question."""
+        return key_of(self.start)
 
     @property
     def placement_key(self) -> int:
         """64 bits by which all processes of all replicas place it alike: by its session, else by how it begins."""
-        session = self.session
-        start = self.start if session is None else session.encode()
-        return int.from_bytes(blake2b(start, digest_size=8).digest(), "big")
+        return key_of(self.start if self.session is None else self.session.encode())
 
 
 def read_prompt(target: bytes, path: str, fields: bytes, body: bytes) -> Prompt:
@@ -170,6 +189,10 @@ def _prompt_of(members: _Members, path: str, body: bytes) -> Prompt:
             hashes.append(previous)
         prompt.chain = array("q", hashes)
     prompt.start = text[:_PLACED_BY] or body[:_PLACED_BY]
+    before = len(members.tools) + len(members.system) + len(members.instructions)
+    parts = parts_of(members.messages or members.input, before)
+    if parts is not None:
+        prompt.take_parts(parts)
     prompt.is_streamed = members.stream is True
     for bound in (members.max_completion_tokens, members.max_output_tokens, members.max_tokens, members.n_predict):
         if type(bound) is int and bound >= 0:

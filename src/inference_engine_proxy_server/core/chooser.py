@@ -1,0 +1,123 @@
+"""Chooses by a policy that looks at prompts, and keeps what such a policy knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
+from inference_engine_proxy_server.core.backend import Backend
+from inference_engine_proxy_server.core.policies import Asked, Policy
+from inference_engine_proxy_server.core.prefix_index import Noted, PrefixIndex
+from inference_engine_proxy_server.core.prompt import BYTES_A_TOKEN, Prompt
+from inference_engine_proxy_server.core.workload import Errand, compare
+
+__all__ = ["Chooser", "Commission"]
+
+_KINDS = 4096  # of beginnings
+_GAIN = 1 / 16
+_NOTHING = ReplyFacts()
+
+
+class Commission:
+    """A request on one backend, as far as policies learn from it. Whoever relays its reply tells what comes.
+
+    Args:
+        chooser: learns.
+        backend: has it.
+        errand: its work there.
+        noted: what was thought of its prompt.
+    """
+
+    __slots__ = ("_backend", "_chooser", "_errand", "_is_open", "_noted")
+
+    def __init__(self, chooser: Chooser, backend: Backend, errand: Errand, noted: Noted) -> None:
+        self._chooser = chooser
+        self._backend = backend
+        self._errand = errand
+        self._noted = noted
+        self._is_open = True
+
+    def begin(self) -> None:
+        """The first data of its answer is there."""
+        if self._is_open:
+            self._backend.work.begin(self._errand, self._chooser.clock())
+
+    def complete(self, facts: ReplyFacts = _NOTHING) -> None:
+        """Its answer is complete, and ended with these facts."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        now, work = self._chooser.clock(), self._backend.work
+        work.end(self._errand, now)
+        read = facts.read_tokens
+        if facts.prompt_tokens is not None and facts.cached_tokens is not None:
+            read = facts.prompt_tokens - facts.cached_tokens
+            self._chooser.index.correct(self._noted, facts.prompt_tokens, facts.cached_tokens)
+        if facts.read_tokens and facts.read_ms:
+            work.speeds.note_reading(facts.read_tokens, facts.read_ms / 1000)
+            self._errand.read_seconds = 0.0  # the engine knows better than we
+        work.learn(self._errand, now, read, facts.answer_tokens)
+
+    def close(self) -> None:
+        """Nothing more comes of it, if it is not complete."""
+        if self._is_open:
+            self._is_open = False
+            self._backend.work.drop(self._errand)
+
+
+class Chooser:
+    """What a policy needs to know, beside the backends themselves.
+
+    Args:
+        policy: names one of several candidates.
+        index: which backend holds which prompts.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, policy: Policy, index: PrefixIndex, clock: Callable[[], float]) -> None:
+        self.index = index
+        self.clock = clock
+        self._policy = policy
+        self._numbers = 0
+        self._goes_on: dict[int, float] = {}  # by what comes before the first question
+
+    def best(self, candidates: Sequence[Backend], prompt: Prompt) -> Backend:
+        """The one for ``prompt``; of those that are a last choice only if there are no others."""
+        first = [one for one in candidates if not one.is_last_choice] or candidates
+        if len(first) == 1:
+            return first[0]
+        goes_on = self._goes_on.get(prompt.shared_key, 0.5) if prompt.shared else 0.0
+        asked = Asked(prompt, self.index.held(prompt), goes_on)
+        return first[self._policy(first, asked, self.clock())]
+
+    def send(self, prompt: Prompt, backend: Backend) -> Commission:
+        """``prompt`` is about to be sent to ``backend``."""
+        if prompt.shared:
+            self._note_kind(prompt)
+        noted = self.index.note(prompt, backend.number)
+        unread = max(1.0, prompt.tokens - noted.held / BYTES_A_TOKEN)
+        errand = backend.work.send(unread, self.clock(), is_streamed=prompt.is_streamed)
+        return Commission(self, backend, errand, noted)
+
+    def _note_kind(self, prompt: Prompt) -> None:
+        key, known = prompt.shared_key, self._goes_on
+        share = known.pop(key, 0.5)
+        known[key] = share + _GAIN * ((prompt.history > 0) - share)
+        if len(known) > _KINDS:
+            del known[next(iter(known))]
+
+    def take_in(self, backends: Sequence[Backend]) -> None:
+        """These are the fleet now."""
+        for backend in backends:
+            if backend.number < 0:
+                backend.number = self._numbers
+                self._numbers += 1
+
+    def has_told(self, backends: Sequence[Backend]) -> None:
+        """One of them has told its state: a good moment for what need not be done for each request."""
+        compare([backend.work for backend in backends])
+
+    def forget(self, backend: Backend) -> None:
+        """What comes back there may hold nothing."""
+        if backend.number >= 0:
+            self.index.forget(backend.number)

@@ -1,0 +1,174 @@
+"""What of this proxy's requests a backend has still to read, and how many answers it is writing.
+
+The order in which prompts were sent is the order in which engines read them. So the first token of one answer tells
+that all prompts before it have been read, also those of answers that come in one piece and show nothing until then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+from inference_engine_proxy_server.core.speeds import Speeds, fill_gaps
+
+__all__ = ["Errand", "Workload", "compare"]
+
+_GAIN = 1 / 32  # of each answer in the mean of how long answers take
+_USUAL_ANSWER_SECONDS = 5.0
+_USUAL_ANSWER_TOKENS = 256
+
+
+class Errand:
+    """One request's work on one backend.
+
+    Attributes:
+        unread: tokens of its prompt that the backend does not hold, as far as is known.
+        is_streamed: its first token will be seen.
+        due: when that is expected.
+        read_seconds: how long its prompt was read; 0 until it is seen, or if it was read together with others.
+        began_at: when its answer began.
+        streams: answers that were written then, its own included.
+    """
+
+    __slots__ = ("began_at", "due", "is_streamed", "read_seconds", "streams", "unread")
+
+    def __init__(self, unread: float, *, is_streamed: bool) -> None:
+        self.unread = unread
+        self.is_streamed = is_streamed
+        self.due = 0.0
+        self.read_seconds = 0.0
+        self.began_at = 0.0
+        self.streams = 0
+
+
+class Workload:
+    """Of one backend.
+
+    Attributes:
+        speeds: how fast it works.
+        unread: tokens of prompts that it has not read.
+        writing: answers under way.
+        sent_at: when it last got a request; before the first one 0.
+        answer_seconds: how long its answers take of late, from the first token to the last.
+        step_seconds, stream_seconds: what a token of each answer takes, and how much more for each answer at a time.
+        context_tokens: how many tokens its memory for contexts has room for; infinite: it does not tell.
+    """
+
+    __slots__ = (
+        "_fill", "_reading", "_sent_tokens", "_since", "answer_seconds", "context_tokens", "sent_at", "speeds",
+        "step_seconds", "stream_seconds", "unread", "writing",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.speeds = Speeds()
+        self.unread = 0.0
+        self.writing = 0
+        self.sent_at = 0.0
+        self.answer_seconds = _USUAL_ANSWER_SECONDS
+        self.step_seconds = self.speeds.step_seconds
+        self.stream_seconds = self.speeds.stream_seconds
+        self.context_tokens = math.inf
+        self._fill = 0.0  # of that memory, when it last told it
+        self._sent_tokens = 0.0  # since then
+        self._reading: dict[Errand, None] = {}
+        self._since = 0.0  # when it began to read what it is reading
+
+    @property
+    def reading(self) -> int:
+        """Prompts that it has not read."""
+        return len(self._reading)
+
+    def take_over_memory(self, fill: float, tokens: float) -> None:
+        """It tells what share of its memory for contexts is in use, and for how many tokens there is room in all."""
+        self._fill = fill
+        self.context_tokens = tokens
+        self._sent_tokens = 0.0
+
+    def fill_with(self, tokens: float) -> float:
+        """The share of its memory for contexts that is in use once it has so many tokens more, and their answer."""
+        return self._fill + (self._sent_tokens + tokens + _USUAL_ANSWER_TOKENS) / self.context_tokens
+
+    def seconds_ahead(self, now: float) -> float:
+        """How long it will be reading what it has been sent."""
+        while self._reading:  # what will show nothing when its prompt has been read
+            first = next(iter(self._reading))
+            if first.is_streamed or first.due > now:
+                return max(0.0, self.unread / self.speeds.reads - (now - self._since))
+            self._has_read(first, first.due)
+        return 0.0
+
+    def send(self, unread: float, now: float, *, is_streamed: bool) -> Errand:
+        """It gets a prompt of so many tokens that it does not hold."""
+        ahead = self.seconds_ahead(now)
+        errand = Errand(unread, is_streamed=is_streamed)
+        errand.due = now + ahead + unread / self.speeds.reads + self.speeds.seconds_a_token(self.writing)
+        if not self._reading:
+            self._since = now
+        self._reading[errand] = None
+        self.unread += unread
+        self._sent_tokens += unread + _USUAL_ANSWER_TOKENS
+        self.sent_at = now
+        return errand
+
+    def begin(self, errand: Errand, now: float) -> None:
+        """The first token of its answer is there."""
+        if errand not in self._reading:
+            return
+        since, is_next = self._since, next(iter(self._reading)) is errand
+        while errand in self._reading:
+            self._has_read(next(iter(self._reading)), now)
+        if is_next:
+            errand.read_seconds = now - since
+
+    def end(self, errand: Errand, now: float) -> None:
+        """Its answer is complete."""
+        was_seen = errand not in self._reading and errand.is_streamed
+        self.begin(errand, now)
+        self.writing -= 1
+        if was_seen:
+            self.answer_seconds += _GAIN * (now - errand.began_at - self.answer_seconds)
+
+    def learn(self, errand: Errand, now: float, read_tokens: float | None, answer_tokens: float | None) -> None:
+        """Its answer tells what it took: tokens that were read, and written; ``None``: it does not tell."""
+        speeds = self.speeds
+        if errand.read_seconds > 0:
+            # A prompt that comes while a step is under way waits for its end first: half a step on average.
+            waited = 1.5 * speeds.seconds_a_token(errand.streams)
+            tokens = errand.unread if read_tokens is None else read_tokens
+            speeds.note_reading(tokens, max(errand.read_seconds / 4, errand.read_seconds - waited))
+        if errand.is_streamed and answer_tokens is not None and answer_tokens > 1 and errand.began_at < now:
+            streams = (errand.streams + self.writing + 1) / 2
+            speeds.note_writing(answer_tokens - 1, now - errand.began_at, streams)
+
+    def drop(self, errand: Errand) -> None:
+        """It will not be done: it was not delivered, or nobody waits for it any more."""
+        if errand in self._reading:
+            del self._reading[errand]
+            self.unread -= errand.unread
+        else:
+            self.writing -= 1
+
+    def _has_read(self, errand: Errand, now: float) -> None:
+        del self._reading[errand]
+        self.unread = self.unread - errand.unread if self._reading else 0.0
+        self._since = max(self._since, now)
+        self.writing += 1
+        errand.began_at = now
+        errand.streams = self.writing
+
+
+def compare(works: Sequence[Workload]) -> None:
+    """Let each have the line of all that is true of writing, made longer by how much slower it reads than others.
+
+    A line of its own rests on few answers, with about as many at a time. What differs between the lines of like
+    machines is chance, and would say more than the loads do.
+    """
+    fill_gaps([work.speeds for work in works])
+    reads = median(work.speeds.reads for work in works)
+    step = median(work.speeds.step_seconds for work in works)
+    stream = median(work.speeds.stream_seconds for work in works)
+    for work in works:
+        slowness = reads / work.speeds.reads
+        work.step_seconds = slowness * step
+        work.stream_seconds = slowness * stream

@@ -1,0 +1,106 @@
+"""What a backend has still to read follows what is sent there and the first tokens that come back."""
+
+from __future__ import annotations
+
+import pytest
+
+from inference_engine_proxy_server.core.workload import Workload, compare
+
+
+def a_workload(reads: float = 1000.0) -> Workload:
+    work = Workload()
+    for _ in range(3):
+        work.speeds.note_reading(1000, 1000 / reads)
+    return work
+
+
+def test_what_is_ahead_is_what_was_sent_less_the_time_since() -> None:
+    work = a_workload()
+    work.send(2000, 10.0, is_streamed=True)
+    work.send(1000, 10.5, is_streamed=True)
+
+    assert work.seconds_ahead(11.0) == pytest.approx(2.0)
+
+
+def test_first_token_tells_that_all_before_it_has_been_read() -> None:
+    work = a_workload()
+    work.send(2000, 0.0, is_streamed=False)
+    second = work.send(1000, 0.0, is_streamed=True)
+    work.send(500, 0.0, is_streamed=True)
+
+    work.begin(second, 1.0)
+
+    assert (work.reading, work.unread, work.writing) == (1, 500, 2)
+
+
+def test_answer_in_one_piece_counts_as_read_when_it_should_be() -> None:
+    work = a_workload()
+    work.send(1000, 0.0, is_streamed=False)
+    assert work.reading == 1
+
+    assert work.seconds_ahead(5.0) == 0.0
+    assert (work.reading, work.writing) == (0, 1)
+
+
+def test_stream_that_is_late_is_still_ahead_of_nobody_for_less_than_no_time() -> None:
+    work = a_workload()
+    work.send(1000, 0.0, is_streamed=True)
+
+    assert work.seconds_ahead(5.0) == 0.0
+    assert work.reading == 1
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_request_that_fails_leaves_nothing(has_begun: bool) -> None:
+    work = a_workload()
+    errand = work.send(1000, 0.0, is_streamed=True)
+    if has_begun:
+        work.begin(errand, 1.0)
+
+    work.drop(errand)
+
+    assert (work.reading, work.unread, work.writing) == (0, 0, 0)
+
+
+def test_reading_speed_is_learned_from_first_tokens() -> None:
+    work = Workload()
+    for start in (0.0, 10.0, 20.0):
+        errand = work.send(4000, start, is_streamed=True)
+        work.begin(errand, start + 2.0)
+        work.end(errand, start + 4.0)
+        work.learn(errand, start + 4.0, 4000, 100)
+
+    assert work.speeds.reads == pytest.approx(2000, rel=0.05)
+
+
+def test_what_the_engine_had_was_not_read() -> None:
+    work = Workload()
+    for start in (0.0, 10.0, 20.0):
+        errand = work.send(4000, start, is_streamed=True)
+        work.begin(errand, start + 2.0)
+        work.end(errand, start + 4.0)
+        work.learn(errand, start + 4.0, 1000, 100)
+
+    assert work.speeds.reads == pytest.approx(500, rel=0.05)
+
+
+def test_memory_fills_up_between_two_polls() -> None:
+    work = Workload()
+    work.take_over_memory(0.5, 10_000)
+    before = work.fill_with(1000)
+    work.send(2000, 0.0, is_streamed=True)
+
+    assert work.fill_with(1000) == pytest.approx(before + 0.2 + 256 / 10_000)
+
+
+def test_slow_machine_has_longer_steps_for_its_own_answers_are_few() -> None:
+    works = [a_workload(), a_workload(), a_workload(reads=250.0)]
+    for work in works[:2]:
+        for streams in (1, 10, 20):
+            work.speeds.note_writing(100, 100 * (0.01 + 0.001 * streams), streams)
+
+    compare(works)
+
+    assert works[2].step_seconds == pytest.approx(4 * works[0].step_seconds)
+    assert works[2].stream_seconds == pytest.approx(4 * works[0].stream_seconds)
+    assert works[0].stream_seconds == pytest.approx(0.001)
