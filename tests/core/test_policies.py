@@ -144,7 +144,7 @@ def test_one_shared_prefix_makes_no_hot_spot() -> None:
 def test_replicas_agree_where_a_conversation_goes_on_that_only_one_of_them_knows() -> None:
     one, other = a_fleet(8), a_fleet(8)
     for backend in (*one, *other):
-        backend.leases = backend.foreign = 3  # type: ignore[assignment]
+        backend.leases = backend.foreign = 3
     for number in range(20):
         words = f"{number} " * 2000
         first = expected_time(one, asked(a_prompt("s" * 4000, words), goes_on=0.9), 0.0)
@@ -156,7 +156,7 @@ def test_replicas_agree_where_a_conversation_goes_on_that_only_one_of_them_knows
 def test_session_name_goes_before_the_first_question() -> None:
     fleet = a_fleet(8)
     for backend in fleet:
-        backend.leases = backend.foreign = 3  # type: ignore[assignment]
+        backend.leases = backend.foreign = 3
     homes = {
         expected_time(fleet, asked(a_prompt("s" * 4000, f"{number}", session="mine"), goes_on=0.9), 0.0)
         for number in range(8)

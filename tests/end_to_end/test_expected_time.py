@@ -32,8 +32,8 @@ def user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-async def ask(proxy: Proxy, messages: list[Message], *, stream: bool = False) -> Reply:
-    body: dict[str, object] = {"messages": messages, "max_tokens": 4, "temperature": 0, "stream": stream}
+async def ask(proxy: Proxy, messages: list[Message], *, stream: bool = False, answer_tokens: int = 4) -> Reply:
+    body = {"messages": messages, "max_tokens": answer_tokens, "temperature": 0, "stream": stream, "ignore_eos": True}
     reply = await send(proxy.url, PATH, body)
     assert reply.status == 200
     return reply
@@ -52,7 +52,7 @@ async def test_a_conversation_goes_on_where_it_began(
             again = await ask(proxy, messages, stream=stream)
             assert again.headers["x-backend"] == first.headers["x-backend"]
             if not stream:
-                usage = again.json()["usage"]
+                usage = again.json["usage"]
                 assert usage["prompt_tokens_details"]["cached_tokens"] > usage["prompt_tokens"] / 2
 
 
@@ -68,16 +68,16 @@ async def test_conversations_of_different_beginnings_are_spread(
 async def test_a_shared_beginning_makes_no_hot_spot(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers, **POLICY)
     await ask(proxy, [system("a"), user("Begin.")])
-    replies = await asyncio.gather(*(ask(proxy, [system("a"), user(f"Question {number}")]) for number in range(24)))
+    # It takes so long to answer them that to wait for the one that has read this takes longer than to read it again.
+    questions = ([system("a"), user(f"Question {number}")] for number in range(24))
+    replies = await asyncio.gather(*(ask(proxy, messages, answer_tokens=400) for messages in questions))
     shares = Counter(reply.headers["x-backend"] for reply in replies)
     assert len(shares) == 2
-    assert max(shares.values()) <= 18
+    assert max(shares.values()) <= 16
 
 
 @pytest.mark.parametrize("policy", ["power_of_two", "round_robin", "rendezvous"])
-async def test_other_policies_serve_everybody(
-    start_proxy: StartProxy, servers: list[LlamaServer], policy: str
-) -> None:
+async def test_other_policies_serve_everybody(start_proxy: StartProxy, servers: list[LlamaServer], policy: str) -> None:
     proxy = start_proxy(*servers, BALANCING_POLICY=policy)
     backends = [(await ask(proxy, [system(name), user("Begin.")])).headers["x-backend"] for name in "abcdefgh"]
     again = [(await ask(proxy, [system(name), user("Begin.")])).headers["x-backend"] for name in "abcdefgh"]

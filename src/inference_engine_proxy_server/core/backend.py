@@ -16,7 +16,7 @@ from inference_engine_proxy_server.core.health_tracker import Health, HealthTrac
 from inference_engine_proxy_server.core.workload import Workload
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
 
-__all__ = ["Backend", "Lease"]
+__all__ = ["Backend", "Learning", "Lease"]
 
 
 class Seats(Protocol):

@@ -115,7 +115,7 @@ class BackendPool:
             model: the name that the request gives; ``None``: it names none, so all backends serve it.
             excluded: backends that have failed this very request. Such a request goes before those who wait.
             needs_slot: it takes one of the places that a backend has; one that does not never waits for a full one.
-            prompt: what is to be read, for a policy that looks at it.
+            prompt: what is to be read; ``None``: whoever has the fewest requests is chosen, whatever the policy.
 
         Raises:
             CapacityError: nobody who serves it works now.
@@ -137,10 +137,9 @@ class BackendPool:
         servers = self._servers.get(model) or self._find_servers(model)
         if self._turns is not None:
             servers.rerank()
-        chooser = self.chooser if needs_slot and prompt is not None else None
-        if chooser is not None and prompt is not None:
-            free = _free(servers, excluded, needs_slot=True)
-            backend = chooser.best(free, prompt) if free else None
+        if prompt is not None and self.chooser is not None:
+            free = _free(servers, excluded, needs_slot=needs_slot)
+            backend = self.chooser.best(free, prompt) if free else None
         elif excluded or not needs_slot:
             backend = self._best_of(servers, excluded, needs_slot=needs_slot)
         else:
@@ -150,8 +149,8 @@ class BackendPool:
             if backend is None:
                 return None
         lease = Lease(backend, self._freed)
-        if chooser is not None and prompt is not None:
-            lease.commission = chooser.send(prompt, backend)
+        if prompt is not None and self.chooser is not None:
+            lease.commission = self.chooser.send(prompt, backend)
         if backend.health.on_trial:
             backend.trial = lease
             backend.takes_requests = False

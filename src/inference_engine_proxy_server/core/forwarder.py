@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from functools import partial
 
-from inference_engine_proxy_server.core.backend import Backend, Lease
+from inference_engine_proxy_server.core.backend import Backend, Learning, Lease
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.listening_tail import ListeningTail
 from inference_engine_proxy_server.core.prompt import Prompt, read_prompt
@@ -97,7 +97,7 @@ class Forwarder:
                 if lease is None:
                     lease = await self._wait(exchange, failed, prompt)
                 try:
-                    return await self._send_on(exchange, lease, failed)
+                    return await self._attempt(exchange, lease, failed)
                 except BackendError as error:
                     self._note_failure(exchange, lease.backend, error, failed)
                 finally:
@@ -140,15 +140,21 @@ class Forwarder:
 
     # --- an attempt
 
-    async def _send_on(self, exchange: Exchange, lease: Lease, failed: Mapping[Backend, BackendError]) -> None:
-        """As :meth:`_send`, and let a policy learn from it."""
+    def _attempt(
+        self, exchange: Exchange, lease: Lease, failed: Mapping[Backend, BackendError]
+    ) -> Coroutine[None, None, None]:
         if lease.commission is None:
-            return await self._send(exchange, lease.backend, failed)
-        tail = exchange.tail = ListeningTail(lease.commission)
-        await self._send(exchange, lease.backend, failed)
+            return self._send(exchange, lease.backend, failed)
+        return self._send_and_learn(exchange, lease.backend, failed, lease.commission)
+
+    async def _send_and_learn(
+        self, exchange: Exchange, backend: Backend, failed: Mapping[Backend, BackendError], commission: Learning
+    ) -> None:
+        """As :meth:`_send`, and let a policy learn from it."""
+        tail = exchange.tail = ListeningTail(commission)
+        await self._send(exchange, backend, failed)
         if exchange.status < 400:  # what was refused was neither read nor answered
             tail.complete()
-        return None
 
     async def _send(self, exchange: Exchange, backend: Backend, failed: Mapping[Backend, BackendError]) -> None:
         connections = backend.connections

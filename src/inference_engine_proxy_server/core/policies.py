@@ -34,30 +34,43 @@ class Asked(NamedTuple):
 
 
 class Candidate(Protocol):
-    """What a policy may know of a backend.
-
-    Attributes:
-        number: by which the index of prefixes knows it.
-        place_key: 64 bits of its URL, the same in all replicas.
-        work: what of ours it has to do.
-        leases: requests of ours that it has.
-        foreign: requests of others, by what it last told.
-        load, limit: all its requests, and how many it may have.
-        places: how many it works on at a time; infinite: it does not tell.
-        cost: what one request there weighs.
-    """
-
-    number: int
-    place_key: int
-    work: Workload
-    leases: int
-    load: float
-    limit: float
-    places: float
-    cost: float
+    """What a policy may know of a backend."""
 
     @property
-    def foreign(self) -> float: ...
+    def number(self) -> int:
+        """By which the index of prefixes knows it."""
+
+    @property
+    def place_key(self) -> int:
+        """64 bits of its URL, the same in all replicas."""
+
+    @property
+    def work(self) -> Workload:
+        """What of ours it has to do."""
+
+    @property
+    def leases(self) -> int:
+        """Requests of ours that it has."""
+
+    @property
+    def foreign(self) -> float:
+        """Requests of others, by what it last told."""
+
+    @property
+    def load(self) -> float:
+        """All its requests."""
+
+    @property
+    def limit(self) -> float:
+        """How many it may have."""
+
+    @property
+    def places(self) -> float:
+        """How many it works on at a time; infinite: it does not tell."""
+
+    @property
+    def cost(self) -> float:
+        """What one request there weighs."""
 
 
 Policy = Callable[[Sequence[Candidate], Asked, float], int]
