@@ -61,7 +61,7 @@ def a_prompt(*contents: str, session: str = "") -> Prompt:
 
 
 def asked(prompt: Prompt, held: Mapping[int, int] | None = None, goes_on: float = 0.0) -> Asked:
-    return Asked(prompt, held or {}, goes_on)
+    return Asked(prompt, held or {}, -1, goes_on)
 
 
 QUESTION = a_prompt("s" * 4000, "q" * 4000)

@@ -14,6 +14,7 @@ from inference_engine_proxy_server.core.workload import Errand, compare
 __all__ = ["Chooser", "Commission"]
 
 _KINDS = 4096  # of beginnings
+_TURNS = 32_768  # conversations whose last place is known: some 4 MB
 _GAIN = 1 / 16
 _NOTHING = ReplyFacts()
 
@@ -79,6 +80,8 @@ class Chooser:
         self.clock = clock
         self._policy = policy
         self._numbers = 0
+        self._turns: dict[int, int] = {}
+        self._usually_goes_on = 0.0
         self._goes_on: dict[int, float] = {}  # by what comes before the first question
 
     def best(self, candidates: Sequence[Backend], prompt: Prompt) -> Backend:
@@ -86,14 +89,17 @@ class Chooser:
         first = [one for one in candidates if not one.is_last_choice] or candidates
         if len(first) == 1:
             return first[0]
-        goes_on = self._goes_on.get(prompt.shared_key, 0.5) if prompt.shared else 0.0
-        asked = Asked(prompt, self.index.held(prompt), goes_on)
+        goes_on = self._goes_on.get(prompt.shared_key, self._usually_goes_on) if prompt.shared else 0.0
+        last_at = self._turns.get(prompt.last_turn, -1) if prompt.last_turn else -1
+        asked = Asked(prompt, self.index.held(prompt), last_at, goes_on)
         return first[self._policy(first, asked, self.clock())]
 
     def send(self, prompt: Prompt, backend: Backend) -> Commission:
         """``prompt`` is about to be sent to ``backend``."""
         if prompt.shared:
             self._note_kind(prompt)
+        if prompt.turn:
+            self._note_turn(prompt, backend)
         noted = self.index.note(prompt, backend.number)
         unread = max(1.0, prompt.tokens - noted.held / BYTES_A_TOKEN)
         errand = backend.work.send(unread, self.clock(), is_streamed=prompt.is_streamed)
@@ -101,10 +107,18 @@ class Chooser:
 
     def _note_kind(self, prompt: Prompt) -> None:
         key, known = prompt.shared_key, self._goes_on
-        share = known.pop(key, 0.5)
+        share = known.pop(key, self._usually_goes_on)
         known[key] = share + _GAIN * ((prompt.history > 0) - share)
+        self._usually_goes_on += _GAIN * ((prompt.history > 0) - self._usually_goes_on)
         if len(known) > _KINDS:
             del known[next(iter(known))]
+
+    def _note_turn(self, prompt: Prompt, backend: Backend) -> None:
+        turns = self._turns
+        turns.pop(prompt.last_turn, None)
+        turns[prompt.turn] = backend.number
+        if len(turns) > _TURNS:
+            del turns[next(iter(turns))]
 
     def take_in(self, backends: Sequence[Backend]) -> None:
         """These are the fleet now."""

@@ -31,12 +31,16 @@ class Parts(msgspec.Struct, frozen=True, gc=False):
         opening: bytes up to the end of that question.
         history: bytes before the last message, if there are any between the first question and that; else 0.
         first_question: its first bytes.
+        turn, last_turn: hashes of all messages, and of all that came before the last answer and the last message, so
+            that one turn's first is the next one's second; 0: there is no such turn. Other processes have other ones.
     """
 
     shared: int
     opening: int
     history: int
     first_question: bytes
+    turn: int
+    last_turn: int
 
 
 def parts_of(messages: bytes | memoryview, before: int) -> Parts | None:
@@ -52,7 +56,12 @@ def parts_of(messages: bytes | memoryview, before: int) -> Parts | None:
     lengths = [len(memoryview(one)) for one in raws]
     shared = before + sum(lengths[:at])
     history = before + sum(lengths[:-1]) if at < len(raws) - 1 else 0
-    return Parts(shared, shared + lengths[at], history, bytes(memoryview(raws[at])[:_NAMED_BYTES]))
+    turn = last_turn = 0
+    for number, raw in enumerate(raws):
+        turn = hash((turn, bytes(raw)))
+        if number == len(raws) - 3 and number >= at:
+            last_turn = turn
+    return Parts(shared, shared + lengths[at], history, bytes(memoryview(raws[at])[:_NAMED_BYTES]), turn, last_turn)
 
 
 def key_of(text: bytes) -> int:

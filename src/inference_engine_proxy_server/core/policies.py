@@ -25,11 +25,13 @@ class Asked(NamedTuple):
     Attributes:
         prompt: what is to be read.
         held: how many bytes of it each backend holds that holds some, by its number.
+        last_at: the number of the backend that had the last turn of the conversation; -1: nobody knows.
         goes_on: the share of requests that begin alike which go on with a conversation.
     """
 
     prompt: Prompt
     held: Mapping[int, int]
+    last_at: int
     goes_on: float
 
 
@@ -78,11 +80,12 @@ Policy = Callable[[Sequence[Candidate], Asked, float], int]
 
 # --- expected time to the first token
 
-_STEPS = 1.5  # until a prompt is read: half of the step that is under way, on average, and its own
+_STEPS = 1.0  # until a prompt is read: half of the step that is under way, on average, and its own
 # One more answer makes each later step longer, for all who wait for a first token there while it is written; and what
 # makes steps longer makes answers take longer, and so more of them at a time.
-_CROWD = 10.0
+_CROWD = 3.0
 _FULL_SECONDS = 0.05  # what half of a memory costs; the last tenth ten times as much: nobody can begin in none
+_WASTE = 0.0
 _NEAR = 0.05  # what is so near the best is as good: that much no estimate can tell
 _NEAR_SECONDS = 0.002
 # Of replicas that tell each other nothing. What another one has sent somewhere is known here by nothing but a rule that
@@ -111,12 +114,12 @@ def expected_time(candidates: Sequence[Candidate], asked: Asked, now: float) -> 
     costs = []
     for at, one in enumerate(candidates):
         work = one.work
-        reads = work.speeds.reads
+        reads = work.reads
         own = max(1.0, tokens - known[at]) / reads
         ahead = work.seconds_ahead(now) + one.foreign * unread_each / reads
         writing = _STEPS * (work.step_seconds + work.stream_seconds * one.load)
-        fill = min(0.99, work.fill_with(tokens - known[at]))
-        cost = _place_seconds(one) + ahead + own * (1 + work.reading) + _CROWD * writing
+        fill = min(0.99, work.fill_with(tokens - known[at], one.load))
+        cost = _place_seconds(one) + ahead + own * (1 + _WASTE + work.reading) + _CROWD * writing
         cost += _FULL_SECONDS * fill / (1 - fill)
         if at == home:
             cost -= credit / reads
@@ -132,6 +135,10 @@ def _known(candidates: Sequence[Candidate], asked: Asked, strangers: float) -> l
     """Tokens of the prompt that each has: as we know, or as other replicas' rule says."""
     prompt, held = asked.prompt, asked.held
     known = [held.get(one.number, 0) / BYTES_A_TOKEN for one in candidates]
+    if asked.last_at in held:  # it has the answer, too
+        at = next((at for at, one in enumerate(candidates) if one.number == asked.last_at), None)
+        if at is not None:
+            known[at] = max(known[at], prompt.history / BYTES_A_TOKEN)
     if strangers and prompt.shared:
         at = _highest(candidates, prompt.shared_key)
         known[at] = max(known[at], strangers * _SHARED_TRUST * prompt.shared / BYTES_A_TOKEN)

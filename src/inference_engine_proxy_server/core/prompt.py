@@ -109,11 +109,12 @@ class Prompt:
         start: the first bytes of its raw text.
         shared, opening, history: bytes of it that come before the first question, up to its end, and before the last
             message if there is one between these; 0: it has no such parts.
+        turn, last_turn: hashes of it and of the prompt that its conversation had before; 0: there is none.
     """
 
     __slots__ = (
-        "_first_question", "answer_tokens", "bound_to", "chain", "history", "is_streamed", "model", "opening",
-        "session", "shared", "size", "start", "stream_name", "tokens",
+        "_first_question", "answer_tokens", "bound_to", "chain", "history", "is_streamed", "last_turn", "model",
+        "opening", "session", "shared", "size", "start", "stream_name", "tokens", "turn",
     )  # fmt: skip
 
     def __init__(self, model: str | None, size: int) -> None:
@@ -130,11 +131,14 @@ class Prompt:
         self.shared = 0
         self.opening = 0
         self.history = 0
+        self.turn = 0
+        self.last_turn = 0
         self._first_question = b""
 
     def take_parts(self, parts: Parts) -> None:
         """Be a conversation of these parts."""
         self.shared, self.opening, self.history = parts.shared, parts.opening, parts.history
+        self.turn, self.last_turn = parts.turn, parts.last_turn
         self._first_question = parts.first_question
 
     @property

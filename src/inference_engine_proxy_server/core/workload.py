@@ -14,6 +14,8 @@ from inference_engine_proxy_server.core.speeds import Speeds, fill_gaps
 
 __all__ = ["Errand", "Workload", "compare"]
 
+RATIO = True
+_LIKE = 1.6  # times as fast or slow can be chance
 _GAIN = 1 / 32  # of each answer in the mean of how long answers take
 _USUAL_ANSWER_SECONDS = 5.0
 _USUAL_ANSWER_TOKENS = 256
@@ -56,12 +58,13 @@ class Workload:
     """
 
     __slots__ = (
-        "_fill", "_reading", "_sent_tokens", "_since", "answer_seconds", "context_tokens", "sent_at", "speeds",
+        "_fill", "_filled_by", "_reading", "_sent_tokens", "_since", "answer_seconds", "context_tokens", "reads", "sent_at", "speeds",
         "step_seconds", "stream_seconds", "unread", "writing",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.speeds = Speeds()
+        self.reads = Speeds().reads
         self.unread = 0.0
         self.writing = 0
         self.sent_at = 0.0
@@ -71,6 +74,7 @@ class Workload:
         self.context_tokens = math.inf
         self._fill = 0.0  # of that memory, when it last told it
         self._sent_tokens = 0.0  # since then
+        self._filled_by = 0.0
         self._reading: dict[Errand, None] = {}
         self._since = 0.0  # when it began to read what it is reading
 
@@ -79,14 +83,17 @@ class Workload:
         """Prompts that it has not read."""
         return len(self._reading)
 
-    def take_over_memory(self, fill: float, tokens: float) -> None:
+    def take_over_memory(self, fill: float, tokens: float, load: float = 0.0) -> None:
         """It tells what share of its memory for contexts is in use, and for how many tokens there is room in all."""
         self._fill = fill
+        self._filled_by = load
         self.context_tokens = tokens
         self._sent_tokens = 0.0
 
-    def fill_with(self, tokens: float) -> float:
+    def fill_with(self, tokens: float, load: float = 0.0) -> float:
         """The share of its memory for contexts that is in use once it has so many tokens more, and their answer."""
+        if RATIO:
+            return self._fill * (load + 1) / max(1.0, self._filled_by)
         return self._fill + (self._sent_tokens + tokens + _USUAL_ANSWER_TOKENS) / self.context_tokens
 
     def seconds_ahead(self, now: float) -> float:
@@ -94,7 +101,7 @@ class Workload:
         while self._reading:  # what will show nothing when its prompt has been read
             first = next(iter(self._reading))
             if first.is_streamed or first.due > now:
-                return max(0.0, self.unread / self.speeds.reads - (now - self._since))
+                return max(0.0, self.unread / self.reads - (now - self._since))
             self._has_read(first, first.due)
         return 0.0
 
@@ -102,7 +109,7 @@ class Workload:
         """It gets a prompt of so many tokens that it does not hold."""
         ahead = self.seconds_ahead(now)
         errand = Errand(unread, is_streamed=is_streamed)
-        errand.due = now + ahead + unread / self.speeds.reads + self.speeds.seconds_a_token(self.writing)
+        errand.due = now + ahead + unread / self.reads + self.speeds.seconds_a_token(self.writing)
         if not self._reading:
             self._since = now
         self._reading[errand] = None
@@ -170,5 +177,8 @@ def compare(works: Sequence[Workload]) -> None:
     stream = median(work.speeds.stream_seconds for work in works)
     for work in works:
         slowness = reads / work.speeds.reads
+        if 1 / _LIKE < slowness < _LIKE:
+            slowness = 1.0
+        work.reads = reads / slowness
         work.step_seconds = slowness * step
         work.stream_seconds = slowness * stream
