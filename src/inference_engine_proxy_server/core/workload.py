@@ -58,8 +58,8 @@ class Workload:
     """
 
     __slots__ = (
-        "_fill", "_filled_by", "_reading", "_sent_tokens", "_since", "answer_seconds", "context_tokens", "reads", "sent_at", "speeds",
-        "step_seconds", "stream_seconds", "unread", "writing",
+        "_fill", "_filled_by", "_reading", "_sent_tokens", "_since", "answer_seconds", "context_tokens", "reads",
+        "sent_at", "speeds", "step_seconds", "stream_seconds", "unread", "writing",
     )  # fmt: skip
 
     def __init__(self) -> None:
