@@ -13,7 +13,7 @@ import pytest
 from inference_engine_proxy_server.core.conversation import key_of
 from inference_engine_proxy_server.core.policies import Asked, expected_time, power_of_two, rendezvous, round_robin
 from inference_engine_proxy_server.core.prompt import Prompt, read_prompt
-from inference_engine_proxy_server.core.workload import Workload
+from inference_engine_proxy_server.core.workload import Workload, compare
 
 _PATH = "/v1/chat/completions"
 
@@ -22,6 +22,7 @@ def _work() -> Workload:
     work = Workload()
     for _ in range(3):
         work.speeds.note_reading(1000, 0.1)
+    compare([work])
     return work
 
 
@@ -97,7 +98,7 @@ def test_full_backend_costs_until_a_place_is_free() -> None:
 
 def test_full_memory_is_avoided() -> None:
     fleet = a_fleet(2)
-    fleet[0].work.take_over_memory(0.95, 100_000)
+    fleet[0].work.take_over_memory(0.95, 1.0)
 
     assert expected_time(fleet, asked(QUESTION), 0.0) == 1
 
@@ -106,6 +107,7 @@ def test_slower_backend_gets_fewer_prompts() -> None:
     fleet = a_fleet(2)
     for _ in range(15):
         fleet[0].work.speeds.note_reading(1000, 1.0)
+    compare([one.work for one in fleet])
     chosen = Counter[int]()
     for _ in range(44):
         at = expected_time(fleet, asked(QUESTION), 0.0)

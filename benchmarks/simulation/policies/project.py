@@ -20,13 +20,10 @@ from inference_engine_proxy_server.core.waiting_line import Waiter
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from simulation.batching import EngineState, Usage
 from simulation.policies.base import Policy, ReplicaView, Site
-from simulation.prefix_cache import BLOCK
 from simulation.requests import BYTES_A_TOKEN, MODEL, Request
-from simulation.vllm_engine import VllmSize
 
 __all__ = ["ProjectPolicy"]
 
-_CONTEXT_TOKENS = VllmSize().blocks * BLOCK  # vLLM's cache_config_info tells it
 _USUAL_ANSWER_TOKENS = 256  # as core/standing.py has it
 _ALL_THAT_COME = {"max_queued_requests": 100_000, "queue_timeout_seconds": 86_400, "metrics_cache_ttl_seconds": 1}
 """Nobody is sent away: other proxies let requests wait in the engines for as long as it takes."""
@@ -133,7 +130,6 @@ class ProjectPolicy(Policy):
             requests_waiting=state.waiting,
             capacity=capacity,
             context_use=state.context_use if self.site.engine == "vllm" else None,
-            context_tokens=_CONTEXT_TOKENS if self.site.engine == "vllm" else None,
             progress=state.tokens,
             model_names=ModelNames.ANY,
         )

@@ -78,7 +78,6 @@ class BackendState:
         requests_waiting: requests in its own queue; ``None``: it did not say.
         capacity: requests it can work on at a time; ``None``: it did not say, or there is no telling.
         context_use: the share of its memory for contexts that requests in process use; ``None``: it did not say.
-        context_tokens: for how many tokens that memory has room; ``None``: it did not say.
         progress: a number that changes while it works on anything, also while a long prompt is read; ``None``: it
             did not say. That it stands still while there is work means that the engine is stuck.
         models: what it serves; ``None``: it did not say this time, so what it said before still holds, and so
@@ -95,7 +94,6 @@ class BackendState:
     requests_waiting: float | None = None
     capacity: int | None = None
     context_use: float | None = None
-    context_tokens: float | None = None
     progress: float | None = None
     models: tuple[ModelEntry, ...] | None = None
     model_names: ModelNames = ModelNames.UNKNOWN

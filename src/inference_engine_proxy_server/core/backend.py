@@ -150,7 +150,7 @@ class Backend:
         capacity = self.config.capacity or told.capacity
         self.places = math.inf if capacity is None else capacity
         self.limit = self.places + allowance
-        self.work.take_over_memory(told.context_use or 0.0, told.context_tokens or math.inf, self.load)
+        self.work.take_over_memory(told.context_use or 0.0, self.load)
 
     def review(self, now: float, evidence_seconds: float) -> None:
         """Bring everything that follows from its health and from the age of its figures up to date."""

@@ -80,12 +80,10 @@ Policy = Callable[[Sequence[Candidate], Asked, float], int]
 
 # --- expected time to the first token
 
-_STEPS = 1.0  # until a prompt is read: half of the step that is under way, on average, and its own
 # One more answer makes each later step longer, for all who wait for a first token there while it is written; and what
 # makes steps longer makes answers take longer, and so more of them at a time.
 _CROWD = 3.0
 _FULL_SECONDS = 0.05  # what half of a memory costs; the last tenth ten times as much: nobody can begin in none
-_WASTE = 0.0
 _NEAR = 0.05  # what is so near the best is as good: that much no estimate can tell
 _NEAR_SECONDS = 0.002
 # Of replicas that tell each other nothing. What another one has sent somewhere is known here by nothing but a rule that
@@ -117,9 +115,13 @@ def expected_time(candidates: Sequence[Candidate], asked: Asked, now: float) -> 
         reads = work.reads
         own = max(1.0, tokens - known[at]) / reads
         ahead = work.seconds_ahead(now) + one.foreign * unread_each / reads
-        writing = _STEPS * (work.step_seconds + work.stream_seconds * one.load)
-        fill = min(0.99, work.fill_with(tokens - known[at], one.load))
-        cost = _place_seconds(one) + ahead + own * (1 + _WASTE + work.reading) + _CROWD * writing
+        fill = min(0.99, work.fill_with(one.load + 1))
+        cost = (
+            _place_seconds(one)
+            + ahead
+            + own * (1 + work.reading)
+            + _CROWD * (work.step_seconds + work.stream_seconds * one.load)
+        )
         cost += _FULL_SECONDS * fill / (1 - fill)
         if at == home:
             cost -= credit / reads

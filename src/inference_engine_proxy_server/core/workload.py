@@ -6,7 +6,6 @@ that all prompts before it have been read, also those of answers that come in on
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from statistics import median
 
@@ -14,11 +13,9 @@ from inference_engine_proxy_server.core.speeds import Speeds, fill_gaps
 
 __all__ = ["Errand", "Workload", "compare"]
 
-RATIO = True
-_LIKE = 1.6  # times as fast or slow can be chance
 _GAIN = 1 / 32  # of each answer in the mean of how long answers take
 _USUAL_ANSWER_SECONDS = 5.0
-_USUAL_ANSWER_TOKENS = 256
+_LIKE = 1.6  # times as fast as usual, or as slow, can be chance
 
 
 class Errand:
@@ -51,15 +48,15 @@ class Workload:
         speeds: how fast it works.
         unread: tokens of prompts that it has not read.
         writing: answers under way.
+        reads: tokens of prompts in a second.
         sent_at: when it last got a request; before the first one 0.
         answer_seconds: how long its answers take of late, from the first token to the last.
         step_seconds, stream_seconds: what a token of each answer takes, and how much more for each answer at a time.
-        context_tokens: how many tokens its memory for contexts has room for; infinite: it does not tell.
     """
 
     __slots__ = (
-        "_fill", "_filled_by", "_reading", "_sent_tokens", "_since", "answer_seconds", "context_tokens", "reads",
-        "sent_at", "speeds", "step_seconds", "stream_seconds", "unread", "writing",
+        "_fill", "_filled_by", "_reading", "_since", "answer_seconds", "reads", "sent_at", "speeds", "step_seconds",
+        "stream_seconds", "unread", "writing",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -71,10 +68,8 @@ class Workload:
         self.answer_seconds = _USUAL_ANSWER_SECONDS
         self.step_seconds = self.speeds.step_seconds
         self.stream_seconds = self.speeds.stream_seconds
-        self.context_tokens = math.inf
-        self._fill = 0.0  # of that memory, when it last told it
-        self._sent_tokens = 0.0  # since then
-        self._filled_by = 0.0
+        self._fill = 0.0  # of its memory for contexts, when it last told it
+        self._filled_by = 0.0  # requests that it had then
         self._reading: dict[Errand, None] = {}
         self._since = 0.0  # when it began to read what it is reading
 
@@ -83,18 +78,14 @@ class Workload:
         """Prompts that it has not read."""
         return len(self._reading)
 
-    def take_over_memory(self, fill: float, tokens: float, load: float = 0.0) -> None:
-        """It tells what share of its memory for contexts is in use, and for how many tokens there is room in all."""
+    def take_over_memory(self, fill: float, load: float) -> None:
+        """It tells what share of its memory for contexts is in use, having so many requests."""
         self._fill = fill
         self._filled_by = load
-        self.context_tokens = tokens
-        self._sent_tokens = 0.0
 
-    def fill_with(self, tokens: float, load: float = 0.0) -> float:
-        """The share of its memory for contexts that is in use once it has so many tokens more, and their answer."""
-        if RATIO:
-            return self._fill * (load + 1) / max(1.0, self._filled_by)
-        return self._fill + (self._sent_tokens + tokens + _USUAL_ANSWER_TOKENS) / self.context_tokens
+    def fill_with(self, load: float) -> float:
+        """The share of its memory for contexts that so many requests should use; 0: it tells nothing."""
+        return self._fill * load / max(1.0, self._filled_by)
 
     def seconds_ahead(self, now: float) -> float:
         """How long it will be reading what it has been sent."""
@@ -114,7 +105,6 @@ class Workload:
             self._since = now
         self._reading[errand] = None
         self.unread += unread
-        self._sent_tokens += unread + _USUAL_ANSWER_TOKENS
         self.sent_at = now
         return errand
 
@@ -166,10 +156,10 @@ class Workload:
 
 
 def compare(works: Sequence[Workload]) -> None:
-    """Let each have the line of all that is true of writing, made longer by how much slower it reads than others.
+    """Let each be as fast as all are, or as many times slower or faster as it reads.
 
-    A line of its own rests on few answers, with about as many at a time. What differs between the lines of like
-    machines is chance, and would say more than the loads do.
+    What differs between like machines is chance: a speed of one backend rests on its latest few requests, and a line
+    of its own on about as many answers at a time. It would say more than the loads do.
     """
     fill_gaps([work.speeds for work in works])
     reads = median(work.speeds.reads for work in works)
