@@ -13,9 +13,12 @@ from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.backend_pool import BackendPool
+from inference_engine_proxy_server.core.chooser import Chooser
 from inference_engine_proxy_server.core.forwarder import Forwarder
 from inference_engine_proxy_server.core.health_tracker import HealthRules, HealthTracker
 from inference_engine_proxy_server.core.path_policy import PathPolicy
+from inference_engine_proxy_server.core.policies import POLICIES
+from inference_engine_proxy_server.core.prefix_index import PrefixIndex
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
 from inference_engine_proxy_server.core.standing import Standing
 from inference_engine_proxy_server.core.waiting_line import QueueLimits, WaitingLine
@@ -38,6 +41,7 @@ def make_pool(
     rules: HealthRules = RULES,
     queue: QueueLimits = QUEUE,
     allowance: int = 0,
+    policy: str | None = None,
     **limits: float,
 ) -> BackendPool:
     """A pool of ``engines`` (or base URLs), none of them known yet; ``limits`` as in ``BackendLimits``."""
@@ -52,7 +56,8 @@ def make_pool(
         for url in (engine if isinstance(engine, str) else engine.url for engine in engines)
     ]
     line = WaitingLine[Lease](queue, deadlines)
-    return BackendPool(backends, line, rules.evidence_seconds / 2, allowance, deadlines.clock)
+    chooser = None if policy is None else Chooser(POLICIES[policy], PrefixIndex(2**20), deadlines.clock)
+    return BackendPool(backends, line, rules.evidence_seconds / 2, allowance, deadlines.clock, chooser=chooser)
 
 
 def publish(pool: BackendPool, state: BackendState = READY) -> None:

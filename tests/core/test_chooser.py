@@ -1,0 +1,103 @@
+"""What a policy that looks at prompts learns of requests, whatever becomes of them; over real sockets."""
+
+from __future__ import annotations
+
+import json
+
+from core.conftest import ForwardingFront
+from fakes.engine import EngineConnection, FakeEngine, answering, http_reply
+from fakes.front import until
+from inference_engine_proxy_server.core.backend import Backend
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+EVENT = b'data: {"n": 1}\n\n'
+LAST = b'data: {"usage": {"prompt_tokens": 1000, "completion_tokens": 5}}\n\n'
+
+
+def chunk(payload: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(payload), payload)
+
+
+def question(text: str = "Begin.", *, stream: bool = False) -> bytes:
+    """A body of some 1,000 tokens."""
+    messages = [{"role": "system", "content": "x" * 4000}, {"role": "user", "content": text}]
+    return json.dumps({"model": "m", "stream": stream, "messages": messages}).encode()
+
+
+def under_way(backend: Backend) -> tuple[int, int]:
+    """Prompts that it is reading, and answers that it is writing."""
+    return backend.work.reading, backend.work.writing
+
+
+async def streams(connection: EngineConnection) -> None:
+    await connection.request()
+    connection.send(STREAM_HEAD)
+    await connection.cue.wait()
+    connection.cue.clear()
+    connection.send(chunk(EVENT))
+    await connection.cue.wait()
+    connection.send(chunk(LAST), b"0\r\n\r\n")
+
+
+async def breaks_off(connection: EngineConnection) -> None:
+    await connection.request()
+    connection.send(STREAM_HEAD, chunk(EVENT))
+    await connection.cue.wait()
+    connection.reset()
+
+
+async def test_a_prompt_is_being_read_until_the_first_data_of_its_answer() -> None:
+    async with FakeEngine(streams) as engine, ForwardingFront(engine, policy="expected_time") as proxy:
+        [backend] = proxy.pool.backends
+        client = await proxy.connect()
+        body = question(stream=True)
+        client.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await until(lambda: engine.requests)
+        [connection] = engine.connections
+        await client.head()  # which tells nothing of the prompt
+        assert under_way(backend) == (1, 0)
+        assert backend.work.unread > 900
+        connection.cue.set()
+        await until(lambda: under_way(backend) == (0, 1))
+        assert backend.work.unread == 0
+        connection.cue.set()
+        await until(lambda: not backend.leases)
+        assert under_way(backend) == (0, 0)
+
+
+async def test_nothing_stays_of_requests_that_fail_or_whose_clients_leave() -> None:
+    async with FakeEngine(breaks_off) as engine, ForwardingFront(engine, policy="expected_time") as proxy:
+        [backend] = proxy.pool.backends
+        body = question(stream=True)
+        request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        leaving, staying = await proxy.connect(), await proxy.connect()
+        leaving.send(request)
+        staying.send(request)
+        await until(lambda: under_way(backend) == (0, 2))
+        leaving.leave()
+        await until(lambda: under_way(backend) == (0, 1))
+        for connection in engine.connections:
+            connection.cue.set()
+        await until(lambda: under_way(backend) == (0, 0))
+        assert backend.work.unread == 0
+
+
+async def test_a_request_that_one_declines_counts_where_it_is_served() -> None:
+    declines, serves = FakeEngine(answering(http_reply(b"", 503))), FakeEngine(answering(http_reply(b"{}")))
+    async with declines, serves, ForwardingFront(declines, serves, policy="round_robin") as proxy:
+        for number in range(6):
+            assert (await proxy.post(question(str(number)))).startswith(b"HTTP/1.1 200")
+        assert [under_way(backend) for backend in proxy.pool.backends] == [(0, 0), (0, 0)]
+        assert [backend.work.unread for backend in proxy.pool.backends] == [0, 0]
+
+
+async def test_what_takes_no_place_is_not_learned_from() -> None:
+    async with (
+        FakeEngine(answering(http_reply(b"{}"))) as engine,
+        ForwardingFront(engine, policy="expected_time") as proxy,
+    ):
+        [backend] = proxy.pool.backends
+        await proxy.post(question(), path="/tokenize")
+        assert backend.work.sent_at == 0
+        await proxy.post(question())
+        assert backend.work.sent_at > 0
