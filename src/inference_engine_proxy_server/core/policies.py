@@ -82,9 +82,9 @@ Policy = Callable[[Sequence[Candidate], Asked, float], int]
 
 # One more answer makes each later step longer, for all who wait for a first token there while it is written; and what
 # makes steps longer makes answers take longer, and so more of them at a time.
-_CROWD = 3.0
+_CROWD = 4.0
 _FULL_SECONDS = 0.05  # what half of a memory costs; the last tenth ten times as much: nobody can begin in none
-_NEAR = 0.05  # what is so near the best is as good: that much no estimate can tell
+_NEAR = 0.08  # what is so near the best is as good: that much no estimate can tell
 _NEAR_SECONDS = 0.002
 # Of replicas that tell each other nothing. What another one has sent somewhere is known here by nothing but a rule that
 # all of them follow; leaving it costs them a prompt that has to be read anew, and again wherever they look for it.
@@ -92,7 +92,7 @@ _AGREEMENT = 4.0
 _LIKELY = 0.3  # that a conversation goes on
 _SHARED_TRUST = 0.7  # that a shared beginning is where the rule puts it
 # A conversation that moves leaves behind what nobody else can use.
-_LEFT_BEHIND = 1.0
+_LEFT_BEHIND = 0.5
 
 
 def expected_time(candidates: Sequence[Candidate], asked: Asked, now: float) -> int:
