@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from inference_engine_proxy_server.errors import BackendBroke, CapacityError, ClientError, ProxyError
+from inference_engine_proxy_server.errors import BackendBroke, CapacityError, ClientError, InvalidReply, ProxyError
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
 from inference_engine_proxy_server.wire.request_head import HeadLimits, parse_request_head
 
@@ -52,6 +52,27 @@ def test_the_header_section_goes_out_with_the_first_piece_of_body() -> None:
     assert connection.blocks == [head + b"hello", b"world"]
     assert connection.done == [exchange]
     assert (exchange.sent_bytes, exchange.status, exchange.first_byte_at) == (len(head) + 10, 200, 2.0)
+
+
+def test_a_whole_reply_goes_out_in_one_block() -> None:
+    exchange, connection = exchange_for()
+    exchange.extra_fields = b"x-backend: b\r\n"
+    exchange.write_whole(200, b" OK", b"server: x\r\n", b"hello")
+    exchange.end()
+    head = b"HTTP/1.1 200 OK\r\nserver: x\r\ncontent-length: 5\r\nx-request-id: id-1\r\nx-backend: b\r\n\r\n"
+    assert connection.blocks == [head + b"hello"]
+    assert (exchange.sent_bytes, exchange.status, exchange.begun) == (len(head) + 5, 200, True)
+
+
+def test_nothing_stays_of_a_reply_that_was_opened_and_then_found_malformed() -> None:
+    exchange, connection = exchange_for()
+    exchange.begin(200, b" OK", b"", None)
+    exchange.fail(InvalidReply("The backend's chunked reply is malformed."))
+    [block] = connection.blocks
+    head, _, body = block.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 502")
+    assert b"chunked" not in head
+    assert b"content-length: %d\r\n" % len(body) in head
 
 
 def test_flush_sends_a_waiting_header_section_once() -> None:

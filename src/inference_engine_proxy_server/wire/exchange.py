@@ -213,6 +213,8 @@ class Exchange:
         self.status = status
         self._fields = fields
         self._length_known = True
+        self.takes_chunks = self._chunked = False  # as what has been opened for nothing may have left them
+        self._pending_head = b""
         if self.tail is not None:
             self.tail.take(body)
         self.last_block = body
