@@ -63,10 +63,6 @@ class Candidate(Protocol):
         """All its requests."""
 
     @property
-    def limit(self) -> float:
-        """How many it may have."""
-
-    @property
     def places(self) -> float:
         """How many it works on at a time; infinite: it does not tell."""
 

@@ -144,7 +144,7 @@ class Prompt:
     @property
     def conversation_key(self) -> int:
         """64 bits that all requests of a conversation share, in all processes of all replicas."""
-        return key_of(self._first_question or self.start) if self.session is None else key_of(self.session.encode())
+        return key_of(self._first_question) if self._first_question and self.session is None else self.placement_key
 
     @property
     def shared_key(self) -> int:
