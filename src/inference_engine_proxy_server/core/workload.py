@@ -61,7 +61,7 @@ class Workload:
 
     def __init__(self) -> None:
         self.speeds = Speeds()
-        self.reads = Speeds().reads
+        self.reads = self.speeds.reads
         self.unread = 0.0
         self.writing = 0
         self.sent_at = 0.0
