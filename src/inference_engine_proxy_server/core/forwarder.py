@@ -11,6 +11,7 @@ from functools import partial
 from inference_engine_proxy_server.core.backend import Backend, Learning, Lease
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.listening_tail import ListeningTail
+from inference_engine_proxy_server.core.model_policies import ModelPolicies
 from inference_engine_proxy_server.core.prompt import read_prompt
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
 from inference_engine_proxy_server.core.request_traits import requested_model
@@ -85,13 +86,13 @@ class Forwarder:
         if not takes_slot and head.destination is Destination.BLOCKED:
             message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
             raise ClientError(message, status=403, code="path_blocked")
-        prompt = None
         if takes_slot and self._placement.chooser is not None:
-            prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body)
-            exchange.model = exchange.model or prompt.model
-        elif exchange.model is None:
-            exchange.model = requested_model(head.target, exchange.body)
-        wanted = exchange.wanted = Wanted(exchange.model, takes_slot, prompt)
+            wanted = _by_policy(exchange, self._placement.chooser.policies)
+        else:
+            if exchange.model is None:
+                exchange.model = requested_model(head.target, exchange.body)
+            wanted = Wanted(exchange.model, takes_slot)
+        exchange.wanted = wanted
         self._budget.requests += 1
         failed: dict[Backend, BackendError] = {}
         try:
@@ -247,6 +248,19 @@ class Forwarder:
             self._pool.report_failure(backend, f"it answered {status}")
         elif status < 400:
             self._pool.report_success(backend, sent_at)
+
+
+def _by_policy(exchange: Exchange, policies: ModelPolicies) -> Wanted:
+    """What ``exchange`` asks for, its prompt read if the policy of its model looks at it."""
+    head = exchange.head
+    if exchange.model is None and policies.by_model:
+        exchange.model = requested_model(head.target, exchange.body)
+    way = policies.way(exchange.model)
+    if way is None:
+        return Wanted(exchange.model)
+    prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body)
+    exchange.model = exchange.model or prompt.model
+    return Wanted(exchange.model, prompt=prompt, way=way)
 
 
 async def _back_off(failed: Mapping[Backend, BackendError]) -> None:
