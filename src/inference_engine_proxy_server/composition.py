@@ -40,6 +40,7 @@ from inference_engine_proxy_server.endpoints.failures import answer_failures
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
 from inference_engine_proxy_server.host import connection_limit
 from inference_engine_proxy_server.metrics import RequestMetrics
+from inference_engine_proxy_server.token_sizes import TokenSizes
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
 from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
@@ -117,7 +118,7 @@ def backend_pool(
     policy = POLICIES.get(settings.balancing_policy)
     chooser = None
     if policy is not None:
-        chooser = Chooser(policy, PrefixIndex(settings.prefix_index_bytes), deadlines.clock)
+        chooser = Chooser(policy, PrefixIndex(settings.prefix_index_bytes), TokenSizes(), deadlines.clock)
     return BackendPool(
         backends,
         WaitingLine(QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds), deadlines),

@@ -24,6 +24,7 @@ from inference_engine_proxy_server.core.standing import Standing
 from inference_engine_proxy_server.core.waiting_line import QueueLimits, WaitingLine
 from inference_engine_proxy_server.destinations import Destinations
 from inference_engine_proxy_server.metrics import RequestMetrics
+from inference_engine_proxy_server.token_sizes import TokenSizes
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 
@@ -56,7 +57,7 @@ def make_pool(
         for url in (engine if isinstance(engine, str) else engine.url for engine in engines)
     ]
     line = WaitingLine[Lease](queue, deadlines)
-    chooser = None if policy is None else Chooser(POLICIES[policy], PrefixIndex(2**20), deadlines.clock)
+    chooser = None if policy is None else Chooser(POLICIES[policy], PrefixIndex(2**20), TokenSizes(), deadlines.clock)
     return BackendPool(backends, line, rules.evidence_seconds / 2, allowance, deadlines.clock, chooser=chooser)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from core.conftest import ForwardingFront
 from fakes.engine import EngineConnection, FakeEngine, answering, http_reply
 from fakes.front import until
 from inference_engine_proxy_server.core.backend import Backend
+from inference_engine_proxy_server.core.prompt import read_prompt
+from inference_engine_proxy_server.token_sizes import USUAL_BYTES_A_TOKEN, TokenSizes
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENT = b'data: {"n": 1}\n\n'
@@ -101,3 +105,29 @@ async def test_what_takes_no_place_is_not_learned_from() -> None:
         assert backend.work.sent_at == 0
         await proxy.post(question())
         assert backend.work.sent_at > 0
+
+
+async def test_a_token_has_as_many_bytes_as_replies_say() -> None:
+    usage = b'{"usage": {"prompt_tokens": 2000, "completion_tokens": 5}}'
+    async with (
+        FakeEngine(answering(http_reply(usage))) as engine,
+        ForwardingFront(engine, policy="expected_time") as proxy,
+    ):
+        chooser = proxy.pool.chooser
+        assert chooser is not None
+        picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBORw0K" * 200}}
+        seen = {"model": "m", "messages": [{"role": "user", "content": ["x" * 2000, picture]}]}
+        await proxy.post(json.dumps(seen).encode())
+        await proxy.post(json.dumps({"model": "m", "input": "x" * 2000}).encode(), path="/v1/embeddings")
+        assert chooser.token_sizes.of("m") == USUAL_BYTES_A_TOKEN
+        for number in range(2):
+            await proxy.post(question(str(number)))
+        assert chooser.token_sizes.of("m") == pytest.approx(2.05, rel=0.1)
+
+
+def test_seconds_are_of_real_tokens() -> None:
+    sizes = TokenSizes()
+    for _ in range(20):
+        sizes.learn("m", 2000, 1000)
+    prompt = read_prompt(b"/", "/", b"", question(), sizes)
+    assert prompt.tokens == pytest.approx(2000, rel=0.05)

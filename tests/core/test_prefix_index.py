@@ -12,18 +12,19 @@ from hypothesis import strategies as st
 
 from inference_engine_proxy_server.core.prefix_index import PrefixIndex
 from inference_engine_proxy_server.core.prompt import ENDS, Prompt, read_prompt
+from inference_engine_proxy_server.token_sizes import USUAL_BYTES_A_TOKEN, TokenSizes
 
 ROOMY = 8 << 20
 KIB = 1024
 
 
 def prompt_of(*parts: str) -> Prompt:
-    return read_prompt(b"/", "/", b"", json.dumps({"model": "tiny", "prompt": "".join(parts)}).encode())
+    return read_prompt(b"/", "/", b"", json.dumps({"model": "tiny", "prompt": "".join(parts)}).encode(), TokenSizes())
 
 
 def blocks_of(letters: str) -> Prompt:
     """A prompt with a whole block for each letter."""
-    prompt = Prompt("tiny", len(letters) * 512)
+    prompt = Prompt("tiny", len(letters) * 512, USUAL_BYTES_A_TOKEN)
     previous, hashes = 0, []
     for letter in letters:
         previous = hash((previous, letter))

@@ -101,7 +101,7 @@ class ProjectPolicy(Policy):
             return None
         path = "/v1/chat/completions"
         fields = f"x-session-id: {request.session}\r\n" if request.session else ""
-        return read_prompt(path.encode(), path, fields.encode(), request.body())
+        return read_prompt(path.encode(), path, fields.encode(), request.body(), self._pool.chooser.token_sizes)
 
     def _as_facts(self, usage: Usage) -> ReplyFacts:
         """Usage, which both kinds of engines can tell, and llama.cpp's ``timings``."""

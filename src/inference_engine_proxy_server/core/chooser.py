@@ -8,8 +8,9 @@ from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.policies import Asked, Policy
 from inference_engine_proxy_server.core.prefix_index import Noted, PrefixIndex
-from inference_engine_proxy_server.core.prompt import BYTES_A_TOKEN, Prompt
+from inference_engine_proxy_server.core.prompt import Prompt
 from inference_engine_proxy_server.core.workload import Errand, compare
+from inference_engine_proxy_server.token_sizes import TokenSizes
 
 __all__ = ["Chooser", "Commission"]
 
@@ -26,15 +27,17 @@ class Commission:
         chooser: learns.
         backend: has it.
         errand: its work there.
-        noted: what was thought of its prompt.
+        prompt: is read there.
+        noted: what was thought of that.
     """
 
-    __slots__ = ("_backend", "_chooser", "_errand", "_is_open", "_noted")
+    __slots__ = ("_backend", "_chooser", "_errand", "_is_open", "_noted", "_prompt")
 
-    def __init__(self, chooser: Chooser, backend: Backend, errand: Errand, noted: Noted) -> None:
+    def __init__(self, chooser: Chooser, backend: Backend, errand: Errand, prompt: Prompt, noted: Noted) -> None:
         self._chooser = chooser
         self._backend = backend
         self._errand = errand
+        self._prompt = prompt
         self._noted = noted
         self._is_open = True
 
@@ -54,6 +57,8 @@ class Commission:
         if facts.prompt_tokens is not None and facts.cached_tokens is not None:
             read = facts.prompt_tokens - facts.cached_tokens
             self._chooser.index.correct(self._noted, facts.prompt_tokens, facts.cached_tokens)
+        if facts.prompt_tokens is not None and self._prompt.is_plain:
+            self._chooser.token_sizes.learn(self._prompt.model, self._prompt.size, facts.prompt_tokens)
         if facts.read_tokens and facts.read_ms:
             work.speeds.note_reading(facts.read_tokens, facts.read_ms / 1000)
             self._errand.read_seconds = 0.0  # the engine knows better than we
@@ -72,11 +77,13 @@ class Chooser:
     Args:
         policy: names one of several candidates.
         index: which backend holds which prompts.
+        token_sizes: what is known of tokens' length.
         clock: seconds that only grow.
     """
 
-    def __init__(self, policy: Policy, index: PrefixIndex, clock: Callable[[], float]) -> None:
+    def __init__(self, policy: Policy, index: PrefixIndex, token_sizes: TokenSizes, clock: Callable[[], float]) -> None:
         self.index = index
+        self.token_sizes = token_sizes
         self.clock = clock
         self._policy = policy
         self._numbers = 0
@@ -101,9 +108,9 @@ class Chooser:
         if prompt.turn:
             self._note_turn(prompt, backend)
         noted = self.index.note(prompt, backend.number)
-        unread = max(1.0, prompt.tokens - noted.held / BYTES_A_TOKEN)
+        unread = max(1.0, prompt.tokens - noted.held / prompt.bytes_a_token)
         errand = backend.work.send(unread, self.clock(), is_streamed=prompt.is_streamed)
-        return Commission(self, backend, errand, noted)
+        return Commission(self, backend, errand, prompt, noted)
 
     def _note_kind(self, prompt: Prompt) -> None:
         key, known = prompt.shared_key, self._goes_on

@@ -83,9 +83,9 @@ class Forwarder:
             message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
             raise ClientError(message, status=403, code="path_blocked")
         takes_slot = head.destination is Destination.WORK
-        prompt = None
-        if takes_slot and self._pool.chooser is not None:
-            prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body)
+        prompt, chooser = None, self._pool.chooser
+        if takes_slot and chooser is not None:
+            prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body, chooser.token_sizes)
             exchange.model = exchange.model or prompt.model
         elif exchange.model is None:
             exchange.model = requested_model(head.target, exchange.body)

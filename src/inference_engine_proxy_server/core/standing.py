@@ -7,12 +7,12 @@ import re
 import msgspec
 
 from inference_engine_proxy_server.access.gate import Access
+from inference_engine_proxy_server.token_sizes import USUAL_BYTES_A_TOKEN
 from inference_engine_proxy_server.wire.exchange import Exchange
 
 __all__ = ["Standing"]
 
 _PRIORITY = re.compile(rb"(?:^|\n)x-priority:[ \t]*(-?[0-9]{1,3})[ \t]*\r\n", re.IGNORECASE)
-_BYTES_A_TOKEN = 4  # of English text
 _USUAL_ANSWER_TOKENS = 256  # of a request that sets no bound
 _MOST_ANSWER_TOKENS = 131_072  # no answer is longer, whatever a request sets
 
@@ -61,7 +61,7 @@ class Standing:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass  # not JSON, or not what an engine would take
         answer = _USUAL_ANSWER_TOKENS if answer is None else min(answer, _MOST_ANSWER_TOKENS)
-        return 1 + len(exchange.body) / _BYTES_A_TOKEN + answer
+        return 1 + len(exchange.body) / USUAL_BYTES_A_TOKEN + answer
 
 
 def _address(client: str) -> str:
