@@ -62,7 +62,7 @@ class Commission:
         if facts.read_tokens and facts.read_ms:
             work.speeds.note_reading(facts.read_tokens, facts.read_ms / 1000)
             self._errand.read_seconds = 0.0  # the engine knows better than we
-        work.learn(self._errand, now, read, facts.answer_tokens)
+        work.learn(self._errand, now, read, facts.answer_tokens, facts.written_ms)
 
     def close(self) -> None:
         """Nothing more comes of it, if it is not complete."""

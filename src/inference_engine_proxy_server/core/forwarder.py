@@ -130,12 +130,12 @@ class Forwarder:
         waiter = Waiter(
             lane=(exchange.model, *failed) if failed else exchange.model,  # it cannot go where the others can
             sender=self._standing.sender(exchange),
-            tokens=self._standing.tokens(exchange),
+            tokens=self._standing.tokens(exchange, prompt),
             priority=self._standing.priority(exchange) if not failed else FIRST,
             take_place=partial(self._pool.place, exchange.model, tuple(failed), prompt=prompt),
             line=line,
         )
-        async with self._updates.during(exchange, waiter):
+        async with self._updates.during(exchange, waiter, prompt):
             return await line.wait(waiter)
 
     # --- an attempt
