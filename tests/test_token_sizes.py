@@ -43,6 +43,27 @@ def test_another_model_behind_the_same_name_is_known_after_sixteen_prompts() -> 
     assert sizes.of("tiny") == 2.0
 
 
+def test_dense_text_is_expected_until_enough_has_been_seen() -> None:
+    sizes = TokenSizes()
+    assert sizes.fewest("tiny") == 3.0
+    for number in range(8):
+        assert sizes.fewest("tiny") == 3.0
+        sizes.learn("tiny", 8000 + number, 2000)
+    assert sizes.fewest("tiny") == 3.6
+
+
+def test_one_dense_prompt_is_enough_as_long_as_it_is_not_one_of_very_many() -> None:
+    sizes = TokenSizes()
+    sizes.learn("tiny", 2000, 2000)
+    assert sizes.fewest("tiny") == 0.9
+    for _ in range(30):
+        sizes.learn("tiny", 8000, 2000)
+    assert sizes.fewest("tiny") == 3.6
+    for _ in range(4):
+        sizes.learn("tiny", 4000, 2000)
+    assert (sizes.fewest("tiny"), sizes.of("tiny")) == (1.8, 4.0)
+
+
 def test_short_prompts_say_nothing_since_the_template_is_much_of_them() -> None:
     sizes = TokenSizes()
     for size, tokens in ((30, 60), (0, 300), (30, 0)):

@@ -14,17 +14,24 @@ __all__ = ["USUAL_BYTES_A_TOKEN", "TokenSizes"]
 USUAL_BYTES_A_TOKEN = 4.0
 """Of English text; code and other languages have fewer."""
 
+_FEWEST_BYTES_A_TOKEN = 3.0
+"""Of dense text: code, or Chinese in UTF-8."""
+
 _MODELS = 1024  # those whose replies told something last
 _LATEST = 31
-_FEWEST = 256  # tokens of a prompt that says something of its text: of shorter ones the template has its share
+_ENOUGH = 8  # prompts that have been seen, before one of a kind that has not may be forgotten
+_RARE = 10  # of so many prompts the densest one may be a chance
+_DENSER = 0.9  # times as many bytes as any that has been seen a prompt may have
+_SHORTEST = 256  # tokens of a prompt that says something of its text: of shorter ones the template has its share
 
 
 class _Latest:
-    __slots__ = ("median", "seen")
+    __slots__ = ("fewest", "median", "seen")
 
     def __init__(self) -> None:
         self.seen = deque([USUAL_BYTES_A_TOKEN], maxlen=_LATEST)
         self.median = USUAL_BYTES_A_TOKEN
+        self.fewest = _FEWEST_BYTES_A_TOKEN
 
 
 class TokenSizes:
@@ -38,9 +45,14 @@ class TokenSizes:
         latest = self._models.get(model)
         return USUAL_BYTES_A_TOKEN if latest is None else latest.median
 
+    def fewest(self, model: str | None) -> float:
+        """Bytes that a token of ``model`` has where the text is dense: hardly a prompt has more tokens than by that."""
+        latest = self._models.get(model)
+        return _FEWEST_BYTES_A_TOKEN if latest is None else latest.fewest
+
     def learn(self, model: str | None, size: int, tokens: int) -> None:
         """``model`` has read a text of so many bytes as so many tokens."""
-        if tokens < _FEWEST or size <= 0:
+        if tokens < _SHORTEST or size <= 0:
             return
         models = self._models
         latest = models.pop(model, None) or _Latest()
@@ -49,3 +61,5 @@ class TokenSizes:
             del models[next(iter(models))]
         latest.seen.append(size / tokens)
         latest.median = median(latest.seen)
+        dense = _DENSER * sorted(latest.seen)[len(latest.seen) // _RARE]
+        latest.fewest = dense if len(latest.seen) > _ENOUGH else min(dense, _FEWEST_BYTES_A_TOKEN)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from core.conftest import ForwardingFront
+from core.conftest import READY, ForwardingFront
 from fakes.engine import EngineConnection, FakeEngine, answering, http_reply
 from fakes.front import until
 from inference_engine_proxy_server.core.backend import Backend
@@ -131,3 +132,24 @@ def test_seconds_are_of_real_tokens() -> None:
         sizes.learn("m", 2000, 1000)
     prompt = read_prompt(b"/", "/", b"", question(), sizes)
     assert prompt.tokens == pytest.approx(2000, rel=0.05)
+
+
+async def test_what_a_backend_tells_of_its_memory_is_where_the_index_begins() -> None:
+    async with (
+        FakeEngine(answering(http_reply(b"{}"))) as told,
+        FakeEngine(answering(http_reply(b"{}"))) as silent,
+        ForwardingFront(told, silent, policy="expected_time") as proxy,
+    ):
+        chooser = proxy.pool.chooser
+        assert chooser is not None
+        before = chooser.index.keeps(1)
+        tells, does_not = proxy.pool.backends
+        for state in (replace(READY, memory_tokens=1000), READY):
+            proxy.pool.publish(tells, state, own_at_poll=0, asked_at=proxy.pool.clock())
+            proxy.pool.publish(does_not, READY, own_at_poll=0, asked_at=proxy.pool.clock())
+            assert chooser.index.keeps(tells.number) == 4000
+            assert chooser.index.keeps(does_not.number) == before
+        for _ in range(2):
+            chooser.token_sizes.learn("m", 2000, 1000)
+        proxy.pool.publish(tells, READY, own_at_poll=0, asked_at=proxy.pool.clock())
+        assert chooser.index.keeps(tells.number) == 2000

@@ -247,6 +247,23 @@ def test_a_picture_counts_as_what_engines_make_of_it() -> None:
     assert read(chat("word " * 20_000)).tokens == pytest.approx(25_000, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("body", "path", "is_one_text"),
+    [
+        (chat("hi"), CHAT, True),
+        ({"prompt": "hi"}, "/v1/completions", True),
+        ({"input": "hi"}, "/v1/responses", True),
+        ({"prompt": ["one", "other"]}, "/v1/completions", False),
+        ({"input": ["one", "other"]}, "/v1/embeddings", False),
+        ({"query": "one", "documents": ["other"]}, "/v1/rerank", False),
+        ({}, CHAT, False),
+        (b"--boundary\r\n", "/v1/audio/transcriptions", False),
+    ],
+)
+def test_what_is_read_part_by_part_is_not_one_text(body: Any, path: str, is_one_text: bool) -> None:
+    assert read(body, path).is_one_text is is_one_text
+
+
 # --- where it is placed
 
 

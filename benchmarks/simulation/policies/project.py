@@ -130,6 +130,7 @@ class ProjectPolicy(Policy):
             requests_waiting=state.waiting,
             capacity=capacity,
             context_use=state.context_use if self.site.engine == "vllm" else None,
+            memory_tokens=state.memory_tokens,
             progress=state.tokens,
             model_names=ModelNames.ANY,
         )

@@ -246,9 +246,9 @@ class BackendPool:
         backend.take_over_models(told)
         if (backend.model_ids, backend.model_names) != before:
             self._forget_servers(self.backends)
+        backend.take_over_load(told, own_at_poll=own_at_poll, allowance=self._allowance, now=now)
         if self.chooser is not None:
             self.chooser.has_told(self.backends)
-        backend.take_over_load(told, own_at_poll=own_at_poll, allowance=self._allowance, now=now)
         self._review(backend)
 
     def report_silence(self, backend: Backend) -> None:

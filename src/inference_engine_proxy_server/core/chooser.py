@@ -137,6 +137,13 @@ class Chooser:
     def has_told(self, backends: Sequence[Backend]) -> None:
         """One of them has told its state: a good moment for what need not be done for each request."""
         compare([backend.work for backend in backends])
+        for backend in backends:
+            self._expect(backend)
+
+    def _expect(self, backend: Backend) -> None:
+        if backend.memory_tokens is not None:
+            model = backend.models[0]["id"] if backend.models else None  # whatever else it lists has its tokenizer
+            self.index.expect(backend.number, backend.memory_tokens * self.token_sizes.of(model))
 
     def forget(self, backend: Backend) -> None:
         """What comes back there may hold nothing."""

@@ -65,6 +65,8 @@ _OWNED_BELOW = tuple(
 _NOT_AN_ID = frozenset({"control", "input_tokens", "compact", "render"})  # what engines serve there under fixed names
 _READ_ANEW = ("/embeddings", "/embedding", "/rerank", "/reranking", "/score", "/pooling", "/classify", "/tokenize")
 
+_LIST = ord("[")
+
 _Small = str | int | float | bool | None  # nobody's mistake in a small member hides the others
 _ABSENT = msgspec.Raw()
 
@@ -98,7 +100,10 @@ class Prompt:
         size: bytes of its raw text: of the whole body, where no prompt is found in it.
         bytes_a_token: of its model, as far as replies have told.
         tokens: an estimate of its tokens.
-        is_plain: they are those of its text, of which there are some: no pictures, nothing that stands elsewhere.
+        is_one_text: an engine reads it as one, and not each of its parts for itself (``input`` of embeddings), or
+            something that is no text.
+        is_plain: all its tokens are those of that text, which has a block at least: no pictures, nothing that stands
+            elsewhere.
         chain: 64-bit hashes of how it begins: the one at ``i`` stands for its first ``ENDS[i]`` bytes and its model.
             Other processes have other ones. Empty: it is shorter than a block, or engines read it anew anyway.
         session: what its client says that it belongs to; ``None``: it does not say.
@@ -113,8 +118,9 @@ class Prompt:
     """
 
     __slots__ = (
-        "_first_question", "answer_tokens", "bound_to", "bytes_a_token", "chain", "history", "is_plain", "is_streamed",
-        "last_turn", "model", "opening", "session", "shared", "size", "start", "stream_name", "tokens", "turn",
+        "_first_question", "answer_tokens", "bound_to", "bytes_a_token", "chain", "history", "is_one_text",
+        "is_plain", "is_streamed", "last_turn", "model", "opening", "session", "shared", "size", "start",
+        "stream_name", "tokens", "turn",
     )  # fmt: skip
 
     def __init__(self, model: str | None, size: int, bytes_a_token: float) -> None:
@@ -122,6 +128,7 @@ class Prompt:
         self.size = size
         self.bytes_a_token = bytes_a_token
         self.tokens = size / bytes_a_token
+        self.is_one_text = False
         self.is_plain = False
         self.chain: array[int] = _NOTHING
         self.session: str | None = None
@@ -190,7 +197,8 @@ def _prompt_of(members: _Members, path: str, body: bytes, token_sizes: TokenSize
     pictures, their_size = _pictures_in(text)
     if pictures:
         prompt.tokens = (len(text) - their_size) / prompt.bytes_a_token + pictures * _PICTURE_TOKENS
-    if len(text) >= _FIRST_BLOCK and not path.endswith(_READ_ANEW):
+    is_read_anew = path.endswith(_READ_ANEW)
+    if len(text) >= _FIRST_BLOCK and not is_read_anew:
         previous = hash((model, members.cache_salt))  # vLLM shares nothing between salts
         hashes = []
         for block in _BLOCKS[: bisect_right(ENDS, len(text))]:
@@ -211,7 +219,9 @@ def _prompt_of(members: _Members, path: str, body: bytes, token_sizes: TokenSize
         prompt.session = members.prompt_cache_key
     if isinstance(members.previous_response_id, str):
         prompt.bound_to = members.previous_response_id
-    prompt.is_plain = bool(prompt.chain) and not pictures and prompt.bound_to is None
+    is_list = bool(members.prompt) and memoryview(members.prompt)[0] == _LIST
+    prompt.is_one_text = bool(text) and not is_read_anew and not is_list
+    prompt.is_plain = prompt.is_one_text and bool(prompt.chain) and not pictures and prompt.bound_to is None
     return prompt
 
 
