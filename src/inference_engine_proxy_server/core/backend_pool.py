@@ -11,12 +11,13 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
-from inference_engine_proxy_server.core.backend import Backend, Lease
+from inference_engine_proxy_server.core.backend import Backend, Learning, Lease
 from inference_engine_proxy_server.core.balancer import choose
 from inference_engine_proxy_server.core.chooser import Chooser
+from inference_engine_proxy_server.core.context_fit import Need, SizeLearning, contexts_of, differ_somewhere, fitting
 from inference_engine_proxy_server.core.health_tracker import Health
 from inference_engine_proxy_server.core.prompt import Prompt
 from inference_engine_proxy_server.core.retry import is_repeatable
@@ -24,6 +25,7 @@ from inference_engine_proxy_server.core.servers import Servers
 from inference_engine_proxy_server.core.turns import Turns
 from inference_engine_proxy_server.core.waiting_line import WaitingLine
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError, RequestMoved
+from inference_engine_proxy_server.token_sizes import TokenSizes
 
 __all__ = ["BackendPool"]
 
@@ -48,6 +50,8 @@ class BackendPool:
 
     Attributes:
         changed: set when other backends belong to it than before.
+        token_sizes: what is known of tokens' length.
+        reads_prompts: whether it matters what is to be read: a policy looks at it, or it does not fit everywhere.
     """
 
     def __init__(
@@ -72,6 +76,8 @@ class BackendPool:
         self._evidence_seconds = 2 * refresh_seconds
         self._retry_after_seconds = max(1, math.ceil(refresh_seconds))
         self._servers: dict[str | None, Servers] = {}  # by model
+        self.token_sizes = TokenSizes() if chooser is None else chooser.token_sizes
+        self.reads_prompts = chooser is not None
 
     # --- for operators
 
@@ -115,13 +121,14 @@ class BackendPool:
             model: the name that the request gives; ``None``: it names none, so all backends serve it.
             excluded: backends that have failed this very request. Such a request goes before those who wait.
             needs_slot: it takes one of the places that a backend has; one that does not never waits for a full one.
-            prompt: what is to be read; ``None``: whoever has the fewest requests is chosen, whatever the policy.
+            prompt: what is to be read; ``None``: whoever has the fewest requests is chosen, whatever the policy, and
+                however short its context is.
 
         Raises:
             CapacityError: nobody who serves it works now.
             ClientError: 404, all live backends are strict about names and none has this one.
         """
-        if self.line.count and needs_slot and not excluded and self.line.is_waited_for(model):
+        if self.line.count and needs_slot and not excluded and self.line.is_waited_for(self.lane(model, prompt)):
             return None
         return self.place(model, excluded, needs_slot=needs_slot, prompt=prompt)
 
@@ -137,25 +144,35 @@ class BackendPool:
         servers = self._servers.get(model) or self._find_servers(model)
         if self._turns is not None:
             servers.rerank()
-        if prompt is not None and self.chooser is not None:
-            free = _free(servers, excluded, needs_slot=needs_slot)
-            backend = self.chooser.best(free, prompt) if free else None
+        backends: Sequence[Backend] = servers.backends
+        if prompt is not None:
+            backends = self._fitting(servers, prompt)
+            free = _free(backends, excluded, needs_slot=needs_slot)
+            backend = _best(free) if self.chooser is None or not free else self.chooser.best(free, prompt)
         elif excluded or not needs_slot:
-            backend = self._best_of(servers, excluded, needs_slot=needs_slot)
+            backend = _best(_free(backends, excluded, needs_slot=needs_slot))
         else:
             backend = servers.best()
         if backend is None:
-            backend = self._last_resort(model, servers.backends, excluded)
+            backend = self._last_resort(model, backends, excluded)
             if backend is None:
                 return None
         lease = Lease(backend, self._freed)
-        if prompt is not None and self.chooser is not None:
-            lease.commission = self.chooser.send(prompt, backend)
+        if prompt is not None:
+            lease.commission = self._learning(prompt, backend)
         if backend.health.on_trial:
             backend.trial = lease
             backend.takes_requests = False
             backend.rerank()
         return lease
+
+    def lane(self, model: str | None, prompt: Prompt | None) -> Hashable:
+        """Where such requests wait for each other: those that are served by the same backends."""
+        if prompt is None:
+            return model
+        servers = self._servers.get(model) or self._find_servers(model)
+        fitting = self._fitting(servers, prompt)
+        return model if len(fitting) == len(servers.backends) else (model, frozenset(one.url for one in fitting))
 
     def has_other(self, model: str | None, excluded: Collection[Backend]) -> bool:
         """Whether a backend that is not ``excluded`` takes requests for ``model``, were it free."""
@@ -182,6 +199,13 @@ class BackendPool:
         if self.line.count and (self._turns is None or self._turns.is_ours()):
             self.line.dispatch()
 
+    def _fitting(self, servers: Servers, prompt: Prompt) -> Sequence[Backend]:
+        need = None if servers.contexts is None else Need.of(prompt, self.token_sizes)
+        return servers.backends if need is None else fitting(servers.backends, servers.contexts or (), need)
+
+    def _learning(self, prompt: Prompt, backend: Backend) -> Learning:
+        return SizeLearning(self.token_sizes, prompt) if self.chooser is None else self.chooser.send(prompt, backend)
+
     def _find_servers(self, model: str | None) -> Servers:
         """The live backends that serve ``model``."""
         found = [backend for backend in self.backends if backend.is_live]
@@ -191,17 +215,16 @@ class BackendPool:
             ]
         if len(self._servers) >= _REMEMBERED_MODELS:
             self._forget_servers(self.backends)
-        same = (servers for servers in self._servers.values() if list(servers.backends) == found)
-        self._servers[model] = servers = next(same, None) or Servers(tuple(found))
+        kind = (tuple(found), contexts_of(found, model))
+        same = (servers for servers in self._servers.values() if (servers.backends, servers.contexts) == kind)
+        self._servers[model] = servers = next(same, None) or Servers(*kind)
         return servers
 
     def _forget_servers(self, backends: Iterable[Backend]) -> None:
         self._servers.clear()
         for backend in backends:
             backend.seats.clear()
-
-    def _best_of(self, servers: Servers, excluded: Collection[Backend], *, needs_slot: bool) -> Backend | None:
-        return _best(_free(servers, excluded, needs_slot=needs_slot))
+        self.reads_prompts = self.chooser is not None or differ_somewhere(one for one in self.backends if one.is_live)
 
     def _last_resort(
         self, model: str | None, servers: Iterable[Backend], excluded: Collection[Backend]
@@ -242,9 +265,9 @@ class BackendPool:
         if backend.health.told is not told:
             return
         backend.told_at = time.time()
-        before = backend.model_ids, backend.model_names
+        before = backend.model_ids, backend.model_names, backend.contexts
         backend.take_over_models(told)
-        if (backend.model_ids, backend.model_names) != before:
+        if (backend.model_ids, backend.model_names, backend.contexts) != before:
             self._forget_servers(self.backends)
         backend.take_over_load(told, own_at_poll=own_at_poll, allowance=self._allowance, now=now)
         if self.chooser is not None:
@@ -329,10 +352,10 @@ class BackendPool:
                 connection.give_up(RequestMoved("The backend did not answer."))
 
 
-def _free(servers: Servers, excluded: Collection[Backend], *, needs_slot: bool) -> list[Backend]:
+def _free(backends: Iterable[Backend], excluded: Collection[Backend], *, needs_slot: bool) -> list[Backend]:
     return [
         backend
-        for backend in servers.backends
+        for backend in backends
         if backend.takes_requests and backend not in excluded and (not needs_slot or backend.load < backend.limit)
     ]
 

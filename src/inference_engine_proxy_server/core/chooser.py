@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.core.backend import Backend
+from inference_engine_proxy_server.core.context_fit import learn_size
 from inference_engine_proxy_server.core.policies import Asked, Policy
 from inference_engine_proxy_server.core.prefix_index import Noted, PrefixIndex
 from inference_engine_proxy_server.core.prompt import Prompt
@@ -57,8 +58,7 @@ class Commission:
         if facts.prompt_tokens is not None and facts.cached_tokens is not None:
             read = facts.prompt_tokens - facts.cached_tokens
             self._chooser.index.correct(self._noted, facts.prompt_tokens, facts.cached_tokens)
-        if facts.prompt_tokens is not None and self._prompt.is_plain:
-            self._chooser.token_sizes.learn(self._prompt.model, self._prompt.size, facts.prompt_tokens)
+        learn_size(self._chooser.token_sizes, self._prompt, facts)
         if facts.read_tokens and facts.read_ms:
             work.speeds.note_reading(facts.read_tokens, facts.read_ms / 1000)
             self._errand.read_seconds = 0.0  # the engine knows better than we

@@ -83,9 +83,9 @@ class Forwarder:
             message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
             raise ClientError(message, status=403, code="path_blocked")
         takes_slot = head.destination is Destination.WORK
-        prompt, chooser = None, self._pool.chooser
-        if takes_slot and chooser is not None:
-            prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body, chooser.token_sizes)
+        prompt = None
+        if takes_slot and self._pool.reads_prompts:
+            prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body, self._pool.token_sizes)
             exchange.model = exchange.model or prompt.model
         elif exchange.model is None:
             exchange.model = requested_model(head.target, exchange.body)
@@ -127,8 +127,9 @@ class Forwarder:
     async def _wait(self, exchange: Exchange, failed: Mapping[Backend, BackendError], prompt: Prompt | None) -> Lease:
         """A place when it is the request's turn; one that a backend has failed goes before all others."""
         line = self._pool.line
+        lane = self._pool.lane(exchange.model, prompt)
         waiter = Waiter(
-            lane=(exchange.model, *failed) if failed else exchange.model,  # it cannot go where the others can
+            lane=(lane, *failed) if failed else lane,  # it cannot go where the others can
             sender=self._standing.sender(exchange),
             tokens=self._standing.tokens(exchange, prompt),
             priority=self._standing.priority(exchange) if not failed else FIRST,
