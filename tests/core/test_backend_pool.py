@@ -15,6 +15,7 @@ from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.health_tracker import Health, HealthRules, HealthTracker
 from inference_engine_proxy_server.core.waiting_line import QueueLimits, Waiter, WaitingLine
+from inference_engine_proxy_server.core.wanted import Wanted
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.deadlines import Deadlines
@@ -92,8 +93,8 @@ class Queue:
         self, name: str, model: str | None = "m", *, excluded: Sequence[Backend] = (), priority: float = 0
     ) -> None:
         """As the forwarder does it."""
-        assert self._pool.lease(model, excluded) is None
-        take_place = partial(self._pool.place, model, excluded)
+        assert self._pool.lease(Wanted(model), excluded) is None
+        take_place = partial(self._pool.place, Wanted(model), excluded)
         lane = (model, *excluded) if excluded else model
         waiter = Waiter(lane, name, 1.0, priority, take_place, self._pool.line)
         self._tasks.append(asyncio.get_running_loop().create_task(self._wait(name, waiter)))
@@ -113,7 +114,7 @@ class Queue:
 
 def lease_of(pool: BackendPool, model: str | None = "m", excluded: Sequence[Backend] = ()) -> Lease:
     """A place that there must be."""
-    found = pool.lease(model, excluded)
+    found = pool.lease(Wanted(model), excluded)
     assert found is not None
     return found
 
@@ -214,7 +215,7 @@ def test_when_everybody_is_busy_there_is_no_place_now(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready())
     publish(pool, 0, BUSY)
-    assert pool.lease("m") is None
+    assert pool.lease(Wanted("m")) is None
 
 
 def test_a_request_goes_where_its_model_is_listed(clock: Clock) -> None:
@@ -363,7 +364,7 @@ def test_a_backend_gets_no_more_than_it_can_work_on(clock: Clock) -> None:
     pool = ready_pool(clock, 2, capacity=3)
     leases = [lease_of(pool) for _ in range(6)]
     assert [backend.leases for backend in pool.backends] == [3, 3]
-    assert pool.lease("m") is None
+    assert pool.lease(Wanted("m")) is None
     leases[0].close()
     assert lease_of(pool).backend is leases[0].backend
 
@@ -372,14 +373,14 @@ def test_a_backend_may_have_some_more_where_that_is_allowed(clock: Clock) -> Non
     pool = ready_pool(clock, 1, capacity=3, allowance=2)
     for _ in range(5):
         lease_of(pool)
-    assert pool.lease("m") is None
+    assert pool.lease(Wanted("m")) is None
 
 
 def test_what_others_have_sent_fills_it_too(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, replace(ready(processing=2), capacity=3))
     lease_of(pool)
-    assert pool.lease("m") is None
+    assert pool.lease(Wanted("m")) is None
 
 
 def test_a_backend_of_no_known_capacity_is_never_full(clock: Clock) -> None:
@@ -438,9 +439,9 @@ async def test_a_newcomer_does_not_overtake_who_waits(clock: Clock) -> None:
     await queue.join("a")
     pool.backends[0].limit += 1
     pool.backends[0].rerank()
-    assert pool.lease("m") is None
+    assert pool.lease(Wanted("m")) is None
     pool.line.dispatch()
-    assert pool.lease("m") is None
+    assert pool.lease(Wanted("m")) is None
     await turns(2)
     assert list(queue.served) == ["a"]
     first.close()
@@ -520,7 +521,7 @@ async def test_who_can_wait_for_a_busy_backend_is_not_sent_to_a_suspect(clock: C
     pool = ready_pool(clock, 2)
     suspend(pool, 0)
     publish(pool, 1, BUSY)
-    assert pool.lease("m") is None
+    assert pool.lease(Wanted("m")) is None
 
 
 def test_when_only_suspects_are_left_they_get_requests(clock: Clock) -> None:
@@ -535,7 +536,7 @@ def test_a_full_suspect_gets_nothing_more(clock: Clock) -> None:
     suspend(pool, 0)
     publish(pool, 1, LOADING)
     lease_of(pool)
-    assert pool.lease("m") is None
+    assert pool.lease(Wanted("m")) is None
 
 
 def test_a_suspect_that_has_failed_this_very_request_is_no_last_resort(clock: Clock) -> None:
@@ -543,7 +544,7 @@ def test_a_suspect_that_has_failed_this_very_request_is_no_last_resort(clock: Cl
     suspend(pool, 0)
     publish(pool, 1, LOADING)
     with pytest.raises(CapacityError):
-        pool.lease("m", [pool.backends[0]])
+        pool.lease(Wanted("m"), [pool.backends[0]])
 
 
 @pytest.mark.parametrize(("count", "suspended"), [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (8, 4)])
@@ -597,7 +598,7 @@ def test_a_request_waits_for_the_full_backend_that_lists_its_model(clock: Clock)
     publish(pool, 0, replace(ready(models=["a"]), capacity=1))
     publish(pool, 1, ready(models=["b"], names=ModelNames.ANY))
     assert lease_of(pool, "a").backend is pool.backends[0]
-    assert pool.lease("a") is None  # another model must not answer in its name
+    assert pool.lease(Wanted("a")) is None  # another model must not answer in its name
 
 
 def test_a_request_that_names_no_model_may_go_anywhere(clock: Clock) -> None:
@@ -612,7 +613,7 @@ def test_names_that_clients_make_up_are_not_remembered_for_ever(clock: Clock) ->
     publish(pool, 0, ready(names=ModelNames.ANY))
     for number in range(5000):
         lease_of(pool, f"made up {number}").close()
-    assert len(pool._servers) <= 1024  # noqa: SLF001 - that it is bounded
+    assert len(pool.placement._servers) <= 1024  # noqa: SLF001 - that it is bounded
 
 
 # --- operators
@@ -638,7 +639,7 @@ def test_a_draining_suspect_is_no_last_resort(clock: Clock) -> None:
     publish(pool, 1, LOADING)
     pool.drain(pool.backends[0])
     with pytest.raises(CapacityError):
-        pool.lease("m")
+        pool.lease(Wanted("m"))
 
 
 async def test_who_waits_is_served_by_a_backend_that_may_have_requests_again(clock: Clock) -> None:
@@ -682,16 +683,16 @@ async def test_who_waits_for_a_backend_that_broke_one_connection_goes_on_waiting
     pool = make_pool(clock, 1)
     publish(pool, 0, ready())
     pool.report_broken_connection(pool.backends[0])
-    assert pool.lease("m") is None
+    assert pool.lease(Wanted("m")) is None
     clock.now += 0.01
     pool.report_refusal(pool.backends[0])
     with pytest.raises(CapacityError):
-        pool.lease("m")
+        pool.lease(Wanted("m"))
 
 
 def test_a_request_without_a_slot_never_waits_for_one(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, replace(ready(), capacity=1))
     lease_of(pool)
-    assert pool.lease("m") is None
-    assert pool.lease("m", needs_slot=False) is not None
+    assert pool.lease(Wanted("m")) is None
+    assert pool.lease(Wanted("m", needs_slot=False)) is not None

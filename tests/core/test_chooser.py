@@ -114,7 +114,7 @@ async def test_a_token_has_as_many_bytes_as_replies_say() -> None:
         FakeEngine(answering(http_reply(usage))) as engine,
         ForwardingFront(engine, policy="expected_time") as proxy,
     ):
-        chooser = proxy.pool.chooser
+        chooser = proxy.pool.placement.chooser
         assert chooser is not None
         picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBORw0K" * 200}}
         seen = {"model": "m", "messages": [{"role": "user", "content": ["x" * 2000, picture]}]}
@@ -140,7 +140,7 @@ async def test_what_a_backend_tells_of_its_memory_is_where_the_index_begins() ->
         FakeEngine(answering(http_reply(b"{}"))) as silent,
         ForwardingFront(told, silent, policy="expected_time") as proxy,
     ):
-        chooser = proxy.pool.chooser
+        chooser = proxy.pool.placement.chooser
         assert chooser is not None
         before = chooser.index.keeps(1)
         tells, does_not = proxy.pool.backends

@@ -15,6 +15,7 @@ from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.context_fit import Need, contexts_of, differ_somewhere, fitting
 from inference_engine_proxy_server.core.prompt import Prompt, read_prompt
+from inference_engine_proxy_server.core.wanted import Wanted
 from inference_engine_proxy_server.token_sizes import TokenSizes
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 
@@ -104,7 +105,7 @@ def test_it_goes_where_it_fits_or_where_most_fits(tokens: int, contexts: list[fl
 
 def test_who_is_draining_is_nobody_to_wait_for() -> None:
     assert positions([SMALL, LARGE], Need(2000, 0), draining=1) == [0]
-    assert positions([LARGE], Need(2000, 0), draining=0) == []
+    assert positions([LARGE], Need(9000, 0), draining=0) == []
 
 
 def test_an_answer_that_is_asked_to_be_too_long_is_refused_by_some() -> None:
@@ -163,20 +164,20 @@ def prompt_of(size: int) -> Prompt:
 def test_who_waits_for_the_longer_context_holds_up_nobody_else(policy: str | None) -> None:
     pool = uneven_pool(policy)
     small, large = pool.backends
-    assert pool.reads_prompts
+    assert pool.placement.reads_prompts
     short, long = prompt_of(40), prompt_of(6000)
-    first = pool.lease("m", prompt=long)
+    first = pool.lease(Wanted("m", prompt=long))
     assert first is not None
     assert first.backend is large
-    assert pool.lease("m", prompt=long) is None
-    assert pool.lane("m", long) != pool.lane("m", short) == "m"
-    other = pool.lease("m", prompt=short)
+    assert pool.lease(Wanted("m", prompt=long)) is None
+    assert pool.placement.lane(Wanted("m", prompt=long)) != pool.placement.lane(Wanted("m", prompt=short)) == "m"
+    other = pool.lease(Wanted("m", prompt=short))
     assert other is not None
     assert other.backend is small
     other.close()
-    assert pool.place("m", prompt=long) is None
+    assert pool.place(Wanted("m", prompt=long)) is None
     first.close()
-    second = pool.place("m", prompt=long)
+    second = pool.place(Wanted("m", prompt=long))
     assert second is not None
     assert second.backend is large
 
@@ -186,7 +187,7 @@ def test_a_longer_context_that_leaves_is_not_waited_for(policy: str | None) -> N
     pool = uneven_pool(policy)
     small, large = pool.backends
     pool.drain(large)
-    lease = pool.lease("m", prompt=prompt_of(6000))
+    lease = pool.lease(Wanted("m", prompt=prompt_of(6000)))
     assert lease is not None
     assert lease.backend is small
 
@@ -195,4 +196,4 @@ def test_prompts_are_not_read_where_all_have_the_same_context() -> None:
     pool = uneven_pool(None)
     small, large = pool.backends
     pool.publish(small, large.health.told, own_at_poll=0, asked_at=pool.clock())
-    assert not pool.reads_prompts
+    assert not pool.placement.reads_prompts

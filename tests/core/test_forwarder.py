@@ -16,6 +16,7 @@ from fakes.front import until
 from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.health_tracker import Health
 from inference_engine_proxy_server.core.waiting_line import QueueLimits
+from inference_engine_proxy_server.core.wanted import Wanted
 from inference_engine_proxy_server.wire.client_connection import CLIENT_GONE
 from inference_engine_proxy_server.wire.exchange import Outcome
 
@@ -728,7 +729,7 @@ async def test_a_reply_that_begins_in_the_line_names_no_backend_that_declined_it
         FakeEngine(answering(STREAM_HEAD + chunk(EVENT) + b"0\r\n\r\n")) as full,
         ForwardingFront(declining, full) as proxy,
     ):
-        place = proxy.pool.place("m", [proxy.pool.backends[0]])
+        place = proxy.pool.place(Wanted("m"), [proxy.pool.backends[0]])
         assert place is not None
         proxy.pool.backends[1].limit = 1
         body = b'{"model": "m", "stream": true}'

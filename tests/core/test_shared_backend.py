@@ -17,6 +17,7 @@ from inference_engine_proxy_server.core.lease_board import LeaseBoard
 from inference_engine_proxy_server.core.shared_backend import SharedBackend
 from inference_engine_proxy_server.core.turns import Turns
 from inference_engine_proxy_server.core.waiting_line import Waiter, WaitingLine
+from inference_engine_proxy_server.core.wanted import Wanted
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 
@@ -46,7 +47,7 @@ def pool_of(board: LeaseBoard, worker: int, capacity: int | None = None) -> Back
 
 
 def leased(pool: BackendPool) -> Lease:
-    lease = pool.lease("m")
+    lease = pool.lease(Wanted("m"))
     assert lease is not None
     return lease
 
@@ -107,10 +108,10 @@ def test_a_place_that_a_sibling_has_is_not_free() -> None:
     pools = pool_of(board, 0, capacity=1), pool_of(board, 1, capacity=1)
     taken = [leased(pools[0]), leased(pools[0])]
 
-    assert pools[1].lease("m") is None
+    assert pools[1].lease(Wanted("m")) is None
 
     taken[0].close()
-    assert pools[1].lease("m") is not None
+    assert pools[1].lease(Wanted("m")) is not None
 
 
 def test_one_that_came_back_to_the_fleet_does_not_forget_what_it_had_before() -> None:
@@ -131,7 +132,7 @@ async def test_who_waits_gets_a_place_that_another_worker_frees_and_not_one_work
     board = LeaseBoard(2)
     pools = pool_of(board, 0, capacity=1), pool_of(board, 1, capacity=1)
     taken = [leased(pools[0]), leased(pools[0])]
-    lines = [Waiter("m", "x", 1.0, 0.0, lambda pool=pool: pool.place("m"), pool.line) for pool in pools]  # type: ignore[misc]
+    lines = [Waiter("m", "x", 1.0, 0.0, lambda pool=pool: pool.place(Wanted("m")), pool.line) for pool in pools]  # type: ignore[misc]
     loop = asyncio.get_running_loop()
     looking = [loop.create_task(pool.look_for_places(Turns(board, number))) for number, pool in enumerate(pools)]
     waiting = [loop.create_task(pool.line.wait(waiter)) for pool, waiter in zip(pools, lines, strict=True)]

@@ -17,6 +17,7 @@ from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.core.backend import Lease
 from inference_engine_proxy_server.core.prompt import Prompt, read_prompt
 from inference_engine_proxy_server.core.waiting_line import Waiter
+from inference_engine_proxy_server.core.wanted import Wanted
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 from simulation.batching import EngineState, Usage
 from simulation.policies.base import Policy, ReplicaView, Site
@@ -47,10 +48,10 @@ class ProjectPolicy(Policy):
         self._most_running = [0] * len(urls)
 
     def choose(self, request: Request, view: ReplicaView, now: float) -> int | None:  # noqa: ARG002
-        prompt = self._prompt_of(request)
-        lease = self._pool.lease(MODEL, prompt=prompt)
+        wanted = Wanted(MODEL, prompt=self._prompt_of(request))
+        lease = self._pool.lease(wanted)
         if lease is None:
-            self._waits.add(task := self.site.loop.create_task(self._wait(request, prompt)))
+            self._waits.add(task := self.site.loop.create_task(self._wait(request, wanted)))
             task.add_done_callback(self._waits.discard)
             return None
         return self._take(request, lease)
@@ -77,14 +78,14 @@ class ProjectPolicy(Policy):
             told = self._as_told(backend, state)
             self._pool.publish(self._backends[backend], told, own_at_poll=own, asked_at=asked_at)
 
-    async def _wait(self, request: Request, prompt: Prompt | None) -> None:
+    async def _wait(self, request: Request, wanted: Wanted) -> None:
         answer_tokens = _USUAL_ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
         waiter = Waiter(
-            lane=MODEL,
+            lane=self._pool.placement.lane(wanted),
             sender=request.sender,
             tokens=1 + request.body_bytes / BYTES_A_TOKEN + answer_tokens,
             priority=0,
-            take_place=partial(self._pool.place, MODEL, prompt=prompt),
+            take_place=partial(self._pool.place, wanted),
             line=self._pool.line,
         )
         self.site.most_waiting = max(self.site.most_waiting, self._pool.line.count + 1)
@@ -97,11 +98,11 @@ class ProjectPolicy(Policy):
 
     def _prompt_of(self, request: Request) -> Prompt | None:
         """What the forwarder makes of its bytes, if the policy looks at that."""
-        if self._pool.chooser is None:
+        if self._pool.placement.chooser is None:
             return None
         path = "/v1/chat/completions"
         fields = f"x-session-id: {request.session}\r\n" if request.session else ""
-        return read_prompt(path.encode(), path, fields.encode(), request.body(), self._pool.chooser.token_sizes)
+        return read_prompt(path.encode(), path, fields.encode(), request.body(), self._pool.placement.token_sizes)
 
     def _as_facts(self, usage: Usage) -> ReplyFacts:
         """Usage, which both kinds of engines can tell, and llama.cpp's ``timings``."""

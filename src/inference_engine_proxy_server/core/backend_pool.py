@@ -1,4 +1,4 @@
-"""All backends, and who gets a place on which: the only shared mutable thing.
+"""All backends, what is known of them, and the places that requests have: the only shared mutable thing.
 
 Everything here is synchronous. No ``await`` can stand between the pick of a backend and its lease, so a burst cannot
 send two requests to one free place. Nothing here asks what time it is while a request gets its place: what grows old
@@ -11,27 +11,23 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 
-from inference_engine_proxy_server.backends.base import BackendState, ModelNames
-from inference_engine_proxy_server.core.backend import Backend, Learning, Lease
-from inference_engine_proxy_server.core.balancer import choose
+from inference_engine_proxy_server.backends.base import BackendState
+from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.chooser import Chooser
-from inference_engine_proxy_server.core.context_fit import Need, SizeLearning, contexts_of, differ_somewhere, fitting
 from inference_engine_proxy_server.core.health_tracker import Health
-from inference_engine_proxy_server.core.prompt import Prompt
+from inference_engine_proxy_server.core.placement import Placement
 from inference_engine_proxy_server.core.retry import is_repeatable
-from inference_engine_proxy_server.core.servers import Servers
 from inference_engine_proxy_server.core.turns import Turns
 from inference_engine_proxy_server.core.waiting_line import WaitingLine
-from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError, RequestMoved
-from inference_engine_proxy_server.token_sizes import TokenSizes
+from inference_engine_proxy_server.core.wanted import Wanted
+from inference_engine_proxy_server.errors import RequestMoved
 
 __all__ = ["BackendPool"]
 
 logger = logging.getLogger(__name__)
 
-_REMEMBERED_MODELS = 1024  # names that clients have asked for
 _LOOK_SECONDS = 0.02  # between two looks for places that other workers have freed
 _LOOKS_LEFT_TO_OTHERS = 3
 
@@ -50,8 +46,7 @@ class BackendPool:
 
     Attributes:
         changed: set when other backends belong to it than before.
-        token_sizes: what is known of tokens' length.
-        reads_prompts: whether it matters what is to be read: a policy looks at it, or it does not fit everywhere.
+        placement: who of them gets a request.
     """
 
     def __init__(
@@ -69,15 +64,14 @@ class BackendPool:
         self.line = line
         self.clock = clock
         self._turns = turns
-        self.chooser = chooser
-        if chooser is not None:
-            chooser.take_in(self.backends)
+        self.placement = Placement(
+            self.backends,
+            chooser,
+            is_shared=turns is not None,
+            retry_after_seconds=max(1, math.ceil(refresh_seconds)),
+        )
         self._allowance = allowance
         self._evidence_seconds = 2 * refresh_seconds
-        self._retry_after_seconds = max(1, math.ceil(refresh_seconds))
-        self._servers: dict[str | None, Servers] = {}  # by model
-        self.token_sizes = TokenSizes() if chooser is None else chooser.token_sizes
-        self.reads_prompts = chooser is not None
 
     # --- for operators
 
@@ -90,10 +84,8 @@ class BackendPool:
                 backend.takes_requests = False
                 backend.connections.keep_alive(wanted=False)
                 backend.connections.close()
-        if self.chooser is not None:
-            self.chooser.take_in(self.backends)
+        self.placement.take_in(self.backends)
         self.changed.set()
-        self._forget_servers(before)
         self._freed()
 
     def drain(self, backend: Backend, *, is_draining: bool = True) -> None:
@@ -104,80 +96,39 @@ class BackendPool:
 
     # --- for requests
 
-    def lease(
-        self,
-        model: str | None,
-        excluded: Collection[Backend] = (),
-        *,
-        needs_slot: bool = True,
-        prompt: Prompt | None = None,
-    ) -> Lease | None:
-        """A place on the best backend that serves ``model``; ``None``: all are full, or others wait already.
-
-        A name that a live backend lists goes to backends that list it; any other name to those that answer to any
-        name, or are not known to be strict.
+    def lease(self, wanted: Wanted, excluded: Collection[Backend] = ()) -> Lease | None:
+        """A place on the best backend for ``wanted``; ``None``: all are full, or others wait already.
 
         Args:
-            model: the name that the request gives; ``None``: it names none, so all backends serve it.
+            wanted: what is asked for.
             excluded: backends that have failed this very request. Such a request goes before those who wait.
-            needs_slot: it takes one of the places that a backend has; one that does not never waits for a full one.
-            prompt: what is to be read; ``None``: whoever has the fewest requests is chosen, whatever the policy, and
-                however short its context is.
 
         Raises:
             CapacityError: nobody who serves it works now.
             ClientError: 404, all live backends are strict about names and none has this one.
         """
-        if self.line.count and needs_slot and not excluded and self.line.is_waited_for(self.lane(model, prompt)):
+        if (
+            self.line.count
+            and wanted.needs_slot
+            and not excluded
+            and self.line.is_waited_for(self.placement.lane(wanted))
+        ):
             return None
-        return self.place(model, excluded, needs_slot=needs_slot, prompt=prompt)
+        return self.place(wanted, excluded)
 
-    def place(
-        self,
-        model: str | None,
-        excluded: Collection[Backend] = (),
-        *,
-        needs_slot: bool = True,
-        prompt: Prompt | None = None,
-    ) -> Lease | None:
+    def place(self, wanted: Wanted, excluded: Collection[Backend] = ()) -> Lease | None:
         """As :meth:`lease`, for whose turn it is."""
-        servers = self._servers.get(model) or self._find_servers(model)
-        if self._turns is not None:
-            servers.rerank()
-        backends: Sequence[Backend] = servers.backends
-        if prompt is not None:
-            backends = self._fitting(servers, prompt)
-            free = _free(backends, excluded, needs_slot=needs_slot)
-            backend = _best(free) if self.chooser is None or not free else self.chooser.best(free, prompt)
-        elif excluded or not needs_slot:
-            backend = _best(_free(backends, excluded, needs_slot=needs_slot))
-        else:
-            backend = servers.best()
+        backend = self.placement.best(wanted, excluded)
         if backend is None:
-            backend = self._last_resort(model, backends, excluded)
-            if backend is None:
-                return None
+            return None
         lease = Lease(backend, self._freed)
-        if prompt is not None:
-            lease.commission = self._learning(prompt, backend)
+        if wanted.prompt is not None:
+            lease.commission = self.placement.send(wanted.prompt, backend)
         if backend.health.on_trial:
             backend.trial = lease
             backend.takes_requests = False
             backend.rerank()
         return lease
-
-    def lane(self, model: str | None, prompt: Prompt | None) -> Hashable:
-        """Where such requests wait for each other: those that are served by the same backends."""
-        if prompt is None:
-            return model
-        servers = self._servers.get(model) or self._find_servers(model)
-        fitting = self._fitting(servers, prompt)
-        return model if len(fitting) == len(servers.backends) else (model, frozenset(one.url for one in fitting))
-
-    def has_other(self, model: str | None, excluded: Collection[Backend]) -> bool:
-        """Whether a backend that is not ``excluded`` takes requests for ``model``, were it free."""
-        servers = self._servers.get(model) or self._find_servers(model)
-        return any(backend.takes_requests and backend not in excluded for backend in servers.backends)
 
     @property
     def requests_in_flight(self) -> int:
@@ -199,56 +150,6 @@ class BackendPool:
         if self.line.count and (self._turns is None or self._turns.is_ours()):
             self.line.dispatch()
 
-    def _fitting(self, servers: Servers, prompt: Prompt) -> Sequence[Backend]:
-        need = None if servers.contexts is None else Need.of(prompt, self.token_sizes)
-        return servers.backends if need is None else fitting(servers.backends, servers.contexts or (), need)
-
-    def _learning(self, prompt: Prompt, backend: Backend) -> Learning:
-        return SizeLearning(self.token_sizes, prompt) if self.chooser is None else self.chooser.send(prompt, backend)
-
-    def _find_servers(self, model: str | None) -> Servers:
-        """The live backends that serve ``model``."""
-        found = [backend for backend in self.backends if backend.is_live]
-        if model is not None:
-            found = [backend for backend in found if model in backend.model_ids] or [
-                backend for backend in found if backend.model_names is not ModelNames.STRICT
-            ]
-        if len(self._servers) >= _REMEMBERED_MODELS:
-            self._forget_servers(self.backends)
-        kind = (tuple(found), contexts_of(found, model))
-        same = (servers for servers in self._servers.values() if (servers.backends, servers.contexts) == kind)
-        self._servers[model] = servers = next(same, None) or Servers(*kind)
-        return servers
-
-    def _forget_servers(self, backends: Iterable[Backend]) -> None:
-        self._servers.clear()
-        for backend in backends:
-            backend.seats.clear()
-        self.reads_prompts = self.chooser is not None or differ_somewhere(one for one in self.backends if one.is_live)
-
-    def _last_resort(
-        self, model: str | None, servers: Iterable[Backend], excluded: Collection[Backend]
-    ) -> Backend | None:
-        """The best suspect with a free place, when there is nobody else to wait for; ``None``: waiting makes sense."""
-        others = [backend for backend in servers if not backend.is_draining and backend not in excluded]
-        if any(backend.takes_requests or backend.health.state is not Health.SUSPECT for backend in others):
-            return None
-        if not others:
-            raise self._why_nobody(model)
-        return _best([backend for backend in others if backend.load < backend.limit])
-
-    def _why_nobody(self, model: str | None) -> ProxyError:
-        live = [backend for backend in self.backends if backend.is_live]
-        if (
-            live
-            and model is not None
-            and all(backend.model_names is ModelNames.STRICT for backend in live)
-            and not any(model in backend.model_ids for backend in self.backends)
-        ):
-            return ClientError(f"The model '{model[:200]}' is not served here.", status=404, code="model_not_found")
-        message = "No backend that serves this is available." if live else "No backend is available."
-        return CapacityError(message, retry_after_seconds=self._retry_after_seconds)
-
     # --- for evidence from questions
 
     def publish(self, backend: Backend, told: BackendState, *, own_at_poll: int, asked_at: float) -> None:
@@ -268,10 +169,10 @@ class BackendPool:
         before = backend.model_ids, backend.model_names, backend.contexts
         backend.take_over_models(told)
         if (backend.model_ids, backend.model_names, backend.contexts) != before:
-            self._forget_servers(self.backends)
+            self.placement.look_anew()
         backend.take_over_load(told, own_at_poll=own_at_poll, allowance=self._allowance, now=now)
-        if self.chooser is not None:
-            self.chooser.has_told(self.backends)
+        if self.placement.chooser is not None:
+            self.placement.chooser.has_told(self.backends)
         self._review(backend)
 
     def report_silence(self, backend: Backend) -> None:
@@ -333,9 +234,9 @@ class BackendPool:
         state, reason, was_stuck, was_live = health.state, health.reason, health.is_stuck, backend.is_live
         backend.review(self.clock(), self._evidence_seconds)
         if backend.is_live is not was_live:
-            if was_live and self.chooser is not None:
-                self.chooser.forget(backend)
-            self._forget_servers(self.backends)
+            if was_live and self.placement.chooser is not None:
+                self.placement.chooser.forget(backend)
+            self.placement.look_anew()
         # What a start waits for is worth a line, too; other reasons change with every number in them.
         if health.state is not state or (state is Health.STARTING and health.reason != reason):
             _log_change(backend)
@@ -348,23 +249,8 @@ class BackendPool:
         for connection, exchange in backend.connections.unanswered():
             head = exchange.head
             is_movable = not exchange.losses and is_repeatable(head.method, head.path)
-            if is_movable and self.has_other(exchange.model, (backend,)):
+            if is_movable and self.placement.has_other(exchange.wanted, (backend,)):
                 connection.give_up(RequestMoved("The backend did not answer."))
-
-
-def _free(backends: Iterable[Backend], excluded: Collection[Backend], *, needs_slot: bool) -> list[Backend]:
-    return [
-        backend
-        for backend in backends
-        if backend.takes_requests and backend not in excluded and (not needs_slot or backend.load < backend.limit)
-    ]
-
-
-def _best(backends: Sequence[Backend]) -> Backend | None:
-    if not backends:
-        return None
-    costs = [backend.cost for backend in backends]
-    return backends[choose([backend.weighed() for backend in backends], None if len(set(costs)) == 1 else costs)]
 
 
 def _log_change(backend: Backend) -> None:

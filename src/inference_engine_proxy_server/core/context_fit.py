@@ -61,16 +61,19 @@ def differ_somewhere(backends: Iterable[Backend]) -> bool:
     return any(len(lengths) > 1 for lengths in told.values())
 
 
-def fitting(backends: Sequence[Backend], contexts: Sequence[float], need: Need) -> list[Backend]:
-    """Those where it fits; if it fits nowhere, those with the longest context, who will say so.
+def fitting(backends: Sequence[Backend], contexts: Sequence[float], need: Need) -> Sequence[Backend]:
+    """Those where it fits: ``backends`` itself, if it fits everywhere; if nowhere, those with the longest context.
 
     Args:
         contexts: of each, in tokens; infinite: it does not tell.
         need: what it needs.
     """
-    there = [(one, context) for one, context in zip(backends, contexts, strict=True) if not one.is_draining]
-    fit = [one for one, context in there if context >= (max(need) if one.bounds_max_tokens else need.tokens)]
-    if fit or not there:
+    pairs = list(zip(backends, contexts, strict=True))
+    fit = [one for one, context in pairs if context >= (max(need) if one.bounds_max_tokens else need.tokens)]
+    if len(fit) == len(backends):
+        return backends
+    there = [(one, context) for one, context in pairs if not one.is_draining]
+    if not there or any(not one.is_draining for one in fit):
         return fit
     longest = max(context for _, context in there)
     return [one for one, context in there if context == longest]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from inference_engine_proxy_server.core.backend import Backend, Learning, Lease
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.listening_tail import ListeningTail
-from inference_engine_proxy_server.core.prompt import Prompt, read_prompt
+from inference_engine_proxy_server.core.prompt import read_prompt
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
 from inference_engine_proxy_server.core.request_traits import requested_model
 from inference_engine_proxy_server.core.retry import DECLINABLE_STATUSES, NextAttempt, RetryBudget, next_attempt
 from inference_engine_proxy_server.core.standing import Standing
 from inference_engine_proxy_server.core.waiting_line import FIRST, Waiter
+from inference_engine_proxy_server.core.wanted import Wanted
 from inference_engine_proxy_server.destinations import Destination
 from inference_engine_proxy_server.errors import (
     BackendBroke,
@@ -66,6 +67,7 @@ class Forwarder:
     ) -> None:
         self._keeps_credentials = keeps_credentials
         self._pool = pool
+        self._placement = pool.placement
         self._metrics = metrics
         self._standing = standing
         self._updates = updates
@@ -79,25 +81,26 @@ class Forwarder:
             ProxyError: there is none; or, with its reply begun, it will not be complete.
         """
         head = exchange.head
-        if head.destination is Destination.BLOCKED:
+        takes_slot = head.destination is Destination.WORK
+        if not takes_slot and head.destination is Destination.BLOCKED:
             message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
             raise ClientError(message, status=403, code="path_blocked")
-        takes_slot = head.destination is Destination.WORK
         prompt = None
-        if takes_slot and self._pool.reads_prompts:
-            prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body, self._pool.token_sizes)
+        if takes_slot and self._placement.reads_prompts:
+            prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body, self._placement.token_sizes)
             exchange.model = exchange.model or prompt.model
         elif exchange.model is None:
             exchange.model = requested_model(head.target, exchange.body)
+        wanted = exchange.wanted = Wanted(exchange.model, takes_slot, prompt)
         self._budget.requests += 1
         failed: dict[Backend, BackendError] = {}
         try:
             while True:
-                lease = self._pool.lease(exchange.model, failed, needs_slot=takes_slot, prompt=prompt)
-                if lease is None:
-                    lease = await self._wait(exchange, failed, prompt)
+                lease = self._pool.lease(wanted, failed) or await self._wait(exchange, wanted, failed)
                 try:
-                    return await self._attempt(exchange, lease, failed)
+                    if lease.commission is None:
+                        return await self._send(exchange, lease.backend, failed)
+                    return await self._send_and_learn(exchange, lease.backend, failed, lease.commission)
                 except BackendError as error:
                     self._note_failure(exchange, lease.backend, error, failed)
                 finally:
@@ -124,29 +127,22 @@ class Forwarder:
         self._metrics.count_retry(error.code)
         exchange.losses += not isinstance(error, BackendUnreachable)
 
-    async def _wait(self, exchange: Exchange, failed: Mapping[Backend, BackendError], prompt: Prompt | None) -> Lease:
+    async def _wait(self, exchange: Exchange, wanted: Wanted, failed: Mapping[Backend, BackendError]) -> Lease:
         """A place when it is the request's turn; one that a backend has failed goes before all others."""
         line = self._pool.line
-        lane = self._pool.lane(exchange.model, prompt)
+        lane = self._placement.lane(wanted)
         waiter = Waiter(
             lane=(lane, *failed) if failed else lane,  # it cannot go where the others can
             sender=self._standing.sender(exchange),
-            tokens=self._standing.tokens(exchange, prompt),
+            tokens=self._standing.tokens(exchange, wanted.prompt),
             priority=self._standing.priority(exchange) if not failed else FIRST,
-            take_place=partial(self._pool.place, exchange.model, tuple(failed), prompt=prompt),
+            take_place=partial(self._pool.place, wanted, tuple(failed)),
             line=line,
         )
-        async with self._updates.during(exchange, waiter, prompt):
+        async with self._updates.during(exchange, waiter, wanted.prompt):
             return await line.wait(waiter)
 
     # --- an attempt
-
-    def _attempt(
-        self, exchange: Exchange, lease: Lease, failed: Mapping[Backend, BackendError]
-    ) -> Coroutine[None, None, None]:
-        if lease.commission is None:
-            return self._send(exchange, lease.backend, failed)
-        return self._send_and_learn(exchange, lease.backend, failed, lease.commission)
 
     async def _send_and_learn(
         self, exchange: Exchange, backend: Backend, failed: Mapping[Backend, BackendError], commission: Learning
@@ -215,7 +211,7 @@ class Forwarder:
         declined = BackendDeclined(held.status)
         if (
             self._next_attempt(exchange, declined) is not NextAttempt.NONE
-            and self._pool.has_other(exchange.model, [*failed, backend])
+            and self._placement.has_other(exchange.wanted, [*failed, backend])
             and self._budget.take(self._pool.requests_in_flight)
         ):
             raise declined

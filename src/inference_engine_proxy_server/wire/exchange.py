@@ -7,7 +7,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 from enum import StrEnum
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 
 from inference_engine_proxy_server.errors import ProxyError, error_body, error_fields, stream_error_event
 from inference_engine_proxy_server.wire.framing import ChunkedBody, last_chunk, one_chunk
@@ -90,6 +90,7 @@ class Exchange:
         write_through: sends whole chunks to the client with nothing in between; who uses it keeps ``sent_bytes`` and
             ``last_block`` itself. ``None`` before the header section went out, and for a client that takes no chunks.
         model: what the request asks for, for the log; ``None``: nothing, or not known.
+        wanted: what it asks of the fleet, for who places it; nothing here looks at it.
         backend: who serves it; ``None``: this proxy itself, or nobody yet.
         losses: backends that have had the request and failed it.
         is_only_told: comments of our own have been sent, as a stream of events, and nothing of a reply yet.
@@ -132,6 +133,7 @@ class Exchange:
         "status",
         "tail",
         "takes_chunks",
+        "wanted",
         "write_through",
     )  # fmt: skip
 
@@ -148,6 +150,7 @@ class Exchange:
         self.status = 0
         self.sent_bytes = 0
         self.model: str | None = None
+        self.wanted: Any = None
         self.backend: str | None = None
         self.losses = 0
         self.is_only_told = False

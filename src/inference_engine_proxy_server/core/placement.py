@@ -1,0 +1,173 @@
+"""Who of the fleet gets a request: of those that serve it and could take it, the one that the policy names.
+
+Nothing here counts requests, nor weighs evidence: :mod:`~.backend_pool` does both, and tells of what has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Sequence
+
+from inference_engine_proxy_server.backends.base import ModelNames
+from inference_engine_proxy_server.core.backend import Backend, Learning
+from inference_engine_proxy_server.core.balancer import choose
+from inference_engine_proxy_server.core.chooser import Chooser
+from inference_engine_proxy_server.core.context_fit import Need, SizeLearning, contexts_of, differ_somewhere, fitting
+from inference_engine_proxy_server.core.health_tracker import Health
+from inference_engine_proxy_server.core.prompt import Prompt
+from inference_engine_proxy_server.core.servers import Servers
+from inference_engine_proxy_server.core.wanted import Wanted
+from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
+from inference_engine_proxy_server.token_sizes import TokenSizes
+
+__all__ = ["Placement"]
+
+_REMEMBERED_MODELS = 1024  # names that clients have asked for
+
+
+class Placement:
+    """Chooses among the fleet.
+
+    Args:
+        backends: the fleet, each once.
+        chooser: chooses by prompts; ``None``: whoever has the fewest requests is chosen.
+        is_shared: other workers send requests to these backends, too, and tell nobody.
+        retry_after_seconds: when those should ask again whom nobody serves.
+
+    Attributes:
+        chooser: that one.
+        token_sizes: what is known of tokens' length.
+        reads_prompts: what is to be read matters, to a policy, or because it does not fit everywhere.
+    """
+
+    def __init__(
+        self, backends: Sequence[Backend], chooser: Chooser | None, *, is_shared: bool, retry_after_seconds: int
+    ) -> None:
+        self.chooser = chooser
+        self.token_sizes = TokenSizes() if chooser is None else chooser.token_sizes
+        self.reads_prompts = chooser is not None
+        self._backends = backends
+        self._is_shared = is_shared
+        self._retry_after_seconds = retry_after_seconds
+        self._servers: dict[str | None, Servers] = {}  # by model
+        self.take_in(backends)
+
+    def take_in(self, backends: Sequence[Backend]) -> None:
+        """These are the fleet now."""
+        self.look_anew()
+        self._backends = backends
+        self._compare_contexts()
+        if self.chooser is not None:
+            self.chooser.take_in(backends)
+
+    def look_anew(self) -> None:
+        """A backend serves other models than before, or has begun to work, or ceased to."""
+        self._servers.clear()
+        for backend in self._backends:
+            backend.seats.clear()
+        self._compare_contexts()
+
+    def best(self, wanted: Wanted, excluded: Collection[Backend] = ()) -> Backend | None:
+        """The one that a request should go to; ``None``: all are full.
+
+        Raises:
+            CapacityError: nobody who serves it works now.
+            ClientError: 404, all live backends are strict about names and none has this one.
+        """
+        if wanted.prompt is None and wanted.needs_slot and not excluded:  # whoever serves the model is a candidate
+            servers = self._servers.get(wanted.model) or self._find_servers(wanted.model)
+            if self._is_shared:
+                servers.rerank()
+            best = servers.best()
+        else:
+            best = self._best_of(_free(self._candidates(wanted, excluded), wanted), wanted)
+        return best or self._last_resort(self._candidates(wanted, excluded), wanted)
+
+    def has_other(self, wanted: Wanted, excluded: Collection[Backend]) -> bool:
+        """Whether a backend that is not ``excluded`` takes such requests, were it free."""
+        return any(backend.takes_requests for backend in self._candidates(wanted, excluded))
+
+    def lane(self, wanted: Wanted) -> Hashable:
+        """Where in the line it waits: those who have the same can be served by the same backends."""
+        if wanted.prompt is None:
+            return wanted.model
+        servers, fitting = self._fitting(wanted)
+        return wanted.model if fitting is servers.backends else (wanted.model, *(backend.url for backend in fitting))
+
+    def send(self, prompt: Prompt, backend: Backend) -> Learning:
+        """``prompt`` is about to be sent to ``backend``. Returns who learns from what comes of it."""
+        return SizeLearning(self.token_sizes, prompt) if self.chooser is None else self.chooser.send(prompt, backend)
+
+    def _compare_contexts(self) -> None:
+        self.reads_prompts = self.chooser is not None or differ_somewhere(one for one in self._backends if one.is_live)
+
+    def _candidates(self, wanted: Wanted, excluded: Collection[Backend]) -> list[Backend]:
+        """Those that the request may go to, free or not."""
+        return [backend for backend in self._fitting(wanted)[1] if backend not in excluded]
+
+    def _fitting(self, wanted: Wanted) -> tuple[Servers, Sequence[Backend]]:
+        """Those who serve the model, and where the prompt fits: the very same tuple, if it fits everywhere."""
+        servers = self._servers.get(wanted.model) or self._find_servers(wanted.model)
+        if servers.contexts is None or wanted.prompt is None:
+            return servers, servers.backends
+        need = Need.of(wanted.prompt, self.token_sizes)
+        return servers, servers.backends if need is None else fitting(servers.backends, servers.contexts, need)
+
+    def _find_servers(self, model: str | None) -> Servers:
+        """The live backends that serve ``model``.
+
+        A name that a live backend lists goes to backends that list it; any other name to those that answer to any
+        name, or are not known to be strict.
+        """
+        found = [backend for backend in self._backends if backend.is_live]
+        if model is not None:
+            found = [backend for backend in found if model in backend.model_ids] or [
+                backend for backend in found if backend.model_names is not ModelNames.STRICT
+            ]
+        if len(self._servers) >= _REMEMBERED_MODELS:
+            self.look_anew()
+        kind = tuple(found), contexts_of(found, model)
+        same = (servers for servers in self._servers.values() if (servers.backends, servers.contexts) == kind)
+        self._servers[model] = servers = next(same, None) or Servers(*kind)
+        return servers
+
+    def _best_of(self, free: Sequence[Backend], wanted: Wanted) -> Backend | None:
+        if not free:
+            return None
+        if wanted.prompt is not None and self.chooser is not None:
+            return self.chooser.best(free, wanted.prompt)
+        return _least_loaded(free)
+
+    def _last_resort(self, candidates: Iterable[Backend], wanted: Wanted) -> Backend | None:
+        """The best suspect with a free place, when there is nobody else to wait for; ``None``: waiting makes sense."""
+        others = [backend for backend in candidates if not backend.is_draining]
+        if any(backend.takes_requests or backend.health.state is not Health.SUSPECT for backend in others):
+            return None
+        if not others:
+            raise self._why_nobody(wanted.model)
+        free = [backend for backend in others if backend.load < backend.limit]
+        return _least_loaded(free) if free else None
+
+    def _why_nobody(self, model: str | None) -> ProxyError:
+        live = [backend for backend in self._backends if backend.is_live]
+        if (
+            live
+            and model is not None
+            and all(backend.model_names is ModelNames.STRICT for backend in live)
+            and not any(model in backend.model_ids for backend in self._backends)
+        ):
+            return ClientError(f"The model '{model[:200]}' is not served here.", status=404, code="model_not_found")
+        message = "No backend that serves this is available." if live else "No backend is available."
+        return CapacityError(message, retry_after_seconds=self._retry_after_seconds)
+
+
+def _free(candidates: Iterable[Backend], wanted: Wanted) -> list[Backend]:
+    return [
+        backend
+        for backend in candidates
+        if backend.takes_requests and (not wanted.needs_slot or backend.load < backend.limit)
+    ]
+
+
+def _least_loaded(backends: Sequence[Backend]) -> Backend:
+    costs = [backend.cost for backend in backends]
+    return backends[choose([backend.weighed() for backend in backends], None if len(set(costs)) == 1 else costs)]

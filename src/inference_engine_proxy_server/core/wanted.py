@@ -1,0 +1,24 @@
+"""What a request asks of the fleet."""
+
+from __future__ import annotations
+
+import msgspec
+
+from inference_engine_proxy_server.core.prompt import Prompt
+
+__all__ = ["Wanted"]
+
+
+class Wanted(msgspec.Struct, frozen=True, gc=False):
+    """A place that a request asks for. Made once for each, before it is first placed.
+
+    Attributes:
+        model: the name that the request gives; ``None``: it names none, so all backends serve it.
+        needs_slot: it takes one of the places that a backend has; one that does not never waits for a full one.
+        prompt: what is to be read, for the policy, and for where it fits; ``None``: whoever has the fewest requests is
+            chosen, however short its context is.
+    """
+
+    model: str | None = None
+    needs_slot: bool = True
+    prompt: Prompt | None = None
