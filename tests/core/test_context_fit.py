@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from core.conftest import READY, make_pool
+from core.conftest import READY, ForwardingFront, make_pool
+from fakes.engine import FakeEngine, answering, http_reply
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
@@ -197,3 +198,18 @@ def test_prompts_are_not_read_where_all_have_the_same_context() -> None:
     small, large = pool.backends
     pool.publish(small, large.health.told, own_at_poll=0, asked_at=pool.clock())
     assert not pool.placement.reads_prompts
+
+
+@pytest.mark.parametrize("policy", [None, "expected_time"])
+async def test_who_declines_is_not_replaced_by_one_where_it_does_not_fit(policy: str | None) -> None:
+    short, long = (b'{"model": "m", "max_tokens": 1, "prompt": "%b"}' % (b"x" * size) for size in (40, 6000))
+    answers, declines = FakeEngine(answering(http_reply(b"{}"))), FakeEngine(answering(http_reply(b"busy", 503)))
+    async with answers, declines, ForwardingFront(answers, declines, policy=policy) as proxy:
+        for backend, tokens in zip(proxy.pool.backends, (SMALL, LARGE), strict=True):
+            told = replace(READY, contexts={"m": int(tokens)})
+            proxy.pool.publish(backend, told, own_at_poll=0, asked_at=proxy.pool.clock())
+        refused = await proxy.post(long, path="/v1/completions")
+        assert refused.startswith(b"HTTP/1.1 503")
+        assert refused.endswith(b"busy")
+        assert (await proxy.post(short, path="/v1/completions")).startswith(b"HTTP/1.1 200")
+        assert not any(b"x" * 6000 in request for request in answers.requests)
