@@ -46,12 +46,19 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What an engine tells who asks; ``capacity``: its slots, if it has any; ``tokens``: read and made so far."""
+    """What an engine tells who asks.
+
+    Attributes:
+        capacity: its slots, if it has any.
+        memory_tokens: that its memory for contexts holds, if it tells.
+        tokens: read and made so far.
+    """
 
     processing: int
     waiting: int
     capacity: int | None
     context_use: float
+    memory_tokens: int | None
     tokens: int
 
 

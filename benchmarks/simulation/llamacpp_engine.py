@@ -64,6 +64,7 @@ class LlamaCppEngine(BatchingEngine):
             len(self.waiting),
             self._size.slots,
             held / (self._size.slots * self._size.slot_context),
+            None,
             self.tokens,
         )
 

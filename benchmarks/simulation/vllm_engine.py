@@ -43,7 +43,9 @@ class VllmEngine(BatchingEngine):
         self._pages: dict[Sequence, Pages] = {}
 
     def state(self) -> EngineState:
-        return EngineState(self.processing, len(self.waiting), None, self.cache.use, self.tokens)
+        return EngineState(
+            self.processing, len(self.waiting), None, self.cache.use, self.cache.blocks * BLOCK, self.tokens
+        )
 
     def forget(self) -> None:
         self.cache.clear()

@@ -40,6 +40,7 @@ from inference_engine_proxy_server.endpoints.failures import answer_failures
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
 from inference_engine_proxy_server.host import connection_limit
 from inference_engine_proxy_server.metrics import RequestMetrics
+from inference_engine_proxy_server.token_sizes import TokenSizes
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
 from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
@@ -136,7 +137,7 @@ def chooser_maker(
         if not policies.look_at_prompts:
             return None
         if before is None:
-            return Chooser(policies, PrefixIndex(settings.prefix_index_bytes), deadlines.clock)
+            return Chooser(policies, PrefixIndex(settings.prefix_index_bytes), TokenSizes(), deadlines.clock)
         before.policies = policies
         return before
 

@@ -45,6 +45,8 @@ async def test_a_recorded_idle_server_is_ready_and_idle() -> None:
     assert (state.starting, state.capacity, state.progress) == (False, 2, 206.0)
     assert [model["id"] for model in state.models or ()] == ["models/gemma-3-270m-q4_k_m.gguf"]
     assert state.model_names is ModelNames.ANY
+    assert state.contexts == {"models/gemma-3-270m-q4_k_m.gguf": 2048}
+    assert (state.bounds_max_tokens, state.memory_tokens) == (False, None)
     assert state.figures == {
         "llamacpp:prompt_tokens_total": 135.0,
         "llamacpp:prompt_tokens_cached_total": 192.0,
@@ -171,6 +173,7 @@ async def test_a_router_refuses_unknown_names_and_its_load_and_capacity_are_unkn
     assert (state.ready, state.requests_processing, state.model_names) == (True, None, ModelNames.STRICT)
     assert (state.capacity, state.progress) == (None, None)
     assert [model["id"] for model in state.models or ()] == ["tiny-a", "tiny-b"]
+    assert state.contexts == {"tiny-a": 1024}  # the other one is not loaded
     # Asking for one model's metrics would load it, or keep it from being unloaded.
     assert sorted(asked) == ["/health", "/metrics", "/props", "/v1/models"]
 

@@ -22,6 +22,15 @@ async def test_a_healthy_server_is_ready_with_unknown_load() -> None:
     assert state.model_names is ModelNames.UNKNOWN
 
 
+@pytest.mark.parametrize(
+    ("told", "contexts"), [("8192", {"m": 8192}), ("null", {}), ("0", {}), ("-1", {}), ("true", {}), ('"8192"', {})]
+)
+async def test_a_context_is_believed_if_it_can_be_one(told: str, contexts: dict[str, int]) -> None:
+    models = Reply(200, b'{"data": [{"id": "m", "max_model_len": %b}, {"id": "n"}]}' % told.encode())
+    state = await backend({"/health": Reply(200, b""), "/v1/models": models}).fetch_state()
+    assert state.contexts == contexts
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 501])
 async def test_without_a_health_page_the_models_list_proves_life(status: int) -> None:
     state = await backend({"/health": Reply(status, b""), "/v1/models": MODELS}).fetch_state()

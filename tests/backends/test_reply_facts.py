@@ -21,17 +21,17 @@ def body_of(name: str) -> bytes:
 @pytest.mark.parametrize(
     ("name", "facts"),
     [
-        ("llama-server/chat-nonstream", ReplyFacts(30, 0, 24, 30, 111.918, 24, 264.722)),
-        ("llama-server/chat-nonstream-2nd-cached", ReplyFacts(30, 25, 24, 5, 23.061, 24, 255.05)),
-        ("llama-server/chat-stream-raw", ReplyFacts(30, 25, 24, 5, 29.556, 24, 258.932)),
-        ("llama-server/chat-stream-usage-raw", ReplyFacts(30, 25, 24, 5, 23.195, 24, 260.582)),
-        ("llama-server/chat-stream-timings-progress-raw", ReplyFacts(30, 25, 24, 5, 24.277, 24, 254.337)),
-        ("llama-server/completions-stream-raw", ReplyFacts(6, 1, 4, 5, 23.219, 4, 33.051)),
-        ("llama-server/native-completion", ReplyFacts(6, 1, 4, 5, 23.459, 4, 33.232)),
+        ("llama-server/chat-nonstream", ReplyFacts(30, 0, 24, 30, 111.918, 264.722)),
+        ("llama-server/chat-nonstream-2nd-cached", ReplyFacts(30, 25, 24, 5, 23.061, 255.05)),
+        ("llama-server/chat-stream-raw", ReplyFacts(30, 25, 24, 5, 29.556, 258.932)),
+        ("llama-server/chat-stream-usage-raw", ReplyFacts(30, 25, 24, 5, 23.195, 260.582)),
+        ("llama-server/chat-stream-timings-progress-raw", ReplyFacts(30, 25, 24, 5, 24.277, 254.337)),
+        ("llama-server/completions-stream-raw", ReplyFacts(6, 1, 4, 5, 23.219, 33.051)),
+        ("llama-server/native-completion", ReplyFacts(6, 1, 4, 5, 23.459, 33.232)),
         ("llama-server/v1-messages", ReplyFacts(26, 0, 12)),
         ("llama-server/v1-messages-stream-raw", ReplyFacts(26, 21, 6)),
         ("llama-server/v1-responses", ReplyFacts(26, 21, 6)),
-        ("llama-server/v1-responses-stream-raw", ReplyFacts(26, 21, 4, 5, 24.024, 4, 33.624)),
+        ("llama-server/v1-responses-stream-raw", ReplyFacts(26, 21, 4, 5, 24.024, 33.624)),
         ("llama-server/embeddings", ReplyFacts(12, None, 0)),
         ("llama-server/health-ready", ReplyFacts()),
         ("vllm/chat-nonstream", ReplyFacts(38, None, 12)),
@@ -72,7 +72,7 @@ def test_what_is_not_there_is_not_made_up(reply: bytes, facts: tuple[int | None,
 
 def test_an_old_llama_server_does_not_say_what_it_had() -> None:
     timings = b'{"timings":{"prompt_n":9,"prompt_ms":2.5,"predicted_n":3,"predicted_ms":4}}'
-    assert read_facts(timings) == ReplyFacts(None, None, 3, 9, 2.5, 3, 4.0)
+    assert read_facts(timings) == ReplyFacts(None, None, 3, 9, 2.5, 4.0)
 
 
 def test_the_prompt_of_a_long_stream_is_read_from_its_beginning() -> None:

@@ -49,6 +49,8 @@ async def test_a_recorded_idle_server_is_ready_and_idle() -> None:
     assert (state.starting, state.capacity, state.progress) == (False, None, 0.0)
     assert [model["id"] for model in state.models or ()] == ["tiny"]
     assert state.model_names is ModelNames.STRICT
+    assert (state.contexts, state.bounds_max_tokens) == ({"tiny": 2048}, True)
+    assert state.memory_tokens == 2097152
     assert state.figures == {
         "vllm:kv_cache_usage_perc": 0.0,
         "vllm:prompt_tokens_total": 0.0,
@@ -78,6 +80,24 @@ async def test_all_engines_and_models_are_summed_and_the_fullest_cache_is_shown(
     state = await backend({**AWAKE, "/metrics": Reply(200, first + second)}).fetch_state()
     assert (state.requests_processing, state.requests_waiting) == (5.0, 6.0)
     assert state.figures["vllm:kv_cache_usage_perc"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("labels", "tokens"),
+    [
+        (['block_size="16",engine="0",kv_cache_size_tokens="1000",num_gpu_blocks="200"'] * 2, 2000),
+        (['block_size="16",engine="0",num_gpu_blocks="200"'] * 2, 3200),  # of all engines, said by each
+        (['block_size="16",kv_cache_size_tokens="None",num_gpu_blocks="200"'], 3200),
+        (['block_size="16",num_gpu_blocks="None",num_gpu_blocks_override="200"'], None),
+        (['block_size="16",num_gpu_blocks="0"'], None),
+        (['block_size="16",num_gpu_blocks="-5"'], None),
+        ([], None),
+    ],
+)
+async def test_its_memory_is_that_of_all_its_engines(labels: list[str], tokens: int | None) -> None:
+    lines = "".join(f"vllm:cache_config_info{{{one}}} 1.0\n" for one in labels)
+    state = await backend({**AWAKE, "/metrics": Reply(200, lines.encode())}).fetch_state()
+    assert state.memory_tokens == tokens
 
 
 async def test_old_metric_names_are_understood() -> None:

@@ -24,6 +24,7 @@ from inference_engine_proxy_server.core.standing import Standing
 from inference_engine_proxy_server.core.waiting_line import QueueLimits, WaitingLine
 from inference_engine_proxy_server.destinations import Destinations
 from inference_engine_proxy_server.metrics import RequestMetrics
+from inference_engine_proxy_server.token_sizes import TokenSizes
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.deadlines import Deadlines
 
@@ -58,7 +59,7 @@ def make_pool(
     ]
     line = WaitingLine[Lease](queue, deadlines)
     policies = ModelPolicies.of(policy, {name: ModelConfig(own) for name, own in (by_model or {}).items()})
-    chooser = Chooser(policies, PrefixIndex(2**20), deadlines.clock) if policies.look_at_prompts else None
+    chooser = Chooser(policies, PrefixIndex(2**20), TokenSizes(), deadlines.clock) if policies.look_at_prompts else None
     return BackendPool(backends, line, rules.evidence_seconds / 2, allowance, deadlines.clock, chooser=chooser)
 
 

@@ -19,6 +19,7 @@ from inference_engine_proxy_server.core.prefix_index import PrefixIndex
 from inference_engine_proxy_server.core.prompt import read_prompt
 from inference_engine_proxy_server.core.wanted import Wanted
 from inference_engine_proxy_server.core.workload import Workload
+from inference_engine_proxy_server.token_sizes import USUAL_BYTES_A_TOKEN, TokenSizes
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENT = b'data: {"n": 1}\n\n'
@@ -165,7 +166,7 @@ async def test_a_chooser_that_comes_later_gives_no_number_twice() -> None:
         one, other = proxy.pool.backends
         other.number = -1  # it has joined while there was no chooser
         policies = ModelPolicies.of("rendezvous", {})
-        proxy.pool.placement.choose_by(Chooser(policies, PrefixIndex(2**16), proxy.pool.clock))
+        proxy.pool.placement.choose_by(Chooser(policies, PrefixIndex(2**16), TokenSizes(), proxy.pool.clock))
         assert one.number != other.number >= 0
 
 
@@ -174,10 +175,60 @@ async def test_who_waits_while_its_policy_goes_gets_a_place_by_requests() -> Non
         FakeEngine(answering(http_reply(b"{}"))) as engine,
         ForwardingFront(engine, policy="rendezvous") as proxy,
     ):
-        prompt = read_prompt(b"/", "/", b"", question())
+        prompt = read_prompt(b"/", "/", b"", question(), TokenSizes())
         wanted = Wanted("m", prompt=prompt, way=POLICIES["rendezvous"])
         proxy.pool.placement.choose_by(None)
         lease = proxy.pool.lease(wanted)
         assert lease is not None
         assert lease.commission is None
         lease.close()
+
+
+# --- sizes
+
+
+async def test_a_token_has_as_many_bytes_as_replies_say() -> None:
+    usage = b'{"usage": {"prompt_tokens": 2000, "completion_tokens": 5}}'
+    async with (
+        FakeEngine(answering(http_reply(usage))) as engine,
+        ForwardingFront(engine, policy="expected_time") as proxy,
+    ):
+        chooser = proxy.pool.placement.chooser
+        assert chooser is not None
+        picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBORw0K" * 200}}
+        seen = {"model": "m", "messages": [{"role": "user", "content": ["x" * 2000, picture]}]}
+        await proxy.post(json.dumps(seen).encode())
+        await proxy.post(json.dumps({"model": "m", "input": "x" * 2000}).encode(), path="/v1/embeddings")
+        assert chooser.token_sizes.of("m") == USUAL_BYTES_A_TOKEN
+        for number in range(2):
+            await proxy.post(question(str(number)))
+        assert chooser.token_sizes.of("m") == pytest.approx(2.05, rel=0.1)
+
+
+def test_seconds_are_of_real_tokens() -> None:
+    sizes = TokenSizes()
+    for _ in range(20):
+        sizes.learn("m", 2000, 1000)
+    prompt = read_prompt(b"/", "/", b"", question(), sizes)
+    assert prompt.tokens == pytest.approx(2000, rel=0.05)
+
+
+async def test_what_a_backend_tells_of_its_memory_is_where_the_index_begins() -> None:
+    async with (
+        FakeEngine(answering(http_reply(b"{}"))) as told,
+        FakeEngine(answering(http_reply(b"{}"))) as silent,
+        ForwardingFront(told, silent, policy="expected_time") as proxy,
+    ):
+        chooser = proxy.pool.placement.chooser
+        assert chooser is not None
+        before = chooser.index.keeps(1)
+        tells, does_not = proxy.pool.backends
+        for state in (replace(READY, memory_tokens=1000), READY):
+            proxy.pool.publish(tells, state, own_at_poll=0, asked_at=proxy.pool.clock())
+            proxy.pool.publish(does_not, READY, own_at_poll=0, asked_at=proxy.pool.clock())
+            assert chooser.index.keeps(tells.number) == 4000
+            assert chooser.index.keeps(does_not.number) == before
+        for _ in range(2):
+            chooser.token_sizes.learn("m", 2000, 1000)
+        proxy.pool.publish(tells, READY, own_at_poll=0, asked_at=proxy.pool.clock())
+        assert chooser.index.keeps(tells.number) == 2000

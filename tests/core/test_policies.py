@@ -14,6 +14,7 @@ from inference_engine_proxy_server.core.conversation import key_of
 from inference_engine_proxy_server.core.policies import Asked, expected_time, power_of_two, rendezvous, round_robin
 from inference_engine_proxy_server.core.prompt import Prompt, read_prompt
 from inference_engine_proxy_server.core.workload import Workload, compare
+from inference_engine_proxy_server.token_sizes import TokenSizes
 
 _PATH = "/v1/chat/completions"
 
@@ -58,7 +59,9 @@ def a_prompt(*contents: str, session: str = "") -> Prompt:
     roles = ("system", *("user", "assistant") * len(contents))
     messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
     fields = f"x-session-id: {session}\r\n".encode() if session else b""
-    return read_prompt(_PATH.encode(), _PATH, fields, msgspec.json.encode({"messages": messages, "stream": True}))
+    return read_prompt(
+        _PATH.encode(), _PATH, fields, msgspec.json.encode({"messages": messages, "stream": True}), TokenSizes()
+    )
 
 
 def asked(prompt: Prompt, held: Mapping[int, int] | None = None, goes_on: float = 0.0) -> Asked:

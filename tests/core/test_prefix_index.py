@@ -12,18 +12,19 @@ from hypothesis import strategies as st
 
 from inference_engine_proxy_server.core.prefix_index import PrefixIndex
 from inference_engine_proxy_server.core.prompt import ENDS, Prompt, read_prompt
+from inference_engine_proxy_server.token_sizes import USUAL_BYTES_A_TOKEN, TokenSizes
 
 ROOMY = 8 << 20
 KIB = 1024
 
 
 def prompt_of(*parts: str) -> Prompt:
-    return read_prompt(b"/", "/", b"", json.dumps({"model": "tiny", "prompt": "".join(parts)}).encode())
+    return read_prompt(b"/", "/", b"", json.dumps({"model": "tiny", "prompt": "".join(parts)}).encode(), TokenSizes())
 
 
 def blocks_of(letters: str) -> Prompt:
     """A prompt with a whole block for each letter."""
-    prompt = Prompt("tiny", len(letters) * 512)
+    prompt = Prompt("tiny", len(letters) * 512, USUAL_BYTES_A_TOKEN)
     previous, hashes = 0, []
     for letter in letters:
         previous = hash((previous, letter))
@@ -99,7 +100,7 @@ def test_held_is_the_longest_beginning_of_all_that_was_sent(sent: list[tuple[str
     assert index.held(blocks_of(asked)) == {backend: held for backend, held in longest.items() if held}
 
 
-@given(sent, words, st.integers(0, 20_000), st.sampled_from([0, 3000, 5000]))
+@given(sent, words, st.integers(1, 20_000), st.sampled_from([0, 3000, 5000]))
 def test_held_is_never_longer_than_what_was_sent(
     sent: list[tuple[str, int]], asked: str, keeps: int, budget: int
 ) -> None:
@@ -268,9 +269,7 @@ def test_what_is_told_again_does_not_undo_what_was_learned() -> None:
     index.expect(0, 100_000)
     assert index.keeps(0) == learned
     index.expect(0, 50_000)
-    assert index.keeps(0) == 50_000
-    index.expect(0, None)
-    assert index.keeps(0) == PrefixIndex(ROOMY).keeps(0)
+    assert index.keeps(0) == learned / 2
 
 
 # --- the closed loop

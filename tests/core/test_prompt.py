@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from inference_engine_proxy_server.core.prompt import ENDS, Prompt, read_prompt
 from inference_engine_proxy_server.core.request_traits import requested_model
+from inference_engine_proxy_server.token_sizes import TokenSizes
 
 CHAT = "/v1/chat/completions"
 
 
 def read(body: bytes | dict[str, Any], path: str = CHAT, fields: bytes = b"") -> Prompt:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return read_prompt(path.encode(), path, fields, content)
+    return read_prompt(path.encode(), path, fields, content, TokenSizes())
 
 
 def chat(*contents: str, **members: object) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def test_an_odd_body_has_its_length_and_no_chain(body: bytes) -> None:
 @given(st.binary(max_size=300), st.binary(max_size=100))
 def test_no_request_is_too_odd(body: bytes, fields: bytes) -> None:
     for start in (b"", b"{", b'{"messages":', b'{"model":"\\ud800","prompt":'):
-        read_prompt(b"/v1/x?model=%ff", "/v1/x", fields, start + body)
+        read_prompt(b"/v1/x?model=%ff", "/v1/x", fields, start + body, TokenSizes())
 
 
 @pytest.mark.parametrize(
@@ -246,6 +247,23 @@ def test_a_picture_counts_as_what_engines_make_of_it() -> None:
     assert read(chat("word " * 20_000)).tokens == pytest.approx(25_000, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("body", "path", "is_one_text"),
+    [
+        (chat("hi"), CHAT, True),
+        ({"prompt": "hi"}, "/v1/completions", True),
+        ({"input": "hi"}, "/v1/responses", True),
+        ({"prompt": ["one", "other"]}, "/v1/completions", False),
+        ({"input": ["one", "other"]}, "/v1/embeddings", False),
+        ({"query": "one", "documents": ["other"]}, "/v1/rerank", False),
+        ({}, CHAT, False),
+        (b"--boundary\r\n", "/v1/audio/transcriptions", False),
+    ],
+)
+def test_what_is_read_part_by_part_is_not_one_text(body: Any, path: str, is_one_text: bool) -> None:
+    assert read(body, path).is_one_text is is_one_text
+
+
 # --- where it is placed
 
 
@@ -261,7 +279,8 @@ def test_a_placement_follows_the_session_else_the_beginning() -> None:
 def test_placements_are_the_same_in_all_processes_and_chains_are_not() -> None:
     program = (
         "from inference_engine_proxy_server.core.prompt import read_prompt\n"
-        "p = read_prompt(b'/', '/', b'', b'{\"prompt\": \"' + b'a' * 600 + b'\"}')\n"
+        "from inference_engine_proxy_server.token_sizes import TokenSizes\n"
+        "p = read_prompt(b'/', '/', b'', b'{\"prompt\": \"' + b'a' * 600 + b'\"}', TokenSizes())\n"
         "print(p.placement_key, p.chain[0])"
     )
     told = {

@@ -10,7 +10,9 @@ from fakes.front import LIMITS
 from inference_engine_proxy_server.access.allowances import Allowance
 from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.config.api_keys import ApiKey
+from inference_engine_proxy_server.core.prompt import Prompt, read_prompt
 from inference_engine_proxy_server.core.standing import Standing
+from inference_engine_proxy_server.token_sizes import TokenSizes
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.request_head import parse_request_head
 
@@ -29,6 +31,10 @@ class NoClient:
 
     def exchange_done(self, exchange: Exchange) -> None:
         raise AssertionError
+
+
+def read(body: bytes) -> Prompt:
+    return read_prompt(b"/", "/", b"", body, TokenSizes())
 
 
 def exchange(
@@ -115,12 +121,21 @@ def test_a_field_that_only_looks_alike_states_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"])
 def test_the_bound_that_a_request_sets_is_its_work(name: str) -> None:
-    small, large = (STANDING.tokens(exchange(b'{"%b": %d}' % (name.encode(), bound))) for bound in (10, 90))
+    bodies = [b'{"%b": %d}' % (name.encode(), bound) for bound in (10, 90)]
+    small, large = (STANDING.tokens(exchange(body), None) for body in bodies)
+    assert large - small == 80
+    small, large = (STANDING.tokens(exchange(), read(body)) for body in bodies)
     assert large - small == 80
 
 
 def test_the_prompts_length_is_work() -> None:
-    assert STANDING.tokens(exchange(b"x" * 4000)) - STANDING.tokens(exchange(b"")) == 1000
+    assert STANDING.tokens(exchange(b"x" * 4000), None) - STANDING.tokens(exchange(b""), None) == 1000
+
+
+def test_a_picture_is_no_more_work_than_engines_make_of_it() -> None:
+    picture = b'{"prompt": "data:image/png;base64,' + b"iVBORw0K" * 50_000 + b'"}'
+    assert STANDING.tokens(exchange(picture), None) > 100_000
+    assert STANDING.tokens(exchange(picture), read(picture)) < 3_000
 
 
 @pytest.mark.parametrize(
@@ -128,14 +143,15 @@ def test_the_prompts_length_is_work() -> None:
     [b"", b"not JSON", b"[1]", b'{"max_tokens": "9"}', b'{"max_tokens": null}', b'{"n_predict": -1}', b'{"a": "\xff"}'],
 )
 def test_without_a_bound_a_usual_answer_is_expected(body: bytes) -> None:
-    assert STANDING.tokens(exchange(body)) == 1 + len(body) / 4 + 256
+    assert STANDING.tokens(exchange(body), None) == STANDING.tokens(exchange(), read(body)) == 1 + len(body) / 4 + 256
 
 
 def test_no_bound_is_believed_beyond_all_measure() -> None:
-    huge = STANDING.tokens(exchange(b'{"max_tokens": 1' + b"0" * 400 + b"}"))
+    huge = STANDING.tokens(exchange(b'{"max_tokens": 1' + b"0" * 400 + b"}"), None)
     assert 100_000 < huge < 200_000
 
 
 @given(st.binary(max_size=200) | st.text('{}[]":,0123456789max_tokens', max_size=200).map(str.encode))
 def test_no_body_is_too_odd(body: bytes) -> None:
-    assert STANDING.tokens(exchange(body)) >= 1
+    assert STANDING.tokens(exchange(body), None) >= 1
+    assert STANDING.tokens(exchange(body), read(body)) >= 1

@@ -85,6 +85,29 @@ def test_what_the_engine_had_was_not_read() -> None:
     assert work.speeds.reads == pytest.approx(500, rel=0.05)
 
 
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_how_long_an_answer_was_written_the_engine_knows_better_than_its_slow_client(is_streamed: bool) -> None:
+    work = Workload()
+    for start in (0.0, 100.0, 200.0):
+        errand = work.send(4000, start, is_streamed=is_streamed)
+        work.begin(errand, start + 2.0)
+        work.end(errand, start + 60.0)
+        work.learn(errand, start + 60.0, 4000, 101, written_ms=1000.0)
+
+    assert work.speeds.seconds_a_token(1) == pytest.approx(0.01)
+
+
+def test_answer_in_one_piece_tells_nothing_of_writing_unless_the_engine_does() -> None:
+    work = Workload()
+    before = work.speeds.seconds_a_token(1)
+    for start in (0.0, 100.0, 200.0):
+        errand = work.send(4000, start, is_streamed=False)
+        work.end(errand, start + 60.0)
+        work.learn(errand, start + 60.0, 4000, 101)
+
+    assert work.speeds.seconds_a_token(1) == before
+
+
 def test_memory_fills_up_with_the_load_between_two_polls() -> None:
     work = Workload()
     work.take_over_memory(0.5, 10)

@@ -81,7 +81,7 @@ class ProjectPolicy(Policy):
     async def _wait(self, request: Request, wanted: Wanted) -> None:
         answer_tokens = _USUAL_ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
         waiter = Waiter(
-            lane=wanted.lane,
+            lane=self._pool.placement.lane(wanted),
             sender=request.sender,
             tokens=1 + request.body_bytes / BYTES_A_TOKEN + answer_tokens,
             priority=0,
@@ -103,7 +103,7 @@ class ProjectPolicy(Policy):
             return Wanted(MODEL)
         path = "/v1/chat/completions"
         fields = f"x-session-id: {request.session}\r\n" if request.session else ""
-        prompt = read_prompt(path.encode(), path, fields.encode(), request.body())
+        prompt = read_prompt(path.encode(), path, fields.encode(), request.body(), chooser.token_sizes)
         return Wanted(MODEL, prompt=prompt, way=chooser.policies.way(MODEL))
 
     def _as_facts(self, usage: Usage) -> ReplyFacts:
@@ -133,6 +133,7 @@ class ProjectPolicy(Policy):
             requests_waiting=state.waiting,
             capacity=capacity,
             context_use=state.context_use if self.site.engine == "vllm" else None,
+            memory_tokens=state.memory_tokens,
             progress=state.tokens,
             model_names=ModelNames.ANY,
         )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from inference_engine_proxy_server.backends.reply_facts import read_facts
+from inference_engine_proxy_server.token_sizes import USUAL_BYTES_A_TOKEN
 
 __all__ = ["tokens_used"]
 
-_BYTES_A_TOKEN = 4  # of a prompt in English; others have fewer
 _EVENT = re.compile(rb"(?:^|\n)data: ?[{]")
 
 
@@ -28,8 +28,8 @@ def tokens_used(body_bytes: int, tail: bytes, sent_bytes: int) -> int:
     facts = read_facts(tail)
     prompt, answer = facts.prompt_tokens, facts.answer_tokens
     if prompt is None:
-        prompt = body_bytes // _BYTES_A_TOKEN
+        prompt = int(body_bytes / USUAL_BYTES_A_TOKEN)
     if answer is None:
         events = len(_EVENT.findall(tail))
-        answer = sent_bytes * events // len(tail) if events else sent_bytes // _BYTES_A_TOKEN
+        answer = sent_bytes * events // len(tail) if events else int(sent_bytes / USUAL_BYTES_A_TOKEN)
     return prompt + answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
@@ -20,6 +20,7 @@ __all__ = [
     "Reply",
     "Thresholds",
     "UnreadableState",
+    "contexts_told",
     "non_negative",
     "parse_models",
 ]
@@ -78,11 +79,15 @@ class BackendState:
         requests_waiting: requests in its own queue; ``None``: it did not say.
         capacity: requests it can work on at a time; ``None``: it did not say, or there is no telling.
         context_use: the share of its memory for contexts that requests in process use; ``None``: it did not say.
+        memory_tokens: tokens that fit into that memory, whether a request uses them or they are kept for one that
+            begins alike; ``None``: it did not say.
         progress: a number that changes while it works on anything, also while a long prompt is read; ``None``: it
             did not say. That it stands still while there is work means that the engine is stuck.
         models: what it serves; ``None``: it did not say this time, so what it said before still holds, and so
             do the ``model_names`` that came with it.
         model_names: what it does with a name that ``models`` lacks.
+        contexts: tokens that a prompt and its answer may have, by the ids of those ``models`` that tell it.
+        bounds_max_tokens: it refuses a request that would take more tokens for its answer than a whole context has.
         figures: further numbers worth showing, by the engine's own names.
     """
 
@@ -94,9 +99,12 @@ class BackendState:
     requests_waiting: float | None = None
     capacity: int | None = None
     context_use: float | None = None
+    memory_tokens: int | None = None
     progress: float | None = None
     models: tuple[ModelEntry, ...] | None = None
     model_names: ModelNames = ModelNames.UNKNOWN
+    contexts: Mapping[str, int] = field(default_factory=dict)
+    bounds_max_tokens: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
 
     def load_and_ready(self) -> tuple[float, bool]:
@@ -178,6 +186,12 @@ class BaseBackend(ABC):
 def non_negative(value: float | None) -> float | None:
     """``value`` if it can be a count or a share; ``None`` for NaN, infinity and negative numbers."""
     return value if value is not None and math.isfinite(value) and value >= 0 else None
+
+
+def contexts_told(models: Iterable[ModelEntry] | None, tell: Callable[[ModelEntry], object]) -> dict[str, int]:
+    """What ``tell`` finds in the entries, by their ids, where it can be a context's length in tokens."""
+    told = ((entry["id"], tell(entry)) for entry in models or ())
+    return {name: length for name, length in told if type(length) is int and length > 0}
 
 
 def parse_models(body: bytes) -> tuple[ModelEntry, ...]:

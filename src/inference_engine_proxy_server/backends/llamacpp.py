@@ -16,6 +16,7 @@ from inference_engine_proxy_server.backends.base import (
     ModelEntry,
     ModelNames,
     Reply,
+    contexts_told,
     non_negative,
 )
 from inference_engine_proxy_server.backends.prometheus_text import sum_samples
@@ -42,6 +43,9 @@ class LlamaCppBackend(BaseBackend):
     a long prefill (not so in build 11549), or want a model's name (400, router mode): load and progress are then
     unknown, which is neither sick nor idle.
 
+    How much its slots and its cache of prompts in the host's memory hold, it does not tell: the latter's bound is in
+    bytes, and one token's is told nowhere.
+
     A router's load is always unknown: it would have to be asked model by model, and each such question counts as
     use of that model, which keeps it from sleeping (llama.cpp#20227) and from being the one unloaded next. Nor does a
     router tell slots.
@@ -66,7 +70,7 @@ class LlamaCppBackend(BaseBackend):
 
         Not live while it loads its model or ``/health`` is not 200; live but not ready while it is busier than
         the thresholds. ``capacity``: its slots. ``progress``: batches decoded since its start; ``None`` without
-        ``/metrics``. ``figures``: token counters since its start.
+        ``/metrics``. ``contexts``: of one slot. ``figures``: token counters since its start.
 
         Raises:
             UnreadableState, OSError, TimeoutError: ``/health`` did not answer, or not in HTTP.
@@ -89,6 +93,7 @@ class LlamaCppBackend(BaseBackend):
             progress=non_negative(sums.get(_DECODED)),
             models=models,
             model_names=_model_names(models),
+            contexts=contexts_told(models, _context_tokens),
             figures=_figures(sums),
         )
 
@@ -126,6 +131,13 @@ def _model_names(models: tuple[ModelEntry, ...] | None) -> ModelNames:
         return ModelNames.UNKNOWN
     # Only a router tells a model's status ("loaded", "unloaded", ...), and only a router refuses unknown names.
     return ModelNames.STRICT if any("status" in model for model in models) else ModelNames.ANY
+
+
+def _context_tokens(model: ModelEntry) -> object:
+    # Of a slot, as /props has it in default_generation_settings.n_ctx, and not of all (measured on build 11549: 1024 of
+    # --ctx-size 2048 with two slots). A router tells it of those that are loaded.
+    meta = model.get("meta")
+    return meta.get("n_ctx") if isinstance(meta, dict) else None
 
 
 def _figures(sums: Mapping[str, float]) -> dict[str, float]:

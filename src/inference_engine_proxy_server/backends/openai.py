@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from inference_engine_proxy_server.backends.base import BackendState, BaseBackend
+from inference_engine_proxy_server.backends.base import BackendState, BaseBackend, contexts_told
 
 __all__ = ["OpenAIBackend"]
 
@@ -43,4 +43,7 @@ class OpenAIBackend(BaseBackend):
         if not 200 <= status < 300:
             hint = ", perhaps it is starting" if status == 503 else ""
             return BackendState(ready=False, live=False, reason=f"GET {path} answered {status}{hint}")
-        return BackendState(ready=True, models=await self.fetch_models())
+        models = await self.fetch_models()
+        # Not of OpenAI's API, but vLLM, SGLang and others that came from them tell it so.
+        contexts = contexts_told(models, lambda model: model.get("max_model_len"))
+        return BackendState(ready=True, models=models, contexts=contexts)

@@ -31,7 +31,7 @@ class ReplyFacts(NamedTuple):
         cached_tokens: of those, what it had read before.
         answer_tokens: what it wrote.
         read_tokens, read_ms: what it read of the prompt, and how long that took. llama.cpp alone tells.
-        written_tokens, written_ms: the same of the answer.
+        written_ms: how long it wrote its answer, from the first token to the last. llama.cpp alone tells.
     """
 
     prompt_tokens: int | None = None
@@ -39,7 +39,6 @@ class ReplyFacts(NamedTuple):
     answer_tokens: int | None = None
     read_tokens: int | None = None
     read_ms: float | None = None
-    written_tokens: int | None = None
     written_ms: float | None = None
 
 
@@ -114,9 +113,7 @@ def read_facts(reply: bytes) -> ReplyFacts:
         prompt = timings.cache_n + timings.prompt_n
     if answer is None:
         answer = timings.predicted_n
-    return ReplyFacts(
-        prompt, cached, answer, timings.prompt_n, timings.prompt_ms, timings.predicted_n, timings.predicted_ms
-    )
+    return ReplyFacts(prompt, cached, answer, timings.prompt_n, timings.prompt_ms, timings.predicted_ms)
 
 
 def _last(decoder: msgspec.json.Decoder[_Kind], name: bytes, reply: bytes) -> _Kind | None:

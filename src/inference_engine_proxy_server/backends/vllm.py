@@ -1,10 +1,12 @@
 """vLLM's OpenAI-compatible server.
 
-Sources: vLLM ``docs/usage/metrics.md``; measured on vLLM 0.32.0.
+Sources: vLLM ``docs/usage/metrics.md``, ``vllm/v1/metrics/loggers.py``, ``vllm/v1/engine/core_client.py``; measured on
+vLLM 0.32.0.
 """
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 import msgspec
@@ -16,6 +18,7 @@ from inference_engine_proxy_server.backends.base import (
     ModelNames,
     Thresholds,
     UnreadableState,
+    contexts_told,
     non_negative,
 )
 from inference_engine_proxy_server.backends.prometheus_text import samples, sum_samples
@@ -27,6 +30,8 @@ _WAITING = "vllm:num_requests_waiting"
 _SLEEP_STATE = "vllm:engine_sleep_state"
 _KV_USAGE = "vllm:kv_cache_usage_perc"
 _KV_USAGE_FORMERLY = "vllm:gpu_cache_usage_perc"
+_CACHE_CONFIG = "vllm:cache_config_info"  # its labels say it, its value is always 1
+_CACHE_SIZES = re.compile(rb'[{,](kv_cache_size_tokens|num_gpu_blocks|block_size)="([1-9][0-9]{0,15})"')
 _PROMPT_TOKENS = "vllm:prompt_tokens_total"
 _GENERATED_TOKENS = "vllm:generation_tokens_total"
 _SHOWN = (
@@ -73,6 +78,7 @@ class VLLMBackend(BaseBackend):
 
         Not live while ``/health`` is not 200 (503: its engine died), and while it is asleep or paused.
         ``capacity``: the most requests it has been seen running at a time, told only while others wait for them.
+        ``memory_tokens``: of its KV caches in GPUs' memory; what it offloads to the host's it does not tell in tokens.
         ``progress``: tokens read and written since its start, and the share of the KV cache in use.
         ``figures``: token counters since its start, and the KV cache usage of its fullest engine (0 to 1) as
         ``vllm:kv_cache_usage_perc``, also where the server still says ``vllm:gpu_cache_usage_perc``.
@@ -96,9 +102,12 @@ class VLLMBackend(BaseBackend):
             requests_waiting=waiting,
             capacity=self._capacity(running, waiting),
             context_use=max(_kv_usages(page), default=None),
+            memory_tokens=_memory_tokens(page),
             progress=_progress(page),
             models=models,
             model_names=ModelNames.STRICT,
+            contexts=contexts_told(models, lambda model: model.get("max_model_len")),
+            bounds_max_tokens=True,  # 400, "max_tokens=... cannot be greater than max_model_len=..."
             figures=_figures(page),
         )
 
@@ -164,6 +173,17 @@ def _progress(page: bytes) -> float | None:
 
 def _kv_usages(page: bytes) -> list[float]:
     return [sample.value for name in (_KV_USAGE, _KV_USAGE_FORMERLY) for sample in samples(page, name)]
+
+
+def _memory_tokens(page: bytes) -> int | None:
+    # One sample an engine. Each repeats kv_cache_size_tokens, which is of one engine, and num_gpu_blocks, which is of
+    # all. The former is younger, and the only one that is right if not all layers keep every token.
+    engines = [dict(_CACHE_SIZES.findall(sample.labels)) for sample in samples(page, _CACHE_CONFIG)]
+    sizes = [int(told[b"kv_cache_size_tokens"]) for told in engines if b"kv_cache_size_tokens" in told]
+    if sizes:
+        return sum(sizes)
+    blocks = [int(told[b"num_gpu_blocks"]) * int(told[b"block_size"]) for told in engines if len(told) == 2]
+    return max(blocks, default=None)
 
 
 def _figures(page: bytes) -> dict[str, float]:

@@ -73,13 +73,17 @@ class Backend:
         place_key: 64 bits of its URL, the same in all replicas.
         work: what of our prompts it has to do, as far as a policy looks at that.
         places: how many requests it works on at a time; infinite: it does not tell.
+        memory_tokens: what its memory for contexts holds; ``None``: it does not tell.
+        contexts: tokens that a prompt and its answer may have, by the names of the models that tell it.
+        bounds_max_tokens: an answer may not be asked to be longer than that.
         recheck: set when it should be asked at once instead of at the next interval.
     """
 
     __slots__ = (
-        "_figure_at", "_foreign", "_handicap", "config", "connections", "cost", "credentials", "health", "is_draining",
-        "is_last_choice", "is_live", "leases", "limit", "load", "model_ids", "model_names", "models", "number",
-        "place_key", "places", "recheck", "reply_field", "seats", "takes_requests", "told_at", "trial", "url", "work",
+        "_figure_at", "_foreign", "_handicap", "_only_context", "bounds_max_tokens", "config", "connections",
+        "contexts", "cost", "credentials", "health", "is_draining", "is_last_choice", "is_live", "leases", "limit",
+        "load", "memory_tokens", "model_ids", "model_names", "models", "number", "place_key", "places", "recheck",
+        "reply_field", "seats", "takes_requests", "told_at", "trial", "url", "work",
     )  # fmt: skip
 
     def __init__(self, config: BackendConfig, connections: BackendConnections, health: HealthTracker) -> None:
@@ -93,10 +97,13 @@ class Backend:
         self.models: tuple[ModelEntry, ...] = ()
         self.model_ids: frozenset[str] = frozenset()
         self.model_names = ModelNames.UNKNOWN
+        self.contexts: dict[str, int] = {}
+        self.bounds_max_tokens = False
         self.leases = 0
         self.load = 0.0
         self.limit = math.inf
         self.places = math.inf
+        self.memory_tokens: int | None = None
         self.number = -1
         self.place_key = key_of(config.url.encode())
         self.work = Workload()
@@ -107,6 +114,7 @@ class Backend:
         self.trial: Lease | None = None
         self.recheck = asyncio.Event()
         self._handicap = 0.0
+        self._only_context: int | None = None  # of who has but one model
         self._foreign = 0.0  # the part of the load that is not ours
         self._figure_at = -math.inf  # when it last told its load; -inf: not since it came up
         self.credentials: bytes | None
@@ -135,11 +143,23 @@ class Backend:
         self.models = told.models
         self.model_ids = frozenset(name for entry in told.models for name in _names(entry))
         self.model_names = told.model_names
+        self.contexts = {
+            name: told.contexts[entry["id"]]
+            for entry in told.models
+            if entry["id"] in told.contexts
+            for name in _names(entry)
+        }
+        self.bounds_max_tokens = told.bounds_max_tokens
+        self._only_context = told.contexts.get(told.models[0]["id"]) if len(told.models) == 1 else None
         stated = self.config.models
         if stated is not None:
             self.models = tuple({**_entry_of(told.models, name), "id": name} for name in stated)
             self.model_ids = frozenset(stated)
             self.model_names = ModelNames.STRICT
+
+    def context_of(self, model: str | None) -> int | None:
+        """Tokens that a prompt and its answer may have, for whoever asks for this name; ``None``: it does not tell."""
+        return self._only_context if model is None else self.contexts.get(model, self._only_context)
 
     def take_over_load(self, told: BackendState, *, own_at_poll: int, allowance: int, now: float) -> None:
         """Remember how loaded ``told`` says it is, ``own_at_poll`` of it being ours, and how much it can take."""
@@ -150,6 +170,7 @@ class Backend:
         capacity = self.config.capacity or told.capacity
         self.places = math.inf if capacity is None else capacity
         self.limit = self.places + allowance
+        self.memory_tokens = told.memory_tokens or self.memory_tokens  # a page that fails does not empty it
         self.work.take_over_memory(told.context_use or 0.0, self.load)
 
     def review(self, now: float, evidence_seconds: float) -> None:

@@ -107,7 +107,12 @@ class BackendPool:
             CapacityError: nobody who serves it works now.
             ClientError: 404, all live backends are strict about names and none has this one.
         """
-        if self.line.count and wanted.needs_slot and not excluded and self.line.is_waited_for(wanted.lane):
+        if (
+            self.line.count
+            and wanted.needs_slot
+            and not excluded
+            and self.line.is_waited_for(self.placement.lane(wanted))
+        ):
             return None
         return self.place(wanted, excluded)
 
@@ -117,7 +122,7 @@ class BackendPool:
         if backend is None:
             return None
         lease = Lease(backend, self._freed)
-        if wanted.way is not None:
+        if wanted.prompt is not None:
             lease.commission = self.placement.commission(wanted, backend)
         if backend.health.on_trial:
             backend.trial = lease
@@ -161,13 +166,13 @@ class BackendPool:
         if backend.health.told is not told:
             return
         backend.told_at = time.time()
-        before = backend.model_ids, backend.model_names
+        before = backend.model_ids, backend.model_names, backend.contexts
         backend.take_over_models(told)
-        if (backend.model_ids, backend.model_names) != before:
+        if (backend.model_ids, backend.model_names, backend.contexts) != before:
             self.placement.look_anew()
+        backend.take_over_load(told, own_at_poll=own_at_poll, allowance=self._allowance, now=now)
         if self.placement.chooser is not None:
             self.placement.chooser.has_told(self.backends)
-        backend.take_over_load(told, own_at_poll=own_at_poll, allowance=self._allowance, now=now)
         self._review(backend)
 
     def report_silence(self, backend: Backend) -> None:

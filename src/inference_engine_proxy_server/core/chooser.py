@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.core.backend import Backend
+from inference_engine_proxy_server.core.context_fit import learn_size
 from inference_engine_proxy_server.core.model_policies import ModelPolicies
 from inference_engine_proxy_server.core.policies import Asked, Way
 from inference_engine_proxy_server.core.prefix_index import Noted, PrefixIndex
-from inference_engine_proxy_server.core.prompt import BYTES_A_TOKEN, Prompt
+from inference_engine_proxy_server.core.prompt import Prompt
 from inference_engine_proxy_server.core.workload import Errand, compare
+from inference_engine_proxy_server.token_sizes import TokenSizes
 
 __all__ = ["Chooser", "Commission"]
 
@@ -27,15 +29,17 @@ class Commission:
         chooser: learns.
         backend: has it.
         errand: its work there.
-        noted: what was thought of its prompt.
+        prompt: is read there.
+        noted: what was thought of that.
     """
 
-    __slots__ = ("_backend", "_chooser", "_errand", "_is_open", "_noted")
+    __slots__ = ("_backend", "_chooser", "_errand", "_is_open", "_noted", "_prompt")
 
-    def __init__(self, chooser: Chooser, backend: Backend, errand: Errand, noted: Noted) -> None:
+    def __init__(self, chooser: Chooser, backend: Backend, errand: Errand, prompt: Prompt, noted: Noted) -> None:
         self._chooser = chooser
         self._backend = backend
         self._errand = errand
+        self._prompt = prompt
         self._noted = noted
         self._is_open = True
 
@@ -55,10 +59,11 @@ class Commission:
         if facts.prompt_tokens is not None and facts.cached_tokens is not None:
             read = facts.prompt_tokens - facts.cached_tokens
             self._chooser.index.correct(self._noted, facts.prompt_tokens, facts.cached_tokens)
+        learn_size(self._chooser.token_sizes, self._prompt, facts)
         if facts.read_tokens and facts.read_ms:
             work.speeds.note_reading(facts.read_tokens, facts.read_ms / 1000)
             self._errand.read_seconds = 0.0  # the engine knows better than we
-        work.learn(self._errand, now, read, facts.answer_tokens)
+        work.learn(self._errand, now, read, facts.answer_tokens, facts.written_ms)
 
     def close(self) -> None:
         """Nothing more comes of it, if it is not complete."""
@@ -73,12 +78,16 @@ class Chooser:
     Args:
         policies: which one names one of several candidates, by model; others may take their place at any time.
         index: which backend holds which prompts.
+        token_sizes: what is known of tokens' length.
         clock: seconds that only grow.
     """
 
-    def __init__(self, policies: ModelPolicies, index: PrefixIndex, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, policies: ModelPolicies, index: PrefixIndex, token_sizes: TokenSizes, clock: Callable[[], float]
+    ) -> None:
         self.policies = policies
         self.index = index
+        self.token_sizes = token_sizes
         self.clock = clock
         self._numbers = 0
         self._turns: dict[int, int] = {}
@@ -108,9 +117,9 @@ class Chooser:
         if prompt.turn:
             self._note_turn(prompt, backend)
         noted = self.index.note(prompt, backend.number)
-        unread = max(1.0, prompt.tokens - noted.held / BYTES_A_TOKEN)
+        unread = max(1.0, prompt.tokens - noted.held / prompt.bytes_a_token)
         errand = backend.work.send(unread, self.clock(), is_streamed=prompt.is_streamed)
-        return Commission(self, backend, errand, noted)
+        return Commission(self, backend, errand, prompt, noted)
 
     def _note_kind(self, prompt: Prompt) -> None:
         key, known = prompt.shared_key, self._goes_on
@@ -139,6 +148,13 @@ class Chooser:
     def has_told(self, backends: Sequence[Backend]) -> None:
         """One of them has told its state: a good moment for what need not be done for each request."""
         compare([backend.work for backend in backends])
+        for backend in backends:
+            self._expect(backend)
+
+    def _expect(self, backend: Backend) -> None:
+        if backend.memory_tokens is not None:
+            model = backend.models[0]["id"] if backend.models else None  # whatever else it lists has its tokenizer
+            self.index.expect(backend.number, backend.memory_tokens * self.token_sizes.of(model))
 
     def forget(self, backend: Backend) -> None:
         """What comes back there may hold nothing."""

@@ -11,7 +11,7 @@ from functools import partial
 from inference_engine_proxy_server.core.backend import Backend, Learning, Lease
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.listening_tail import ListeningTail
-from inference_engine_proxy_server.core.model_policies import ModelPolicies
+from inference_engine_proxy_server.core.placement import Placement
 from inference_engine_proxy_server.core.prompt import read_prompt
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
 from inference_engine_proxy_server.core.request_traits import requested_model
@@ -86,8 +86,8 @@ class Forwarder:
         if not takes_slot and head.destination is Destination.BLOCKED:
             message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
             raise ClientError(message, status=403, code="path_blocked")
-        if takes_slot and self._placement.chooser is not None:
-            wanted = _by_policy(exchange, self._placement.chooser.policies)
+        if takes_slot and self._placement.reads_prompts:
+            wanted = _with_prompt(exchange, self._placement)
         else:
             if exchange.model is None:
                 exchange.model = requested_model(head.target, exchange.body)
@@ -131,15 +131,16 @@ class Forwarder:
     async def _wait(self, exchange: Exchange, wanted: Wanted, failed: Mapping[Backend, BackendError]) -> Lease:
         """A place when it is the request's turn; one that a backend has failed goes before all others."""
         line = self._pool.line
+        lane = self._placement.lane(wanted)
         waiter = Waiter(
-            lane=(wanted.lane, *failed) if failed else wanted.lane,  # it cannot go where the others can
+            lane=(lane, *failed) if failed else lane,  # it cannot go where the others can
             sender=self._standing.sender(exchange),
-            tokens=self._standing.tokens(exchange),
+            tokens=self._standing.tokens(exchange, wanted.prompt),
             priority=self._standing.priority(exchange) if not failed else FIRST,
             take_place=partial(self._pool.place, wanted, tuple(failed)),
             line=line,
         )
-        async with self._updates.during(exchange, waiter):
+        async with self._updates.during(exchange, waiter, wanted.prompt):
             return await line.wait(waiter)
 
     # --- an attempt
@@ -250,15 +251,15 @@ class Forwarder:
             self._pool.report_success(backend, sent_at)
 
 
-def _by_policy(exchange: Exchange, policies: ModelPolicies) -> Wanted:
-    """What ``exchange`` asks for, its prompt read if the policy of its model looks at it."""
+def _with_prompt(exchange: Exchange, placement: Placement) -> Wanted:
+    """What ``exchange`` asks for; its prompt is read if a policy looks at it, or if it may not fit everywhere."""
     head = exchange.head
-    if exchange.model is None and policies.by_model:
+    if exchange.model is None and placement.has_policies_by_model:
         exchange.model = requested_model(head.target, exchange.body)
-    way = policies.way(exchange.model)
-    if way is None:
+    way = placement.way(exchange.model)
+    if way is None and not placement.contexts_differ:
         return Wanted(exchange.model)
-    prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body)
+    prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body, placement.token_sizes)
     exchange.model = exchange.model or prompt.model
     return Wanted(exchange.model, prompt=prompt, way=way)
 

@@ -5,16 +5,19 @@ Nothing here counts requests, nor weighs evidence: :mod:`~.backend_pool` does bo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from inference_engine_proxy_server.backends.base import ModelNames
 from inference_engine_proxy_server.core.backend import Backend, Learning
 from inference_engine_proxy_server.core.balancer import choose
 from inference_engine_proxy_server.core.chooser import Chooser
+from inference_engine_proxy_server.core.context_fit import Need, SizeLearning, contexts_of, differ_somewhere, fitting
 from inference_engine_proxy_server.core.health_tracker import Health
+from inference_engine_proxy_server.core.policies import Way
 from inference_engine_proxy_server.core.servers import Servers
 from inference_engine_proxy_server.core.wanted import Wanted
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
+from inference_engine_proxy_server.token_sizes import TokenSizes
 
 __all__ = ["Placement"]
 
@@ -30,12 +33,20 @@ class Placement:
             requests is chosen.
         is_shared: other workers send requests to these backends, too, and tell nobody.
         retry_after_seconds: when those should ask again whom nobody serves.
+
+    Attributes:
+        chooser: that one.
+        token_sizes: what is known of tokens' length.
+        contexts_differ: what is to be read may not fit everywhere.
+        reads_prompts: so that matters, or it does to a policy.
     """
 
     def __init__(
         self, backends: Sequence[Backend], chooser: Chooser | None, *, is_shared: bool, retry_after_seconds: int
     ) -> None:
         self.chooser = chooser
+        self.token_sizes = TokenSizes() if chooser is None else chooser.token_sizes
+        self.contexts_differ = self.reads_prompts = False
         self._backends = backends
         self._is_shared = is_shared
         self._retry_after_seconds = retry_after_seconds
@@ -44,7 +55,7 @@ class Placement:
 
     def take_in(self, backends: Sequence[Backend]) -> None:
         """These are the fleet now."""
-        self.look_anew()
+        self._forget_servers()
         self._backends = backends
         self.choose_by(self.chooser)
 
@@ -52,13 +63,23 @@ class Placement:
         """Policies have changed; ``chooser`` as at the beginning."""
         self.chooser = chooser
         if chooser is not None:
+            self.token_sizes = chooser.token_sizes
             chooser.take_in(self._backends)
+        self._compare_contexts()
+
+    @property
+    def has_policies_by_model(self) -> bool:
+        """Whether a request's policy depends on its model."""
+        return self.chooser is not None and bool(self.chooser.policies.by_model)
+
+    def way(self, model: str | None) -> Way | None:
+        """The policy for requests that ask for ``model``; ``None``: whoever has the fewest requests gets them."""
+        return None if self.chooser is None else self.chooser.policies.way(model)
 
     def look_anew(self) -> None:
         """A backend serves other models than before, or has begun to work, or ceased to."""
-        self._servers.clear()
-        for backend in self._backends:
-            backend.seats.clear()
+        self._forget_servers()
+        self._compare_contexts()
 
     def best(self, wanted: Wanted, excluded: Collection[Backend] = ()) -> Backend | None:
         """The one that a request should go to; ``None``: all are full.
@@ -67,7 +88,7 @@ class Placement:
             CapacityError: nobody who serves it works now.
             ClientError: 404, all live backends are strict about names and none has this one.
         """
-        if wanted.way is None and wanted.needs_slot and not excluded:  # whoever serves the model is a candidate
+        if wanted.prompt is None and wanted.needs_slot and not excluded:  # whoever serves the model is a candidate
             servers = self._servers.get(wanted.model) or self._find_servers(wanted.model)
             if self._is_shared:
                 servers.rerank()
@@ -77,19 +98,45 @@ class Placement:
         return best or self._last_resort(self._candidates(wanted, excluded), wanted)
 
     def commission(self, wanted: Wanted, backend: Backend) -> Learning | None:
-        """What policies learn from a request that is about to be sent to ``backend``; ``None``: nothing."""
-        if self.chooser is None or wanted.way is None or wanted.prompt is None:
+        """What will be learned from a request that is about to be sent to ``backend``; ``None``: nothing."""
+        if wanted.prompt is None:
             return None
-        return self.chooser.send(wanted.way, wanted.prompt, backend)
+        learning = None
+        if self.chooser is not None and wanted.way is not None:
+            learning = self.chooser.send(wanted.way, wanted.prompt, backend)
+        return SizeLearning(self.token_sizes, wanted.prompt) if learning is None and self.contexts_differ else learning
 
     def has_other(self, wanted: Wanted, excluded: Collection[Backend]) -> bool:
         """Whether a backend that is not ``excluded`` takes such requests, were it free."""
         return any(backend.takes_requests for backend in self._candidates(wanted, excluded))
 
+    def lane(self, wanted: Wanted) -> Hashable:
+        """Where in the line it waits: those who have the same can be served by the same backends."""
+        if wanted.prompt is None:
+            return wanted.model
+        servers, fitting = self._fitting(wanted)
+        return wanted.model if fitting is servers.backends else (wanted.model, *(backend.url for backend in fitting))
+
+    def _forget_servers(self) -> None:
+        self._servers.clear()
+        for backend in self._backends:
+            backend.seats.clear()
+
+    def _compare_contexts(self) -> None:
+        self.contexts_differ = differ_somewhere(one for one in self._backends if one.is_live)
+        self.reads_prompts = self.contexts_differ or self.chooser is not None
+
     def _candidates(self, wanted: Wanted, excluded: Collection[Backend]) -> list[Backend]:
         """Those that the request may go to, free or not."""
+        return [backend for backend in self._fitting(wanted)[1] if backend not in excluded]
+
+    def _fitting(self, wanted: Wanted) -> tuple[Servers, Sequence[Backend]]:
+        """Those who serve the model, and where the prompt fits: the very same tuple, if it fits everywhere."""
         servers = self._servers.get(wanted.model) or self._find_servers(wanted.model)
-        return [backend for backend in servers.backends if backend not in excluded]
+        if servers.contexts is None or wanted.prompt is None:
+            return servers, servers.backends
+        need = Need.of(wanted.prompt, self.token_sizes)
+        return servers, servers.backends if need is None else fitting(servers.backends, servers.contexts, need)
 
     def _find_servers(self, model: str | None) -> Servers:
         """The live backends that serve ``model``.
@@ -103,9 +150,10 @@ class Placement:
                 backend for backend in found if backend.model_names is not ModelNames.STRICT
             ]
         if len(self._servers) >= _REMEMBERED_MODELS:
-            self.look_anew()
-        same = (servers for servers in self._servers.values() if list(servers.backends) == found)
-        self._servers[model] = servers = next(same, None) or Servers(tuple(found))
+            self._forget_servers()
+        kind = tuple(found), contexts_of(found, model)
+        same = (servers for servers in self._servers.values() if (servers.backends, servers.contexts) == kind)
+        self._servers[model] = servers = next(same, None) or Servers(*kind)
         return servers
 
     def _best_of(self, free: Sequence[Backend], wanted: Wanted) -> Backend | None:

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from inference_engine_proxy_server.core.prompt import BYTES_A_TOKEN, Prompt
+from inference_engine_proxy_server.core.prompt import Prompt
 from inference_engine_proxy_server.core.workload import Workload
 
 __all__ = [
@@ -142,14 +142,14 @@ def expected_time(candidates: Sequence[Candidate], asked: Asked, now: float) -> 
 def _known(candidates: Sequence[Candidate], asked: Asked, strangers: float) -> list[float]:
     """Tokens of the prompt that each has: as we know, or as other replicas' rule says."""
     prompt, held = asked.prompt, asked.held
-    known = [held.get(one.number, 0) / BYTES_A_TOKEN for one in candidates]
+    known = [held.get(one.number, 0) / prompt.bytes_a_token for one in candidates]
     if asked.last_at in held:  # it has the answer, too
         at = next((at for at, one in enumerate(candidates) if one.number == asked.last_at), None)
         if at is not None:
-            known[at] = max(known[at], prompt.history / BYTES_A_TOKEN)
+            known[at] = max(known[at], prompt.history / prompt.bytes_a_token)
     if strangers and prompt.shared:
         at = _highest(candidates, prompt.shared_key)
-        known[at] = max(known[at], strangers * _SHARED_TRUST * prompt.shared / BYTES_A_TOKEN)
+        known[at] = max(known[at], strangers * _SHARED_TRUST * prompt.shared / prompt.bytes_a_token)
     return known
 
 
@@ -162,7 +162,7 @@ def _home(candidates: Sequence[Candidate], asked: Asked, known: list[float], str
     """
     prompt = asked.prompt
     most = max(known)
-    is_known = prompt.history > 0 and most * BYTES_A_TOKEN > prompt.opening
+    is_known = prompt.history > 0 and most * prompt.bytes_a_token > prompt.opening
     goes_on = max(asked.goes_on, float(prompt.history > 0))
     if is_known:
         home = known.index(most)
@@ -171,7 +171,7 @@ def _home(candidates: Sequence[Candidate], asked: Asked, known: list[float], str
     else:
         warmest = [at for at, tokens in enumerate(known) if tokens >= 0.999 * most]
         home = warmest[_highest([candidates[at] for at in warmest], prompt.conversation_key)]
-    history = prompt.history / BYTES_A_TOKEN
+    history = prompt.history / prompt.bytes_a_token
     if not history:
         return home, strangers * goes_on * _AGREEMENT * prompt.tokens
     known[home] += strangers * max(0.0, history - known[home])

@@ -97,14 +97,18 @@ class PrefixIndex:
         """How many bytes of prompts ``backend`` keeps, by the present estimate."""
         return self._shelf(backend).keeps
 
-    def expect(self, backend: int, keeps_bytes: float | None) -> None:
-        """``backend`` tells that it keeps so much; ``None``: it does not tell. What replies say goes on from there."""
+    def expect(self, backend: int, keeps_bytes: float) -> None:
+        """``backend`` tells that it keeps so much, which is above 0. What replies say goes on from there.
+
+        Where it tells another size, what was learned stays the same part of it: mostly the tokens are as many, and
+        their bytes have become better known.
+        """
         shelf = self._shelf(backend)
-        if shelf.told != keeps_bytes:
-            shelf.told = keeps_bytes
-            shelf.keeps = _USUALLY_KEPT if keeps_bytes is None else keeps_bytes
-            shelf.losses = 0
-            self._oldest[backend] = shelf.oldest()
+        if shelf.told == keeps_bytes:
+            return
+        shelf.keeps = keeps_bytes if shelf.told is None else shelf.keeps * keeps_bytes / shelf.told
+        shelf.told = keeps_bytes
+        self._oldest[backend] = shelf.oldest()
 
     def forget(self, backend: int) -> None:
         """``backend`` holds nothing any more: it has been restarted, or its number is another's now."""

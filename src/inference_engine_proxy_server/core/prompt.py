@@ -17,11 +17,9 @@ import msgspec
 
 from inference_engine_proxy_server.core.conversation import Parts, key_of, parts_of
 from inference_engine_proxy_server.core.request_traits import requested_model
+from inference_engine_proxy_server.token_sizes import TokenSizes
 
-__all__ = ["BYTES_A_TOKEN", "ENDS", "Prompt", "read_prompt"]
-
-BYTES_A_TOKEN = 4.0
-"""Of English text; code and other languages have fewer."""
+__all__ = ["ENDS", "Prompt", "read_prompt"]
 
 _FIRST_BLOCK = 512  # some 128 tokens: less than that is not worth another queue
 _BLOCKS_A_SIZE = 16  # so that the end of a prompt that is not in a whole block is a sixteenth of it, or less
@@ -48,7 +46,7 @@ _PLACED_BY = 512  # bytes of a prompt; simulated so, see docs/balancing.md
 # A picture in a prompt is long in bytes and short in tokens: some 250 to 2,000 of them, by model and size.
 _PICTURE_TOKENS = 1000
 _PICTURE = b";base64,"
-_LONG_BYTES = 32 * 1024  # shorter ones are not searched
+_LONG_BYTES = 32 * 1024  # of a prompt in which a picture is long enough to be found by a look here and there
 _SAMPLES = 8
 _SAMPLE_BYTES = 64
 _PICTURE_SAMPLE = re.compile(rb"[A-Za-z0-9+/=]{%d}" % _SAMPLE_BYTES)
@@ -66,6 +64,8 @@ _OWNED_BELOW = tuple(
 )
 _NOT_AN_ID = frozenset({"control", "input_tokens", "compact", "render"})  # what engines serve there under fixed names
 _READ_ANEW = ("/embeddings", "/embedding", "/rerank", "/reranking", "/score", "/pooling", "/classify", "/tokenize")
+
+_LIST = ord("[")
 
 _Small = str | int | float | bool | None  # nobody's mistake in a small member hides the others
 _ABSENT = msgspec.Raw()
@@ -98,7 +98,12 @@ class Prompt:
     Attributes:
         model: what the request asks for, as :func:`~.request_traits.requested_model` finds it.
         size: bytes of its raw text: of the whole body, where no prompt is found in it.
+        bytes_a_token: of its model, as far as replies have told.
         tokens: an estimate of its tokens.
+        is_one_text: an engine reads it as one, and not each of its parts for itself (``input`` of embeddings), or
+            something that is no text.
+        is_plain: all its tokens are those of that text, which has a block at least: no pictures, nothing that stands
+            elsewhere.
         chain: 64-bit hashes of how it begins: the one at ``i`` stands for its first ``ENDS[i]`` bytes and its model.
             Other processes have other ones. Empty: it is shorter than a block, or engines read it anew anyway.
         session: what its client says that it belongs to; ``None``: it does not say.
@@ -113,14 +118,18 @@ class Prompt:
     """
 
     __slots__ = (
-        "_first_question", "answer_tokens", "bound_to", "chain", "history", "is_streamed", "last_turn", "model",
-        "opening", "session", "shared", "size", "start", "stream_name", "tokens", "turn",
+        "_first_question", "answer_tokens", "bound_to", "bytes_a_token", "chain", "history", "is_one_text",
+        "is_plain", "is_streamed", "last_turn", "model", "opening", "session", "shared", "size", "start",
+        "stream_name", "tokens", "turn",
     )  # fmt: skip
 
-    def __init__(self, model: str | None, size: int) -> None:
+    def __init__(self, model: str | None, size: int, bytes_a_token: float) -> None:
         self.model = model
         self.size = size
-        self.tokens = size / BYTES_A_TOKEN
+        self.bytes_a_token = bytes_a_token
+        self.tokens = size / bytes_a_token
+        self.is_one_text = False
+        self.is_plain = False
         self.chain: array[int] = _NOTHING
         self.session: str | None = None
         self.bound_to: str | None = None
@@ -157,7 +166,7 @@ class Prompt:
         return key_of(self.start if self.session is None else self.session.encode())
 
 
-def read_prompt(target: bytes, path: str, fields: bytes, body: bytes) -> Prompt:
+def read_prompt(target: bytes, path: str, fields: bytes, body: bytes, token_sizes: TokenSizes) -> Prompt:
     """What ``body`` holds, however odd it is: an engine will say what is wrong with it.
 
     Args:
@@ -165,27 +174,31 @@ def read_prompt(target: bytes, path: str, fields: bytes, body: bytes) -> Prompt:
         path: without the query.
         fields: lines of the header section, each ending in CRLF.
         body: any bytes.
+        token_sizes: how many bytes a token has.
     """
     try:
         members = _decoder.decode(body) if body else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         members = None
     if members is None:
-        prompt = Prompt(requested_model(target, body), len(body))
+        model = requested_model(target, body)
+        prompt = Prompt(model, len(body), token_sizes.of(model))
         prompt.start = body[:_PLACED_BY]
     else:
-        prompt = _prompt_of(members, path, body)
+        prompt = _prompt_of(members, path, body, token_sizes)
     _name(prompt, path, fields)
     return prompt
 
 
-def _prompt_of(members: _Members, path: str, body: bytes) -> Prompt:
+def _prompt_of(members: _Members, path: str, body: bytes, token_sizes: TokenSizes) -> Prompt:
     model = members.model if isinstance(members.model, str) else None
     text = _text_of(members)
-    prompt = Prompt(model, len(text) or len(body))
-    if len(text) > _LONG_BYTES:
-        prompt.tokens = _tokens_with_pictures(text)
-    if len(text) >= _FIRST_BLOCK and not path.endswith(_READ_ANEW):
+    prompt = Prompt(model, len(text) or len(body), token_sizes.of(model))
+    pictures, their_size = _pictures_in(text)
+    if pictures:
+        prompt.tokens = (len(text) - their_size) / prompt.bytes_a_token + pictures * _PICTURE_TOKENS
+    is_read_anew = path.endswith(_READ_ANEW)
+    if len(text) >= _FIRST_BLOCK and not is_read_anew:
         previous = hash((model, members.cache_salt))  # vLLM shares nothing between salts
         hashes = []
         for block in _BLOCKS[: bisect_right(ENDS, len(text))]:
@@ -206,6 +219,9 @@ def _prompt_of(members: _Members, path: str, body: bytes) -> Prompt:
         prompt.session = members.prompt_cache_key
     if isinstance(members.previous_response_id, str):
         prompt.bound_to = members.previous_response_id
+    is_list = bool(members.prompt) and memoryview(members.prompt)[0] == _LIST
+    prompt.is_one_text = bool(text) and not is_read_anew and not is_list
+    prompt.is_plain = prompt.is_one_text and bool(prompt.chain) and not pictures and prompt.bound_to is None
     return prompt
 
 
@@ -221,19 +237,22 @@ def _text_of(members: _Members) -> bytes:
     return bytes(text)
 
 
-def _tokens_with_pictures(text: bytes) -> float:
+def _pictures_in(text: bytes) -> tuple[int, int]:
+    """How many there are, and how many bytes of ``text`` they take."""
     step = len(text) // (_SAMPLES + 1)
-    if not any(_PICTURE_SAMPLE.match(text, at) for at in range(step, len(text) - _SAMPLE_BYTES, step)):
-        return len(text) / BYTES_A_TOKEN
-    size, pictures = len(text), 0
+    if len(text) > _LONG_BYTES and not any(
+        _PICTURE_SAMPLE.match(text, at) for at in range(step, len(text) - _SAMPLE_BYTES, step)
+    ):
+        return 0, 0
+    pictures = size = 0
     start = text.find(_PICTURE)
     while start >= 0:
         end = text.find(b'"', start)
         end = len(text) if end < 0 else end
-        size -= end - start
+        size += end - start
         pictures += 1
         start = text.find(_PICTURE, end)
-    return size / BYTES_A_TOKEN + pictures * _PICTURE_TOKENS
+    return pictures, size
 
 
 def _name(prompt: Prompt, path: str, fields: bytes) -> None:

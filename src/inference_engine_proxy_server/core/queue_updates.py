@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from inference_engine_proxy_server.core.backend import Lease
+from inference_engine_proxy_server.core.prompt import Prompt
 from inference_engine_proxy_server.core.waiting_line import Waiter, WaitingLine
 from inference_engine_proxy_server.wire.exchange import Exchange
 
@@ -43,9 +44,13 @@ class QueueUpdates:
         self._to_all = to_all
 
     @asynccontextmanager
-    async def during(self, exchange: Exchange, waiter: Waiter[Lease]) -> AsyncIterator[None]:
-        """Send them to ``exchange`` while ``waiter`` waits in it, if they are wanted."""
-        if not self._are_wanted(exchange):
+    async def during(self, exchange: Exchange, waiter: Waiter[Lease], prompt: Prompt | None) -> AsyncIterator[None]:
+        """Send them to ``exchange`` while ``waiter`` waits in it, if they are wanted.
+
+        Args:
+            prompt: of its body; ``None``: nobody has read it.
+        """
+        if not self._are_wanted(exchange, prompt):
             yield
             return
         task = asyncio.get_running_loop().create_task(self._send(exchange, waiter))
@@ -54,9 +59,11 @@ class QueueUpdates:
         finally:
             task.cancel()  # and not awaited: that would swallow the client's leaving, or lose the place
 
-    def _are_wanted(self, exchange: Exchange) -> bool:
+    def _are_wanted(self, exchange: Exchange, prompt: Prompt | None) -> bool:
         if not self._to_all and not _ASKED_FOR.search(exchange.head.passed_on):
             return False
+        if prompt is not None:
+            return prompt.is_streamed
         try:
             return _decoder.decode(exchange.body).stream
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

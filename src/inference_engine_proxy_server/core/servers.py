@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.balancer import choose
@@ -15,17 +16,19 @@ class Servers:
 
     Args:
         backends: each once.
+        contexts: of each one, in tokens, infinite if it does not tell; ``None``: all are alike.
 
     Attributes:
-        backends: those.
+        backends, contexts: those.
         ranks: what each one's load weighs, by position; infinite while it takes no request. The backends themselves
             keep this up to date: going through all of them for every request would cost more than it.
     """
 
-    __slots__ = ("_costs", "_costs_if_uneven", "backends", "ranks")
+    __slots__ = ("_costs", "_costs_if_uneven", "backends", "contexts", "ranks")
 
-    def __init__(self, backends: tuple[Backend, ...]) -> None:
+    def __init__(self, backends: tuple[Backend, ...], contexts: Sequence[float] | None) -> None:
         self.backends = backends
+        self.contexts = contexts
         self.ranks = [math.inf] * len(backends)
         self._costs = [backend.cost for backend in backends]
         self._costs_if_uneven: list[float] | None

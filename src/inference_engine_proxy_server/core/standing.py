@@ -7,12 +7,13 @@ import re
 import msgspec
 
 from inference_engine_proxy_server.access.gate import Access
+from inference_engine_proxy_server.core.prompt import Prompt
+from inference_engine_proxy_server.token_sizes import USUAL_BYTES_A_TOKEN
 from inference_engine_proxy_server.wire.exchange import Exchange
 
 __all__ = ["Standing"]
 
 _PRIORITY = re.compile(rb"(?:^|\n)x-priority:[ \t]*(-?[0-9]{1,3})[ \t]*\r\n", re.IGNORECASE)
-_BYTES_A_TOKEN = 4  # of English text
 _USUAL_ANSWER_TOKENS = 256  # of a request that sets no bound
 _MOST_ANSWER_TOKENS = 131_072  # no answer is longer, whatever a request sets
 
@@ -51,17 +52,26 @@ class Standing:
         most = 100 if access is None else access.key.priority
         return max(-100, min(int(stated[1]), most))
 
-    def tokens(self, exchange: Exchange) -> float:
-        """An estimate of the work that it is: its prompt's tokens and those that its answer may have."""
-        answer: int | None = None
-        try:
-            sized = _sized_decoder.decode(exchange.body)
-            bounds = (sized.max_completion_tokens, sized.max_output_tokens, sized.max_tokens, sized.n_predict)
-            answer = next((bound for bound in bounds if bound is not None and bound >= 0), None)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            pass  # not JSON, or not what an engine would take
-        answer = _USUAL_ANSWER_TOKENS if answer is None else min(answer, _MOST_ANSWER_TOKENS)
-        return 1 + len(exchange.body) / _BYTES_A_TOKEN + answer
+    def tokens(self, exchange: Exchange, prompt: Prompt | None) -> float:
+        """An estimate of the work that it is: its prompt's tokens and those that its answer may have.
+
+        Args:
+            prompt: of its body; ``None``: nobody has read it, so the body's length has to do.
+        """
+        if prompt is None:
+            tokens, answer = len(exchange.body) / USUAL_BYTES_A_TOKEN, _answer_tokens(exchange.body)
+        else:
+            tokens, answer = prompt.tokens, prompt.answer_tokens
+        return 1 + tokens + (_USUAL_ANSWER_TOKENS if answer is None else min(answer, _MOST_ANSWER_TOKENS))
+
+
+def _answer_tokens(body: bytes) -> int | None:
+    try:
+        sized = _sized_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None  # not JSON, or not what an engine would take
+    bounds = (sized.max_completion_tokens, sized.max_output_tokens, sized.max_tokens, sized.n_predict)
+    return next((bound for bound in bounds if bound is not None and bound >= 0), None)
 
 
 def _address(client: str) -> str:

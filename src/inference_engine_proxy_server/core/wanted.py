@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 import msgspec
 
 from inference_engine_proxy_server.core.policies import Way
@@ -26,8 +24,3 @@ class Wanted(msgspec.Struct, frozen=True, gc=False):
     needs_slot: bool = True
     prompt: Prompt | None = None
     way: Way | None = None
-
-    @property
-    def lane(self) -> Hashable:
-        """Where in the line it waits: those who have the same can be served by the same backends."""
-        return self.model

@@ -126,17 +126,28 @@ class Workload:
         if was_seen:
             self.answer_seconds += _GAIN * (now - errand.began_at - self.answer_seconds)
 
-    def learn(self, errand: Errand, now: float, read_tokens: float | None, answer_tokens: float | None) -> None:
-        """Its answer tells what it took: tokens that were read, and written; ``None``: it does not tell."""
+    def learn(
+        self,
+        errand: Errand,
+        now: float,
+        read_tokens: float | None,
+        answer_tokens: float | None,
+        written_ms: float | None = None,
+    ) -> None:
+        """Its answer tells what it took: tokens that were read, and written, and for how long; ``None``: it does not.
+
+        The engine's own time goes before ours: what the network and a slow client take is not in it.
+        """
         speeds = self.speeds
         if errand.read_seconds > 0:
             # A prompt that comes while a step is under way waits for its end first: half a step on average.
             waited = 1.5 * speeds.seconds_a_token(errand.streams)
             tokens = errand.unread if read_tokens is None else read_tokens
             speeds.note_reading(tokens, max(errand.read_seconds / 4, errand.read_seconds - waited))
-        if errand.is_streamed and answer_tokens is not None and answer_tokens > 1 and errand.began_at < now:
-            streams = (errand.streams + self.writing + 1) / 2
-            speeds.note_writing(answer_tokens - 1, now - errand.began_at, streams)
+        if answer_tokens is None or (written_ms is None and not errand.is_streamed):
+            return
+        seconds = now - errand.began_at if written_ms is None else written_ms / 1000
+        speeds.note_writing(answer_tokens - 1, seconds, (errand.streams + self.writing + 1) / 2)
 
     def drop(self, errand: Errand) -> None:
         """It will not be done: it was not delivered, or nobody waits for it any more."""
