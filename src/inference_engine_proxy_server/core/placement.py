@@ -61,7 +61,9 @@ class Placement:
             CapacityError: nobody who serves it works now.
             ClientError: 404, all live backends are strict about names and none has this one.
         """
-        if wanted.prompt is None and wanted.needs_slot and not excluded:  # whoever serves the model is a candidate
+        bond = wanted.bond
+        may_be_any = wanted.needs_slot and not excluded and (bond is None or not (bond.is_needed or bond.home))
+        if wanted.prompt is None and may_be_any:  # whoever serves the model is a candidate
             servers = self._servers.get(wanted.model) or self._find_servers(wanted.model)
             if self._is_shared:
                 servers.rerank()
@@ -72,10 +74,13 @@ class Placement:
 
     def has_other(self, wanted: Wanted, excluded: Collection[Backend]) -> bool:
         """Whether a backend that is not ``excluded`` takes such requests, were it free."""
-        return any(backend.takes_requests for backend in self._candidates(wanted, excluded))
+        return any(_is_open(backend, wanted) for backend in self._candidates(wanted, excluded))
 
     def _candidates(self, wanted: Wanted, excluded: Collection[Backend]) -> list[Backend]:
         """Those that the request may go to, free or not."""
+        bond = wanted.bond
+        if bond is not None and bond.is_needed and bond.home is not None:
+            return [bond.home] if bond.home.is_live and bond.home not in excluded else []
         servers = self._servers.get(wanted.model) or self._find_servers(wanted.model)
         return [backend for backend in servers.backends if backend not in excluded]
 
@@ -99,21 +104,29 @@ class Placement:
     def _best_of(self, free: Sequence[Backend], wanted: Wanted) -> Backend | None:
         if not free:
             return None
+        if wanted.bond is not None and wanted.bond.home in free:
+            return wanted.bond.home
         if wanted.prompt is not None and self.chooser is not None:
             return self.chooser.best(free, wanted.prompt)
         return _least_loaded(free)
 
     def _last_resort(self, candidates: Iterable[Backend], wanted: Wanted) -> Backend | None:
         """The best suspect with a free place, when there is nobody else to wait for; ``None``: waiting makes sense."""
-        others = [backend for backend in candidates if not backend.is_draining]
+        is_needed = wanted.bond is not None and wanted.bond.is_needed
+        others = [backend for backend in candidates if not backend.is_draining or is_needed]
         if any(backend.takes_requests or backend.health.state is not Health.SUSPECT for backend in others):
             return None
         if not others:
-            raise self._why_nobody(wanted.model)
+            raise self._why_nobody(wanted)
         free = [backend for backend in others if backend.load < backend.limit]
         return _least_loaded(free) if free else None
 
-    def _why_nobody(self, model: str | None) -> ProxyError:
+    def _why_nobody(self, wanted: Wanted) -> ProxyError:
+        if wanted.bond is not None and wanted.bond.is_needed and wanted.bond.home is not None:
+            # Not 404: it may come back, and has then what was asked for, or says itself that it has not.
+            message = "The backend that has what this names is not available."
+            return CapacityError(message, code="home_unavailable", retry_after_seconds=self._retry_after_seconds)
+        model = wanted.model
         live = [backend for backend in self._backends if backend.is_live]
         if (
             live
@@ -130,8 +143,15 @@ def _free(candidates: Iterable[Backend], wanted: Wanted) -> list[Backend]:
     return [
         backend
         for backend in candidates
-        if backend.takes_requests and (not wanted.needs_slot or backend.load < backend.limit)
+        if _is_open(backend, wanted) and (not wanted.needs_slot or backend.load < backend.limit)
     ]
+
+
+def _is_open(backend: Backend, wanted: Wanted) -> bool:
+    """Whether a live backend would take it, were it free: also one that is draining, if only that one can."""
+    if wanted.bond is None or not wanted.bond.is_needed:
+        return backend.takes_requests
+    return not wanted.needs_slot or backend.takes_requests or (backend.is_draining and backend.health.takes_requests)
 
 
 def _least_loaded(backends: Sequence[Backend]) -> Backend:

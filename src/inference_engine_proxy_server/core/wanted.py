@@ -6,6 +6,7 @@ from collections.abc import Hashable
 
 import msgspec
 
+from inference_engine_proxy_server.core.bonds import Bond
 from inference_engine_proxy_server.core.prompt import Prompt
 
 __all__ = ["Wanted"]
@@ -18,13 +19,16 @@ class Wanted(msgspec.Struct, frozen=True, gc=False):
         model: the name that the request gives; ``None``: it names none, so all backends serve it.
         needs_slot: it takes one of the places that a backend has; one that does not never waits for a full one.
         prompt: what is to be read, for the policy; ``None``: whoever has the fewest requests is chosen.
+        bond: ties it to one backend; ``None``: nothing does.
     """
 
     model: str | None = None
     needs_slot: bool = True
     prompt: Prompt | None = None
+    bond: Bond | None = None
 
     @property
     def lane(self) -> Hashable:
         """Where in the line it waits: those who have the same can be served by the same backends."""
-        return self.model
+        bond = self.bond
+        return (self.model, bond.home) if bond is not None and bond.is_needed else self.model
