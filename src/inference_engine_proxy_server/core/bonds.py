@@ -84,11 +84,11 @@ class Bonds:
         head = exchange.head
         if head.destination is Destination.NAMED:
             needed = name_in_target(head.target)
-            return Bond(needed, None, self._home(needed), makes_response=False, ends=head.method == "DELETE")
+            return Bond(needed, None, self.home(needed), makes_response=False, ends=head.method == "DELETE")
         makes_response = head.path.endswith("/responses")
         needed = name_in_body(exchange.body) if makes_response else None
         stream = name_of_stream(head.passed_on)
-        home = self._home(needed or stream)
+        home = self.home(needed or stream)
         return Bond(needed, stream, home, makes_response=makes_response, ends=False)
 
     def note(self, name: bytes, backend: Backend) -> None:
@@ -99,7 +99,8 @@ class Bonds:
         if len(homes) > _NAMES:
             del homes[next(iter(homes))]
 
-    def _home(self, name: bytes | None) -> Backend | None:
+    def home(self, name: bytes | None) -> Backend | None:
+        """Who has what ``name`` names; ``None``: that is not known."""
         url = self._homes.get(name) if name is not None else None
         if url is None:
             return None
