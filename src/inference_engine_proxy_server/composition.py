@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from inference_engine_proxy_server.access.gate import Gate
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.backends.base import Thresholds
 from inference_engine_proxy_server.backends.registry import Engines
-from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
@@ -27,8 +27,8 @@ from inference_engine_proxy_server.core.chooser import Chooser
 from inference_engine_proxy_server.core.forwarder import Forwarder
 from inference_engine_proxy_server.core.health_tracker import HealthRules, HealthTracker
 from inference_engine_proxy_server.core.memory_use import MemoryUse, container_limit_bytes
+from inference_engine_proxy_server.core.model_policies import ModelPolicies
 from inference_engine_proxy_server.core.overload_guard import OverloadGuard
-from inference_engine_proxy_server.core.policies import POLICIES
 from inference_engine_proxy_server.core.prefix_index import PrefixIndex
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
 from inference_engine_proxy_server.core.shared_backend import SharedBackend
@@ -53,6 +53,7 @@ __all__ = [
     "backend_maker",
     "backend_pool",
     "cache_refresher",
+    "chooser_maker",
     "client_context",
     "client_load",
     "forwarder",
@@ -114,10 +115,6 @@ def backend_pool(
     settings: Settings, backends: Iterable[Backend], deadlines: Deadlines, turns: Turns | None = None
 ) -> BackendPool:
     """The fleet, the line of those who wait for it, and who chooses."""
-    policy = POLICIES.get(settings.balancing_policy)
-    chooser = None
-    if policy is not None:
-        chooser = Chooser(policy, PrefixIndex(settings.prefix_index_bytes), deadlines.clock)
     return BackendPool(
         backends,
         WaitingLine(QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds), deadlines),
@@ -125,8 +122,25 @@ def backend_pool(
         settings.backend_queue_allowance,
         deadlines.clock,
         turns,
-        chooser,
+        chooser_maker(settings, deadlines)(settings.models, None),
     )
+
+
+def chooser_maker(
+    settings: Settings, deadlines: Deadlines
+) -> Callable[[Mapping[str, ModelConfig], Chooser | None], Chooser | None]:
+    """Makes who chooses by prompts, or lets one that is there do so by other policies; see :class:`FleetKeeper`."""
+
+    def make_chooser(models: Mapping[str, ModelConfig], before: Chooser | None) -> Chooser | None:
+        policies = ModelPolicies.of(settings.balancing_policy, models)
+        if not policies.look_at_prompts:
+            return None
+        if before is None:
+            return Chooser(policies, PrefixIndex(settings.prefix_index_bytes), deadlines.clock)
+        before.policies = policies
+        return before
+
+    return make_chooser
 
 
 def cache_refresher(settings: Settings, pool: BackendPool, engines: Engines) -> CacheRefresher:

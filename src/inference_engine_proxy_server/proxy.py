@@ -19,6 +19,7 @@ from inference_engine_proxy_server.composition import (
     backend_maker,
     backend_pool,
     cache_refresher,
+    chooser_maker,
     client_context,
     client_load,
     forwarder,
@@ -88,7 +89,14 @@ class Proxy:
         self._refresher = cache_refresher(settings, self._pool, engines)
         self._config_watch = None
         if load is not None:
-            keeper = FleetKeeper(self._pool, self._refresher, engines, make_backend)
+            keeper = FleetKeeper(
+                self._pool,
+                self._refresher,
+                engines,
+                make_backend,
+                chooser_maker(settings, self._deadlines),
+                settings.models,
+            )
             self._config_watch = ConfigWatch(settings, load, keeper, self._metrics, hears_signals=post is None)
         self._key_ring = key_ring(settings)
         self._key_limits = None if self._key_ring is None else KeyLimits(self._deadlines.clock)

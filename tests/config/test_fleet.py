@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from inference_engine_proxy_server.config.base_urls import name_of, server_of
-from inference_engine_proxy_server.config.fleet import BackendConfig, completed
+from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig, completed
 from inference_engine_proxy_server.config.fleet_file import FleetFile, FleetFileError, read_fleet_file
 from inference_engine_proxy_server.config.fleet_form import fleet_file_schema
 from inference_engine_proxy_server.config.settings import Settings
@@ -70,6 +70,10 @@ backends:
     max_requests_processing: 6
     max_requests_waiting: 0
   - url: http://llm-2
+models:
+  org/model:latest:
+    balancing_policy: Rendezvous
+  a: {{}}
 settings:
   QUEUE_TIMEOUT_SECONDS: 60
 """)
@@ -90,6 +94,7 @@ settings:
             BackendConfig("http://llm-2", "llm-2:80"),
         ),
         {"QUEUE_TIMEOUT_SECONDS": "60"},
+        {"org/model:latest": ModelConfig("rendezvous"), "a": ModelConfig()},
     )
 
 
@@ -159,6 +164,15 @@ def test_nothing_shows_a_key(file: Path) -> None:
 
     for shown in (found, found.backends[0], settings, settings.fleet):
         assert "planted" not in f"{shown!r} {shown}"
+
+
+def test_a_changed_fleet_brings_what_is_said_of_its_models() -> None:
+    models = {"m": ModelConfig("rendezvous")}
+    changed = Settings(backends=("http://b",)).described_by((), models)
+
+    settings = Settings(backends=("http://a",), port=1).with_fleet_of(changed)
+
+    assert (settings.port, settings.backends, settings.models) == (1, ("http://b",), models)
 
 
 # --- one for each backend
@@ -265,8 +279,20 @@ def test_a_mistake_in_a_backend_is_one_line_with_its_place(file: Path, entry: st
         ("backends: ", "backends: a list is needed"),
         ("backends: [http://a]", "backends.0: names with values are needed"),
         ("backend: [{url: http://a}]", "backend is not known; did you mean backends?"),
-        ("x: 1", "x is not known; there are backends, settings"),
-        (f"{KEY}: 1", "*** is not known; there are backends, settings"),
+        ("x: 1", "x is not known; there are backends, models, settings"),
+        (f"{KEY}: 1", "*** is not known; there are backends, models, settings"),
+        (
+            "models: {org/a-long-name:latest: {balancing_policy: rendevous}}",
+            "models.org/a-long-name:latest.balancing_policy: one of least_requests, expected_time, power_of_two, ",
+        ),
+        ("models: {m: {balancing_policy: 1}}", "models.m.balancing_policy: one of least_requests, "),
+        ("models: {m: {balancing_policy: }}", f"models.m.balancing_policy: {BLANK}"),
+        ("models: {m: {balancing: x}}", "models.m.balancing is not known; did you mean balancing_policy?"),
+        ("models: {m: {x: 1}}", "models.m.x is not known; there is balancing_policy"),
+        ("models: {m: }", "models.m: names with values are needed"),
+        ("models: {'a planted key': 1}", "models.***: names with values are needed"),
+        ("models: {'': {}}", "models..***: a text is needed"),
+        ("models: [m]", "models: names with values are needed"),
         ("[]", "names with values are needed"),
         (KEY, "names with values are needed"),
         ("settings: [PORT]", "settings: names with values are needed"),
@@ -338,6 +364,8 @@ def test_what_is_no_text_is_refused(file: Path) -> None:
 PIECES = [
     "backends:",
     "settings:",
+    "models:",
+    "balancing_policy: ",
     "\n",
     "  ",
     "- ",
@@ -405,6 +433,7 @@ def test_example_can_be_used_and_follows_the_schema(file: Path) -> None:
     file.write_text(EXAMPLE)
 
     assert len(read(file).backends) == 2
+    assert read(file).models == {"qwen3-14b": ModelConfig("rendezvous")}
     assert is_valid(EXAMPLE)
     uncommented = EXAMPLE.replace("# api_key_env", "api_key_env")
     file.write_text(uncommented)
@@ -418,8 +447,9 @@ def test_page_shows_the_example_as_it_is() -> None:
     assert EXAMPLE.endswith(f"\n\n{shown}")
 
 
-def test_page_tells_every_field_of_a_backend_and_nothing_else() -> None:
-    fields: dict[str, Any] = SCHEMA["$defs"]["BackendEntry"]["properties"]
+def test_page_tells_every_field_of_a_backend_and_of_a_model_and_nothing_else() -> None:
+    forms = SCHEMA["$defs"]
+    fields: dict[str, Any] = forms["BackendEntry"]["properties"] | forms["ModelEntry"]["properties"]
 
     assert re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE) == list(fields)
     assert all(field["description"].endswith(".") for field in fields.values())
@@ -431,6 +461,7 @@ def test_page_tells_every_field_of_a_backend_and_nothing_else() -> None:
         "backends: [{url: 'HTTP://a', name: a-1, engine: vllm, weight: 0.5, models: [a], capacity: 1}]",
         "backends: [{url: http://a, api_key: x, max_requests_processing: 0, max_requests_waiting: 0}]",
         "backends: [{url: http://a, api_key_env: X}]",
+        "models: {org/m: {balancing_policy: expected_time}, a: {}}",
         "settings: {PORT: 0, port_: 1, blocked_paths: [a], TRUSTED_PROXIES: private, API_KEYS: [a], ACCESS_LOG: no}",
         "{}",
     ],
@@ -448,6 +479,7 @@ def test_schema_allows_what_may_be_written(text: str) -> None:
             "api_key: a, api_key_env: b", "weigth: 2", "max_requests_waiting: -1",
         )),
         "backends: []", "backends: [{name: a}]", "backends: [{url: a}]", "backend: []", "settings: []", "[]",
+        "models: []", "models: {m: {balancing_policy: fast}}", "models: {m: {x: 1}}", "models: {m: null}",
         "settings: {BACKENDS: a}", "settings: {CONFIG_FILE: a}", "settings: {MODEL: a}",
         "settings: {PROT: 1}", "settings: {PORT: 70000}",
         "settings: {QUEUE_TIMEOUT_SECONDS: 0}", "settings: {PORT: null}", "settings: {LOG_LEVEL: loud}",

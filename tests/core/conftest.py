@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
 from fakes.engine import FakeEngine
 from fakes.front import Front
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
-from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.chooser import Chooser
 from inference_engine_proxy_server.core.forwarder import Forwarder
 from inference_engine_proxy_server.core.health_tracker import HealthRules, HealthTracker
+from inference_engine_proxy_server.core.model_policies import ModelPolicies
 from inference_engine_proxy_server.core.path_policy import PathPolicy
-from inference_engine_proxy_server.core.policies import POLICIES
 from inference_engine_proxy_server.core.prefix_index import PrefixIndex
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
 from inference_engine_proxy_server.core.standing import Standing
@@ -41,7 +41,8 @@ def make_pool(
     rules: HealthRules = RULES,
     queue: QueueLimits = QUEUE,
     allowance: int = 0,
-    policy: str | None = None,
+    policy: str = "least_requests",
+    by_model: Mapping[str, str] | None = None,
     **limits: float,
 ) -> BackendPool:
     """A pool of ``engines`` (or base URLs), none of them known yet; ``limits`` as in ``BackendLimits``."""
@@ -56,7 +57,8 @@ def make_pool(
         for url in (engine if isinstance(engine, str) else engine.url for engine in engines)
     ]
     line = WaitingLine[Lease](queue, deadlines)
-    chooser = None if policy is None else Chooser(POLICIES[policy], PrefixIndex(2**20), deadlines.clock)
+    policies = ModelPolicies.of(policy, {name: ModelConfig(own) for name, own in (by_model or {}).items()})
+    chooser = Chooser(policies, PrefixIndex(2**20), deadlines.clock) if policies.look_at_prompts else None
     return BackendPool(backends, line, rules.evidence_seconds / 2, allowance, deadlines.clock, chooser=chooser)
 
 

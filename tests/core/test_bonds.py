@@ -33,7 +33,7 @@ def two_backends(*, capacity: int | None = None) -> BackendPool:
 
 
 def tied_to(home: Backend | None, *, needed: bytes | None = b"responses resp_1", needs_slot: bool = True) -> Wanted:
-    return Wanted("m", needs_slot, None, Bond(needed, None, home, makes_response=False, ends=False))
+    return Wanted("m", needs_slot, bond=Bond(needed, None, home, makes_response=False, ends=False))
 
 
 def status_of(reply: bytes) -> int:

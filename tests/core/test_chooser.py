@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-from core.conftest import ForwardingFront
+import pytest
+
+from core.conftest import READY, ForwardingFront, publish
 from fakes.engine import EngineConnection, FakeEngine, answering, http_reply
 from fakes.front import until
+from inference_engine_proxy_server.backends.base import ModelNames
 from inference_engine_proxy_server.core.backend import Backend
+from inference_engine_proxy_server.core.chooser import Chooser
+from inference_engine_proxy_server.core.model_policies import ModelPolicies
+from inference_engine_proxy_server.core.policies import POLICIES
+from inference_engine_proxy_server.core.prefix_index import PrefixIndex
+from inference_engine_proxy_server.core.prompt import read_prompt
+from inference_engine_proxy_server.core.wanted import Wanted
+from inference_engine_proxy_server.core.workload import Workload
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENT = b'data: {"n": 1}\n\n'
@@ -84,7 +95,7 @@ async def test_nothing_stays_of_requests_that_fail_or_whose_clients_leave() -> N
 
 async def test_a_request_that_one_declines_counts_where_it_is_served() -> None:
     declines, serves = FakeEngine(answering(http_reply(b"", 503))), FakeEngine(answering(http_reply(b"{}")))
-    async with declines, serves, ForwardingFront(declines, serves, policy="round_robin") as proxy:
+    async with declines, serves, ForwardingFront(declines, serves, policy="expected_time") as proxy:
         for number in range(6):
             assert (await proxy.post(question(str(number)))).startswith(b"HTTP/1.1 200")
         assert [under_way(backend) for backend in proxy.pool.backends] == [(0, 0), (0, 0)]
@@ -101,3 +112,72 @@ async def test_what_takes_no_place_is_not_learned_from() -> None:
         assert backend.work.sent_at == 0
         await proxy.post(question())
         assert backend.work.sent_at > 0
+
+
+# --- which policy
+
+
+def indexed(proxy: ForwardingFront) -> int:
+    """Runs of blocks that are known of prompts."""
+    assert proxy.pool.placement.chooser is not None
+    return len(proxy.pool.placement.chooser.index)
+
+
+@pytest.mark.parametrize("policy", ["power_of_two", "round_robin", "rendezvous"])
+async def test_nothing_is_kept_for_a_policy_that_looks_at_nothing(policy: str) -> None:
+    async with FakeEngine(answering(http_reply(b"{}"))) as engine, ForwardingFront(engine, policy=policy) as proxy:
+        await proxy.post(question())
+        [backend] = proxy.pool.backends
+        assert (indexed(proxy), backend.work.answer_seconds) == (0, Workload().answer_seconds)
+        assert backend.work.sent_at > 0
+
+
+async def test_only_what_a_policy_of_its_model_learns_from_is_kept() -> None:
+    engine = FakeEngine(answering(http_reply(b"{}")))
+    async with engine, ForwardingFront(engine, by_model={"m": "expected_time", "other": "rendezvous"}) as proxy:
+        [backend] = proxy.pool.backends
+        publish(proxy.pool, replace(READY, model_names=ModelNames.ANY))
+        await proxy.post(question().replace(b'"m"', b'"a third"'))
+        assert (indexed(proxy), backend.work.sent_at) == (0, 0)
+        await proxy.post(question().replace(b'"m"', b'"other"'))
+        assert indexed(proxy) == 0
+        await proxy.post(question())
+        assert indexed(proxy) == 1
+
+
+async def test_a_model_under_least_requests_has_no_prompt_read() -> None:
+    engine = FakeEngine(answering(http_reply(b"{}")))
+    async with engine, ForwardingFront(engine, policy="expected_time", by_model={"m": "least_requests"}) as proxy:
+        await proxy.post(question())
+        assert (indexed(proxy), proxy.pool.backends[0].work.sent_at) == (0, 0)
+        await proxy.post(question().replace(b'"model": "m", ', b""))  # all others
+        assert indexed(proxy) == 1
+
+
+async def test_without_a_policy_that_looks_at_prompts_there_is_no_chooser() -> None:
+    async with ForwardingFront(by_model={"m": "least_requests"}) as proxy:
+        assert proxy.pool.placement.chooser is None
+
+
+async def test_a_chooser_that_comes_later_gives_no_number_twice() -> None:
+    engines = FakeEngine(answering(http_reply(b"{}"))), FakeEngine(answering(http_reply(b"{}")))
+    async with engines[0], engines[1], ForwardingFront(*engines, policy="expected_time") as proxy:
+        one, other = proxy.pool.backends
+        other.number = -1  # it has joined while there was no chooser
+        policies = ModelPolicies.of("rendezvous", {})
+        proxy.pool.placement.choose_by(Chooser(policies, PrefixIndex(2**16), proxy.pool.clock))
+        assert one.number != other.number >= 0
+
+
+async def test_who_waits_while_its_policy_goes_gets_a_place_by_requests() -> None:
+    async with (
+        FakeEngine(answering(http_reply(b"{}"))) as engine,
+        ForwardingFront(engine, policy="rendezvous") as proxy,
+    ):
+        prompt = read_prompt(b"/", "/", b"", question())
+        wanted = Wanted("m", prompt=prompt, way=POLICIES["rendezvous"])
+        proxy.pool.placement.choose_by(None)
+        lease = proxy.pool.lease(wanted)
+        assert lease is not None
+        assert lease.commission is None
+        lease.close()

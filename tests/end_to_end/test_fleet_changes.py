@@ -73,6 +73,33 @@ async def test_a_fleet_file_that_cannot_be_used_changes_nothing(
     assert 'inference_proxy_config_reloads_total{result="failure"} 2.0' in metrics
 
 
+async def test_each_model_has_the_policy_that_the_fleet_file_says_now(
+    start_proxy: StartProxy, two_servers: list[LlamaServer], tmp_path: Path
+) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(fleet_of(*two_servers) + "models: {sticky: {balancing_policy: rendezvous}}\n")
+    proxy = start_proxy(BACKENDS="", CONFIG_FILE=str(file), BALANCING_POLICY="round_robin")
+
+    assert len(set(await ways_of(proxy, "sticky"))) == 1
+    assert alternates(await ways_of(proxy, "other"))
+
+    file.write_text(fleet_of(*two_servers) + "models: {other: {balancing_policy: rendezvous}}\n")
+    await eventually(lambda: "settings of their own have now: other" in proxy.events)
+
+    assert alternates(await ways_of(proxy, "sticky"))
+    assert len(set(await ways_of(proxy, "other"))) == 1
+
+
+async def ways_of(proxy: Proxy, model: str) -> list[str]:
+    """Which backends the same request for ``model`` goes to, one time after the other."""
+    replies = [await send(proxy.url, PATH, {**chat(), "model": model}) for _ in range(6)]
+    return [reply.headers["x-backend"] for reply in replies]
+
+
+def alternates(backends: list[str]) -> bool:
+    return len(set(backends)) == 2 and backends == backends[:2] * 3
+
+
 async def test_sighup_reads_the_settings_again_at_once(start_proxy: StartProxy, shared_server: LlamaServer) -> None:
     proxy = start_proxy(shared_server)
 

@@ -15,7 +15,7 @@ from inference_engine_proxy_server.composition import backend_maker, backend_poo
 from inference_engine_proxy_server.config.fleet import completed
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.core.backend import Lease
-from inference_engine_proxy_server.core.prompt import Prompt, read_prompt
+from inference_engine_proxy_server.core.prompt import read_prompt
 from inference_engine_proxy_server.core.waiting_line import Waiter
 from inference_engine_proxy_server.core.wanted import Wanted
 from inference_engine_proxy_server.wire.deadlines import Deadlines
@@ -48,7 +48,7 @@ class ProjectPolicy(Policy):
         self._most_running = [0] * len(urls)
 
     def choose(self, request: Request, view: ReplicaView, now: float) -> int | None:  # noqa: ARG002
-        wanted = Wanted(MODEL, prompt=self._prompt_of(request))
+        wanted = self._wanted(request)
         lease = self._pool.lease(wanted)
         if lease is None:
             self._waits.add(task := self.site.loop.create_task(self._wait(request, wanted)))
@@ -96,13 +96,15 @@ class ProjectPolicy(Policy):
         self._leases[request.number] = lease
         return self._numbers[lease.backend]
 
-    def _prompt_of(self, request: Request) -> Prompt | None:
-        """What the forwarder makes of its bytes, if the policy looks at that."""
-        if self._pool.placement.chooser is None:
-            return None
+    def _wanted(self, request: Request) -> Wanted:
+        """What the forwarder makes of its bytes, which are read only if the policy looks at them."""
+        chooser = self._pool.placement.chooser
+        if chooser is None:
+            return Wanted(MODEL)
         path = "/v1/chat/completions"
         fields = f"x-session-id: {request.session}\r\n" if request.session else ""
-        return read_prompt(path.encode(), path, fields.encode(), request.body())
+        prompt = read_prompt(path.encode(), path, fields.encode(), request.body())
+        return Wanted(MODEL, prompt=prompt, way=chooser.policies.way(MODEL))
 
     def _as_facts(self, usage: Usage) -> ReplyFacts:
         """Usage, which both kinds of engines can tell, and llama.cpp's ``timings``."""

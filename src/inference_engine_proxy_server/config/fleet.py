@@ -1,4 +1,4 @@
-"""The fleet: what is known of each backend beside its URL."""
+"""The fleet: what is known of each backend beside its URL, and of each model beside its name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from inference_engine_proxy_server.config.base_urls import name_of, server_of
 
-__all__ = ["BackendConfig", "completed"]
+__all__ = ["BackendConfig", "ModelConfig", "completed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,17 @@ class BackendConfig:
     capacity: int | None = None
     max_requests_processing: int | None = None
     max_requests_waiting: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What holds for requests that ask for one model; ``None`` where nobody has said anything.
+
+    Attributes:
+        balancing_policy: how a backend is chosen for them; ``None``: as for all others.
+    """
+
+    balancing_policy: str | None = None
 
 
 def completed(

@@ -6,21 +6,29 @@ It is taken as a whole or refused as a whole, with one line that names the place
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from inference_engine_proxy_server.config.fleet import BackendConfig
-from inference_engine_proxy_server.config.fleet_form import NOT_IN_THE_FILE, BackendEntry, ExactSchema, FleetForm
+from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
+from inference_engine_proxy_server.config.fleet_form import (
+    NOT_IN_THE_FILE,
+    BackendEntry,
+    ExactSchema,
+    FleetForm,
+    ModelEntry,
+)
 from inference_engine_proxy_server.config.values import meant, needed
 
 __all__ = ["FleetFile", "FleetFileError", "read_fleet_file"]
 
 _SHOWN = re.compile(r"[\w.-]{0,15}", re.ASCII)  # no secret is as short
+_MODEL = re.compile(r"[\w.:/@+-]{1,100}", re.ASCII)  # the name of a model is none
+_FORMS: Mapping[str | int, type[BaseModel]] = {"backends": BackendEntry, "models": ModelEntry}
 
 # pydantic's own words are about Python.
 _WORDS = {
@@ -41,10 +49,12 @@ class FleetFile:
     Attributes:
         backends: in the file's order.
         settings: by names of variables, written as those are.
+        models: by the names that requests ask for.
     """
 
     backends: tuple[BackendConfig, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)
+    models: Mapping[str, ModelConfig] = field(default_factory=dict)
 
 
 class FleetFileError(Exception):
@@ -75,7 +85,8 @@ def read_fleet_file(path: Path, environ: Mapping[str, str], known_settings: Coll
         raise FleetFileError(f"{path}: {_problem(error)}") from None
     except (ValueError, OverflowError, RecursionError):  # the YAML library's, such as for 2027-02-31
         raise FleetFileError(f"{path} is not YAML, or has a date or a number that there is not") from None
-    return FleetFile(_backends(path, form, environ), _settings(path, form, known_settings))
+    models = {name: entry.config() for name, entry in form.models.items()}
+    return FleetFile(_backends(path, form, environ), _settings(path, form, known_settings), models)
 
 
 def _text_of(path: Path) -> str:
@@ -135,18 +146,23 @@ def _problem(error: ValidationError) -> str:
     # A misspelt name is why the right one is missing.
     detail = min(details, key=lambda detail: detail["type"] != "extra_forbidden")
     *parents, last = detail["loc"] or ("",)
-    fields = BackendEntry.model_fields if parents else FleetForm.model_fields
-    place = "".join(f"{_shown(part, fields)}." for part in parents)
+    form = _FORMS.get(parents[0], FleetForm) if parents else FleetForm
+    known = {*form.model_fields, *_names_of_models(detail["loc"])}
+    place = "".join(f"{_shown(part, known)}." for part in parents)
     if detail["type"] == "extra_forbidden":
-        return place + _unknown(str(last), str(last), fields)
-    place += _shown(last, fields)
+        return place + _unknown(str(last), str(last), form.model_fields)
+    place += _shown(last, known)
     if detail["type"] == "missing":
         return f"{place} is needed"
-    schema = BackendEntry.model_json_schema(schema_generator=ExactSchema)["properties"].get(last, {})
-    is_number = schema.get("type") in {"integer", "number"} and detail["type"] != "value_error"
+    schema = form.model_json_schema(schema_generator=ExactSchema)["properties"].get(last, {})
+    has_range = "enum" in schema or schema.get("type") in {"integer", "number"}
     words = _WORDS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
-    said = needed(str(last), schema) if is_number else words
+    said = needed(str(last), schema) if has_range and detail["type"] != "value_error" else words
     return f"{place}: {said}" if place else said
+
+
+def _names_of_models(place: Sequence[str | int]) -> list[str]:
+    return [str(part) for part in place[1:2] if place[0] == "models" and _MODEL.fullmatch(str(part))]
 
 
 def _unknown(written: str, name: str, known: Collection[str]) -> str:
@@ -155,7 +171,8 @@ def _unknown(written: str, name: str, known: Collection[str]) -> str:
     if close is not None:
         shown = written if re.fullmatch("[A-Za-z_-]+", written) else "***"
         return f"{shown} is not known; did you mean {close}?"
-    where = f"there are {', '.join(known)}" if len(known) < 20 else "`inference-proxy settings` lists those that are"
+    are = "is" if len(known) == 1 else "are"
+    where = f"there {are} {', '.join(known)}" if len(known) < 20 else "`inference-proxy settings` lists those that are"
     return f"{_shown(written, ())} is not known; {where}"
 
 

@@ -21,10 +21,10 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from inference_engine_proxy_server.config.base_urls import as_base_url, distinct_base_urls, name_of
-from inference_engine_proxy_server.config.fleet import BackendConfig
-from inference_engine_proxy_server.config.values import Secret, as_secret, as_variable
+from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
+from inference_engine_proxy_server.config.values import BalancingPolicy, Secret, as_secret, as_variable
 
-__all__ = ["NOT_IN_THE_FILE", "BackendEntry", "ExactSchema", "FleetForm", "fleet_file_schema"]
+__all__ = ["NOT_IN_THE_FILE", "BackendEntry", "ExactSchema", "FleetForm", "ModelEntry", "fleet_file_schema"]
 
 _NAME = "[A-Za-z0-9._-]{1,64}"
 
@@ -58,16 +58,21 @@ _Name = Annotated[str, AfterValidator(_as_name), Field(json_schema_extra={"patte
 _Threshold = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
-class BackendEntry(BaseModel):
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_not_blank(cls, value: object) -> object:
+        if value is None:  # `models:` with nothing after it must not mean all models
+            raise ValueError("a value is needed, or leave the line out")
+        return value
+
+
+class BackendEntry(_Entry):
     """One engine server."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        hide_input_in_errors=True,
-        use_attribute_docstrings=True,
-        json_schema_extra={"not": {"required": ["api_key", "api_key_env"]}},
-    )
+    model_config = ConfigDict(json_schema_extra={"not": {"required": ["api_key", "api_key_env"]}})
 
     url: Annotated[str, AfterValidator(as_base_url), Field(json_schema_extra={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"})]
     """Base URL, such as http://llm-1:8080, without /v1."""
@@ -89,13 +94,6 @@ class BackendEntry(BaseModel):
     """Requests in process, as it tells them, above which it is busy and gets no new ones."""
     max_requests_waiting: _Threshold | None = None
     """Requests waiting inside it, as it tells them, above which it is busy and gets no new ones."""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_not_blank(cls, value: object) -> object:
-        if value is None:  # `models:` with nothing after it must not mean all models
-            raise ValueError("a value is needed, or leave the line out")
-        return value
 
     @model_validator(mode="after")
     def _has_one_key(self) -> BackendEntry:
@@ -125,6 +123,17 @@ class BackendEntry(BaseModel):
         )
 
 
+class ModelEntry(_Entry):
+    """What holds for requests that ask for one model."""
+
+    balancing_policy: BalancingPolicy | None = None
+    """How a backend is chosen for them, instead of by BALANCING_POLICY."""
+
+    def config(self) -> ModelConfig:
+        """The same, for who reads no files."""
+        return ModelConfig(self.balancing_policy)
+
+
 def _have_own_names(entries: list[BackendEntry]) -> list[BackendEntry]:
     distinct_base_urls(entry.url for entry in entries)
     names = [entry.name for entry in entries if entry.name is not None]
@@ -135,7 +144,7 @@ def _have_own_names(entries: list[BackendEntry]) -> list[BackendEntry]:
 
 
 class FleetForm(BaseModel):
-    """More about each backend, and settings that neither command line nor environment nor .env gives."""
+    """More about backends and models, and settings that neither command line nor environment nor .env gives."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True, title="Fleet file"
@@ -143,6 +152,8 @@ class FleetForm(BaseModel):
 
     backends: Annotated[list[BackendEntry], Field(min_length=1), AfterValidator(_have_own_names)] = Field(default=[])
     """The engine servers; BACKENDS, where it is set, says which of them are used."""
+    models: dict[Annotated[str, Field(min_length=1)], ModelEntry] = Field(default={})
+    """Models, by the names that requests ask for."""
     settings: dict[str, Annotated[Any, BeforeValidator(_as_text)]] = Field(default={})
     """Settings by the names of their variables, in upper or lower case."""
 

@@ -6,14 +6,16 @@ The name of a variable is the field's name in capitals; :mod:`.sources` says whe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from inference_engine_proxy_server.config.fleet import BackendConfig, completed
+from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig, completed
 from inference_engine_proxy_server.config.values import (
     ApiKeys,
+    BalancingPolicy,
     BaseUrls,
     HostName,
     InLowerCase,
@@ -93,12 +95,10 @@ class Settings(BaseModel):
     slow_start_seconds: _SecondsOrZero = 30
     """Seconds in which a backend that has failed grows from a tenth of its share back to all of it; 0: at once."""
 
-    balancing_policy: Annotated[
-        Literal["least_requests", "expected_time", "power_of_two", "round_robin", "rendezvous"], InLowerCase
-    ] = "least_requests"
+    balancing_policy: BalancingPolicy = "least_requests"
     """How a backend is chosen: the fewest requests, the soonest first token, the better of two, in turn, or by hash."""
     prefix_index_bytes: Annotated[int, Field(ge=2**16, le=2**40)] = 67_108_864
-    """Most memory in bytes for what is known of prompts that backends hold; least_requests needs none."""
+    """Most memory in bytes for what is known of prompts that backends hold; only expected_time needs any."""
     backend_queue_allowance: _Requests = 1
     """Requests that a backend may have beyond those it can work on; all others wait in this proxy."""
     max_queued_requests: _Requests = 1024
@@ -179,19 +179,28 @@ class Settings(BaseModel):
     """Seconds after SIGTERM in which running requests may end by themselves."""
 
     _described: tuple[BackendConfig, ...] = PrivateAttr(default=())
+    _models: Mapping[str, ModelConfig] = PrivateAttr(default_factory=dict)
 
     @property
     def fleet(self) -> tuple[BackendConfig, ...]:
         """What is known of each of :attr:`backends`, in their order."""
         return completed(self.backends, self._described, self.backend_api_key)
 
+    @property
+    def models(self) -> Mapping[str, ModelConfig]:
+        """What is said of models, by the names that requests ask for."""
+        return self._models
+
     def with_fleet_of(self, others: Settings) -> Settings:
         """These settings, with the fleet of ``others``."""
         own = {"backends": others.backends, "backend_api_key": others.backend_api_key}
-        return self.model_copy(update=own).described_by(others._described)
+        return self.model_copy(update=own).described_by(others._described, others._models)
 
-    def described_by(self, backends: Iterable[BackendConfig]) -> Settings:
-        """These settings, with a :attr:`fleet` that has what ``backends`` say of the same URLs."""
+    def described_by(
+        self, backends: Iterable[BackendConfig], models: Mapping[str, ModelConfig] = MappingProxyType({})
+    ) -> Settings:
+        """These settings, with a :attr:`fleet` that has what ``backends`` say of the same URLs, and with ``models``."""
         copy = self.model_copy()
+        copy._models = models  # noqa: SLF001 - as the next
         copy._described = tuple(backends)  # noqa: SLF001 - of its own class, and nobody has seen the copy yet
         return copy

@@ -81,7 +81,7 @@ def load_settings(
         example = "BACKENDS=http://127.0.0.1:8080,http://127.0.0.1:8081"
         problems.append(f"BACKENDS is not set: the base URLs of the engine servers are needed, such as {example}")
     try:
-        settings = Settings.model_validate(given).described_by(fleet.backends)
+        settings = Settings.model_validate(given).described_by(fleet.backends, fleet.models)
     except ValidationError as error:
         raise SettingsError([*problems, *_problems(error, origins, config_file)]) from None
     if problems:

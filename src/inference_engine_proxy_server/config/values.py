@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr
 
@@ -16,6 +16,7 @@ from inference_engine_proxy_server.config.base_urls import distinct_base_urls
 
 __all__ = [
     "ApiKeys",
+    "BalancingPolicy",
     "BaseUrls",
     "HostName",
     "InLowerCase",
@@ -113,6 +114,10 @@ def as_secret(value: Any) -> Any:
 
 ApiKeys = Annotated[tuple[ApiKey, ...], BeforeValidator(_as_api_keys)]
 BaseUrls = Annotated[tuple[str, ...], BeforeValidator(_as_base_urls)]
+BalancingPolicy = Annotated[
+    Literal["least_requests", "expected_time", "power_of_two", "round_robin", "rendezvous"],
+    BeforeValidator(_in_lower_case),
+]
 HostName = Annotated[str, Field(pattern=_HOST)]
 InLowerCase = BeforeValidator(_in_lower_case)
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_as_networks)]

@@ -117,8 +117,8 @@ class BackendPool:
         if backend is None:
             return None
         lease = Lease(backend, self._freed)
-        if wanted.prompt is not None and self.placement.chooser is not None:
-            lease.commission = self.placement.chooser.send(wanted.prompt, backend)
+        if wanted.way is not None:
+            lease.commission = self.placement.commission(wanted, backend)
         if backend.health.on_trial:
             backend.trial = lease
             backend.takes_requests = False

@@ -59,6 +59,11 @@ class Bond:
         return self.needed is not None and self.home is None
 
     @property
+    def is_loose(self) -> bool:
+        """Whether it does not matter who serves it, and only what comes after it will be tied."""
+        return self.needed is None and self.home is None
+
+    @property
     def held_statuses(self) -> frozenset[int]:
         """Replies that may not be the last word: of who is asked for what he may not have, those that say so."""
         if self.needed is None or not self.is_sought:

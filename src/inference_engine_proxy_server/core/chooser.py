@@ -1,4 +1,4 @@
-"""Chooses by a policy that looks at prompts, and keeps what such a policy knows."""
+"""Chooses by policies that look at prompts, and keeps what such policies know."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.core.backend import Backend
-from inference_engine_proxy_server.core.policies import Asked, Policy
+from inference_engine_proxy_server.core.model_policies import ModelPolicies
+from inference_engine_proxy_server.core.policies import Asked, Way
 from inference_engine_proxy_server.core.prefix_index import Noted, PrefixIndex
 from inference_engine_proxy_server.core.prompt import BYTES_A_TOKEN, Prompt
 from inference_engine_proxy_server.core.workload import Errand, compare
@@ -67,35 +68,41 @@ class Commission:
 
 
 class Chooser:
-    """What a policy needs to know, beside the backends themselves.
+    """What policies need to know, beside the backends themselves.
 
     Args:
-        policy: names one of several candidates.
+        policies: which one names one of several candidates, by model; others may take their place at any time.
         index: which backend holds which prompts.
         clock: seconds that only grow.
     """
 
-    def __init__(self, policy: Policy, index: PrefixIndex, clock: Callable[[], float]) -> None:
+    def __init__(self, policies: ModelPolicies, index: PrefixIndex, clock: Callable[[], float]) -> None:
+        self.policies = policies
         self.index = index
         self.clock = clock
-        self._policy = policy
         self._numbers = 0
         self._turns: dict[int, int] = {}
         self._usually_goes_on = 0.0
         self._goes_on: dict[int, float] = {}  # by what comes before the first question
 
-    def best(self, candidates: Sequence[Backend], prompt: Prompt) -> Backend:
-        """The one for ``prompt``; of those that are a last choice only if there are no others."""
+    def best(self, way: Way, candidates: Sequence[Backend], prompt: Prompt) -> Backend:
+        """The one for ``prompt`` by ``way``; of those that are a last choice only if there are no others."""
         first = [one for one in candidates if not one.is_last_choice] or candidates
         if len(first) == 1:
             return first[0]
+        asked = self._asked(prompt) if way.learns else Asked(prompt, {}, -1, 0.0)
+        return first[way.policy(first, asked, self.clock())]
+
+    def _asked(self, prompt: Prompt) -> Asked:
         goes_on = self._goes_on.get(prompt.shared_key, self._usually_goes_on) if prompt.shared else 0.0
         last_at = self._turns.get(prompt.last_turn, -1) if prompt.last_turn else -1
-        asked = Asked(prompt, self.index.held(prompt), last_at, goes_on)
-        return first[self._policy(first, asked, self.clock())]
+        return Asked(prompt, self.index.held(prompt), last_at, goes_on)
 
-    def send(self, prompt: Prompt, backend: Backend) -> Commission:
-        """``prompt`` is about to be sent to ``backend``."""
+    def send(self, way: Way, prompt: Prompt, backend: Backend) -> Commission | None:
+        """``prompt`` is about to be sent to ``backend``; ``None``: ``way`` learns nothing from it."""
+        if not way.learns:
+            backend.work.sent_at = self.clock()
+            return None
         if prompt.shared:
             self._note_kind(prompt)
         if prompt.turn:
@@ -122,6 +129,8 @@ class Chooser:
 
     def take_in(self, backends: Sequence[Backend]) -> None:
         """These are the fleet now."""
+        # Some may have got their numbers from a chooser before this one.
+        self._numbers = max([self._numbers, *(backend.number + 1 for backend in backends)])
         for backend in backends:
             if backend.number < 0:
                 backend.number = self._numbers

@@ -64,7 +64,7 @@ class ConfigWatch:
         self._stamps = self._look()
         try:
             settings = self._load()
-            has_changed = self._keeper.apply(settings.fleet)
+            has_changed = self._keeper.apply(settings.fleet, settings.models)
         except (SettingsError, UnknownEngineError) as error:
             self._metrics.count_reload(succeeded=False)
             for line in str(error).splitlines():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from inference_engine_proxy_server.backends.registry import Engines
-from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.cache_refresher import CacheRefresher
+from inference_engine_proxy_server.core.chooser import Chooser
 
 __all__ = ["FleetKeeper", "UnknownEngineError", "check_engines"]
 
@@ -37,6 +38,9 @@ class FleetKeeper:
         refresher: asks its backends.
         engines: those that may be stated.
         make_backend: one that is new.
+        make_chooser: chooses by what is said of models, going on with what the present one knows; ``None``: no policy
+            looks at prompts.
+        models: what is said of them at the beginning.
     """
 
     def __init__(
@@ -45,19 +49,38 @@ class FleetKeeper:
         refresher: CacheRefresher,
         engines: Engines,
         make_backend: Callable[[BackendConfig], Backend],
+        make_chooser: Callable[[Mapping[str, ModelConfig], Chooser | None], Chooser | None],
+        models: Mapping[str, ModelConfig],
     ) -> None:
         self._pool = pool
         self._refresher = refresher
         self._engines = engines
         self._make_backend = make_backend
+        self._make_chooser = make_chooser
+        self._models = models
 
-    def apply(self, fleet: Sequence[BackendConfig]) -> bool:
-        """Let ``fleet`` be the fleet; whether that changed anything. Backends that stay keep all that they have.
+    def apply(self, fleet: Sequence[BackendConfig], models: Mapping[str, ModelConfig]) -> bool:
+        """Let ``fleet`` be the fleet, and ``models`` hold; whether that changed anything.
+
+        Backends that stay keep all that they have.
 
         Raises:
             UnknownEngineError: nothing has been changed.
         """
         check_engines(fleet, self._engines)
+        models_have_changed = self._apply_models(models)
+        return self._apply_fleet(fleet) or models_have_changed
+
+    def _apply_models(self, models: Mapping[str, ModelConfig]) -> bool:
+        if models == self._models:
+            return False
+        self._models = models
+        placement = self._pool.placement
+        placement.choose_by(self._make_chooser(models, placement.chooser))
+        logger.info("settings of their own have now: %s", ", ".join(models) or "no models")
+        return True
+
+    def _apply_fleet(self, fleet: Sequence[BackendConfig]) -> bool:
         known = {backend.url: backend for backend in self._pool.backends}
         changed = [config for config in fleet if config.url not in known or known[config.url].config != config]
         urls = [config.url for config in fleet]

@@ -12,6 +12,7 @@ from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.bonds import Bond, Bonds, BondTail
 from inference_engine_proxy_server.core.listening_tail import ListeningTail
+from inference_engine_proxy_server.core.model_policies import ModelPolicies
 from inference_engine_proxy_server.core.prompt import read_prompt
 from inference_engine_proxy_server.core.queue_updates import QueueUpdates
 from inference_engine_proxy_server.core.request_traits import requested_model
@@ -86,16 +87,17 @@ class Forwarder:
         """
         head = exchange.head
         takes_slot = head.destination is Destination.WORK
-        prompt = bond = None
+        bond = None
         if not takes_slot and head.destination is not Destination.LIGHT:
             bond = self._bond_of(exchange)
             takes_slot = head.destination is Destination.TIED
         if takes_slot and self._placement.chooser is not None:
-            prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body)
-            exchange.model = exchange.model or prompt.model
-        elif exchange.model is None:
-            exchange.model = requested_model(head.target, exchange.body)
-        wanted = exchange.wanted = Wanted(exchange.model, takes_slot, prompt, bond)
+            wanted = _by_policy(exchange, bond, self._placement.chooser.policies)
+        else:
+            if exchange.model is None:
+                exchange.model = requested_model(head.target, exchange.body)
+            wanted = Wanted(exchange.model, takes_slot, bond=bond)
+        exchange.wanted = wanted
         self._budget.requests += 1
         failed: dict[Backend, BackendError] = {}
         try:
@@ -271,6 +273,19 @@ class Forwarder:
             self._pool.report_failure(backend, f"it answered {status}")
         elif status < 400:
             self._pool.report_success(backend, sent_at)
+
+
+def _by_policy(exchange: Exchange, bond: Bond | None, policies: ModelPolicies) -> Wanted:
+    """What ``exchange`` asks for, which ``bond`` ties, its prompt read if the policy of its model looks at it."""
+    head = exchange.head
+    if exchange.model is None and policies.by_model:
+        exchange.model = requested_model(head.target, exchange.body)
+    way = policies.way(exchange.model)
+    if way is None:
+        return Wanted(exchange.model, bond=bond)
+    prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body)
+    exchange.model = exchange.model or prompt.model
+    return Wanted(exchange.model, prompt=prompt, way=way, bond=bond)
 
 
 async def _back_off(failed: Mapping[Backend, BackendError]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from inference_engine_proxy_server.backends.base import ModelNames
-from inference_engine_proxy_server.core.backend import Backend
+from inference_engine_proxy_server.core.backend import Backend, Learning
 from inference_engine_proxy_server.core.balancer import choose
 from inference_engine_proxy_server.core.chooser import Chooser
 from inference_engine_proxy_server.core.health_tracker import Health
@@ -26,7 +26,8 @@ class Placement:
 
     Args:
         backends: the fleet, each once.
-        chooser: chooses by prompts; ``None``: whoever has the fewest requests is chosen.
+        chooser: chooses by policies that look at prompts; ``None``: there is none such, and whoever has the fewest
+            requests is chosen.
         is_shared: other workers send requests to these backends, too, and tell nobody.
         retry_after_seconds: when those should ask again whom nobody serves.
     """
@@ -45,8 +46,13 @@ class Placement:
         """These are the fleet now."""
         self.look_anew()
         self._backends = backends
-        if self.chooser is not None:
-            self.chooser.take_in(backends)
+        self.choose_by(self.chooser)
+
+    def choose_by(self, chooser: Chooser | None) -> None:
+        """Policies have changed; ``chooser`` as at the beginning."""
+        self.chooser = chooser
+        if chooser is not None:
+            chooser.take_in(self._backends)
 
     def look_anew(self) -> None:
         """A backend serves other models than before, or has begun to work, or ceased to."""
@@ -62,8 +68,8 @@ class Placement:
             ClientError: 404, all live backends are strict about names and none has this one.
         """
         bond = wanted.bond
-        may_be_any = wanted.needs_slot and not excluded and (bond is None or not (bond.is_needed or bond.home))
-        if wanted.prompt is None and may_be_any:  # whoever serves the model is a candidate
+        if wanted.way is None and wanted.needs_slot and not excluded and (bond is None or bond.is_loose):
+            # Whoever serves the model is a candidate.
             servers = self._servers.get(wanted.model) or self._find_servers(wanted.model)
             if self._is_shared:
                 servers.rerank()
@@ -71,6 +77,12 @@ class Placement:
         else:
             best = self._best_of(_free(self._candidates(wanted, excluded), wanted), wanted)
         return best or self._last_resort(self._candidates(wanted, excluded), wanted)
+
+    def commission(self, wanted: Wanted, backend: Backend) -> Learning | None:
+        """What policies learn from a request that is about to be sent to ``backend``; ``None``: nothing."""
+        if self.chooser is None or wanted.way is None or wanted.prompt is None:
+            return None
+        return self.chooser.send(wanted.way, wanted.prompt, backend)
 
     def has_other(self, wanted: Wanted, excluded: Collection[Backend]) -> bool:
         """Whether a backend that is not ``excluded`` takes such requests, were it free."""
@@ -106,8 +118,8 @@ class Placement:
             return None
         if wanted.bond is not None and wanted.bond.home in free:
             return wanted.bond.home
-        if wanted.prompt is not None and self.chooser is not None:
-            return self.chooser.best(free, wanted.prompt)
+        if self.chooser is not None and wanted.way is not None and wanted.prompt is not None:
+            return self.chooser.best(wanted.way, free, wanted.prompt)
         return _least_loaded(free)
 
     def _last_resort(self, candidates: Iterable[Backend], wanted: Wanted) -> Backend | None:

@@ -14,7 +14,17 @@ from typing import NamedTuple, Protocol
 from inference_engine_proxy_server.core.prompt import BYTES_A_TOKEN, Prompt
 from inference_engine_proxy_server.core.workload import Workload
 
-__all__ = ["POLICIES", "Asked", "Candidate", "Policy", "expected_time", "power_of_two", "rendezvous", "round_robin"]
+__all__ = [
+    "POLICIES",
+    "Asked",
+    "Candidate",
+    "Policy",
+    "Way",
+    "expected_time",
+    "power_of_two",
+    "rendezvous",
+    "round_robin",
+]
 
 _WORD = (1 << 64) - 1
 
@@ -196,11 +206,24 @@ def rendezvous(candidates: Sequence[Candidate], asked: Asked, now: float) -> int
     return _highest(candidates, asked.prompt.placement_key)
 
 
-POLICIES: Mapping[str, Policy] = {
-    "expected_time": expected_time,
-    "power_of_two": power_of_two,
-    "round_robin": round_robin,
-    "rendezvous": rendezvous,
+class Way(NamedTuple):
+    """A policy, and what it needs.
+
+    Attributes:
+        policy: the function.
+        learns: it looks at what requests leave behind: what backends hold, where conversations are, and all of
+            ``work``. If not, :class:`Asked` has but the prompt, and ``work`` but ``sent_at``.
+    """
+
+    policy: Policy
+    learns: bool = False
+
+
+POLICIES: Mapping[str, Way] = {
+    "expected_time": Way(expected_time, learns=True),
+    "power_of_two": Way(power_of_two),
+    "round_robin": Way(round_robin),
+    "rendezvous": Way(rendezvous),
 }
 
 

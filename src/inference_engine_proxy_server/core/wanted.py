@@ -7,6 +7,7 @@ from collections.abc import Hashable
 import msgspec
 
 from inference_engine_proxy_server.core.bonds import Bond
+from inference_engine_proxy_server.core.policies import Way
 from inference_engine_proxy_server.core.prompt import Prompt
 
 __all__ = ["Wanted"]
@@ -18,13 +19,15 @@ class Wanted(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         model: the name that the request gives; ``None``: it names none, so all backends serve it.
         needs_slot: it takes one of the places that a backend has; one that does not never waits for a full one.
-        prompt: what is to be read, for the policy; ``None``: whoever has the fewest requests is chosen.
+        prompt: what is to be read; ``None``: nobody looks at it.
+        way: the policy that looks at it; ``None``: whoever has the fewest requests is chosen.
         bond: ties it to one backend; ``None``: nothing does.
     """
 
     model: str | None = None
     needs_slot: bool = True
     prompt: Prompt | None = None
+    way: Way | None = None
     bond: Bond | None = None
 
     @property
