@@ -67,9 +67,8 @@ class Placement:
             CapacityError: nobody who serves it works now.
             ClientError: 404, all live backends are strict about names and none has this one.
         """
-        bond = wanted.bond
-        if wanted.way is None and wanted.needs_slot and not excluded and (bond is None or bond.is_loose):
-            # Whoever serves the model is a candidate.
+        is_usual = wanted.way is None and wanted.needs_slot and not excluded
+        if is_usual and (wanted.bond is None or wanted.bond.is_loose):  # whoever serves the model is a candidate
             servers = self._servers.get(wanted.model) or self._find_servers(wanted.model)
             if self._is_shared:
                 servers.rerank()
