@@ -33,9 +33,37 @@ def blocks(method: str, path: str) -> bool:
         ("DELETE", "/admin", Destination.OPERATORS),
         ("POST", "/admin/anything", Destination.OPERATORS),
         ("GET", "/administration", Destination.LIGHT),
+        ("POST", "/v1/streams/lookup", Destination.LIGHT),
+        ("POST", "/v1/responses", Destination.TIED),
+        ("POST", "/responses", Destination.TIED),
+        ("GET", "/v1/responses", Destination.LIGHT),
+        ("POST", "/v1/responses/compact", Destination.WORK),
+        ("POST", "/v1/responses/input_tokens", Destination.WORK),
+        ("POST", "/v1/responses/compacted", Destination.NAMED),
+        ("GET", "/v1/responses/resp_1", Destination.NAMED),
+        ("DELETE", "/responses/resp_1", Destination.NAMED),
+        ("POST", "/v1/responses/resp_1/cancel", Destination.NAMED),
+        ("HEAD", "/v1/responses/resp_1/input_items", Destination.NAMED),
+        ("OPTIONS", "/v1/responses/resp_1", Destination.LIGHT),
+        ("GET", "/v1/responses/", Destination.LIGHT),
+        ("GET", "/v1/stream", Destination.NAMED),
+        ("DELETE", "/v1/stream/some-id", Destination.NAMED),
+        ("GET", "/v1/streams", Destination.LIGHT),
+        ("GET", "/v1/chat/completions/chatcmpl-1", Destination.NAMED),
+        ("POST", "/v1/chat/completions/control", Destination.WORK),
     ],
 )
 def test_method_and_path_say_what_becomes_of_a_request(method: str, path: str, expected: Destination) -> None:
     destinations = Destinations(OWN_PATHS, blocks)
     assert [destinations.of(method, path) for _ in range(2)] == [expected, expected]
     assert (expected in ANSWERED_HERE) is (expected in (Destination.OWN, Destination.OPERATORS))
+
+
+def test_work_that_names_its_conversation_is_tied() -> None:
+    of = Destinations(OWN_PATHS, blocks).of
+    fields = b"accept: */*\r\nX-Conversation-ID: 7\r\n"
+    assert of("POST", "/v1/chat/completions", fields) is Destination.TIED
+    assert of("POST", "/v1/chat/completions", b"not-x-conversation-id: 7\r\n") is Destination.WORK
+    assert of("POST", "/tokenize", fields) is Destination.LIGHT
+    assert of("POST", "/slots/0", fields) is Destination.BLOCKED
+    assert of("GET", "/health", fields) is Destination.OWN

@@ -222,7 +222,7 @@ def client_context(
     settings: Settings,
     deadlines: Deadlines,
     load: Load,
-    destination_of: Callable[[str, str], Destination],
+    destination_of: Callable[[str, str, bytes], Destination],
     shed: Callable[[str, RequestHead | None], None],
     admit: Callable[[RequestHead], object],
     handle: Callable[[Exchange], Coroutine[None, None, None]],

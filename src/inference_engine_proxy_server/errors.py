@@ -10,6 +10,7 @@
         ├── BackendBroke         sent, but the connection ended early
         ├── BackendTimeout       sent, and no answer in time
         ├── BackendDeclined      sent, and answered that it cannot be served now
+        ├── BackendLacks         sent, and answered that what it names is not there
         ├── RequestMoved         sent, and taken back as the backend seems to be stuck or gone
         └── InvalidReply         the answer is not valid HTTP/1.1
 
@@ -25,6 +26,7 @@ __all__ = [
     "BackendBroke",
     "BackendDeclined",
     "BackendError",
+    "BackendLacks",
     "BackendTimeout",
     "BackendUnreachable",
     "CapacityError",
@@ -132,6 +134,12 @@ class BackendDeclined(BackendError):
     def __init__(self, backend_status: int) -> None:
         super().__init__("The backend declined the request.")
         self.backend_status = backend_status
+
+
+class BackendLacks(BackendError):
+    """The backend answered that it does not have what the request names, and that answer was not passed on."""
+
+    code = "backend_lacks"
 
 
 class RequestMoved(BackendError):

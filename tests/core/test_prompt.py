@@ -204,32 +204,6 @@ def test_a_session_is_what_clients_call_so(fields: bytes, members: dict[str, Any
     assert read(chat("hi", **members), fields=fields).session == session
 
 
-@pytest.mark.parametrize(
-    ("path", "members", "name"),
-    [
-        ("/v1/responses", {"previous_response_id": "resp_1"}, "resp_1"),
-        ("/v1/responses", {"previous_response_id": None}, None),
-        ("/v1/responses/resp_2", {}, "resp_2"),
-        ("/v1/responses/resp_2/cancel", {}, "resp_2"),
-        ("/v1/responses/input_tokens", {}, None),
-        ("/v1/stream/conversation-3", {}, "conversation-3"),
-        ("/v1/chat/completions/chatcmpl-4/messages", {}, "chatcmpl-4"),
-        ("/v1/chat/completions", {}, None),
-        ("/v1/stream/", {}, None),
-        ("/v1/models/x", {}, None),
-    ],
-)
-def test_what_lives_on_one_backend_is_named_by_body_or_path(
-    path: str, members: dict[str, Any], name: str | None
-) -> None:
-    assert read(chat("hi", **members), path).bound_to == name
-
-
-def test_a_stream_is_known_by_the_name_that_its_client_gave_it() -> None:
-    assert read(chat("hi"), fields=b"X-Conversation-Id: e\r\n").stream_name == "e"
-    assert read(chat("hi")).stream_name is None
-
-
 def test_bounds_and_streams_are_what_engines_take_for_such() -> None:
     assert read(chat("hi", max_tokens=7)).answer_tokens == 7
     assert read(chat("hi", max_tokens=7, max_completion_tokens=0)).answer_tokens == 0

@@ -167,7 +167,7 @@ class Front:
         limits: ClientLimits = LIMITS,
         *,
         send_buffer_bytes: int = 0,
-        destination_of: Callable[[str, str], Destination] = lambda *_: Destination.WORK,
+        destination_of: Callable[[str, str, bytes], Destination] = lambda *_: Destination.WORK,
     ) -> None:
         self.observed: list[Exchange] = []
         self.connections: set[ClientConnection] = set()

@@ -14,8 +14,10 @@ from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 
-__all__ = ["ReplyFacts", "read_facts"]
+__all__ = ["ReplyFacts", "read_facts", "says_its_end"]
 
+# Of chat completions and completions, messages, and responses; a model's own text has no line's beginning in it.
+_LAST_EVENT = re.compile(rb"(?:^|\n)(?:data: \[DONE\]|event: (?:message_stop|response\.completed))\r?\n")
 _OBJECT = re.compile(rb"\s*+:\s*+(\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+\})")
 _TRIES = 3  # a stream's last event may say "usage": null
 
@@ -114,6 +116,11 @@ def read_facts(reply: bytes) -> ReplyFacts:
     if answer is None:
         answer = timings.predicted_n
     return ReplyFacts(prompt, cached, answer, timings.prompt_n, timings.prompt_ms, timings.predicted_ms)
+
+
+def says_its_end(reply: bytes) -> bool:
+    """Whether ``reply``, as for :func:`read_facts`, is a stream that has said that nothing more comes."""
+    return _LAST_EVENT.search(reply) is not None
 
 
 def _last(decoder: msgspec.json.Decoder[_Kind], name: bytes, reply: bytes) -> _Kind | None:

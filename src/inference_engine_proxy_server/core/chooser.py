@@ -94,13 +94,19 @@ class Chooser:
         self._usually_goes_on = 0.0
         self._goes_on: dict[int, float] = {}  # by what comes before the first question
 
-    def best(self, way: Way, candidates: Sequence[Backend], prompt: Prompt) -> Backend:
-        """The one for ``prompt`` by ``way``; of those that are a last choice only if there are no others."""
-        first = [one for one in candidates if not one.is_last_choice] or candidates
-        if len(first) == 1:
-            return first[0]
-        asked = self._asked(prompt) if way.learns else Asked(prompt, {}, -1, 0.0)
-        return first[way.policy(first, asked, self.clock())]
+    def best(self, way: Way, free: Sequence[Backend], full: Sequence[Backend], prompt: Prompt) -> Backend:
+        """The one for ``prompt`` by ``way``; of those that are a last choice only if there are no others.
+
+        Args:
+            free: any of these, one at least.
+            full: or one of these, if it holds some of it, and ``way`` knows what waiting costs.
+        """
+        candidates = [one for one in free if not one.is_last_choice] or list(free)
+        asked = Asked(prompt)
+        if way.learns:
+            asked = self._asked(prompt)
+            candidates += [one for one in full if one.number in asked.held and not one.is_last_choice]
+        return candidates[way.policy(candidates, asked, self.clock())]
 
     def _asked(self, prompt: Prompt) -> Asked:
         goes_on = self._goes_on.get(prompt.shared_key, self._usually_goes_on) if prompt.shared else 0.0

@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
-from inference_engine_proxy_server.core.backend import Backend, Learning, Lease
+from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.backend_pool import BackendPool
+from inference_engine_proxy_server.core.bonds import Bond, Bonds, BondTail
 from inference_engine_proxy_server.core.listening_tail import ListeningTail
 from inference_engine_proxy_server.core.placement import Placement
 from inference_engine_proxy_server.core.prompt import read_prompt
@@ -24,6 +25,7 @@ from inference_engine_proxy_server.errors import (
     BackendBroke,
     BackendDeclined,
     BackendError,
+    BackendLacks,
     BackendTimeout,
     BackendUnreachable,
     CapacityError,
@@ -41,6 +43,7 @@ __all__ = ["Forwarder"]
 
 _FAILURE_STATUSES = frozenset({500, 502, 503, 504})  # a backend's own; 501 and 505 are about the request
 _BACK_OFF_SECONDS = 0.025  # at most, and at random: Envoy's base interval; the next backend is another one anyway
+_ASKED = 16  # backends, for what one of them may have
 _RETRY_AFTER = re.compile(rb"(?:^|\n)retry-after:[ \t]*([0-9]{1,6})", re.IGNORECASE)
 
 
@@ -74,6 +77,7 @@ class Forwarder:
         self._updates = updates
         self._names_backend = names_backend
         self._budget = RetryBudget(pool.clock)
+        self._bonds = Bonds(lambda: pool.backends)
 
     async def forward(self, exchange: Exchange) -> None:
         """Give ``exchange`` the reply of the best backend.
@@ -83,15 +87,16 @@ class Forwarder:
         """
         head = exchange.head
         takes_slot = head.destination is Destination.WORK
-        if not takes_slot and head.destination is Destination.BLOCKED:
-            message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
-            raise ClientError(message, status=403, code="path_blocked")
+        bond = None
+        if not takes_slot and head.destination is not Destination.LIGHT:
+            bond = self._bond_of(exchange)
+            takes_slot = head.destination is Destination.TIED
         if takes_slot and self._placement.reads_prompts:
-            wanted = _with_prompt(exchange, self._placement)
+            wanted = _with_prompt(exchange, bond, self._placement)
         else:
             if exchange.model is None:
                 exchange.model = requested_model(head.target, exchange.body)
-            wanted = Wanted(exchange.model, takes_slot)
+            wanted = Wanted(exchange.model, takes_slot, bond=bond)
         exchange.wanted = wanted
         self._budget.requests += 1
         failed: dict[Backend, BackendError] = {}
@@ -99,9 +104,9 @@ class Forwarder:
             while True:
                 lease = self._pool.lease(wanted, failed) or await self._wait(exchange, wanted, failed)
                 try:
-                    if lease.commission is None:
+                    if lease.commission is None and bond is None:
                         return await self._send(exchange, lease.backend, failed)
-                    return await self._send_and_learn(exchange, lease.backend, failed, lease.commission)
+                    return await self._send_and_learn(exchange, lease, failed)
                 except BackendError as error:
                     self._note_failure(exchange, lease.backend, error, failed)
                 finally:
@@ -116,11 +121,20 @@ class Forwarder:
             if failed and any(isinstance(error, BackendDeclined) for error in failed.values()):
                 self._budget.give_back()
 
+    def _bond_of(self, exchange: Exchange) -> Bond:
+        """What ties an unusual request."""
+        if exchange.head.destination is Destination.BLOCKED:
+            message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
+            raise ClientError(message, status=403, code="path_blocked")
+        return self._bonds.of(exchange)
+
     def _note_failure(
         self, exchange: Exchange, backend: Backend, error: BackendError, failed: dict[Backend, BackendError]
     ) -> None:
         """Raises ``error`` unless another attempt may be made."""
         failed[backend] = error
+        if isinstance(error, BackendLacks):
+            return
         self._report(backend, error)
         timeouts = sum(isinstance(one, BackendUnreachable) and one.timed_out for one in failed.values())
         if self._next_attempt(exchange, error, timeouts) is NextAttempt.NONE:
@@ -145,14 +159,22 @@ class Forwarder:
 
     # --- an attempt
 
-    async def _send_and_learn(
-        self, exchange: Exchange, backend: Backend, failed: Mapping[Backend, BackendError], commission: Learning
-    ) -> None:
-        """As :meth:`_send`, and let a policy learn from it."""
-        tail = exchange.tail = ListeningTail(commission)
-        await self._send(exchange, backend, failed)
-        if exchange.status < 400:  # what was refused was neither read nor answered
-            tail.complete()
+    async def _send_and_learn(self, exchange: Exchange, lease: Lease, failed: Mapping[Backend, BackendError]) -> None:
+        """As :meth:`_send`, and let a policy learn from it, and whoever comes after it where to go."""
+        bond, backend = exchange.wanted.bond, lease.backend
+        listening = None if lease.commission is None else ListeningTail(lease.commission)
+        exchange.tail = listening
+        if bond is not None:
+            exchange.tail = BondTail(self._bonds, exchange, bond, backend, listening)
+            if bond.stream is not None:
+                self._bonds.note(bond.stream, backend)
+        is_complete = False
+        try:
+            await self._send(exchange, backend, failed)
+            is_complete = True
+        finally:
+            if listening is not None and exchange.status < 400:  # what was refused was neither read nor answered
+                listening.end(is_complete=is_complete)
 
     async def _send(self, exchange: Exchange, backend: Backend, failed: Mapping[Backend, BackendError]) -> None:
         connections = backend.connections
@@ -198,21 +220,28 @@ class Forwarder:
             credentials=credentials,
             close=not backend.connections.keeps_alive,
         )
+        bond = exchange.wanted.bond
+        held_statuses = DECLINABLE_STATUSES if bond is None else bond.held_statuses
         return connection.request(
-            [section, exchange.body], sink, is_head=head.method == "HEAD", held_statuses=DECLINABLE_STATUSES
+            [section, exchange.body], sink, is_head=head.method == "HEAD", held_statuses=held_statuses
         )
 
     def _decide(
         self, exchange: Exchange, backend: Backend, failed: Mapping[Backend, BackendError], held: HeldReply
     ) -> None:
-        """Raises :class:`BackendDeclined` if another backend should try, so that the held reply goes nowhere."""
+        """Raises a :class:`BackendError` if another backend should try, so that the held reply goes nowhere."""
+        wanted = exchange.wanted
+        if wanted.bond is not None and wanted.bond.is_sought:
+            if len(failed) + 1 < _ASKED and self._placement.has_other(wanted, [*failed, backend]):
+                raise BackendLacks("The backend does not have what the request names.")
+            return
         pause = _RETRY_AFTER.search(held.fields)
         if pause is not None:
             self._pool.report_request_to_wait(backend, int(pause[1]))
         declined = BackendDeclined(held.status)
         if (
             self._next_attempt(exchange, declined) is not NextAttempt.NONE
-            and self._placement.has_other(exchange.wanted, [*failed, backend])
+            and self._placement.has_other(wanted, [*failed, backend])
             and self._budget.take(self._pool.requests_in_flight)
         ):
             raise declined
@@ -251,17 +280,17 @@ class Forwarder:
             self._pool.report_success(backend, sent_at)
 
 
-def _with_prompt(exchange: Exchange, placement: Placement) -> Wanted:
+def _with_prompt(exchange: Exchange, bond: Bond | None, placement: Placement) -> Wanted:
     """What ``exchange`` asks for; its prompt is read if a policy looks at it, or if it may not fit everywhere."""
     head = exchange.head
     if exchange.model is None and placement.has_policies_by_model:
         exchange.model = requested_model(head.target, exchange.body)
     way = placement.way(exchange.model)
     if way is None and not placement.contexts_differ:
-        return Wanted(exchange.model)
+        return Wanted(exchange.model, bond=bond)
     prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body, placement.token_sizes)
     exchange.model = exchange.model or prompt.model
-    return Wanted(exchange.model, prompt=prompt, way=way)
+    return Wanted(exchange.model, prompt=prompt, way=way, bond=bond)
 
 
 async def _back_off(failed: Mapping[Backend, BackendError]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inference_engine_proxy_server.backends.reply_facts import read_facts
+from inference_engine_proxy_server.backends.reply_facts import read_facts, says_its_end
 from inference_engine_proxy_server.core.backend import Learning
 from inference_engine_proxy_server.wire.reply_tail import ReplyTail
 
@@ -26,6 +26,12 @@ class ListeningTail(ReplyTail):
             self._learning.begin()
         super().take(block)
 
-    def complete(self) -> None:
-        """All of it has gone to the client."""
-        self._learning.complete(read_facts(self.read()))
+    def end(self, *, is_complete: bool) -> None:
+        """No more of it goes to the client: all has, or it broke off.
+
+        Many clients leave as soon as an event says that it was the last one, before the reply's end. That is no less
+        complete.
+        """
+        reply = self.read()
+        if is_complete or says_its_end(reply):
+            self._learning.complete(read_facts(reply))

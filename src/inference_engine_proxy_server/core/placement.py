@@ -22,6 +22,9 @@ from inference_engine_proxy_server.token_sizes import TokenSizes
 __all__ = ["Placement"]
 
 _REMEMBERED_MODELS = 1024  # names that clients have asked for
+# Requests beyond its limit that a backend may have which holds what they begin with, though others are free. With
+# BACKEND_QUEUE_ALLOWANCE that is as many as MAX_ALLOWED_DEFERRED lets wait inside it.
+_MAY_WAIT = 2
 
 
 class Placement:
@@ -88,13 +91,14 @@ class Placement:
             CapacityError: nobody who serves it works now.
             ClientError: 404, all live backends are strict about names and none has this one.
         """
-        if wanted.prompt is None and wanted.needs_slot and not excluded:  # whoever serves the model is a candidate
+        is_usual = wanted.prompt is None and wanted.needs_slot and not excluded
+        if is_usual and (wanted.bond is None or wanted.bond.is_loose):  # whoever serves the model is a candidate
             servers = self._servers.get(wanted.model) or self._find_servers(wanted.model)
             if self._is_shared:
                 servers.rerank()
             best = servers.best()
         else:
-            best = self._best_of(_free(self._candidates(wanted, excluded), wanted), wanted)
+            best = self._best_of(self._candidates(wanted, excluded), wanted)
         return best or self._last_resort(self._candidates(wanted, excluded), wanted)
 
     def commission(self, wanted: Wanted, backend: Backend) -> Learning | None:
@@ -108,10 +112,12 @@ class Placement:
 
     def has_other(self, wanted: Wanted, excluded: Collection[Backend]) -> bool:
         """Whether a backend that is not ``excluded`` takes such requests, were it free."""
-        return any(backend.takes_requests for backend in self._candidates(wanted, excluded))
+        return any(_is_open(backend, wanted) for backend in self._candidates(wanted, excluded))
 
     def lane(self, wanted: Wanted) -> Hashable:
         """Where in the line it waits: those who have the same can be served by the same backends."""
+        if wanted.bond is not None and wanted.bond.is_needed:
+            return wanted.model, wanted.bond.home
         if wanted.prompt is None:
             return wanted.model
         servers, fitting = self._fitting(wanted)
@@ -128,6 +134,9 @@ class Placement:
 
     def _candidates(self, wanted: Wanted, excluded: Collection[Backend]) -> list[Backend]:
         """Those that the request may go to, free or not."""
+        bond = wanted.bond
+        if bond is not None and bond.is_needed and bond.home is not None:
+            return [bond.home] if bond.home.is_live and bond.home not in excluded else []
         return [backend for backend in self._fitting(wanted)[1] if backend not in excluded]
 
     def _fitting(self, wanted: Wanted) -> tuple[Servers, Sequence[Backend]]:
@@ -156,24 +165,35 @@ class Placement:
         self._servers[model] = servers = next(same, None) or Servers(*kind)
         return servers
 
-    def _best_of(self, free: Sequence[Backend], wanted: Wanted) -> Backend | None:
+    def _best_of(self, candidates: Sequence[Backend], wanted: Wanted) -> Backend | None:
+        candidates = [backend for backend in candidates if _is_open(backend, wanted)]
+        free = [backend for backend in candidates if not wanted.needs_slot or backend.load < backend.limit]
         if not free:
             return None
+        if wanted.bond is not None and wanted.bond.home in free:
+            return wanted.bond.home
         if self.chooser is not None and wanted.way is not None and wanted.prompt is not None:
-            return self.chooser.best(wanted.way, free, wanted.prompt)
+            full = [backend for backend in candidates if backend.limit <= backend.load < backend.limit + _MAY_WAIT]
+            return self.chooser.best(wanted.way, free, full, wanted.prompt)
         return _least_loaded(free)
 
     def _last_resort(self, candidates: Iterable[Backend], wanted: Wanted) -> Backend | None:
         """The best suspect with a free place, when there is nobody else to wait for; ``None``: waiting makes sense."""
-        others = [backend for backend in candidates if not backend.is_draining]
+        is_needed = wanted.bond is not None and wanted.bond.is_needed
+        others = [backend for backend in candidates if not backend.is_draining or is_needed]
         if any(backend.takes_requests or backend.health.state is not Health.SUSPECT for backend in others):
             return None
         if not others:
-            raise self._why_nobody(wanted.model)
+            raise self._why_nobody(wanted)
         free = [backend for backend in others if backend.load < backend.limit]
         return _least_loaded(free) if free else None
 
-    def _why_nobody(self, model: str | None) -> ProxyError:
+    def _why_nobody(self, wanted: Wanted) -> ProxyError:
+        if wanted.bond is not None and wanted.bond.is_needed and wanted.bond.home is not None:
+            # Not 404: it may come back, and has then what was asked for, or says itself that it has not.
+            message = "The backend that has what this names is not available."
+            return CapacityError(message, code="home_unavailable", retry_after_seconds=self._retry_after_seconds)
+        model = wanted.model
         live = [backend for backend in self._backends if backend.is_live]
         if (
             live
@@ -186,12 +206,11 @@ class Placement:
         return CapacityError(message, retry_after_seconds=self._retry_after_seconds)
 
 
-def _free(candidates: Iterable[Backend], wanted: Wanted) -> list[Backend]:
-    return [
-        backend
-        for backend in candidates
-        if backend.takes_requests and (not wanted.needs_slot or backend.load < backend.limit)
-    ]
+def _is_open(backend: Backend, wanted: Wanted) -> bool:
+    """Whether a live backend would take it, were it free: also one that is draining, if only that one can."""
+    if wanted.bond is None or not wanted.bond.is_needed:
+        return backend.takes_requests
+    return not wanted.needs_slot or backend.takes_requests or (backend.is_draining and backend.health.takes_requests)
 
 
 def _least_loaded(backends: Sequence[Backend]) -> Backend:

@@ -7,6 +7,7 @@ look at each candidate (:mod:`~.balancer`).
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -40,9 +41,9 @@ class Asked(NamedTuple):
     """
 
     prompt: Prompt
-    held: Mapping[int, int]
-    last_at: int
-    goes_on: float
+    held: Mapping[int, int] = {}
+    last_at: int = -1
+    goes_on: float = 0.0
 
 
 class Candidate(Protocol):
@@ -114,7 +115,8 @@ def expected_time(candidates: Sequence[Candidate], asked: Asked, now: float) -> 
     unread_each = sum(one.work.unread for one in candidates) / leases if leases else 0.0
     known = _known(candidates, asked, strangers)
     home, credit = _home(candidates, asked, known, strangers)
-    tokens = asked.prompt.tokens
+    tokens, bound = asked.prompt.tokens, asked.prompt.answer_tokens
+    most_tokens = math.inf if bound is None else bound
     costs = []
     for at, one in enumerate(candidates):
         work = one.work
@@ -123,7 +125,7 @@ def expected_time(candidates: Sequence[Candidate], asked: Asked, now: float) -> 
         ahead = work.seconds_ahead(now) + one.foreign * unread_each / reads
         fill = min(0.99, work.fill_with(one.load + 1))
         cost = (
-            _place_seconds(one)
+            _place_seconds(one, most_tokens)
             + ahead
             + own * (1 + work.reading)
             + _CROWD * (work.step_seconds + work.stream_seconds * one.load)
@@ -175,13 +177,13 @@ def _home(candidates: Sequence[Candidate], asked: Asked, known: list[float], str
     if not history:
         return home, strangers * goes_on * _AGREEMENT * prompt.tokens
     known[home] += strangers * max(0.0, history - known[home])
-    return home, (_LEFT_BEHIND + strangers * _AGREEMENT) * history
+    return home, (_LEFT_BEHIND * is_known + strangers * _AGREEMENT) * history
 
 
-def _place_seconds(one: Candidate) -> float:
-    """Until it has a place: one gets free whenever an answer ends."""
+def _place_seconds(one: Candidate, most_tokens: float) -> float:
+    """Until it has a place: one gets free whenever an answer ends, and all are taken to be as long as this one."""
     over = one.load + 1 - one.places
-    return over * one.work.answer_seconds / one.places if over > 0 else 0.0
+    return over * one.work.seconds_of_answer(most_tokens) / one.places if over > 0 else 0.0
 
 
 # --- others

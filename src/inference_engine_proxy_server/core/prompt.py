@@ -51,18 +51,9 @@ _SAMPLES = 8
 _SAMPLE_BYTES = 64
 _PICTURE_SAMPLE = re.compile(rb"[A-Za-z0-9+/=]{%d}" % _SAMPLE_BYTES)
 
-# In the order in which they count. llama.cpp knows a stream that goes on without its client by the last one.
+# In the order in which they count.
 _SESSION_FIELDS = (b"x-session-id", b"x-claude-code-session-id", b"x-openwebui-chat-id", b"session-id")
-_STREAM_FIELD = b"x-conversation-id"
-_IDS = re.compile(
-    rb"\n(%b):[ \t]*([^\r\n]{1,256}?)[ \t]*\r" % b"|".join((*_SESSION_FIELDS, _STREAM_FIELD)), re.IGNORECASE
-)
-# Paths below which stands the name of something that one backend has. llama.cpp: tools/server/README.md, "Resumable
-# streams"; OpenAI: "Responses", "Chat completions" that were stored.
-_OWNED_BELOW = tuple(
-    prefix + path for prefix in ("", "/v1") for path in ("/stream/", "/responses/", "/chat/completions/")
-)
-_NOT_AN_ID = frozenset({"control", "input_tokens", "compact", "render"})  # what engines serve there under fixed names
+_IDS = re.compile(rb"\n(%b):[ \t]*([^\r\n]{1,256}?)[ \t]*\r" % b"|".join(_SESSION_FIELDS), re.IGNORECASE)
 _READ_ANEW = ("/embeddings", "/embedding", "/rerank", "/reranking", "/score", "/pooling", "/classify", "/tokenize")
 
 _LIST = ord("[")
@@ -107,8 +98,6 @@ class Prompt:
         chain: 64-bit hashes of how it begins: the one at ``i`` stands for its first ``ENDS[i]`` bytes and its model.
             Other processes have other ones. Empty: it is shorter than a block, or engines read it anew anyway.
         session: what its client says that it belongs to; ``None``: it does not say.
-        bound_to: the name of something that lives on one backend, and that this request needs: a response, a stream.
-        stream_name: by what its client may ask for its stream again, wherever it is; ``None``: not at all.
         answer_tokens: the most that it wants to have; ``None``: it sets no bound.
         is_streamed: it asks for its answer as a stream.
         start: the first bytes of its raw text.
@@ -118,9 +107,8 @@ class Prompt:
     """
 
     __slots__ = (
-        "_first_question", "answer_tokens", "bound_to", "bytes_a_token", "chain", "history", "is_one_text",
-        "is_plain", "is_streamed", "last_turn", "model", "opening", "session", "shared", "size", "start",
-        "stream_name", "tokens", "turn",
+        "_first_question", "answer_tokens", "bytes_a_token", "chain", "history", "is_one_text", "is_plain",
+        "is_streamed", "last_turn", "model", "opening", "session", "shared", "size", "start", "tokens", "turn",
     )  # fmt: skip
 
     def __init__(self, model: str | None, size: int, bytes_a_token: float) -> None:
@@ -132,8 +120,6 @@ class Prompt:
         self.is_plain = False
         self.chain: array[int] = _NOTHING
         self.session: str | None = None
-        self.bound_to: str | None = None
-        self.stream_name: str | None = None
         self.answer_tokens: int | None = None
         self.is_streamed = False
         self.start = b""
@@ -186,7 +172,7 @@ def read_prompt(target: bytes, path: str, fields: bytes, body: bytes, token_size
         prompt.start = body[:_PLACED_BY]
     else:
         prompt = _prompt_of(members, path, body, token_sizes)
-    _name(prompt, path, fields)
+    prompt.session = _session_in(fields) or prompt.session
     return prompt
 
 
@@ -217,11 +203,11 @@ def _prompt_of(members: _Members, path: str, body: bytes, token_sizes: TokenSize
             break
     if isinstance(members.prompt_cache_key, str):
         prompt.session = members.prompt_cache_key
-    if isinstance(members.previous_response_id, str):
-        prompt.bound_to = members.previous_response_id
     is_list = bool(members.prompt) and memoryview(members.prompt)[0] == _LIST
     prompt.is_one_text = bool(text) and not is_read_anew and not is_list
-    prompt.is_plain = prompt.is_one_text and bool(prompt.chain) and not pictures and prompt.bound_to is None
+    prompt.is_plain = (
+        prompt.is_one_text and bool(prompt.chain) and not pictures and members.previous_response_id is None
+    )
     return prompt
 
 
@@ -255,15 +241,7 @@ def _pictures_in(text: bytes) -> tuple[int, int]:
     return pictures, size
 
 
-def _name(prompt: Prompt, path: str, fields: bytes) -> None:
-    """Note the names that header section and path give."""
-    found = _IDS.findall(b"\n" + fields)
-    if found:
-        named = {name.lower(): value.decode("latin-1") for name, value in found}
-        prompt.stream_name = named.get(_STREAM_FIELD)
-        prompt.session = next((named[name] for name in _SESSION_FIELDS if name in named), prompt.session)
-    if path.startswith(_OWNED_BELOW):
-        prefix = next(prefix for prefix in _OWNED_BELOW if path.startswith(prefix))
-        name = path[len(prefix) :].partition("/")[0]
-        if name and name not in _NOT_AN_ID:
-            prompt.bound_to = name
+def _session_in(fields: bytes) -> str | None:
+    """What a header section says that its request belongs to; ``None``: it does not say."""
+    named = {name.lower(): value.decode("latin-1") for name, value in _IDS.findall(b"\n" + fields)}
+    return next((named[name] for name in _SESSION_FIELDS if name in named), None)

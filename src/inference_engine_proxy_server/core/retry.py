@@ -8,6 +8,7 @@
     a fresh connection broke                     elsewhere        repeatable ones   1 backend may lose it
     taken back from a stuck or vanished backend  elsewhere        repeatable ones   1 backend may lose it
     answered 429, 502 or 503                     elsewhere        repeatable ones   the same, within the budget
+    answered 404, and who has it is not known    elsewhere        tied ones         16 in all (see bonds.py)
     no answer in time, or not in HTTP            no
     any of these, the reply having begun         no
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from inference_engine_proxy_server.core.bonds import Bond
 from inference_engine_proxy_server.core.policies import Way
 from inference_engine_proxy_server.core.prompt import Prompt
 
@@ -18,9 +19,11 @@ class Wanted(msgspec.Struct, frozen=True, gc=False):
         needs_slot: it takes one of the places that a backend has; one that does not never waits for a full one.
         prompt: what is to be read; ``None``: nobody looks at it.
         way: the policy that looks at it; ``None``: whoever has the fewest requests is chosen.
+        bond: ties it to one backend; ``None``: nothing does.
     """
 
     model: str | None = None
     needs_slot: bool = True
     prompt: Prompt | None = None
     way: Way | None = None
+    bond: Bond | None = None

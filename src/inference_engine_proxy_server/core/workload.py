@@ -50,13 +50,14 @@ class Workload:
         writing: answers under way.
         reads: tokens of prompts in a second.
         sent_at: when it last got a request; before the first one 0.
-        answer_seconds: how long its answers take of late, from the first token to the last.
+        answers: of those that it has given, how many have told how long they took.
+        answer_seconds: that, of late, from the first token to the last.
         step_seconds, stream_seconds: what a token of each answer takes, and how much more for each answer at a time.
     """
 
     __slots__ = (
-        "_fill", "_filled_by", "_reading", "_since", "answer_seconds", "reads", "sent_at", "speeds", "step_seconds",
-        "stream_seconds", "unread", "writing",
+        "_fill", "_filled_by", "_reading", "_since", "answer_seconds", "answers", "reads", "sent_at", "speeds",
+        "step_seconds", "stream_seconds", "unread", "writing",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -65,6 +66,7 @@ class Workload:
         self.unread = 0.0
         self.writing = 0
         self.sent_at = 0.0
+        self.answers = 0
         self.answer_seconds = _USUAL_ANSWER_SECONDS
         self.step_seconds = self.speeds.step_seconds
         self.stream_seconds = self.speeds.stream_seconds
@@ -96,6 +98,10 @@ class Workload:
             self._has_read(first, first.due)
         return 0.0
 
+    def seconds_of_answer(self, most_tokens: float) -> float:
+        """What an answer that may have so many tokens takes from the first to the last."""
+        return min(self.answer_seconds, most_tokens * (self.step_seconds + self.stream_seconds * self.writing))
+
     def send(self, unread: float, now: float, *, is_streamed: bool) -> Errand:
         """It gets a prompt of so many tokens that it does not hold."""
         ahead = self.seconds_ahead(now)
@@ -124,7 +130,9 @@ class Workload:
         self.begin(errand, now)
         self.writing -= 1
         if was_seen:
-            self.answer_seconds += _GAIN * (now - errand.began_at - self.answer_seconds)
+            self.answers += 1
+            gain = max(_GAIN, 1 / self.answers)
+            self.answer_seconds += gain * (now - errand.began_at - self.answer_seconds)
 
     def learn(
         self,
@@ -176,7 +184,11 @@ def compare(works: Sequence[Workload]) -> None:
     reads = median(work.speeds.reads for work in works)
     step = median(work.speeds.step_seconds for work in works)
     stream = median(work.speeds.stream_seconds for work in works)
+    answers = [work.answer_seconds for work in works if work.answers]
+    usual_answer = median(answers) if answers else _USUAL_ANSWER_SECONDS
     for work in works:
+        if not work.answers:
+            work.answer_seconds = usual_answer
         slowness = reads / work.speeds.reads
         if 1 / _LIKE < slowness < _LIKE:
             slowness = 1.0

@@ -51,7 +51,7 @@ class ClientContext:
         load: what they hold together.
         forwarding: what is told to backends about the way of a request.
         request_ids: new ones, for requests that bring none.
-        destination_of: what becomes of a request, by its method and path.
+        destination_of: what becomes of a request, by its method, its path and the lines of its header section.
         shed: told which bound keeps a request out (``None``: a connection, before it asks for anything) and raises a
             ``CapacityError``, unless it is one that must be served all the same.
         admit: looks at each header section before the body is read, and raises a ``ClientError`` if it is not to be
@@ -66,7 +66,7 @@ class ClientContext:
     load: Load
     forwarding: Forwarding
     request_ids: Iterator[str]
-    destination_of: Callable[[str, str], Destination]
+    destination_of: Callable[[str, str, bytes], Destination]
     shed: Callable[[str, RequestHead | None], None]
     admit: Callable[[RequestHead], Any]
     handle: Callable[[Exchange], Coroutine[None, None, None]]

@@ -123,7 +123,7 @@ class RequestReader:
         self.head = head = parse_request_head(section, self._limits.head)
         forwarding = self._context.forwarding
         head.sender = (self._is_trusted and forwarding.client_of(head)) or self._client
-        head.destination = self._context.destination_of(head.method, head.path)
+        head.destination = self._context.destination_of(head.method, head.path, head.passed_on)
         head.passed_on += forwarding.describe(head, self._peer, is_trusted=self._is_trusted)
         return head
 

@@ -1,0 +1,57 @@
+"""Engines that keep what they have made, and find it by its name, as vLLM does with responses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+from fakes.engine import EngineConnection, http_reply
+from faults.engine import STREAM_HEAD, Engine, chunk
+
+__all__ = ["KeepingEngine"]
+
+_NOT_FOUND = b'{"error": {"message": "not found, says %b", "code": 404}}'
+
+
+class KeepingEngine(Engine):
+    """Answers 404 for what it does not have.
+
+    Attributes:
+        kept: the ids of its responses and stored completions.
+        lacked: how often it was asked for something else.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(self._answer, owner="vllm")
+        self.name = name
+        self.kept: list[str] = []
+        self.lacked = 0
+        self._numbers = itertools.count()
+
+    async def _answer(self, connection: EngineConnection) -> None:
+        head, _, body = connection.requests[-1].partition(b"\r\n\r\n")
+        method, target, _ = head.decode().split(" ", 2)
+        path = target.partition("?")[0]
+        asked = json.loads(body) if body else {}
+        needed = asked.get("previous_response_id") if path == "/v1/responses" else path.split("/")[-1]
+        if path.startswith(("/v1/responses/", "/v1/chat/completions/")):
+            needed = path.removeprefix("/v1/responses/").removeprefix("/v1/chat/completions/").partition("/")[0]
+        if needed is not None and needed not in self.kept:
+            self.lacked += 1
+            connection.send(http_reply(_NOT_FOUND % self.name.encode(), 404))
+        elif path == "/v1/responses":
+            self._respond(connection, is_streamed=asked.get("stream", False))
+        else:
+            if method == "DELETE" and needed is not None:
+                self.kept.remove(needed)
+            connection.send(http_reply(json.dumps({"id": needed, "of": self.name}).encode()))
+
+    def _respond(self, connection: EngineConnection, *, is_streamed: bool) -> None:
+        self.kept.append(f"resp_{self.name}{next(self._numbers)}")
+        response = {"id": self.kept[-1], "object": "response", "output": [{"id": "resp_not_this", "text": "x" * 99}]}
+        if not is_streamed:
+            connection.send(http_reply(json.dumps(response).encode()))
+            return
+        events = ({"type": kind, "response": response} for kind in ("response.created", "response.completed"))
+        lines = (f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events)
+        connection.send(STREAM_HEAD, *map(chunk, lines), b"0\r\n\r\n")

@@ -1,0 +1,188 @@
+"""What lives on one backend is found there, under every policy; before engines that keep responses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from end_to_end.http_client import Call, Reply, chat, send
+from end_to_end.keeping_engine import KeepingEngine
+from end_to_end.waiting import eventually
+from fakes.engine import EngineConnection, http_reply
+from faults.program import Program, program
+
+RESPONSES = "/v1/responses"
+KEY = "key-of-the-operators"
+
+
+@pytest.fixture
+async def engines() -> AsyncIterator[list[KeepingEngine]]:
+    async with KeepingEngine("a") as one, KeepingEngine("b") as other:
+        yield [one, other]
+
+
+async def make(proxy: Program, *, stream: bool = False, after: str | None = None) -> Reply:
+    body = {"model": "m", "input": "hi", "stream": stream, "previous_response_id": after}
+    return await send(proxy.url, RESPONSES, body)
+
+
+async def ask(proxy: Program, response: str, method: str = "GET", below: str = "") -> Reply:
+    return await send(proxy.url, f"{RESPONSES}/{response}{below}", method=method)
+
+
+def id_in(reply: Reply) -> str:
+    """The first one, in a whole response or in the first event of a stream."""
+    assert reply.status == 200, reply.body
+    return reply.body.partition(b'"id": "')[2].partition(b'"')[0].decode()
+
+
+def homes(engines: list[KeepingEngine]) -> dict[str, str]:
+    """Who has each response."""
+    return {response: engine.url for engine in engines for response in engine.kept}
+
+
+async def fill(proxy: Program, engines: list[KeepingEngine]) -> None:
+    """Let every engine have a response."""
+    while not all(engine.kept for engine in engines):
+        await make(proxy)
+
+
+def lacked(engines: list[KeepingEngine]) -> list[int]:
+    return [engine.lacked for engine in engines]
+
+
+@pytest.mark.parametrize("policy", ["least_requests", "expected_time"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_response_is_asked_for_where_it_was_made(
+    tmp_path: Path, engines: list[KeepingEngine], policy: str, stream: bool
+) -> None:
+    async with program(tmp_path, *engines, BALANCING_POLICY=policy) as proxy:
+        made = [await make(proxy, stream=stream) for _ in range(12)]
+
+        for reply in made:
+            response, home = id_in(reply), reply.headers["x-backend"]
+            replies = [await make(proxy, stream=stream, after=response)]
+            for method, below in (("GET", ""), ("GET", "/input_items"), ("POST", "/cancel"), ("DELETE", "")):
+                replies.append(await ask(proxy, response, method, below))
+            assert {(one.status, one.headers["x-backend"]) for one in replies} == {(200, home)}
+    assert all(engine.kept for engine in engines)
+    assert lacked(engines) == [0, 0]
+
+
+@pytest.mark.parametrize("policy", ["least_requests", "expected_time"])
+async def test_who_does_not_know_asks_all_once(tmp_path: Path, engines: list[KeepingEngine], policy: str) -> None:
+    async with program(tmp_path / "first", *engines) as first:
+        await fill(first, engines)
+    known = homes(engines)
+    async with program(tmp_path / "second", *engines, BALANCING_POLICY=policy) as second:
+        for response, home in known.items():
+            assert (await make(second, after=response)).headers["x-backend"] == home
+        once = lacked(engines)
+        for response, home in known.items():
+            assert (await ask(second, response)).headers["x-backend"] == home
+            assert (await make(second, after=response)).headers["x-backend"] == home
+    assert sum(once) <= len(known)  # each engine that did not have it was asked, at most
+    assert lacked(engines) == once
+
+
+async def test_a_stored_completion_is_found_by_asking(tmp_path: Path, engines: list[KeepingEngine]) -> None:
+    engines[0].kept, engines[1].kept = ["chatcmpl-a"], ["chatcmpl-b"]
+    async with program(tmp_path, *engines) as proxy:
+        for engine in engines * 2:
+            reply = await send(proxy.url, f"/v1/chat/completions/{engine.kept[0]}")
+            assert (reply.status, reply.json["of"]) == (200, engine.name)
+    assert sum(lacked(engines)) <= 2
+
+
+async def test_what_nobody_has_gets_the_last_engines_own_404(tmp_path: Path, engines: list[KeepingEngine]) -> None:
+    async with program(tmp_path, *engines) as proxy:
+        for reply in [await ask(proxy, "resp_x"), await make(proxy, after="resp_x")]:
+            named = next(engine for engine in engines if engine.url == reply.headers["x-backend"])
+            assert reply.status == 404
+            assert reply.json == {"error": {"message": f"not found, says {named.name}", "code": 404}}
+    assert lacked(engines) == [2, 2]
+
+
+async def test_workers_find_each_others_responses(tmp_path: Path, engines: list[KeepingEngine]) -> None:
+    async with program(tmp_path, *engines, WORKERS="2") as proxy:
+        for _ in range(20):
+            made = await make(proxy)
+            for reply in [await ask(proxy, id_in(made)), await make(proxy, after=id_in(made))]:
+                assert (reply.status, reply.headers["x-backend"]) == (200, made.headers["x-backend"])
+
+
+async def test_a_home_that_is_down_is_told_and_nobody_else_is_asked(
+    tmp_path: Path, engines: list[KeepingEngine]
+) -> None:
+    gone, other = engines
+    async with program(tmp_path, *engines) as proxy:
+        await fill(proxy, engines)
+        response, served = gone.kept[0], len(other.served)
+        await gone.go()
+        gone.die()
+
+        for reply in [await ask(proxy, response), await make(proxy, after=response), await ask(proxy, response)]:
+            assert (reply.status, reply.json["error"]["code"]) == (503, "home_unavailable")
+            assert int(reply.headers["retry-after"]) >= 1
+        assert len(other.served) == served
+
+        gone.kept.clear()  # it was in its memory
+        await gone.listen_again()
+        await proxy.becomes(gone, "up")
+        assert (await ask(proxy, response)).json["error"]["message"] == "not found, says a"
+        assert len(other.served) == served
+
+
+async def test_a_home_that_is_draining_gets_what_only_it_has(tmp_path: Path, engines: list[KeepingEngine]) -> None:
+    home, other = engines
+    async with program(tmp_path, *engines, ADMIN_KEY=KEY) as proxy:
+        await fill(proxy, engines)
+        name = home.url.removeprefix("http://")
+        bearer = {"Authorization": f"Bearer {KEY}"}
+        await send(proxy.url, f"/admin/backends/{name}/drain", method="POST", headers=bearer)
+
+        for reply in [await make(proxy, after=home.kept[0]), await ask(proxy, home.kept[0])]:
+            assert (reply.status, reply.headers["x-backend"]) == (200, home.url)
+        assert {(await make(proxy)).headers["x-backend"] for _ in range(6)} == {other.url}
+
+        home.kept.append("resp_unknown")  # as if another proxy had made it
+        assert (await ask(proxy, "resp_unknown")).headers["x-backend"] == home.url
+
+
+async def test_a_busy_home_is_waited_for_by_what_takes_a_place(tmp_path: Path, engines: list[KeepingEngine]) -> None:
+    home, other = engines
+    for engine in engines:
+        engine.owner, engine.slots = "llamacpp", 1
+    async with program(tmp_path, *engines, BACKEND_QUEUE_ALLOWANCE="0") as proxy:
+        await fill(proxy, engines)
+        response, usual, may_end = home.kept[0], home.answer, asyncio.Event()
+
+        async def is_slow(connection: EngineConnection) -> None:
+            if b"POST /v1/chat" in connection.requests[-1]:
+                await may_end.wait()
+                connection.send(http_reply())
+            else:
+                await usual(connection)
+
+        home.answer = other.answer = is_slow
+        async with (
+            Call(proxy.url, "/v1/chat/completions", chat()) as one,
+            Call(proxy.url, "/v1/chat/completions", chat()) as two,
+        ):
+            one.send()
+            two.send()
+            await eventually(lambda: proxy_holds(engines))
+            waiting = asyncio.get_running_loop().create_task(make(proxy, after=response))
+            await asyncio.sleep(0.1)
+            assert (await ask(proxy, response)).headers["x-backend"] == home.url
+            assert not waiting.done()
+            may_end.set()
+            assert ((await waiting).status, (await waiting).headers["x-backend"]) == (200, home.url)
+    assert lacked(engines) == [0, 0]
+
+
+def proxy_holds(engines: list[KeepingEngine]) -> bool:
+    return all(any(b"POST /v1/chat" in request for request in engine.served) for engine in engines)
