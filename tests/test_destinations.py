@@ -39,7 +39,7 @@ def blocks(method: str, path: str) -> bool:
         ("GET", "/v1/responses", Destination.LIGHT),
         ("POST", "/v1/responses/compact", Destination.WORK),
         ("POST", "/v1/responses/input_tokens", Destination.WORK),
-        ("POST", "/v1/responses/compacted", Destination.NAMED),
+        ("POST", "/v1/responses/compact-7", Destination.NAMED),
         ("GET", "/v1/responses/resp_1", Destination.NAMED),
         ("DELETE", "/responses/resp_1", Destination.NAMED),
         ("POST", "/v1/responses/resp_1/cancel", Destination.NAMED),
@@ -50,7 +50,8 @@ def blocks(method: str, path: str) -> bool:
         ("DELETE", "/v1/stream/some-id", Destination.NAMED),
         ("GET", "/v1/streams", Destination.LIGHT),
         ("GET", "/v1/chat/completions/chatcmpl-1", Destination.NAMED),
-        ("POST", "/v1/chat/completions/control", Destination.WORK),
+        ("POST", "/v1/chat/completions/control", Destination.LIGHT),
+        ("POST", "/v1/chat/completions/batch", Destination.WORK),
     ],
 )
 def test_method_and_path_say_what_becomes_of_a_request(method: str, path: str, expected: Destination) -> None:

@@ -13,11 +13,19 @@ __all__ = ["ANSWERED_HERE", "Destination", "Destinations"]
 _LIGHT_PATHS = frozenset(
     prefix + path
     for prefix in ("", "/v1")
-    for path in ("/tokenize", "/detokenize", "/apply-template", "/messages/count_tokens", "/streams/lookup")
+    for path in (
+        "/tokenize",
+        "/detokenize",
+        "/apply-template",
+        "/messages/count_tokens",
+        "/streams/lookup",
+        "/chat/completions/control",
+    )
 )
 # Below these stands the name of something that one backend has; but for what engines serve there under fixed names.
 _NAMED = re.compile(
-    r"(?:/v1)?/(?:stream(?:/[^/]+)?|(?:responses|chat/completions)/(?!(?:compact|input_tokens|control|render|batch)\b)[^/]+(?:/.*)?)"
+    r"(?:/v1)?/(?:stream(?:/[^/]+)?"
+    r"|(?:responses|chat/completions)/(?!(?:compact|input_tokens|control|render|batch)(?:/|$))[^/]+(?:/.*)?)"
 )
 _RESPONSES = ("/responses", "/v1/responses")
 _NAMES_CONVERSATION = re.compile(rb"(?:^|\n)x-conversation-id:", re.IGNORECASE)

@@ -33,8 +33,9 @@ class KeepingEngine(Engine):
         method, target, _ = head.decode().split(" ", 2)
         path = target.partition("?")[0]
         asked = json.loads(body) if body else {}
-        needed = asked.get("previous_response_id") if path == "/v1/responses" else path.split("/")[-1]
-        if path.startswith(("/v1/responses/", "/v1/chat/completions/")):
+        if path == "/v1/responses":
+            needed = asked.get("previous_response_id")
+        else:
             needed = path.removeprefix("/v1/responses/").removeprefix("/v1/chat/completions/").partition("/")[0]
         if needed is not None and needed not in self.kept:
             self.lacked += 1
@@ -42,8 +43,8 @@ class KeepingEngine(Engine):
         elif path == "/v1/responses":
             self._respond(connection, is_streamed=asked.get("stream", False))
         else:
-            if method == "DELETE" and needed is not None:
-                self.kept.remove(needed)
+            if method == "DELETE":
+                self.kept = [kept for kept in self.kept if kept != needed]
             connection.send(http_reply(json.dumps({"id": needed, "of": self.name}).encode()))
 
     def _respond(self, connection: EngineConnection, *, is_streamed: bool) -> None:

@@ -79,6 +79,7 @@ class Vllm:
         environment = {
             "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_ENABLE_RESPONSES_API_STORE": "1",
         }  # fmt: skip
         with log.open("wb") as output:
             self.process = subprocess.Popen(

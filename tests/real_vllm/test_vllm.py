@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections import Counter
@@ -153,6 +154,30 @@ def test_requests_around_the_engines_idle_limit_never_fail(proxy: str, engines: 
         assert ask(f"{proxy}/v1/chat/completions", chat(2)).status == 200
         time.sleep(pause)  # the time is the thing under test: vLLM closes idle connections after 5 s
     assert ask(f"{proxy}/v1/chat/completions", chat(2)).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_response_is_found_where_it_was_made(proxy: str, engines: list[Vllm], stream: bool) -> None:
+    body = {"model": MODEL, "input": "hi", "max_output_tokens": 4, "stream": stream}
+    for _ in range(6):
+        made = ask(f"{proxy}/v1/responses", body)
+        name = re.search(rb'"id": ?"(resp_[^"]+)"', made.body)
+        assert name is not None, made.body
+        after = ask(f"{proxy}/v1/responses", body | {"previous_response_id": name[1].decode()})
+        again = ask(f"{proxy}/v1/responses/{name[1].decode()}")
+        assert (made.status, after.status, again.status) == (200, 200, 200)
+        assert made.headers["x-backend"] == after.headers["x-backend"] == again.headers["x-backend"]
+
+
+def test_a_response_that_the_proxy_has_not_seen_is_found_by_asking(proxy: str, engines: list[Vllm]) -> None:
+    body = {"model": MODEL, "input": "hi", "max_output_tokens": 4}
+    for engine in engines:
+        name = ask(f"{engine.url}/v1/responses", body).json()["id"]
+        after = ask(f"{proxy}/v1/responses", body | {"previous_response_id": name})
+        assert (after.status, after.headers["x-backend"]) == (200, engine.url)
+        assert ask(f"{proxy}/v1/responses/{name}").json()["id"] == name
+    unknown = ask(f"{proxy}/v1/responses/resp_unknown")
+    assert (unknown.status, unknown.json()["error"]["param"]) == (404, "response_id")
 
 
 def test_control_endpoints_are_blocked(proxy: str, engines: list[Vllm]) -> None:

@@ -5,7 +5,7 @@ longer names nothing here. Kinds are apart because clients choose the names of t
 
 Sources: OpenAI's "Responses", and "Chat completions" that are stored; vLLM 0.32.0 keeps responses in memory, with
 ``VLLM_ENABLE_RESPONSES_API_STORE``; llama.cpp's streams that go on without their clients: ``/v1/stream?conv_id=`` in
-tools/server/server-stream.cpp at 03eb25f, ``/v1/stream/...`` in pull request 23226.
+tools/server/README-dev.md at 181a4a8, "Resumable streaming"; ``/v1/stream/...`` at first, in pull request 23226.
 """
 
 from __future__ import annotations
