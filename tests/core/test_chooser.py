@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from core.conftest import READY, ForwardingFront, publish
+from core.conftest import READY, ForwardingFront, make_pool, publish
 from fakes.engine import EngineConnection, FakeEngine, answering, http_reply
 from fakes.front import until
 from inference_engine_proxy_server.backends.base import ModelNames
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.chooser import Chooser
 from inference_engine_proxy_server.core.model_policies import ModelPolicies
-from inference_engine_proxy_server.core.policies import POLICIES
+from inference_engine_proxy_server.core.policies import POLICIES, Asked, Candidate, expected_time
 from inference_engine_proxy_server.core.prefix_index import PrefixIndex
 from inference_engine_proxy_server.core.prompt import read_prompt
 from inference_engine_proxy_server.core.wanted import Wanted
 from inference_engine_proxy_server.core.workload import Workload
 from inference_engine_proxy_server.token_sizes import USUAL_BYTES_A_TOKEN, TokenSizes
+from inference_engine_proxy_server.wire.deadlines import Deadlines
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENT = b'data: {"n": 1}\n\n'
@@ -230,5 +232,31 @@ async def test_what_a_backend_tells_of_its_memory_is_where_the_index_begins() ->
             assert chooser.index.keeps(does_not.number) == before
         for _ in range(2):
             chooser.token_sizes.learn("m", 2000, 1000)
-        proxy.pool.publish(tells, READY, own_at_poll=0, asked_at=proxy.pool.clock())
+        publish(proxy.pool)
         assert chooser.index.keeps(tells.number) == 2000
+
+
+# --- large fleets
+
+
+def test_of_many_the_warm_ones_and_some_others_are_looked_at() -> None:
+    pool = make_pool([f"http://192.0.2.1:{port}" for port in range(1, 201)], Deadlines(), policy="expected_time")
+    way = pool.placement.way("m")
+    assert way is not None
+    looked_at: list[int] = []
+
+    def spying(candidates: Sequence[Candidate], asked: Asked, now: float) -> int:
+        looked_at.append(len(candidates))
+        return expected_time(candidates, asked, now)
+
+    publish(pool)
+    wanted = Wanted("m", prompt=read_prompt(b"/", "/", b"", question(), TokenSizes()), way=way._replace(policy=spying))
+    first = pool.lease(wanted)
+    assert first is not None
+    first.close()
+    for _ in range(20):
+        again = pool.lease(wanted)
+        assert again is not None
+        assert again.backend is first.backend
+        again.close()
+    assert max(looked_at) <= 25

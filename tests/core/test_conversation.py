@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from inference_engine_proxy_server.core.conversation import key_of, parts_of
+from inference_engine_proxy_server.core.conversation import Parts, key_of, parts_of
 
 
 def a_conversation(*contents: str, roles: tuple[str, ...] = ("system", "user", "assistant", "user")) -> bytes:
@@ -14,8 +14,12 @@ def a_conversation(*contents: str, roles: tuple[str, ...] = ("system", "user", "
     )
 
 
+def parts_after(before: int, messages: bytes) -> Parts | None:
+    return parts_of(b" " * before + messages[:-1], messages, before)
+
+
 def test_what_comes_before_the_first_question_is_shared() -> None:
-    parts = parts_of(a_conversation("s" * 1000, "hi"), before=500)
+    parts = parts_after(500, a_conversation("s" * 1000, "hi"))
 
     assert parts is not None
     assert 1500 < parts.shared < 1550
@@ -24,28 +28,34 @@ def test_what_comes_before_the_first_question_is_shared() -> None:
 
 
 def test_history_ends_before_the_last_message() -> None:
-    parts = parts_of(a_conversation("s", "q" * 1000, "a" * 1000, "n" * 1000), before=0)
+    parts = parts_after(0, a_conversation("s", "q" * 1000, "a" * 1000, "n" * 1000))
 
     assert parts is not None
     assert 2000 < parts.history < 2200
 
 
-def test_turn_is_the_next_ones_last_turn() -> None:
-    first = parts_of(a_conversation("s", "q"), 0)
-    second = parts_of(a_conversation("s", "q", "a", "more"), 0)
-    other = parts_of(a_conversation("s", "another", "a", "more"), 0)
+def test_a_turn_ends_where_the_next_one_says_that_the_last_one_did() -> None:
+    messages = a_conversation("s", "q", "a", "more")
+    first = parts_after(0, a_conversation("s", "q"))
+    second = parts_after(0, messages)
 
     assert first is not None
     assert second is not None
-    assert other is not None
-    assert first.turn == second.last_turn != other.last_turn
+    assert first.turn == second.last_turn
+    assert messages[: first.turn].endswith(b'"q"}')
     assert first.last_turn == 0
-    assert first.first_question == second.first_question != other.first_question
+    assert first.first_question == second.first_question == b'{"role":"user","content":"q"}'
+
+
+def test_blanks_between_messages_belong_to_none() -> None:
+    parts = parts_after(0, b'[ {"role": "user", "content": "{"} ,\n {"role": "user", "content": "}"}\n]')
+
+    assert parts == Parts(2, 34, 34, 70, 0, b'{"role": "user", "content": "{"}')
 
 
 @pytest.mark.parametrize("messages", [b"", b'"text"', b"{}", b"[1]", b'[{"role": "tool"}]', b"[[[", b"\xff"])
 def test_what_is_no_conversation_has_no_parts(messages: bytes) -> None:
-    assert parts_of(messages, 0) is None
+    assert parts_after(0, messages) is None
 
 
 def test_key_is_the_same_in_every_process() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
+from heapq import nlargest
 
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.core.backend import Backend
@@ -19,6 +21,9 @@ __all__ = ["Chooser", "Commission"]
 _KINDS = 4096  # of beginnings
 _TURNS = 32_768  # conversations whose last place is known: some 4 MB
 _GAIN = 1 / 16
+_MANY = 48  # candidates, of which not each is looked at
+_WARM, _DRAWN = 16, 24
+_POLLS = 8  # between two looks at how fast backends are beside each other: what changes is the mean of many answers
 _NOTHING = ReplyFacts()
 
 
@@ -92,6 +97,8 @@ class Chooser:
         self._numbers = 0
         self._turns: dict[int, int] = {}
         self._usually_goes_on = 0.0
+        self._polls = 0
+        self._has_strangers = False
         self._goes_on: dict[int, float] = {}  # by what comes before the first question
 
     def best(self, way: Way, free: Sequence[Backend], full: Sequence[Backend], prompt: Prompt) -> Backend:
@@ -106,6 +113,8 @@ class Chooser:
         if way.learns:
             asked = self._asked(prompt)
             candidates += [one for one in full if one.number in asked.held and not one.is_last_choice]
+            if len(candidates) > _MANY and not self._has_strangers:
+                candidates = _shortlist(candidates, asked.held)
         return candidates[way.policy(candidates, asked, self.clock())]
 
     def _asked(self, prompt: Prompt) -> Asked:
@@ -153,7 +162,12 @@ class Chooser:
 
     def has_told(self, backends: Sequence[Backend]) -> None:
         """One of them has told its state: a good moment for what need not be done for each request."""
+        self._polls += 1
+        if self._polls < min(_POLLS, len(backends)):
+            return
+        self._polls = 0
         compare([backend.work for backend in backends])
+        self._has_strangers = any(backend.foreign for backend in backends)
         for backend in backends:
             self._expect(backend)
 
@@ -166,3 +180,14 @@ class Chooser:
         """What comes back there may hold nothing."""
         if backend.number >= 0:
             self.index.forget(backend.number)
+
+
+def _shortlist(candidates: Sequence[Backend], held: Mapping[int, int]) -> list[Backend]:
+    """Those that hold most of it, and enough of all others that hardly a better one is missed.
+
+    Not for where others send requests, too: the rules by which replicas agree look at all.
+    """
+    warm = [one for one in candidates if one.number in held]
+    if len(warm) > _WARM:
+        warm = nlargest(_WARM, warm, key=lambda one: (held[one.number], -one.load))
+    return [*warm, *(one for one in random.sample(candidates, _DRAWN) if one not in warm)]

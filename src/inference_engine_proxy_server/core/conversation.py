@@ -24,44 +24,52 @@ _message_decoder = msgspec.json.Decoder(_Message)
 
 
 class Parts(msgspec.Struct, frozen=True, gc=False):
-    """Of a prompt whose text begins with ``shared`` bytes that come before anybody's question.
+    """Of a prompt's text; all but the last are positions in it.
 
     Attributes:
-        shared: bytes before the first question: tools, and what the system is told.
-        opening: bytes up to the end of that question.
-        history: bytes before the last message, if there are any between the first question and that; else 0.
+        shared: where the first question begins. Before it stands what nobody asks: tools, and what the system is told.
+        opening: where it ends.
+        history: where the last message but one ends, if there is any between the first question and the last; else 0.
+        turn: where the last message ends.
+        last_turn: where the one ended that was the last when this conversation was here before; 0: it was not.
         first_question: its first bytes.
-        turn, last_turn: hashes of all messages, and of all that came before the last answer and the last message, so
-            that one turn's first is the next one's second; 0: there is no such turn. Other processes have other ones.
     """
 
     shared: int
     opening: int
     history: int
-    first_question: bytes
     turn: int
     last_turn: int
+    first_question: bytes
 
 
-def parts_of(messages: bytes | memoryview, before: int) -> Parts | None:
-    """The parts of a JSON list of messages, ``before`` bytes standing before it; ``None``: it is no such list."""
+def parts_of(text: bytes, messages: bytes | msgspec.Raw, before: int) -> Parts | None:
+    """The parts of ``text``, in which the JSON list ``messages`` begins at ``before``; ``None``: it is no such list."""
     try:
         raws = _messages_decoder.decode(messages)
         roles = (_message_decoder.decode(raw).role for raw in raws)
-        at = next((at for at, role in enumerate(roles) if role == "user"), None)
+        first = next((at for at, role in enumerate(roles) if role == "user"), None)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if at is None:
+    if first is None:
         return None
-    lengths = [len(memoryview(one)) for one in raws]
-    shared = before + sum(lengths[:at])
-    history = before + sum(lengths[:-1]) if at < len(raws) - 1 else 0
-    turn = last_turn = 0
-    for number, raw in enumerate(raws):
-        turn = hash((turn, bytes(raw)))
-        if number == len(raws) - 3 and number >= at:
-            last_turn = turn
-    return Parts(shared, shared + lengths[at], history, bytes(memoryview(raws[at])[:_NAMED_BYTES]), turn, last_turn)
+    end = before + 1
+    ends = []
+    for raw in raws:
+        start = text.find(b"{", end)  # nothing but a comma and blanks stands before it
+        end = start + len(memoryview(raw))
+        ends.append(end)
+        if len(ends) == first + 1:
+            shared = start
+    last = len(ends) - 1
+    return Parts(
+        shared,
+        ends[first],
+        ends[-2] if last > first else 0,
+        end,
+        ends[last - 2] if last - 2 >= first else 0,
+        text[shared : min(ends[first], shared + _NAMED_BYTES)],
+    )
 
 
 def key_of(text: bytes) -> int:

@@ -83,6 +83,8 @@ class PrefixIndex:
         self._hand = 0  # the shard that gives up a run next
         self._shelves: list[_Shelf] = []
         self._oldest: list[int] = []  # of each shelf, for who looks at many
+        self._sought: Prompt | None = None  # what was looked up last, and nothing has been noted since
+        self._sought_path: list[tuple[_Run, int]] = []
 
     @property
     def bytes_used(self) -> int:
@@ -122,7 +124,8 @@ class PrefixIndex:
         """How many bytes of ``prompt`` each backend holds that holds some."""
         found: dict[int, int] = {}
         oldest = self._oldest
-        for run, stop in self._path(prompt):
+        self._sought, self._sought_path = prompt, self._path(prompt)
+        for run, stop in self._sought_path:
             end = ENDS[stop - 1]
             found |= {backend: end for backend, read_at in run.holders.items() if read_at >= oldest[backend]}
         return found
@@ -133,7 +136,9 @@ class PrefixIndex:
         clock, oldest = shelf.clock, self._oldest[backend]
         held = at = 0
         ages = []
-        for found, stop in self._path(prompt):
+        path = self._sought_path if self._sought is prompt else self._path(prompt)
+        self._sought = None
+        for found, stop in path:
             run = found
             if stop - at < len(run.hashes) // _HASH_BYTES:
                 run = self._split(prompt.chain[at], run, stop - at)

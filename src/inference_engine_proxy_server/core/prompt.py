@@ -46,8 +46,7 @@ _PLACED_BY = 512  # bytes of a prompt; simulated so, see docs/balancing.md
 # A picture in a prompt is long in bytes and short in tokens: some 250 to 2,000 of them, by model and size.
 _PICTURE_TOKENS = 1000
 _PICTURE = b";base64,"
-_LONG_BYTES = 32 * 1024  # of a prompt in which a picture is long enough to be found by a look here and there
-_SAMPLES = 8
+_SAMPLES = 8  # pictures are found by a look here and there: what is overlooked is small beside the rest
 _SAMPLE_BYTES = 64
 _PICTURE_SAMPLE = re.compile(rb"[A-Za-z0-9+/=]{%d}" % _SAMPLE_BYTES)
 
@@ -103,12 +102,14 @@ class Prompt:
         start: the first bytes of its raw text.
         shared, opening, history: bytes of it that come before the first question, up to its end, and before the last
             message if there is one between these; 0: it has no such parts.
+        shared_key: 64 bits by which all replicas know what comes before the first question; 0: nothing does.
         turn, last_turn: hashes of it and of the prompt that its conversation had before; 0: there is none.
     """
 
     __slots__ = (
         "_first_question", "answer_tokens", "bytes_a_token", "chain", "history", "is_one_text", "is_plain",
-        "is_streamed", "last_turn", "model", "opening", "session", "shared", "size", "start", "tokens", "turn",
+        "is_streamed", "last_turn", "model", "opening", "session", "shared", "shared_key", "size", "start", "tokens",
+        "turn",
     )  # fmt: skip
 
     def __init__(self, model: str | None, size: int, bytes_a_token: float) -> None:
@@ -128,23 +129,25 @@ class Prompt:
         self.history = 0
         self.turn = 0
         self.last_turn = 0
+        self.shared_key = 0
         self._first_question = b""
 
-    def take_parts(self, parts: Parts) -> None:
-        """Be a conversation of these parts."""
+    def take_parts(self, parts: Parts, text: bytes) -> None:
+        """Be a conversation of these parts; its ``chain`` is there."""
         self.shared, self.opening, self.history = parts.shared, parts.opening, parts.history
-        self.turn, self.last_turn = parts.turn, parts.last_turn
+        self.turn = self._hash_up_to(parts.turn, text)
+        self.last_turn = self._hash_up_to(parts.last_turn, text) if parts.last_turn else 0
+        self.shared_key = key_of(text[:_PLACED_BY]) if parts.shared else 0
         self._first_question = parts.first_question
+
+    def _hash_up_to(self, end: int, text: bytes) -> int:
+        blocks = bisect_right(ENDS, end)
+        return hash((self.chain[blocks - 1], text[ENDS[blocks - 1] : end]) if blocks else text[:end])
 
     @property
     def conversation_key(self) -> int:
         """64 bits that all requests of a conversation share, in all processes of all replicas."""
         return key_of(self._first_question) if self._first_question and self.session is None else self.placement_key
-
-    @property
-    def shared_key(self) -> int:
-        """64 bits by which all replicas know what comes before the first question."""
-        return key_of(self.start)
 
     @property
     def placement_key(self) -> int:
@@ -191,11 +194,11 @@ def _prompt_of(members: _Members, path: str, body: bytes, token_sizes: TokenSize
             previous = hash((previous, text[block]))  # keyed, so that nobody can make two alike
             hashes.append(previous)
         prompt.chain = array("q", hashes)
+        before = len(members.tools) + len(members.system) + len(members.instructions)
+        parts = parts_of(text, members.messages or members.input, before)
+        if parts is not None:
+            prompt.take_parts(parts, text)
     prompt.start = text[:_PLACED_BY] or body[:_PLACED_BY]
-    before = len(members.tools) + len(members.system) + len(members.instructions)
-    parts = parts_of(members.messages or members.input, before)
-    if parts is not None:
-        prompt.take_parts(parts)
     prompt.is_streamed = members.stream is True
     for bound in (members.max_completion_tokens, members.max_output_tokens, members.max_tokens, members.n_predict):
         if type(bound) is int and bound >= 0:
@@ -226,9 +229,10 @@ def _text_of(members: _Members) -> bytes:
 def _pictures_in(text: bytes) -> tuple[int, int]:
     """How many there are, and how many bytes of ``text`` they take."""
     step = len(text) // (_SAMPLES + 1)
-    if len(text) > _LONG_BYTES and not any(
-        _PICTURE_SAMPLE.match(text, at) for at in range(step, len(text) - _SAMPLE_BYTES, step)
-    ):
+    for at in range(step, len(text) - _SAMPLE_BYTES, step):
+        if _PICTURE_SAMPLE.match(text, at):
+            break
+    else:
         return 0, 0
     pictures = size = 0
     start = text.find(_PICTURE)

@@ -30,28 +30,35 @@ class Speeds:
     """Of one backend.
 
     Attributes:
-        reads: tokens of prompts in a second; what is usual, as long as it is not known.
-        is_known: enough of its requests have told it.
         step_seconds, stream_seconds: seconds for a token are the first, and the second for each stream that is
             written at the same time, its own included.
         writing_is_known: enough of its requests have told them.
     """
 
     __slots__ = (
-        "_astray", "_count", "_latest", "_seconds", "_streams", "_streams_squared", "_streams_times_seconds", "_told",
-        "reads", "step_seconds", "stream_seconds",
+        "_astray", "_count", "_latest", "_reads", "_reads_are_old", "_seconds", "_streams", "_streams_squared",
+        "_streams_times_seconds", "_told", "step_seconds", "stream_seconds",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._latest: deque[tuple[float, float]] = deque(maxlen=_LATEST)  # tokens a second, and its weight
         self._told = 0
-        self.reads = _READS_A_SECOND
+        self._reads = _READS_A_SECOND
+        self._reads_are_old = False
         self.step_seconds = _SECONDS_A_TOKEN
         self.stream_seconds = 0.0
         self._astray = 0  # requests in a row that took much longer; below zero: much shorter
         # Sums over what was seen of writing, of which the older weigh less.
         self._count = self._streams = self._seconds = 0.0
         self._streams_squared = self._streams_times_seconds = 0.0
+
+    @property
+    def reads(self) -> float:
+        """Tokens of prompts in a second; what is usual, as long as it is not known."""
+        if self._reads_are_old:
+            self._reads_are_old = False
+            self._reads = _weighted_median(self._latest)
+        return self._reads
 
     @property
     def is_known(self) -> bool:
@@ -72,8 +79,7 @@ class Speeds:
         if tokens < 1 or seconds < _SHORTEST:
             return
         self._latest.append((tokens / seconds, min(tokens, _MOST_WEIGHT)))
-        if self.is_known:
-            self.reads = _weighted_median(self._latest)
+        self._reads_are_old = self.is_known
 
     def note_writing(self, tokens: float, seconds: float, streams: float) -> None:
         """It has written so many tokens of one answer, with so many streams at a time on average."""
@@ -98,7 +104,7 @@ class Speeds:
     def take_usual(self, reads: float | None, writing: tuple[float, float] | None) -> None:
         """Be as others are, where nothing of its own is known; ``None``: nothing is known of others either."""
         if not self.is_known and reads is not None:
-            self.reads = reads
+            self._reads = reads
         if not self.writing_is_known and writing is not None:
             self.step_seconds, self.stream_seconds = writing
 
