@@ -194,6 +194,7 @@ def _prompt_of(members: _Members, path: str, body: bytes, token_sizes: TokenSize
             previous = hash((previous, text[block]))  # keyed, so that nobody can make two alike
             hashes.append(previous)
         prompt.chain = array("q", hashes)
+    if not is_read_anew:
         before = len(members.tools) + len(members.system) + len(members.instructions)
         parts = parts_of(text, members.messages or members.input, before)
         if parts is not None:
@@ -228,7 +229,7 @@ def _text_of(members: _Members) -> bytes:
 
 def _pictures_in(text: bytes) -> tuple[int, int]:
     """How many there are, and how many bytes of ``text`` they take."""
-    step = len(text) // (_SAMPLES + 1)
+    step = 1 + len(text) // (_SAMPLES + 1)
     for at in range(step, len(text) - _SAMPLE_BYTES, step):
         if _PICTURE_SAMPLE.match(text, at):
             break
