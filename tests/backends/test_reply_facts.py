@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import recorded
-from inference_engine_proxy_server.backends.reply_facts import ReplyFacts, read_facts
+from inference_engine_proxy_server.backends.reply_facts import ReplyFacts, read_facts, says_its_end
 
 FOLDER = Path(recorded.__file__).parent
 
@@ -85,3 +85,19 @@ def test_the_prompt_of_a_long_stream_is_read_from_its_beginning() -> None:
 def test_no_reply_is_too_odd(reply: bytes) -> None:
     for start in (b"", b'"usage":{', b'"timings": {"prompt_n":'):
         assert isinstance(read_facts(start + reply), ReplyFacts)
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_over"),
+    [
+        (b'data: {"choices": []}\n\ndata: [DONE]\n\n', True),
+        (b"e\r\ndata: [DONE]\n\n\r\n", True),
+        (b'event: message_stop\ndata: {"type": "message_stop"}\n\n', True),
+        (b"event: response.completed\r\ndata: {}\r\n\r\n", True),
+        (b'data: {"choices": [{"delta": {"content": "\\ndata: [DONE]\\n"}}]}\n\n', False),
+        (b'event: message_start\ndata: {"message": {"usage": {"output_tokens": 1}}}\n\n', False),
+        (b'{"usage": {}}', False),
+    ],
+)
+def test_a_stream_says_that_nothing_more_comes(reply: bytes, is_over: bool) -> None:
+    assert says_its_end(reply) is is_over

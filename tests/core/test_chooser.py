@@ -96,6 +96,25 @@ async def test_nothing_stays_of_requests_that_fail_or_whose_clients_leave() -> N
         assert backend.work.unread == 0
 
 
+async def test_a_client_that_leaves_at_the_last_event_is_learned_from() -> None:
+    async with FakeEngine(streams) as engine, ForwardingFront(engine, policy="expected_time") as proxy:
+        [backend] = proxy.pool.backends
+        client = await proxy.connect()
+        body = question(stream=True)
+        client.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await until(lambda: engine.requests)
+        [connection] = engine.connections
+        connection.cue.set()
+        await until(lambda: under_way(backend) == (0, 1))
+        connection.send(chunk(LAST), chunk(b"data: [DONE]\n\n"))
+        received = b""
+        while b"[DONE]" not in received:
+            received += await client.some()
+        client.leave()
+        await until(lambda: not backend.leases)
+        assert backend.work.answers == 1
+
+
 async def test_a_request_that_one_declines_counts_where_it_is_served() -> None:
     declines, serves = FakeEngine(answering(http_reply(b"", 503))), FakeEngine(answering(http_reply(b"{}")))
     async with declines, serves, ForwardingFront(declines, serves, policy="expected_time") as proxy:
@@ -234,6 +253,26 @@ async def test_what_a_backend_tells_of_its_memory_is_where_the_index_begins() ->
             chooser.token_sizes.learn("m", 2000, 1000)
         publish(proxy.pool)
         assert chooser.index.keeps(tells.number) == 2000
+
+
+# --- waiting where it is warm
+
+
+def test_some_may_wait_at_a_full_backend_that_holds_the_prompt() -> None:
+    pool = make_pool(["http://192.0.2.1:1", "http://192.0.2.1:2"], Deadlines(), policy="expected_time")
+    publish(pool, replace(READY, capacity=1))
+    way = pool.placement.way("m")
+    long = json.dumps({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x" * 400_000}]})
+    wanted = Wanted("m", prompt=read_prompt(b"/", "/", b"", long.encode(), TokenSizes()), way=way)
+    first = pool.lease(wanted)
+    assert first is not None
+    assert first.commission is not None
+    first.commission.begin()
+
+    places = [pool.lease(wanted) for _ in range(3)]
+
+    others = [backend for backend in pool.backends if backend is not first.backend]
+    assert [place.backend for place in places if place is not None] == [first.backend, first.backend, *others]
 
 
 # --- large fleets

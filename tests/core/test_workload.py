@@ -126,3 +126,38 @@ def test_slow_machine_has_longer_steps_for_its_own_answers_are_few() -> None:
     assert works[2].step_seconds == pytest.approx(4 * works[0].step_seconds)
     assert works[2].stream_seconds == pytest.approx(4 * works[0].stream_seconds)
     assert works[0].stream_seconds == pytest.approx(0.001)
+
+
+def answered(work: Workload, seconds: float) -> None:
+    errand = work.send(10, 0.0, is_streamed=True)
+    work.begin(errand, 1.0)
+    work.end(errand, 1.0 + seconds)
+
+
+def test_answers_take_as_long_as_the_first_of_them_did() -> None:
+    work, other = Workload(), Workload()
+    answered(work, 0.2)
+    assert work.answer_seconds == pytest.approx(0.2)
+    answered(work, 0.4)
+    assert work.answer_seconds == pytest.approx(0.3)
+
+    compare([work, other])
+
+    assert other.answer_seconds == pytest.approx(0.3)
+
+
+def test_one_long_answer_changes_little_after_many() -> None:
+    work = Workload()
+    for _ in range(100):
+        answered(work, 0.2)
+    answered(work, 10.0)
+
+    assert work.answer_seconds < 0.6
+
+
+def test_an_answer_is_no_longer_than_its_bound_allows() -> None:
+    work = Workload()
+    answered(work, 4.0)
+
+    assert work.seconds_of_answer(10) == pytest.approx(10 * work.step_seconds)
+    assert work.seconds_of_answer(100_000) == pytest.approx(4.0)
