@@ -24,6 +24,7 @@ from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.core.chooser import Chooser
+from inference_engine_proxy_server.core.decisions import Decisions
 from inference_engine_proxy_server.core.forwarder import Forwarder
 from inference_engine_proxy_server.core.health_tracker import HealthRules, HealthTracker
 from inference_engine_proxy_server.core.memory_use import MemoryUse, container_limit_bytes
@@ -115,7 +116,8 @@ def backend_maker(
 def backend_pool(
     settings: Settings, backends: Iterable[Backend], deadlines: Deadlines, turns: Turns | None = None
 ) -> BackendPool:
-    """The fleet, the line of those who wait for it, and who chooses."""
+    """The fleet, the line of those who wait for it, and who chooses; why, is kept only where somebody can read it."""
+    is_explained = settings.explain_header or settings.admin_key is not None
     return BackendPool(
         backends,
         WaitingLine(QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds), deadlines),
@@ -124,6 +126,7 @@ def backend_pool(
         deadlines.clock,
         turns,
         chooser_maker(settings, deadlines)(settings.models, None),
+        Decisions(answers_header=settings.explain_header) if is_explained else None,
     )
 
 

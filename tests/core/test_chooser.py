@@ -15,7 +15,7 @@ from inference_engine_proxy_server.backends.base import ModelNames
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.chooser import Chooser
 from inference_engine_proxy_server.core.model_policies import ModelPolicies
-from inference_engine_proxy_server.core.policies import POLICIES, Asked, Candidate, expected_time
+from inference_engine_proxy_server.core.policies import POLICIES, Asked, Candidate, Choice, expected_time
 from inference_engine_proxy_server.core.prefix_index import PrefixIndex
 from inference_engine_proxy_server.core.prompt import read_prompt
 from inference_engine_proxy_server.core.wanted import Wanted
@@ -284,7 +284,7 @@ def test_of_many_the_warm_ones_and_some_others_are_looked_at() -> None:
     assert way is not None
     looked_at: list[int] = []
 
-    def spying(candidates: Sequence[Candidate], asked: Asked, now: float) -> int:
+    def spying(candidates: Sequence[Candidate], asked: Asked, now: float) -> Choice:
         looked_at.append(len(candidates))
         return expected_time(candidates, asked, now)
 

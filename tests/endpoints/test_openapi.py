@@ -8,7 +8,15 @@ import pytest
 
 from live_proxy import Fleet
 
-OWN = {"/", "/admin/backends", "/admin/keys", "/health", "/livez", "/readyz", "/v1/models", "/metrics"}
+OWN = {
+    "/",
+    "/health",
+    "/livez",
+    "/readyz",
+    "/v1/models",
+    "/metrics",
+    *(f"/admin/{it}" for it in ("backends", "decisions", "keys")),
+}
 OPERATED = {"/admin/backends/{name}/drain", "/admin/backends/{name}/undrain"}
 DESCRIPTIONS = {"/docs", "/redoc", "/openapi.json"}
 PROXIED = {

@@ -166,6 +166,8 @@ class Settings(BaseModel):
     """Rules `[METHOD ]/path[*]`, separated by commas, for requests that are answered with 403; empty lifts them all."""
     backend_header: bool = True
     """Whether replies name their backend in the header x-backend."""
+    explain_header: bool = False
+    """Whether a request may ask, by x-proxy-explain: 1, why it was sent where it was; the reply names backends."""
 
     access_log: bool = True
     """Whether every request is logged as one line."""

@@ -12,6 +12,7 @@ from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.core.balancer import LAST_CHOICE
 from inference_engine_proxy_server.core.conversation import key_of
+from inference_engine_proxy_server.core.decisions import Decision
 from inference_engine_proxy_server.core.health_tracker import Health, HealthTracker
 from inference_engine_proxy_server.core.workload import Workload
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
@@ -219,9 +220,12 @@ class Lease:
 
     Attributes:
         commission: what policies learn from this request; ``None``: they learn nothing.
+        decision: why it is there; only where the pool keeps decisions.
     """
 
-    __slots__ = ("_freed", "backend", "commission", "is_open")
+    __slots__ = ("_freed", "backend", "commission", "decision", "is_open")
+
+    decision: Decision
 
     def __init__(self, backend: Backend, freed: Callable[[], None]) -> None:
         self.backend = backend

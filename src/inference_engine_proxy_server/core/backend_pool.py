@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 from inference_engine_proxy_server.backends.base import BackendState
 from inference_engine_proxy_server.core.backend import Backend, Lease
 from inference_engine_proxy_server.core.chooser import Chooser
+from inference_engine_proxy_server.core.decisions import Decisions
 from inference_engine_proxy_server.core.health_tracker import Health
 from inference_engine_proxy_server.core.placement import Placement
 from inference_engine_proxy_server.core.retry import is_repeatable
@@ -43,6 +44,7 @@ class BackendPool:
         clock: seconds that only grow.
         turns: who fills a place that gets free; ``None``: there is no other worker.
         chooser: chooses by prompts; ``None``: whoever has the fewest requests is chosen.
+        decisions: for who wants to know why requests went where; ``None``: nobody does.
 
     Attributes:
         changed: set when other backends belong to it than before.
@@ -58,17 +60,20 @@ class BackendPool:
         clock: Callable[[], float] = time.monotonic,
         turns: Turns | None = None,
         chooser: Chooser | None = None,
+        decisions: Decisions | None = None,
     ) -> None:
         self.backends = tuple(backends)
         self.changed = asyncio.Event()
         self.line = line
         self.clock = clock
+        self.decisions = decisions
         self._turns = turns
         self.placement = Placement(
             self.backends,
             chooser,
             is_shared=turns is not None,
             retry_after_seconds=max(1, math.ceil(refresh_seconds)),
+            explains=decisions is not None,
         )
         self._allowance = allowance
         self._evidence_seconds = 2 * refresh_seconds
@@ -124,6 +129,8 @@ class BackendPool:
         lease = Lease(backend, self._freed)
         if wanted.prompt is not None:
             lease.commission = self.placement.commission(wanted, backend)
+        if self.decisions is not None:
+            lease.decision = self.placement.decision
         if backend.health.on_trial:
             backend.trial = lease
             backend.takes_requests = False

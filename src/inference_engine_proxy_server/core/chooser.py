@@ -10,7 +10,7 @@ from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.context_fit import learn_size
 from inference_engine_proxy_server.core.model_policies import ModelPolicies
-from inference_engine_proxy_server.core.policies import Asked, Way
+from inference_engine_proxy_server.core.policies import Asked, Choice, Way
 from inference_engine_proxy_server.core.prefix_index import Noted, PrefixIndex
 from inference_engine_proxy_server.core.prompt import Prompt
 from inference_engine_proxy_server.core.workload import Errand, compare
@@ -101,8 +101,10 @@ class Chooser:
         self._has_strangers = False
         self._goes_on: dict[int, float] = {}  # by what comes before the first question
 
-    def best(self, way: Way, free: Sequence[Backend], full: Sequence[Backend], prompt: Prompt) -> Backend:
-        """The one for ``prompt`` by ``way``; of those that are a last choice only if there are no others.
+    def best(
+        self, way: Way, free: Sequence[Backend], full: Sequence[Backend], prompt: Prompt
+    ) -> tuple[Sequence[Backend], Choice]:
+        """Those who can have ``prompt``, and which does by ``way``; a last choice only if there are no others.
 
         Args:
             free: any of these, one at least.
@@ -115,7 +117,7 @@ class Chooser:
             candidates += [one for one in full if one.number in asked.held and not one.is_last_choice]
             if len(candidates) > _MANY and not self._has_strangers:
                 candidates = _shortlist(candidates, asked.held)
-        return candidates[way.policy(candidates, asked, self.clock())]
+        return candidates, way.policy(candidates, asked, self.clock())
 
     def _asked(self, prompt: Prompt) -> Asked:
         goes_on = self._goes_on.get(prompt.shared_key, self._usually_goes_on) if prompt.shared else 0.0

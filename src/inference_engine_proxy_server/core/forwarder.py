@@ -72,6 +72,7 @@ class Forwarder:
         self._keeps_credentials = keeps_credentials
         self._pool = pool
         self._placement = pool.placement
+        self._decisions = pool.decisions
         self._metrics = metrics
         self._standing = standing
         self._updates = updates
@@ -103,6 +104,8 @@ class Forwarder:
         try:
             while True:
                 lease = self._pool.lease(wanted, failed) or await self._wait(exchange, wanted, failed)
+                if self._decisions is not None:
+                    self._decisions.note(lease.decision, exchange)
                 try:
                     if lease.commission is None and bond is None:
                         return await self._send(exchange, lease.backend, failed)
@@ -113,9 +116,7 @@ class Forwarder:
                     lease.close()
                 await _back_off(failed)
         except (CapacityError, ClientError):  # nobody else is there
-            broken = [error for error in failed.values() if isinstance(error, BackendBroke)]
-            if broken:
-                raise broken[0] from None  # it was sent, so that would not be the truth
+            _raise_broken(failed)  # it was sent, so that would not be the truth
             raise
         finally:
             if failed and any(isinstance(error, BackendDeclined) for error in failed.values()):
@@ -291,6 +292,12 @@ def _with_prompt(exchange: Exchange, bond: Bond | None, placement: Placement) ->
     prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body, placement.token_sizes)
     exchange.model = exchange.model or prompt.model
     return Wanted(exchange.model, prompt=prompt, way=way, bond=bond)
+
+
+def _raise_broken(failed: Mapping[Backend, BackendError]) -> None:
+    for error in failed.values():
+        if isinstance(error, BackendBroke):
+            raise error from None
 
 
 async def _back_off(failed: Mapping[Backend, BackendError]) -> None:

@@ -12,6 +12,7 @@ from inference_engine_proxy_server.core.backend import Backend, Learning
 from inference_engine_proxy_server.core.balancer import choose
 from inference_engine_proxy_server.core.chooser import Chooser
 from inference_engine_proxy_server.core.context_fit import Need, SizeLearning, contexts_of, differ_somewhere, fitting
+from inference_engine_proxy_server.core.decisions import FEWEST, TIED, Decision, Ranked, Row, Rule
 from inference_engine_proxy_server.core.health_tracker import Health
 from inference_engine_proxy_server.core.policies import Way
 from inference_engine_proxy_server.core.servers import Servers
@@ -35,6 +36,7 @@ class Placement:
         chooser: chooses by policies that look at prompts; ``None``: there is none such, and whoever has the fewest
             requests is chosen.
         is_shared: other workers send requests to these backends, too, and tell nobody.
+        explains: somebody wants to know why.
         retry_after_seconds: when those should ask again whom nobody serves.
 
     Attributes:
@@ -42,16 +44,26 @@ class Placement:
         token_sizes: what is known of tokens' length.
         contexts_differ: what is to be read may not fit everywhere.
         reads_prompts: so that matters, or it does to a policy.
+        decision: how the latest one was chosen; only where that is explained.
     """
 
+    decision: Decision
+
     def __init__(
-        self, backends: Sequence[Backend], chooser: Chooser | None, *, is_shared: bool, retry_after_seconds: int
+        self,
+        backends: Sequence[Backend],
+        chooser: Chooser | None,
+        *,
+        is_shared: bool,
+        retry_after_seconds: int,
+        explains: bool = False,
     ) -> None:
         self.chooser = chooser
         self.token_sizes = TokenSizes() if chooser is None else chooser.token_sizes
         self.contexts_differ = self.reads_prompts = False
         self._backends = backends
         self._is_shared = is_shared
+        self._explains = explains
         self._retry_after_seconds = retry_after_seconds
         self._servers: dict[str | None, Servers] = {}  # by model
         self.take_in(backends)
@@ -97,6 +109,8 @@ class Placement:
             if self._is_shared:
                 servers.rerank()
             best = servers.best()
+            if self._explains and best is not None:
+                self._note(FEWEST, servers.backends, Ranked(servers.ranks, servers.costs), best, wanted)
         else:
             best = self._best_of(self._candidates(wanted, excluded), wanted)
         return best or self._last_resort(self._candidates(wanted, excluded), wanted)
@@ -171,11 +185,14 @@ class Placement:
         if not free:
             return None
         if wanted.bond is not None and wanted.bond.home in free:
+            self._note(TIED, [wanted.bond.home], [()], wanted.bond.home, wanted)
             return wanted.bond.home
         if self.chooser is not None and wanted.way is not None and wanted.prompt is not None:
             full = [backend for backend in candidates if backend.limit <= backend.load < backend.limit + _MAY_WAIT]
-            return self.chooser.best(wanted.way, free, full, wanted.prompt)
-        return _least_loaded(free)
+            asked, choice = self.chooser.best(wanted.way, free, full, wanted.prompt)
+            self._note(wanted.way, asked, choice.rows, asked[choice.at], wanted)
+            return asked[choice.at]
+        return self._least_loaded(free, wanted)
 
     def _last_resort(self, candidates: Iterable[Backend], wanted: Wanted) -> Backend | None:
         """The best suspect with a free place, when there is nobody else to wait for; ``None``: waiting makes sense."""
@@ -186,7 +203,21 @@ class Placement:
         if not others:
             raise self._why_nobody(wanted)
         free = [backend for backend in others if backend.load < backend.limit]
-        return _least_loaded(free) if free else None
+        return self._least_loaded(free, wanted) if free else None
+
+    def _least_loaded(self, backends: Sequence[Backend], wanted: Wanted) -> Backend:
+        ranks = [backend.weighed() for backend in backends]
+        costs = [backend.cost for backend in backends]
+        best = backends[choose(ranks, None if len(set(costs)) == 1 else costs)]
+        self._note(FEWEST, backends, Ranked(ranks, costs), best, wanted)
+        return best
+
+    def _note(
+        self, rule: Rule, candidates: Sequence[Backend], rows: Iterable[Row], chosen: Backend, wanted: Wanted
+    ) -> None:
+        if self._explains:
+            tokens = None if wanted.prompt is None else wanted.prompt.tokens
+            self.decision = Decision(rule, candidates, rows, chosen, wanted.model, tokens)
 
     def _why_nobody(self, wanted: Wanted) -> ProxyError:
         if wanted.bond is not None and wanted.bond.is_needed and wanted.bond.home is not None:
@@ -211,8 +242,3 @@ def _is_open(backend: Backend, wanted: Wanted) -> bool:
     if wanted.bond is None or not wanted.bond.is_needed:
         return backend.takes_requests
     return not wanted.needs_slot or backend.takes_requests or (backend.is_draining and backend.health.takes_requests)
-
-
-def _least_loaded(backends: Sequence[Backend]) -> Backend:
-    costs = [backend.cost for backend in backends]
-    return backends[choose([backend.weighed() for backend in backends], None if len(set(costs)) == 1 else costs)]

@@ -1,6 +1,6 @@
 """Ways of choosing among backends that could all take a request. Pure: what they look at is handed to them.
 
-A policy is a function of the candidates, the request, and the time; it returns the position of the one to choose.
+A policy is a function of the candidates, the request, and the time; it returns whom to choose, and by what numbers.
 :data:`POLICIES` has them by name; ``least_requests``, the default, is not there, since it needs neither a prompt nor a
 look at each candidate (:mod:`~.balancer`).
 """
@@ -19,6 +19,7 @@ __all__ = [
     "POLICIES",
     "Asked",
     "Candidate",
+    "Choice",
     "Policy",
     "Way",
     "expected_time",
@@ -82,7 +83,19 @@ class Candidate(Protocol):
         """What one request there weighs."""
 
 
-Policy = Callable[[Sequence[Candidate], Asked, float], int]
+class Choice(NamedTuple):
+    """What a policy has found.
+
+    Attributes:
+        at: the position of the candidate to choose.
+        rows: the numbers of each candidate, as :attr:`Way.terms` names them; empty for one that was not looked at.
+    """
+
+    at: int
+    rows: Sequence[tuple[float, ...]]
+
+
+Policy = Callable[[Sequence[Candidate], Asked, float], Choice]
 
 
 # --- expected time to the first token
@@ -102,7 +115,7 @@ _SHARED_TRUST = 0.7  # that a shared beginning is where the rule puts it
 _LEFT_BEHIND = 0.5
 
 
-def expected_time(candidates: Sequence[Candidate], asked: Asked, now: float) -> int:
+def expected_time(candidates: Sequence[Candidate], asked: Asked, now: float) -> Choice:
     """Where the first token comes soonest, with what that costs others: all in seconds.
 
     Each candidate's cost is the time until there is a place, until what came before has been read, and until this
@@ -117,28 +130,27 @@ def expected_time(candidates: Sequence[Candidate], asked: Asked, now: float) -> 
     home, credit = _home(candidates, asked, known, strangers)
     tokens, bound = asked.prompt.tokens, asked.prompt.answer_tokens
     most_tokens = math.inf if bound is None else bound
-    costs = []
+    costs, rows = [], []
     for at, one in enumerate(candidates):
         work = one.work
         reads = work.reads
-        own = max(1.0, tokens - known[at]) / reads
+        place = _place_seconds(one, most_tokens)
         ahead = work.seconds_ahead(now) + one.foreign * unread_each / reads
+        own = max(1.0, tokens - known[at]) / reads * (1 + work.reading)
+        crowd = _CROWD * (work.step_seconds + work.stream_seconds * one.load)
         fill = min(0.99, work.fill_with(one.load + 1))
-        cost = (
-            _place_seconds(one, most_tokens)
-            + ahead
-            + own * (1 + work.reading)
-            + _CROWD * (work.step_seconds + work.stream_seconds * one.load)
-        )
-        cost += _FULL_SECONDS * fill / (1 - fill)
-        if at == home:
-            cost -= credit / reads
-        costs.append(cost * one.cost if cost > 0 else cost / one.cost)
+        memory = _FULL_SECONDS * fill / (1 - fill)
+        belonging = -credit / reads if at == home else 0.0
+        cost = place + ahead + own + crowd + memory + belonging
+        cost = cost * one.cost if cost > 0 else cost / one.cost
+        costs.append(cost)
+        rows.append((known[at], place, ahead, own, crowd, memory, belonging, cost))
     least = min(costs)
     most = least + abs(least) * _NEAR + _NEAR_SECONDS
     near = [at for at, cost in enumerate(costs) if cost <= most]
     # Who got nothing for longest: so that prompts are spaced, and do not meet in the same step.
-    return near[0] if len(near) == 1 else min(near, key=lambda at: candidates[at].work.sent_at)
+    at = near[0] if len(near) == 1 else min(near, key=lambda at: candidates[at].work.sent_at)
+    return Choice(at, rows)
 
 
 def _known(candidates: Sequence[Candidate], asked: Asked, strangers: float) -> list[float]:
@@ -165,15 +177,17 @@ def _home(candidates: Sequence[Candidate], asked: Asked, known: list[float], str
     prompt = asked.prompt
     most = max(known)
     is_known = prompt.history > 0 and most * prompt.bytes_a_token > prompt.opening
+    history = prompt.history / prompt.bytes_a_token
+    if not strangers:  # no rule is needed where nobody else sends anything
+        return (known.index(most), _LEFT_BEHIND * history) if is_known else (-1, 0.0)
     goes_on = max(asked.goes_on, float(prompt.history > 0))
     if is_known:
         home = known.index(most)
-    elif strangers and goes_on > _LIKELY:
+    elif goes_on > _LIKELY:
         home = _highest(candidates, prompt.conversation_key)
     else:
         warmest = [at for at, tokens in enumerate(known) if tokens >= 0.999 * most]
         home = warmest[_highest([candidates[at] for at in warmest], prompt.conversation_key)]
-    history = prompt.history / prompt.bytes_a_token
     if not history:
         return home, strangers * goes_on * _AGREEMENT * prompt.tokens
     known[home] += strangers * max(0.0, history - known[home])
@@ -189,50 +203,71 @@ def _place_seconds(one: Candidate, most_tokens: float) -> float:
 # --- others
 
 
-def power_of_two(candidates: Sequence[Candidate], asked: Asked, now: float) -> int:
+def power_of_two(candidates: Sequence[Candidate], asked: Asked, now: float) -> Choice:
     """The less loaded of two that chance names (Mitzenmacher, 1996)."""
     del asked, now
     pair = random.sample(range(len(candidates)), min(2, len(candidates)))
-    return min(pair, key=lambda at: candidates[at].load * candidates[at].cost)
+    rows: list[tuple[float, ...]] = [()] * len(candidates)
+    for at in pair:
+        rows[at] = (candidates[at].load * candidates[at].cost,)
+    return Choice(min(pair, key=rows.__getitem__), rows)
 
 
-def round_robin(candidates: Sequence[Candidate], asked: Asked, now: float) -> int:
+def round_robin(candidates: Sequence[Candidate], asked: Asked, now: float) -> Choice:
     """Who has got nothing for longest."""
-    del asked, now
-    return min(range(len(candidates)), key=lambda at: candidates[at].work.sent_at)
+    del asked
+    rows = [(now - sent_at if (sent_at := one.work.sent_at) else math.inf,) for one in candidates]
+    return Choice(rows.index(max(rows)), rows)
 
 
-def rendezvous(candidates: Sequence[Candidate], asked: Asked, now: float) -> int:
+def rendezvous(candidates: Sequence[Candidate], asked: Asked, now: float) -> Choice:
     """Always the same one for a session, or else for what begins alike (Thaler and Ravishankar, 1996)."""
     del now
-    return _highest(candidates, asked.prompt.placement_key)
+    weights = _weights(candidates, asked.prompt.placement_key)
+    return Choice(weights.index(max(weights)), [(weight / _WORD,) for weight in weights])
 
 
 class Way(NamedTuple):
-    """A policy, and what it needs.
+    """A policy, what it needs, and what it says.
 
     Attributes:
+        name: by which settings know it.
         policy: the function.
+        terms: names of the numbers in its rows; the last one is compared, and the lowest is best.
+        most_wins: the highest is.
         learns: it looks at what requests leave behind: what backends hold, where conversations are, and all of
             ``work``. If not, :class:`Asked` has but the prompt, and ``work`` but ``sent_at``.
     """
 
+    name: str
     policy: Policy
+    terms: tuple[str, ...]
+    most_wins: bool = False
     learns: bool = False
 
 
+_EXPECTED = ("held_tokens", "place", "before", "own", "crowd", "memory", "home", "cost")
+
 POLICIES: Mapping[str, Way] = {
-    "expected_time": Way(expected_time, learns=True),
-    "power_of_two": Way(power_of_two),
-    "round_robin": Way(round_robin),
-    "rendezvous": Way(rendezvous),
+    way.name: way
+    for way in (
+        Way("expected_time", expected_time, _EXPECTED, learns=True),
+        Way("power_of_two", power_of_two, ("load",)),
+        Way("round_robin", round_robin, ("idle_seconds",), most_wins=True),
+        Way("rendezvous", rendezvous, ("weight",), most_wins=True),
+    )
 }
 
 
 def _highest(candidates: Sequence[Candidate], key: int) -> int:
     """The one that ``key`` falls to; whoever else comes or goes."""
-    weights = [_mixed(key ^ one.place_key) for one in candidates]
+    weights = _weights(candidates, key)
     return weights.index(max(weights))
+
+
+def _weights(candidates: Sequence[Candidate], key: int) -> list[int]:
+    """Of each for ``key``, whoever else is there."""
+    return [_mixed(key ^ one.place_key) for one in candidates]
 
 
 def _mixed(word: int) -> int:

@@ -22,15 +22,16 @@ class Servers:
         backends, contexts: those.
         ranks: what each one's load weighs, by position; infinite while it takes no request. The backends themselves
             keep this up to date: going through all of them for every request would cost more than it.
+        costs: what one request weighs on each.
     """
 
-    __slots__ = ("_costs", "_costs_if_uneven", "backends", "contexts", "ranks")
+    __slots__ = ("_costs_if_uneven", "backends", "contexts", "costs", "ranks")
 
     def __init__(self, backends: tuple[Backend, ...], contexts: Sequence[float] | None) -> None:
         self.backends = backends
         self.contexts = contexts
         self.ranks = [math.inf] * len(backends)
-        self._costs = [backend.cost for backend in backends]
+        self.costs = [backend.cost for backend in backends]
         self._costs_if_uneven: list[float] | None
         self._compare_costs()
         for at, backend in enumerate(backends):
@@ -46,8 +47,8 @@ class Servers:
 
     def note_cost(self, at: int, cost: float) -> None:
         """From now on one request weighs ``cost`` on the backend at this position."""
-        if self._costs[at] != cost:
-            self._costs[at] = cost
+        if self.costs[at] != cost:
+            self.costs[at] = cost
             self._compare_costs()
 
     def rerank(self) -> None:
@@ -56,5 +57,5 @@ class Servers:
             backend.rerank()
 
     def _compare_costs(self) -> None:
-        is_even = all(cost == self._costs[0] for cost in self._costs)
-        self._costs_if_uneven = None if is_even else self._costs
+        is_even = all(cost == self.costs[0] for cost in self.costs)
+        self._costs_if_uneven = None if is_even else self.costs

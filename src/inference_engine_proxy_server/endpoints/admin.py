@@ -7,12 +7,14 @@ import math
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse
 
 from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
+from inference_engine_proxy_server.core.decisions import KEPT
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers, Elsewhere
 from inference_engine_proxy_server.endpoints.backend_facts import facts_of
 from inference_engine_proxy_server.errors import ClientError
@@ -26,6 +28,7 @@ _BACKEND_RESPONSES: dict[int | str, dict[str, Any]] = {
     404: {"description": "There is no such backend, or ADMIN_KEY is not set"},
 }
 
+_Limit = Annotated[int, Query(ge=1, le=KEPT, description="Most decisions to tell.")]
 _WaitSeconds = Annotated[float, Query(ge=0, le=3600, description="Longest wait for its last request to end.")]
 
 
@@ -66,6 +69,16 @@ def admin_router(pool: BackendPool, ring: KeyRing | None, allowances: Allowances
         everybody.drain(backend, is_draining=False)
         told = await everybody.fleet()
         return {**_described(backend, pool, told), **everybody.silence(told)}
+
+    @router.get("/decisions", summary="The latest decisions: which backend got a request, and what was compared",
+                responses=_RESPONSES)  # fmt: skip
+    async def decisions(limit: _Limit = 20) -> JSONResponse:
+        told = await everybody.decisions()
+        own = [] if pool.decisions is None else pool.decisions.told()
+        every = [*own, *(decision for one in told.answers for decision in one["decisions"])]
+        newest = sorted(every, key=lambda decision: -decision["at"])[:limit]
+        # As it is: FastAPI would look at every number of hundreds of candidates.
+        return JSONResponse({"decisions": newest, **everybody.silence(told)})
 
     return router
 

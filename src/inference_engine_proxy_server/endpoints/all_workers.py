@@ -19,7 +19,7 @@ from inference_engine_proxy_server.siblings import Answers, Siblings
 
 __all__ = ["AllWorkers", "Elsewhere", "Order"]
 
-_FLEET, _KEYS = "fleet", "keys"
+_FLEET, _KEYS, _DECISIONS = "fleet", "keys", "decisions"
 _ORDER_SECONDS = 1.0  # in which an order reaches every worker that is not hanging
 _LOOK_SECONDS = 0.02  # between two looks whether it has
 
@@ -71,7 +71,7 @@ class AllWorkers:
     @property
     def answers(self) -> Answers:
         """What this worker says when it is a sibling."""
-        return {_FLEET: self._own_fleet, _KEYS: self._own_keys}
+        return {_FLEET: self._own_fleet, _KEYS: self._own_keys, _DECISIONS: self._own_decisions}
 
     def drain(self, backend: Backend, *, is_draining: bool) -> None:
         """Give ``backend`` no new requests, or do so again: here at once, elsewhere in a moment."""
@@ -96,6 +96,10 @@ class AllWorkers:
         """Of each sibling by the name of each key: ``requests_in_flight``, ``requests_left``, ``tokens_left``."""
         return await self._ask(_KEYS)
 
+    async def decisions(self) -> Elsewhere:
+        """Of each sibling its latest ``decisions``."""
+        return await self._ask(_DECISIONS)
+
     def silence(self, told: Elsewhere) -> dict[str, Any]:
         """For a reply about all: who is missing in it. Nothing where there are no siblings."""
         return {"silent_workers": list(told.silent)} if self._siblings.others else {}
@@ -115,3 +119,7 @@ class AllWorkers:
         return json.dumps(
             {name: {"requests_in_flight": one.in_flight, **one.left(now)} for name, one in allowances.items()}
         ).encode()
+
+    def _own_decisions(self) -> bytes:
+        decisions = self._pool.decisions
+        return json.dumps({"decisions": [] if decisions is None else decisions.told()}).encode()
