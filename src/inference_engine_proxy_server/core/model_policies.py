@@ -34,6 +34,11 @@ class ModelPolicies:
         """Whether any of them does."""
         return self.usual is not None or any(way is not None for way in self.by_model.values())
 
+    @property
+    def learn(self) -> bool:
+        """Whether any of them learns from requests."""
+        return any(way is not None and way.learns for way in (self.usual, *self.by_model.values()))
+
     def way(self, model: str | None) -> Way | None:
         """The one for requests that ask for ``model``."""
         return self.usual if model is None else self.by_model.get(model, self.usual)

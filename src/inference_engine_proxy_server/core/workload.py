@@ -9,13 +9,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+import msgspec
+
 from inference_engine_proxy_server.core.speeds import Speeds, fill_gaps
 
-__all__ = ["Errand", "Workload", "compare"]
+__all__ = ["Errand", "Reuse", "Workload", "compare"]
 
 _GAIN = 1 / 32  # of each answer in the mean of how long answers take
 _USUAL_ANSWER_SECONDS = 5.0
 _LIKE = 1.6  # times as fast as usual, or as slow, can be chance
+
+
+class Reuse(msgspec.Struct, gc=False):
+    """Tokens of prompts, in those requests whose replies have told both how many they had and how many were cached.
+
+    Attributes:
+        sent: all of them.
+        predicted: those that the backend was thought to hold when it got them.
+        cached: those that it held, as it says.
+    """
+
+    sent: int = 0
+    predicted: float = 0.0
+    cached: int = 0
 
 
 class Errand:
@@ -53,15 +69,17 @@ class Workload:
         answers: of those that it has given, how many have told how long they took.
         answer_seconds: that, of late, from the first token to the last.
         step_seconds, stream_seconds: what a token of each answer takes, and how much more for each answer at a time.
+        reuse: what it did not have to read.
     """
 
     __slots__ = (
-        "_fill", "_filled_by", "_reading", "_since", "answer_seconds", "answers", "reads", "sent_at", "speeds",
+        "_fill", "_filled_by", "_reading", "_since", "answer_seconds", "answers", "reads", "reuse", "sent_at", "speeds",
         "step_seconds", "stream_seconds", "unread", "writing",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.speeds = Speeds()
+        self.reuse = Reuse()
         self.reads = self.speeds.reads
         self.unread = 0.0
         self.writing = 0

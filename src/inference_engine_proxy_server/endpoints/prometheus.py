@@ -14,6 +14,8 @@ from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.backend_pool import BackendPool
 from inference_engine_proxy_server.core.health_tracker import Health
+from inference_engine_proxy_server.core.prefix_index import PrefixIndex
+from inference_engine_proxy_server.core.speeds import Speeds
 from inference_engine_proxy_server.metrics import RequestMetrics
 from inference_engine_proxy_server.siblings import Answers, Siblings
 
@@ -42,18 +44,82 @@ _GAUGES: tuple[tuple[str, str, Callable[[Backend], float | None]], ...] = (
 )
 
 
+_LEARNED_COUNTERS: tuple[tuple[str, str, Callable[[Backend], float]], ...] = (
+    ("backend_prompt_tokens", "Tokens of prompts, as replies told.", lambda backend: backend.work.reuse.sent),
+    (
+        "backend_prompt_tokens_predicted",
+        "Those of them that the backend was thought to hold.",
+        lambda backend: backend.work.reuse.predicted,
+    ),
+    (
+        "backend_prompt_tokens_cached",
+        "Those of them that it held, as replies told.",
+        lambda backend: backend.work.reuse.cached,
+    ),
+)
+
+_LEARNED_GAUGES: tuple[tuple[str, str, Callable[[Backend], float | None]], ...] = (
+    ("backend_prompts_reading", "Prompts that the backend has not read.", lambda backend: backend.work.reading),
+    (
+        "backend_read_tokens_per_second",
+        "Tokens of prompts that it reads in a second, as learned.",
+        lambda backend: backend.work.speeds.reads if backend.work.speeds.is_known else None,
+    ),
+    (
+        "backend_seconds_per_token",
+        "Seconds for a token of each answer, as learned, with as many as it writes now.",
+        lambda backend: _seconds_a_token(backend.work.speeds, backend.work.writing),
+    ),
+)
+
+
+def _seconds_a_token(speeds: Speeds, writing: int) -> float | None:
+    return speeds.seconds_a_token(max(1, writing)) if speeds.writing_is_known else None
+
+
+class _LearnedCollector:
+    """What policies learn; nothing while none of them does."""
+
+    def __init__(self, pool: BackendPool) -> None:
+        self._pool = pool
+
+    def collect(self) -> Iterable[Metric]:
+        chooser = self._pool.placement.chooser
+        if chooser is None or not chooser.policies.learn:
+            return
+        for name, text, count in _LEARNED_COUNTERS:
+            counter = CounterMetricFamily(f"inference_proxy_{name}", text, labels=["backend"])
+            for backend in self._pool.backends:
+                counter.add_metric([backend.url], count(backend))
+            yield counter
+        yield from _gauges(_LEARNED_GAUGES, self._pool.backends)
+        yield from _sizes(chooser.index)
+
+
+def _sizes(index: PrefixIndex) -> Iterator[Metric]:
+    name = "inference_proxy_prefix_index"
+    yield GaugeMetricFamily(f"{name}_bytes", "Memory that the index of prompts takes.", index.bytes_used)
+    yield GaugeMetricFamily(f"{name}_runs", "Beginnings of prompts, and parts of them, in it.", len(index))
+
+
+def _gauges(
+    gauges: Iterable[tuple[str, str, Callable[[Backend], float | None]]], backends: Iterable[Backend]
+) -> Iterator[Metric]:
+    for name, text, reading in gauges:
+        family = GaugeMetricFamily(f"inference_proxy_{name}", text, labels=["backend"])
+        for backend in backends:
+            value = reading(backend)
+            if value is not None:
+                family.add_metric([backend.url], float(value))
+        yield family
+
+
 class _FleetCollector:
     def __init__(self, pool: BackendPool) -> None:
         self._pool = pool
 
     def collect(self) -> Iterable[Metric]:
-        for name, text, reading in _GAUGES:
-            family = GaugeMetricFamily(f"inference_proxy_{name}", text, labels=["backend"])
-            for backend in self._pool.backends:
-                value = reading(backend)
-                if value is not None:
-                    family.add_metric([backend.url], float(value))
-            yield family
+        yield from _gauges(_GAUGES, self._pool.backends)
         yield self._states()
         line = self._pool.line
         yield GaugeMetricFamily("inference_proxy_queue_requests", "Requests that wait for a backend.", line.count)
@@ -86,6 +152,7 @@ class MetricsPage:
     def __init__(self, pool: BackendPool, metrics: RequestMetrics, siblings: Siblings) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_FleetCollector(pool))
+        self._registry.register(_LearnedCollector(pool))
         self._registry.register(metrics)
         ProcessCollector(registry=self._registry)
         self._siblings = siblings
