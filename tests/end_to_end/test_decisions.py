@@ -35,10 +35,10 @@ def servers(start_servers: StartServers, tiny_model: Path) -> list[LlamaServer]:
     return start_servers(2, tiny_model, "--slots", "2", "--context", "8192", "--http-threads", "32")
 
 
-async def ask(proxy: Proxy, *contents: str, headers: dict[str, str] | None = None) -> Reply:
+async def ask(proxy: Proxy, *contents: str, headers: dict[str, str] | None = None, model: str = "any") -> Reply:
     roles = ("system", *("user", "assistant") * len(contents))
     messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
-    body = {"model": "any", "messages": messages, "max_tokens": 4, "temperature": 0}
+    body = {"model": model, "messages": messages, "max_tokens": 4, "temperature": 0}
     reply = await send(proxy.url, PATH, body, headers=headers)
     assert reply.status == 200
     return reply
@@ -95,6 +95,15 @@ async def test_only_who_asks_is_told(start_proxy: StartProxy, servers: list[Llam
     assert "x-proxy-decision" not in (await ask(proxy, "a")).headers
     assert "x-proxy-decision" not in (await ask(proxy, "a", headers={"x-proxy-explain": "0"})).headers
     assert "x-proxy-decision" in (await ask(proxy, "a", headers=WHY)).headers
+
+
+async def test_name_of_a_model_cannot_end_the_header(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+    proxy = start_proxy(*servers, EXPLAIN_HEADER="true")
+    name = "\u6a21\r\nx-evil: 1\r\n\r\n\x7f"
+    reply = await ask(proxy, "a", headers=WHY, model=name)
+    assert "x-evil" not in reply.headers
+    assert reply.headers["x-proxy-decision"].isascii()
+    assert json.loads(reply.headers["x-proxy-decision"])["model"] == name
 
 
 async def test_decision_that_is_told_is_that_of_who_answered(tmp_path: Path) -> None:
