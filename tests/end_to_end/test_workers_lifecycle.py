@@ -32,6 +32,8 @@ async def refuses_connections(proxy: Program) -> bool:
     try:
         async with Call(proxy.url, "/livez"):
             return False
+    except ConnectionResetError:  # it was in the backlog of the very moment in which listening ended
+        return False
     except ConnectionRefusedError:
         return True
 
