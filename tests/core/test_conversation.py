@@ -15,7 +15,9 @@ def a_conversation(*contents: str, roles: tuple[str, ...] = ("system", "user", "
 
 
 def parts_after(before: int, messages: bytes) -> Parts | None:
-    return parts_of(b" " * before + messages[:-1], messages, before)
+    """The parts of a text in which ``messages`` follow one another with nothing between them."""
+    raws = msgspec.json.decode(messages, type=list[msgspec.Raw])
+    return parts_of(raws, before, before + sum(len(memoryview(raw)) for raw in raws))
 
 
 def test_what_comes_before_the_first_question_is_shared() -> None:
@@ -42,7 +44,7 @@ def test_a_turn_ends_where_the_next_one_says_that_the_last_one_did() -> None:
     assert first is not None
     assert second is not None
     assert first.turn == second.last_turn
-    assert messages[: first.turn].endswith(b'"q"}')
+    assert messages[1:].replace(b"},{", b"}{")[: first.turn].endswith(b'"q"}')
     assert first.last_turn == 0
     assert first.first_question == second.first_question == b'{"role":"user","content":"q"}'
 
@@ -50,10 +52,27 @@ def test_a_turn_ends_where_the_next_one_says_that_the_last_one_did() -> None:
 def test_blanks_between_messages_belong_to_none() -> None:
     parts = parts_after(0, b'[ {"role": "user", "content": "{"} ,\n {"role": "user", "content": "}"}\n]')
 
-    assert parts == Parts(2, 34, 34, 70, 0, b'{"role": "user", "content": "{"}')
+    assert parts == Parts(0, 32, 32, 64, 0, b'{"role": "user", "content": "{"}')
 
 
-@pytest.mark.parametrize("messages", [b"", b'"text"', b"{}", b"[1]", b'[{"role": "tool"}]', b"[[[", b"\xff"])
+@pytest.mark.parametrize(
+    "question",
+    [
+        '{ "role" : "user", "content": "q"}',
+        '{"content": "q", "role": "user"}',
+        '{"role": "\\u0075ser", "content": "q"}',
+    ],
+)
+def test_a_question_is_known_however_it_is_written(question: str) -> None:
+    parts = parts_after(0, f'[{{"role": "system", "content": "\\"role\\": \\"user\\""}}, {question}]'.encode())
+
+    assert parts is not None
+    assert parts.first_question == question.encode()
+
+
+@pytest.mark.parametrize(
+    "messages", [b"[]", b"[1]", b'["user"]', b'[{"role": "tool"}]', b'[{"role": "users"}]', b"[[]]"]
+)
 def test_what_is_no_conversation_has_no_parts(messages: bytes) -> None:
     assert parts_after(0, messages) is None
 

@@ -67,7 +67,7 @@ def test_chains_agree_just_as_far_as_the_prompts_do(start: str, one: str, other:
 
 
 def test_a_prompt_that_ends_where_a_block_does_shares_that_block_with_what_follows() -> None:
-    body = chat("x" * (512 - len(json.dumps(chat("")["messages"])) + 1))
+    body = chat("x" * (512 - len(json.dumps(chat("")["messages"])) + 2))
     grown = chat(body["messages"][0]["content"], "more")
     assert read(body).size == 512
     assert shared(read(body), read(grown)) == 512

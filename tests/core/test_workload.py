@@ -161,3 +161,11 @@ def test_an_answer_is_no_longer_than_its_bound_allows() -> None:
 
     assert work.seconds_of_answer(10) == pytest.approx(10 * work.step_seconds)
     assert work.seconds_of_answer(100_000) == pytest.approx(4.0)
+
+
+def test_of_replies_that_come_all_at_once_one_is_read() -> None:
+    work = a_workload()
+
+    assert [work.wants_facts(100 + after) for after in (0, 0.001, 0.004, 0.006, 0.01, 0.012)] == [
+        True, False, False, True, False, True,
+    ]  # fmt: skip

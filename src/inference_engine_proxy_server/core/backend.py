@@ -37,6 +37,9 @@ class Learning(Protocol):
     def begin(self) -> None:
         """The first data of its answer is there."""
 
+    def wants_facts(self) -> bool:
+        """Whether what its reply says is worth reading."""
+
     def complete(self, facts: ReplyFacts) -> None:
         """Its answer is complete, and ended with these facts."""
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from heapq import nlargest
 
-from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
+from inference_engine_proxy_server.backends.reply_facts import NOTHING_SAID, ReplyFacts
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.context_fit import learn_size
 from inference_engine_proxy_server.core.model_policies import ModelPolicies
@@ -24,7 +24,6 @@ _GAIN = 1 / 16
 _MANY = 48  # candidates, of which not each is looked at
 _WARM, _DRAWN = 16, 24
 _POLLS = 8  # between two looks at how fast backends are beside each other: what changes is the mean of many answers
-_NOTHING = ReplyFacts()
 
 
 class Commission:
@@ -53,7 +52,11 @@ class Commission:
         if self._is_open:
             self._backend.work.begin(self._errand, self._chooser.clock())
 
-    def complete(self, facts: ReplyFacts = _NOTHING) -> None:
+    def wants_facts(self) -> bool:
+        """Whether what its reply says is worth reading: many at a time say the same."""
+        return self._backend.work.wants_facts(self._chooser.clock())
+
+    def complete(self, facts: ReplyFacts = NOTHING_SAID) -> None:
         """Its answer is complete, and ended with these facts."""
         if not self._is_open:
             return
@@ -124,7 +127,9 @@ class Chooser:
         return candidates, way.policy(candidates, asked, self.clock())
 
     def _asked(self, prompt: Prompt) -> Asked:
-        goes_on = self._goes_on.get(prompt.shared_key, self._usually_goes_on) if prompt.shared else 0.0
+        goes_on = 0.0
+        if self._has_strangers and prompt.shared:
+            goes_on = self._goes_on.get(prompt.shared_key, self._usually_goes_on)
         last_at = self._turns.get(prompt.last_turn, -1) if prompt.last_turn else -1
         return Asked(prompt, self.index.held(prompt), last_at, goes_on)
 
@@ -133,7 +138,7 @@ class Chooser:
         if not way.learns:
             backend.work.sent_at = self.clock()
             return None
-        if prompt.shared:
+        if self._has_strangers and prompt.shared:
             self._note_kind(prompt)
         if prompt.turn:
             self._note_turn(prompt, backend)

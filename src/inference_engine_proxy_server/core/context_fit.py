@@ -97,6 +97,10 @@ class SizeLearning:
     def begin(self) -> None:
         """The first data of its answer is there, which tells nothing."""
 
+    def wants_facts(self) -> bool:
+        """Whether what its reply says is worth reading."""
+        return True
+
     def complete(self, facts: ReplyFacts) -> None:
         """Its answer is complete, and ended with these facts."""
         learn_size(self._token_sizes, self._prompt, facts)

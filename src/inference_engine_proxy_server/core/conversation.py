@@ -6,6 +6,8 @@ is the same in each of its requests, so its hash is a name by which every replic
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import msgspec
@@ -14,12 +16,14 @@ __all__ = ["Parts", "key_of", "parts_of"]
 
 _NAMED_BYTES = 4096  # of the first question
 
+# Clients write the role first, so that the rest of a long message need not be read.
+_ROLE = re.compile(rb'\{\s*"role"\s*:\s*"([a-z]*)"')
+
 
 class _Message(msgspec.Struct, gc=False):
     role: str | int | float | bool | None = None
 
 
-_messages_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _message_decoder = msgspec.json.Decoder(_Message)
 
 
@@ -43,33 +47,37 @@ class Parts(msgspec.Struct, frozen=True, gc=False):
     first_question: bytes
 
 
-def parts_of(text: bytes, messages: bytes | msgspec.Raw, before: int) -> Parts | None:
-    """The parts of ``text``, in which the JSON list ``messages`` begins at ``before``; ``None``: it is no such list."""
+def parts_of(messages: Sequence[msgspec.Raw], before: int, size: int) -> Parts | None:
+    """The parts of a text of ``size`` bytes that ends with ``messages``; ``None``: nobody asks anything in them.
+
+    Args:
+        messages: JSON objects.
+        before: bytes that stand before them.
+        size: of all.
+    """
     try:
-        raws = _messages_decoder.decode(messages)
-        roles = (_message_decoder.decode(raw).role for raw in raws)
-        first = next((at for at, role in enumerate(roles) if role == "user"), None)
+        first = next((at for at, message in enumerate(messages) if _is_question(message)), None)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if first is None:
         return None
-    end = before + 1
-    ends = []
-    for raw in raws:
-        start = text.find(b"{", end)  # nothing but a comma and blanks stands before it
-        end = start + len(memoryview(raw))
-        ends.append(end)
-        if len(ends) == first + 1:
-            shared = start
-    last = len(ends) - 1
+    question = memoryview(messages[first])
+    shared = before + sum(len(memoryview(message)) for message in messages[:first])
+    followers = len(messages) - 1 - first
+    last = size - len(memoryview(messages[-1]))  # where the last one begins
     return Parts(
         shared,
-        ends[first],
-        ends[-2] if last > first else 0,
-        end,
-        ends[last - 2] if last - 2 >= first else 0,
-        text[shared : min(ends[first], shared + _NAMED_BYTES)],
+        shared + len(question),
+        last if followers else 0,
+        size,
+        last - len(memoryview(messages[-2])) if followers > 1 else 0,
+        bytes(question[:_NAMED_BYTES]),
     )
+
+
+def _is_question(message: msgspec.Raw) -> bool:
+    role = _ROLE.match(message)
+    return (role[1] == b"user") if role else _message_decoder.decode(message).role == "user"
 
 
 def key_of(text: bytes) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inference_engine_proxy_server.backends.reply_facts import read_facts, says_its_end
+from inference_engine_proxy_server.backends.reply_facts import NOTHING_SAID, read_facts, says_its_end
 from inference_engine_proxy_server.core.backend import Learning
 from inference_engine_proxy_server.wire.reply_tail import ReplyTail
 
@@ -32,6 +32,7 @@ class ListeningTail(ReplyTail):
         Many clients leave as soon as an event says that it was the last one, before the reply's end. That is no less
         complete.
         """
-        reply = self.read()
-        if is_complete or says_its_end(reply):
-            self._learning.complete(read_facts(reply))
+        learning = self._learning
+        if not is_complete and not says_its_end(self.read()):
+            return
+        learning.complete(read_facts(self.read()) if learning.wants_facts() else NOTHING_SAID)

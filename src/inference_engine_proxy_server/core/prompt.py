@@ -56,6 +56,7 @@ _IDS = re.compile(rb"\n(%b):[ \t]*([^\r\n]{1,256}?)[ \t]*\r" % b"|".join(_SESSIO
 _READ_ANEW = ("/embeddings", "/embedding", "/rerank", "/reranking", "/score", "/pooling", "/classify", "/tokenize")
 
 _LIST = ord("[")
+_LOOK_BYTES = 64  # blanks of a list's beginning included
 
 _Small = str | int | float | bool | None  # nobody's mistake in a small member hides the others
 _ABSENT = msgspec.Raw()
@@ -63,7 +64,7 @@ _ABSENT = msgspec.Raw()
 
 class _Members(msgspec.Struct, gc=False):
     model: _Small = None
-    messages: msgspec.Raw = _ABSENT
+    messages: list[msgspec.Raw] | None = None
     prompt: msgspec.Raw = _ABSENT
     input: msgspec.Raw = _ABSENT
     system: msgspec.Raw = _ABSENT
@@ -80,6 +81,7 @@ class _Members(msgspec.Struct, gc=False):
 
 
 _decoder = msgspec.json.Decoder(_Members)
+_items_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class Prompt:
@@ -102,14 +104,12 @@ class Prompt:
         start: the first bytes of its raw text.
         shared, opening, history: bytes of it that come before the first question, up to its end, and before the last
             message if there is one between these; 0: it has no such parts.
-        shared_key: 64 bits by which all replicas know what comes before the first question; 0: nothing does.
         turn, last_turn: hashes of it and of the prompt that its conversation had before; 0: there is none.
     """
 
     __slots__ = (
         "_first_question", "answer_tokens", "bytes_a_token", "chain", "history", "is_one_text", "is_plain",
-        "is_streamed", "last_turn", "model", "opening", "session", "shared", "shared_key", "size", "start", "tokens",
-        "turn",
+        "is_streamed", "last_turn", "model", "opening", "session", "shared", "size", "start", "tokens", "turn",
     )  # fmt: skip
 
     def __init__(self, model: str | None, size: int, bytes_a_token: float) -> None:
@@ -129,7 +129,6 @@ class Prompt:
         self.history = 0
         self.turn = 0
         self.last_turn = 0
-        self.shared_key = 0
         self._first_question = b""
 
     def take_parts(self, parts: Parts, text: bytes) -> None:
@@ -137,12 +136,16 @@ class Prompt:
         self.shared, self.opening, self.history = parts.shared, parts.opening, parts.history
         self.turn = self._hash_up_to(parts.turn, text)
         self.last_turn = self._hash_up_to(parts.last_turn, text) if parts.last_turn else 0
-        self.shared_key = key_of(text[:_PLACED_BY]) if parts.shared else 0
         self._first_question = parts.first_question
 
     def _hash_up_to(self, end: int, text: bytes) -> int:
         blocks = bisect_right(ENDS, end)
         return hash((self.chain[blocks - 1], text[ENDS[blocks - 1] : end]) if blocks else text[:end])
+
+    @property
+    def shared_key(self) -> int:
+        """64 bits by which all processes of all replicas know what comes before the first question."""
+        return key_of(self.start)
 
     @property
     def conversation_key(self) -> int:
@@ -181,7 +184,8 @@ def read_prompt(target: bytes, path: str, fields: bytes, body: bytes, token_size
 
 def _prompt_of(members: _Members, path: str, body: bytes, token_sizes: TokenSizes) -> Prompt:
     model = members.model if isinstance(members.model, str) else None
-    text = _text_of(members)
+    messages = members.messages or _messages_in(members.input)
+    text = _text_of(members, messages)
     prompt = Prompt(model, len(text) or len(body), token_sizes.of(model))
     pictures, their_size = _pictures_in(text)
     if pictures:
@@ -194,9 +198,9 @@ def _prompt_of(members: _Members, path: str, body: bytes, token_sizes: TokenSize
             previous = hash((previous, text[block]))  # keyed, so that nobody can make two alike
             hashes.append(previous)
         prompt.chain = array("q", hashes)
-    if not is_read_anew:
+    if messages and not is_read_anew:
         before = len(members.tools) + len(members.system) + len(members.instructions)
-        parts = parts_of(text, members.messages or members.input, before)
+        parts = parts_of(messages, before, len(text))
         if parts is not None:
             prompt.take_parts(parts, text)
     prompt.start = text[:_PLACED_BY] or body[:_PLACED_BY]
@@ -215,16 +219,22 @@ def _prompt_of(members: _Members, path: str, body: bytes, token_sizes: TokenSize
     return prompt
 
 
-def _text_of(members: _Members) -> bytes:
+def _messages_in(given: msgspec.Raw) -> list[msgspec.Raw] | None:
+    """The messages that are the input of a response; ``None``: it is something else, such as texts or tokens."""
+    if not bytes(memoryview(given)[:_LOOK_BYTES]).translate(None, b" \t\r\n").startswith(b"[{"):
+        return None
+    return _items_decoder.decode(given)
+
+
+def _text_of(members: _Members, messages: Sequence[msgspec.Raw] | None) -> bytes:
     """The prompt's raw text, in the order in which models' templates have it.
 
-    Without the bracket or quote at its end: that stands elsewhere as soon as the conversation has grown.
+    Without what ends there and stands elsewhere as soon as the conversation has grown: brackets, quotes.
     """
-    last = members.messages or members.prompt or members.input
-    text = memoryview(last)[:-1]
-    if members.tools or members.system or members.instructions:
-        return b"".join((members.tools, members.system, members.instructions, text))
-    return bytes(text)
+    before = (members.tools, members.system, members.instructions)
+    if messages:
+        return b"".join((*before, *messages))
+    return b"".join((*before, memoryview(members.prompt or members.input)[:-1]))
 
 
 def _pictures_in(text: bytes) -> tuple[int, int]:

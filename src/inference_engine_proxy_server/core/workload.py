@@ -6,6 +6,7 @@ that all prompts before it have been read, also those of answers that come in on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import median
 
@@ -17,6 +18,7 @@ __all__ = ["Errand", "Reuse", "Workload", "compare"]
 
 _GAIN = 1 / 32  # of each answer in the mean of how long answers take
 _USUAL_ANSWER_SECONDS = 5.0
+_FACTS_SECONDS = 0.005  # between two replies that are read: when so many come at a time, they say the same
 _LIKE = 1.6  # times as fast as usual, or as slow, can be chance
 
 
@@ -73,8 +75,8 @@ class Workload:
     """
 
     __slots__ = (
-        "_fill", "_filled_by", "_reading", "_since", "answer_seconds", "answers", "reads", "reuse", "sent_at", "speeds",
-        "step_seconds", "stream_seconds", "unread", "writing",
+        "_facts_at", "_fill", "_filled_by", "_reading", "_since", "answer_seconds", "answers", "reads", "reuse",
+        "sent_at", "speeds", "step_seconds", "stream_seconds", "unread", "writing",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -91,6 +93,7 @@ class Workload:
         self._fill = 0.0  # of its memory for contexts, when it last told it
         self._filled_by = 0.0  # requests that it had then
         self._reading: dict[Errand, None] = {}
+        self._facts_at = -math.inf  # when one of its replies was last read
         self._since = 0.0  # when it began to read what it is reading
 
     @property
@@ -174,6 +177,13 @@ class Workload:
             return
         seconds = now - errand.began_at if written_ms is None else written_ms / 1000
         speeds.note_writing(answer_tokens - 1, seconds, (errand.streams + self.writing + 1) / 2)
+
+    def wants_facts(self, now: float) -> bool:
+        """Whether to read what the reply says that has just ended."""
+        if now - self._facts_at < _FACTS_SECONDS:
+            return False
+        self._facts_at = now
+        return True
 
     def drop(self, errand: Errand) -> None:
         """It will not be done: it was not delivered, or nobody waits for it any more."""
