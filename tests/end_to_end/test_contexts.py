@@ -87,3 +87,12 @@ async def test_where_all_are_alike_a_server_may_refuse(
 ) -> None:
     proxy = start_proxy(small, BALANCING_POLICY=policy)
     assert (await ask(proxy, LONG)).status == 400
+
+
+async def test_health_shows_how_long_contexts_are(
+    start_proxy: StartProxy, small: LlamaServer, large: LlamaServer
+) -> None:
+    proxy = start_proxy(small, large)
+    details = (await send(proxy.url, "/health")).json["details"]
+    assert [list(one["contexts"].values()) for one in details] == [[1024], [4096]]
+    assert [list(one["contexts"]) for one in details] == [one["models"] for one in details]

@@ -93,6 +93,7 @@ async def test_every_metric_of_what_is_learned_is_documented(
     assert await total(proxy, "inference_proxy_backend_prompts_reading") == 0
     assert 100 < await total(proxy, "inference_proxy_backend_read_tokens_per_second") < 1_000_000
     assert 0 < await total(proxy, "inference_proxy_backend_seconds_per_token") < 1
+    assert 2**16 < await total(proxy, "inference_proxy_backend_kept_prompt_bytes") < 2**30
     assert 0 < await total(proxy, "inference_proxy_prefix_index_bytes") < 2**26
     assert await total(proxy, "inference_proxy_prefix_index_runs") >= 8
 

@@ -20,4 +20,5 @@ def facts_of(backend: Backend, now: float) -> dict[str, Any]:
         "draining": backend.is_draining,
         "requests_in_flight": backend.all_leases,
         "models": sorted(backend.model_ids),
+        "contexts": backend.contexts,
     }

@@ -93,10 +93,15 @@ class _LearnedCollector:
                 counter.add_metric([backend.url], count(backend))
             yield counter
         yield from _gauges(_LEARNED_GAUGES, self._pool.backends)
-        yield from _sizes(chooser.index)
+        yield from _of_index(chooser.index, self._pool.backends)
 
 
-def _sizes(index: PrefixIndex) -> Iterator[Metric]:
+def _of_index(index: PrefixIndex, backends: Iterable[Backend]) -> Iterator[Metric]:
+    text = "Bytes of prompts that it is thought to keep."
+    kept = GaugeMetricFamily("inference_proxy_backend_kept_prompt_bytes", text, labels=["backend"])
+    for backend in backends:
+        kept.add_metric([backend.url], index.keeps(backend.number))
+    yield kept
     name = "inference_proxy_prefix_index"
     yield GaugeMetricFamily(f"{name}_bytes", "Memory that the index of prompts takes.", index.bytes_used)
     yield GaugeMetricFamily(f"{name}_runs", "Beginnings of prompts, and parts of them, in it.", len(index))
