@@ -13,6 +13,7 @@ from core.conftest import READY, ForwardingFront, make_pool, publish
 from fakes.engine import EngineConnection, FakeEngine, answering, http_reply
 from fakes.front import until
 from inference_engine_proxy_server.backends.base import ModelNames
+from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.chooser import Chooser
 from inference_engine_proxy_server.core.model_policies import ModelPolicies
@@ -204,6 +205,24 @@ async def test_who_waits_while_its_policy_goes_gets_a_place_by_requests() -> Non
         assert lease is not None
         assert lease.commission is None
         lease.close()
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_reply_that_nobody_reads_ends_and_tells_nothing(is_read: bool) -> None:
+    pool = make_pool(["http://192.0.2.1:1"], Deadlines(), policy="expected_time")
+    [backend] = pool.backends
+    publish(pool)
+    prompt = read_prompt(b"/", "/", b"", question(), TokenSizes())
+    for _ in range(3):
+        lease = pool.lease(Wanted("m", prompt=prompt, way=POLICIES["expected_time"]))
+        assert lease is not None
+        assert lease.commission is not None
+        lease.commission.begin()
+        lease.commission.complete(ReplyFacts(2000, 1000, 5, 1000, 500.0, 80.0) if is_read else None)
+        lease.close()
+    assert under_way(backend) == (0, 0)
+    assert backend.work.reuse.sent == (6000 if is_read else 0)
+    assert backend.work.speeds.is_known is is_read
 
 
 # --- sizes

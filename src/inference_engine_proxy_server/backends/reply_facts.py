@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 
-__all__ = ["NOTHING_SAID", "ReplyFacts", "read_facts", "says_its_end"]
+__all__ = ["ReplyFacts", "read_facts", "says_its_end"]
 
 # Of chat completions and completions, messages, and responses; a model's own text has no line's beginning in it.
 _LAST_EVENT = re.compile(rb"(?:^|\n)(?:data: \[DONE\]|event: (?:message_stop|response\.completed))\r?\n")
@@ -42,10 +42,6 @@ class ReplyFacts(NamedTuple):
     read_tokens: int | None = None
     read_ms: float | None = None
     written_ms: float | None = None
-
-
-NOTHING_SAID = ReplyFacts()
-"""Also of a reply that nobody has read."""
 
 
 class _Details(msgspec.Struct):

@@ -40,8 +40,8 @@ class Learning(Protocol):
     def wants_facts(self) -> bool:
         """Whether what its reply says is worth reading."""
 
-    def complete(self, facts: ReplyFacts) -> None:
-        """Its answer is complete, and ended with these facts."""
+    def complete(self, facts: ReplyFacts | None) -> None:
+        """Its answer is complete, and ended with these facts; ``None``: nobody has read them."""
 
     def close(self) -> None:
         """Nothing more comes of it."""

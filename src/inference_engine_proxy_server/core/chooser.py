@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from heapq import nlargest
 
-from inference_engine_proxy_server.backends.reply_facts import NOTHING_SAID, ReplyFacts
+from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.core.backend import Backend
 from inference_engine_proxy_server.core.context_fit import learn_size
 from inference_engine_proxy_server.core.model_policies import ModelPolicies
@@ -56,13 +56,15 @@ class Commission:
         """Whether what its reply says is worth reading: many at a time say the same."""
         return self._backend.work.wants_facts(self._chooser.clock())
 
-    def complete(self, facts: ReplyFacts = NOTHING_SAID) -> None:
-        """Its answer is complete, and ended with these facts."""
+    def complete(self, facts: ReplyFacts | None) -> None:
+        """Its answer is complete, and ended with these facts; ``None``: nobody has read them."""
         if not self._is_open:
             return
         self._is_open = False
         now, work = self._chooser.clock(), self._backend.work
         work.end(self._errand, now)
+        if facts is None:
+            return
         read = facts.read_tokens
         if facts.prompt_tokens is not None and facts.cached_tokens is not None:
             read = facts.prompt_tokens - facts.cached_tokens

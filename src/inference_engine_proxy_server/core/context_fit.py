@@ -101,9 +101,10 @@ class SizeLearning:
         """Whether what its reply says is worth reading."""
         return True
 
-    def complete(self, facts: ReplyFacts) -> None:
-        """Its answer is complete, and ended with these facts."""
-        learn_size(self._token_sizes, self._prompt, facts)
+    def complete(self, facts: ReplyFacts | None) -> None:
+        """Its answer is complete, and ended with these facts; ``None``: nobody has read them."""
+        if facts is not None:
+            learn_size(self._token_sizes, self._prompt, facts)
 
     def close(self) -> None:
         """Nothing more comes of it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inference_engine_proxy_server.backends.reply_facts import NOTHING_SAID, read_facts, says_its_end
+from inference_engine_proxy_server.backends.reply_facts import read_facts, says_its_end
 from inference_engine_proxy_server.core.backend import Learning
 from inference_engine_proxy_server.wire.reply_tail import ReplyTail
 
@@ -35,4 +35,4 @@ class ListeningTail(ReplyTail):
         learning = self._learning
         if not is_complete and not says_its_end(self.read()):
             return
-        learning.complete(read_facts(self.read()) if learning.wants_facts() else NOTHING_SAID)
+        learning.complete(read_facts(self.read()) if learning.wants_facts() else None)
