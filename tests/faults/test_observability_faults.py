@@ -149,6 +149,8 @@ async def test_ob06_an_engines_class_that_raises_is_told_once_and_asked_again(
     await proxy.becomes(engine, "down")
     assert await proxy.state(other) == "up"
     [told_at] = await lines_of(proxy, "backend_state_timestamp_seconds", engine)
+    await asyncio.sleep(0.5)  # in which both are asked again
+    assert await lines_of(proxy, "backend_state_timestamp_seconds", engine) == [told_at]
     [told_at_by_other] = await lines_of(proxy, "backend_state_timestamp_seconds", other)
     assert float(told_at_by_other) > float(told_at) + 0.1
     assert [record.getMessage() for record in caplog.records if record.exc_info] == [
