@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from llama_server import LlamaServer
 from proxies.proxy import free_ports
-from tiny_gguf import ModelShape, write_tiny_gguf
+from support.llama_server import LlamaServer
+from support.tiny_gguf import ModelShape, write_tiny_gguf
 from warm_prefixes.plan import ANSWER_TOKENS, ENGINES, MODEL
 
 __all__ = ["Engines", "running_engines", "write_model"]
@@ -24,7 +24,7 @@ def write_model(folder: Path) -> Path:
 
 
 class Engines:
-    """Servers by number, on ports that stay theirs through a restart."""
+    """CandidateSet by number, on ports that stay theirs through a restart."""
 
     def __init__(self, model: Path, size: int) -> None:
         self.ports = free_ports(size)

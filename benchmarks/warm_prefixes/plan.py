@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from tiny_gguf import whole_words
+from support.tiny_gguf import whole_words
 
 __all__ = [
     "ANSWER_TOKENS",
@@ -15,8 +15,8 @@ __all__ = [
     "WORKLOADS",
     "Conversation",
     "Outage",
+    "PendingWork",
     "Plan",
-    "Workload",
     "plan_of",
 ]
 
@@ -45,7 +45,7 @@ class Outage:
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class PendingWork:
     """One kind of traffic.
 
     Attributes:
@@ -60,10 +60,10 @@ class Workload:
 
 
 WORKLOADS = {
-    "groups": Workload("24 conversations of 4 turns, in 4 groups that share a system prompt of 2,000 tokens each"),
-    "mixed": Workload("as groups, and 30 % of all requests are short ones that share nothing", short_share=0.3),
-    "skewed": Workload("as groups, but 17 of the 24 conversations are in one group", groups=(17, 3, 2, 2)),
-    "killed": Workload(
+    "groups": PendingWork("24 conversations of 4 turns, in 4 groups that share a system prompt of 2,000 tokens each"),
+    "mixed": PendingWork("as groups, and 30 % of all requests are short ones that share nothing", short_share=0.3),
+    "skewed": PendingWork("as groups, but 17 of the 24 conversations are in one group", groups=(17, 3, 2, 2)),
+    "killed": PendingWork(
         "as groups; one engine is killed after a quarter of the requests, and comes back cold after half of them",
         outage=Outage(),
     ),
@@ -106,7 +106,7 @@ class Plan:
         return _SYSTEM_WORDS
 
 
-def plan_of(workload: Workload, seed: int) -> Plan:
+def plan_of(workload: PendingWork, seed: int) -> Plan:
     """Another seed shares no prompt with this one."""
     random = Random(seed)
     systems = tuple(_text(random, _SYSTEM_WORDS) for _ in workload.groups)

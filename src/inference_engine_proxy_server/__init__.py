@@ -11,9 +11,9 @@ Words, the same everywhere:
 
 How the data flows::
 
-    request  client > wire.client_connection > core.forwarder > core.backend_pool > wire.backend_connection > backend
+    request  client > wire.client_connection > dispatch.forwarder > wire.backend_connection > backend
     reply    backend > wire.backend_connection > wire.client_connection > client
-    state    core.cache_refresher > backends.<engine> > core.backend_pool > core.balancer
+    state    fleet.cache_refresher > backends.<engine> > dispatch.backend_pool > routing.balancer
 """
 
 __version__ = "0.1.0"

@@ -93,7 +93,7 @@ def _fleet_schema(_arguments: argparse.Namespace) -> int:
 def _check_fleet(arguments: argparse.Namespace) -> int:
     loaded = _load({"CONFIG_FILE": str(arguments.file)}, backends_required=False)
     from .backends.registry import discover_engines
-    from .core.fleet_keeper import UnknownEngineError, check_engines
+    from .fleet.fleet_updater import UnknownEngineError, check_engines
 
     try:
         check_engines(loaded.settings.fleet, discover_engines())

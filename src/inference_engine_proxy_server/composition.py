@@ -20,36 +20,36 @@ from inference_engine_proxy_server.backends.base import Thresholds
 from inference_engine_proxy_server.backends.registry import Engines
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
 from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.core.backend import Backend
-from inference_engine_proxy_server.core.backend_pool import BackendPool
-from inference_engine_proxy_server.core.cache_refresher import CacheRefresher
-from inference_engine_proxy_server.core.chooser import Chooser
-from inference_engine_proxy_server.core.decisions import Decisions
-from inference_engine_proxy_server.core.forwarder import Forwarder
-from inference_engine_proxy_server.core.health_tracker import HealthRules, HealthTracker
-from inference_engine_proxy_server.core.memory_use import MemoryUse, container_limit_bytes
-from inference_engine_proxy_server.core.model_policies import ModelPolicies
-from inference_engine_proxy_server.core.overload_guard import OverloadGuard
-from inference_engine_proxy_server.core.prefix_index import PrefixIndex
-from inference_engine_proxy_server.core.queue_updates import QueueUpdates
-from inference_engine_proxy_server.core.shared_backend import SharedBackend
-from inference_engine_proxy_server.core.standing import Standing
-from inference_engine_proxy_server.core.turns import Turns
-from inference_engine_proxy_server.core.waiting_line import QueueLimits, WaitingLine
-from inference_engine_proxy_server.destinations import Destination
+from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.dispatch.fair_share import FairShare
+from inference_engine_proxy_server.dispatch.forwarder import Forwarder
+from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
+from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
 from inference_engine_proxy_server.endpoints.failures import answer_failures
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
-from inference_engine_proxy_server.host import connection_limit
-from inference_engine_proxy_server.metrics import RequestMetrics
-from inference_engine_proxy_server.token_sizes import TokenSizes
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
+from inference_engine_proxy_server.fleet.health_tracker import HealthRules, HealthTracker
+from inference_engine_proxy_server.fleet.shared_backend import SharedBackend
+from inference_engine_proxy_server.overload.memory_use import MemoryUse, container_limit_bytes
+from inference_engine_proxy_server.overload.overload_guard import OverloadGuard
+from inference_engine_proxy_server.processes.host import connection_limit
+from inference_engine_proxy_server.processes.worker import Post
+from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
+from inference_engine_proxy_server.requests.destinations import Destination
+from inference_engine_proxy_server.requests.token_sizes import TokenSizes
+from inference_engine_proxy_server.routing.decisions import Decisions
+from inference_engine_proxy_server.routing.expected_time.prefix_index import PrefixIndex
+from inference_engine_proxy_server.routing.model_policies import ModelPolicies
+from inference_engine_proxy_server.routing.prompt_router import PromptRouter
+from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
+from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
-from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
-from inference_engine_proxy_server.worker import Post
 
 __all__ = [
     "backend_maker",
@@ -114,13 +114,13 @@ def backend_maker(
 
 
 def backend_pool(
-    settings: Settings, backends: Iterable[Backend], deadlines: Deadlines, turns: Turns | None = None
+    settings: Settings, backends: Iterable[Backend], deadlines: Deadlines, turns: WorkerFairness | None = None
 ) -> BackendPool:
     """The fleet, the line of those who wait for it, and who chooses; why, is kept only where somebody can read it."""
     is_explained = settings.explain_header or settings.admin_key is not None
     return BackendPool(
         backends,
-        WaitingLine(QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds), deadlines),
+        RequestQueue(QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds), deadlines),
         settings.metrics_cache_ttl_seconds,
         settings.backend_queue_allowance,
         deadlines.clock,
@@ -132,15 +132,15 @@ def backend_pool(
 
 def chooser_maker(
     settings: Settings, deadlines: Deadlines
-) -> Callable[[Mapping[str, ModelConfig], Chooser | None], Chooser | None]:
-    """Makes who chooses by prompts, or lets one that is there do so by other policies; see :class:`FleetKeeper`."""
+) -> Callable[[Mapping[str, ModelConfig], PromptRouter | None], PromptRouter | None]:
+    """Makes who chooses by prompts, or lets one that is there do so by other policies; see :class:`FleetUpdater`."""
 
-    def make_chooser(models: Mapping[str, ModelConfig], before: Chooser | None) -> Chooser | None:
+    def make_chooser(models: Mapping[str, ModelConfig], before: PromptRouter | None) -> PromptRouter | None:
         policies = ModelPolicies.of(settings.balancing_policy, models)
         if not policies.look_at_prompts:
             return None
         if before is None:
-            return Chooser(policies, PrefixIndex(settings.prefix_index_bytes), TokenSizes(), deadlines.clock)
+            return PromptRouter(policies, PrefixIndex(settings.prefix_index_bytes), TokenSizes(), deadlines.clock)
         before.policies = policies
         return before
 
@@ -164,7 +164,7 @@ def forwarder(settings: Settings, pool: BackendPool, metrics: RequestMetrics) ->
     return Forwarder(
         pool,
         metrics,
-        Standing(takes_priority_header=settings.priority_header),
+        FairShare(takes_priority_header=settings.priority_header),
         QueueUpdates(pool.line, to_all=settings.queue_updates),
         names_backend=settings.backend_header,
         keeps_credentials=not _has_keys(settings) or settings.forward_client_key,

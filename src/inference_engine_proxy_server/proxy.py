@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from inference_engine_proxy_server.access.allowances import Allowances
+from inference_engine_proxy_server.access.key_limits import KeyLimits
 from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.composition import (
     backend_maker,
@@ -29,29 +30,28 @@ from inference_engine_proxy_server.composition import (
     overload_guard,
 )
 from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.core.config_watch import ConfigWatch
-from inference_engine_proxy_server.core.fleet_keeper import FleetKeeper, check_engines
-from inference_engine_proxy_server.core.key_limits import KeyLimits
-from inference_engine_proxy_server.core.path_policy import PathPolicy
-from inference_engine_proxy_server.core.supervision import keep_running
-from inference_engine_proxy_server.core.turns import Turns
-from inference_engine_proxy_server.destinations import ANSWERED_HERE, Destinations
 from inference_engine_proxy_server.endpoints.admin import admin_router
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
+from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.endpoints.docs import docs_router
 from inference_engine_proxy_server.endpoints.health import health_router
 from inference_engine_proxy_server.endpoints.models import models_router
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage, prometheus_router
 from inference_engine_proxy_server.endpoints.welcome import welcome_router
-from inference_engine_proxy_server.logs import AccessLog
-from inference_engine_proxy_server.metrics import RequestMetrics
-from inference_engine_proxy_server.siblings import Siblings
-from inference_engine_proxy_server.wire.asgi_bridge import AsgiBridge
+from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
+from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, check_engines
+from inference_engine_proxy_server.processes.siblings import Siblings
+from inference_engine_proxy_server.processes.worker import Post
+from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
+from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE, Destinations
+from inference_engine_proxy_server.requests.path_policy import PathPolicy
+from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.tasks.keep_running import keep_running
+from inference_engine_proxy_server.telemetry.logs import AccessLog
+from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.client_connection import ClientConnection
-from inference_engine_proxy_server.wire.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
 from inference_engine_proxy_server.wire.load import Load
-from inference_engine_proxy_server.worker import Post
 
 __all__ = ["Proxy"]
 
@@ -82,14 +82,14 @@ class Proxy:
         engines = discover_engines()
         check_engines(settings.fleet, engines)
         make_backend = backend_maker(settings, self._deadlines, post)
-        self._turns = None if post is None else Turns(post.board, post.siblings.number)
+        self._turns = None if post is None else WorkerFairness(post.board, post.siblings.number)
         self._pool = backend_pool(settings, map(make_backend, settings.fleet), self._deadlines, self._turns)
         for url in () if post is None else post.drained:
             self.obey(url, is_draining=True)
         self._refresher = cache_refresher(settings, self._pool, engines)
         self._config_watch = None
         if load is not None:
-            keeper = FleetKeeper(
+            keeper = FleetUpdater(
                 self._pool,
                 self._refresher,
                 engines,

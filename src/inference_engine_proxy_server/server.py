@@ -20,8 +20,8 @@ from inference_engine_proxy_server.config.api_keys import KeyFileError
 from inference_engine_proxy_server.config.file_stamp import stamps_of_settings
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError
-from inference_engine_proxy_server.core.fleet_keeper import UnknownEngineError, check_engines
-from inference_engine_proxy_server.host import (
+from inference_engine_proxy_server.fleet.fleet_updater import UnknownEngineError, check_engines
+from inference_engine_proxy_server.processes.host import (
     ACCEPT_BACKLOG,
     Host,
     SharedPort,
@@ -30,10 +30,10 @@ from inference_engine_proxy_server.host import (
     raise_file_limit,
     url_of,
 )
-from inference_engine_proxy_server.logs import configure_logging
+from inference_engine_proxy_server.processes.supervisor import Supervisor
+from inference_engine_proxy_server.processes.worker import Post, Worker
 from inference_engine_proxy_server.proxy import Proxy
-from inference_engine_proxy_server.supervisor import Supervisor
-from inference_engine_proxy_server.worker import Post, Worker
+from inference_engine_proxy_server.telemetry.logs import configure_logging
 
 __all__ = ["run"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from suite.results import Failure, Results
 from suite.targets import Target
-from tiny_gguf import whole_words
+from support.tiny_gguf import whole_words
 from warm_prefixes.client import Answer
 from warm_prefixes.figures import ceiling, figures_of_run, spread_of
 from warm_prefixes.plan import ENGINES, WORKLOADS, Conversation, Plan, plan_of

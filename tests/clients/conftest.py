@@ -9,8 +9,8 @@ import pytest
 
 from clients.recipes import MODEL
 from end_to_end.program import Proxy
-from llama_server import LlamaServer
-from tiny_gguf import write_tiny_gguf
+from support.llama_server import LlamaServer
+from support.tiny_gguf import write_tiny_gguf
 
 
 @pytest.fixture(scope="package")

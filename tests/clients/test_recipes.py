@@ -16,7 +16,7 @@ from clients.recipes import BLOCKS, MODEL, Block, output_of, run, start
 from end_to_end.http_client import send
 from end_to_end.program import Proxy
 from end_to_end.waiting import eventually
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 WITH_WHAT_TESTS_NEED = ("OpenAI SDK, Python", "Anthropic SDK, Python")
 WITH_MORE = ("OpenAI SDK, Node", "Anthropic SDK, Node", "LangChain")

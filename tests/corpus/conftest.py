@@ -11,9 +11,9 @@ from typing import Any
 import pytest_asyncio
 
 from corpus.notation import settings
-from fakes.engine import EngineConnection, FakeEngine, http_reply
-from fakes.front import Client
-from live_proxy import Proxy, live_proxy
+from support.fakes.engine import EngineConnection, FakeEngine, http_reply
+from support.fakes.front import Client
+from support.live_proxy import Proxy, live_proxy
 
 __all__ = ["MODELS", "YES", "Recorder", "Watched", "connect_to", "is_about_state", "says_yes"]
 

@@ -8,8 +8,8 @@ import pytest
 
 from corpus.conftest import YES, Watched
 from corpus.notation import BadReply, OddReply, bad_replies, odd_replies
-from fakes.engine import EngineConnection, http_reply
-from fakes.front import Client, Reply, until
+from support.fakes.engine import EngineConnection, http_reply
+from support.fakes.front import Client, Reply, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

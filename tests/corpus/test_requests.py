@@ -9,7 +9,7 @@ import pytest
 
 from corpus.conftest import Watched
 from corpus.notation import BadRequest, OddRequest, Seen, bad_requests, odd_requests
-from fakes.front import Client
+from support.fakes.front import Client
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import uvloop
 
-from live_proxy import live_proxy
+from support.live_proxy import live_proxy
 
 __all__ = ["Costs", "Count", "measure"]
 

@@ -54,7 +54,7 @@ def test_a_larger_fleet_costs_hardly_more(costs: Costs) -> None:
 
 
 def test_the_meter_sees_what_is_done_more(monkeypatch: pytest.MonkeyPatch, costs: Costs) -> None:
-    from inference_engine_proxy_server.core.forwarder import Forwarder
+    from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 
     usual = Forwarder.forward
 

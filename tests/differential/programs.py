@@ -13,7 +13,7 @@ from pathlib import Path
 
 from corpus.conftest import Recorder, says_yes
 from differential.observed import REFUSED, Backend, Observed, from_raw
-from fakes.front import until
+from support.fakes.front import until
 
 __all__ = ["haproxy_backend", "nginx_backend", "recorder_backend"]
 

@@ -27,8 +27,8 @@ from differential.python_servers import (
     uvicorn_h11_backend,
     uvicorn_httptools_backend,
 )
-from fakes.front import until
-from live_proxy import Proxy, live_proxy
+from support.fakes.front import until
+from support.live_proxy import Proxy, live_proxy
 
 pytestmark = [pytest.mark.differential, pytest.mark.asyncio(loop_scope="module")]
 

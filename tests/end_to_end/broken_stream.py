@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fakes.engine import EngineConnection, FakeEngine, http_reply
+from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 
 __all__ = ["TOLD", "DyingEngine"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from end_to_end.program import Proxy
-from llama_server import LlamaServer
-from tiny_gguf import ModelShape, write_tiny_gguf
+from support.llama_server import LlamaServer
+from support.tiny_gguf import ModelShape, write_tiny_gguf
 
 StartServers = Callable[..., list[LlamaServer]]
 StartProxy = Callable[..., Proxy]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 
-from fakes.engine import EngineConnection, http_reply
 from faults.engine import STREAM_HEAD, Engine, chunk
+from support.fakes.engine import EngineConnection, http_reply
 
 __all__ = ["KeepingEngine"]
 

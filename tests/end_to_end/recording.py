@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from urllib.parse import urlsplit
 
-from fakes.engine import EngineConnection, FakeEngine, http_reply
+from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 
 __all__ = ["RecordingEngine", "raw"]
 

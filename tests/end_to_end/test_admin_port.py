@@ -9,7 +9,7 @@ import pytest
 from end_to_end.conftest import StartProxy
 from end_to_end.http_client import send
 from end_to_end.program import Proxy
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 KEY = "key-of-the-operators"
 BEARER = {"Authorization": f"Bearer {KEY}"}

@@ -11,7 +11,7 @@ from end_to_end.conftest import StartProxy, StartServers
 from end_to_end.http_client import Call, chat, send
 from end_to_end.program import Proxy
 from end_to_end.waiting import eventually
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 PATH = "/v1/chat/completions"
 QUICK = {"METRICS_CACHE_TTL_SECONDS": "0.1"}

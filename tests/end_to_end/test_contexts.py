@@ -12,7 +12,7 @@ import pytest
 from end_to_end.conftest import StartProxy, StartServers
 from end_to_end.http_client import Reply, send
 from end_to_end.program import Proxy
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 PATH = "/v1/chat/completions"
 # The tiny model has a token for every byte, which nobody knows before it has told.

@@ -11,10 +11,10 @@ import pytest
 from end_to_end.conftest import StartProxy, StartServers
 from end_to_end.http_client import Reply, send
 from end_to_end.program import Proxy
-from fakes.engine import http_reply
 from faults.engine import Engine, says
 from faults.program import program
-from llama_server import LlamaServer
+from support.fakes.engine import http_reply
+from support.llama_server import LlamaServer
 
 PATH = "/v1/chat/completions"
 KEY = "key-of-the-operators"

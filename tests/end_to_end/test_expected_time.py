@@ -11,7 +11,7 @@ import pytest
 from end_to_end.conftest import StartProxy, StartServers
 from end_to_end.http_client import Reply, send
 from end_to_end.program import Proxy
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 PATH = "/v1/chat/completions"
 POLICY = {"BALANCING_POLICY": "expected_time"}

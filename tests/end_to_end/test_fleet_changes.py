@@ -10,7 +10,7 @@ from end_to_end.conftest import StartProxy
 from end_to_end.http_client import Call, Reply, chat, send
 from end_to_end.program import Proxy
 from end_to_end.waiting import eventually
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 PATH = "/v1/chat/completions"
 DONE = b"data: [DONE]\n\n"

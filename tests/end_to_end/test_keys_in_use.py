@@ -17,7 +17,7 @@ from end_to_end.http_client import Call, Reply, chat, send
 from end_to_end.program import Proxy
 from end_to_end.recording import RecordingEngine
 from end_to_end.waiting import eventually
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 CHAT = "/v1/chat/completions"
 NAMES = ("free", "ours", "twice", "tokens", "single", "late", "anthropic")

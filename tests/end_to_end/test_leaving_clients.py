@@ -11,7 +11,7 @@ import pytest
 from end_to_end.http_client import Call, chat
 from end_to_end.program import Proxy
 from end_to_end.waiting import eventually
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 Leave = Callable[[Call], Awaitable[None]]
 

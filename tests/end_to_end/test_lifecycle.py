@@ -17,7 +17,7 @@ from end_to_end.conftest import StartProxy
 from end_to_end.http_client import Call, chat, send
 from end_to_end.program import Proxy, environment
 from end_to_end.waiting import eventually
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 PATH = "/v1/chat/completions"
 

@@ -17,7 +17,7 @@ from end_to_end.http_client import chat, send
 from end_to_end.program import Proxy, environment
 from end_to_end.recording import raw
 from end_to_end.waiting import eventually
-from fakes.engine import EngineConnection, FakeEngine, http_reply, refusing_port
+from support.fakes.engine import EngineConnection, FakeEngine, http_reply, refusing_port
 
 PLANTED = "planted-7f3a9c1e"  # a part of every secret below
 CLIENT, ENGINE, ADMIN, METRICS, OTHER, IN_FILE = (

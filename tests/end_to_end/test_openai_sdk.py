@@ -13,7 +13,7 @@ from end_to_end.conftest import StartProxy, StartServers
 from end_to_end.http_client import send
 from end_to_end.program import Proxy
 from end_to_end.waiting import eventually
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 QUESTION: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "kin sol mer"}]
 TOO_LONG: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "kin " * 6000}]

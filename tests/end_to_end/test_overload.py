@@ -18,7 +18,7 @@ from end_to_end.conftest import StartProxy
 from end_to_end.http_client import Call, Reply, chat, send
 from end_to_end.program import Proxy
 from end_to_end.waiting import eventually
-from live_proxy import ScriptedEngine
+from support.live_proxy import ScriptedEngine
 
 PATH = "/v1/chat/completions"
 Start = Callable[..., Awaitable[Proxy]]

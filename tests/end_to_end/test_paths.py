@@ -10,7 +10,7 @@ import pytest
 from end_to_end.conftest import StartProxy
 from end_to_end.http_client import Call, chat, send
 from end_to_end.program import Proxy
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 ERASE = "/slots/0?action=erase"
 

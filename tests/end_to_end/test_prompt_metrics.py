@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from end_to_end.conftest import StartProxy, StartServers
 from end_to_end.http_client import send
 from end_to_end.program import Proxy
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 _, _, SECTION = PAGE.partition("## Prompts\n")

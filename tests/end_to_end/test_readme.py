@@ -19,7 +19,7 @@ import pytest
 
 from end_to_end.http_client import send
 from end_to_end.waiting import eventually
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

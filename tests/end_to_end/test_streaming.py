@@ -13,7 +13,7 @@ from end_to_end.conftest import StartProxy, StartServers
 from end_to_end.http_client import Call, Reply, chat, send
 from end_to_end.program import Proxy
 from end_to_end.waiting import eventually
-from llama_server import LlamaServer
+from support.llama_server import LlamaServer
 
 CHANGING_FIELDS = ("id", "created", "timings")
 MESSAGES = {"max_tokens": 12, "stream": True, "messages": [{"role": "user", "content": "kin"}]}

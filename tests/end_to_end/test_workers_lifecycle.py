@@ -18,9 +18,9 @@ from end_to_end.http_client import Call, send
 from end_to_end.program import environment
 from end_to_end.test_workers import Streams, open_streams, worker_of
 from end_to_end.waiting import eventually
-from fakes.engine import http_reply
 from faults.engine import Engine, says
 from faults.program import Program, program, started
+from support.fakes.engine import http_reply
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from end_to_end.http_client import Call, Reply, chat, send
 from end_to_end.waiting import eventually
-from fakes.engine import http_reply
 from faults.engine import Answer, Engine, says
-from live_proxy import Proxy, live_proxy
-from llama_server import LlamaServer
-from tiny_gguf import write_tiny_gguf
+from support.fakes.engine import http_reply
+from support.live_proxy import Proxy, live_proxy
+from support.llama_server import LlamaServer
+from support.tiny_gguf import write_tiny_gguf
 
 __all__ = ["CHAT", "OTHER", "Fleet", "Watched"]
 

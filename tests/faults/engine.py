@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 
-from fakes.engine import EngineConnection, FakeEngine, http_reply
+from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 
 __all__ = ["EVENT", "LOADING", "STREAM_HEAD", "Answer", "Engine", "chunk", "fails_with", "hangs", "says"]
 

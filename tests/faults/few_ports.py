@@ -18,10 +18,10 @@ import uvloop
 
 from end_to_end.http_client import Reply, chat, send
 from end_to_end.waiting import eventually
-from fakes.engine import EngineConnection, http_reply
 from faults.conftest import CHAT, Watched
 from faults.engine import Engine
-from live_proxy import live_proxy
+from support.fakes.engine import EngineConnection, http_reply
+from support.live_proxy import live_proxy
 
 _PORTS = 40
 _TAKEN = 28  # of these, for connections to the engine

@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx2
 
 from end_to_end.program import Proxy
-from fakes.engine import FakeEngine
 from faults.conftest import Watched
-from live_proxy import Proxy as LiveProxy
-from live_proxy import ScriptedEngine
+from support.fakes.engine import FakeEngine
+from support.live_proxy import Proxy as LiveProxy
+from support.live_proxy import ScriptedEngine
 
 __all__ = ["Program", "program", "started"]
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import uvicorn
 
-from fakes.engine import EngineConnection, http_reply
 from faults.conftest import CHAT, OTHER, Fleet
 from faults.engine import Engine, says
 from inference_engine_proxy_server.config.settings import Settings
+from support.fakes.engine import EngineConnection, http_reply
 
 
 @pytest.mark.parametrize("path", [CHAT, OTHER])

@@ -9,9 +9,9 @@ import pytest
 
 from end_to_end.http_client import Reply
 from end_to_end.waiting import eventually
-from fakes.engine import EngineConnection, Script, http_reply
 from faults.conftest import OTHER, Fleet, Watched
 from faults.engine import EVENT, LOADING, STREAM_HEAD, Engine, chunk, fails_with, hangs, says
+from support.fakes.engine import EngineConnection, Script, http_reply
 
 WELL = says(http_reply())
 

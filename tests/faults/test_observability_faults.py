@@ -18,15 +18,15 @@ import pytest
 
 from end_to_end.http_client import Call, Reply, chat, send
 from end_to_end.waiting import eventually
-from fakes.engine import EngineConnection, http_reply
 from faults.conftest import CHAT, Fleet, Watched
 from faults.engine import EVENT, STREAM_HEAD, Answer, Engine, chunk, fails_with, hangs, says
 from faults.program import program
 from inference_engine_proxy_server.backends.base import BackendState
 from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
-from inference_engine_proxy_server.core.backend import Backend
-from inference_engine_proxy_server.core.backend_pool import BackendPool
-from live_proxy import unused_url
+from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.fleet.backend import Backend
+from support.fakes.engine import EngineConnection, http_reply
+from support.live_proxy import unused_url
 
 ADMIN_KEY = "k" * 32
 WELL = says(http_reply())

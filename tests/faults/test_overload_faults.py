@@ -22,13 +22,13 @@ import pytest
 
 from end_to_end.http_client import Call, Reply, chat, send
 from end_to_end.waiting import eventually
-from fakes.engine import EngineConnection, http_reply
-from fakes.front import Client, until
 from faults.conftest import CHAT, Fleet, Watched
 from faults.engine import Answer, Engine, fails_with
 from faults.program import Program, program, started
-from inference_engine_proxy_server.host import raise_file_limit
-from live_proxy import ScriptedEngine
+from inference_engine_proxy_server.processes.host import raise_file_limit
+from support.fakes.engine import EngineConnection, http_reply
+from support.fakes.front import Client, until
+from support.live_proxy import ScriptedEngine
 
 MEBIBYTE = 1 << 20
 BODY = json.dumps(chat()).encode()

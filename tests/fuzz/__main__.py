@@ -13,9 +13,9 @@ from typing import Any
 atheris: Any = importlib.import_module("atheris")  # in an environment of its own, where mypy does not look
 
 with atheris.instrument_imports(include=["inference_engine_proxy_server"]):
-    from fakes.memory import HurryingLoop
-    from fakes.messages import TOKENS
     from fuzz.targets import BETWEEN, check, regressions, seeds
+    from support.fakes.memory import HurryingLoop
+    from support.fakes.messages import TOKENS
 
 
 def main(corpus: Path, options: list[str]) -> None:

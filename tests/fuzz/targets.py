@@ -15,11 +15,17 @@ from typing import Any
 
 import h11
 
-from fakes.back import Sink
-from fakes.front import LIMITS
-from fakes.memory import HurryingLoop, MemoryBackend, MemoryClient
-from fakes.messages import BAD_REPLIES, GET, MALFORMED, ODD, REPLIES, TIGHT, VALID
-from fakes.rules import (
+from inference_engine_proxy_server.errors import BackendError, ClientError, InvalidReply
+from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.wire.framing import ChunkedBody, InvalidChunk
+from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.reply_head import ReplyHead, parse_reply_head
+from inference_engine_proxy_server.wire.request_head import RequestHead, parse_request_head
+from support.fakes.back import Sink
+from support.fakes.front import LIMITS
+from support.fakes.memory import HurryingLoop, MemoryBackend, MemoryClient
+from support.fakes.messages import BAD_REPLIES, GET, MALFORMED, ODD, REPLIES, TIGHT, VALID
+from support.fakes.rules import (
     AT_ONCE,
     Delays,
     backend_request,
@@ -29,12 +35,6 @@ from fakes.rules import (
     relayed,
     seen,
 )
-from inference_engine_proxy_server.errors import BackendError, ClientError, InvalidReply
-from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
-from inference_engine_proxy_server.wire.framing import ChunkedBody, InvalidChunk
-from inference_engine_proxy_server.wire.head_memory import HeadMemory
-from inference_engine_proxy_server.wire.reply_head import ReplyHead, parse_reply_head
-from inference_engine_proxy_server.wire.request_head import RequestHead, parse_request_head
 
 __all__ = ["BETWEEN", "check", "regressions", "seeds"]
 

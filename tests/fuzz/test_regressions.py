@@ -6,8 +6,8 @@ from contextlib import closing
 
 import pytest
 
-from fakes.memory import HurryingLoop
 from fuzz.targets import check, regressions, seeds
+from support.fakes.memory import HurryingLoop
 
 
 def test_what_fuzzing_begins_with_breaks_no_rule() -> None:

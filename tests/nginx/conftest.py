@@ -11,8 +11,8 @@ import pytest
 
 from end_to_end.conftest import slow_model, start_proxy, tiny_model
 from end_to_end.program import Proxy
-from llama_server import LlamaServer
 from nginx.server import Nginx
+from support.llama_server import LlamaServer
 
 __all__ = ["slow_model", "start_proxy", "tiny_model"]
 

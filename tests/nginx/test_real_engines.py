@@ -16,9 +16,9 @@ from end_to_end.conftest import StartProxy
 from end_to_end.http_client import Call, chat
 from end_to_end.program import Proxy
 from end_to_end.waiting import eventually
-from llama_server import LlamaServer
 from nginx.conftest import StartNginx
 from nginx.server import Nginx
+from support.llama_server import LlamaServer
 
 pytestmark = pytest.mark.nginx
 

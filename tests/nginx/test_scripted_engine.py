@@ -12,9 +12,9 @@ from end_to_end.conftest import StartProxy
 from end_to_end.http_client import Call, send
 from end_to_end.program import Proxy
 from end_to_end.waiting import eventually
-from fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply
 from nginx.conftest import PATIENT, StartNginx
 from nginx.server import Nginx
+from support.fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply
 
 pytestmark = pytest.mark.nginx
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from live_proxy import ScriptedEngine
+from support.live_proxy import ScriptedEngine
 
 _LARGE = b"x" * 1_000_000  # the kernel takes some hundred times of it for who does not read, and then no more
 

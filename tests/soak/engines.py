@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from llama_server import LlamaServer
-from tiny_gguf import write_tiny_gguf
+from support.llama_server import LlamaServer
+from support.tiny_gguf import write_tiny_gguf
 
 __all__ = ["EngineProcess", "LlamaProcess", "ScriptedProcess", "started_engines", "write_fleet_file"]
 

@@ -14,18 +14,18 @@ from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.composition import backend_maker, backend_pool
 from inference_engine_proxy_server.config.fleet import completed
 from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.core.backend import Lease
-from inference_engine_proxy_server.core.prompt import read_prompt
-from inference_engine_proxy_server.core.waiting_line import Waiter
-from inference_engine_proxy_server.core.wanted import Wanted
-from inference_engine_proxy_server.wire.deadlines import Deadlines
+from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest
+from inference_engine_proxy_server.fleet.backend import Lease
+from inference_engine_proxy_server.requests.prompt import read_prompt
+from inference_engine_proxy_server.routing.requirements import Requirements
+from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from simulation.batching import EngineState, Usage
 from simulation.policies.base import Policy, ReplicaView, Site
 from simulation.requests import BYTES_A_TOKEN, MODEL, Request
 
 __all__ = ["ProjectPolicy"]
 
-_USUAL_ANSWER_TOKENS = 256  # as core/standing.py has it
+_USUAL_ANSWER_TOKENS = 256  # as dispatch/fair_share.py has it
 _ALL_THAT_COME = {"max_queued_requests": 100_000, "queue_timeout_seconds": 86_400, "metrics_cache_ttl_seconds": 1}
 """Nobody is sent away: other proxies let requests wait in the engines for as long as it takes."""
 
@@ -78,9 +78,9 @@ class ProjectPolicy(Policy):
             told = self._as_told(backend, state)
             self._pool.publish(self._backends[backend], told, own_at_poll=own, asked_at=asked_at)
 
-    async def _wait(self, request: Request, wanted: Wanted) -> None:
+    async def _wait(self, request: Request, wanted: Requirements) -> None:
         answer_tokens = _USUAL_ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
-        waiter = Waiter(
+        waiter = QueuedRequest(
             lane=self._pool.placement.lane(wanted),
             sender=request.sender,
             tokens=1 + request.body_bytes / BYTES_A_TOKEN + answer_tokens,
@@ -96,15 +96,15 @@ class ProjectPolicy(Policy):
         self._leases[request.number] = lease
         return self._numbers[lease.backend]
 
-    def _wanted(self, request: Request) -> Wanted:
+    def _wanted(self, request: Request) -> Requirements:
         """What the forwarder makes of its bytes, which are read only if the policy looks at them."""
         chooser = self._pool.placement.chooser
         if chooser is None:
-            return Wanted(MODEL)
+            return Requirements(MODEL)
         path = "/v1/chat/completions"
         fields = f"x-session-id: {request.session}\r\n" if request.session else ""
         prompt = read_prompt(path.encode(), path, fields.encode(), request.body(), chooser.token_sizes)
-        return Wanted(MODEL, prompt=prompt, way=chooser.policies.way(MODEL))
+        return Requirements(MODEL, prompt=prompt, way=chooser.policies.way(MODEL))
 
     def _as_facts(self, usage: Usage) -> ReplyFacts:
         """Usage, which both kinds of engines can tell, and llama.cpp's ``timings``."""

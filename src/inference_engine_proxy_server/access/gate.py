@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from inference_engine_proxy_server.access.allowances import Allowance, Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey, digest_of
-from inference_engine_proxy_server.destinations import Destination
 from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["Access", "Gate"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from inference_engine_proxy_server.backends.reply_facts import read_facts
-from inference_engine_proxy_server.token_sizes import USUAL_BYTES_A_TOKEN
+from inference_engine_proxy_server.requests.token_sizes import USUAL_BYTES_A_TOKEN
 
 __all__ = ["tokens_used"]
 

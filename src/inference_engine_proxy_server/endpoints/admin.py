@@ -12,12 +12,12 @@ from fastapi.responses import JSONResponse
 from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey
-from inference_engine_proxy_server.core.backend import Backend
-from inference_engine_proxy_server.core.backend_pool import BackendPool
-from inference_engine_proxy_server.core.decisions import KEPT
-from inference_engine_proxy_server.endpoints.all_workers import AllWorkers, Elsewhere
+from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.endpoints.all_workers import AllWorkers, SiblingAnswers
 from inference_engine_proxy_server.endpoints.backend_facts import facts_of
 from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.routing.decisions import KEPT
 
 __all__ = ["admin_router"]
 
@@ -91,7 +91,7 @@ def _find(pool: BackendPool, name: str) -> Backend:
     raise ClientError(f"There is no backend {name[:200]!r}; there are {names}.", status=404, code="no_such_backend")
 
 
-def _described(backend: Backend, pool: BackendPool, told: Elsewhere) -> dict[str, Any]:
+def _described(backend: Backend, pool: BackendPool, told: SiblingAnswers) -> dict[str, Any]:
     limit = backend.limit
     return {
         "name": backend.config.name,
@@ -122,7 +122,7 @@ def _described_key(key: ApiKey, allowances: Allowances) -> dict[str, Any]:
     }
 
 
-def _with_siblings(row: dict[str, Any], told: Elsewhere) -> dict[str, Any]:
+def _with_siblings(row: dict[str, Any], told: SiblingAnswers) -> dict[str, Any]:
     """``row`` for all workers: what is under way in sum, and what is left where it is least, as each has limits."""
     others = [one[row["name"]] for one in told.answers if row["name"] in one]
     under_way = row["requests_in_flight"] + sum(other["requests_in_flight"] for other in others)

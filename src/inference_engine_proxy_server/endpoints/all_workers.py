@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
-from inference_engine_proxy_server.core.backend import Backend
-from inference_engine_proxy_server.core.backend_pool import BackendPool
-from inference_engine_proxy_server.siblings import Answers, Siblings
+from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.processes.siblings import Answers, Siblings
 
-__all__ = ["AllWorkers", "Elsewhere", "Order"]
+__all__ = ["AllWorkers", "Order", "SiblingAnswers"]
 
 _FLEET, _KEYS, _DECISIONS = "fleet", "keys", "decisions"
 _ORDER_SECONDS = 1.0  # in which an order reaches every worker that is not hanging
@@ -32,7 +32,7 @@ class Order(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
+class SiblingAnswers:
     """What siblings answered.
 
     Attributes:
@@ -79,7 +79,7 @@ class AllWorkers:
         if self._order is not None:
             self._order(backend.url, is_draining=is_draining)
 
-    async def fleet_once_drained(self, backend: Backend) -> Elsewhere:
+    async def fleet_once_drained(self, backend: Backend) -> SiblingAnswers:
         """As :meth:`fleet`, when every sibling knows that ``backend`` is drained, or should have known."""
         deadline = self._pool.clock() + _ORDER_SECONDS
         told = await self.fleet()
@@ -88,26 +88,26 @@ class AllWorkers:
             told = await self.fleet()
         return told
 
-    async def fleet(self) -> Elsewhere:
+    async def fleet(self) -> SiblingAnswers:
         """Of each sibling: ``draining``, URLs of backends, and ``waiting``, a number of requests."""
         return await self._ask(_FLEET)
 
-    async def keys(self) -> Elsewhere:
+    async def keys(self) -> SiblingAnswers:
         """Of each sibling by the name of each key: ``requests_in_flight``, ``requests_left``, ``tokens_left``."""
         return await self._ask(_KEYS)
 
-    async def decisions(self) -> Elsewhere:
+    async def decisions(self) -> SiblingAnswers:
         """Of each sibling its latest ``decisions``."""
         return await self._ask(_DECISIONS)
 
-    def silence(self, told: Elsewhere) -> dict[str, Any]:
+    def silence(self, told: SiblingAnswers) -> dict[str, Any]:
         """For a reply about all: who is missing in it. Nothing where there are no siblings."""
         return {"silent_workers": list(told.silent)} if self._siblings.others else {}
 
-    async def _ask(self, question: str) -> Elsewhere:
+    async def _ask(self, question: str) -> SiblingAnswers:
         answers = await self._siblings.ask(question)
         told = tuple(json.loads(answer) for answer in answers.values() if answer is not None)
-        return Elsewhere(told, tuple(number for number, answer in answers.items() if answer is None))
+        return SiblingAnswers(told, tuple(number for number, answer in answers.items() if answer is None))
 
     def _own_fleet(self) -> bytes:
         draining = [backend.url for backend in self._pool.backends if backend.is_draining]

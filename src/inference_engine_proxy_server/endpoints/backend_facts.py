@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from inference_engine_proxy_server.core.backend import Backend
+from inference_engine_proxy_server.fleet.backend import Backend
 
 __all__ = ["facts_of"]
 

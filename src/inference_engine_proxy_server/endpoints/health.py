@@ -8,9 +8,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from inference_engine_proxy_server.core.backend import Backend
-from inference_engine_proxy_server.core.backend_pool import BackendPool
+from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.endpoints.backend_facts import facts_of
+from inference_engine_proxy_server.fleet.backend import Backend
 
 __all__ = ["health_router"]
 

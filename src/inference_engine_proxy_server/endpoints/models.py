@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from inference_engine_proxy_server.access.gate import Access
-from inference_engine_proxy_server.core.backend_pool import BackendPool
+from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 
 __all__ = ["models_router"]
 

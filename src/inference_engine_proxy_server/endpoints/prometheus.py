@@ -11,13 +11,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from inference_engine_proxy_server import __version__
-from inference_engine_proxy_server.core.backend import Backend
-from inference_engine_proxy_server.core.backend_pool import BackendPool
-from inference_engine_proxy_server.core.health_tracker import Health
-from inference_engine_proxy_server.core.prefix_index import PrefixIndex
-from inference_engine_proxy_server.core.speeds import Speeds
-from inference_engine_proxy_server.metrics import RequestMetrics
-from inference_engine_proxy_server.siblings import Answers, Siblings
+from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.health_tracker import Health
+from inference_engine_proxy_server.processes.siblings import Answers, Siblings
+from inference_engine_proxy_server.routing.expected_time.prefix_index import PrefixIndex
+from inference_engine_proxy_server.routing.expected_time.speeds import Speeds
+from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 
 __all__ = ["MetricsPage", "prometheus_router"]
 

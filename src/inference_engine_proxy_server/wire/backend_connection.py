@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import cast
 
 from inference_engine_proxy_server.errors import BackendBroke, BackendError, BackendTimeout, InvalidReply
-from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
+from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
+from inference_engine_proxy_server.tasks.light_task import Completion
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.framing import SMALL_CHUNKS, ChunkedBody, InvalidChunk
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.late_reply import LateReply
-from inference_engine_proxy_server.wire.light_task import Completion
 from inference_engine_proxy_server.wire.reply_head import ReplyHead, ReplyHeadReader
 from inference_engine_proxy_server.wire.reply_sink import HeldReply, ReplySink
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from inference_engine_proxy_server.errors import BackendUnreachable, CapacityError
+from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
-from inference_engine_proxy_server.wire.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.reply_head import ReplyHead

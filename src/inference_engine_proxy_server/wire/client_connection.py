@@ -14,10 +14,10 @@ from functools import partial
 from typing import cast
 
 from inference_engine_proxy_server.errors import BackendTimeout, CapacityError, ClientError, ProxyError
+from inference_engine_proxy_server.tasks.deadlines import NEVER
+from inference_engine_proxy_server.tasks.light_task import LightTask
 from inference_engine_proxy_server.wire.client_context import ClientContext
-from inference_engine_proxy_server.wire.deadlines import NEVER
 from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
-from inference_engine_proxy_server.wire.light_task import LightTask
 from inference_engine_proxy_server.wire.reading_pace import ReadingPace
 from inference_engine_proxy_server.wire.request_head import RequestHead
 from inference_engine_proxy_server.wire.request_reader import RequestReader, unreadable_head

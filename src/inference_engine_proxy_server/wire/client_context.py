@@ -6,8 +6,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from inference_engine_proxy_server.destinations import Destination
-from inference_engine_proxy_server.wire.deadlines import Deadlines
+from inference_engine_proxy_server.requests.destinations import Destination
+from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.load import Load

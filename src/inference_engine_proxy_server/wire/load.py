@@ -1,6 +1,6 @@
 """What the clients hold at the moment, and how much of it they may hold.
 
-Plain numbers, because every request passes by them: who watches over them (``core.overload_guard``) changes the bounds,
+Plain numbers, because every request passes by them: ``overload.overload_guard`` changes the bounds,
 and the connections compare.
 """
 

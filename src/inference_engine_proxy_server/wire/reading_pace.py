@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import termios
 
-from inference_engine_proxy_server.wire.deadlines import NEVER
+from inference_engine_proxy_server.tasks.deadlines import NEVER
 
 __all__ = ["ReadingPace"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from inference_engine_proxy_server.destinations import Destination
 from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.wire.fields import (
     FIELD_LINES,
     LENGTH,

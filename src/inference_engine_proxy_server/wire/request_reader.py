@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from inference_engine_proxy_server.destinations import Destination
 from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.requests.destinations import Destination
+from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.wire.client_context import ClientContext
-from inference_engine_proxy_server.wire.deadlines import NEVER
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.request_body import RequestBody
 from inference_engine_proxy_server.wire.request_head import RequestHead, check_lines, parse_request_head

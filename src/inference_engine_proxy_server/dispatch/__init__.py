@@ -1,0 +1,1 @@
+"""The life of a request: lease or queue, forward, retry, close the lease."""

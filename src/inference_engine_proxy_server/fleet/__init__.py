@@ -1,0 +1,1 @@
+"""The backends: their configuration, reported state and health, and the loops that keep them fresh."""

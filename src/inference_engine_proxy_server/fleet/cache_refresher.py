@@ -1,0 +1,234 @@
+"""The one loop with a clock: asks every backend for its state, again and again, and publishes the answers.
+
+Each backend has a loop of its own, so a slow one delays nobody, and none is ever asked twice at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import replace
+
+import msgspec
+
+from inference_engine_proxy_server.backends.base import (
+    BackendState,
+    BaseBackend,
+    Get,
+    Reply,
+    Thresholds,
+    UnreadableState,
+)
+from inference_engine_proxy_server.backends.registry import Engines, identify
+from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.errors import BackendError, BackendTimeout, CapacityError, InvalidReply
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.health_tracker import Health
+from inference_engine_proxy_server.wire.fetch import Inquiry
+
+__all__ = ["CacheRefresher"]
+
+logger = logging.getLogger(__name__)
+
+_JITTER = 0.2  # of the interval, so that a fleet is not asked in step
+_DOUBT_SECONDS = 1.0  # between two looks at a backend that is not up: one that comes back should wait for nobody
+_SILENT_SECONDS = 0.5  # between two looks at one that did not answer
+_FETCH_SECONDS = 2.0  # HAProxy's default for a health check; less where states are refreshed more often
+_LEAST_FETCH_SECONDS = 0.5
+_OWN_DELAY_SECONDS = 0.25  # by which a deadline is missed only when the event loop is late
+_TEST_SECONDS = 10.0  # for one token
+_FETCH_BYTES = 4 * 1024 * 1024  # a vLLM with many adapters and engines exposes about a tenth of it
+
+
+class CacheRefresher:
+    """Keeps what the pool knows of its backends fresh.
+
+    Args:
+        pool: where the answers go.
+        engines: who understands which backend.
+        thresholds: for engines that call themselves busy.
+        refresh_seconds: the interval.
+        always_keep_alive: keep connections even to engines that ask for the contrary.
+        tests_suspects: ask a backend that seems stuck to generate one token, to see whether it is.
+    """
+
+    def __init__(
+        self,
+        pool: BackendPool,
+        engines: Engines,
+        thresholds: Thresholds,
+        refresh_seconds: float,
+        *,
+        always_keep_alive: bool = False,
+        tests_suspects: bool = False,
+    ) -> None:
+        self._pool = pool
+        self._engines = engines
+        self._thresholds = thresholds
+        self._refresh_seconds = refresh_seconds
+        self._fetch_seconds = min(_FETCH_SECONDS, max(_LEAST_FETCH_SECONDS, refresh_seconds))
+        self._always_keep_alive = always_keep_alive
+        self._tests_suspects = tests_suspects
+        self._identified: dict[Backend, BaseBackend] = {}
+        self._inquiries: dict[Backend, Inquiry] = {}
+        self._puzzling: set[Backend] = set()  # their engine's class raised what it must not raise
+
+    async def run(self) -> None:
+        """Ask all backends again and again, each a moment from now first, until cancelled."""
+        watches: dict[Backend, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as loops:
+            while True:
+                for gone in watches.keys() - set(self._pool.backends):
+                    watches.pop(gone).cancel()
+                    self._identified.pop(gone, None)
+                    self._inquiries.pop(gone, None)
+                for backend in self._pool.backends:
+                    if backend not in watches:
+                        watches[backend] = loops.create_task(self._watch(backend))
+                self._pool.changed.clear()
+                await self._pool.changed.wait()
+
+    def forget_engine(self, backend: Backend) -> None:
+        """What ``backend`` is said to be has changed: find out anew, at once."""
+        self._identified.pop(backend, None)
+        backend.recheck.set()
+
+    async def first_round(self) -> None:
+        """Ask all backends once, and wait for their answers for a moment: a start must not hang on a dead one."""
+        try:
+            async with asyncio.timeout(self._fetch_seconds), asyncio.TaskGroup() as questions:
+                for backend in self._pool.backends:
+                    questions.create_task(self.refresh(backend))
+        except TimeoutError:
+            logger.warning("not every backend has answered yet; they join as they do")
+
+    async def _watch(self, backend: Backend) -> None:
+        while True:
+            await self._pause(backend)
+            await self.refresh(backend)
+            if self._tests_suspects and backend.health.state is Health.SUSPECT and backend.health.is_stuck:
+                await self._test(backend)
+
+    async def _pause(self, backend: Backend) -> None:
+        """Until it is time to ask again, or somebody wants to know at once."""
+        seconds = self._refresh_seconds
+        if backend.health.state is not Health.UP:
+            seconds = min(seconds, _SILENT_SECONDS if backend.health.is_silent else _DOUBT_SECONDS)
+        try:
+            async with asyncio.timeout(seconds * random.uniform(1 - _JITTER, 1 + _JITTER)):
+                await backend.recheck.wait()
+        except TimeoutError:
+            pass
+        backend.recheck.clear()
+
+    async def _test(self, backend: Backend) -> None:
+        """Let ``backend`` generate one token, unless its slots are full: the answer would only be late."""
+        told = backend.health.told
+        if told.capacity is not None and (told.requests_processing or 0.0) >= told.capacity:
+            return
+        request = {"model": min(backend.model_ids, default=""), "prompt": "1", "max_tokens": 1}
+        sent_at = self._pool.clock()
+        inquiry = Inquiry(backend.connections, _FETCH_BYTES)
+        try:
+            reply = await inquiry.fetch(
+                "/v1/completions",
+                json_body=msgspec.json.encode(request),
+                credentials=backend.credentials or b"",
+                timeout_seconds=_TEST_SECONDS,
+            )
+        except (BackendError, CapacityError, TimeoutError) as error:
+            logger.debug("backend %s did not pass its test: %r", backend.url, error)
+            return
+        finally:
+            inquiry.close()
+        if reply.status < 500:
+            self._pool.report_success(backend, sent_at)
+
+    async def refresh(self, backend: Backend) -> None:
+        """Ask ``backend`` once, and publish what it tells, or that it does not. Raises nothing."""
+        asked_at = self._pool.clock()
+        own_when_asked = backend.all_leases
+        try:
+            state = await self._ask(backend)
+        except CapacityError as error:
+            # For want of a file, a port or time of our own: that is nobody else's fault.
+            logger.debug("backend %s was not asked: %r", backend.url, error)
+            return
+        except (TimeoutError, UnreadableState) as error:
+            logger.debug("backend %s told nothing: %r", backend.url, error)
+            self._pool.report_silence(backend)
+            return
+        except OSError:
+            self._identified.pop(backend, None)  # what comes back at this address may be another engine
+            self._pool.report_refusal(backend)
+            return
+        except Exception as error:
+            if backend not in self._puzzling:
+                self._puzzling.add(backend)
+                logger.exception("backend %s: its engine's class failed; said once until it works again", backend.url)
+            logger.debug("backend %s: its engine's class failed: %r", backend.url, error)
+            self._pool.report_silence(backend)
+            return
+        self._puzzling.discard(backend)
+        own_at_poll = max(own_when_asked, backend.all_leases)
+        self._pool.publish(backend, state, own_at_poll=own_at_poll, asked_at=asked_at)
+
+    async def _ask(self, backend: Backend) -> BackendState:
+        inquiry = self._inquiries.get(backend)
+        if inquiry is None:
+            inquiry = self._inquiries[backend] = Inquiry(backend.connections, _FETCH_BYTES)
+        try:
+            engine = await self._engine_of(backend, inquiry)
+            if engine is None:
+                reason = "GET /v1/models does not tell yet which engine it is"
+                return BackendState(ready=False, live=False, starting=True, reason=reason)
+            return _within_stated_bounds(await engine.fetch_state(), backend.config)
+        finally:
+            inquiry.close()
+
+    async def _engine_of(self, backend: Backend, inquiry: Inquiry) -> BaseBackend | None:
+        engine = self._identified.get(backend)
+        if engine is None:
+            get = _get_from(backend, inquiry, self._fetch_seconds)
+            stated = backend.config.engine
+            engine_class = self._engines.by_provider[stated] if stated else await identify(self._engines, get)
+            if engine_class is None:
+                return None
+            engine = self._identified[backend] = engine_class(backend.url, get, self._thresholds)
+            backend.connections.keep_alive(wanted=engine_class.reuses_connections or self._always_keep_alive)
+            logger.info("backend %s: its engine is %s", backend.url, engine_class.__name__)
+        return engine
+
+
+def _within_stated_bounds(told: BackendState, config: BackendConfig) -> BackendState:
+    """``told``, but busy if it tells more than its configuration allows."""
+    for count, most, what in (
+        (told.requests_processing, config.max_requests_processing, "processing"),
+        (told.requests_waiting, config.max_requests_waiting, "waiting"),
+    ):
+        if told.ready and count is not None and most is not None and count > most:
+            return replace(told, ready=False, reason=f"busy: {count:g} requests {what}, limit {most}")
+    return told
+
+
+def _get_from(backend: Backend, inquiry: Inquiry, timeout_seconds: float) -> Get:
+    async def get(path: str) -> Reply:
+        loop = asyncio.get_running_loop()
+        late_at = loop.time() + timeout_seconds + _OWN_DELAY_SECONDS
+        try:
+            reply = await inquiry.fetch(path, credentials=backend.credentials or b"", timeout_seconds=timeout_seconds)
+        except InvalidReply as error:
+            raise UnreadableState(str(error)) from error
+        except TimeoutError as error:
+            if loop.time() > late_at:
+                raise CapacityError("The proxy itself was held up.") from error
+            raise
+        except BackendError as error:
+            if isinstance(error, BackendTimeout) or isinstance(error.__cause__, TimeoutError):
+                raise TimeoutError(str(error)) from error
+            raise ConnectionError(str(error)) from error
+        return Reply(reply.status, reply.body)
+
+    return get

@@ -1,0 +1,1 @@
+"""Admission bounds derived from event-loop lag and memory use."""

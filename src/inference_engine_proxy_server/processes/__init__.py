@@ -1,0 +1,1 @@
+"""One process or several workers: hosting, supervision and what workers share."""

@@ -1,0 +1,1 @@
+"""What a request asks for: its destination, model, prompt and named resources. Pure."""

@@ -1,0 +1,1 @@
+"""The choice of a backend for a request. Pure: no clock, no I/O."""

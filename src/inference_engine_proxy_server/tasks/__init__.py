@@ -1,0 +1,1 @@
+"""How asynchronous code runs here: light tasks, deadlines and supervised loops."""

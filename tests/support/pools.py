@@ -1,0 +1,113 @@
+"""A forwarder over scripted engines, listening on a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from inference_engine_proxy_server.backends.base import BackendState, ModelNames
+from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.dispatch.fair_share import FairShare
+from inference_engine_proxy_server.dispatch.forwarder import Forwarder
+from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
+from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
+from inference_engine_proxy_server.fleet.backend import Backend, Lease
+from inference_engine_proxy_server.fleet.health_tracker import HealthRules, HealthTracker
+from inference_engine_proxy_server.requests.destinations import Destinations
+from inference_engine_proxy_server.requests.path_policy import PathPolicy
+from inference_engine_proxy_server.requests.token_sizes import TokenSizes
+from inference_engine_proxy_server.routing.expected_time.prefix_index import PrefixIndex
+from inference_engine_proxy_server.routing.model_policies import ModelPolicies
+from inference_engine_proxy_server.routing.prompt_router import PromptRouter
+from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
+from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
+from support.fakes.engine import FakeEngine
+from support.fakes.front import Front
+
+READY = BackendState(ready=True, requests_processing=0.0, models=({"id": "m"},), model_names=ModelNames.STRICT)
+
+
+RULES = HealthRules(evidence_seconds=6, suspect_after_seconds=60, slow_start_seconds=30)
+QUEUE = QueueLimits(requests=100, seconds=30)
+
+
+def make_pool(
+    engines: Iterable[FakeEngine | str],
+    deadlines: Deadlines,
+    *,
+    rules: HealthRules = RULES,
+    queue: QueueLimits = QUEUE,
+    allowance: int = 0,
+    policy: str = "least_requests",
+    by_model: Mapping[str, str] | None = None,
+    **limits: float,
+) -> BackendPool:
+    """A pool of ``engines`` (or base URLs), none of them known yet; ``limits`` as in ``BackendLimits``."""
+    usual = {"connect_seconds": 1.0, "first_byte_seconds": 5.0, "pause_seconds": 5.0, "idle_seconds": 3.0}
+    backend_limits = BackendLimits(**(usual | limits))
+    backends = [
+        Backend(
+            BackendConfig(url, url.partition("://")[2]),
+            BackendConnections(Origin.of(url), backend_limits, deadlines),
+            HealthTracker(rules, deadlines.clock()),
+        )
+        for url in (engine if isinstance(engine, str) else engine.url for engine in engines)
+    ]
+    line = RequestQueue[Lease](queue, deadlines)
+    policies = ModelPolicies.of(policy, {name: ModelConfig(own) for name, own in (by_model or {}).items()})
+    chooser = (
+        PromptRouter(policies, PrefixIndex(2**20), TokenSizes(), deadlines.clock) if policies.look_at_prompts else None
+    )
+    return BackendPool(backends, line, rules.evidence_seconds / 2, allowance, deadlines.clock, chooser=chooser)
+
+
+def publish(pool: BackendPool, state: BackendState = READY) -> None:
+    """Let every backend of ``pool`` tell ``state``."""
+    for backend in pool.backends:
+        pool.publish(backend, state, own_at_poll=backend.leases, asked_at=pool.clock())
+
+
+class ForwardingFront(Front):
+    """A front whose requests go to ``engines``, all of them ready at first; ``options`` as of :func:`make_pool`.
+
+    Attributes:
+        pool: of the engines, in their order.
+    """
+
+    def __init__(self, *engines: FakeEngine | str, **options: Any) -> None:
+        paths = PathPolicy(Settings().blocked_paths)
+        super().__init__(
+            lambda exchange: self._forwarder.forward(exchange), destination_of=Destinations((), paths.blocks).of
+        )
+        self.pool = make_pool(engines, self._deadlines, **options)
+        publish(self.pool)
+        standing = FairShare(takes_priority_header=True)
+        updates = QueueUpdates(self.pool.line, to_all=False)
+        self._forwarder = Forwarder(self.pool, RequestMetrics(), standing, updates, names_backend=True)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await super().__aexit__(kind, error, traceback)
+        for backend in self.pool.backends:
+            backend.connections.close()
+
+    @property
+    def budget_under_way(self) -> int:
+        """Repeated requests that have not been given back to the budget."""
+        return self._forwarder._budget._under_way  # noqa: SLF001 - what no test may leave behind
+
+    async def post(self, body: bytes = b'{"model": "m"}', path: str = "/v1/chat/completions") -> bytes:
+        """Everything that comes back for a POST until the connection ends."""
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        return await self.send(head.encode() + body)
+
+    async def send(self, request: bytes) -> bytes:
+        """Everything that comes back for ``request`` until the connection ends."""
+        client = await self.connect()
+        client.send(request)
+        return await client.rest()

@@ -1,0 +1,200 @@
+"""The tests' own servers do what the other tests take for granted."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import select
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from inference_engine_proxy_server.backends.base import BackendState, Reply, Thresholds
+from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
+from support.llama_server import LlamaServer
+from support.tiny_gguf import ModelShape, write_tiny_gguf
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path) -> Iterator[LlamaServer]:
+    with LlamaServer(tiny_model, "--slots", "2", "--context", "8192") as running:
+        yield running
+
+
+def ask(server: LlamaServer, **fields: object) -> http.client.HTTPResponse:
+    """Send a chat completion; the reply's body is still to be read."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    request = {"messages": [{"role": "user", "content": "kin sol mer"}], **fields}
+    connection.request("POST", "/v1/chat/completions", json.dumps(request), {"Connection": "close"})
+    return connection.getresponse()
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (fulfilled := condition()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return fulfilled
+
+
+def state(server: LlamaServer) -> BackendState:
+    """What the proxy reads of it now."""
+
+    async def get(path: str) -> Reply:
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+            connection.request("GET", path, headers={"Connection": "close"})
+            reply = connection.getresponse()
+            return Reply(reply.status, reply.read())
+
+    return asyncio.run(LlamaCppBackend(server.url, get, Thresholds(6, 3)).fetch_state())
+
+
+def test_same_seed_writes_the_same_model(tiny_model: Path, tmp_path: Path) -> None:
+    again = write_tiny_gguf(tmp_path / "again.gguf")
+    other = write_tiny_gguf(tmp_path / "other.gguf", ModelShape(seed=1))
+    assert again.read_bytes() == tiny_model.read_bytes() != other.read_bytes()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 40, 3000])
+def test_reply_has_exactly_max_tokens(server: LlamaServer, max_tokens: int) -> None:
+    with ask(server, max_tokens=max_tokens) as reply:
+        answer = json.loads(reply.read())
+    assert answer["usage"]["completion_tokens"] == max_tokens
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["choices"][0]["message"]["content"]
+
+
+def test_stream_ends_with_done(server: LlamaServer) -> None:
+    with ask(server, max_tokens=20, stream=True) as reply:
+        events = reply.read().decode().split("\n\n")
+    assert reply.headers["Content-Type"].startswith("text/event-stream")
+    assert sum('"content":"' in event for event in events) == 20
+    assert events[-2:] == ["data: [DONE]", ""]
+
+
+def test_third_request_of_two_slots_is_deferred(tiny_model: Path) -> None:
+    slow_model = write_tiny_gguf(tiny_model.with_name("slow.gguf"), ModelShape(embedding=256, layers=4))
+    with LlamaServer(slow_model, "--slots", "2") as slow:
+
+        def load() -> tuple[float, float]:
+            metrics = slow.metrics()
+            return metrics["llamacpp:requests_processing"], metrics["llamacpp:requests_deferred"]
+
+        assert load() == (0, 0)
+        with closing(http.client.HTTPConnection("127.0.0.1", slow.port, timeout=60)) as third:
+            with ask(slow, max_tokens=1500, stream=True), ask(slow, max_tokens=1500, stream=True):
+                # Headers of a deferred request come only with its slot, so they cannot be awaited here.
+                third.request("POST", "/completion", json.dumps({"prompt": "sol", "n_predict": 3}))
+                assert eventually(lambda: load() == (2, 1))
+            assert third.getresponse().status == 200  # those who left have freed their slots
+        assert eventually(lambda: load() == (0, 0))
+
+
+def test_its_slots_are_its_capacity(server: LlamaServer, tiny_model: Path) -> None:
+    assert state(server).capacity == 2
+    with LlamaServer(tiny_model, "--slots", "3", "--no-metrics") as other:
+        assert (state(other).capacity, state(other).progress) == (3, None)
+
+
+def test_its_progress_stands_still_while_it_is_idle(server: LlamaServer) -> None:
+    with ask(server, max_tokens=5) as reply:
+        reply.read()
+    assert eventually(lambda: state(server).requests_processing == 0)
+    seen = {state(server).progress for _ in range(20)}
+    assert len(seen) == 1
+    assert seen != {None}
+
+
+def test_its_progress_moves_while_it_streams(tiny_model: Path) -> None:
+    slow_model = write_tiny_gguf(tiny_model.with_name("slow-stream.gguf"), ModelShape(embedding=256, layers=4))
+    with LlamaServer(slow_model) as slow:
+        seen: list[float] = []
+        with ask(slow, max_tokens=1500, stream=True) as reply:
+            assert reply.readline()
+            while len(set(seen)) < 5:
+                told = state(slow)
+                assert told.requests_processing == 1
+                assert told.progress is not None
+                seen.append(told.progress)
+        assert seen == sorted(seen)
+
+
+def test_its_progress_moves_while_it_reads_a_long_prompt(tiny_model: Path) -> None:
+    model = write_tiny_gguf(tiny_model.with_name("long.gguf"), ModelShape(embedding=128, context=16384))
+    prompt = "kin sol mer " * 2500  # three tokens each, and 2048 tokens are one batch
+    with (
+        LlamaServer(model, "--slots", "1", "--context", "16384") as server,
+        closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection,
+    ):
+        connection.request("POST", "/completion", json.dumps({"prompt": prompt, "n_predict": 1}))
+        seen = []
+        while not select.select([connection.sock], [], [], 0.005)[0]:
+            told = state(server)
+            # Other counters wait for the prompt's end, so that they cannot tell a long prompt from a stuck engine.
+            if told.requests_processing and not told.figures["llamacpp:prompt_tokens_total"]:
+                seen.append(told.progress)
+        assert connection.getresponse().status == 200
+    assert {0, 1, 2} <= set(seen)
+
+
+def test_server_without_metrics_says_so(tiny_model: Path) -> None:
+    with LlamaServer(tiny_model, "--no-metrics") as server, pytest.raises(RuntimeError, match="501"):
+        server.metrics()
+
+
+def test_alias_and_key_are_used(tiny_model: Path) -> None:
+    with LlamaServer(tiny_model, "--alias", "mina", "--api-key", "sesame") as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("GET", "/v1/models", headers={"Authorization": "Bearer sesame", "Connection": "close"})
+        models = json.loads(connection.getresponse().read())
+        connection.close()
+        assert [model["id"] for model in models["data"]] == ["mina"]
+        assert server.status("/slots") == 401
+
+
+def test_large_model_can_be_seen_loading(tmp_path: Path) -> None:
+    large = write_tiny_gguf(tmp_path / "large.gguf", ModelShape(embedding=512, layers=8))
+    with LlamaServer(large, wait=False) as server:
+        seen: list[int | None] = []
+
+        def is_ready() -> bool:
+            seen.append(server.status())
+            return seen[-1] == 200
+
+        assert eventually(is_ready)
+        server.wait_until_ready()
+    assert list(dict.fromkeys(seen)) == [None, 503, 200]
+
+
+def test_frozen_server_is_silent_until_thawed(tiny_model: Path) -> None:
+    with LlamaServer(tiny_model) as server:
+        server.freeze()
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=0.3)) as connection:
+            connection.request("GET", "/health")
+            with pytest.raises(TimeoutError):
+                connection.getresponse()
+        server.thaw()
+        assert server.status() == 200
+
+
+def test_killed_server_can_come_back_on_its_port(tiny_model: Path) -> None:
+    with LlamaServer(tiny_model) as server:
+        server.kill()
+        assert server.status() is None
+        with LlamaServer(tiny_model, port=server.port) as successor:
+            assert successor.url == server.url
+            assert successor.status() == 200
+
+
+def test_server_that_cannot_start_gives_its_log(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"no model")
+    with pytest.raises(RuntimeError, match="invalid magic"):
+        LlamaServer(tmp_path / "broken.gguf")

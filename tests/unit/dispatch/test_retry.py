@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference_engine_proxy_server.dispatch.retry import NextAttempt, RetryBudget, is_repeatable, next_attempt
+from inference_engine_proxy_server.errors import (
+    BackendBroke,
+    BackendDeclined,
+    BackendError,
+    BackendTimeout,
+    BackendUnreachable,
+    InvalidReply,
+    RequestMoved,
+)
+
+UNREACHABLE = BackendUnreachable("")
+BROKE = BackendBroke("")
+STALE = BackendBroke("", on_reused_connection=True)
+MOVED = RequestMoved("")
+DECLINED = BackendDeclined(503)
+CHAT = ("POST", "/v1/chat/completions")
+STORED = ("POST", "/v1/responses")
+OTHER, SAME, NONE = NextAttempt.OTHER_BACKEND, NextAttempt.SAME_ON_FRESH_CONNECTION, NextAttempt.NONE
+
+
+@pytest.mark.parametrize(
+    ("error", "request_line", "begun", "losses", "expected"),
+    [
+        pytest.param(UNREACHABLE, CHAT, False, 0, OTHER, id="nothing was sent"),
+        pytest.param(UNREACHABLE, STORED, False, 0, OTHER, id="nothing was sent, any path"),
+        pytest.param(UNREACHABLE, CHAT, False, 7, OTHER, id="nothing was sent, any number of times"),
+        pytest.param(BROKE, CHAT, False, 0, OTHER, id="died with the request"),
+        pytest.param(BROKE, CHAT, False, 1, NONE, id="a prompt that kills engines kills two at most"),
+        pytest.param(BROKE, STORED, False, 0, NONE, id="may have been stored"),
+        pytest.param(BROKE, ("POST", "/v1/files"), False, 0, NONE, id="unknown POST"),
+        pytest.param(BROKE, ("GET", "/anything"), False, 0, OTHER, id="GET is idempotent"),
+        pytest.param(STALE, CHAT, False, 0, SAME, id="idle connection had gone"),
+        pytest.param(STALE, CHAT, False, 1, SAME, id="idle connection had gone, second backend"),
+        pytest.param(STALE, STORED, False, 0, NONE, id="idle connection had gone, may have been stored"),
+        pytest.param(MOVED, CHAT, False, 0, OTHER, id="taken back"),
+        pytest.param(MOVED, CHAT, False, 1, NONE, id="taken back for the second time"),
+        pytest.param(MOVED, STORED, False, 0, NONE, id="taken back, may have been stored"),
+        pytest.param(DECLINED, CHAT, False, 0, OTHER, id="declined"),
+        pytest.param(DECLINED, CHAT, False, 1, NONE, id="declined by a second one"),
+        pytest.param(DECLINED, STORED, False, 0, NONE, id="declined, not repeatable"),
+        pytest.param(UNREACHABLE, CHAT, True, 0, NONE, id="nothing was sent, but we have begun to answer"),
+        pytest.param(BROKE, CHAT, True, 0, NONE, id="reply begun"),
+        pytest.param(STALE, CHAT, True, 0, NONE, id="reply begun on a reused connection"),
+        pytest.param(MOVED, CHAT, True, 0, NONE, id="taken back, reply begun"),
+        pytest.param(DECLINED, CHAT, True, 0, NONE, id="declined, reply begun"),
+        pytest.param(BackendTimeout(""), CHAT, False, 0, NONE, id="slow is not dead"),
+        pytest.param(InvalidReply(""), CHAT, False, 0, NONE, id="not HTTP"),
+    ],
+)
+def test_what_may_be_sent_again(
+    error: BackendError, request_line: tuple[str, str], begun: bool, losses: int, expected: NextAttempt
+) -> None:
+    method, path = request_line
+    assert next_attempt(error, method=method, path=path, reply_begun=begun, losses=losses) is expected
+
+
+@pytest.mark.parametrize(("connect_timeouts", "expected"), [(0, OTHER), (1, OTHER), (2, OTHER), (3, NONE), (4, NONE)])
+def test_three_connections_that_time_out_are_enough(connect_timeouts: int, expected: NextAttempt) -> None:
+    method, path = CHAT
+    assert (
+        next_attempt(
+            UNREACHABLE, method=method, path=path, reply_begun=False, losses=0, connect_timeouts=connect_timeouts
+        )
+        is expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("POST", "/v1/chat/completions", True),
+        ("POST", "/completion", True),
+        ("POST", "/v1/messages", True),
+        ("POST", "/v1/messages/count_tokens", True),
+        ("POST", "/v1/embeddings", True),
+        ("POST", "/rerank", True),
+        ("POST", "/tokenize", True),
+        ("POST", "/v1/responses", False),
+        ("POST", "/v1/files", False),
+        ("POST", "/v1/batches", False),
+        ("POST", "/v1/fine_tuning/jobs", False),
+        ("POST", "/v1/audio/transcriptions", False),
+        ("POST", "/v1/chat/completions/", False),
+        ("POST", "/v2/chat/completions", False),
+        ("GET", "/v1/files", True),
+        ("HEAD", "/any", True),
+        ("OPTIONS", "/any", True),
+        ("PUT", "/any", False),
+        ("DELETE", "/v1/files/1", False),
+        ("get", "/any", False),
+    ],
+)
+def test_only_listed_paths_and_reading_methods_are_repeatable(method: str, path: str, expected: bool) -> None:
+    assert is_repeatable(method, path) is expected
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 50_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_three_may_be_repeated_however_few_requests_there_are() -> None:
+    budget = RetryBudget(Clock())
+    assert [budget.take(in_flight=1) for _ in range(4)] == [True, True, True, False]
+
+
+def test_one_that_is_over_makes_no_room_for_more_than_a_fifth_in_all() -> None:
+    budget = RetryBudget(Clock())
+    for _ in range(3):
+        assert budget.take(in_flight=1)
+        budget.give_back()
+    assert not budget.take(in_flight=1)
+
+
+def test_a_fifth_of_the_requests_under_way_may_be_repeated_at_a_time() -> None:
+    budget = RetryBudget(Clock())
+    assert budget.take(in_flight=100)
+    budget.requests += 10_000
+    assert sum(budget.take(in_flight=100) for _ in range(100)) == 19
+    budget.give_back()
+    assert [budget.take(in_flight=100) for _ in range(2)] == [True, False]
+
+
+def test_what_was_repeated_long_ago_counts_no_more() -> None:
+    clock = Clock()
+    budget = RetryBudget(clock)
+    for _ in range(3):
+        budget.take(in_flight=1)
+        budget.give_back()
+    clock.now += 10_000
+    assert [budget.take(in_flight=1) for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_quiet_time_does_not_save_up_repeats() -> None:
+    clock = Clock()
+    budget = RetryBudget(clock)
+    budget.take(in_flight=1)
+    budget.requests += 1_000_000
+    clock.now += 1000
+    assert sum(budget.take(in_flight=10_000) for _ in range(100)) == 3
+
+
+@pytest.mark.parametrize("requests_a_second", [1, 20, 1000])
+def test_a_fleet_that_always_declines_is_asked_a_fifth_more_and_a_few(requests_a_second: int) -> None:
+    clock = Clock()
+    budget = RetryBudget(clock)
+    seconds, repeated = 200, 0
+    for _ in range(seconds):
+        for _ in range(requests_a_second):
+            clock.now += 1 / requests_a_second
+            budget.requests += 1
+            if budget.take(in_flight=requests_a_second):
+                repeated += 1
+                budget.give_back()
+    windows = seconds / 10
+    assert repeated <= 0.2 * requests_a_second * seconds + 3 * (windows + 1)
+    assert repeated >= 0.15 * requests_a_second * seconds
+
+
+@given(st.lists(st.sampled_from(["request", "take", "give back", "wait"]), max_size=300), st.integers(0, 9))
+def test_what_is_under_way_is_never_more_than_a_fifth_or_three(steps: list[str], seed: int) -> None:
+    clock, draw = Clock(), random.Random(seed)
+    budget = RetryBudget(clock)
+    under_way = 0
+    for step in steps:
+        if step == "request":
+            budget.requests += draw.randrange(100)
+        elif step == "wait":
+            clock.now += draw.uniform(0, 30)
+        elif step == "take":
+            in_flight = draw.randrange(50)
+            if budget.take(in_flight):
+                under_way += 1
+                assert under_way <= max(3, 0.2 * in_flight + 1)
+        elif under_way:
+            under_way -= 1
+            budget.give_back()

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from inference_engine_proxy_server.endpoints.health import health_router
+from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from support.live_proxy import Fleet, Proxy, eventually, unused_url
+from support.pools import make_pool, publish
+
+OWN = ("/", "/health", "/livez", "/readyz", "/v1/models", "/metrics", "/docs", "/redoc", "/openapi.json")
+
+
+@pytest.mark.parametrize(
+    ("processing", "status", "ready"),
+    [
+        pytest.param([0, 6], "ok", [True, True], id="all ready"),
+        pytest.param([0, 7], "degraded", [True, False], id="one busy"),
+        pytest.param([0, None], "degraded", [True, False], id="one down"),
+        pytest.param([7, 8], "unavailable", [False, False], id="all busy"),
+        pytest.param([None, None], "unavailable", [False, False], id="all down"),
+    ],
+)
+async def test_health_is_200_and_says_how_much_of_the_fleet_is_ready(
+    fleet: Fleet, processing: list[int | None], status: str, ready: list[bool]
+) -> None:
+    urls = [unused_url() if count is None else (await fleet.engine(processing=count)).url for count in processing]
+    proxy = await fleet.proxy(*urls)
+
+    reply = await proxy.http.get("/health")
+
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "application/json")
+    told = reply.json()
+    assert told["status"] == status
+    assert [detail["ready"] for detail in told["details"]] == ready
+    assert told["available_backends"] == [url for url, is_ready in zip(urls, ready, strict=True) if is_ready]
+
+
+async def test_health_has_every_key_of_the_contract_with_its_type(fleet: Fleet) -> None:
+    engine, gone = await fleet.engine(processing=2, waiting=1), unused_url()
+    before = time.time()
+    proxy = await fleet.proxy(engine, gone)
+
+    told = await proxy.health()
+
+    assert told["available_backends"] == [engine.url]
+    assert told["total_backends"] == 2
+    assert before <= told["timestamp"] <= time.time()
+    assert [detail["backend"] for detail in told["details"]] == [engine.url, gone]
+    for detail in told["details"]:
+        assert _types(detail) >= {("backend", str), ("ready", bool), ("metrics", dict)}
+        metrics = detail["metrics"]
+        assert _types(metrics) >= {("timestamp", float), ("requests_processing", float), ("ready", bool)}
+        assert before <= metrics["timestamp"] <= told["timestamp"]
+        assert metrics["ready"] is detail["ready"]
+
+
+async def test_health_tells_more_for_people_who_look_for_a_reason(fleet: Fleet) -> None:
+    busy, gone = await fleet.engine(processing=7, waiting=2), unused_url()
+    proxy = await fleet.proxy(busy, gone)
+
+    of_busy, of_gone = (await proxy.health())["details"]
+
+    assert (of_busy["live"], of_busy["reason"]) == (True, "busy: 7 requests processing, limit 6")
+    assert (of_busy["models"], of_busy["requests_in_flight"]) == (["tiny"], 0)
+    assert of_busy["metrics"]["requests_processing"] == 7.0
+    assert of_busy["metrics"]["requests_waiting"] == 2.0
+    assert of_busy["metrics"]["llamacpp:tokens_predicted_total"] == 190.0
+    assert (of_gone["live"], of_gone["reason"], of_gone["models"]) == (False, "it cannot be reached", [])
+
+
+async def test_health_counts_the_requests_that_a_backend_has_of_ours(fleet: Fleet) -> None:
+    engine = await fleet.engine()
+    proxy = await fleet.proxy(engine)
+    engine.freed.clear()
+    _, writer = await proxy.connect()
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}")
+    await engine.held.wait()
+    assert (await proxy.health())["details"][0]["requests_in_flight"] == 1
+
+    writer.close()
+
+    await eventually(lambda: _nothing_in_flight(proxy))
+
+
+async def test_own_paths_are_answered_from_memory(fleet: Fleet) -> None:
+    engine = await fleet.engine()
+    proxy = await fleet.proxy(engine)
+    asked = list(engine.asked)
+
+    for path in OWN:
+        assert (await proxy.http.get(path)).status_code == 200, path
+
+    assert engine.asked == asked
+
+
+async def test_head_of_an_own_path_is_its_get_without_the_body(fleet: Fleet) -> None:
+    proxy = await fleet.proxy(await fleet.engine())
+
+    for path in OWN:
+        get, head = await proxy.http.get(path), await proxy.http.head(path)
+
+        assert (head.status_code, head.content) == (200, b""), path
+        assert head.headers["content-type"] == get.headers["content-type"]
+        about_as_long = pytest.approx(len(get.content), rel=0.1)  # time goes on between the two
+        assert int(head.headers["content-length"]) == about_as_long, path
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+async def test_only_get_and_head_of_our_paths_are_ours(fleet: Fleet, method: str) -> None:
+    engine = await fleet.engine()
+    proxy = await fleet.proxy(engine)
+
+    for path in OWN:
+        reply = await proxy.http.request(method, path, content=b"x" if method == "POST" else None)
+
+        assert reply.json() == {"engine": engine.url, "path": path}
+        assert engine.asked[-1][:2] == (method, path)
+
+
+async def test_paths_that_only_resemble_ours_are_passed_on(fleet: Fleet) -> None:
+    engine = await fleet.engine()
+    proxy = await fleet.proxy(engine)
+
+    for path in ("/health/", "/healthz", "/%68ealth", "/docs/other.js", "/v1/models/tiny", "//health"):
+        reader, writer = await proxy.connect()
+        writer.write(f"GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
+
+        assert b'"engine"' in await reader.read(), path
+        assert engine.asked[-1][1] == path
+        writer.close()
+
+
+async def test_a_query_does_not_keep_a_path_from_being_ours(fleet: Fleet) -> None:
+    proxy = await fleet.proxy(await fleet.engine())
+
+    assert (await proxy.http.get("/health?x=1")).json()["total_backends"] == 1
+
+
+async def test_livez_is_200_whatever_the_backends_do(fleet: Fleet) -> None:
+    proxy = await fleet.proxy(unused_url())
+
+    reply = await proxy.http.get("/livez")
+
+    assert (reply.status_code, reply.json()) == (200, {"status": "ok"})
+
+
+async def test_fully_busy_fleet_stays_ready_for_load_balancers(fleet: Fleet) -> None:
+    proxy = await fleet.proxy(await fleet.engine(processing=7), await fleet.engine(waiting=4))
+
+    assert (await proxy.http.get("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize(("draining", "status"), [(False, 200), (True, 503)])
+async def test_readyz_is_503_once_the_process_is_stopping(draining: bool, status: int) -> None:
+    pool = make_pool(["http://127.0.0.1:1"], Deadlines())
+    publish(pool)
+    app = FastAPI()
+    app.include_router(health_router(pool, lambda: draining, names_need_key=False))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://proxy") as client:
+        assert (await client.get("/readyz")).status_code == status
+
+
+async def test_readyz_is_503_while_no_backend_is_live(fleet: Fleet) -> None:
+    engine = await fleet.engine(health=503)
+    proxy = await fleet.proxy(engine, unused_url(), refresh_seconds=0.05)
+    reply = await proxy.http.get("/readyz")
+    assert (reply.status_code, reply.json()) == (503, {"status": "unavailable"})
+
+    engine.health = 200
+
+    await eventually(lambda: _is_ready(proxy))
+
+
+async def _nothing_in_flight(proxy: Proxy) -> bool:
+    return bool((await proxy.health())["details"][0]["requests_in_flight"] == 0)
+
+
+async def _is_ready(proxy: Proxy) -> bool:
+    return (await proxy.http.get("/readyz")).status_code == 200
+
+
+def _types(members: dict[str, Any]) -> set[tuple[str, type]]:
+    return {(name, type(value)) for name, value in members.items()}

@@ -1,0 +1,230 @@
+"""How the state of backends is kept fresh; over real sockets, on scripted engines."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import pytest
+
+from inference_engine_proxy_server.backends.base import Thresholds
+from inference_engine_proxy_server.backends.registry import discover_engines
+from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
+from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from support.fakes.engine import EngineConnection, FakeEngine, Script, http_reply
+from support.fakes.front import until
+from support.pools import make_pool
+
+MODELS = b'{"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "%b"}]}'
+LLAMACPP_METRICS = b"llamacpp:requests_processing %d\nllamacpp:requests_deferred 0\n"
+
+
+def telling(
+    owner: bytes = b"llamacpp",
+    processing: Callable[[], int] = lambda: 0,
+    others: Mapping[str, bytes | asyncio.Event] | None = None,
+) -> Script:
+    """Answers the polls as a llama.cpp server does; ``others``: by path, another reply, or an event to wait for."""
+
+    async def script(connection: EngineConnection) -> None:
+        request = await connection.request()
+        path = request.split(b" ")[1].decode()
+        other = (others or {}).get(path)
+        if isinstance(other, asyncio.Event):
+            await other.wait()
+        elif other is not None:
+            connection.send(other)
+        elif path == "/v1/models":
+            connection.send(http_reply(MODELS % owner))
+        elif path == "/metrics":
+            connection.send(http_reply(LLAMACPP_METRICS % processing()))
+        else:
+            connection.send(http_reply(b'{"status":"ok"}'))
+        connection.finish()
+
+    return script
+
+
+@asynccontextmanager
+async def refreshing(
+    *engines: FakeEngine | str, seconds: float = 0.02, tests_suspects: bool = False
+) -> AsyncIterator[BackendPool]:
+    """A pool whose backends are asked every so many seconds."""
+    pool = make_pool(engines, Deadlines())
+    refresher = CacheRefresher(pool, discover_engines(), Thresholds(6, 3), seconds, tests_suspects=tests_suspects)
+    async with asyncio.TaskGroup() as background:
+        running = background.create_task(refresher.run())
+        yield pool
+        running.cancel()
+
+
+def asked(engine: FakeEngine) -> Counter[str]:
+    return Counter(request.split(b" ")[1].decode() for request in engine.requests)
+
+
+async def test_what_a_backend_tells_is_published() -> None:
+    async with FakeEngine(telling(processing=lambda: 4)) as engine, refreshing(engine) as pool:
+        backend = pool.backends[0]
+        await until(lambda: backend.takes_requests)
+        assert backend.model_ids == {"m"}
+        assert (backend.load, backend.health.told.requests_processing) == (4, 4)
+        assert backend.connections.keeps_alive is False
+        assert time.time() - backend.told_at < 5
+
+
+async def test_above_the_thresholds_it_is_busy_and_comes_back() -> None:
+    loads = [9]
+    async with FakeEngine(telling(processing=lambda: loads[0])) as engine, refreshing(engine) as pool:
+        backend = pool.backends[0]
+        await until(lambda: backend.is_live)
+        assert not backend.takes_requests
+        loads[0] = 6
+        await until(lambda: backend.takes_requests)
+
+
+async def test_a_backend_that_hangs_delays_nobody_and_is_not_asked_twice() -> None:
+    never = asyncio.Event()
+    async with FakeEngine(telling(others={"/v1/models": never})) as hanging, FakeEngine(telling()) as quick:
+        async with refreshing(hanging, quick) as pool:
+            await until(lambda: asked(quick)["/metrics"] >= 4)
+            assert len(hanging.connections) == 1
+            assert [backend.takes_requests for backend in pool.backends] == [False, True]
+
+
+async def test_a_hanging_metrics_page_excludes_nobody() -> None:
+    never = asyncio.Event()
+    async with FakeEngine(telling(others={"/metrics": never})) as engine, refreshing(engine, seconds=1) as pool:
+        await until(lambda: pool.backends[0].takes_requests)
+        assert pool.backends[0].health.told.requests_processing is None
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(http_reply(b"x" * (5 << 20)), id="five megabytes"),
+        pytest.param(http_reply(b"\x00\xff{]"), id="garbage"),
+        pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", id="not HTTP"),
+        pytest.param(b"", id="closes"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/health", "/metrics"])
+async def test_the_loop_survives_any_reply(page: bytes, path: str) -> None:
+    async with FakeEngine(telling(others={path: page})) as engine, refreshing(engine) as pool:
+        await until(lambda: asked(engine)[path] >= 2)
+        engine.script = telling()
+        await until(lambda: pool.backends[0].takes_requests)
+
+
+async def test_a_backend_that_goes_is_out_and_joins_again_when_it_is_back() -> None:
+    async with FakeEngine(telling()) as engine, refreshing(engine) as pool:
+        backend = pool.backends[0]
+        await until(lambda: backend.takes_requests)
+        engine.refuse()
+        await until(lambda: not backend.is_live)
+        assert backend.health.reason == "it cannot be reached"
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: EngineConnection(engine), "127.0.0.1", engine.port)
+        await until(lambda: backend.takes_requests)
+        server.close()
+
+
+async def test_what_comes_back_as_another_engine_is_known_as_that() -> None:
+    async with FakeEngine(telling()) as engine, refreshing(engine) as pool:
+        backend = pool.backends[0]
+        await until(lambda: backend.takes_requests)
+        assert not backend.connections.keeps_alive
+        engine.script = telling(owner=b"vllm", others={"/health": b""})  # breaks its connections: it is being replaced
+        await until(lambda: not backend.is_live)
+        engine.script = telling(owner=b"vllm")
+        await until(lambda: backend.connections.keeps_alive)
+
+
+async def test_a_reported_failure_is_looked_into_at_once() -> None:
+    async with FakeEngine(telling()) as engine, refreshing(engine, seconds=60) as pool:
+        backend = pool.backends[0]
+        pool.report_failure(backend, "it broke a connection")
+        await until(lambda: backend.takes_requests)
+
+
+async def test_a_loading_backend_is_starting_not_failing(caplog: pytest.LogCaptureFixture) -> None:
+    loading = http_reply(b'{"error":{"message":"Loading model","type":"unavailable_error","code":503}}', 503)
+    async with (
+        FakeEngine(telling(others={"/v1/models": loading, "/health": loading})) as engine,
+        refreshing(engine) as pool,
+    ):
+        backend = pool.backends[0]
+        await until(lambda: asked(engine)["/v1/models"] >= 3)
+        assert not backend.takes_requests
+        engine.script = telling()
+        await until(lambda: backend.takes_requests)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_the_first_round_does_not_wait_for_the_dead_for_long() -> None:
+    never = asyncio.Event()
+    async with FakeEngine(telling(others={"/v1/models": never})) as hanging, FakeEngine(telling()) as quick:
+        pool = make_pool([hanging, quick], Deadlines())
+        refresher = CacheRefresher(pool, discover_engines(), Thresholds(6, 3), 60)
+        before = time.monotonic()
+        await refresher.first_round()
+        assert time.monotonic() - before < 3
+        assert [backend.takes_requests for backend in pool.backends] == [False, True]
+
+
+async def test_polls_are_not_in_step() -> None:
+    times: list[float] = []
+
+    def note() -> int:
+        times.append(time.monotonic())
+        return 0
+
+    async with FakeEngine(telling(processing=note)) as engine, refreshing(engine, seconds=0.05):
+        await until(lambda: len(times) > 20)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert max(gaps) - min(gaps) > 0.01  # plus and minus a fifth of the interval
+
+
+def stick(pool: BackendPool) -> None:
+    """Let requests wait there in vain."""
+    for _ in range(2):
+        pool.report_timeout(pool.backends[0])
+    assert pool.backends[0].health.is_stuck
+
+
+async def test_one_that_seems_stuck_is_asked_for_a_token_if_that_is_wanted() -> None:
+    async with FakeEngine(telling()) as engine, refreshing(engine, tests_suspects=True) as pool:
+        await until(lambda: pool.backends[0].takes_requests)
+        stick(pool)
+        await until(lambda: pool.backends[0].takes_requests)
+    [test] = [request for request in engine.requests if request.startswith(b"POST ")]
+    assert test.startswith(b"POST /v1/completions HTTP/1.1\r\n")
+    assert test.endswith(b'{"model":"m","prompt":"1","max_tokens":1}')
+
+
+@pytest.mark.parametrize(
+    "options", [{"tests_suspects": False}, {"tests_suspects": True}], ids=["nobody wants it", "its slots are full"]
+)
+async def test_one_that_seems_stuck_is_not_asked_for_a_token(options: dict[str, bool]) -> None:
+    slots = {"/props": http_reply(b'{"total_slots": 1}')}
+    async with FakeEngine(telling(processing=lambda: 1, others=slots)) as engine:
+        async with refreshing(engine, **options) as pool:
+            await until(lambda: pool.backends[0].takes_requests)
+            stick(pool)
+            polls = asked(engine)["/health"]
+            await until(lambda: asked(engine)["/health"] >= polls + 5)
+            assert not pool.backends[0].takes_requests
+    assert not any(request.startswith(b"POST ") for request in engine.requests)
+
+
+async def test_one_that_fails_its_test_stays_a_suspect() -> None:
+    failing = {"/v1/completions": http_reply(b"{}", 500)}
+    async with FakeEngine(telling(others=failing)) as engine, refreshing(engine, tests_suspects=True) as pool:
+        await until(lambda: pool.backends[0].takes_requests)
+        stick(pool)
+        await until(lambda: asked(engine)["/v1/completions"] >= 3)
+        assert not pool.backends[0].takes_requests

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from inference_engine_proxy_server.processes.host import SharedPort, listen, url_of
+
+_PRINT_LIMIT = """
+import resource, sys
+from inference_engine_proxy_server.processes.host import connection_limit
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[1])))
+print(connection_limit())
+"""
+
+
+@pytest.mark.parametrize(("files", "connections"), [(256, 102), (1000, 400)])
+def test_clients_get_two_fifths_of_the_files(files: int, connections: int) -> None:
+    # In a process of its own, as a limit that was lowered stays so.
+    done = subprocess.run(
+        [sys.executable, "-c", _PRINT_LIMIT, str(files)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert int(done.stdout) == connections
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as one:
+        yield one
+
+
+def test_connections_to_a_shared_port_are_spread_over_all_who_listen(stack: ExitStack) -> None:
+    port = SharedPort("PORT", "127.0.0.1", 0)
+    listeners = [stack.enter_context(port.listener()) for _ in range(3)]
+    assert {listener.getsockname() for listener in listeners} == {port.address}
+
+    for _ in range(150):
+        stack.enter_context(socket.create_connection(port.address))
+
+    accepted = Counter(dict.fromkeys(range(3), 0))
+    for number, listener in enumerate(listeners):
+        listener.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                stack.enter_context(listener.accept()[0])
+                accepted[number] += 1
+    assert accepted.total() == 150
+    assert min(accepted.values()) > 20  # 50 expected each; 20 is five standard deviations away
+
+
+def test_nobody_else_gets_a_port_by_sharing_it(stack: ExitStack) -> None:
+    port = SharedPort("PORT", "127.0.0.1", 0)
+    stack.enter_context(port.listener())
+    for take in (listen, SharedPort):
+        with pytest.raises(OSError, match=f"cannot listen on HOST 127.0.0.1, PORT {port.address[1]}: "):
+            take("PORT", "127.0.0.1", port.address[1])
+
+
+def test_urls_have_brackets_around_addresses_with_colons() -> None:
+    assert url_of(("127.0.0.1", 80), is_tls=False) == "http://127.0.0.1:80"
+    assert url_of(("::1", 443, 0, 0), is_tls=True) == "https://[::1]:443"

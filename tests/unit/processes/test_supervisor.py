@@ -1,0 +1,153 @@
+"""The supervisor with workers that do what a test says, in a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.server import make_supervisor
+
+_PROGRAM = """
+import os, select, signal, sys, time
+from inference_engine_proxy_server.processes.channel import SERVING
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.processes.host import SharedPort
+from inference_engine_proxy_server.telemetry.logs import configure_logging
+from inference_engine_proxy_server.processes.supervisor import Supervisor
+
+configure_logging("info", "text")
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda *_: None)
+
+def serves_until_told(post):
+    post.channel.tell(SERVING)
+    select.select([post.channel], [], [])
+    return 0
+
+def serve(post):
+    number = post.siblings.number
+{serve}
+
+def say_started():
+    print("started", flush=True)
+
+ports = [SharedPort("PORT", "127.0.0.1", 0)]
+print(ports[0].address[1], flush=True)
+settings = Settings(workers=2, backends="http://a:1")
+sys.exit(Supervisor(settings, ports, serve, lambda: None, say_started).run())
+"""
+
+
+class Running:
+    """The program, whose workers do ``serve``."""
+
+    def __init__(self, folder: Path, serve: str) -> None:
+        self._log = folder / "log"
+        program = _PROGRAM.format(serve=textwrap.indent(textwrap.dedent(serve), "    "))
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen([sys.executable, "-c", program], stdout=log, stderr=log)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait_for(self, text: str, times: int = 1) -> None:
+        deadline = time.monotonic() + 20
+        while self.log.count(text) < times:
+            assert time.monotonic() < deadline, self.log
+            assert self.process.poll() is None, self.log
+            time.sleep(0.005)
+
+    def ended(self) -> int:
+        try:
+            return self.process.wait(20)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+
+def test_all_start_before_it_is_said_and_it_ends_well_when_told(tmp_path: Path) -> None:
+    running = Running(tmp_path, "return serves_until_told(post)")
+    running.wait_for("started")
+    running.process.send_signal(signal.SIGTERM)
+    assert (running.ended(), running.log.count("started")) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        ("return 3", "exit code 3"),
+        ("sys.exit(3)", "exit code 3"),
+        ("raise RuntimeError('broken')", "exit code 1"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "signal SIGKILL"),
+    ],
+)
+def test_a_worker_that_cannot_start_ends_all(tmp_path: Path, end: str, how: str) -> None:
+    running = Running(
+        tmp_path,
+        f"""
+        if number == 0:
+            return serves_until_told(post)
+        {end}
+        """,
+    )
+    assert running.ended() == 1
+    assert f"worker 1 could not start: it ended with {how}" in running.log
+    assert "started" not in running.log
+
+
+def test_one_that_dies_again_and_again_is_replaced_ever_later_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    running = Running(
+        tmp_path,
+        """
+        if number == 0:
+            post.listeners[0].setblocking(False)
+            post.channel.tell(SERVING)
+            accepted = []
+            while not select.select([post.channel], [], [], 0.005)[0]:
+                try:
+                    accepted.append(post.listeners[0].accept())
+                except BlockingIOError:
+                    pass
+            print("accepted", len(accepted), flush=True)
+            return 0
+        post.channel.tell(SERVING)
+        time.sleep(0.1)
+        return 7
+        """,
+    )
+    running.wait_for("worker 1 ended with exit code 7; another one takes its place in 1 s")
+    port = int(running.log.splitlines()[0])
+    _connect(port, times=20)
+    running.wait_for("takes its place in 2 s")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.ended() == 0
+    assert "accepted 20" in running.log
+
+
+def _connect(port: int, times: int) -> None:
+    for _ in range(times):
+        with socket.create_connection(("127.0.0.1", port)):
+            pass
+
+
+def test_elsewhere_than_on_linux_it_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(OSError, match="WORKERS above 1 needs Linux"):
+        make_supervisor(Settings(workers=2, port=0, backends=("http://a:1",)), None, None)
+
+
+def test_one_that_fails_while_all_stop_makes_the_end_a_failure(tmp_path: Path) -> None:
+    running = Running(tmp_path, "return serves_until_told(post) or number")
+    running.wait_for("started")
+    running.process.send_signal(signal.SIGINT)
+    assert running.ended() == 1
+    assert "worker 1 ended with exit code 1" in running.log

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from inference_engine_proxy_server.processes.shared_leases import SharedLeases
+from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
+
+
+@pytest.mark.parametrize(
+    ("leases", "waiting", "is_ours"),
+    [
+        pytest.param([3, 0], [5, 0], True, id="nobody else waits"),
+        pytest.param([3, 0], [5, 1], False, id="another one has less, and waits"),
+        pytest.param([3, 3], [5, 9], True, id="another one has as much"),
+        pytest.param([2, 3], [1, 9], True, id="another one has more"),
+        pytest.param([2, 3, 1], [1, 9, 0], True, id="who has less does not wait"),
+        pytest.param([0, 0, 0], [1, 1, 1], True, id="nobody has anything"),
+    ],
+)
+def test_a_free_place_is_for_whoever_has_fewest_of_those_who_wait(
+    leases: list[int], waiting: list[int], is_ours: bool
+) -> None:
+    board = SharedLeases(len(leases))
+    for worker, (has, waits) in enumerate(zip(leases, waiting, strict=True)):
+        board.leases[worker] = has
+        WorkerFairness(board, worker).note_waiting(waits)
+
+    assert WorkerFairness(board, 0).is_ours() is is_ours
+    assert any(WorkerFairness(board, worker).is_ours() for worker, waits in enumerate(waiting) if waits)

@@ -1,0 +1,70 @@
+"""Where requests go."""
+
+from __future__ import annotations
+
+import pytest
+
+from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE, Destination, Destinations
+
+OWN_PATHS = ("/health", "/metrics", "/v1/models")
+
+
+def blocks(method: str, path: str) -> bool:
+    return (method, path) in {("POST", "/slots/0"), ("GET", "/health")}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("POST", "/v1/chat/completions", Destination.WORK),
+        ("POST", "/anything", Destination.WORK),
+        ("POST", "/tokenize", Destination.LIGHT),
+        ("POST", "/v1/messages/count_tokens", Destination.LIGHT),
+        ("GET", "/props", Destination.LIGHT),
+        ("PUT", "/v1/chat/completions", Destination.LIGHT),
+        ("POST", "/slots/0", Destination.BLOCKED),
+        ("GET", "/slots/0", Destination.LIGHT),
+        ("GET", "/health", Destination.OWN),  # though the deny-list has it
+        ("HEAD", "/v1/models", Destination.OWN),
+        ("POST", "/v1/models", Destination.WORK),
+        ("GET", "/v1/models/", Destination.LIGHT),
+        ("GET", "/metrics", Destination.OPERATORS),
+        ("POST", "/metrics", Destination.WORK),
+        ("DELETE", "/admin", Destination.OPERATORS),
+        ("POST", "/admin/anything", Destination.OPERATORS),
+        ("GET", "/administration", Destination.LIGHT),
+        ("POST", "/v1/streams/lookup", Destination.LIGHT),
+        ("POST", "/v1/responses", Destination.TIED),
+        ("POST", "/responses", Destination.TIED),
+        ("GET", "/v1/responses", Destination.LIGHT),
+        ("POST", "/v1/responses/compact", Destination.WORK),
+        ("POST", "/v1/responses/input_tokens", Destination.WORK),
+        ("POST", "/v1/responses/compact-7", Destination.NAMED),
+        ("GET", "/v1/responses/resp_1", Destination.NAMED),
+        ("DELETE", "/responses/resp_1", Destination.NAMED),
+        ("POST", "/v1/responses/resp_1/cancel", Destination.NAMED),
+        ("HEAD", "/v1/responses/resp_1/input_items", Destination.NAMED),
+        ("OPTIONS", "/v1/responses/resp_1", Destination.LIGHT),
+        ("GET", "/v1/responses/", Destination.LIGHT),
+        ("GET", "/v1/stream", Destination.NAMED),
+        ("DELETE", "/v1/stream/some-id", Destination.NAMED),
+        ("GET", "/v1/streams", Destination.LIGHT),
+        ("GET", "/v1/chat/completions/chatcmpl-1", Destination.NAMED),
+        ("POST", "/v1/chat/completions/control", Destination.LIGHT),
+        ("POST", "/v1/chat/completions/batch", Destination.WORK),
+    ],
+)
+def test_method_and_path_say_what_becomes_of_a_request(method: str, path: str, expected: Destination) -> None:
+    destinations = Destinations(OWN_PATHS, blocks)
+    assert [destinations.of(method, path) for _ in range(2)] == [expected, expected]
+    assert (expected in ANSWERED_HERE) is (expected in (Destination.OWN, Destination.OPERATORS))
+
+
+def test_work_that_names_its_conversation_is_tied() -> None:
+    of = Destinations(OWN_PATHS, blocks).of
+    fields = b"accept: */*\r\nX-Conversation-ID: 7\r\n"
+    assert of("POST", "/v1/chat/completions", fields) is Destination.TIED
+    assert of("POST", "/v1/chat/completions", b"not-x-conversation-id: 7\r\n") is Destination.WORK
+    assert of("POST", "/tokenize", fields) is Destination.LIGHT
+    assert of("POST", "/slots/0", fields) is Destination.BLOCKED
+    assert of("GET", "/health", fields) is Destination.OWN

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from inference_engine_proxy_server.tasks.light_task import Completion, LightTask
+from support.fakes.front import until
+from support.fakes.memory import turns
+
+
+class Run:
+    """A coroutine in a light task, and how it ended."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self.ended: list[BaseException | None] = []
+        self.task = LightTask(coroutine, lambda _, error: self.ended.append(error))
+        self.task.start()
+
+    @property
+    def was_cancelled(self) -> bool:
+        return [type(error) for error in self.ended] == [asyncio.CancelledError]
+
+
+async def test_it_begins_at_once_and_ends_at_once_if_it_waits_for_nothing() -> None:
+    async def waits_for_nothing() -> None:
+        return
+
+    assert Run(waits_for_nothing()).ended == [None]
+
+
+async def test_it_tells_what_was_raised() -> None:
+    error = ValueError()
+
+    async def fails() -> None:
+        raise error
+
+    assert Run(fails()).ended == [error]
+
+
+async def test_it_goes_on_within_the_call_that_completes_what_it_waits_for() -> None:
+    completion, got = Completion[int](), []
+
+    async def waits() -> None:
+        got.append(await completion)
+        got.append(await completion)  # of which nothing more is to be waited for
+
+    run = Run(waits())
+    assert not run.ended
+
+    completion.set_result(7)
+
+    assert (run.ended, got) == ([None], [7, 7])
+
+
+async def test_a_failure_reaches_it_in_the_next_round_of_the_loop() -> None:
+    completion, error = Completion[int](), ValueError()
+
+    async def waits() -> None:
+        await completion
+
+    run = Run(waits())
+    completion.set_exception(error)
+    assert not run.ended
+
+    await turns(1)
+
+    assert run.ended == [error]
+
+
+async def test_it_waits_for_futures_tasks_and_its_turn_as_any_task_does() -> None:
+    future = asyncio.get_running_loop().create_future()
+
+    async def doubled(number: int) -> int:
+        async with asyncio.timeout(5):
+            await asyncio.sleep(0)
+        return number * 2
+
+    got = []
+
+    async def waits() -> None:
+        number = await future
+        await asyncio.sleep(0)
+        got.append(await asyncio.get_running_loop().create_task(doubled(number)))
+        await asyncio.sleep(0.001)
+
+    run = Run(waits())
+    future.set_result(4)
+    await until(lambda: run.ended)
+
+    assert (run.ended, got) == ([None], [8])
+
+
+async def test_a_future_that_fails_raises_in_it() -> None:
+    future, error = asyncio.get_running_loop().create_future(), ValueError()
+
+    async def waits() -> None:
+        await future
+
+    run = Run(waits())
+    future.set_exception(error)
+    await turns(2)
+
+    assert run.ended == [error]
+
+
+@pytest.mark.parametrize("what", ["completion", "future", "task", "turn"])
+async def test_it_can_be_cancelled_whatever_it_waits_for(what: str) -> None:
+    tidied = []
+    inner: list[asyncio.Task[None]] = []
+
+    async def waits() -> None:
+        try:
+            if what == "completion":
+                await Completion[int]()
+            elif what == "future":
+                await asyncio.get_running_loop().create_future()
+            elif what == "task":
+                inner.append(asyncio.get_running_loop().create_task(asyncio.sleep(60)))
+                await inner[0]
+            else:
+                await asyncio.sleep(0)
+        finally:
+            tidied.append(True)
+
+    run = Run(waits())
+    run.task.cancel()
+    assert not run.ended  # never from within whoever cancels it
+    await turns(4)
+
+    assert run.was_cancelled
+    assert tidied == [True]
+    assert all(task.cancelled() for task in inner)
+
+
+@pytest.mark.parametrize("what", ["completion", "future"])
+async def test_a_result_that_has_come_does_not_keep_it_from_being_cancelled(what: str) -> None:
+    waited_for: Any = Completion[int]() if what == "completion" else asyncio.get_running_loop().create_future()
+    is_failure = what == "completion"  # its results are never under way
+    got = []
+
+    async def waits() -> None:
+        try:
+            await waited_for
+        finally:
+            got.append(waited_for.done())
+            await asyncio.sleep(0)  # it may still wait, for what it tidies up
+
+    run = Run(waits())
+    if is_failure:
+        waited_for.set_exception(ValueError())
+    else:
+        waited_for.set_result(1)
+    run.task.cancel()
+    await turns(4)
+
+    assert run.was_cancelled
+    assert got == [True]
+
+
+async def test_it_can_be_cancelled_by_what_it_calls() -> None:
+    runs: list[Run] = []
+    reached = []
+
+    async def waits() -> None:
+        await asyncio.sleep(0)
+        runs[0].task.cancel()
+        reached.append("the rest of its turn")
+        await Completion[int]()
+        reached.append("more")
+
+    runs.append(Run(waits()))
+    await turns(4)
+
+    assert runs[0].was_cancelled
+    assert reached == ["the rest of its turn"]
+
+
+async def test_what_has_ended_can_be_cancelled_to_no_effect() -> None:
+    async def waits_for_nothing() -> None:
+        return
+
+    run = Run(waits_for_nothing())
+    run.task.cancel("a reason, as uvicorn gives one")
+    await turns(2)
+
+    assert run.ended == [None]
+
+
+async def test_a_usual_task_may_wait_for_a_completion_too() -> None:
+    async def waits(completion: Completion[int]) -> int:
+        return await completion
+
+    loop = asyncio.get_running_loop()
+    good, bad, unwanted = Completion[int](), Completion[int](), Completion[int]()
+    tasks = [loop.create_task(waits(one)) for one in (good, bad, unwanted)]
+    await turns(1)
+    loop.call_soon(good.set_result, 3)
+    bad.set_exception(ValueError())
+    tasks[2].cancel()
+    await asyncio.wait(tasks)
+
+    assert tasks[0].result() == 3
+    assert isinstance(tasks[1].exception(), ValueError)
+    assert tasks[2].cancelled()
+    assert unwanted.done()
+    assert not unwanted.cancel()

@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from inference_engine_proxy_server.errors import BackendBroke, BackendUnreachable, CapacityError
+from inference_engine_proxy_server.wire import backend_connections
+from inference_engine_proxy_server.wire.backend_connection import BackendConnection
+from inference_engine_proxy_server.wire.backend_connections import BackendConnections, Origin
+from support.fakes.back import GET, LIMITS, Sink, ask, connections_to
+from support.fakes.engine import EngineConnection, FakeEngine, answering, http_reply, refusing_port
+from support.fakes.front import until
+from support.fakes.memory import turns
+
+OK = answering(http_reply())
+REFUSED = "127.0.0.2"  # engines here listen on 127.0.0.1 only
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("http://llm-1:8080", Origin("llm-1", 8080, False, b"llm-1:8080", b"")),
+        ("http://llm-1/", Origin("llm-1", 80, False, b"llm-1", b"")),
+        ("https://user:key@llm-1/a/b/", Origin("llm-1", 443, True, b"llm-1", b"/a/b")),
+        ("http://[::1]:80", Origin("::1", 80, False, b"[::1]:80", b"")),
+    ],
+)
+def test_an_origin_is_read_from_a_base_url(url: str, origin: Origin) -> None:
+    assert Origin.of(url) == origin
+
+
+async def in_use(connections: BackendConnections, count: int) -> list[BackendConnection]:
+    """``count`` connections, each of which has served a request and has not been given back."""
+    opened = [await connections.connect() for _ in range(count)]
+    for connection in opened:
+        await connection.request([GET], Sink(), is_head=False)
+    return opened
+
+
+async def test_the_connection_used_last_is_used_first() -> None:
+    async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
+        first, second, third = await in_use(connections, 3)
+        for connection in (second, third, first):
+            connections.give_back(connection)
+        assert [connections.take_idle() for _ in range(4)] == [first, third, second, None]
+
+
+async def test_an_idle_connection_is_closed_after_its_time() -> None:
+    limits = replace(LIMITS, idle_seconds=0.1)
+    async with FakeEngine(OK) as engine, connections_to(engine.url, limits) as connections:
+        await ask(connections)
+        assert await engine.connections[0].ended == "eof"
+        assert connections.take_idle() is None
+
+
+@pytest.mark.parametrize(
+    ("promise", "kept_seconds"),
+    [(b"", 10), (b"timeout=5, max=100", 4), (b"timeout=60", 10), (b"timeout=1", 0), (b"timeout=0", 0), (b"max=5", 10)],
+)
+async def test_a_backends_own_idle_limit_is_kept_with_a_second_to_spare(promise: bytes, kept_seconds: int) -> None:
+    reply = http_reply(fields=b"Keep-Alive: " + promise + b"\r\n" if promise else b"")
+    async with FakeEngine(answering(reply)) as engine, connections_to(engine.url) as connections:
+        (connection,) = await in_use(connections, 1)
+        now = asyncio.get_running_loop().time()
+        connections.give_back(connection)
+        if kept_seconds:
+            assert connection.deadline == pytest.approx(now + kept_seconds, abs=0.9)
+            assert connections.take_idle() is connection
+        else:
+            assert connections.take_idle() is None
+            await engine.connections[0].ended
+
+
+async def test_so_many_connections_are_kept_and_no_more() -> None:
+    async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
+        for connection in await in_use(connections, 35):
+            connections.give_back(connection)
+        await until(lambda: sum(connection.ended.done() for connection in engine.connections) == 3)
+        assert sum(connections.take_idle() is not None for _ in range(40)) == 32
+
+
+async def test_dead_connections_make_room() -> None:
+    async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
+        *others, last = await in_use(connections, 33)
+        for connection in others:
+            connections.give_back(connection)
+        for connection_of_engine in engine.connections[:32]:
+            connection_of_engine.reset()
+        await until(lambda: all(connection.is_stale() for connection in others))
+        connections.give_back(last)
+        assert connections.take_idle() is last
+        assert connections.take_idle() is None
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_connections_are_kept_only_if_that_is_wanted(*, wanted: bool) -> None:
+    async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
+        connections.keep_alive(wanted=wanted)
+        assert connections.keeps_alive is wanted
+        await ask(connections)
+        assert (connections.take_idle() is not None) is wanted
+    async with connections_to("http://a", replace(LIMITS, idle_seconds=0)) as connections:
+        connections.keep_alive(wanted=wanted)
+        assert not connections.keeps_alive
+
+
+async def test_closing_closes_what_is_kept() -> None:
+    async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
+        await ask(connections)
+        connections.close()
+        await engine.connections[0].ended
+        assert connections.take_idle() is None
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 408 Request Timeout\r\n\r\n"], ids=["closed", "spoke-unasked"])
+async def test_a_stale_connection_is_noticed_before_the_event_loop_does(said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # BF05
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        async with connections_to(f"http://127.0.0.1:{listener.getsockname()[1]}") as connections:
+            connection = await connections.connect()
+            engine, _ = await loop.sock_accept(listener)
+            with engine:
+                engine.setblocking(False)
+                result = connection.request([GET], Sink(), is_head=False)
+                await loop.sock_recv(engine, 1000)
+                await loop.sock_sendall(engine, http_reply())
+                await result
+                connections.give_back(connection)
+                if said:
+                    engine.send(said)
+                else:
+                    engine.close()
+                time.sleep(0.15)  # noqa: ASYNC251 - the loop must not look; one that has just rested is not looked at
+                assert connections.take_idle() is None
+
+
+async def test_a_connection_that_speaks_unasked_is_closed() -> None:
+    async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
+        await ask(connections)
+        engine.connections[0].send(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+        await engine.connections[0].ended
+        assert connections.take_idle() is None
+
+
+@pytest.mark.parametrize("end", [EngineConnection.finish, EngineConnection.reset], ids=["fin", "rst"])
+async def test_a_reused_connection_that_breaks_is_told_from_a_new_one(end: Callable[[EngineConnection], None]) -> None:
+    async def ends_at_the_second(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(http_reply())
+        await connection.first_bytes()
+        end(connection)
+
+    async with FakeEngine(ends_at_the_second) as engine, connections_to(engine.url) as connections:  # BF06
+        await ask(connections)
+        with pytest.raises(BackendBroke) as broken:
+            await ask(connections)
+        assert broken.value.on_reused_connection
+        assert len(engine.connections) == 1
+        assert (await ask(connections)).body == b"hello"
+
+
+async def test_a_refused_connection_is_unreachable() -> None:
+    async with connections_to(f"http://127.0.0.1:{refusing_port()}") as connections:  # BF01
+        with pytest.raises(BackendUnreachable):
+            await connections.connect()
+
+
+async def test_a_backend_that_does_not_accept_is_unreachable_in_time() -> None:
+    with socket.socket() as listener:  # BF02
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:  # the kernel drops what does not fit into the accept queue
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        limits = replace(LIMITS, connect_seconds=0.2)
+        async with connections_to(f"http://127.0.0.1:{listener.getsockname()[1]}", limits) as connections:
+            with pytest.raises(BackendUnreachable):
+                await connections.connect()
+        for filler in fillers:
+            filler.close()
+
+
+async def test_a_backend_that_speaks_no_tls_is_unreachable() -> None:
+    async def speaks_plainly(connection: EngineConnection) -> None:
+        await connection.first_bytes()
+        connection.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with FakeEngine(speaks_plainly) as engine:
+        async with connections_to(engine.url.replace("http", "https")) as connections:
+            with pytest.raises(BackendUnreachable):
+                await connections.connect()
+
+
+async def test_a_shortage_of_ours_is_not_the_backends_fault() -> None:
+    async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:  # OV12
+        await ask(connections)
+        connections.close()
+        await turns(3)  # its number is free again
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        spare = os.dup(0)  # the lowest number that is free
+        os.close(spare)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+        try:
+            with pytest.raises(CapacityError):
+                await connections.connect()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Resolver:
+    """A name service that answers with ``addresses``, or fails, or hangs, and counts how often it is asked."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses
+        self.failure: Exception | None = None
+        self.hangs = False
+        self.asked = 0
+
+    async def __call__(self, host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        self.asked += 1
+        if self.hangs:
+            await asyncio.get_running_loop().create_future()
+        if self.failure is not None:
+            raise self.failure
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in self.addresses]
+
+
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resolver]:
+    """Makes every name have the given addresses, and forgets them at once, so that each connection asks again."""
+
+    def install(*addresses: str, remember_seconds: float = 0.0) -> Resolver:
+        resolver = Resolver(*addresses)
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolver)
+        monkeypatch.setattr(backend_connections, "_ADDRESS_SECONDS", remember_seconds)
+        return resolver
+
+    return install
+
+
+def named(engine: FakeEngine) -> str:
+    return f"http://llm.example:{engine.port}"
+
+
+async def test_the_next_address_is_tried_and_remembered(resolve: Callable[..., Resolver]) -> None:
+    resolver = resolve(REFUSED, "127.0.0.1", remember_seconds=100)
+    async with FakeEngine(OK) as engine, connections_to(named(engine)) as connections:  # BF44
+        for _ in range(3):
+            connections.give_back(await connections.connect())
+        assert resolver.asked == 1
+        assert len(engine.connections) == 3
+
+
+async def test_connections_made_at_once_do_not_mix_up_each_others_addresses(resolve: Callable[..., Resolver]) -> None:
+    resolve(REFUSED, "127.0.0.1", remember_seconds=100)
+    async with FakeEngine(OK) as engine, connections_to(named(engine)) as connections:
+
+        async def after_turns(turns: int) -> None:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            connections.give_back(await connections.connect())
+
+        async with asyncio.TaskGroup() as group:
+            for turns in range(30):
+                group.create_task(after_turns(turns))
+        assert len(engine.connections) == 30
+
+
+async def test_no_address_that_answers_is_unreachable(resolve: Callable[..., Resolver]) -> None:
+    resolver = resolve(REFUSED, "127.0.0.3", remember_seconds=100)
+    async with FakeEngine(OK) as engine, connections_to(named(engine)) as connections:
+        for _ in range(2):
+            with pytest.raises(BackendUnreachable):
+                await connections.connect()
+        assert resolver.asked == 2  # what did not work is not believed any longer
+        resolver.addresses = ()
+        with pytest.raises(BackendUnreachable):
+            await connections.connect()
+
+
+@pytest.mark.parametrize(
+    "failure", [socket.gaierror(socket.EAI_NONAME, "no such name"), UnicodeError("label too long")], ids=repr
+)
+async def test_a_name_that_does_not_resolve_is_unreachable(
+    resolve: Callable[..., Resolver], failure: Exception
+) -> None:
+    resolver = resolve()
+    resolver.failure = failure
+    async with connections_to("http://llm.example") as connections:
+        with pytest.raises(BackendUnreachable):
+            await connections.connect()
+
+
+async def test_a_name_service_that_hangs_is_unreachable_in_time(resolve: Callable[..., Resolver]) -> None:
+    resolve().hangs = True
+    async with connections_to("http://llm.example", replace(LIMITS, connect_seconds=0.1)) as connections:
+        with pytest.raises(BackendUnreachable):
+            await connections.connect()
+
+
+def fails(resolver: Resolver) -> None:
+    resolver.failure = socket.gaierror(socket.EAI_AGAIN, "try again")
+
+
+def hangs(resolver: Resolver) -> None:
+    resolver.hangs = True
+
+
+@pytest.mark.parametrize("trouble", [fails, hangs])
+async def test_a_name_service_in_trouble_leaves_the_last_known_address(
+    resolve: Callable[..., Resolver], trouble: Callable[[Resolver], None]
+) -> None:
+    resolver = resolve("127.0.0.1")
+    limits = replace(LIMITS, connect_seconds=1)
+    async with FakeEngine(OK) as engine, connections_to(named(engine), limits) as connections:
+        connections.give_back(await connections.connect())
+        trouble(resolver)
+        connections.give_back(await connections.connect())
+        assert len(engine.connections) == resolver.asked == 2
+
+
+async def test_a_backend_that_moved_is_found_again(resolve: Callable[..., Resolver]) -> None:
+    resolver = resolve("127.0.0.1")
+    async with FakeEngine(OK) as engine, connections_to(named(engine)) as connections:
+        connections.give_back(await connections.connect())
+        resolver.addresses = (REFUSED,)
+        with pytest.raises(BackendUnreachable):
+            await connections.connect()
+        resolver.addresses = ("127.0.0.1",)
+        connections.give_back(await connections.connect())
+        assert len(engine.connections) == 2
+
+
+async def test_a_real_name_is_resolved() -> None:
+    async with FakeEngine(OK) as engine, connections_to(f"http://localhost:{engine.port}") as connections:
+        assert (await ask(connections)).body == b"hello"
