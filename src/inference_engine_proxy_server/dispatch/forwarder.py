@@ -193,7 +193,7 @@ class Forwarder:
                     raise
                 self._metrics.count_retry(error.code)
             finally:
-                connections.give_back(connection)
+                connections.release(connection)
             try:
                 connection = await connections.connect()
             except BackendUnreachable:

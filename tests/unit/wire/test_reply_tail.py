@@ -100,7 +100,7 @@ async def test_what_a_backend_streams_is_kept_as_it_passes() -> None:
     async with FakeEngine(token_by_token) as engine, connections_to(engine.url) as connections:
         backend = await connections.connect()
         await backend.request([GET], exchange, is_head=False)
-        connections.give_back(backend)
+        connections.release(backend)
     assert len(connection.blocks) >= 41
     assert tail.read() == chunk(0) + b"".join(map(chunk, range(25, 40))) + b"0\r\n\r\n"
     assert exchange.sent_bytes == sum(map(len, connection.blocks))
