@@ -176,8 +176,8 @@ class PrefixIndex:
 
         The whole prompt is cached now, so its own runs stay. But a run that was lost implies that all runs unused for
         as long are lost as well, and a run that was cached unexpectedly implies that the cache is larger than
-        estimated. A single loss proves nothing, because it can have other causes: another request was still reading the prompt, or
-        a slot was occupied.
+        estimated. A single loss proves nothing, because it can have other causes: another request was still reading the
+        prompt, or a slot was occupied.
         """
         if not noted.ages or prompt_tokens <= 0:
             return
