@@ -36,7 +36,7 @@ from inference_engine_proxy_server.fleet.shared_backend import SharedBackend
 from inference_engine_proxy_server.overload.memory_use import MemoryUse, container_limit_bytes
 from inference_engine_proxy_server.overload.overload_guard import OverloadGuard
 from inference_engine_proxy_server.processes.host import connection_limit
-from inference_engine_proxy_server.processes.worker import Post
+from inference_engine_proxy_server.processes.worker import WorkerContext
 from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 from inference_engine_proxy_server.routing.decisions import Decisions
@@ -87,7 +87,7 @@ def make_app(routers: Iterable[APIRouter], lifespan: Callable[[FastAPI], Abstrac
 
 
 def backend_maker(
-    settings: Settings, deadlines: Deadlines, post: Post | None = None
+    settings: Settings, deadlines: Deadlines, context: WorkerContext | None = None
 ) -> Callable[[BackendConfig], Backend]:
     """Makes a backend of what is said of it: at the start, and whenever the fleet changes."""
     usual_seconds = settings.backend_timeout_seconds
@@ -106,8 +106,8 @@ def backend_maker(
     def make_backend(config: BackendConfig) -> Backend:
         connections = BackendConnections(Origin.of(config.url), limits, deadlines)
         health = HealthTracker(rules, deadlines.clock())
-        if post is not None:
-            return SharedBackend(config, connections, health, post.board, post.siblings.number)
+        if context is not None:
+            return SharedBackend(config, connections, health, context.shared_leases, context.siblings.number)
         return Backend(config, connections, health)
 
     return make_backend

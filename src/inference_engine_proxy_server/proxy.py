@@ -42,7 +42,7 @@ from inference_engine_proxy_server.endpoints.welcome import welcome_router
 from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, check_engines
 from inference_engine_proxy_server.processes.siblings import Siblings
-from inference_engine_proxy_server.processes.worker import Post
+from inference_engine_proxy_server.processes.worker import WorkerContext
 from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
 from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE, Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
@@ -68,9 +68,11 @@ class Proxy:
         is_draining: it has been told to stop.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Settings] | None, post: Post | None = None) -> None:
+    def __init__(
+        self, settings: Settings, load: Callable[[], Settings] | None, context: WorkerContext | None = None
+    ) -> None:
         self.is_draining = False
-        self._post = post
+        self._context = context
         self._grace_seconds = settings.drain_grace_seconds
         self._readiness_asked_at = -math.inf
         self._deadlines = Deadlines()
@@ -79,16 +81,16 @@ class Proxy:
         self._guard = overload_guard(settings, self._load, self._metrics, self._deadlines)
         self._access_log = None
         if settings.access_log:
-            self._access_log = AccessLog(sys.stdout, settings.log_format, is_shared=post is not None)
+            self._access_log = AccessLog(sys.stdout, settings.log_format, is_shared=context is not None)
         self._record_subscribers: list[Callable[[RequestRecord], None]] = [self._metrics.count_request]
         if self._access_log is not None:
             self._record_subscribers.append(self._access_log.write)
         engines = discover_engines()
         check_engines(settings.fleet, engines)
-        make_backend = backend_maker(settings, self._deadlines, post)
-        self._turns = None if post is None else WorkerFairness(post.board, post.siblings.number)
+        make_backend = backend_maker(settings, self._deadlines, context)
+        self._turns = None if context is None else WorkerFairness(context.shared_leases, context.siblings.number)
         self._pool = backend_pool(settings, map(make_backend, settings.fleet), self._deadlines, self._turns)
-        for url in () if post is None else post.drained:
+        for url in () if context is None else context.drained_urls:
             self.obey(url, is_draining=True)
         self._refresher = cache_refresher(settings, self._pool, engines)
         self._config_watch = None
@@ -101,12 +103,12 @@ class Proxy:
                 chooser_maker(settings, self._deadlines),
                 settings.models,
             )
-            self._config_watch = ConfigWatch(settings, load, keeper, self._metrics, hears_signals=post is None)
+            self._config_watch = ConfigWatch(settings, load, keeper, self._metrics, hears_signals=context is None)
         self._key_ring = key_ring(settings)
         self._key_limits = None if self._key_ring is None else KeyLimits(self._deadlines.clock)
         self._forwarder = forwarder(settings, self._pool, self._metrics)
         allowances = Allowances(self._deadlines.clock)
-        siblings, order = (Siblings(), None) if post is None else (post.siblings, post.order)
+        siblings, order = (Siblings(), None) if context is None else (context.siblings, context.order)
         everybody = AllWorkers(self._pool, self._key_ring, allowances, siblings, order)
         page = MetricsPage(self._pool, self._metrics, siblings)
         self._answers = {**everybody.answers, **page.answers}
@@ -155,8 +157,8 @@ class Proxy:
             "overload guard": self._guard.run,
             "cache refresher": self._refresher.run,
         }
-        if self._post is not None:
-            loops["siblings"] = partial(self._post.siblings.answer, self._post.inbox, self._answers)
+        if self._context is not None:
+            loops["siblings"] = partial(self._context.siblings.answer, self._context.inbox, self._answers)
         if self._turns is not None:
             loops["places that siblings free"] = partial(self._pool.look_for_places, self._turns)
         if self._config_watch is not None:
@@ -184,10 +186,10 @@ class Proxy:
             request.model = self._key_limits.begin(request, access)
         return self._forwarder.forward(request)
 
-    def drain(self, *, may_linger: bool) -> float:
-        """Say that this process will stop; see :class:`~.host.Hosted`."""
+    def begin_shutdown(self, *, may_linger: bool) -> float:
+        """Report from now on that this process will stop; see :class:`~.host.Hosted`."""
         self.is_draining = True
-        self._guard.drain()
+        self._guard.begin_shutdown()
         is_watched = self._deadlines.clock() - self._readiness_asked_at <= _WATCHED_SECONDS
         return self._grace_seconds if may_linger and is_watched else 0.0
 
@@ -202,14 +204,14 @@ class Proxy:
             if backend.url == url and backend.is_draining is not is_draining:
                 self._pool.drain(backend, is_draining=is_draining)
 
-    def note_watched(self) -> None:
-        """Somebody asks whether we are ready, here or elsewhere; see :class:`~.worker.WorkersProxy`."""
+    def record_readiness_probe(self) -> None:
+        """Record a readiness probe of this or another worker; see :class:`~.worker.WorkersProxy`."""
         self._readiness_asked_at = self._deadlines.clock()
 
     def _is_not_ready(self) -> bool:
-        if self._post is not None and self._deadlines.clock() - self._readiness_asked_at > _TELL_SECONDS:
-            self._post.say_watched()
-        self.note_watched()
+        if self._context is not None and self._deadlines.clock() - self._readiness_asked_at > _TELL_SECONDS:
+            self._context.announce_readiness_probe()
+        self.record_readiness_probe()
         return self.is_draining
 
     def _finish(self, request: ProxiedRequest) -> None:

@@ -100,7 +100,7 @@ class Attempts:
                     raise
                 self._metrics.count_retry(error.code)
             finally:
-                connections.give_back(connection)
+                connections.release(connection)
             connection = await self._reconnect(attempt)
         if sink.status >= 500 or backend.health.is_doubtful:
             self._judge(backend, sink.status, connection.sent_at)

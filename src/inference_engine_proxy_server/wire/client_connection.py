@@ -183,7 +183,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         try:
             self._context.shed("connections", None)
         except CapacityError as error:
-            if self._load.is_mobbed:
+            if self._load.is_flooded:
                 self._transport.abort()
             else:
                 self._refuse(error)

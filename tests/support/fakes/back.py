@@ -117,5 +117,5 @@ async def ask(
         async with asyncio.timeout(20):
             await connection.request([request], sink, is_head=is_head)
     finally:
-        connections.give_back(connection)
+        connections.release(connection)
     return sink

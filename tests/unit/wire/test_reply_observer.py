@@ -206,7 +206,7 @@ async def test_an_excerpt_is_taken_of_a_stream_relayed_from_a_backend() -> None:
     async with FakeEngine(token_by_token) as engine, connections_to(engine.url) as connections:
         backend = await connections.connect()
         await backend.request([GET], exchange, is_head=False)
-        connections.give_back(backend)
+        connections.release(backend)
     assert len(connection.blocks) >= 41
     assert excerpt.read() == chunk(0) + b"".join(map(chunk, range(25, 40))) + LAST_CHUNK
     assert exchange.sent_bytes == sum(map(len, connection.blocks))
