@@ -7,7 +7,7 @@ from collections.abc import Callable
 from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.access.usage import tokens_used
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.requests.asked_model import asked_model
+from inference_engine_proxy_server.requests.unambiguous_model import unambiguous_model
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.reply_tail import ReplyTail
 
@@ -34,7 +34,7 @@ class KeyLimits:
         access: Access = exchange.head.access
         key, allowance = access.key, access.allowance
         if key.models is not None:
-            exchange.model = asked_model(exchange.head, exchange.body)
+            exchange.model = unambiguous_model(exchange.head.target, exchange.head.passed_on, exchange.body)
             if not access.permits(exchange.model):
                 message = f"This key may only be used for: {', '.join(sorted(key.models))}."
                 raise ClientError(message, status=403, code="model_not_permitted")

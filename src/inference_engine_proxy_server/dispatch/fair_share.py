@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import re
-
-import msgspec
-
 from inference_engine_proxy_server.access.gate import Access
+from inference_engine_proxy_server.requests.headers import stated_priority
+from inference_engine_proxy_server.requests.json_body import read_members
 from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.requests.token_sizes import USUAL_BYTES_A_TOKEN
 from inference_engine_proxy_server.wire.exchange import Exchange
 
 __all__ = ["FairShare"]
 
-_PRIORITY = re.compile(rb"(?:^|\n)x-priority:[ \t]*(-?[0-9]{1,3})[ \t]*\r\n", re.IGNORECASE)
 _USUAL_ANSWER_TOKENS = 256  # of a request that sets no bound
 _MOST_ANSWER_TOKENS = 131_072  # no answer is longer, whatever a request sets
-
-
-class _Sized(msgspec.Struct):
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
-    n_predict: int | None = None
-
-
-_sized_decoder = msgspec.json.Decoder(_Sized)
 
 
 class FairShare:
@@ -46,11 +33,11 @@ class FairShare:
     def priority(self, exchange: Exchange) -> int:
         """From -100 to 100, higher goes first: its key's, or what it states where that is allowed and no more."""
         access: Access | None = exchange.head.access
-        stated = _PRIORITY.search(exchange.head.passed_on) if self._takes_priority_header else None
+        stated = stated_priority(exchange.head.passed_on) if self._takes_priority_header else None
         if stated is None:
             return 0 if access is None else access.key.priority
         most = 100 if access is None else access.key.priority
-        return max(-100, min(int(stated[1]), most))
+        return max(-100, min(stated, most))
 
     def tokens(self, exchange: Exchange, prompt: Prompt | None) -> float:
         """An estimate of the work that it is: its prompt's tokens and those that its answer may have.
@@ -59,19 +46,10 @@ class FairShare:
             prompt: of its body; ``None``: nobody has read it, so the body's length has to do.
         """
         if prompt is None:
-            tokens, answer = len(exchange.body) / USUAL_BYTES_A_TOKEN, _answer_tokens(exchange.body)
+            tokens, answer = len(exchange.body) / USUAL_BYTES_A_TOKEN, read_members(exchange.body).answer_tokens
         else:
             tokens, answer = prompt.tokens, prompt.answer_tokens
         return 1 + tokens + (_USUAL_ANSWER_TOKENS if answer is None else min(answer, _MOST_ANSWER_TOKENS))
-
-
-def _answer_tokens(body: bytes) -> int | None:
-    try:
-        sized = _sized_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None  # not JSON, or not what an engine would take
-    bounds = (sized.max_completion_tokens, sized.max_output_tokens, sized.max_tokens, sized.n_predict)
-    return next((bound for bound in bounds if bound is not None and bound >= 0), None)
 
 
 def _address(client: str) -> str:

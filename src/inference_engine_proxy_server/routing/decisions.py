@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.requests.headers import wants_explanation
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
 from inference_engine_proxy_server.wire.exchange import Exchange
 
@@ -26,7 +26,6 @@ KEPT = 100
 _IN_HEADER = 8  # candidates: with their terms some 1.5 KiB, which every reader of header sections takes
 _MODEL_CHARACTERS = 200
 _FIELD = b"x-proxy-decision: "
-_ASKED = re.compile(rb"(?:^|\n)x-proxy-explain:[ \t]*1[ \t]*\r\n", re.IGNORECASE)
 
 Row = tuple[float, ...]
 
@@ -159,7 +158,7 @@ class Decisions:
         decision.request_id = exchange.request_id
         decision.at = time.time()
         self.latest.append(decision)
-        if self._answers_header and _ASKED.search(exchange.head.passed_on):
+        if self._answers_header and wants_explanation(exchange.head.passed_on):
             kept, _, _ = exchange.limit_fields.partition(_FIELD)
             told = json.dumps(decision.told(_IN_HEADER), separators=(",", ":")).encode()
             exchange.limit_fields = exchange.extra_fields = b"%b%b%b\r\n" % (kept, _FIELD, told)
