@@ -29,7 +29,7 @@ from inference_engine_proxy_server.composition import (
     make_app,
     overload_guard,
 )
-from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.endpoints.admin import admin_router
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
@@ -67,7 +67,10 @@ class Proxy:
         is_draining: it has been told to stop.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Settings] | None, post: Post | None = None) -> None:
+    def __init__(
+        self, configuration: Configuration, load: Callable[[], Configuration] | None, post: Post | None = None
+    ) -> None:
+        settings = configuration.settings
         self.is_draining = False
         self._post = post
         self._grace_seconds = settings.drain_grace_seconds
@@ -80,10 +83,10 @@ class Proxy:
         if settings.access_log:
             self._access_log = AccessLog(sys.stdout, settings.log_format, is_shared=post is not None)
         engines = discover_engines()
-        check_engines(settings.fleet, engines)
+        check_engines(configuration.fleet, engines)
         make_backend = backend_maker(settings, self._deadlines, post)
         self._turns = None if post is None else WorkerFairness(post.board, post.siblings.number)
-        self._pool = backend_pool(settings, map(make_backend, settings.fleet), self._deadlines, self._turns)
+        self._pool = backend_pool(configuration, map(make_backend, configuration.fleet), self._deadlines, self._turns)
         for url in () if post is None else post.drained:
             self.obey(url, is_draining=True)
         self._refresher = cache_refresher(settings, self._pool, engines)
@@ -95,9 +98,9 @@ class Proxy:
                 engines,
                 make_backend,
                 chooser_maker(settings, self._deadlines),
-                settings.models,
+                configuration.models,
             )
-            self._config_watch = ConfigWatch(settings, load, keeper, self._metrics, hears_signals=post is None)
+            self._config_watch = ConfigWatch(configuration, load, keeper, self._metrics, hears_signals=post is None)
         self._key_ring = key_ring(settings)
         self._key_limits = None if self._key_ring is None else KeyLimits(self._deadlines.clock)
         self._forwarder = forwarder(settings, self._pool, self._metrics)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
-from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.processes.channel import DRAIN, SERVING, SIGNAL, UNDRAIN, WATCHED, Channel
 from inference_engine_proxy_server.processes.host import SharedPort
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
@@ -81,32 +81,32 @@ class Supervisor:
     """See above.
 
     Args:
-        settings: with the fleet of the start.
+        configuration: the one that the program started with.
         ports: PORT and, where there is one, ADMIN_PORT.
         serve: what a worker does, until it is told to stop; gives its exit code.
-        read_again: the settings, if they have changed since it was last called and can be used. Raises nothing.
+        read_again: the configuration, if it has changed since the last call and can be used. Raises nothing.
         on_started: called when all workers serve for the first time.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        configuration: Configuration,
         ports: Sequence[SharedPort],
         serve: Callable[[Post], int],
-        read_again: Callable[[], Settings | None],
+        read_again: Callable[[], Configuration | None],
         on_started: Callable[[], None],
     ) -> None:
-        self._settings = settings
+        self._configuration = configuration
         self._ports = ports
         self._serve = serve
         self._read_again = read_again
         self._on_started = on_started
-        self._urls = {backend.url for backend in settings.fleet}  # of all that have ever been backends
+        self._urls = {backend.url for backend in configuration.fleet}  # of all that have ever been backends
         self._drained: set[str] = set()
         self._has_started = self._is_stopping = False
         self._exit_code = 0
-        self._board = SharedLeases(settings.workers)
-        self._places = [_Place(number, inbox) for number, inbox in enumerate(inboxes(settings.workers))]
+        self._board = SharedLeases(configuration.settings.workers)
+        self._places = [_Place(number, inbox) for number, inbox in enumerate(inboxes(configuration.settings.workers))]
         self._inboxes = [place.inbox.getsockname() for place in self._places]
         # Not epoll, whose registrations would be shared with every copy of this process.
         self._selector = selectors.PollSelector()
@@ -161,11 +161,11 @@ class Supervisor:
             self._on_started()
 
     def _look_at_fleet(self) -> None:
-        settings = self._read_again()
-        if settings is not None:
-            self._settings = self._settings.with_fleet_of(settings)
+        changed = self._read_again()
+        if changed is not None:
+            self._configuration = self._configuration.with_fleet_of(changed)
             # As in the workers: what is taken out of the fleet and comes back is not drained.
-            urls = {backend.url for backend in self._settings.fleet}
+            urls = {backend.url for backend in self._configuration.fleet}
             self._drained &= urls
             self._urls |= urls
 
@@ -274,7 +274,9 @@ class Supervisor:
                         other.process.channel.close()
             siblings = Siblings(self._inboxes, place.number)
             drained = frozenset(self._drained)
-            code = self._serve(Post(self._settings, place.listeners, own, siblings, place.inbox, self._board, drained))
+            code = self._serve(
+                Post(self._configuration, place.listeners, own, siblings, place.inbox, self._board, drained)
+            )
         except SystemExit as end:  # uvicorn's way to say that it cannot start
             code = end.code if isinstance(end.code, int) else 1
         except BaseException:

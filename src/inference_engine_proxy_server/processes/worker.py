@@ -13,7 +13,7 @@ from typing import Protocol
 
 import uvicorn
 
-from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.processes.channel import DRAIN, SERVING, SIGNAL, UNDRAIN, WATCHED, Channel
 from inference_engine_proxy_server.processes.host import Host, Hosted
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
@@ -29,7 +29,7 @@ class Post:
     """What a worker is given.
 
     Attributes:
-        settings: with the fleet as it is now.
+        configuration: with the current fleet.
         listeners: its sockets on PORT and, where there is one, on ADMIN_PORT.
         channel: to the supervisor.
         siblings: the other workers.
@@ -38,7 +38,7 @@ class Post:
         drained: base URLs of the backends that operators have told not to get new requests.
     """
 
-    settings: Settings
+    configuration: Configuration
     listeners: tuple[socket.socket, ...]
     channel: Channel
     siblings: Siblings
