@@ -18,6 +18,7 @@ from inference_engine_proxy_server.access.gate import Gate
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.backends.base import Thresholds
 from inference_engine_proxy_server.backends.registry import Engines
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.attempt import Attempts
@@ -114,9 +115,10 @@ def backend_maker(
 
 
 def backend_pool(
-    settings: Settings, backends: Iterable[Backend], deadlines: Deadlines, turns: WorkerFairness | None = None
+    configuration: Configuration, backends: Iterable[Backend], deadlines: Deadlines, turns: WorkerFairness | None = None
 ) -> BackendPool:
     """The fleet, the line of those who wait for it, and who chooses; why, is kept only where somebody can read it."""
+    settings = configuration.settings
     is_explained = settings.explain_header or settings.admin_key is not None
     return BackendPool(
         backends,
@@ -125,7 +127,7 @@ def backend_pool(
         settings.backend_queue_allowance,
         deadlines.clock,
         turns,
-        chooser_maker(settings, deadlines)(settings.models, None),
+        chooser_maker(settings, deadlines)(configuration.models, None),
         Decisions(answers_header=settings.explain_header) if is_explained else None,
     )
 

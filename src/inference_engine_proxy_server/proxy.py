@@ -29,7 +29,7 @@ from inference_engine_proxy_server.composition import (
     make_app,
     overload_guard,
 )
-from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.endpoints.admin import admin_router
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
@@ -69,8 +69,12 @@ class Proxy:
     """
 
     def __init__(
-        self, settings: Settings, load: Callable[[], Settings] | None, context: WorkerContext | None = None
+        self,
+        configuration: Configuration,
+        load: Callable[[], Configuration] | None,
+        context: WorkerContext | None = None,
     ) -> None:
+        settings = configuration.settings
         self.is_draining = False
         self._context = context
         self._grace_seconds = settings.drain_grace_seconds
@@ -86,10 +90,10 @@ class Proxy:
         if self._access_log is not None:
             self._record_subscribers.append(self._access_log.write)
         engines = discover_engines()
-        check_engines(settings.fleet, engines)
+        check_engines(configuration.fleet, engines)
         make_backend = backend_maker(settings, self._deadlines, context)
         self._turns = None if context is None else WorkerFairness(context.shared_leases, context.siblings.number)
-        self._pool = backend_pool(settings, map(make_backend, settings.fleet), self._deadlines, self._turns)
+        self._pool = backend_pool(configuration, map(make_backend, configuration.fleet), self._deadlines, self._turns)
         for url in () if context is None else context.drained_urls:
             self.obey(url, is_draining=True)
         self._refresher = cache_refresher(settings, self._pool, engines)
@@ -101,9 +105,9 @@ class Proxy:
                 engines,
                 make_backend,
                 chooser_maker(settings, self._deadlines),
-                settings.models,
+                configuration.models,
             )
-            self._config_watch = ConfigWatch(settings, load, keeper, self._metrics, hears_signals=context is None)
+            self._config_watch = ConfigWatch(configuration, load, keeper, self._metrics, hears_signals=context is None)
         self._key_ring = key_ring(settings)
         self._key_limits = None if self._key_ring is None else KeyLimits(self._deadlines.clock)
         self._forwarder = forwarder(settings, self._pool, self._metrics)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.access.usage import UsageObserver
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.requests.asked_model import asked_model
+from inference_engine_proxy_server.requests.unambiguous_model import unambiguous_model
 from inference_engine_proxy_server.wire.exchange import Exchange
 
 __all__ = ["KeyLimits"]
@@ -36,7 +36,7 @@ class KeyLimits:
         key, allowance = access.key, access.allowance
         model = None
         if key.models is not None:
-            model = asked_model(exchange.head, exchange.body)
+            model = unambiguous_model(exchange.head.target, exchange.head.passed_on, exchange.body)
             if not access.permits(model):
                 message = f"This key may only be used for: {', '.join(sorted(key.models))}."
                 raise ClientError(message, status=403, code="model_not_permitted")

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
-import msgspec
-
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+from inference_engine_proxy_server.requests.headers import stated_priority
+from inference_engine_proxy_server.requests.json_body import read_members
 from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.requests.token_sizes import USUAL_BYTES_A_TOKEN
 
 __all__ = ["FairShare"]
 
-_PRIORITY = re.compile(rb"(?:^|\n)x-priority:[ \t]*(-?[0-9]{1,3})[ \t]*\r\n", re.IGNORECASE)
 _USUAL_ANSWER_TOKENS = 256  # assumed for a request that sets no bound
 _MOST_ANSWER_TOKENS = 131_072  # upper bound of the estimate, whatever a request sets
-
-
-class _Sized(msgspec.Struct):
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
-    n_predict: int | None = None
-
-
-_sized_decoder = msgspec.json.Decoder(_Sized)
 
 
 class FairShare:
@@ -48,11 +35,11 @@ class FairShare:
         A stated priority is capped by the key's.
         """
         access = request.access
-        stated = _PRIORITY.search(request.head.passed_on) if self._takes_priority_header else None
+        stated = stated_priority(request.head.passed_on) if self._takes_priority_header else None
         if stated is None:
             return 0 if access is None else access.key.priority
         most = 100 if access is None else access.key.priority
-        return max(-100, min(int(stated[1]), most))
+        return max(-100, min(stated, most))
 
     def tokens(self, request: ProxiedRequest, prompt: Prompt | None) -> float:
         """The estimated work of ``request``: tokens of its prompt and of its longest permitted answer.
@@ -61,19 +48,10 @@ class FairShare:
             prompt: of the request; ``None`` when the prompt has not been read, so that the body's length is used.
         """
         if prompt is None:
-            tokens, answer = len(request.body) / USUAL_BYTES_A_TOKEN, _answer_tokens(request.body)
+            tokens, answer = len(request.body) / USUAL_BYTES_A_TOKEN, read_members(request.body).answer_tokens
         else:
             tokens, answer = prompt.tokens, prompt.answer_tokens
         return 1 + tokens + (_USUAL_ANSWER_TOKENS if answer is None else min(answer, _MOST_ANSWER_TOKENS))
-
-
-def _answer_tokens(body: bytes) -> int | None:
-    try:
-        sized = _sized_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None  # not JSON, or not what an engine accepts
-    bounds = (sized.max_completion_tokens, sized.max_output_tokens, sized.max_tokens, sized.n_predict)
-    return next((bound for bound in bounds if bound is not None and bound >= 0), None)
 
 
 def _address(client: str) -> str:

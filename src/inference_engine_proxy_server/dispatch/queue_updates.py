@@ -7,28 +7,19 @@ an event in the stream, and the reply cannot name its backend. Therefore clients
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-
-import msgspec
 
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest, RequestQueue
 from inference_engine_proxy_server.fleet.backend import Lease
+from inference_engine_proxy_server.requests.headers import wants_queue_updates
+from inference_engine_proxy_server.requests.json_body import read_members
 from inference_engine_proxy_server.requests.prompt import Prompt
 
 __all__ = ["QueueUpdates"]
 
 _EVERY_SECONDS = 1.0
-_ASKED_FOR = re.compile(rb"(?:^|\n)x-queue-updates:[ \t]*(?:true|1|yes|on)[ \t]*\r\n", re.IGNORECASE)
-
-
-class _Streaming(msgspec.Struct):
-    stream: bool = False
-
-
-_decoder = msgspec.json.Decoder(_Streaming)
 
 
 class QueueUpdates:
@@ -62,14 +53,9 @@ class QueueUpdates:
             task.cancel()  # not awaited: that would swallow a cancellation, or lose the lease
 
     def _gets_updates(self, request: ProxiedRequest, prompt: Prompt | None) -> bool:
-        if not self._to_all and not _ASKED_FOR.search(request.head.passed_on):
+        if not self._to_all and not wants_queue_updates(request.head.passed_on):
             return False
-        if prompt is not None:
-            return prompt.is_streamed
-        try:
-            return _decoder.decode(request.body).stream
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return False
+        return read_members(request.body).is_streamed if prompt is None else prompt.is_streamed
 
     async def _send(self, request: ProxiedRequest, queued: QueuedRequest[Lease]) -> None:
         await asyncio.sleep(0)  # the request joins the queue first

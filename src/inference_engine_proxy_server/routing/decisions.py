@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.requests.headers import wants_explanation
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
 from inference_engine_proxy_server.wire.exchange import Exchange
 
@@ -26,7 +26,6 @@ KEPT = 100
 _IN_HEADER = 8  # candidates; with their terms about 1.5 KiB, which every HTTP client accepts in a header section
 _MODEL_CHARACTERS = 200
 _FIELD = b"x-proxy-decision: "
-_ASKED = re.compile(rb"(?:^|\n)x-proxy-explain:[ \t]*1[ \t]*\r\n", re.IGNORECASE)
 
 Row = tuple[float, ...]
 
@@ -164,7 +163,7 @@ class Decisions:
         decision.request_id = exchange.request_id
         decision.at = time.time()
         self.latest.append(decision)
-        if not self._answers_header or not _ASKED.search(exchange.head.passed_on):
+        if not self._answers_header or not wants_explanation(exchange.head.passed_on):
             return exchange.common_fields
         kept, _, _ = exchange.common_fields.partition(_FIELD)
         value = json.dumps(decision.as_json(_IN_HEADER), separators=(",", ":")).encode()
