@@ -1,18 +1,15 @@
 """Every setting: its type, default, range and meaning.
 
-The name of a variable is the field's name in capitals; :mod:`.sources` says where its value comes from.
-``Settings(port=0)`` reads nothing at all.
+The environment variable of a setting is the field's name in capitals; :mod:`.sources` finds its value. Creating
+``Settings`` directly reads no file and no variable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field
 
-from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig, completed
 from inference_engine_proxy_server.config.values import (
     ApiKeys,
     BalancingPolicy,
@@ -29,10 +26,10 @@ from inference_engine_proxy_server.config.values import (
 
 __all__ = ["PathRule", "Settings", "as_variable"]
 
-# Control endpoints that change an engine for everybody behind it, or that reach past it.
-# Sources: all routes of vLLM 0.32.0 (vllm/entrypoints; /server_info tells its environment); llama.cpp
-# tools/server/server.cpp at 00dd081 (built-in tools and the CORS proxy are off unless asked for there; /v1/streams
-# lists other people's conversations).
+# Control endpoints that change an engine for all its clients, or that reach other systems through it.
+# Sources: all routes of vLLM 0.32.0 (vllm/entrypoints; /server_info reveals its environment); llama.cpp
+# tools/server/server.cpp at 00dd081 (built-in tools and the CORS proxy are off by default; /v1/streams lists the
+# conversations of all clients).
 _CONTROL_ENDPOINTS = (
     "/sleep, /wake_up, /pause, /resume, /abort_requests, /inference/v1/abort_requests, /collective_rpc,"
     "/server_info, /fault_tolerance/apply, /release_kv_cache_memory, /reset_prefix_cache, /reset_mm_cache,"
@@ -49,7 +46,7 @@ _Requests = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class Settings(BaseModel):
-    """All settings of one proxy process, checked; numbers are in the unit that their name ends with."""
+    """All settings of one proxy, validated; the name of a number ends with its unit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -179,30 +176,3 @@ class Settings(BaseModel):
     """Seconds after SIGTERM in which new requests are still served, if something has been asking /readyz."""
     drain_timeout_seconds: _SecondsOrZero = 300
     """Seconds after SIGTERM in which running requests may end."""
-
-    _described: tuple[BackendConfig, ...] = PrivateAttr(default=())
-    _models: Mapping[str, ModelConfig] = PrivateAttr(default_factory=dict)
-
-    @property
-    def fleet(self) -> tuple[BackendConfig, ...]:
-        """What is known of each of :attr:`backends`, in their order."""
-        return completed(self.backends, self._described, self.backend_api_key)
-
-    @property
-    def models(self) -> Mapping[str, ModelConfig]:
-        """What is said of models, by the names that requests ask for."""
-        return self._models
-
-    def with_fleet_of(self, others: Settings) -> Settings:
-        """These settings, with the fleet of ``others``."""
-        own = {"backends": others.backends, "backend_api_key": others.backend_api_key}
-        return self.model_copy(update=own).described_by(others._described, others._models)
-
-    def described_by(
-        self, backends: Iterable[BackendConfig], models: Mapping[str, ModelConfig] = MappingProxyType({})
-    ) -> Settings:
-        """These settings, with a :attr:`fleet` that has what ``backends`` say of the same URLs, and with ``models``."""
-        copy = self.model_copy()
-        copy._models = models  # noqa: SLF001 - as the next
-        copy._described = tuple(backends)  # noqa: SLF001 - of its own class, and nobody has seen the copy yet
-        return copy
