@@ -90,7 +90,8 @@ class Forwarder:
                     return await self._attempts.send(Attempt(request, lease.backend, failed))
                 except BackendError as error:
                     self._take_failure(request, lease.backend, error, failed)
-                    request.stop_observing(*observers)
+                    if observers:
+                        request.observers.remove(*observers)
                 finally:
                     lease.close()
                 await _back_off(failed)
@@ -135,7 +136,7 @@ class Forwarder:
             if affinity.stream is not None:
                 self._affinities.remember(affinity.stream, lease.backend)
         for observer in observers:
-            request.observe(observer)
+            request.observers.add(observer)
         return tuple(observers)
 
     def _take_failure(
