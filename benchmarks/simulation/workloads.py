@@ -19,9 +19,9 @@ from random import Random
 from simulation.requests import Prompt, Segment, token_count
 from simulation.trace import Session, Turn
 
-__all__ = ["Length", "PendingWork", "agents", "bursts", "chat", "mixed", "questions", "together"]
+__all__ = ["Length", "Workload", "agents", "bursts", "chat", "mixed", "questions", "together"]
 
-PendingWork = Callable[[Random, float], list[Session]]
+Workload = Callable[[Random, float], list[Session]]
 
 _BOUNDS = (256, 512, 1024, 2048, 4096)
 _SHARE_BOUNDED = 0.4  # of requests state max_tokens
@@ -76,7 +76,7 @@ class _Texts:
 
 def chat(
     sessions_a_second: float, system_tokens: int = 400, turns: float = 5.0, think_seconds: float = 12.0
-) -> PendingWork:
+) -> Workload:
     """People who talk with one assistant: each turn brings the whole conversation again. Half have a session header."""
 
     def sessions(random: Random, seconds: float) -> list[Session]:
@@ -102,7 +102,7 @@ def questions(
     document_tokens: Length,
     skew: float = 1.0,
     first_share: float | None = None,
-) -> PendingWork:
+) -> Workload:
     """Single questions, each with a system prompt that many share, and documents that nobody else has.
 
     Args:
@@ -132,7 +132,7 @@ def questions(
     return sessions
 
 
-def agents(tasks_a_second: float, kinds: int = 6, steps: float = 12.0, system_tokens: int = 5000) -> PendingWork:
+def agents(tasks_a_second: float, kinds: int = 6, steps: float = 12.0, system_tokens: int = 5000) -> Workload:
     """Agents: a long prompt with tools, then step after step of a short call and what the tool says to it.
 
     A quarter of them begin with a plan and let two to five helpers work on it at once, each from the same context.
@@ -158,12 +158,12 @@ def agents(tasks_a_second: float, kinds: int = 6, steps: float = 12.0, system_to
     return sessions
 
 
-def mixed(a_second: float, prompt: Length | None = None) -> PendingWork:
+def mixed(a_second: float, prompt: Length | None = None) -> Workload:
     """Requests that share nothing, from 50 to 20,000 tokens long."""
     return questions(a_second, 1, Length(1, 0.0, 1, 1), prompt or Length(700, 1.4, 50, 20_000))
 
 
-def bursts(a_second: float, size: int = 64, every_seconds: float = 5.0) -> PendingWork:
+def bursts(a_second: float, size: int = 64, every_seconds: float = 5.0) -> Workload:
     """``size`` requests at once every few seconds, such as from a batch job, among others."""
 
     def sessions(random: Random, seconds: float) -> list[Session]:
@@ -181,7 +181,7 @@ def bursts(a_second: float, size: int = 64, every_seconds: float = 5.0) -> Pendi
     return sessions
 
 
-def together(*workloads: PendingWork) -> PendingWork:
+def together(*workloads: Workload) -> Workload:
     """All of them at once; their texts have nothing in common."""
 
     def sessions(random: Random, seconds: float) -> list[Session]:
