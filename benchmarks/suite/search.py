@@ -20,7 +20,7 @@ def delivered(report: Report) -> float:
 
 
 def largest_that(sizes: Sequence[int], holds: Callable[[int], bool]) -> int:
-    """The largest size for which ``holds``; 0 if there is none. If a size holds, all smaller ones are assumed to hold."""
+    """The largest size for which ``holds`` is true, or 0; it is assumed to be true for all smaller sizes as well."""
     below, above = -1, len(sizes)
     while above - below > 1:
         middle = (below + above) // 2
