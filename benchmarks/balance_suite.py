@@ -28,7 +28,7 @@ from simulation.trace import Trace
 
 _QUICK = 0.2  # fraction of each trace's duration
 _QUICK_BACKENDS = 64
-_DOCUMENT = Path(__file__).parent.parent / "docs" / "balancing.md"
+_DOCUMENT = Path(__file__).parent.parent / "docs" / "balancing-figures.md"
 _PICTURE = _DOCUMENT.parent / "images" / "balancing.svg"
 
 
@@ -59,9 +59,7 @@ def _options() -> Any:
     )
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--svg", type=Path, help="file for a picture of the overview")
-    parser.add_argument(
-        "--document", action="store_true", help="write the tables and the picture into docs/balancing.md"
-    )
+    parser.add_argument("--document", action="store_true", help="write docs/balancing-figures.md and its picture")
     parser.add_argument("--tables-of", type=Path, help="run nothing; print the tables of a --json file")
     return parser.parse_args()
 

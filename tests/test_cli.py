@@ -20,6 +20,7 @@ import pytest
 
 from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.cli import main
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 
 PACKAGE = "inference_engine_proxy_server"
@@ -112,7 +113,7 @@ def test_settings_are_shown_with_their_origin(command: Command, tmp_path: Path) 
 
     rows = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     assert done.returncode == 0
-    assert done.stderr == ".env: METRIC_CACHE_TTL_SECONDS is not known; did you mean METRICS_CACHE_TTL_SECONDS?\n"
+    assert done.stderr == ".env: METRIC_CACHE_TTL_SECONDS is not a setting; did you mean METRICS_CACHE_TTL_SECONDS?\n"
     assert rows[:8] == [
         ["NAME", "FROM", "VALUE"],
         ["PORT", "environment", "9000"],
@@ -176,7 +177,7 @@ def test_checked_fleet_file_is_summed_up_without_its_keys(command: Command, tmp_
     assert done.stdout.splitlines() == [
         "a:80  http://a",
         "second  http://b",
-        "fleet.yaml can be used; it gives ADMIN_KEY, API_KEYS, BACKENDS, PORT",
+        "fleet.yaml is valid; it sets ADMIN_KEY, API_KEYS, BACKENDS, PORT",
     ]
 
 
@@ -216,16 +217,16 @@ class Proxy:
 
     def __init__(self) -> None:
         self.settings = Settings()
-        self.load: Callable[[], Settings] | None = None
+        self.load: Callable[[], Configuration] | None = None
         self.exit_code = 0
 
     def run(
         self,
-        settings: Settings,
+        configuration: Configuration,
         on_started: Callable[[str], None] | None = None,
-        load: Callable[[], Settings] | None = None,
+        load: Callable[[], Configuration] | None = None,
     ) -> int:
-        self.settings, self.load = settings, load
+        self.settings, self.load = configuration.settings, load
         if on_started is not None:
             on_started("http://127.0.0.1:9000")
         return self.exit_code
@@ -293,7 +294,7 @@ def test_serve_hands_over_how_to_read_its_settings_again(
 
     assert proxy.load is not None
     again = proxy.load()
-    assert ([backend.weight for backend in again.fleet], again.port) == ([2, 1], 0)
+    assert ([backend.weight for backend in again.fleet], again.settings.port) == ([2, 1], 0)
 
 
 def test_demo_puts_the_proxy_in_front_of_its_own_engines(

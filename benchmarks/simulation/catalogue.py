@@ -1,4 +1,4 @@
-"""All traces with their seeds. They were fixed before the policies under test were written; see docs/balancing.md.
+"""All traces with their seeds. They were fixed before `expected_time` was written; see docs/balancing-figures.md.
 
 Rates are relative to the fleet's capacity with ``least_requests``: "high" is about 85 % of the rate at which waiting
 times begin to grow without bound, "moderate" about 60 %. Policies that reuse more prefixes have more headroom.

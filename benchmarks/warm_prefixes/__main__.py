@@ -37,7 +37,7 @@ _SEED = 20261122
 _RUN_SECONDS = 18.0  # estimate, corrected as runs finish
 _SETTLE_SECONDS = 2.0  # enough for a proxy to poll all engines
 _QUICK_WORKLOADS = ("groups", "killed")
-_DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing.md"
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing-figures.md"
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, default=Path("warm_prefixes.json"), help="file for all figures, updated each run"
     )
-    parser.add_argument("--document", action="store_true", help="write the tables into docs/balancing.md")
+    parser.add_argument("--document", action="store_true", help="write the tables into docs/balancing-figures.md")
     parser.add_argument("--tables-of", type=Path, help="run nothing; print the tables of a --json file")
     options = parser.parse_args()
     options.repetitions = options.repetitions or (1 if options.quick else 3)

@@ -29,7 +29,8 @@ from inference_engine_proxy_server.composition import (
     make_app,
     overload_guard,
 )
-from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.endpoints.admin import admin_router
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
@@ -49,8 +50,8 @@ from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.tasks.keep_running import keep_running
 from inference_engine_proxy_server.telemetry.logs import AccessLog
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
+from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.client_connection import ClientConnection
-from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
 from inference_engine_proxy_server.wire.load import Load
 
 __all__ = ["Proxy"]
@@ -68,8 +69,12 @@ class Proxy:
     """
 
     def __init__(
-        self, settings: Settings, load: Callable[[], Settings] | None, context: WorkerContext | None = None
+        self,
+        configuration: Configuration,
+        load: Callable[[], Configuration] | None,
+        context: WorkerContext | None = None,
     ) -> None:
+        settings = configuration.settings
         self.is_draining = False
         self._context = context
         self._grace_seconds = settings.drain_grace_seconds
@@ -81,11 +86,14 @@ class Proxy:
         self._access_log = None
         if settings.access_log:
             self._access_log = AccessLog(sys.stdout, settings.log_format, is_shared=context is not None)
+        self._record_subscribers: list[Callable[[RequestRecord], None]] = [self._metrics.count_request]
+        if self._access_log is not None:
+            self._record_subscribers.append(self._access_log.write)
         engines = discover_engines()
-        check_engines(settings.fleet, engines)
+        check_engines(configuration.fleet, engines)
         make_backend = backend_maker(settings, self._deadlines, context)
         self._turns = None if context is None else WorkerFairness(context.shared_leases, context.siblings.number)
-        self._pool = backend_pool(settings, map(make_backend, settings.fleet), self._deadlines, self._turns)
+        self._pool = backend_pool(configuration, map(make_backend, configuration.fleet), self._deadlines, self._turns)
         for url in () if context is None else context.drained_urls:
             self.obey(url, is_draining=True)
         self._refresher = cache_refresher(settings, self._pool, engines)
@@ -97,9 +105,9 @@ class Proxy:
                 engines,
                 make_backend,
                 chooser_maker(settings, self._deadlines),
-                settings.models,
+                configuration.models,
             )
-            self._config_watch = ConfigWatch(settings, load, keeper, self._metrics, hears_signals=context is None)
+            self._config_watch = ConfigWatch(configuration, load, keeper, self._metrics, hears_signals=context is None)
         self._key_ring = key_ring(settings)
         self._key_limits = None if self._key_ring is None else KeyLimits(self._deadlines.clock)
         self._forwarder = forwarder(settings, self._pool, self._metrics)
@@ -125,11 +133,11 @@ class Proxy:
             settings,
             self._deadlines,
             self._load,
-            destinations.of,
+            lambda head: destinations.of(head.method, head.path, head.passed_on),
             self._guard.shed,
             doorkeeper.admit,
             self._handle,
-            self._observe,
+            self._finish,
         )
         self._operators = replace(
             self._clients,
@@ -138,11 +146,11 @@ class Proxy:
             load=Load(self._deadlines.clock),  # without bounds
         )
 
-    def accept(self, server_state: Any, **_: object) -> ClientConnection:
+    def accept(self, server_state: Any, **_: object) -> ClientConnection[ProxiedRequest]:
         """A protocol for a connection that uvicorn has accepted."""
         return ClientConnection(self._clients, server_state.connections, server_state.tasks)
 
-    def accept_operator(self, server_state: Any) -> ClientConnection:
+    def accept_operator(self, server_state: Any) -> ClientConnection[ProxiedRequest]:
         """The same for one on ADMIN_PORT."""
         return ClientConnection(self._operators, server_state.connections, server_state.tasks)
 
@@ -172,14 +180,15 @@ class Proxy:
         for backend in self._pool.backends:
             backend.connections.close()
 
-    def _handle(self, exchange: Exchange) -> Coroutine[None, None, None]:
-        if exchange.head.destination in ANSWERED_HERE:
-            return self._bridge.answer(exchange)
+    def _handle(self, request: ProxiedRequest) -> Coroutine[None, None, None]:
+        if request.head.destination in ANSWERED_HERE:
+            return self._bridge.answer(request)
         if self._key_limits is not None:
-            if exchange.head.access is None:  # only a browser's preflight comes here without a key
-                return _pass_preflight(exchange)
-            self._key_limits.begin(exchange)
-        return self._forwarder.forward(exchange)
+            access = request.access
+            if access is None:  # only a preflight is admitted without a key
+                return _pass_preflight(request)
+            request.model = self._key_limits.begin(request, access)
+        return self._forwarder.forward(request)
 
     def begin_shutdown(self, *, may_linger: bool) -> float:
         """Report from now on that this process will stop; see :class:`~.host.Hosted`."""
@@ -209,30 +218,11 @@ class Proxy:
         self.record_readiness_probe()
         return self.is_draining
 
-    def _observe(self, exchange: Exchange) -> None:
-        if self._key_limits is not None and exchange.is_counted:
-            self._key_limits.end(exchange)
-        seconds = self._deadlines.clock() - exchange.started_at
-        first_byte_seconds = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.started_at
-        head = exchange.head
-        self._metrics.count_request(head.path, exchange.backend, exchange.status, seconds, first_byte_seconds)
-        if exchange.begun and exchange.outcome is not Outcome.COMPLETE:
-            self._metrics.count_abort("client" if exchange.outcome is Outcome.CLIENT_LEFT else "backend")
-        if self._access_log is not None:
-            self._access_log.write(
-                client=exchange.client,
-                method=head.method,
-                path=head.path,
-                status=exchange.status,
-                outcome=exchange.outcome,
-                backend=exchange.backend,
-                model=exchange.model,
-                first_byte_seconds=first_byte_seconds,
-                seconds=seconds,
-                sent_bytes=exchange.sent_bytes,
-                request_id=exchange.request_id,
-            )
+    def _finish(self, request: ProxiedRequest) -> None:
+        record = request.record(self._deadlines.clock())
+        for subscriber in self._record_subscribers:
+            subscriber(record)
 
 
-async def _pass_preflight(exchange: Exchange) -> None:
-    exchange.pass_preflight()  # no engine needs to see it
+async def _pass_preflight(request: ProxiedRequest) -> None:
+    request.pass_preflight()  # no backend needs to see it

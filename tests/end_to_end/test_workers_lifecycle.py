@@ -92,7 +92,7 @@ async def test_a_reload_reaches_all_workers(tmp_path: Path) -> None:
         fleet.write_text(f"backends: [{{url: '{one.url}'}}]")
         async with program(tmp_path / "proxy", WORKERS="2", CONFIG_FILE=str(fleet)) as proxy:
             proxy.process.signal(signal.SIGHUP)
-            await eventually(lambda: proxy.process.events.count("read again, the fleet is the same") == 2)
+            await eventually(lambda: proxy.process.events.count("reloaded, the fleet is unchanged") == 2)
 
             fleet.write_text(f"backends: [{{url: '{other.url}'}}]")
             os.kill(proxy.process.workers[0], signal.SIGKILL)  # the next one has what the file says now

@@ -12,6 +12,7 @@ from typing import Any
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames, Thresholds
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.composition import backend_maker, backend_pool
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import completed
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest
@@ -40,7 +41,7 @@ class ProjectPolicy(Policy):
         deadlines = Deadlines(clock=site.loop.time)
         make_backend = backend_maker(self._settings, deadlines)
         self._backends = [make_backend(config) for config in completed(urls, ())]
-        self._pool = backend_pool(self._settings, self._backends, deadlines)
+        self._pool = backend_pool(Configuration.of(self._settings), self._backends, deadlines)
         self._numbers = {backend: number for number, backend in enumerate(self._backends)}
         self._leases: dict[int, Lease] = {}
         self._waits: set[asyncio.Task[None]] = set()

@@ -120,7 +120,7 @@ def _settings(path: Path, form: FleetForm, known: Collection[str]) -> Mapping[st
                 f"{path}: settings.{_unknown(written, name, [name for name in known if name not in NOT_IN_THE_FILE])}"
             )
         if name in settings:
-            raise FleetFileError(f"{path}: settings.{name} is there twice")
+            raise FleetFileError(f"{path}: settings.{name} is listed twice")
         settings[name] = value
     return settings
 

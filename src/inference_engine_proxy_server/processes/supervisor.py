@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
-from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.processes.channel import DRAIN, READINESS_PROBED, SERVING, SIGNAL, UNDRAIN, Channel
 from inference_engine_proxy_server.processes.host import SharedPort
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
@@ -81,32 +81,32 @@ class Supervisor:
     """Runs the workers.
 
     Args:
-        settings: with the initial fleet.
+        configuration: with the initial fleet.
         ports: PORT and, if set, ADMIN_PORT.
         serve: runs in each worker process until the worker is stopped; returns the exit code.
-        read_again: returns the settings if they are valid and have changed since the last call. Raises nothing.
+        read_again: returns the configuration if it is valid and has changed since the last call. Raises nothing.
         on_started: called once, when all workers serve.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        configuration: Configuration,
         ports: Sequence[SharedPort],
         serve: Callable[[WorkerContext], int],
-        read_again: Callable[[], Settings | None],
+        read_again: Callable[[], Configuration | None],
         on_started: Callable[[], None],
     ) -> None:
-        self._settings = settings
+        self._configuration = configuration
         self._ports = ports
         self._serve = serve
         self._read_again = read_again
         self._on_started = on_started
-        self._urls = {backend.url for backend in settings.fleet}  # of all backends, past and present
+        self._urls = {backend.url for backend in configuration.fleet}  # of all backends, past and present
         self._drained_urls: set[str] = set()
         self._has_started = self._is_stopping = False
         self._exit_code = 0
-        self._shared_leases = SharedLeases(settings.workers)
-        self._workers = [_Worker(number, inbox) for number, inbox in enumerate(inboxes(settings.workers))]
+        self._shared_leases = SharedLeases(configuration.settings.workers)
+        self._workers = [_Worker(number, inbox) for number, inbox in enumerate(inboxes(configuration.settings.workers))]
         self._inboxes = [worker.inbox.getsockname() for worker in self._workers]
         # Not epoll, whose registrations would be shared with every forked process.
         self._selector = selectors.PollSelector()
@@ -161,11 +161,11 @@ class Supervisor:
             self._on_started()
 
     def _check_fleet(self) -> None:
-        settings = self._read_again()
-        if settings is not None:
-            self._settings = self._settings.with_fleet_of(settings)
+        changed = self._read_again()
+        if changed is not None:
+            self._configuration = self._configuration.with_fleet_of(changed)
             # As in the workers: a backend that is removed from the fleet and added again is not drained.
-            urls = {backend.url for backend in self._settings.fleet}
+            urls = {backend.url for backend in self._configuration.fleet}
             self._drained_urls &= urls
             self._urls |= urls
 
@@ -274,7 +274,7 @@ class Supervisor:
                     if other.process is not None:
                         other.process.channel.close()
             context = WorkerContext(
-                self._settings,
+                self._configuration,
                 worker.listeners,
                 own,
                 Siblings(self._inboxes, worker.number),

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import uvicorn
 
-from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.processes.channel import DRAIN, READINESS_PROBED, SERVING, SIGNAL, UNDRAIN, Channel
 from inference_engine_proxy_server.processes.host import Host, Hosted
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
@@ -29,7 +29,7 @@ class WorkerContext:
     """What a worker inherits from its supervisor.
 
     Attributes:
-        settings: with the fleet at the worker's start.
+        configuration: with the fleet at the worker's start.
         listeners: the worker's sockets on PORT and, if set, ADMIN_PORT.
         channel: to the supervisor.
         siblings: the other workers.
@@ -38,7 +38,7 @@ class WorkerContext:
         drained_urls: base URLs of the backends that operators have drained.
     """
 
-    settings: Settings
+    configuration: Configuration
     listeners: tuple[socket.socket, ...]
     channel: Channel
     siblings: Siblings

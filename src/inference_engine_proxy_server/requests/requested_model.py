@@ -1,37 +1,31 @@
-"""What routing may know of a request. The body's bytes are read, never rebuilt."""
+"""Finds the model that a request names, for routing; the body is read, never rebuilt.
+
+Routing may guess, because the engine checks the name again. :mod:`.unambiguous_model` is for permissions.
+"""
 
 from __future__ import annotations
 
 import re
 from urllib.parse import parse_qs
 
-import msgspec
+from inference_engine_proxy_server.requests.json_body import read_members
 
 __all__ = ["requested_model"]
 
 _MULTIPART_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
-_MULTIPART_SEARCH_BYTES = 1 << 20  # form fields stand before or after the file; a file of audio is longer than this
-
-
-class _Named(msgspec.Struct):
-    model: str | None = None
-
-
-_decoder = msgspec.json.Decoder(_Named)
+_MULTIPART_SEARCH_BYTES = 1 << 20  # the fields of a form come before or after its file, and audio files are longer
 
 
 def requested_model(target: bytes, body: bytes) -> str | None:
-    """The model that a request names; ``None`` when it names none that can be found.
+    """The model that a request names; ``None`` when it names none.
 
-    Looks at the ``model`` member of a JSON object, the ``model`` part of a form (audio transcription), or the
-    ``model`` parameter of the query (llama.cpp's router mode: ``GET /props?model=...``). A body that is not valid JSON
-    names nothing: the engine will say what is wrong with it.
+    Reads the ``model`` member of a JSON object, the ``model`` part of a form (audio transcription), or the ``model``
+    parameter of the query (llama.cpp's router mode: ``GET /props?model=...``). Malformed JSON names no model: the
+    engine reports the error.
     """
-    if body.startswith(b"{") or body[:64].lstrip().startswith(b"{"):
-        try:
-            return _decoder.decode(body).model
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
+    if body[:1] == b"{" or body[:64].lstrip()[:1] == b"{":
+        model = read_members(body).model
+        return model if isinstance(model, str) else None
     if body.startswith(b"--"):
         part = _MULTIPART_MODEL.search(body[:_MULTIPART_SEARCH_BYTES]) or _MULTIPART_MODEL.search(
             body[-_MULTIPART_SEARCH_BYTES:]

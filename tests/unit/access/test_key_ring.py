@@ -147,7 +147,7 @@ def test_a_file_with_a_mistake_is_refused_as_a_whole_and_said_once(
     [record] = caplog.records
     assert record.levelname == "ERROR"
     assert record.getMessage().startswith(f"keys: {file}")
-    assert record.getMessage().endswith("; the keys before that stay valid")
+    assert record.getMessage().endswith("; the previous keys stay valid")
     assert "planted" not in caplog.text
 
 
@@ -161,7 +161,7 @@ def test_a_removed_file_leaves_the_keys_as_they_were_and_is_said_once(
 
     assert names_in(ring) == {"alice", "bob"}
     assert [record.getMessage() for record in caplog.records] == [
-        f"keys: {file}: No such file or directory; the keys before that stay valid"
+        f"keys: {file}: No such file or directory; the previous keys stay valid"
     ]
 
 
@@ -202,7 +202,7 @@ def test_nothing_starts_with_a_file_that_is_not_there(file: Path) -> None:
 
 
 async def test_the_file_is_watched(ring: KeyRing, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference_engine_proxy_server.access.key_ring._LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("inference_engine_proxy_server.config.file_watch._POLL_SECONDS", 0.001)
     other = file.with_name("other.yaml")
     other.write_text(listing(carol=CAROL))
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from inference_engine_proxy_server.config.base_urls import name_of, server_of
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig, completed
 from inference_engine_proxy_server.config.fleet_file import FleetFile, FleetFileError, read_fleet_file
 from inference_engine_proxy_server.config.fleet_form import fleet_file_schema
@@ -160,19 +161,10 @@ def test_a_variable_without_a_key_is_refused_without_naming_it(
 def test_nothing_shows_a_key(file: Path) -> None:
     file.write_text(f"backends: [{{url: http://a, api_key: {KEY}}}]\nsettings: {{ADMIN_KEY: {KEY}}}")
     found = read(file)
-    settings = Settings(backends=("http://a",)).described_by(found.backends)
+    configuration = Configuration.of(Settings(backends=("http://a",)), found.backends)
 
-    for shown in (found, found.backends[0], settings, settings.fleet):
+    for shown in (found, found.backends[0], configuration, configuration.fleet):
         assert "planted" not in f"{shown!r} {shown}"
-
-
-def test_a_changed_fleet_brings_what_is_said_of_its_models() -> None:
-    models = {"m": ModelConfig("rendezvous")}
-    changed = Settings(backends=("http://b",)).described_by((), models)
-
-    settings = Settings(backends=("http://a",), port=1).with_fleet_of(changed)
-
-    assert (settings.port, settings.backends, settings.models) == (1, ("http://b",), models)
 
 
 # --- one for each backend
@@ -272,7 +264,7 @@ def test_a_mistake_in_a_backend_is_one_line_with_its_place(file: Path, entry: st
             "backends: [{url: 'http://x:planted@a'}]",
             "backends.0.url: a URL with a user name or password is not supported",
         ),
-        ("backends: [{url: http://a}, {url: 'http://A:80/'}]", "backends: 'http://a:80' is there twice"),
+        ("backends: [{url: http://a}, {url: 'http://A:80/'}]", "backends: 'http://a:80' is listed twice"),
         ("backends: [{url: http://a, name: x}, {url: http://b, name: x}]", "backends: two backends have the name x"),
         ("backends: http://a", "backends: a list is needed"),
         ("backends: []", "backends: at least one is needed, or leave the line out"),
@@ -310,7 +302,7 @@ def test_a_mistake_in_a_backend_is_one_line_with_its_place(file: Path, entry: st
             "settings.HF_TOKEN is not known; `inference-proxy settings` lists those that are",
         ),
         (f"settings: {{{KEY}: 1}}", "settings.*** is not known; `inference-proxy settings` lists those that are"),
-        ("settings: {PORT: 1, port: 2}", "settings.PORT is there twice"),
+        ("settings: {PORT: 1, port: 2}", "settings.PORT is listed twice"),
         ("settings: {backends: http://a}", "settings.BACKENDS is not for this file: the file's own list 'backends'"),
         ("settings: {CONFIG_FILE: a}", "settings.CONFIG_FILE is not for this file: it names this file"),
         ("settings: {model: a}", "settings.MODEL is not for this file: only Docker Compose uses it, which reads .env"),

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.settings import PathRule, Settings, as_variable
 from inference_engine_proxy_server.config.sources import SettingsError, load_settings
 
@@ -175,8 +174,8 @@ NOT_A_RULE = "is not a rule like /sleep, POST /props or POST /slots/* (paths wit
         ("BACKENDS", "http://a b", f"'http://a b' {NOT_A_BASE_URL}"),
         ("BACKENDS", "http://a?x=1", "'http://a?x=1' must not have a query (?) or fragment (#)"),
         ("BACKENDS", "http://a/#x", "'http://a/#x' must not have a query (?) or fragment (#)"),
-        ("BACKENDS", "http://a,http://A:80/", "'http://a:80' is there twice"),
-        ("BACKENDS", "https://a/x/,https://a:443/x", "'https://a:443/x' is there twice"),
+        ("BACKENDS", "http://a,http://A:80/", "'http://a:80' is listed twice"),
+        ("BACKENDS", "https://a/x/,https://a:443/x", "'https://a:443/x' is listed twice"),
         ("BLOCKED_PATHS", "sleep", f"'sleep' {NOT_A_RULE}"),
         ("BLOCKED_PATHS", "/a,POST", f"'POST' {NOT_A_RULE}"),
         ("BLOCKED_PATHS", "/a*b", f"'/a*b' {NOT_A_RULE}"),
@@ -338,11 +337,11 @@ def test_backends_of_the_environment_go_before_the_list_in_the_fleet_file(fleet_
     loaded = load_settings({"CONFIG_FILE": "fleet.yaml", "BACKENDS": "http://c,http://a"}, NO_FILE)
 
     assert loaded.settings.backends == ("http://c", "http://a")
-    assert [(backend.url, backend.name, backend.weight) for backend in loaded.settings.fleet] == [
+    assert [(backend.url, backend.name, backend.weight) for backend in loaded.configuration.fleet] == [
         ("http://c", "c:80", 1),
         ("http://a", "first", 2),
     ]
-    assert loaded.warnings == ("fleet.yaml: http://b is not used, as BACKENDS (environment) does not list it",)
+    assert loaded.warnings == ("fleet.yaml: http://b is not used: BACKENDS (environment) does not list it",)
 
 
 def test_empty_backends_leave_the_list_to_the_fleet_file(fleet_file: Path) -> None:
@@ -366,30 +365,9 @@ def test_key_that_the_fleet_file_names_may_stand_in_the_environment_or_in_dot_en
     fleet_file.write_text("backends: [{url: http://a, api_key_env: KEY_A}, {url: http://b, api_key_env: KEY_B}]")
     env_file.write_text("KEY_A=from-dot-env\nKEY_B=not-this\n")
 
-    settings = load_settings({"CONFIG_FILE": "fleet.yaml", "KEY_A": "", "KEY_B": "b"}, env_file).settings
+    fleet = load_settings({"CONFIG_FILE": "fleet.yaml", "KEY_A": "", "KEY_B": "b"}, env_file).configuration.fleet
 
-    assert [key.get_secret_value() for backend in settings.fleet if (key := backend.api_key)] == ["from-dot-env", "b"]
-
-
-def test_settings_made_in_code_have_a_fleet_too() -> None:
-    settings = Settings(backends=("http://a", "http://b:1/x"), backend_api_key="k")
-
-    assert [(backend.url, backend.name) for backend in settings.fleet] == [
-        ("http://a", "a:80"),
-        ("http://b:1/x", "b:1/x"),
-    ]
-    assert all(backend.api_key == settings.backend_api_key for backend in settings.fleet)
-    assert Settings().fleet == ()
-
-
-def test_what_is_known_of_backends_follows_them_into_a_copy_and_makes_settings_differ() -> None:
-    plain = Settings(backends=("http://a", "http://b"))
-    settings = plain.described_by([BackendConfig("http://b:80", "second", weight=3)])
-
-    assert [backend.weight for backend in settings.fleet] == [1, 3]
-    assert [backend.name for backend in settings.model_copy(update={"backends": ("http://b",)}).fleet] == ["second"]
-    assert settings != plain
-    assert plain.fleet[1].weight == 1
+    assert [key.get_secret_value() for backend in fleet if (key := backend.api_key)] == ["from-dot-env", "b"]
 
 
 @pytest.mark.parametrize(
@@ -405,7 +383,7 @@ def test_what_is_known_of_backends_follows_them_into_a_copy_and_makes_settings_d
 def test_misspelt_name_in_env_file_is_pointed_out(env_file: Path, written: str, meant: str) -> None:
     env_file.write_text(f"{written}=1\n")
 
-    assert load_settings({}, env_file).warnings == (f".env: {written} is not known; did you mean {meant}?",)
+    assert load_settings({}, env_file).warnings == (f".env: {written} is not a setting; did you mean {meant}?",)
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "COMPOSE_PROJECT_NAME", "HTTPS_PORT", "MODEL_2", "VLLM_IMAGE", "TZ"])
@@ -444,7 +422,9 @@ def test_every_setting_says_what_it_is_in_one_sentence() -> None:
 def test_base_url_that_ends_with_the_path_of_the_api_gives_a_warning() -> None:
     loaded = load_settings({"BACKENDS": "http://a/v1,http://b/base"}, Path("missing"))
 
-    assert loaded.warnings == ("BACKENDS: http://a/v1 ends with /v1, which requests bring with them: leave it out",)
+    assert loaded.warnings == (
+        "BACKENDS: http://a/v1 ends with /v1, but request paths already begin with it: remove it",
+    )
 
 
 def test_refused_key_is_not_repeated() -> None:
@@ -452,13 +432,3 @@ def test_refused_key_is_not_repeated() -> None:
         with pytest.raises(SettingsError) as caught:
             load_settings({name: "planted secret"}, Path("missing"))
         assert "planted" not in str(caught.value)
-
-
-def test_taking_over_the_fleet_of_others_changes_nothing_else() -> None:
-    described = (BackendConfig(url="http://b:1", name="b", weight=3),)
-    others = Settings(backends=("http://b:1",), backend_api_key="key-of-the-engines", port=1).described_by(described)
-
-    settings = Settings(backends=("http://a:1",), port=2).with_fleet_of(others)
-
-    assert settings.fleet == others.fleet
-    assert settings.port == 2

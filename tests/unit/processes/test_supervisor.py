@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.server import make_supervisor
 
 _PROGRAM = """
 import os, select, signal, sys, time
 from inference_engine_proxy_server.processes.channel import SERVING
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.processes.host import SharedPort
 from inference_engine_proxy_server.telemetry.logs import configure_logging
@@ -42,7 +44,7 @@ def say_started():
 ports = [SharedPort("PORT", "127.0.0.1", 0)]
 print(ports[0].address[1], flush=True)
 settings = Settings(workers=2, backends="http://a:1")
-sys.exit(Supervisor(settings, ports, serve, lambda: None, say_started).run())
+sys.exit(Supervisor(Configuration.of(settings), ports, serve, lambda: None, say_started).run())
 """
 
 
@@ -142,7 +144,7 @@ def _connect(port: int, times: int) -> None:
 def test_several_workers_are_refused_on_other_systems_than_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(OSError, match="WORKERS above 1 needs Linux"):
-        make_supervisor(Settings(workers=2, port=0, backends=("http://a:1",)), None, None)
+        make_supervisor(Configuration.of(Settings(workers=2, port=0, backends=("http://a:1",))), None, None)
 
 
 def test_a_worker_that_fails_during_shutdown_makes_the_exit_code_1(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_engine_proxy_server.requests.asked_model import asked_model
+from inference_engine_proxy_server.requests.unambiguous_model import unambiguous_model
 from inference_engine_proxy_server.wire.request_head import HeadLimits, parse_request_head
 
 LIMITS = HeadLimits(line_bytes=8192, total_bytes=32_768, field_count=100)
@@ -19,7 +19,8 @@ FORM = "multipart/form-data; boundary=X"
 def model_of(body: bytes | str = b"", *, target: str = "/v1/x", content_type: str = JSON) -> str | None:
     content = body if isinstance(body, bytes) else body.encode()
     section = f"POST {target} HTTP/1.1\r\nHost: a\r\nContent-Type: {content_type}\r\n"
-    return asked_model(parse_request_head(section.encode(), LIMITS), content)
+    head = parse_request_head(section.encode(), LIMITS)
+    return unambiguous_model(head.target, head.passed_on, content)
 
 
 def part(name: str, value: str = "ours", *, disposition: str = "", more: str = "") -> str:
