@@ -1,6 +1,6 @@
-"""This project's own code, on the virtual clock: its pool, its backends and their health, its line of those who wait.
+"""This project's own code on the virtual clock: its pool, its backends with their health, and its request queue.
 
-Only what stands before and behind these is left out: connections, and the questions that become a ``BackendState``.
+Left out are only the layers around it: connections, and the polls that produce a ``BackendState``.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from simulation.requests import BYTES_A_TOKEN, MODEL, Request
 
 __all__ = ["ProjectPolicy"]
 
-_USUAL_ANSWER_TOKENS = 256  # as dispatch/fair_share.py has it
+_USUAL_ANSWER_TOKENS = 256  # as in dispatch/fair_share.py
 _ALL_THAT_COME = {"max_queued_requests": 100_000, "queue_timeout_seconds": 86_400, "metrics_cache_ttl_seconds": 1}
-"""Nobody is sent away: other proxies let requests wait in the engines for as long as it takes."""
+"""No request is rejected, because the other proxies let requests wait in the engines without limit."""
 
 
 class ProjectPolicy(Policy):
-    """What ``settings``, beside the defaults, make of this project."""
+    """This project with ``settings``, otherwise defaults."""
 
     def __init__(self, site: Site, settings: dict[str, Any]) -> None:
         super().__init__(site)
@@ -98,7 +98,7 @@ class ProjectPolicy(Policy):
         return self._numbers[lease.backend]
 
     def _wanted(self, request: Request) -> Requirements:
-        """What the forwarder makes of its bytes, which are read only if the policy looks at them."""
+        """The requirements that the forwarder derives from the body, which is parsed only if the policy needs it."""
         chooser = self._pool.placement.chooser
         if chooser is None:
             return Requirements(MODEL)
@@ -108,7 +108,7 @@ class ProjectPolicy(Policy):
         return Requirements(MODEL, prompt=prompt, way=chooser.policies.way(MODEL))
 
     def _as_facts(self, usage: Usage) -> ReplyFacts:
-        """Usage, which both kinds of engines can tell, and llama.cpp's ``timings``."""
+        """Usage, which both kinds of engines can report, and llama.cpp's ``timings``."""
         read_ms = usage.prompt_seconds * 1000 if self.site.engine != "vllm" else None
         return ReplyFacts(
             usage.prompt_tokens,
@@ -119,7 +119,7 @@ class ProjectPolicy(Policy):
         )
 
     def _as_told(self, backend: int, state: EngineState) -> BackendState:
-        """What backends/llamacpp.py and backends/vllm.py make of an engine's pages."""
+        """The state that backends/llamacpp.py and backends/vllm.py derive from an engine's replies."""
         most = self._thresholds
         running = self._most_running[backend] = max(self._most_running[backend], state.processing)
         if self.site.engine == "vllm":
