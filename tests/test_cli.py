@@ -96,7 +96,7 @@ def test_every_wrong_setting_is_one_line(command: Command) -> None:
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "PORT is 'abc': a whole number from 0 to 65535 is needed",
+        "PORT is 'abc': must be a whole number from 0 to 65535",
         "BACKENDS is 'ftp://a': 'ftp://a' must begin with http:// or https://",
     ]
 
@@ -104,7 +104,7 @@ def test_every_wrong_setting_is_one_line(command: Command) -> None:
 def test_wrong_option_is_told_like_a_wrong_variable(command: Command) -> None:
     done = command("demo", "--port", "70000")
 
-    assert (done.returncode, done.stderr) == (2, "PORT is '70000': a whole number from 0 to 65535 is needed\n")
+    assert (done.returncode, done.stderr) == (2, "PORT is '70000': must be a whole number from 0 to 65535\n")
 
 
 def test_settings_are_shown_with_their_origin(command: Command, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from inference_engine_proxy_server.config.base_urls import server_of
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet_file import FleetFile, FleetFileError, read_fleet_file
 from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.config.values import meant, needed
+from inference_engine_proxy_server.config.values import closest_name, requirement
 
 __all__ = ["CONFIG_FILE_ORIGIN", "ENV_FILE", "LoadedSettings", "SettingsError", "load_settings", "settings_files"]
 
@@ -167,7 +167,7 @@ def _problems(error: ValidationError, origins: Mapping[str, str], config_file: s
         shown = "***" if field in _SECRETS else re.sub(r"//[^\s,]*@", "//***@", str(detail["input"]))
         shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
         place = f"{config_file}: settings." if origins[name] == CONFIG_FILE_ORIGIN else ""
-        problems.append(f"{place}{name} is {shown!r}: {own_words or needed(name, schemas[field])}")
+        problems.append(f"{place}{name} is {shown!r}: {own_words or requirement(name, schemas[field])}")
     return problems
 
 
@@ -176,7 +176,7 @@ def _misspellings(names: Mapping[str, str]) -> list[str]:
     return [
         f".env: {name} is not a setting; did you mean {close}?"
         for name in names
-        if name not in _VARIABLES and (close := meant(name.upper(), _VARIABLES, likeness=0.85))
+        if name not in _VARIABLES and (close := closest_name(name.upper(), _VARIABLES, min_similarity=0.85))
     ]
 
 

@@ -182,8 +182,8 @@ def test_a_file_that_is_good_again_is_taken_up(ring: KeyRing, file: Path, before
     ("content", "said"),
     [
         (listing(alice=CAROL), "two keys have the name alice"),
-        (listing(carol=ALICE), "the keys alice and carol have one secret"),
-        (listing(carol="short"), "keys.0: a secret has 16 characters"),
+        (listing(carol=ALICE), "the keys alice and carol have the same secret"),
+        (listing(carol="short"), "keys.0: a secret must have 16 characters"),
     ],
 )
 def test_nothing_starts_with_a_file_that_has_a_mistake(file: Path, content: str, said: str) -> None:

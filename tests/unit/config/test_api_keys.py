@@ -87,7 +87,7 @@ def test_sixteen_characters_are_enough() -> None:
     ("keys", "said"),
     [
         (f"alice:{SECRET},alice:{OTHER}", "two keys have the name alice"),
-        (f"alice:{SECRET},bob:{SECRET}", "the keys alice and bob have one secret"),
+        (f"alice:{SECRET},bob:{SECRET}", "the keys alice and bob have the same secret"),
     ],
 )
 def test_a_name_and_a_secret_stand_for_one_key_only(keys: str, said: str) -> None:
@@ -196,10 +196,12 @@ def test_expiry_is_a_date_or_a_time(file: Path, written: str, at: str) -> None:
 @pytest.mark.parametrize(
     ("entry", "place"),
     [
-        pytest.param(f"secret: {SECRET}, sha256: {DIGEST}", "keys.0: either 'sha256' or 'secret'", id="both"),
-        pytest.param("priority: 1", "keys.0: either 'sha256' or 'secret'", id="neither"),
-        pytest.param("secret: planted", "keys.0: a secret has 16 characters", id="short secret"),
-        pytest.param("secret: planted planted planted", "keys.0: a secret has 16 characters", id="blank in the secret"),
+        pytest.param(f"secret: {SECRET}, sha256: {DIGEST}", "keys.0: set either 'sha256' or 'secret'", id="both"),
+        pytest.param("priority: 1", "keys.0: set either 'sha256' or 'secret'", id="neither"),
+        pytest.param("secret: planted", "keys.0: a secret must have 16 characters", id="short secret"),
+        pytest.param(
+            "secret: planted planted planted", "keys.0: a secret must have 16 characters", id="blank in the secret"
+        ),
         pytest.param("secret: [planted-planted-planted]", "keys.0.secret", id="list as a secret"),
         pytest.param("sha256: planted", "keys.0.sha256", id="no digest"),
         pytest.param(f"sha256: {DIGEST}0", "keys.0.sha256", id="digest too long"),
@@ -297,7 +299,7 @@ def test_keys_made_in_code_are_taken_as_they_are() -> None:
 def test_an_empty_file_is_refused_as_its_editor_may_be_about_to_write_it(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
     file.write_text("# nothing yet\n")
-    with pytest.raises(KeyFileError, match=r"keys\.yaml is empty; without keys it says 'keys: \[\]'$"):
+    with pytest.raises(KeyFileError, match=r"keys\.yaml is empty; if that is intended, write 'keys: \[\]'$"):
         read_key_file(file)
 
     file.write_text("keys: []")

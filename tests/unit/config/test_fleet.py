@@ -147,7 +147,7 @@ def test_a_key_may_stand_in_a_variable(file: Path) -> None:
     [
         ({}, "the environment variable that it names is not set"),
         ({"planted_key": " "}, "the environment variable that it names is not set"),
-        ({"planted_key": "planted é"}, "a key has no blanks and no letters beyond ASCII"),
+        ({"planted_key": "planted é"}, "must be printable ASCII without blanks"),
     ],
 )
 def test_a_variable_without_a_key_is_refused_without_naming_it(
@@ -203,10 +203,10 @@ def test_a_default_port_makes_no_other_server(one: str, other: str) -> None:
 
 # --- what is refused
 
-WEIGHT = "a number above 0 and up to 1000 is needed"
-CAPACITY = "a whole number from 1 to 1000000 is needed"
-BLANK = "a value is needed, or leave the line out"
-NAME = "up to 64 letters, digits, '.', '_' and '-' are needed"
+WEIGHT = "must be a number above 0 and up to 1000"
+CAPACITY = "must be a whole number from 1 to 1000000"
+BLANK = "must have a value; to leave it unset, remove the line"
+NAME = "must be up to 64 letters, digits, '.', '_' or '-'"
 
 
 @pytest.mark.parametrize(
@@ -220,29 +220,29 @@ NAME = "up to 64 letters, digits, '.', '_' and '-' are needed"
         ("weight: ", f"weight: {BLANK}"),
         ("capacity: 0", f"capacity: {CAPACITY}"),
         ("capacity: 1.5", f"capacity: {CAPACITY}"),
-        ("max_requests_processing: -1", "max_requests_processing: a whole number from 0 to 1000000 is needed"),
-        ("max_requests_waiting: many", "max_requests_waiting: a whole number from 0 to 1000000 is needed"),
+        ("max_requests_processing: -1", "max_requests_processing: must be a whole number from 0 to 1000000"),
+        ("max_requests_waiting: many", "max_requests_waiting: must be a whole number from 0 to 1000000"),
         ("name: a b", f"name: {NAME}"),
         ("name: ''", f"name: {NAME}"),
         (f"name: {'a' * 65}", f"name: {NAME}"),
-        ("name: 1", "name: a text is needed"),
+        ("name: 1", "name: must be text"),
         ("engine: 'llama cpp'", f"engine: {NAME}"),
-        ("models: a", "models: a list is needed"),
-        ("models: []", "models: at least one is needed, or leave the line out"),
-        ("models: [1]", "models.0: a text is needed"),
-        ("models: ['']", "models.0: a text is needed"),
+        ("models: a", "models: must be a list"),
+        ("models: []", "models: must not be empty; to leave it unset, remove the line"),
+        ("models: [1]", "models.0: must be text"),
+        ("models: ['']", "models.0: must not be empty"),
         ("models: ", f"models: {BLANK}"),
         ("api_key: ", f"api_key: {BLANK}"),
-        ("api_key: ''", "api_key: a key has no blanks and no letters beyond ASCII"),
-        ("api_key: planted secret", "api_key: a key has no blanks and no letters beyond ASCII"),
-        ("api_key: [planted]", "api_key: a text is needed"),
-        ("api_key_env: sk-planted", "api_key_env: the name of an environment variable is needed"),
-        (f"api_key: {KEY}, api_key_env: A", "'api_key' and 'api_key_env' cannot stand together"),
-        ("weigth: 2", "weigth is not known; did you mean weight?"),
-        ("max_request_processing: 2", "max_request_processing is not known; did you mean max_requests_processing?"),
-        ("key: planted", "key is not known; did you mean api_key?"),
-        ("tls: planted", "tls is not known; there are url, name, engine, weight, "),
-        (f"{KEY}: x", "*** is not known; there are url, name, "),
+        ("api_key: ''", "api_key: must be printable ASCII without blanks"),
+        ("api_key: planted secret", "api_key: must be printable ASCII without blanks"),
+        ("api_key: [planted]", "api_key: must be text"),
+        ("api_key_env: sk-planted", "api_key_env: must be the name of an environment variable"),
+        (f"api_key: {KEY}, api_key_env: A", "set 'api_key' or 'api_key_env', not both"),
+        ("weigth: 2", "weigth is unknown; did you mean weight?"),
+        ("max_request_processing: 2", "max_request_processing is unknown; did you mean max_requests_processing?"),
+        ("key: planted", "key is unknown; did you mean api_key?"),
+        ("tls: planted", "tls is unknown; use one of: url, name, engine, weight, "),
+        (f"{KEY}: x", "*** is unknown; use one of: url, name, "),
     ],
 )
 def test_a_mistake_in_a_backend_is_one_line_with_its_place(file: Path, entry: str, said: str) -> None:
@@ -250,15 +250,15 @@ def test_a_mistake_in_a_backend_is_one_line_with_its_place(file: Path, entry: st
 
     complaint = complaint_about(file)
 
-    place = "backends.1: " if said.startswith("'") else "backends.1."
+    place = "backends.1: " if said.startswith("set '") else "backends.1."
     assert complaint.startswith(f"{file}: {place}{said}")
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("backends: [{name: a}]", "backends.0.url is needed"),
-        ("backends: [{ulr: http://a}]", "backends.0.ulr is not known; did you mean url?"),
+        ("backends: [{name: a}]", "backends.0.url is missing"),
+        ("backends: [{ulr: http://a}]", "backends.0.ulr is unknown; did you mean url?"),
         ("backends: [{url: llm-1:8080}]", "backends.0.url: 'llm-1:8080' must begin with http:// or https://"),
         (
             "backends: [{url: 'http://x:planted@a'}]",
@@ -266,47 +266,53 @@ def test_a_mistake_in_a_backend_is_one_line_with_its_place(file: Path, entry: st
         ),
         ("backends: [{url: http://a}, {url: 'http://A:80/'}]", "backends: 'http://a:80' is listed twice"),
         ("backends: [{url: http://a, name: x}, {url: http://b, name: x}]", "backends: two backends have the name x"),
-        ("backends: http://a", "backends: a list is needed"),
-        ("backends: []", "backends: at least one is needed, or leave the line out"),
-        ("backends: ", "backends: a list is needed"),
-        ("backends: [http://a]", "backends.0: names with values are needed"),
-        ("backend: [{url: http://a}]", "backend is not known; did you mean backends?"),
-        ("x: 1", "x is not known; there are backends, models, settings"),
-        (f"{KEY}: 1", "*** is not known; there are backends, models, settings"),
+        ("backends: http://a", "backends: must be a list"),
+        ("backends: []", "backends: must not be empty; to leave it unset, remove the line"),
+        ("backends: ", "backends: must be a list"),
+        ("backends: [http://a]", "backends.0: must be a mapping"),
+        ("backend: [{url: http://a}]", "backend is unknown; did you mean backends?"),
+        ("x: 1", "x is unknown; use one of: backends, models, settings"),
+        (f"{KEY}: 1", "*** is unknown; use one of: backends, models, settings"),
         (
             "models: {org/a-long-name:latest: {balancing_policy: rendevous}}",
-            "models.org/a-long-name:latest.balancing_policy: one of least_requests, expected_time, power_of_two, ",
+            "models.org/a-long-name:latest.balancing_policy: must be one of least_requests, expected_time, ",
         ),
-        ("models: {m: {balancing_policy: 1}}", "models.m.balancing_policy: one of least_requests, "),
+        ("models: {m: {balancing_policy: 1}}", "models.m.balancing_policy: must be one of least_requests, "),
         ("models: {m: {balancing_policy: }}", f"models.m.balancing_policy: {BLANK}"),
-        ("models: {m: {balancing: x}}", "models.m.balancing is not known; did you mean balancing_policy?"),
-        ("models: {m: {x: 1}}", "models.m.x is not known; there is balancing_policy"),
-        ("models: {m: }", "models.m: names with values are needed"),
-        ("models: {'a planted key': 1}", "models.***: names with values are needed"),
-        ("models: {'': {}}", "models..***: a text is needed"),
-        ("models: [m]", "models: names with values are needed"),
-        ("[]", "names with values are needed"),
-        (KEY, "names with values are needed"),
-        ("settings: [PORT]", "settings: names with values are needed"),
-        ("settings: ", "settings: names with values are needed"),
-        ("settings: {PORT: }", "settings.PORT: a text, a number, true or false, or a list of these is needed"),
-        ("settings: {PORT: {a: b}}", "settings.PORT: a text, a number, true or false, or a list of these is needed"),
+        ("models: {m: {balancing: x}}", "models.m.balancing is unknown; did you mean balancing_policy?"),
+        ("models: {m: {x: 1}}", "models.m.x is unknown; use one of: balancing_policy"),
+        ("models: {m: }", "models.m: must be a mapping"),
+        ("models: {'a planted key': 1}", "models.***: must be a mapping"),
+        ("models: {'': {}}", "models..***: must not be empty"),
+        ("models: [m]", "models: must be a mapping"),
+        ("[]", "must be a mapping"),
+        (KEY, "must be a mapping"),
+        ("settings: [PORT]", "settings: must be a mapping"),
+        ("settings: ", "settings: must be a mapping"),
+        ("settings: {PORT: }", "settings.PORT: must be text, a number, true or false, or a list of these"),
+        ("settings: {PORT: {a: b}}", "settings.PORT: must be text, a number, true or false, or a list of these"),
         (
             "settings: {API_KEYS_FILE: 2027-01-31}",
-            "settings.API_KEYS_FILE: a text, a number, true or false, or a list of these is needed",
+            "settings.API_KEYS_FILE: must be text, a number, true or false, or a list of these",
         ),
-        ("settings: {QUEUE_TIMEOUT: 1}", "settings.QUEUE_TIMEOUT is not known; did you mean QUEUE_TIMEOUT_SECONDS?"),
-        ("settings: {log-level: info}", "settings.log-level is not known; did you mean LOG_LEVEL?"),
+        ("settings: {QUEUE_TIMEOUT: 1}", "settings.QUEUE_TIMEOUT is unknown; did you mean QUEUE_TIMEOUT_SECONDS?"),
+        ("settings: {log-level: info}", "settings.log-level is unknown; did you mean LOG_LEVEL?"),
         (
             "settings: {HF_TOKEN: planted}",
-            "settings.HF_TOKEN is not known; `inference-proxy settings` lists those that are",
+            "settings.HF_TOKEN is unknown; `inference-proxy settings` lists all names",
         ),
-        (f"settings: {{{KEY}: 1}}", "settings.*** is not known; `inference-proxy settings` lists those that are"),
-        ("settings: {PORT: 1, port: 2}", "settings.PORT is listed twice"),
-        ("settings: {backends: http://a}", "settings.BACKENDS is not for this file: the file's own list 'backends'"),
-        ("settings: {CONFIG_FILE: a}", "settings.CONFIG_FILE is not for this file: it names this file"),
-        ("settings: {model: a}", "settings.MODEL is not for this file: only Docker Compose uses it, which reads .env"),
-        ("settings: {1: a}", "settings.1.***: a text is needed"),
+        (f"settings: {{{KEY}: 1}}", "settings.*** is unknown; `inference-proxy settings` lists all names"),
+        ("settings: {PORT: 1, port: 2}", "settings.PORT is set twice"),
+        (
+            "settings: {backends: http://a}",
+            "settings.BACKENDS cannot be set in this file: use the file's list 'backends'",
+        ),
+        ("settings: {CONFIG_FILE: a}", "settings.CONFIG_FILE cannot be set in this file: it names this file"),
+        (
+            "settings: {model: a}",
+            "settings.MODEL cannot be set in this file: only Docker Compose uses it, and reads it from .env",
+        ),
+        ("settings: {1: a}", "settings.1.***: must be text"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line_with_its_place(file: Path, text: str, said: str) -> None:
@@ -318,17 +324,17 @@ def test_a_mistake_in_the_file_is_one_line_with_its_place(file: Path, text: str,
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        pytest.param("", " is empty; with nothing to say it says 'settings: {}'", id="empty"),
-        pytest.param("# nothing yet\n", " is empty; with nothing to say it says 'settings: {}'", id="comment"),
+        pytest.param("", " is empty; if that is intended, write 'settings: {}'", id="empty"),
+        pytest.param("# nothing yet\n", " is empty; if that is intended, write 'settings: {}'", id="comment"),
         pytest.param(f"backends: [\n{KEY}", " is not YAML, line 2", id="bracket left open"),
         pytest.param(f"backends: !{KEY} x", " is not YAML, line 1", id="unknown tag"),
         pytest.param("? [a]\n: b", " is not YAML, line 1", id="list as a name"),
         pytest.param(
-            "backends: 2027-02-31", " is not YAML, or has a date or a number that there is not", id="no such day"
+            "backends: 2027-02-31", " is not YAML, or contains an impossible date or number", id="no such day"
         ),
-        pytest.param("[" * 5000, " is not YAML, or has a date or a number that there is not", id="endless nesting"),
-        pytest.param("backends: []\n\nbackends: []", " has a name twice, line 3", id="two lists"),
-        pytest.param("backends:\n- url: http://a\n  url: http://b", " has a name twice, line 3", id="two URLs"),
+        pytest.param("[" * 5000, " is not YAML, or contains an impossible date or number", id="endless nesting"),
+        pytest.param("backends: []\n\nbackends: []", " repeats a name, line 3", id="two lists"),
+        pytest.param("backends:\n- url: http://a\n  url: http://b", " repeats a name, line 3", id="two URLs"),
     ],
 )
 def test_what_is_no_file_of_a_fleet_is_refused_without_repeating_it(file: Path, text: str, said: str) -> None:

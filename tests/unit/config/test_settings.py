@@ -147,23 +147,23 @@ NOT_A_RULE = "is not a rule like /sleep, POST /props or POST /slots/* (paths wit
 @pytest.mark.parametrize(
     ("name", "text", "needed"),
     [
-        ("PORT", "abc", "a whole number from 0 to 65535 is needed"),
-        ("PORT", "65536", "a whole number from 0 to 65535 is needed"),
-        ("PORT", "-1", "a whole number from 0 to 65535 is needed"),
-        ("PORT", "80.5", "a whole number from 0 to 65535 is needed"),
-        ("HOST", "0.0.0.0:80", "an IP address or a host name, without a port, is needed"),
-        ("HOST", "http://a", "an IP address or a host name, without a port, is needed"),
-        ("METRICS_CACHE_TTL_SECONDS", "0", "a number of seconds above 0 and up to 86400 is needed"),
-        ("METRICS_CACHE_TTL_SECONDS", "nan", "a number of seconds above 0 and up to 86400 is needed"),
-        ("BACKEND_TIMEOUT_SECONDS", "inf", "a number of seconds above 0 and up to 86400 is needed"),
-        ("BACKEND_TIMEOUT_SECONDS", "5m", "a number of seconds above 0 and up to 86400 is needed"),
-        ("DRAIN_TIMEOUT_SECONDS", "-1", "a number of seconds from 0 to 86400 is needed"),
-        ("MAX_ALLOWED_DEFERRED", "-1", "a whole number from 0 to 1000000 is needed"),
-        ("MAX_REQUEST_BODY_BYTES", "64MiB", "a whole number of bytes from 1 to 1099511627776 is needed"),
-        ("ACCESS_LOG", "maybe", "true or false is needed"),
-        ("LOG_LEVEL", "loud", "one of debug, info, warning, error is needed"),
-        ("LOG_FORMAT", "xml", "one of text, json is needed"),
-        ("BACKENDS", ",", "at least one base URL like http://llm-1:8080 is needed"),
+        ("PORT", "abc", "must be a whole number from 0 to 65535"),
+        ("PORT", "65536", "must be a whole number from 0 to 65535"),
+        ("PORT", "-1", "must be a whole number from 0 to 65535"),
+        ("PORT", "80.5", "must be a whole number from 0 to 65535"),
+        ("HOST", "0.0.0.0:80", "must be an IP address or a host name, without a port"),
+        ("HOST", "http://a", "must be an IP address or a host name, without a port"),
+        ("METRICS_CACHE_TTL_SECONDS", "0", "must be a number of seconds above 0 and up to 86400"),
+        ("METRICS_CACHE_TTL_SECONDS", "nan", "must be a number of seconds above 0 and up to 86400"),
+        ("BACKEND_TIMEOUT_SECONDS", "inf", "must be a number of seconds above 0 and up to 86400"),
+        ("BACKEND_TIMEOUT_SECONDS", "5m", "must be a number of seconds above 0 and up to 86400"),
+        ("DRAIN_TIMEOUT_SECONDS", "-1", "must be a number of seconds from 0 to 86400"),
+        ("MAX_ALLOWED_DEFERRED", "-1", "must be a whole number from 0 to 1000000"),
+        ("MAX_REQUEST_BODY_BYTES", "64MiB", "must be a whole number of bytes from 1 to 1099511627776"),
+        ("ACCESS_LOG", "maybe", "must be true or false"),
+        ("LOG_LEVEL", "loud", "must be one of debug, info, warning, error"),
+        ("LOG_FORMAT", "xml", "must be one of text, json"),
+        ("BACKENDS", ",", "must list at least one base URL like http://llm-1:8080"),
         ("BACKENDS", "llm-1:8080", "'llm-1:8080' must begin with http:// or https://"),
         ("BACKENDS", "http://a,ftp://b", "'ftp://b' must begin with http:// or https://"),
         ("BACKENDS", "http://", f"'http://' {NOT_A_BASE_URL}"),
@@ -212,7 +212,7 @@ def test_password_in_a_refused_url_is_not_shown() -> None:
 def test_very_long_value_is_cut() -> None:
     (line,) = problems_with({"PORT": "9" * 10_000})
 
-    assert line == f"PORT is '{'9' * 200}...': a whole number from 0 to 65535 is needed"
+    assert line == f"PORT is '{'9' * 200}...': must be a whole number from 0 to 65535"
 
 
 @given(st.sampled_from(EVERY_VARIABLE), st.text() | st.text("0123456789.,:/-*[]ahtpsPOST "))
@@ -317,10 +317,10 @@ def test_wrong_value_in_the_fleet_file_is_one_line_that_names_the_file(fleet_fil
     fleet_file.write_text("settings: {port: 70000, QUEUE_TIMEOUT_SECONDS: 1m, ADMIN_KEY: planted secret}")
 
     assert problems_with({"CONFIG_FILE": "fleet.yaml", "LOG_LEVEL": "loud"}) == [
-        "fleet.yaml: settings.PORT is '70000': a whole number from 0 to 65535 is needed",
-        "fleet.yaml: settings.QUEUE_TIMEOUT_SECONDS is '1m': a number of seconds above 0 and up to 86400 is needed",
-        "fleet.yaml: settings.ADMIN_KEY is '***': a key has no blanks and no letters beyond ASCII",
-        "LOG_LEVEL is 'loud': one of debug, info, warning, error is needed",
+        "fleet.yaml: settings.PORT is '70000': must be a whole number from 0 to 65535",
+        "fleet.yaml: settings.QUEUE_TIMEOUT_SECONDS is '1m': must be a number of seconds above 0 and up to 86400",
+        "fleet.yaml: settings.ADMIN_KEY is '***': must be printable ASCII without blanks",
+        "LOG_LEVEL is 'loud': must be one of debug, info, warning, error",
     ]
 
 
