@@ -31,11 +31,11 @@ FORM = (
         (b"/props?no", b"", None),
     ],
 )
-def test_the_model_is_found_where_clients_put_it(target: bytes, body: bytes, model: str | None) -> None:
+def test_the_model_is_found_in_json_forms_and_queries(target: bytes, body: bytes, model: str | None) -> None:
     assert requested_model(target, body) == model
 
 
 @given(st.binary(max_size=200))
-def test_no_body_is_too_odd(body: bytes) -> None:
+def test_no_body_raises(body: bytes) -> None:
     for start in (b"", b"{", b"--"):
         requested_model(b"/", start + body)
