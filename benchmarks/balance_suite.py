@@ -28,7 +28,7 @@ from simulation.trace import Trace
 
 _QUICK = 0.2  # of each trace's time
 _QUICK_BACKENDS = 64
-_DOCUMENT = Path(__file__).parent.parent / "docs" / "balancing.md"
+_DOCUMENT = Path(__file__).parent.parent / "docs" / "balancing-figures.md"
 _PICTURE = _DOCUMENT.parent / "images" / "balancing.svg"
 
 
@@ -57,7 +57,7 @@ def _options() -> Any:
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="how many work at a time")
     parser.add_argument("--json", type=Path, help="where all figures go")
     parser.add_argument("--svg", type=Path, help="where a picture of the overview goes")
-    parser.add_argument("--document", action="store_true", help="write tables and picture into docs/balancing.md")
+    parser.add_argument("--document", action="store_true", help="write docs/balancing-figures.md and its picture")
     parser.add_argument("--tables-of", type=Path, help="run nothing: a file that --json wrote")
     return parser.parse_args()
 

@@ -37,7 +37,7 @@ _SEED = 20261122
 _RUN_SECONDS = 18.0  # about; how long a run really takes shows itself
 _SETTLE_SECONDS = 2.0  # a proxy has then asked all engines how they are
 _QUICK_WORKLOADS = ("groups", "killed")
-_DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing.md"
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing-figures.md"
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help=f"once, and only {' and '.join(_QUICK_WORKLOADS)}")
     parser.add_argument("--seed", type=int, default=_SEED, help="of the first repetition; each has one of its own")
     parser.add_argument("--json", type=Path, default=Path("warm_prefixes.json"), help="all figures, after each run")
-    parser.add_argument("--document", action="store_true", help="write the tables into docs/balancing.md")
+    parser.add_argument("--document", action="store_true", help="write the tables into docs/balancing-figures.md")
     parser.add_argument("--tables-of", type=Path, help="run nothing: a file that --json wrote")
     options = parser.parse_args()
     options.repetitions = options.repetitions or (1 if options.quick else 3)

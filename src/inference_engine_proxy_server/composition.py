@@ -21,9 +21,11 @@ from inference_engine_proxy_server.backends.registry import Engines
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.dispatch.attempt import Attempts
 from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
 from inference_engine_proxy_server.endpoints.failures import answer_failures
@@ -35,9 +37,8 @@ from inference_engine_proxy_server.fleet.shared_backend import SharedBackend
 from inference_engine_proxy_server.overload.memory_use import MemoryUse, container_limit_bytes
 from inference_engine_proxy_server.overload.overload_guard import OverloadGuard
 from inference_engine_proxy_server.processes.host import connection_limit
-from inference_engine_proxy_server.processes.worker import Post
+from inference_engine_proxy_server.processes.worker import WorkerContext
 from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
-from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.expected_time.prefix_index import PrefixIndex
@@ -47,7 +48,6 @@ from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
-from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
@@ -88,7 +88,7 @@ def make_app(routers: Iterable[APIRouter], lifespan: Callable[[FastAPI], Abstrac
 
 
 def backend_maker(
-    settings: Settings, deadlines: Deadlines, post: Post | None = None
+    settings: Settings, deadlines: Deadlines, context: WorkerContext | None = None
 ) -> Callable[[BackendConfig], Backend]:
     """Makes a backend of what is said of it: at the start, and whenever the fleet changes."""
     usual_seconds = settings.backend_timeout_seconds
@@ -107,8 +107,8 @@ def backend_maker(
     def make_backend(config: BackendConfig) -> Backend:
         connections = BackendConnections(Origin.of(config.url), limits, deadlines)
         health = HealthTracker(rules, deadlines.clock())
-        if post is not None:
-            return SharedBackend(config, connections, health, post.board, post.siblings.number)
+        if context is not None:
+            return SharedBackend(config, connections, health, context.shared_leases, context.siblings.number)
         return Backend(config, connections, health)
 
     return make_backend
@@ -163,14 +163,15 @@ def cache_refresher(settings: Settings, pool: BackendPool, engines: Engines) -> 
 
 def forwarder(settings: Settings, pool: BackendPool, metrics: RequestMetrics) -> Forwarder:
     """Passes requests on to ``pool``."""
-    return Forwarder(
+    attempts = Attempts(
         pool,
         metrics,
-        FairShare(takes_priority_header=settings.priority_header),
-        QueueUpdates(pool.line, to_all=settings.queue_updates),
         names_backend=settings.backend_header,
         keeps_credentials=not _has_keys(settings) or settings.forward_client_key,
     )
+    fair_share = FairShare(takes_priority_header=settings.priority_header)
+    updates = QueueUpdates(pool.line, to_all=settings.queue_updates)
+    return Forwarder(pool, metrics, fair_share, updates, attempts)
 
 
 # --- clients
@@ -227,12 +228,12 @@ def client_context(
     settings: Settings,
     deadlines: Deadlines,
     load: Load,
-    destination_of: Callable[[str, str, bytes], Destination],
+    classify: Callable[[RequestHead], object],
     shed: Callable[[str, RequestHead | None], None],
     admit: Callable[[RequestHead], object],
-    handle: Callable[[Exchange], Coroutine[None, None, None]],
-    observe: Callable[[Exchange], None],
-) -> ClientContext:
+    handle: Callable[[ProxiedRequest], Coroutine[None, None, None]],
+    observe: Callable[[ProxiedRequest], None],
+) -> ClientContext[ProxiedRequest]:
     """What all connections of clients share; the callables are those of :class:`ClientContext`."""
     head = HeadLimits(
         line_bytes=settings.max_request_line_bytes,
@@ -253,7 +254,9 @@ def client_context(
     request_ids = (f"{process}-{number:x}" for number in itertools.count(1))
     is_tls = settings.tls_cert_file is not None
     forwarding = Forwarding(settings.trusted_proxies, name=f"inference-proxy-{process}", is_tls=is_tls)
-    return ClientContext(limits, deadlines, load, forwarding, request_ids, destination_of, shed, admit, handle, observe)
+    return ClientContext(
+        limits, deadlines, load, forwarding, request_ids, ProxiedRequest, classify, shed, admit, handle, observe
+    )
 
 
 def _has_keys(settings: Settings) -> bool:

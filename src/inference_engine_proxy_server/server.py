@@ -32,7 +32,7 @@ from inference_engine_proxy_server.processes.host import (
     url_of,
 )
 from inference_engine_proxy_server.processes.supervisor import Supervisor
-from inference_engine_proxy_server.processes.worker import Post, Worker
+from inference_engine_proxy_server.processes.worker import Worker, WorkerContext
 from inference_engine_proxy_server.proxy import Proxy
 from inference_engine_proxy_server.telemetry.logs import configure_logging
 
@@ -114,14 +114,14 @@ def make_supervisor(
     Proxy(configuration, load)  # reports errors before any worker starts
     is_tls = settings.tls_cert_file is not None
 
-    def serve(post: Post) -> int:
-        configure_logging(settings.log_level, settings.log_format, post.siblings.number)
+    def serve(context: WorkerContext) -> int:
+        configure_logging(settings.log_level, settings.log_format, context.siblings.number)
         try:
-            proxy = Proxy(post.configuration, load, post)
+            proxy = Proxy(context.configuration, load, context)
         except _STARTUP_ERRORS as error:  # a file that has become unusable since the start
             logger.error("%s", error)
             return 1
-        Worker(_uvicorn_config(settings, proxy), proxy, post).run(sockets=[post.listeners[0]])
+        Worker(_uvicorn_config(settings, proxy), proxy, context).run(sockets=[context.listeners[0]])
         return 0
 
     def on_all_started() -> None:

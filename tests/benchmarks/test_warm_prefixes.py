@@ -19,7 +19,7 @@ from warm_prefixes.report import tables
 from warm_prefixes.targets import target_named
 from warm_prefixes.turns import turns_of
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing-figures.md"
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

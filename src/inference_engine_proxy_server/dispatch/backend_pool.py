@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from inference_engine_proxy_server.backends.base import BackendState
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.request_queue import RequestQueue
 from inference_engine_proxy_server.dispatch.retry import is_repeatable
 from inference_engine_proxy_server.errors import RequestMoved
@@ -253,10 +254,12 @@ class BackendPool:
 
     def _take_back_requests(self, backend: Backend) -> None:
         """Let the requests that wait there in vain be sent elsewhere, where they may be."""
-        for connection, exchange in backend.connections.unanswered():
-            head = exchange.head
-            is_movable = not exchange.losses and is_repeatable(head.method, head.path)
-            if is_movable and self.placement.has_other(exchange.wanted, (backend,)):
+        for connection, request in backend.connections.unanswered():
+            if not isinstance(request, ProxiedRequest):
+                continue
+            head = request.head
+            is_movable = not request.losses and is_repeatable(head.method, head.path)
+            if is_movable and self.placement.has_other(request.requirements, (backend,)):
                 connection.give_up(RequestMoved("The backend did not answer."))
 
 

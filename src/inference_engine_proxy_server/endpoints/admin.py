@@ -74,7 +74,7 @@ def admin_router(pool: BackendPool, ring: KeyRing | None, allowances: Allowances
                 responses=_RESPONSES)  # fmt: skip
     async def decisions(limit: _Limit = 20) -> JSONResponse:
         told = await everybody.decisions()
-        own = [] if pool.decisions is None else pool.decisions.told()
+        own = [] if pool.decisions is None else pool.decisions.as_json()
         every = [*own, *(decision for one in told.answers for decision in one["decisions"])]
         newest = sorted(every, key=lambda decision: -decision["at"])[:limit]
         # As it is: FastAPI would look at every number of hundreds of candidates.

@@ -122,4 +122,4 @@ class AllWorkers:
 
     def _own_decisions(self) -> bytes:
         decisions = self._pool.decisions
-        return json.dumps({"decisions": [] if decisions is None else decisions.told()}).encode()
+        return json.dumps({"decisions": [] if decisions is None else decisions.as_json()}).encode()

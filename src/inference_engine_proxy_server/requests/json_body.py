@@ -116,7 +116,7 @@ def read_prompt_members(body: bytes) -> PromptMembers | None:
 
 
 def all_members(body: bytes) -> Mapping[str, msgspec.Raw] | None:
-    """Every member by name, the last of equal names; ``None`` when ``body`` is not a JSON object. Values stay unchecked."""
+    """Every member by name, the last of equal names; ``None`` when ``body`` is not an object. Values are unchecked."""
     try:
         return _mapping_decoder.decode(body.strip(_JSON_BLANKS))
     except _MALFORMED:

@@ -104,7 +104,9 @@ class Placement:
             ClientError: 404, all live backends are strict about names and none has this one.
         """
         is_usual = wanted.prompt is None and wanted.needs_slot and not excluded
-        if is_usual and (wanted.bond is None or wanted.bond.is_loose):  # whoever serves the model is a candidate
+        if is_usual and (
+            wanted.affinity is None or wanted.affinity.allows_any_backend
+        ):  # whoever serves the model is a candidate
             servers = self._servers.get(wanted.model) or self._find_servers(wanted.model)
             if self._is_shared:
                 servers.rerank()
@@ -130,8 +132,8 @@ class Placement:
 
     def lane(self, wanted: Requirements) -> Hashable:
         """Where in the line it waits: those who have the same can be served by the same backends."""
-        if wanted.bond is not None and wanted.bond.is_needed:
-            return wanted.model, wanted.bond.home
+        if wanted.affinity is not None and wanted.affinity.is_required:
+            return wanted.model, wanted.affinity.home
         if wanted.prompt is None:
             return wanted.model
         servers, fitting = self._fitting(wanted)
@@ -148,9 +150,9 @@ class Placement:
 
     def _candidates(self, wanted: Requirements, excluded: Collection[Backend]) -> list[Backend]:
         """Those that the request may go to, free or not."""
-        bond = wanted.bond
-        if bond is not None and bond.is_needed and bond.home is not None:
-            return [bond.home] if bond.home.is_live and bond.home not in excluded else []
+        affinity = wanted.affinity
+        if affinity is not None and affinity.is_required and affinity.home is not None:
+            return [affinity.home] if affinity.home.is_live and affinity.home not in excluded else []
         return [backend for backend in self._fitting(wanted)[1] if backend not in excluded]
 
     def _fitting(self, wanted: Requirements) -> tuple[CandidateSet, Sequence[Backend]]:
@@ -184,9 +186,9 @@ class Placement:
         free = [backend for backend in candidates if not wanted.needs_slot or backend.load < backend.limit]
         if not free:
             return None
-        if wanted.bond is not None and wanted.bond.home in free:
-            self._note(TIED, [wanted.bond.home], [()], wanted.bond.home, wanted)
-            return wanted.bond.home
+        if wanted.affinity is not None and wanted.affinity.home in free:
+            self._note(TIED, [wanted.affinity.home], [()], wanted.affinity.home, wanted)
+            return wanted.affinity.home
         if self.chooser is not None and wanted.way is not None and wanted.prompt is not None:
             full = [backend for backend in candidates if backend.limit <= backend.load < backend.limit + _MAY_WAIT]
             asked, choice = self.chooser.best(wanted.way, free, full, wanted.prompt)
@@ -196,7 +198,7 @@ class Placement:
 
     def _last_resort(self, candidates: Iterable[Backend], wanted: Requirements) -> Backend | None:
         """The best suspect with a free place, when there is nobody else to wait for; ``None``: waiting makes sense."""
-        is_needed = wanted.bond is not None and wanted.bond.is_needed
+        is_needed = wanted.affinity is not None and wanted.affinity.is_required
         others = [backend for backend in candidates if not backend.is_draining or is_needed]
         if any(backend.takes_requests or backend.health.state is not Health.SUSPECT for backend in others):
             return None
@@ -220,7 +222,7 @@ class Placement:
             self.decision = Decision(rule, candidates, rows, chosen, wanted.model, tokens)
 
     def _why_nobody(self, wanted: Requirements) -> ProxyError:
-        if wanted.bond is not None and wanted.bond.is_needed and wanted.bond.home is not None:
+        if wanted.affinity is not None and wanted.affinity.is_required and wanted.affinity.home is not None:
             # Not 404: it may come back, and has then what was asked for, or says itself that it has not.
             message = "The backend that has what this names is not available."
             return CapacityError(message, code="home_unavailable", retry_after_seconds=self._retry_after_seconds)
@@ -239,6 +241,6 @@ class Placement:
 
 def _is_open(backend: Backend, wanted: Requirements) -> bool:
     """Whether a live backend would take it, were it free: also one that is draining, if only that one can."""
-    if wanted.bond is None or not wanted.bond.is_needed:
+    if wanted.affinity is None or not wanted.affinity.is_required:
         return backend.takes_requests
     return not wanted.needs_slot or backend.takes_requests or (backend.is_draining and backend.health.takes_requests)

@@ -19,11 +19,11 @@ class Requirements(msgspec.Struct, frozen=True, gc=False):
         needs_slot: it takes one of the places that a backend has; one that does not never waits for a full one.
         prompt: what is to be read; ``None``: nobody looks at it.
         way: the policy that looks at it; ``None``: whoever has the fewest requests is chosen.
-        bond: ties it to one backend; ``None``: nothing does.
+        affinity: to one backend; ``None`` when the request names and creates no backend-local resource.
     """
 
     model: str | None = None
     needs_slot: bool = True
     prompt: Prompt | None = None
     way: Way | None = None
-    bond: Affinity | None = None
+    affinity: Affinity | None = None

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from inference_engine_proxy_server.telemetry.request_record import RequestRecord
+from inference_engine_proxy_server.wire.outcome import Outcome
+
 __all__ = ["RequestMetrics", "route_of"]
 
 # Seconds, doubling: the OpenTelemetry GenAI conventions' buckets, continued to cover slow local models.
@@ -64,34 +67,23 @@ class RequestMetrics:
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
         self._times: dict[str, tuple[_Histogram, _Histogram]] = {}  # whole durations and first bytes, by route
 
-    def count_request(
-        self, path: str, backend: str | None, status: int, seconds: float, first_byte_seconds: float | None
-    ) -> None:
-        """Count one request that is over.
-
-        Args:
-            path: of the request.
-            backend: base URL of who served it; ``None``: this proxy itself, or nobody.
-            status: of the reply; 499 if the client left before there was one.
-            seconds: from the complete request to the reply's last byte.
-            first_byte_seconds: to its first byte; ``None``: there was none.
-        """
-        route = route_of(path)
-        self._requests[route, backend or "", status] += 1
+    def count_request(self, record: RequestRecord) -> None:
+        """Count a finished request."""
+        route = _ROUTES.get(record.path, "other")  # route_of, inline
+        self._requests[route, record.backend or "", record.status] += 1
+        seconds, first_byte_seconds = record.seconds, record.first_byte_seconds
+        if record.outcome is not Outcome.COMPLETE and record.has_begun:
+            self._aborts["client" if record.outcome is Outcome.CLIENT_LEFT else "backend"] += 1
         times = self._times.get(route)
         if times is None:
             times = self._times[route] = (_Histogram(), _Histogram())
         durations, first_bytes = times
-        # Not as a method of theirs: every request passes by here.
+        # Inline, not a method of the histogram: this runs for every request.
         durations.counts[bisect_left(_BUCKETS, seconds)] += 1
         durations.total += seconds
         if first_byte_seconds is not None:
             first_bytes.counts[bisect_left(_BUCKETS, first_byte_seconds)] += 1
             first_bytes.total += first_byte_seconds
-
-    def count_abort(self, side: str) -> None:
-        """Count a reply that began and was not finished; ``side``: ``client`` or ``backend``, who ended it."""
-        self._aborts[side] += 1
 
     def count_retry(self, reason: str) -> None:
         """Count a request that is sent again; ``reason``: the code of the error that made it so."""

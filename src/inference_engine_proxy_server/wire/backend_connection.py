@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Callable
 from typing import cast
 
 from inference_engine_proxy_server.errors import BackendBroke, BackendError, BackendTimeout, InvalidReply
@@ -19,7 +18,7 @@ from inference_engine_proxy_server.wire.framing import SMALL_CHUNKS, ChunkedBody
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.late_reply import LateReply
 from inference_engine_proxy_server.wire.reply_head import ReplyHead, ReplyHeadReader
-from inference_engine_proxy_server.wire.reply_sink import HeldReply, ReplySink
+from inference_engine_proxy_server.wire.reply_sink import HeldReply, PassThrough, ReplySink
 
 __all__ = ["BackendConnection"]
 
@@ -50,8 +49,8 @@ class BackendConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_clock", "_deadlines", "_first_byte_seconds", "_head", "_head_reader", "_held_rest", "_held_statuses",
-        "_look_seconds", "_missing", "_noted_bytes", "_pause_seconds", "_poll", "_quiet_since",
-        "_reply_to_head", "_rests_since", "_result", "_served", "_sink", "_transport", "_write_through", "deadline",
+        "_look_seconds", "_missing", "_noted_bytes", "_pass_through", "_pause_seconds", "_poll", "_quiet_since",
+        "_reply_to_head", "_rests_since", "_result", "_served", "_sink", "_transport", "deadline",
         "is_reusable", "keep_alive_seconds", "last_byte_at", "sent_at", "waits_since",
     )  # fmt: skip
 
@@ -82,7 +81,7 @@ class BackendConnection(asyncio.Protocol):
         self._reply_to_head = False  # the request was a HEAD, so its reply has no body
         self._head: ReplyHead | None = None
         self._body: ChunkedBody | None = None
-        self._write_through: Callable[[bytes], None] | None = None  # where the next whole chunk may go at once
+        self._pass_through: PassThrough | None = None  # takes the next whole chunk directly
         self._noted_bytes = 0  # of the reply, when last looked at
         self._rests_since = 0.0
         self._quiet_since = 0.0  # since when it could have sent more and did not
@@ -171,7 +170,7 @@ class BackendConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once, telling nobody; the backend sees its client leave."""
-        self._sink = self._result = self._write_through = self._held_rest = None
+        self._sink = self._result = self._pass_through = self._held_rest = None
         self._transport.abort()
 
     # --- the transport's side
@@ -186,15 +185,14 @@ class BackendConnection(asyncio.Protocol):
         """Relay what the backend sent."""
         # The way of every streamed token, in one frame: no clock, no call and no check more than it takes to know
         # that this is exactly one whole chunk.
-        write_through = self._write_through
-        sink = self._sink
-        if write_through is not None and sink is not None:
+        stream = self._pass_through
+        if stream is not None:
             line_end = data.find(b"\r\n", 0, 5)
             size = SMALL_CHUNKS.get(data[:line_end])
             if size is not None and len(data) == line_end + size + 4 and data.endswith(b"\r\n"):
-                sink.sent_bytes += len(data)
-                sink.last_block = data
-                write_through(data)
+                stream.sent_bytes += len(data)
+                stream.last_block = data
+                stream.write_through(data)
                 return
         self._take(data)
 
@@ -315,20 +313,21 @@ class BackendConnection(asyncio.Protocol):
             self._relay(sink, rest)
         else:
             sink.flush()
-            self._write_through = sink.write_through if head.chunked else None
+            self._pass_through = sink.pass_through if head.chunked else None
 
     def _relay_chunked(self, sink: ReplySink, body: ChunkedBody, data: bytes) -> None:
-        if not sink.takes_chunks or not body.whole_chunks(data):
+        chunks = sink.chunks
+        if chunks is None or not body.whole_chunks(data):
             for piece in body.feed(data):
                 sink.write(piece)
         elif body.complete:
-            sink.write_last_chunks(data)
+            chunks.write_last_chunks(data)
         else:
-            sink.write_chunks(data)
+            chunks.write_chunks(data)
         if body.complete:
             self._complete(sink, excess=body.excess)
         else:
-            self._write_through = sink.write_through if body.between_chunks else None
+            self._pass_through = sink.pass_through if body.between_chunks else None
 
     def _relay(self, sink: ReplySink, data: bytes) -> None:
         missing, excess = self._missing, b""
@@ -344,7 +343,7 @@ class BackendConnection(asyncio.Protocol):
 
     def _complete(self, sink: ReplySink, excess: bytes = b"") -> None:
         head, result = self._head, self._result
-        self._sink = self._result = self._write_through = None
+        self._sink = self._result = self._pass_through = None
         self.deadline = NEVER
         self._served += 1
         transport = self._transport
@@ -363,7 +362,7 @@ class BackendConnection(asyncio.Protocol):
 
     def _fail(self, error: BackendError) -> None:
         result = self._result
-        self._sink = self._result = self._write_through = self._held_rest = None
+        self._sink = self._result = self._pass_through = self._held_rest = None
         self._transport.abort()
         if result is not None and not result.done():
             result.set_exception(error)

@@ -11,13 +11,14 @@ import socket
 import struct
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 from inference_engine_proxy_server.errors import BackendTimeout, CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.tasks.light_task import LightTask
 from inference_engine_proxy_server.wire.client_context import ClientContext
-from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.reading_pace import ReadingPace
 from inference_engine_proxy_server.wire.request_head import RequestHead
 from inference_engine_proxy_server.wire.request_reader import RequestReader, unreadable_head
@@ -33,8 +34,10 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, zero seconds
 
 logger = logging.getLogger(__name__)
 
+E = TypeVar("E", bound=Exchange)
 
-class ClientConnection(asyncio.Protocol):
+
+class ClientConnection(asyncio.Protocol, Generic[E]):
     """One client's connection.
 
     While a reply is under way the connection goes on reading, into a bounded look-ahead: only so is a client's
@@ -47,7 +50,7 @@ class ClientConnection(asyncio.Protocol):
 
     write: Callable[[bytes], None]
 
-    def __init__(self, context: ClientContext, connections: set[ClientConnection], tasks: set[LightTask]) -> None:
+    def __init__(self, context: ClientContext[E], connections: set[ClientConnection[E]], tasks: set[LightTask]) -> None:
         self._context = context
         self._limits = context.limits
         self._load = context.load
@@ -60,7 +63,7 @@ class ClientConnection(asyncio.Protocol):
         self._pace: ReadingPace
         self._client = ""  # the peer's address and port
         self._ahead = b""  # what the client sent before it had the reply to what came before that
-        self._exchange: Exchange | None = None
+        self._exchange: E | None = None
         self._task: LightTask | None = None  # serves the exchange, which counts as a request while it does
         self._refused = False  # what still comes is dropped
         self._draining = False  # no request after this one
@@ -132,7 +135,7 @@ class ClientConnection(asyncio.Protocol):
     def _begin(self, head: RequestHead, content: bytes) -> None:
         self._ahead = self._reader.excess
         request_id = head.request_id or next(self._context.request_ids)
-        self._exchange = exchange = Exchange(self, head, content, request_id, head.sender)
+        self._exchange = exchange = self._context.new_exchange(self, head, content, request_id, head.sender)
         self.deadline = exchange.started_at + self._limits.request_seconds
         if self._draining or self._load.ends_connections:
             exchange.keep_alive = False
@@ -146,7 +149,7 @@ class ClientConnection(asyncio.Protocol):
         self._tasks.add(task)
         task.start()
 
-    def _served(self, exchange: Exchange, task: LightTask, error: BaseException | None) -> None:
+    def _served(self, exchange: E, task: LightTask, error: BaseException | None) -> None:
         self._tasks.discard(task)
         if error is None:
             if not exchange.done:
@@ -171,7 +174,8 @@ class ClientConnection(asyncio.Protocol):
         self._refused = not may_stay
         reader.give_up()
         request_id = head.request_id or next(self._context.request_ids)
-        self._exchange = exchange = Exchange(self, head, b"", request_id, head.sender or self._client)
+        client = head.sender or self._client
+        self._exchange = exchange = self._context.new_exchange(self, head, b"", request_id, client)
         exchange.keep_alive = head.keep_alive and may_stay
         exchange.fail(error)
 
@@ -179,7 +183,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             self._context.shed("connections", None)
         except CapacityError as error:
-            if self._load.is_mobbed:
+            if self._load.is_flooded:
                 self._transport.abort()
             else:
                 self._refuse(error)
@@ -191,7 +195,7 @@ class ClientConnection(asyncio.Protocol):
         if self._task is not None:
             self._load.requests -= 1
         self._exchange = self._task = None
-        self._context.observe(exchange)
+        self._context.observe(exchange)  # type: ignore[arg-type]  # made by the context's new_exchange
         self._reader.release()
         if self._refused:
             self._linger()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.wire.fields import (
     FIELD_LINES,
     LENGTH,
@@ -68,8 +67,8 @@ class RequestHead:
             and ``X-Real-IP``, by lower-case name.
         passed_on: the other fields' lines as sent, each ending in CRLF.
         sender: who sent it, for the log; empty before that is known.
-        access: what its sender may do, as found for this section or one like it; ``None``: nobody has asked.
-        destination: what becomes of it; ``BLOCKED`` before that is known.
+        destination: the result of ``ClientContext.classify``, opaque here; ``None`` before the call.
+        access: the result of ``ClientContext.admit`` for this section or an equal one, opaque here; ``None`` before.
     """
 
     __slots__ = (
@@ -94,8 +93,8 @@ class RequestHead:
     way: Mapping[bytes, bytes]
     passed_on: bytes
     sender: str
+    destination: Any
     access: Any
-    destination: Destination
 
     @property
     def is_preflight(self) -> bool:
@@ -178,8 +177,7 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
     _read_credentials(head, owned, named_by(connection))
     head.way = {name: value for name, value in owned.items() if name in _WAY}
     head.sender = ""
-    head.access = None
-    head.destination = Destination.BLOCKED
+    head.destination = head.access = None
     expect = owned.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise ClientError("The only expectation understood is 100-continue.", status=417, code="expectation_failed")

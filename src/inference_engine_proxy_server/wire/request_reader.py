@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.wire.client_context import ClientContext
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
@@ -36,13 +36,14 @@ class RequestReader:
     """
 
     __slots__ = (
-        "_body", "_body_deadline", "_client", "_clock", "_context", "_is_trusted", "_limits", "_load", "_memory",
-        "_peer", "_received", "_write", "deadline", "excess", "head", "held_bytes", "is_in_step",
+        "_body", "_body_deadline", "_client", "_clock", "_context", "_head_bytes", "_is_trusted", "_limits", "_load",
+        "_memory", "_peer", "_received", "_write", "deadline", "excess", "head", "held_bytes", "is_in_step",
     )  # fmt: skip
 
-    def __init__(self, context: ClientContext, peer: str, client: str, write: Callable[[bytes], None]) -> None:
+    def __init__(self, context: ClientContext[Any], peer: str, client: str, write: Callable[[bytes], None]) -> None:
         self._context = context
         self._limits = context.limits
+        self._head_bytes = context.limits.head.total_bytes
         self._load = context.load
         self._clock = context.deadlines.clock
         self._peer = peer
@@ -79,7 +80,7 @@ class RequestReader:
         received = self._received + data if self._received else data
         if received.startswith(b"\r\n"):  # RFC 9112, 2.2: some clients end a body with a line break too many
             received = _BLANK_LINES.sub(b"", received, count=1)
-        end = received.find(b"\r\n\r\n", 0, self._limits.head.total_bytes)
+        end = received.find(b"\r\n\r\n", 0, self._head_bytes)
         if end < 0:
             self._await_rest_of_head(received)
             return None
@@ -123,7 +124,7 @@ class RequestReader:
         self.head = head = parse_request_head(section, self._limits.head)
         forwarding = self._context.forwarding
         head.sender = (self._is_trusted and forwarding.client_of(head)) or self._client
-        head.destination = self._context.destination_of(head.method, head.path, head.passed_on)
+        head.destination = self._context.classify(head)
         head.passed_on += forwarding.describe(head, self._peer, is_trusted=self._is_trusted)
         return head
 
@@ -188,6 +189,5 @@ def unreadable_head() -> RequestHead:
     head.way = {}
     head.passed_on = b""
     head.sender = ""
-    head.access = None
-    head.destination = Destination.OWN
+    head.destination = head.access = None
     return head

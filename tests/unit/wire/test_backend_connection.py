@@ -350,7 +350,7 @@ async def test_while_the_client_is_behind_the_backend_is_not_late() -> None:
             await result
         connection.pause_reading()  # the client's side may still say so
         connection.resume_reading()
-        connections.give_back(connection)
+        connections.release(connection)
 
 
 async def test_a_sink_that_pauses_stops_the_reading_and_loses_nothing() -> None:
@@ -392,7 +392,7 @@ async def test_a_sink_that_pauses_stops_the_reading_and_loses_nothing() -> None:
         connection.resume_reading()
         await result
         assert received == size
-        connections.give_back(connection)
+        connections.release(connection)
 
 
 async def test_a_connection_paused_at_its_replys_end_reads_again_for_the_next() -> None:
@@ -401,7 +401,7 @@ async def test_a_connection_paused_at_its_replys_end_reads_again_for_the_next() 
         connection = await connections.connect()
         sink.on_piece = lambda _: connection.pause_reading()
         await connection.request([GET], sink, is_head=False)
-        connections.give_back(connection)
+        connections.release(connection)
         assert (await ask(connections)).body == b"hello"
         assert len(engine.connections) == 1
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.outcome import Outcome
 from support.fakes.front import LIMITS, Client, Front, Reply, until
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from inference_engine_proxy_server.errors import BackendBroke, CapacityError, ProxyError
-from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.outcome import Outcome
 from support.fakes.front import LIMITS, Client, Front, until
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -8,8 +8,9 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from inference_engine_proxy_server.errors import BackendBroke, CapacityError, ClientError, InvalidReply, ProxyError
-from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.errors import BackendBroke, CapacityError, InvalidReply
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.request_head import HeadLimits, parse_request_head
 
 LIMITS = HeadLimits(line_bytes=1000, total_bytes=1000, field_count=10)
@@ -41,7 +42,7 @@ def exchange_for(
 
 def test_the_header_section_goes_out_with_the_first_piece_of_body() -> None:
     exchange, connection = exchange_for()
-    exchange.extra_fields = b"x-backend: b\r\n"
+    exchange.backend_fields = b"x-backend: b\r\n"
     exchange.begin(200, b" OK", b"server: x\r\n", 10)
     assert not connection.blocks
     assert not exchange.begun
@@ -56,7 +57,7 @@ def test_the_header_section_goes_out_with_the_first_piece_of_body() -> None:
 
 def test_a_whole_reply_goes_out_in_one_block() -> None:
     exchange, connection = exchange_for()
-    exchange.extra_fields = b"x-backend: b\r\n"
+    exchange.backend_fields = b"x-backend: b\r\n"
     exchange.write_whole(200, b" OK", b"server: x\r\n", b"hello")
     exchange.end()
     head = b"HTTP/1.1 200 OK\r\nserver: x\r\ncontent-length: 5\r\nx-request-id: id-1\r\nx-backend: b\r\n\r\n"
@@ -154,40 +155,6 @@ def test_before_the_reply_began_failing_is_a_whole_reply() -> None:
     assert fields[:2] == [b"content-type: application/json", b"retry-after: 3"]
     assert json.loads(body)["error"]["message"] == "Full."
     assert (exchange.outcome, exchange.status, connection.done) == (Outcome.COMPLETE, 503, [exchange])
-
-
-OPTIONS = b"OPTIONS /v1/chat/completions HTTP/1.1"
-ASKS = b"Origin: http://page\r\nAccess-Control-Request-Method: POST\r\n"
-
-
-def test_a_preflight_that_no_backend_can_answer_lets_the_page_get_the_error_itself() -> None:
-    exchange, connection = exchange_for(OPTIONS, ASKS)
-    exchange.fail(CapacityError("Full.", retry_after_seconds=3))
-    status, _date, *fields = connection.blocks[0].split(b"\r\n")
-    assert status == b"HTTP/1.1 204 No Content"
-    assert fields == [
-        b"access-control-allow-origin: *",
-        b"access-control-allow-methods: *",
-        b"access-control-allow-headers: authorization, *",
-        b"x-request-id: id-1",
-        b"",
-        b"",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("line", "fields", "error"),
-    [
-        (OPTIONS, b"Origin: http://page\r\n", CapacityError("m")),
-        (b"POST /v1/chat/completions HTTP/1.1", ASKS, CapacityError("m")),
-        (OPTIONS, ASKS, ClientError("m", status=403)),
-    ],
-    ids=["no-preflight", "another-method", "refused"],
-)
-def test_whatever_else_fails_is_answered_with_its_error(line: bytes, fields: bytes, error: ProxyError) -> None:
-    exchange, _ = exchange_for(line, fields)
-    exchange.fail(error)
-    assert exchange.status == error.status
 
 
 def test_failing_after_the_end_does_nothing() -> None:
