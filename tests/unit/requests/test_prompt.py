@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_engine_proxy_server.requests.content import read_content
 from inference_engine_proxy_server.requests.prompt import ENDS, Prompt, read_prompt
-from inference_engine_proxy_server.requests.requested_model import requested_model
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 
 CHAT = "/v1/chat/completions"
@@ -177,7 +177,7 @@ def test_the_content_of_a_prompt_is_not_validated(body: bytes) -> None:
 )
 def test_the_model_is_the_same_with_and_without_reading_the_prompt(body: dict[str, Any]) -> None:
     content = json.dumps(body).encode()
-    assert read(content).model == requested_model(CHAT.encode(), content)
+    assert read(content).model == read_content(CHAT.encode(), content).model
 
 
 def test_the_model_is_found_in_forms_queries_and_bodies_with_invalid_members() -> None:

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from inference_engine_proxy_server.requests.content import read_content
 from inference_engine_proxy_server.requests.resource_names import (
     is_stream,
-    name_in_body,
+    name_in_content,
     name_in_target,
     name_of_response,
     name_of_stream,
@@ -52,7 +53,7 @@ def test_a_path_or_query_names_a_resource(target: bytes, name: bytes | None) -> 
     ],
 )
 def test_a_body_names_the_response_that_it_continues(body: bytes, name: bytes | None) -> None:
-    assert name_in_body(body) == name
+    assert name_in_content(read_content(b"/v1/responses", body)) == name
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The view of a JSON request body."""
+"""What a request says besides its headers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_engine_proxy_server.requests.json_body import (
-    NOT_AN_OBJECT,
+from inference_engine_proxy_server.requests.content import (
+    RequestContent,
     all_members,
-    read_members,
-    read_prompt_members,
+    read_content,
+    read_list,
+    read_prompt_content,
     read_text,
     role_of,
 )
@@ -22,14 +23,45 @@ from inference_engine_proxy_server.requests.json_body import (
 MALFORMED = (b"", b"{", b"[]", b"null", b"not JSON", b'{"model": "\xff"}', b'{"a":' + b"[" * 100_000)
 
 
+FORM = (
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\nRIFF\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n--x--\r\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "model"),
+    [
+        (b"/v1/chat/completions", b'{"model": "tiny", "messages": []}', "tiny"),
+        (b"/v1/chat/completions", b' \n{"messages": [{"model": "inner"}], "model": "outer"}', "outer"),
+        (b"/v1/chat/completions", b'{"messages": []}', None),
+        (b"/v1/chat/completions", b'{"model": null}', None),
+        (b"/v1/chat/completions", b'{"model": 7}', None),
+        (b"/v1/chat/completions", b'{"model": "tiny"', None),
+        (b"/v1/chat/completions", b'{"model": "\xff"}', None),
+        (b"/v1/chat/completions", b"[]", None),
+        pytest.param(b"/v1/chat/completions", b'{"a":' + b"[" * 100_000, None, id="nested too deeply"),
+        (b"/v1/chat/completions", b"", None),
+        (b"/v1/audio/transcriptions", FORM, "whisper-1"),
+        (b"/v1/audio/transcriptions", FORM[:-60].replace(b"RIFF", b"R" * 3_000_000) + FORM[-60:], "whisper-1"),
+        (b"/v1/audio/transcriptions", b"--x\r\n\r\n--x--\r\n", None),
+        (b"/props?autoload=false&model=a%2Fb", b"", "a/b"),
+        (b"/props?model=", b"", None),
+        (b"/props?no", b"", None),
+    ],
+)
+def test_the_model_is_found_in_json_forms_and_queries(target: bytes, body: bytes, model: str | None) -> None:
+    assert read_content(target, body).model == model
+
+
 def members(**given: Any) -> bytes:
     return json.dumps(given).encode()
 
 
 @pytest.mark.parametrize("body", MALFORMED, ids=lambda body: repr(body[:12]))
-def test_a_malformed_body_has_no_members(body: bytes) -> None:
-    assert read_members(body) is NOT_AN_OBJECT
-    assert read_prompt_members(body) is None
+def test_a_malformed_body_has_no_content(body: bytes) -> None:
+    assert read_content(b"/", body) == RequestContent()
+    assert read_prompt_content(body) is None
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"{}{}", b'{"\xff": 1}', b'{"a":' + b"[" * 100_000])
@@ -38,7 +70,7 @@ def test_only_a_json_object_has_named_members(body: bytes) -> None:
 
 
 def test_a_body_without_members_has_defaults() -> None:
-    found = read_members(b"{}")
+    found = read_content(b"/", b"{}")
 
     assert (found.model, found.is_streamed, found.answer_tokens, found.previous_response_id) == (
         None,
@@ -51,7 +83,7 @@ def test_a_body_without_members_has_defaults() -> None:
 def test_both_depths_find_the_same_members() -> None:
     body = members(model="m", stream=True, max_tokens=7, previous_response_id="resp_1", messages=[{"role": "user"}])
 
-    for found in (read_members(body), read_prompt_members(body)):
+    for found in (read_content(b"/", body), read_prompt_content(body)):
         assert found is not None
         assert (found.model, found.is_streamed, found.answer_tokens) == ("m", True, 7)
         assert found.previous_response_id == "resp_1"
@@ -59,10 +91,10 @@ def test_both_depths_find_the_same_members() -> None:
 
 @pytest.mark.parametrize("invalid", [[], {}, [1], {"a": 1}, "x", 1.5, True, None, -1])
 def test_an_invalid_member_hides_no_other_member(invalid: object) -> None:
-    found = read_members(members(model="m", max_tokens=invalid, n_predict=9))
+    found = read_content(b"/", members(model="m", max_tokens=invalid, n_predict=9))
     assert (found.model, found.answer_tokens) == ("m", 9)
 
-    found = read_members(members(model="m", stream=invalid, previous_response_id="resp_1"))
+    found = read_content(b"/", members(model="m", stream=invalid, previous_response_id="resp_1"))
     assert (found.is_streamed, found.previous_response_id) == (invalid is True, "resp_1")
 
 
@@ -79,7 +111,7 @@ def test_an_invalid_member_hides_no_other_member(invalid: object) -> None:
     ],
 )
 def test_the_first_valid_limit_by_precedence_counts(given: dict[str, int], tokens: int | None) -> None:
-    assert read_members(members(**given)).answer_tokens == tokens
+    assert read_content(b"/", members(**given)).answer_tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -96,6 +128,10 @@ def test_a_value_that_is_no_message_has_no_role(message: str) -> None:
         role_of(msgspec.Raw(message.encode()))
 
 
+def test_a_list_has_raw_items() -> None:
+    assert [bytes(memoryview(item)) for item in read_list(msgspec.Raw(b'[1, {"a": 2}]'))] == [b"1", b'{"a": 2}']
+
+
 def test_of_equal_names_the_last_member_counts() -> None:
     found = all_members(b' \n{"model": "first", "model": "last"}\t')
 
@@ -106,7 +142,7 @@ def test_of_equal_names_the_last_member_counts() -> None:
 
 @given(st.binary(max_size=200))
 def test_no_body_raises(body: bytes) -> None:
-    for start in (b"", b"{", b'{"stream":', b'{"max_tokens":'):
-        found = read_members(start + body)
+    for start in (b"", b"{", b"--", b'{"stream":', b'{"max_tokens":'):
+        found = read_content(b"/", start + body)
         assert found.is_streamed in (True, False)
         assert found.answer_tokens is None or found.answer_tokens >= 0
