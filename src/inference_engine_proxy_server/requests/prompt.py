@@ -63,7 +63,7 @@ class Prompt:
     Attributes:
         model: as :func:`~.content.read_content` finds it.
         size: bytes of the prompt's raw text; of the whole body when no prompt is found in it.
-        bytes_a_token: of its model, as far as replies have told.
+        bytes_a_token: of its model, learned from replies.
         tokens: estimated tokens.
         is_one_text: the engine reads it as one text. False for a list of independent texts (``input`` of embeddings),
             and when no prompt is found.

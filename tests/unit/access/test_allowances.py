@@ -340,7 +340,7 @@ def test_the_header_lines_are_always_valid_integers(limit: int, uses: list[tuple
         now += pause
         with contextlib.suppress(CapacityError):
             serve(some, now, tokens)
-        told = fields(some, now)
-        assert all(re.fullmatch(r"\d+s?", value) for value in told.values())
-        assert 0 <= int(told["x-ratelimit-remaining-requests"]) <= limit
-        assert math.isfinite(float(told["x-ratelimit-reset-tokens"].removesuffix("s")))
+        lines = fields(some, now)
+        assert all(re.fullmatch(r"\d+s?", value) for value in lines.values())
+        assert 0 <= int(lines["x-ratelimit-remaining-requests"]) <= limit
+        assert math.isfinite(float(lines["x-ratelimit-reset-tokens"].removesuffix("s")))

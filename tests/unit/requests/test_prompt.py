@@ -261,11 +261,11 @@ def test_placement_keys_are_the_same_in_all_processes_and_chains_are_not() -> No
         "p = read_prompt(b'/', '/', b'', b'{\"prompt\": \"' + b'a' * 600 + b'\"}', TokenSizes())\n"
         "print(p.placement_key, p.chain[0])"
     )
-    told = {
+    outputs = {
         tuple(
             subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout.split()
         )
         for _ in range(2)
     }
-    assert len({key for key, _ in told}) == 1
-    assert len({first for _, first in told}) == 2
+    assert len({key for key, _ in outputs}) == 1
+    assert len({first for _, first in outputs}) == 2
