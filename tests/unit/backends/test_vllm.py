@@ -160,7 +160,7 @@ async def test_progress_changes_with_tokens_and_with_cache_usage(moved: dict[str
         (await backend({**AWAKE, "/metrics": Reply(200, page(**values))}).fetch_state()).progress
         for values in (before, before, before | moved)
     ]
-    assert states[0] == told[1] == 110.25
+    assert states[0] == states[1] == 110.25
     assert states[2] not in (None, 110.25)
 
 
@@ -174,7 +174,7 @@ async def test_progress_covers_every_engine() -> None:
         )
         for usage in (b"0.1", b"0.2")
     ]
-    assert states[0].progress != told[1].progress
+    assert states[0].progress != states[1].progress
 
 
 @pytest.mark.parametrize("name", ["generation_tokens_total", "prompt_tokens_total", "kv_cache_usage_perc"])
