@@ -8,13 +8,14 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
+from inference_engine_proxy_server.dispatch.leases import Dispatcher, Lease
 from inference_engine_proxy_server.dispatch.listening_tail import ListeningTail
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import FIRST, QueuedRequest
-from inference_engine_proxy_server.dispatch.retry import DECLINABLE_STATUSES, NextAttempt, RetryBudget, next_attempt
+from inference_engine_proxy_server.dispatch.retry import NextAttempt, RetryBudget, next_attempt
 from inference_engine_proxy_server.errors import (
+    DECLINABLE_STATUSES,
     BackendBroke,
     BackendDeclined,
     BackendError,
@@ -25,11 +26,12 @@ from inference_engine_proxy_server.errors import (
     ClientError,
     InvalidReply,
 )
-from inference_engine_proxy_server.fleet.backend import Backend, Lease
+from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.requests.requested_model import requested_model
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable, AffinityTail
+from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.light_task import Completion
@@ -51,7 +53,8 @@ class Forwarder:
     """Answers exchanges by passing them on to a backend.
 
     Args:
-        pool: chooses.
+        dispatcher: grants leases.
+        decisions: records why requests went where.
         metrics: told of repeated requests.
         standing: whose turn it is when requests must wait.
         updates: tells them how long they must.
@@ -61,7 +64,8 @@ class Forwarder:
 
     def __init__(
         self,
-        pool: BackendPool,
+        dispatcher: Dispatcher,
+        decisions: Decisions,
         metrics: RequestMetrics,
         standing: FairShare,
         updates: QueueUpdates,
@@ -70,15 +74,16 @@ class Forwarder:
         keeps_credentials: bool = True,
     ) -> None:
         self._keeps_credentials = keeps_credentials
-        self._pool = pool
-        self._placement = pool.placement
-        self._decisions = pool.decisions
+        self._dispatcher = dispatcher
+        self._fleet = dispatcher.fleet
+        self._placement = dispatcher.placement
+        self._decisions = decisions
         self._metrics = metrics
         self._standing = standing
         self._updates = updates
         self._names_backend = names_backend
-        self._budget = RetryBudget(pool.clock)
-        self._bonds = AffinityTable(lambda: pool.backends)
+        self._budget = RetryBudget(dispatcher.fleet.clock)
+        self._bonds = AffinityTable(lambda: dispatcher.fleet.backends)
 
     async def forward(self, exchange: Exchange) -> None:
         """Give ``exchange`` the reply of the best backend.
@@ -97,17 +102,17 @@ class Forwarder:
         else:
             if exchange.model is None:
                 exchange.model = requested_model(head.target, exchange.body)
-            wanted = Requirements(exchange.model, takes_slot, bond=bond)
+            wanted = Requirements(exchange.model, takes_slot, affinity=bond)
         exchange.wanted = wanted
         self._budget.requests += 1
         failed: dict[Backend, BackendError] = {}
         try:
             while True:
-                lease = self._pool.lease(wanted, failed) or await self._wait(exchange, wanted, failed)
-                if self._decisions is not None:
-                    self._decisions.note(lease.decision, exchange)
+                lease = self._dispatcher.lease(wanted, failed) or await self._wait(exchange, wanted, failed)
+                if lease.choice.decision is not None:
+                    self._decisions.note(lease.choice.decision, exchange)
                 try:
-                    if lease.commission is None and bond is None:
+                    if lease.tracker is None and bond is None:
                         return await self._send(exchange, lease.backend, failed)
                     return await self._send_and_learn(exchange, lease, failed)
                 except BackendError as error:
@@ -120,7 +125,7 @@ class Forwarder:
             raise
         finally:
             if failed and any(isinstance(error, BackendDeclined) for error in failed.values()):
-                self._budget.give_back()
+                self._budget.release()
 
     def _bond_of(self, exchange: Exchange) -> Affinity:
         """What ties an unusual request."""
@@ -145,25 +150,25 @@ class Forwarder:
 
     async def _wait(self, exchange: Exchange, wanted: Requirements, failed: Mapping[Backend, BackendError]) -> Lease:
         """A place when it is the request's turn; one that a backend has failed goes before all others."""
-        line = self._pool.line
+        queue = self._dispatcher.queue
         lane = self._placement.lane(wanted)
         waiter = QueuedRequest(
             lane=(lane, *failed) if failed else lane,  # it cannot go where the others can
             sender=self._standing.sender(exchange),
             tokens=self._standing.tokens(exchange, wanted.prompt),
             priority=self._standing.priority(exchange) if not failed else FIRST,
-            take_place=partial(self._pool.place, wanted, tuple(failed)),
-            line=line,
+            try_lease=partial(self._dispatcher.try_lease, wanted, tuple(failed)),
+            queue=queue,
         )
         async with self._updates.during(exchange, waiter, wanted.prompt):
-            return await line.wait(waiter)
+            return await queue.wait(waiter)
 
     # --- an attempt
 
     async def _send_and_learn(self, exchange: Exchange, lease: Lease, failed: Mapping[Backend, BackendError]) -> None:
         """As :meth:`_send`, and let a policy learn from it, and whoever comes after it where to go."""
-        bond, backend = exchange.wanted.bond, lease.backend
-        listening = None if lease.commission is None else ListeningTail(lease.commission)
+        bond, backend = exchange.wanted.affinity, lease.backend
+        listening = None if lease.tracker is None else ListeningTail(lease.tracker)
         exchange.tail = listening
         if bond is not None:
             exchange.tail = AffinityTail(self._bonds, exchange, bond, backend, listening)
@@ -221,7 +226,7 @@ class Forwarder:
             credentials=credentials,
             close=not backend.connections.keeps_alive,
         )
-        bond = exchange.wanted.bond
+        bond = exchange.wanted.affinity
         held_statuses = DECLINABLE_STATUSES if bond is None else bond.held_statuses
         return connection.request(
             [section, exchange.body], sink, is_head=head.method == "HEAD", held_statuses=held_statuses
@@ -232,18 +237,18 @@ class Forwarder:
     ) -> None:
         """Raises a :class:`BackendError` if another backend should try, so that the held reply goes nowhere."""
         wanted = exchange.wanted
-        if wanted.bond is not None and wanted.bond.is_sought:
+        if wanted.affinity is not None and wanted.affinity.is_unlocated:
             if len(failed) + 1 < _ASKED and self._placement.has_other(wanted, [*failed, backend]):
                 raise BackendLacks("The backend does not have what the request names.")
             return
         pause = _RETRY_AFTER.search(held.fields)
         if pause is not None:
-            self._pool.report_request_to_wait(backend, int(pause[1]))
+            self._fleet.report_request_to_wait(backend, int(pause[1]))
         declined = BackendDeclined(held.status)
         if (
             self._next_attempt(exchange, declined) is not NextAttempt.NONE
             and self._placement.has_other(wanted, [*failed, backend])
-            and self._budget.take(self._pool.requests_in_flight)
+            and self._budget.take(self._dispatcher.requests_in_flight)
         ):
             raise declined
 
@@ -261,24 +266,24 @@ class Forwarder:
 
     def _report(self, backend: Backend, error: BackendError) -> None:
         """Let everyone know at once what a failed attempt says about the backend."""
-        pool = self._pool
+        fleet = self._fleet
         if isinstance(error, BackendUnreachable):
-            pool.report_refused_connection(backend)
+            fleet.report_refused_connection(backend)
         elif isinstance(error, BackendBroke):
             if not error.on_reused_connection:
-                pool.report_broken_connection(backend)
+                fleet.report_broken_connection(backend)
         elif isinstance(error, BackendTimeout):
-            pool.report_timeout(backend)
+            fleet.report_timeout(backend)
         elif isinstance(error, InvalidReply):
-            pool.report_failure(backend, "it does not answer in HTTP")
+            fleet.report_failure(backend, "it does not answer in HTTP")
         elif isinstance(error, BackendDeclined):
             self._judge(backend, error.backend_status, 0.0)
 
     def _judge(self, backend: Backend, status: int, sent_at: float) -> None:
         if status in _FAILURE_STATUSES:
-            self._pool.report_failure(backend, f"it answered {status}")
+            self._fleet.report_failure(backend, f"it answered {status}")
         elif status < 400:
-            self._pool.report_success(backend, sent_at)
+            self._fleet.report_success(backend, sent_at)
 
 
 def _with_prompt(exchange: Exchange, bond: Affinity | None, placement: Placement) -> Requirements:
@@ -286,12 +291,12 @@ def _with_prompt(exchange: Exchange, bond: Affinity | None, placement: Placement
     head = exchange.head
     if exchange.model is None and placement.has_policies_by_model:
         exchange.model = requested_model(head.target, exchange.body)
-    way = placement.way(exchange.model)
-    if way is None and not placement.contexts_differ:
-        return Requirements(exchange.model, bond=bond)
-    prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body, placement.token_sizes)
+    policy = placement.policy(exchange.model)
+    if not policy.reads_prompts and not placement.contexts_differ:
+        return Requirements(exchange.model, affinity=bond)
+    prompt = read_prompt(head.target, head.path, head.passed_on, exchange.body, placement.router.token_sizes)
     exchange.model = exchange.model or prompt.model
-    return Requirements(exchange.model, prompt=prompt, way=way, bond=bond)
+    return Requirements(exchange.model, prompt=prompt, policy=policy, affinity=bond)
 
 
 def _raise_broken(failed: Mapping[Backend, BackendError]) -> None:

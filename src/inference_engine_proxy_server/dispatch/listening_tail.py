@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inference_engine_proxy_server.backends.reply_facts import read_facts, says_its_end
-from inference_engine_proxy_server.fleet.backend import Learning
+from inference_engine_proxy_server.routing.tracker import Tracker
 from inference_engine_proxy_server.wire.reply_tail import ReplyTail
 
 __all__ = ["ListeningTail"]
@@ -14,7 +14,7 @@ class ListeningTail(ReplyTail):
 
     __slots__ = ("_has_begun", "_learning")
 
-    def __init__(self, learning: Learning) -> None:
+    def __init__(self, learning: Tracker) -> None:
         super().__init__()
         self._learning = learning
         self._has_begun = False

@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
+from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest, RequestQueue
-from inference_engine_proxy_server.fleet.backend import Lease
 from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.wire.exchange import Exchange
 

@@ -93,11 +93,38 @@ class HealthTracker:
     """
 
     __slots__ = (
-        "_cooled_until", "_draw", "_failed_at", "_failures", "_falls", "_fell", "_has_been_up", "_lost_at",
-        "_lost_reason", "_progress", "_progress_at", "_proved_at", "_ramp_since", "_refusals", "_rules", "_silences",
-        "_stands_still", "_suspended_at", "_suspended_until", "_suspension_reason", "_timeouts", "_well_since",
-        "is_doubtful", "is_in_question", "is_last_choice", "is_stuck", "on_trial", "reason", "since", "state",
-        "takes_requests", "told",
+        "_cooled_until",
+        "_draw",
+        "_failed_at",
+        "_failures",
+        "_falls",
+        "_fell",
+        "_has_been_up",
+        "_lost_at",
+        "_lost_reason",
+        "_progress",
+        "_progress_at",
+        "_proved_at",
+        "_ramp_since",
+        "_refusals",
+        "_rules",
+        "_silences",
+        "_stands_still",
+        "_suspended_at",
+        "_suspended_until",
+        "_suspension_reason",
+        "_timeouts",
+        "_well_since",
+        "is_doubtful",
+        "is_in_question",
+        "is_last_choice",
+        "is_stuck",
+        "on_trial",
+        "reason",
+        "reported",
+        "since",
+        "state",
+        "takes_requests",
     )  # fmt: skip
 
     def __init__(self, rules: HealthRules, now: float, draw: Callable[[], float] = random.random) -> None:
@@ -106,7 +133,7 @@ class HealthTracker:
         self.state = Health.STARTING
         self.reason = "not asked yet"
         self.since = now
-        self.told = BackendState(ready=False, live=False, starting=True, reason=self.reason)
+        self.reported = BackendState(ready=False, live=False, starting=True, reason=self.reason)
         self.is_doubtful = False
         self.takes_requests = False
         self.is_last_choice = False
@@ -145,7 +172,7 @@ class HealthTracker:
         """It answered a question about its state that was asked at ``asked_at``."""
         if asked_at <= self._lost_at:
             return  # the answer is older than the failure
-        self.told = told
+        self.reported = told
         self._proved_at = now
         self._silences = self._refusals = 0
         self._lost_reason = ""
@@ -244,7 +271,7 @@ class HealthTracker:
         return max(_FIRST_SHARE, min(1.0, grown))
 
     def _verdict(self, now: float) -> tuple[Health, str]:
-        told = self.told
+        told = self.reported
         if self._lost_reason:
             return Health.DOWN, self._lost_reason
         if not told.live:
@@ -278,7 +305,7 @@ class HealthTracker:
             self._lose("it has been silent for too long")
 
     def _look_for_flapping(self, now: float) -> None:
-        is_back = self.told.live and not self._lost_reason
+        is_back = self.reported.live and not self._lost_reason
         if self.state in (Health.DOWN, Health.STARTING) and is_back and self._falls > _HARMLESS_FALLS:
             self._suspend(now, "it keeps failing", self._falls - _HARMLESS_FALLS, stands_still=False)
 
@@ -289,7 +316,7 @@ class HealthTracker:
                 self._forget_failures()
             elif not (self._stands_still and self.on_trial):
                 return  # else what tries it may stand still, too
-        if activity.waiting_since is None or not (activity.has_begun or self.told.progress is not None):
+        if activity.waiting_since is None or not (activity.has_begun or self.reported.progress is not None):
             return
         still_seconds = now - max(moved_at, activity.waiting_since, self._suspended_until)
         if still_seconds >= self._rules.suspect_after_seconds:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from inference_engine_proxy_server.dispatch.retry import DECLINABLE_STATUSES
+from inference_engine_proxy_server.errors import DECLINABLE_STATUSES
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.resource_names import (
@@ -49,24 +49,24 @@ class Affinity:
     ends: bool
 
     @property
-    def is_needed(self) -> bool:
+    def is_required(self) -> bool:
         """Whether only one backend can serve it."""
         return self.needed is not None
 
     @property
-    def is_sought(self) -> bool:
+    def is_unlocated(self) -> bool:
         """Whether nobody knows which."""
         return self.needed is not None and self.home is None
 
     @property
-    def is_loose(self) -> bool:
+    def allows_any_backend(self) -> bool:
         """Whether it does not matter who serves it, and only what comes after it will be tied."""
         return self.needed is None and self.home is None
 
     @property
     def held_statuses(self) -> frozenset[int]:
         """Replies that may not be the last word: of who is asked for what he may not have, those that say so."""
-        if self.needed is None or not self.is_sought:
+        if self.needed is None or not self.is_unlocated:
             return DECLINABLE_STATUSES
         return _LACKING_OR_ENDED if self.ends and is_stream(self.needed) else _LACKING
 

@@ -18,7 +18,7 @@ from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
 from inference_engine_proxy_server.wire.exchange import Exchange
 
-__all__ = ["FEWEST", "KEPT", "TIED", "Decision", "Decisions", "Ranked", "Row", "Rule"]
+__all__ = ["KEPT", "TIED", "Decision", "Decisions", "Ranked", "Row", "Rule"]
 
 KEPT = 100
 """Decisions that are remembered; older ones are forgotten."""
@@ -50,7 +50,9 @@ class Rule(Protocol):
 class Candidate(Protocol):
     """Whom a request could be sent to."""
 
-    config: BackendConfig
+    @property
+    def config(self) -> BackendConfig:
+        """Configuration of the backend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,6 @@ class _Fixed:
     most_wins: bool = False
 
 
-FEWEST: Rule = _Fixed("least_requests", ("load", "cost", "rank"))
-"""Who has the fewest requests; its rows are :class:`Ranked`."""
 TIED: Rule = _Fixed("tied")
 """What the request names is on that backend; nothing is compared."""
 

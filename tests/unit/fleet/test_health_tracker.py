@@ -42,7 +42,7 @@ class Case:
         while seconds > 0:
             self.now += min(step, seconds)
             seconds -= step
-            self.answer(self.health.told)
+            self.answer(self.health.reported)
 
     def sleep(self, seconds: float) -> None:
         """Let time pass, and look."""
