@@ -17,7 +17,8 @@ from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, Re
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.backend_load import BackendLoad
 from inference_engine_proxy_server.fleet.fleet import Fleet
-from inference_engine_proxy_server.fleet.health_tracker import HealthRules, HealthTracker
+from inference_engine_proxy_server.fleet.health import HealthRules
+from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
 from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
-from inference_engine_proxy_server.fleet.health_tracker import Health
+from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot
 from inference_engine_proxy_server.processes.siblings import Answers, Siblings
 from inference_engine_proxy_server.routing.learned import BackendLearning

@@ -9,7 +9,8 @@ from typing import Protocol
 from inference_engine_proxy_server.backends.base import BackendState
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.fleet.backend_load import BackendLoad
-from inference_engine_proxy_server.fleet.health_tracker import Health, HealthTracker
+from inference_engine_proxy_server.fleet.health import Health
+from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.fleet.serving import Serving
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
 

@@ -25,7 +25,7 @@ from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.errors import BackendError, BackendTimeout, CapacityError, InvalidReply
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet
-from inference_engine_proxy_server.fleet.health_tracker import Health
+from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.wire.fetch import Inquiry
 
 __all__ = ["CacheRefresher"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from inference_engine_proxy_server.backends.base import BackendState
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.fleet.health_tracker import Health
+from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.fleet.snapshot import FleetSnapshot
 
 __all__ = ["Fleet", "FleetObserver"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from inference_engine_proxy_server.backends.base import BackendState
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.fleet.health_tracker import Health
+from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.fleet.serving import Serving
 
 __all__ = ["BackendSnapshot", "FleetSnapshot"]

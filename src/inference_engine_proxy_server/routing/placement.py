@@ -9,7 +9,7 @@ from inference_engine_proxy_server.backends.base import ModelNames
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
-from inference_engine_proxy_server.fleet.health_tracker import Health
+from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.routing.affinity import Affinity
 from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.candidate_set import CandidateSet

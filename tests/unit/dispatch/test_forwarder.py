@@ -12,7 +12,7 @@ import pytest
 
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.fleet.health_tracker import Health
+from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.wire.client_connection import CLIENT_GONE
 from inference_engine_proxy_server.wire.exchange import Outcome

@@ -16,7 +16,8 @@ from inference_engine_proxy_server.errors import CapacityError, ClientError, Pro
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.backend_load import BackendLoad
 from inference_engine_proxy_server.fleet.fleet import Fleet
-from inference_engine_proxy_server.fleet.health_tracker import Health, HealthRules, HealthTracker
+from inference_engine_proxy_server.fleet.health import Health, HealthRules
+from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin

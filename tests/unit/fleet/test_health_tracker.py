@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_engine_proxy_server.backends.base import BackendState
-from inference_engine_proxy_server.fleet.health_tracker import Health, HealthRules, HealthTracker
+from inference_engine_proxy_server.fleet.health import Health, HealthRules
+from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.wire.backend_connections import Activity
 
 RULES = HealthRules(evidence_seconds=6, suspect_after_seconds=60, slow_start_seconds=30)
