@@ -262,7 +262,7 @@ def client_context(
         write_stall_seconds=settings.client_write_stall_seconds,
     )
     process = secrets.token_hex(6)
-    request_ids = (f"{process}-{number:x}" for number in itertools.count(1))
+    request_ids = map(f"{process}-%x".__mod__, itertools.count(1))
     is_tls = settings.tls_cert_file is not None
     forwarding = Forwarding(settings.trusted_proxies, name=f"inference-proxy-{process}", is_tls=is_tls)
     return ClientContext(

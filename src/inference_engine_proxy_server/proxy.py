@@ -83,6 +83,7 @@ class Proxy:
         self._grace_seconds = settings.drain_grace_seconds
         self._readiness_asked_at = -math.inf
         self._deadlines = Deadlines()
+        self._clock = self._deadlines.clock
         self._metrics = RequestMetrics()
         self._load = client_load(settings, self._deadlines)
         self._guard = overload_guard(settings, self._load, self._metrics, self._deadlines)
@@ -227,7 +228,7 @@ class Proxy:
         return self.is_draining
 
     def _finish(self, request: ProxiedRequest) -> None:
-        record = request.record(self._deadlines.clock())
+        record = request.record(self._clock())
         for subscriber in self._record_subscribers:
             subscriber(record)
 

@@ -15,7 +15,6 @@ _USUAL: dict[str, Any] = {
     "path": "/",
     "status": 200,
     "outcome": Outcome.COMPLETE,
-    "has_begun": True,
     "backend": None,
     "model": None,
     "first_byte_seconds": 0.1,

@@ -75,23 +75,32 @@ class Attempts:
             BackendError: the attempt failed; the reply may have begun.
         """
         request, backend = attempt.request, attempt.backend
-        connections = backend.connections
+        head, connections = request.head, backend.connections
         sink = LateReply(request) if request.has_only_comments else request
         request.backend = backend.url
         if self._names_backend:
             request.backend_fields = backend.reply_field
+        credentials = backend.credentials
+        if credentials is None:
+            credentials = head.credentials if self._keeps_credentials else b""
         affinity = request.requirements.affinity
         held_statuses = DECLINABLE_STATUSES
         if affinity is not None and affinity.is_unlocated:
             held_statuses = affinity.lacking_statuses
         connection = connections.take_idle() or await connections.connect()
+        origin, body = connections.origin, request.body
+        section = head.for_backend(
+            origin.authority,
+            origin.prefix,
+            request.request_id,
+            len(body),
+            credentials=credentials,
+            close=not connections.keeps_alive,
+        )
         while True:
             try:
                 held = await connection.request(
-                    [self._section(request, backend), request.body],
-                    sink,
-                    is_head=request.head.method == "HEAD",
-                    held_statuses=held_statuses,
+                    [section, body], sink, is_head=head.method == "HEAD", held_statuses=held_statuses
                 )
                 if held is not None:
                     self._decide(attempt, held)
@@ -132,20 +141,6 @@ class Attempts:
             fleet.report_failure(backend, "it does not answer in HTTP")
         elif isinstance(error, BackendDeclined):
             self._judge(backend, error.backend_status, 0.0)
-
-    def _section(self, request: ProxiedRequest, backend: Backend) -> bytes:
-        head, connections = request.head, backend.connections
-        credentials = backend.credentials
-        if credentials is None:
-            credentials = head.credentials if self._keeps_credentials else b""
-        return head.for_backend(
-            connections.origin.authority,
-            connections.origin.prefix,
-            request.request_id,
-            len(request.body),
-            credentials=credentials,
-            close=not connections.keeps_alive,
-        )
 
     async def _reconnect(self, attempt: Attempt) -> BackendConnection:
         try:

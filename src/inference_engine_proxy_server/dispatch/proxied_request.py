@@ -71,14 +71,15 @@ class ProxiedRequest(Exchange):
 
     def record(self, now: float) -> RequestRecord:
         """The record of the request, which ended at ``now``."""
-        head, started_at, first_byte_at = self.head, self.started_at, self.first_byte_at
+        head = self.head
+        started_at = self.started_at
+        first_byte_at = self.first_byte_at
         return RequestRecord(
             self.client,
             head.method,
             head.path,
             self.status,
             self.outcome,
-            first_byte_at is not None,
             self.backend,
             self.model,
             None if first_byte_at is None else first_byte_at - started_at,

@@ -88,7 +88,9 @@ class AccessLog:
 
     def write(self, record: RequestRecord) -> None:
         """Write the line of a finished request soon after."""
-        now, model, first_byte_seconds = self._now(), record.model, record.first_byte_seconds
+        now = self._now()
+        model = record.model
+        first_byte_seconds = record.first_byte_seconds
         if self._is_json:
             line = json.dumps(
                 {

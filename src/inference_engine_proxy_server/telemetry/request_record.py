@@ -17,7 +17,6 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
         method, path: of the request; the path without its query.
         status: of the reply; 499 if the client left before there was one.
         outcome: how the exchange ended.
-        has_begun: whether a byte of the reply was sent.
         backend: base URL of the backend that served the request; ``None`` for a reply of the proxy itself.
         model: the model that the request names; ``None`` when it names none or nothing read it.
         first_byte_seconds: from the complete request to the reply's first byte; ``None`` without a reply.
@@ -31,7 +30,6 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     path: str
     status: int
     outcome: Outcome
-    has_begun: bool
     backend: str | None
     model: str | None
     first_byte_seconds: float | None

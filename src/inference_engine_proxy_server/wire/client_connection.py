@@ -1,7 +1,4 @@
-"""A client's connection: complete requests in, one at a time, replies out, with deadlines and back-pressure.
-
-uvicorn creates one for each accepted connection and shuts it down.
-"""
+"""A client's connection: complete requests in, one at a time, replies out, with deadlines and back-pressure."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ E = TypeVar("E", bound=Exchange)
 
 
 class ClientConnection(asyncio.Protocol, Generic[E]):
-    """One client's connection.
+    """One client's connection, which uvicorn creates and shuts down.
 
     During a reply the connection keeps reading, into a bounded look-ahead buffer: this detects at once that a client
     leaves. A client that closes its sending half counts as gone, as in nginx.
@@ -132,18 +129,19 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
             self._refuse(ClientError("The request ended before it was complete.", code="incomplete_request"))
 
     def _begin(self, head: RequestHead, content: bytes) -> None:
+        context, load = self._context, self._load
         self._ahead = self._reader.excess
-        request_id = head.request_id or next(self._context.request_ids)
-        self._exchange = exchange = self._context.new_exchange(self, head, content, request_id, head.sender)
+        request_id = head.request_id or next(context.request_ids)
+        self._exchange = exchange = context.new_exchange(self, head, content, request_id, head.sender)
         self.deadline = exchange.started_at + self._limits.request_seconds
-        if self._draining or self._load.ends_connections:
+        if self._draining or load.ends_connections:
             exchange.keep_alive = False
         try:
-            answering = self._context.handle(exchange)
+            answering = context.handle(exchange)
         except ProxyError as error:
             exchange.fail(error)
             return
-        self._load.requests += 1
+        load.requests += 1
         self._task = task = LightTask(answering, partial(self._served, exchange))
         self._tasks.add(task)
         task.start()
@@ -208,8 +206,8 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
     def pause_writing(self) -> None:
         """The client reads slower than the reply arrives: pause the source and watch the client's progress."""
         self._watch_pace()
-        if self._exchange is not None and self._exchange.source is not None:
-            self._exchange.source.pause_reading()
+        if self._exchange is not None and (source := self._exchange.source) is not None:
+            source.pause_reading()
 
     def resume_writing(self) -> None:
         """The client has caught up."""

@@ -62,6 +62,8 @@ class Exchange:
     """
 
     write_through: Callable[[bytes], None]
+    _fields: bytes  # set with the reply's status, as the next one
+    _length_known: bool
 
     __slots__ = (
         "_body_allowed", "_chunked", "_connection", "_fields", "_is_passing_through", "_length_known",
@@ -82,10 +84,9 @@ class Exchange:
         self.first_byte_at: float | None = None
         self.status = 0
         self.sent_bytes = 0
-        self.common_fields = self.backend_fields = self.last_block = self._fields = self._pending_head = b""
+        self.common_fields = self.backend_fields = self.last_block = self._pending_head = b""
         self.source: ReplySource | None = None
-        self.has_only_comments = self.done = self.takes_chunks = False
-        self._length_known = self._chunked = self._is_passing_through = False
+        self.has_only_comments = self.done = self.takes_chunks = self._chunked = self._is_passing_through = False
         self._body_allowed = True
         self.outcome = Outcome.COMPLETE
         self._observers: ReplyObservers | None = None
@@ -162,8 +163,9 @@ class Exchange:
         self.status = status
         self._fields = fields
         self._length_known = True
-        self.takes_chunks = self._chunked = False  # a reply that was opened and never sent may have set them
-        self._pending_head = b""
+        if self._pending_head:  # a reply was opened and not sent
+            self._pending_head = b""
+            self.takes_chunks = self._chunked = False
         if self._observers is not None:
             self._observers.show(body)
         self.last_block = body

@@ -97,10 +97,9 @@ class ReplyRelay(asyncio.Protocol):
 
     def _read_head(self, sink: ReplySink, data: bytes) -> None:
         found = self._head_reader.feed(data)
-        if found is not None:  # otherwise the deadline stays: a header section that drips is late all the same
-            self._begin(sink, *found)
-
-    def _begin(self, sink: ReplySink, head: ReplyHead, rest: bytes) -> None:
+        if found is None:
+            return  # the deadline stays: a header section that drips is late all the same
+        head, rest = found
         self._head = head
         self._missing = -1 if head.content_length is None else head.content_length
         if head.status in self._held_statuses:

@@ -65,7 +65,7 @@ def test_a_record_has_the_times_since_the_request_was_complete() -> None:
     request.respond(200, b"", b"hello")
     record = request.record(9.0)
     assert (record.first_byte_seconds, record.seconds) == (1.0, 8.0)
-    assert (record.status, record.outcome, record.has_begun) == (200, Outcome.COMPLETE, True)
+    assert (record.status, record.outcome) == (200, Outcome.COMPLETE)
     assert (record.client, record.method, record.path) == ("1.2.3.4:5", "POST", "/v1/chat/completions")
     assert (record.backend, record.model, record.request_id) == ("http://a", "m", "id-1")
     assert record.sent_bytes == request.sent_bytes > 5
@@ -75,4 +75,4 @@ def test_a_record_without_a_reply_has_no_first_byte() -> None:
     request, _ = request_for()
     request.client_left()
     record = request.record(3.0)
-    assert (record.first_byte_seconds, record.has_begun, record.outcome) == (None, False, Outcome.CLIENT_LEFT)
+    assert (record.first_byte_seconds, record.outcome) == (None, Outcome.CLIENT_LEFT)

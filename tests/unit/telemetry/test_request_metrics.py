@@ -86,7 +86,7 @@ def test_sums_and_counts_are_those_of_the_requests(metrics: RequestMetrics, show
 
 
 def test_request_without_a_first_byte_has_a_duration_only(metrics: RequestMetrics, shown: CollectorRegistry) -> None:
-    metrics.count_request(request_record(path=PATH, status=499, has_begun=False, first_byte_seconds=None))
+    metrics.count_request(request_record(path=PATH, status=499, first_byte_seconds=None))
 
     route = {"route": "completions"}
     assert shown.get_sample_value("inference_proxy_request_duration_seconds_count", route) == 1
@@ -96,14 +96,14 @@ def test_request_without_a_first_byte_has_a_duration_only(metrics: RequestMetric
 def test_unfinished_replies_are_counted_by_the_side_that_ended_them(
     metrics: RequestMetrics, shown: CollectorRegistry
 ) -> None:
-    for outcome, has_begun in (
-        (Outcome.CLIENT_LEFT, True),
-        (Outcome.CLIENT_LEFT, True),
-        (Outcome.CLIENT_LEFT, False),  # no reply to abort
-        (Outcome.BROKEN, True),
-        (Outcome.COMPLETE, True),
+    for outcome, first_byte_seconds in (
+        (Outcome.CLIENT_LEFT, 0.1),
+        (Outcome.CLIENT_LEFT, 0.1),
+        (Outcome.CLIENT_LEFT, None),  # no reply to abort
+        (Outcome.BROKEN, 0.1),
+        (Outcome.COMPLETE, 0.1),
     ):
-        metrics.count_request(request_record(outcome=outcome, has_begun=has_begun))
+        metrics.count_request(request_record(outcome=outcome, first_byte_seconds=first_byte_seconds))
 
     assert shown.get_sample_value("inference_proxy_stream_aborts_total", {"side": "client"}) == 2
     assert shown.get_sample_value("inference_proxy_stream_aborts_total", {"side": "backend"}) == 1
