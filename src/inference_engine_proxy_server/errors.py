@@ -23,6 +23,7 @@ import json
 import math
 
 __all__ = [
+    "DECLINABLE_STATUSES",
     "BackendBroke",
     "BackendDeclined",
     "BackendError",
@@ -124,6 +125,10 @@ class BackendTimeout(BackendError):
 
     status = 504
     code = "backend_timeout"
+
+
+DECLINABLE_STATUSES = frozenset({429, 502, 503})
+"""Statuses of a backend that mean "not here, not now": another backend may do better."""
 
 
 class BackendDeclined(BackendError):

@@ -18,16 +18,18 @@ from inference_engine_proxy_server.access.key_limits import KeyLimits
 from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.composition import (
     backend_maker,
-    backend_pool,
     cache_refresher,
-    chooser_maker,
     client_context,
     client_load,
+    decisions,
+    dispatcher,
+    fleet,
     forwarder,
     gate,
     key_ring,
     make_app,
     overload_guard,
+    placement,
 )
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
@@ -46,6 +48,7 @@ from inference_engine_proxy_server.processes.worker import WorkerContext
 from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
 from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE, Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
+from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.tasks.keep_running import keep_running
 from inference_engine_proxy_server.telemetry.logs import AccessLog
@@ -92,37 +95,42 @@ class Proxy:
         engines = discover_engines()
         check_engines(configuration.fleet, engines)
         make_backend = backend_maker(settings, self._deadlines, context)
-        self._turns = None if context is None else WorkerFairness(context.shared_leases, context.siblings.number)
-        self._pool = backend_pool(configuration, map(make_backend, configuration.fleet), self._deadlines, self._turns)
+        self._fairness = None
+        if context is not None:
+            self._fairness = WorkerFairness(context.shared_leases, context.siblings.number)
+        self._fleet = fleet(settings, map(make_backend, configuration.fleet), self._deadlines)
+        routing = placement(configuration, self._fleet, is_shared=context is not None)
+        self._dispatcher = dispatcher(settings, self._fleet, routing, self._deadlines, self._fairness)
+        recorded = decisions(settings)
         for url in () if context is None else context.drained_urls:
             self.obey(url, is_draining=True)
-        self._refresher = cache_refresher(settings, self._pool, engines)
+        self._refresher = cache_refresher(settings, self._fleet, engines)
         self._config_watch = None
         if load is not None:
             keeper = FleetUpdater(
-                self._pool,
-                self._refresher,
+                self._fleet,
                 engines,
                 make_backend,
-                chooser_maker(settings, self._deadlines),
+                self._refresher.forget_engine,
+                lambda models: routing.set_policies(ModelPolicies.named(settings.balancing_policy, models)),
                 configuration.models,
             )
             self._config_watch = ConfigWatch(configuration, load, keeper, self._metrics, hears_signals=context is None)
         self._key_ring = key_ring(settings)
         self._key_limits = None if self._key_ring is None else KeyLimits(self._deadlines.clock)
-        self._forwarder = forwarder(settings, self._pool, self._metrics)
+        self._forwarder = forwarder(settings, self._dispatcher, recorded, self._metrics)
         allowances = Allowances(self._deadlines.clock)
         siblings, order = (Siblings(), None) if context is None else (context.siblings, context.order)
-        everybody = AllWorkers(self._pool, self._key_ring, allowances, siblings, order)
-        page = MetricsPage(self._pool, self._metrics, siblings)
+        everybody = AllWorkers(self._dispatcher, recorded, self._key_ring, allowances, siblings, order)
+        page = MetricsPage(self._dispatcher, self._metrics, siblings)
         self._answers = {**everybody.answers, **page.answers}
         routers = (
             welcome_router(),
-            health_router(self._pool, self._is_not_ready, names_need_key=settings.health_details == "key"),
-            models_router(self._pool),
+            health_router(self._fleet, self._is_not_ready, names_need_key=settings.health_details == "key"),
+            models_router(self._fleet),
             prometheus_router(page),
             docs_router(),
-            admin_router(self._pool, self._key_ring, allowances, everybody),
+            admin_router(self._fleet, self._key_ring, allowances, everybody),
         )
         self.app = make_app(routers, self._lifespan)
         self._bridge = AsgiBridge(self.app)
@@ -163,8 +171,8 @@ class Proxy:
         }
         if self._context is not None:
             loops["siblings"] = partial(self._context.siblings.answer, self._context.inbox, self._answers)
-        if self._turns is not None:
-            loops["places that siblings free"] = partial(self._pool.look_for_places, self._turns)
+        if self._fairness is not None:
+            loops["slots of siblings"] = partial(self._dispatcher.fill_slots_of_siblings, self._fairness)
         if self._config_watch is not None:
             loops["settings"] = self._config_watch.run
         if self._key_ring is not None:
@@ -177,7 +185,7 @@ class Proxy:
             yield
             for task in tasks:
                 task.cancel()
-        for backend in self._pool.backends:
+        for backend in self._fleet.backends:
             backend.connections.close()
 
     def _handle(self, request: ProxiedRequest) -> Coroutine[None, None, None]:
@@ -204,9 +212,9 @@ class Proxy:
 
     def obey(self, url: str, *, is_draining: bool) -> None:
         """Do as an operator has said, to whichever worker; see :class:`~.worker.WorkersProxy`."""
-        for backend in self._pool.backends:
+        for backend in self._fleet.backends:
             if backend.url == url and backend.is_draining is not is_draining:
-                self._pool.drain(backend, is_draining=is_draining)
+                self._fleet.set_draining(backend, is_draining=is_draining)
 
     def record_readiness_probe(self) -> None:
         """Record a readiness probe of this or another worker; see :class:`~.worker.WorkersProxy`."""

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 import msgspec
 
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
-from inference_engine_proxy_server.dispatch.retry import DECLINABLE_STATUSES, NextAttempt, RetryBudget, next_attempt
+from inference_engine_proxy_server.dispatch.retry import NextAttempt, RetryBudget, next_attempt
 from inference_engine_proxy_server.errors import (
+    DECLINABLE_STATUSES,
     BackendBroke,
     BackendDeclined,
     BackendError,
@@ -50,21 +51,22 @@ class Attempts:
     """Makes attempts, and reports to the fleet what each of them shows about its backend.
 
     Args:
-        pool: receives the evidence.
+        dispatcher: has the fleet, which receives the evidence.
         metrics: counts repeated requests.
         names_backend: whether replies name their backend in ``x-backend``.
         keeps_credentials: whether a client's key goes on to a backend for which the proxy has no key.
     """
 
     def __init__(
-        self, pool: BackendPool, metrics: RequestMetrics, *, names_backend: bool, keeps_credentials: bool
+        self, dispatcher: Dispatcher, metrics: RequestMetrics, *, names_backend: bool, keeps_credentials: bool
     ) -> None:
-        self._pool = pool
-        self._placement = pool.placement
+        self._dispatcher = dispatcher
+        self._fleet = dispatcher.fleet
+        self._placement = dispatcher.placement
         self._metrics = metrics
         self._names_backend = names_backend
         self._keeps_credentials = keeps_credentials
-        self.budget = RetryBudget(pool.clock)
+        self.budget = RetryBudget(dispatcher.fleet.clock)
 
     async def send(self, attempt: Attempt) -> None:
         """Send the request and relay the whole reply.
@@ -118,16 +120,16 @@ class Attempts:
 
     def report(self, backend: Backend, error: BackendError) -> None:
         """Report to the fleet at once what a failed attempt shows about ``backend``."""
-        pool = self._pool
+        fleet = self._fleet
         if isinstance(error, BackendUnreachable):
-            pool.report_refused_connection(backend)
+            fleet.report_refused_connection(backend)
         elif isinstance(error, BackendBroke):
             if not error.on_reused_connection:
-                pool.report_broken_connection(backend)
+                fleet.report_broken_connection(backend)
         elif isinstance(error, BackendTimeout):
-            pool.report_timeout(backend)
+            fleet.report_timeout(backend)
         elif isinstance(error, InvalidReply):
-            pool.report_failure(backend, "it does not answer in HTTP")
+            fleet.report_failure(backend, "it does not answer in HTTP")
         elif isinstance(error, BackendDeclined):
             self._judge(backend, error.backend_status, 0.0)
 
@@ -162,17 +164,17 @@ class Attempts:
             return
         pause = _RETRY_AFTER.search(held.fields)
         if pause is not None:
-            self._pool.report_request_to_wait(backend, int(pause[1]))
+            self._fleet.report_request_to_wait(backend, int(pause[1]))
         declined = BackendDeclined(held.status)
         if (
             has_other
             and self.next(request, declined) is not NextAttempt.NONE
-            and self.budget.take(self._pool.requests_in_flight)
+            and self.budget.take(self._dispatcher.requests_in_flight)
         ):
             raise declined
 
     def _judge(self, backend: Backend, status: int, sent_at: float) -> None:
         if status in _FAILURE_STATUSES:
-            self._pool.report_failure(backend, f"it answered {status}")
+            self._fleet.report_failure(backend, f"it answered {status}")
         elif status < 400:
-            self._pool.report_success(backend, sent_at)
+            self._fleet.report_success(backend, sent_at)

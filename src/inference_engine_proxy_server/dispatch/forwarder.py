@@ -9,9 +9,9 @@ from functools import partial
 
 from inference_engine_proxy_server.dispatch.affinity_observer import AffinityObserver
 from inference_engine_proxy_server.dispatch.attempt import Attempt, Attempts
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.learning_observer import LearningObserver
+from inference_engine_proxy_server.dispatch.leases import Dispatcher, Lease
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import FIRST, QueuedRequest
@@ -25,10 +25,11 @@ from inference_engine_proxy_server.errors import (
     CapacityError,
     ClientError,
 )
-from inference_engine_proxy_server.fleet.backend import Backend, Lease
+from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
+from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
@@ -43,7 +44,8 @@ class Forwarder:
     """Serves requests by passing them on to a backend.
 
     Args:
-        pool: grants leases.
+        dispatcher: grants leases.
+        decisions: records why requests were sent where they were.
         metrics: counts repeated requests.
         fair_share: orders the requests that must wait.
         updates: sends queue positions to waiting streams.
@@ -52,21 +54,22 @@ class Forwarder:
 
     def __init__(
         self,
-        pool: BackendPool,
+        dispatcher: Dispatcher,
+        decisions: Decisions,
         metrics: RequestMetrics,
         fair_share: FairShare,
         updates: QueueUpdates,
         attempts: Attempts,
     ) -> None:
-        self._pool = pool
-        self._placement = pool.placement
-        self._decisions = pool.decisions
+        self._dispatcher = dispatcher
+        self._placement = dispatcher.placement
+        self._decisions = decisions
         self._metrics = metrics
         self._fair_share = fair_share
         self._updates = updates
         self._attempts = attempts
         self._budget = attempts.budget
-        self._affinities = AffinityTable(lambda: pool.backends)
+        self._affinities = AffinityTable(lambda: dispatcher.fleet.backends)
 
     async def forward(self, request: ProxiedRequest) -> None:
         """Give ``request`` the reply of the best backend.
@@ -79,17 +82,18 @@ class Forwarder:
         failed: dict[Backend, BackendError] = {}
         try:
             while True:
-                lease = self._pool.lease(requirements, failed) or await self._wait(request, failed)
+                lease = self._dispatcher.lease(requirements, failed) or await self._wait(request, failed)
                 observers: tuple[ReplyObserver, ...] = ()
                 try:
-                    if self._decisions is not None:
-                        request.common_fields = self._decisions.record(lease.decision, request)
-                    if lease.commission is not None or requirements.affinity is not None:
+                    if lease.choice.decision is not None:
+                        request.common_fields = self._decisions.record(lease.choice.decision, request)
+                    if lease.tracker is not None or requirements.affinity is not None:
                         observers = self._observe(request, lease)
                     return await self._attempts.send(Attempt(request, lease.backend, failed))
                 except BackendError as error:
                     self._take_failure(request, lease.backend, error, failed)
-                    request.stop_observing(*observers)
+                    if observers:
+                        request.observers.remove(*observers)
                 finally:
                     lease.close()
                 await _back_off(failed)
@@ -98,7 +102,7 @@ class Forwarder:
             raise
         finally:
             if failed and any(isinstance(error, BackendDeclined) for error in failed.values()):
-                self._budget.give_back()
+                self._budget.release()
 
     def _requirements(self, request: ProxiedRequest) -> Requirements:
         """What ``request`` needs of a backend.
@@ -126,15 +130,15 @@ class Forwarder:
     def _observe(self, request: ProxiedRequest, lease: Lease) -> tuple[ReplyObserver, ...]:
         """Let routing learn from this attempt's reply."""
         observers: list[ReplyObserver] = []
-        if lease.commission is not None:
-            observers.append(LearningObserver(request, lease.commission))
+        if lease.tracker is not None:
+            observers.append(LearningObserver(request, lease.tracker))
         affinity = request.requirements.affinity
         if affinity is not None:
             observers.append(AffinityObserver(self._affinities, request, affinity, lease.backend))
             if affinity.stream is not None:
                 self._affinities.remember(affinity.stream, lease.backend)
         for observer in observers:
-            request.observe(observer)
+            request.observers.add(observer)
         return tuple(observers)
 
     def _take_failure(
@@ -153,15 +157,15 @@ class Forwarder:
 
     async def _wait(self, request: ProxiedRequest, failed: Mapping[Backend, BackendError]) -> Lease:
         """A lease when it is the request's turn; a request that a backend has failed goes before all others."""
-        queue, requirements = self._pool.line, request.requirements
+        queue, requirements = self._dispatcher.queue, request.requirements
         lane = self._placement.lane(requirements)
         queued = QueuedRequest(
             lane=(lane, *failed) if failed else lane,  # the backends that failed it cannot serve it
             sender=self._fair_share.sender(request),
             tokens=self._fair_share.tokens(request, requirements.prompt),
             priority=self._fair_share.priority(request) if not failed else FIRST,
-            take_place=partial(self._pool.place, requirements, tuple(failed)),
-            line=queue,
+            try_lease=partial(self._dispatcher.try_lease, requirements, tuple(failed)),
+            queue=queue,
         )
         async with self._updates.during(request, queued, requirements.prompt):
             return await queue.wait(queued)
@@ -171,12 +175,12 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
     head = request.head
     if request.model is None and placement.has_policies_by_model:
         request.model = request.content.model
-    policy = placement.way(request.model)
-    if policy is None and not placement.contexts_differ:
-        return Requirements(request.model, affinity=affinity)
-    prompt = read_prompt(head.target, head.path, head.passed_on, request.body, placement.token_sizes)
+    policy = placement.policy(request.model)
+    if not policy.reads_prompts and not placement.contexts_differ:
+        return Requirements(request.model, policy=policy, affinity=affinity)
+    prompt = read_prompt(head.target, head.path, head.passed_on, request.body, placement.router.token_sizes)
     request.model = request.model or prompt.model
-    return Requirements(request.model, prompt=prompt, way=policy, affinity=affinity)
+    return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity)
 
 
 def _raise_broken(failed: Mapping[Backend, BackendError]) -> None:

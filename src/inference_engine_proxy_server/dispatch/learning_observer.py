@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inference_engine_proxy_server.backends.reply_facts import read_facts, says_its_end
-from inference_engine_proxy_server.fleet.backend import Learning
+from inference_engine_proxy_server.routing.tracker import Tracker
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
@@ -21,9 +21,9 @@ class LearningObserver(ReplyObserver):
 
     __slots__ = ("_excerpt", "_exchange", "_tracker")
 
-    def __init__(self, exchange: Exchange, tracker: Learning) -> None:
+    def __init__(self, exchange: Exchange, tracker: Tracker) -> None:
         self._exchange = exchange
-        self._excerpt = exchange.excerpt()
+        self._excerpt = exchange.observers.excerpt()
         self._tracker = tracker
 
     def begin(self, block: bytes) -> None:

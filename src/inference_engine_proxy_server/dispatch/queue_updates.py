@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest, RequestQueue
-from inference_engine_proxy_server.fleet.backend import Lease
 from inference_engine_proxy_server.requests.headers import wants_queue_updates
 from inference_engine_proxy_server.requests.prompt import Prompt
 

@@ -47,7 +47,7 @@ class LoopLag:
 
 
 class LoopBlockDetector:
-    """Records where the code stands when the event loop has been blocked for a while.
+    """Records the stack of code that has blocked the event loop for a while.
 
     A kernel timer interrupts the running code, and Python passes the current frame to the signal handler. This needs no
     thread, only one system call each time the timer is rearmed. The handler records the stack without logging it,

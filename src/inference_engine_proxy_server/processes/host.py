@@ -39,7 +39,7 @@ class Hosted(Protocol):
     """What the hosted application provides beyond uvicorn's configuration."""
 
     def begin_shutdown(self, *, may_linger: bool) -> float:
-        """Report in every answer from now on that this process will stop.
+        """Announce to clients and load balancers that this process will stop.
 
         Args:
             may_linger: the process may accept connections for a grace period.

@@ -48,7 +48,7 @@ class _Process:
 
 @dataclass(eq=False, slots=True)
 class _Worker:
-    """One numbered worker, across all processes that play its part.
+    """One numbered worker, across the restarts of its process.
 
     Attributes:
         inbox: receives the siblings' questions.

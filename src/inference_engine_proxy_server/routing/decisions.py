@@ -18,7 +18,7 @@ from inference_engine_proxy_server.requests.headers import wants_explanation
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
 from inference_engine_proxy_server.wire.exchange import Exchange
 
-__all__ = ["FEWEST", "KEPT", "TIED", "Decision", "Decisions", "Ranked", "Row", "Rule"]
+__all__ = ["KEPT", "TIED", "Decision", "Decisions", "Ranked", "Row", "Rule"]
 
 KEPT = 100
 """How many decisions are kept."""
@@ -49,7 +49,9 @@ class Rule(Protocol):
 class Candidate(Protocol):
     """A backend that could have served the request."""
 
-    config: BackendConfig
+    @property
+    def config(self) -> BackendConfig:
+        """Configuration of the backend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,6 @@ class _Fixed:
     most_wins: bool = False
 
 
-FEWEST: Rule = _Fixed("least_requests", ("load", "cost", "rank"))
-"""The lowest load wins; the rows are :class:`Ranked`."""
 TIED: Rule = _Fixed("tied")
 """The request needs a resource of that backend, so nothing is compared."""
 

@@ -7,17 +7,15 @@ from http import HTTPStatus
 from typing import Protocol
 
 from inference_engine_proxy_server.errors import ProxyError, error_body, error_fields, stream_error_event
-from inference_engine_proxy_server.wire.framing import ChunkedBody, last_chunk, one_chunk
+from inference_engine_proxy_server.wire.framing import last_chunk, one_chunk
 from inference_engine_proxy_server.wire.outcome import Outcome
-from inference_engine_proxy_server.wire.reply_excerpt import ReplyExcerpt
-from inference_engine_proxy_server.wire.reply_fields import date_field, is_event_stream
-from inference_engine_proxy_server.wire.reply_observer import ReplyObserver, ReplyObservers
+from inference_engine_proxy_server.wire.reply_fields import date_field, ends_between_events, is_event_stream
+from inference_engine_proxy_server.wire.reply_observers import ReplyObservers
 from inference_engine_proxy_server.wire.reply_sink import ReplySource
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["ClientSide", "Exchange"]
 
-_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _STREAM_FIELDS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\n"
 _BODILESS = frozenset({204, 304})
 _REASONS = {status.value: f" {status.phrase}".encode() for status in HTTPStatus}
@@ -119,27 +117,12 @@ class Exchange:
         """The exchange itself if whole chunks may be written as they are, else ``None``."""
         return self if self.takes_chunks else None
 
-    # --- observers
-
-    def observe(self, observer: ReplyObserver) -> None:
-        """Add an observer. Must be called before the reply begins."""
+    @property
+    def observers(self) -> ReplyObservers:
+        """The reply's observers. They must be added before the reply begins."""
         if self._observers is None:
             self._observers = ReplyObservers()
-        self._observers.add(observer)
-
-    def stop_observing(self, *observers: ReplyObserver) -> None:
-        """Remove observers of an attempt that failed before the reply began."""
-        if self._observers is not None:
-            self._observers.remove(*observers)
-
-    def excerpt(self) -> ReplyExcerpt:
-        """Both ends of the reply's body, shared by all observers that read them."""
-        for observer in self._observers or ():
-            if isinstance(observer, ReplyExcerpt):
-                return observer
-        excerpt = ReplyExcerpt()
-        self.observe(excerpt)
-        return excerpt
+        return self._observers
 
     # --- the reply
 
@@ -262,12 +245,10 @@ class Exchange:
             about = (error, self.head.path, self.request_id)
             self.respond(error.status, error_fields(*about), error_body(*about))
             return
-        if self._between_events():
+        is_stream = not self._length_known and is_event_stream(self._fields)
+        if is_stream and ends_between_events(self.last_block, is_chunked=self._chunked):
             self.write(stream_error_event(error, self.head.path, self.request_id))
-        self.done = True
-        self.outcome = Outcome.BROKEN
-        if self._observers is not None:
-            self._observers.end(Outcome.BROKEN)
+        self._break(Outcome.BROKEN)
         self._connection.exchange_done(self)
 
     def client_left(self) -> None:
@@ -275,10 +256,13 @@ class Exchange:
         self._write = _discard
         if self.source is not None:
             self.source.pause_reading()  # stops the direct path, too
+        self._break(Outcome.CLIENT_LEFT)
+
+    def _break(self, outcome: Outcome) -> None:
         self.done = True
-        self.outcome = Outcome.CLIENT_LEFT
+        self.outcome = outcome
         if self._observers is not None:
-            self._observers.end(Outcome.CLIENT_LEFT)
+            self._observers.end(outcome)
 
     def _send(self, block: bytes) -> None:
         self.last_block = block
@@ -304,12 +288,6 @@ class Exchange:
         elif block:
             self.write_through = self._observers.write_function(self._write)
             self._is_passing_through = True
-
-    def _between_events(self) -> bool:
-        if self._length_known or not is_event_stream(self._fields):
-            return False
-        tail = b"".join(ChunkedBody().feed(self.last_block)) if self._chunked else self.last_block
-        return not tail or tail.endswith(_EVENT_ENDS)
 
 
 def _discard(block: bytes) -> None:

@@ -12,7 +12,7 @@ from inference_engine_proxy_server.tasks.deadlines import NEVER
 
 __all__ = ["ReadingPace"]
 
-_LEAST_BYTES = 16 * 1024  # a slow client must read this much per period; per minute that is 2 kbit/s, a slow modem
+_LEAST_BYTES = 16 * 1024  # to be read per period by a slow client; in a minute, that is 2 kbit/s, less than any modem
 
 
 class ReadingPace:

@@ -60,7 +60,7 @@ class Desk:
         self.waiters.append(waiter)
 
         async def come() -> Seat:
-            seat = take() if takes_free and not self.line.is_waited_for(lane) else None
+            seat = take() if takes_free and not self.line.has_waiting(lane) else None
             return seat or await self.line.wait(waiter)
 
         task = asyncio.get_running_loop().create_task(come())
@@ -180,7 +180,7 @@ async def test_who_waits_for_a_busy_model_holds_up_nobody_else() -> None:
     await desk.join("third", lane="free")
     await desk.serve(2, lane="free")
     assert desk.given == ["second", "third"]
-    assert (desk.line.is_waited_for("busy"), desk.line.is_waited_for("free")) == (True, False)
+    assert (desk.line.has_waiting("busy"), desk.line.has_waiting("free")) == (True, False)
     await desk.close()
 
 
@@ -421,12 +421,12 @@ async def take_steps(steps: list[tuple[Any, ...]], seed: int) -> None:
     for lane in places:
         held = [seat for task in desk.tasks if (seat := seat_of(task)) and not seat.closed]
         assert desk.free[lane] + sum(seat._lane == lane for seat in held) == places[lane]  # noqa: SLF001
-        assert not (desk.free[lane] and desk.line.is_waited_for(lane))
+        assert not (desk.free[lane] and desk.line.has_waiting(lane))
     got = [seat for task in desk.tasks if (seat := seat_of(task)) is not None]
     assert len(set(got)) == len(got)
     await desk.close()
     assert all(seat.closed <= 1 for seat in desk.taken)
-    assert not desk.line.is_waited_for("x")
+    assert not desk.line.has_waiting("x")
     assert not desk.line._lanes  # noqa: SLF001 - nothing is kept of those who left
 
 

@@ -120,7 +120,7 @@ def test_one_that_is_over_makes_no_room_for_more_than_a_fifth_in_all() -> None:
     budget = RetryBudget(Clock())
     for _ in range(3):
         assert budget.take(in_flight=1)
-        budget.give_back()
+        budget.release()
     assert not budget.take(in_flight=1)
 
 
@@ -129,7 +129,7 @@ def test_a_fifth_of_the_requests_under_way_may_be_repeated_at_a_time() -> None:
     assert budget.take(in_flight=100)
     budget.requests += 10_000
     assert sum(budget.take(in_flight=100) for _ in range(100)) == 19
-    budget.give_back()
+    budget.release()
     assert [budget.take(in_flight=100) for _ in range(2)] == [True, False]
 
 
@@ -138,7 +138,7 @@ def test_what_was_repeated_long_ago_counts_no_more() -> None:
     budget = RetryBudget(clock)
     for _ in range(3):
         budget.take(in_flight=1)
-        budget.give_back()
+        budget.release()
     clock.now += 10_000
     assert [budget.take(in_flight=1) for _ in range(4)] == [True, True, True, False]
 
@@ -163,7 +163,7 @@ def test_a_fleet_that_always_declines_is_asked_a_fifth_more_and_a_few(requests_a
             budget.requests += 1
             if budget.take(in_flight=requests_a_second):
                 repeated += 1
-                budget.give_back()
+                budget.release()
     windows = seconds / 10
     assert repeated <= 0.2 * requests_a_second * seconds + 3 * (windows + 1)
     assert repeated >= 0.15 * requests_a_second * seconds
@@ -186,4 +186,4 @@ def test_what_is_under_way_is_never_more_than_a_fifth_or_three(steps: list[str],
                 assert under_way <= max(3, 0.2 * in_flight + 1)
         elif under_way:
             under_way -= 1
-            budget.give_back()
+            budget.release()

@@ -160,7 +160,7 @@ async def test_readyz_is_503_once_the_process_is_stopping(draining: bool, status
     pool = make_pool(["http://127.0.0.1:1"], Deadlines())
     publish(pool)
     app = FastAPI()
-    app.include_router(health_router(pool, lambda: draining, names_need_key=False))
+    app.include_router(health_router(pool.fleet, lambda: draining, names_need_key=False))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://proxy") as client:
         assert (await client.get("/readyz")).status_code == status
 

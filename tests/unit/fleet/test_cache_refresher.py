@@ -13,12 +13,11 @@ import pytest
 
 from inference_engine_proxy_server.backends.base import Thresholds
 from inference_engine_proxy_server.backends.registry import discover_engines
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from support.fakes.engine import EngineConnection, FakeEngine, Script, http_reply
 from support.fakes.front import until
-from support.pools import make_pool
+from support.pools import Pool, make_pool
 
 MODELS = b'{"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "%b"}]}'
 LLAMACPP_METRICS = b"llamacpp:requests_processing %d\nllamacpp:requests_deferred 0\n"
@@ -53,10 +52,10 @@ def telling(
 @asynccontextmanager
 async def refreshing(
     *engines: FakeEngine | str, seconds: float = 0.02, tests_suspects: bool = False
-) -> AsyncIterator[BackendPool]:
+) -> AsyncIterator[Pool]:
     """A pool whose backends are asked every so many seconds."""
     pool = make_pool(engines, Deadlines())
-    refresher = CacheRefresher(pool, discover_engines(), Thresholds(6, 3), seconds, tests_suspects=tests_suspects)
+    refresher = CacheRefresher(pool.fleet, discover_engines(), Thresholds(6, 3), seconds, tests_suspects=tests_suspects)
     async with asyncio.TaskGroup() as background:
         running = background.create_task(refresher.run())
         yield pool
@@ -71,10 +70,10 @@ async def test_what_a_backend_tells_is_published() -> None:
     async with FakeEngine(telling(processing=lambda: 4)) as engine, refreshing(engine) as pool:
         backend = pool.backends[0]
         await until(lambda: backend.takes_requests)
-        assert backend.model_ids == {"m"}
-        assert (backend.load, backend.health.told.requests_processing) == (4, 4)
+        assert backend.serving.model_ids == {"m"}
+        assert (backend.load.total, backend.health.reported.requests_processing) == (4, 4)
         assert backend.connections.keeps_alive is False
-        assert time.time() - backend.told_at < 5
+        assert time.time() - backend.reported_at < 5
 
 
 async def test_above_the_thresholds_it_is_busy_and_comes_back() -> None:
@@ -100,7 +99,7 @@ async def test_a_hanging_metrics_page_excludes_nobody() -> None:
     never = asyncio.Event()
     async with FakeEngine(telling(others={"/metrics": never})) as engine, refreshing(engine, seconds=1) as pool:
         await until(lambda: pool.backends[0].takes_requests)
-        assert pool.backends[0].health.told.requests_processing is None
+        assert pool.backends[0].health.reported.requests_processing is None
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,7 @@ async def test_the_first_round_does_not_wait_for_the_dead_for_long() -> None:
     never = asyncio.Event()
     async with FakeEngine(telling(others={"/v1/models": never})) as hanging, FakeEngine(telling()) as quick:
         pool = make_pool([hanging, quick], Deadlines())
-        refresher = CacheRefresher(pool, discover_engines(), Thresholds(6, 3), 60)
+        refresher = CacheRefresher(pool.fleet, discover_engines(), Thresholds(6, 3), 60)
         before = time.monotonic()
         await refresher.first_round()
         assert time.monotonic() - before < 3
@@ -189,7 +188,7 @@ async def test_polls_are_not_in_step() -> None:
     assert max(gaps) - min(gaps) > 0.01  # plus and minus a fifth of the interval
 
 
-def stick(pool: BackendPool) -> None:
+def stick(pool: Pool) -> None:
     """Let requests wait there in vain."""
     for _ in range(2):
         pool.report_timeout(pool.backends[0])

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_engine_proxy_server.backends.base import BackendState
-from inference_engine_proxy_server.fleet.health_tracker import Health, HealthRules, HealthTracker
+from inference_engine_proxy_server.fleet.health import Health, HealthRules
+from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.wire.backend_connections import Activity
 
 RULES = HealthRules(evidence_seconds=6, suspect_after_seconds=60, slow_start_seconds=30)
@@ -42,7 +43,7 @@ class Case:
         while seconds > 0:
             self.now += min(step, seconds)
             seconds -= step
-            self.answer(self.health.told)
+            self.answer(self.health.reported)
 
     def sleep(self, seconds: float) -> None:
         """Let time pass, and look."""

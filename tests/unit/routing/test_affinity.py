@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 
 from inference_engine_proxy_server.backends.base import BackendState
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.errors import CapacityError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
@@ -18,14 +17,14 @@ from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from support.fakes.engine import FakeEngine, answering, http_reply, refusing_port
 from support.fakes.front import until
-from support.pools import READY, ForwardingFront, make_pool, publish
+from support.pools import READY, ForwardingFront, Pool, make_pool, publish
 
 LACKS = http_reply(b"its own 404", 404)
 ASK = b"GET /v1/responses/resp_1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 BUSY = BackendState(ready=False, reason="busy", requests_processing=9.0, models=READY.models)
 
 
-def two_backends(*, capacity: int | None = None) -> BackendPool:
+def two_backends(*, capacity: int | None = None) -> Pool:
     """A pool of two that are ready, and have no connections."""
     pool = make_pool(["http://127.0.0.1:1", "http://127.0.0.1:2"], Deadlines())
     publish(pool, replace(READY, capacity=capacity))
@@ -94,7 +93,7 @@ def test_who_needs_a_home_that_is_full_waits_for_it_alone() -> None:
 def test_who_needs_a_home_that_is_full_and_draining_waits_for_it() -> None:
     pool = two_backends(capacity=1)
     home = pool.backends[0]
-    pool.drain(home)
+    pool.set_draining(home)
     place = pool.lease(tied_to(home))
     assert place is not None
     assert pool.lease(tied_to(home)) is None
@@ -137,7 +136,7 @@ def test_a_conversation_goes_elsewhere_rather_than_wait() -> None:
     assert pool.placement.lane(wanted) == pool.placement.lane(Requirements("m"))
     places = [pool.lease(wanted), pool.lease(wanted)]
     assert [place.backend for place in places if place is not None] == [home, other]
-    pool.drain(home)
+    pool.set_draining(home)
     for place in places:
         assert place is not None
         place.close()
@@ -194,7 +193,7 @@ async def test_a_stream_that_says_200_before_anybody_has_answered_makes_nobody_a
             waiting = asyncio.get_running_loop().create_task(
                 proxy.send(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
             )
-            await until(lambda: proxy.pool.line.count == 1)
+            await until(lambda: proxy.pool.queue.count == 1)
             await asyncio.sleep(0.05)
             for place in places:
                 assert place is not None

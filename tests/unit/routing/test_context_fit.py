@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.prompt import Prompt, read_prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
+from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.context_fit import Need, contexts_of, differ_somewhere, fitting
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from support.fakes.engine import FakeEngine, answering, http_reply
-from support.pools import READY, ForwardingFront, make_pool
+from support.pools import READY, ForwardingFront, Pool, make_pool
 
 CHAT = "/v1/chat/completions"
 SMALL, LARGE, SILENT = 1024.0, 8192.0, math.inf
@@ -38,14 +38,15 @@ def positions(contexts: list[float], need: Need, *, draining: int = -1, bounds_m
     there = backends(len(contexts))
     for at, one in enumerate(there):
         one.is_draining = at == draining
-        one.bounds_max_tokens = bounds_max_tokens
-    return [there.index(one) for one in fitting(there, contexts, need)]
+        one.serving = replace(one.serving, bounds_max_tokens=bounds_max_tokens)
+    candidates = [Candidate(one, number) for number, one in enumerate(there)]
+    return [one.number for one in fitting(candidates, contexts, need)]
 
 
 def telling(backend: Backend, contexts: dict[str, int | None], *, names: ModelNames = ModelNames.STRICT) -> Backend:
     told = {name: tokens for name, tokens in contexts.items() if tokens is not None}
     models = tuple({"id": name} for name in contexts)
-    backend.take_over_models(BackendState(ready=True, models=models, model_names=names, contexts=told))
+    backend.update_serving(BackendState(ready=True, models=models, model_names=names, contexts=told))
     return backend
 
 
@@ -147,7 +148,7 @@ def test_who_answers_to_any_name_serves_those_that_nobody_lists() -> None:
 # --- in the pool
 
 
-def uneven_pool(policy: str) -> BackendPool:
+def uneven_pool(policy: str) -> Pool:
     """Two backends with a place each, of which the second one has the longer context."""
     pool = make_pool(["http://192.0.2.1:1", "http://192.0.2.1:2"], Deadlines(), policy=policy)
     for backend, tokens in zip(pool.backends, (SMALL, LARGE), strict=True):
@@ -166,8 +167,8 @@ def test_who_waits_for_the_longer_context_holds_up_nobody_else(policy: str) -> N
     pool = uneven_pool(policy)
     small, large = pool.backends
     assert pool.placement.reads_prompts
-    way = pool.placement.way("m")
-    short, long = (Requirements("m", prompt=prompt_of(size), way=way) for size in (40, 6000))
+    way = pool.placement.policy("m")
+    short, long = (Requirements("m", prompt=prompt_of(size), policy=way) for size in (40, 6000))
     first = pool.lease(long)
     assert first is not None
     assert first.backend is large
@@ -177,9 +178,9 @@ def test_who_waits_for_the_longer_context_holds_up_nobody_else(policy: str) -> N
     assert other is not None
     assert other.backend is small
     other.close()
-    assert pool.place(long) is None
+    assert pool.try_lease(long) is None
     first.close()
-    second = pool.place(long)
+    second = pool.try_lease(long)
     assert second is not None
     assert second.backend is large
 
@@ -188,8 +189,8 @@ def test_who_waits_for_the_longer_context_holds_up_nobody_else(policy: str) -> N
 def test_a_longer_context_that_leaves_is_not_waited_for(policy: str) -> None:
     pool = uneven_pool(policy)
     small, large = pool.backends
-    pool.drain(large)
-    lease = pool.lease(Requirements("m", prompt=prompt_of(6000), way=pool.placement.way("m")))
+    pool.set_draining(large)
+    lease = pool.lease(Requirements("m", prompt=prompt_of(6000), policy=pool.placement.policy("m")))
     assert lease is not None
     assert lease.backend is small
 
@@ -197,7 +198,7 @@ def test_a_longer_context_that_leaves_is_not_waited_for(policy: str) -> None:
 def test_prompts_are_not_read_where_all_have_the_same_context() -> None:
     pool = uneven_pool("least_requests")
     small, large = pool.backends
-    pool.publish(small, large.health.told, own_at_poll=0, asked_at=pool.clock())
+    pool.publish(small, large.health.reported, own_at_poll=0, asked_at=pool.clock())
     assert not pool.placement.reads_prompts
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
-from inference_engine_proxy_server.routing.decisions import FEWEST, TIED, Decision, Ranked
-from inference_engine_proxy_server.routing.policies import POLICIES
+from inference_engine_proxy_server.routing.decisions import TIED, Decision, Ranked
+from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS, POLICIES
 
 
 @dataclass
@@ -33,14 +33,14 @@ def test_highest_is_best_where_most_wins() -> None:
 
 
 def test_only_so_many_are_told() -> None:
-    told = Decision(FEWEST, FLEET, Ranked(range(12), [1.0] * 12), FLEET[11]).as_json(3)
+    told = Decision(LEAST_REQUESTS, FLEET, Ranked(range(12), [1.0] * 12), FLEET[11]).as_json(3)
     assert [one["name"] for one in told["candidates"]] == ["llm-11", "llm-0", "llm-1"]
     assert told["left_out"] == 9
 
 
 def test_fewest_requests_are_told_by_load_share_and_rank_as_they_were() -> None:
     ranks = [6.0, LAST_CHOICE + 1.0, math.inf]
-    decision = Decision(FEWEST, FLEET[:3], Ranked(ranks, [2.0, 0.5, 1.0]), FLEET[0])
+    decision = Decision(LEAST_REQUESTS, FLEET[:3], Ranked(ranks, [2.0, 0.5, 1.0]), FLEET[0])
     ranks[0] = 7.0
     assert decision.as_json()["candidates"] == [
         {"name": "llm-0", "load": 3.0, "cost": 2.0, "rank": 6.0},

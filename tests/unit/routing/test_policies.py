@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
+from inference_engine_proxy_server.fleet.backend_load import BackendLoad
 from inference_engine_proxy_server.requests.conversation import key_of
 from inference_engine_proxy_server.requests.prompt import Prompt, read_prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
+from inference_engine_proxy_server.routing.choice import PromptView
 from inference_engine_proxy_server.routing.expected_time.pending_work import PendingWork, compare
+from inference_engine_proxy_server.routing.expected_time.scoring import expected_time
 from inference_engine_proxy_server.routing.policies import (
     POLICIES,
-    Asked,
-    expected_time,
+    PromptPolicy,
     power_of_two,
     rendezvous,
     round_robin,
@@ -38,19 +40,12 @@ def _work() -> PendingWork:
 class OneOf:
     number: int
     work: PendingWork = field(default_factory=_work)
-    leases: int = 0
-    foreign: float = 0.0
-    limit: float = math.inf
-    places: float = math.inf
+    load: BackendLoad = field(default_factory=BackendLoad)
     cost: float = 1.0
 
     @property
-    def place_key(self) -> int:
+    def url_key(self) -> int:
         return key_of(b"http://backend-%d" % self.number)
-
-    @property
-    def load(self) -> float:
-        return self.leases + self.foreign
 
 
 def a_fleet(count: int = 4) -> list[OneOf]:
@@ -58,7 +53,7 @@ def a_fleet(count: int = 4) -> list[OneOf]:
 
 
 def send(one: OneOf, tokens: float, now: float = 0.0) -> None:
-    one.leases += 1
+    one.load.leases += 1
     one.work.send(tokens, now, is_streamed=True)
 
 
@@ -71,8 +66,8 @@ def a_prompt(*contents: str, session: str = "") -> Prompt:
     )
 
 
-def asked(prompt: Prompt, held: Mapping[int, int] | None = None, goes_on: float = 0.0) -> Asked:
-    return Asked(prompt, held or {}, -1, goes_on)
+def asked(prompt: Prompt, held: Mapping[int, int] | None = None, goes_on: float = 0.0) -> PromptView:
+    return PromptView(prompt, held or {}, -1, goes_on)
 
 
 QUESTION = a_prompt("s" * 4000, "q" * 4000)
@@ -100,8 +95,8 @@ def test_prompt_goes_where_it_is_held_until_another_would_be_faster() -> None:
 def test_full_backend_costs_until_a_place_is_free() -> None:
     fleet = a_fleet(2)
     for one in fleet:
-        one.places = 1
-    fleet[0].leases = 1
+        one.load.slots = 1
+    fleet[0].load.leases = 1
 
     assert expected_time(fleet, asked(QUESTION), 0.0).at == 1
 
@@ -156,7 +151,8 @@ def test_one_shared_prefix_makes_no_hot_spot() -> None:
 def test_replicas_agree_where_a_conversation_goes_on_that_only_one_of_them_knows() -> None:
     one, other = a_fleet(8), a_fleet(8)
     for backend in (*one, *other):
-        backend.leases = backend.foreign = 3
+        backend.load.leases = 3
+        backend.load.set_foreign(3)
     for number in range(20):
         words = f"{number} " * 2000
         first = expected_time(one, asked(a_prompt("s" * 4000, words), goes_on=0.9), 0.0).at
@@ -168,7 +164,8 @@ def test_replicas_agree_where_a_conversation_goes_on_that_only_one_of_them_knows
 def test_session_name_goes_before_the_first_question() -> None:
     fleet = a_fleet(8)
     for backend in fleet:
-        backend.leases = backend.foreign = 3
+        backend.load.leases = 3
+        backend.load.set_foreign(3)
     homes = {
         expected_time(fleet, asked(a_prompt("s" * 4000, f"{number}", session="mine"), goes_on=0.9), 0.0).at
         for number in range(8)
@@ -191,7 +188,7 @@ def test_alone_a_proxy_needs_no_rule() -> None:
 
 def test_better_of_two() -> None:
     fleet = a_fleet(2)
-    fleet[0].leases = 5
+    fleet[0].load.leases = 5
 
     assert {power_of_two(fleet, asked(QUESTION), 0.0).at for _ in range(20)} == {1}
 
@@ -222,25 +219,26 @@ def test_prompt_keeps_its_place_while_others_leave(gone: int) -> None:
     assert moved == [at for at, home in enumerate(homes) if home == gone]
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", [name for name in POLICIES if POLICIES[name].reads_prompts])
 def test_every_policy_tells_a_number_for_each_of_its_terms(name: str) -> None:
     fleet = a_fleet(5)
-    way = POLICIES[name]
+    policy = POLICIES[name]
+    assert isinstance(policy, PromptPolicy)
 
-    choice = way.policy(fleet, asked(QUESTION), 1.0)
+    choice = policy.scoring(fleet, asked(QUESTION), 1.0)
 
     assert len(choice.rows) == len(fleet)
-    assert {len(row) for row in choice.rows} <= {len(way.terms), 0}
-    best = max if way.most_wins else min
+    assert {len(row) for row in choice.rows} <= {len(policy.terms), 0}
+    best = max if policy.most_wins else min
     assert choice.rows[choice.at][-1] == best(row[-1] for row in choice.rows if row)
 
 
 def test_seconds_that_are_expected_add_up() -> None:
     fleet = a_fleet(4)
     for number, one in enumerate(fleet):
-        one.places = 2
+        one.load.slots = 2
         one.cost = 1 + number
-        one.foreign = number
+        one.load.set_foreign(number)
         one.work.take_over_memory(number / 4, 1.0)
         send(one, 1000.0 * number)
 
@@ -259,7 +257,7 @@ def test_seconds_that_are_expected_add_up() -> None:
 def test_chance_looks_at_two_and_tells_of_no_others() -> None:
     fleet = a_fleet(6)
     for number, one in enumerate(fleet):
-        one.leases = number
+        one.load.leases = number
 
     choice = power_of_two(fleet, asked(QUESTION), 0.0)
 

@@ -12,13 +12,11 @@ follows the replies (:meth:`PrefixIndex.correct`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 
 from inference_engine_proxy_server.requests.prompt import ENDS, Prompt
 
-__all__ = ["Noted", "PrefixIndex"]
+__all__ = ["Lookup", "Noted", "PrefixIndex"]
 
 _USUALLY_KEPT = 1 << 20  # bytes, about 260,000 tokens: an engine on one or two GPUs, or llama.cpp's 8 GiB of RAM
 _HASH_BYTES = 8
@@ -36,6 +34,20 @@ class _Run(msgspec.Struct, gc=False):
 
     hashes: bytes
     holders: dict[int, int]
+
+
+class Lookup(msgspec.Struct, gc=False):
+    """What the index knows about a prompt. Valid until the next prompt is recorded.
+
+    Attributes:
+        prompt: the prompt.
+        path: the runs that it begins with, each with the number of blocks up to its end.
+        held: bytes of the prompt that each backend holds, for backends that hold any.
+    """
+
+    prompt: Prompt
+    path: list[tuple[_Run, int]]
+    held: dict[int, int]
 
 
 class Noted(msgspec.Struct, gc=False):
@@ -94,8 +106,6 @@ class PrefixIndex:
         self._hand = 0  # index of the shard that drops a run next
         self._shelves: list[_CacheEstimate] = []
         self._oldest: list[int] = []  # of each shelf, for who looks at many
-        self._sought: Prompt | None = None  # what was looked up last, and nothing has been noted since
-        self._sought_path: list[tuple[_Run, int]] = []
 
     @property
     def bytes_used(self) -> int:
@@ -131,25 +141,24 @@ class PrefixIndex:
         shelf.losses = 0
         self._oldest[backend] = shelf.oldest()
 
-    def held(self, prompt: Prompt) -> Mapping[int, int]:
-        """How many bytes of ``prompt`` each backend holds that holds some."""
-        found: dict[int, int] = {}
+    def look_up(self, prompt: Prompt) -> Lookup:
+        """Find out which backends hold how much of ``prompt``."""
+        held: dict[int, int] = {}
         oldest = self._oldest
-        self._sought, self._sought_path = prompt, self._path(prompt)
-        for run, stop in self._sought_path:
+        path = self._path(prompt)
+        for run, stop in path:
             end = ENDS[stop - 1]
-            found |= {backend: end for backend, read_at in run.holders.items() if read_at >= oldest[backend]}
-        return found
+            held |= {backend: end for backend, read_at in run.holders.items() if read_at >= oldest[backend]}
+        return Lookup(prompt, path, held)
 
-    def note(self, prompt: Prompt, backend: int) -> Noted:
-        """``prompt`` is sent to ``backend``, and will be there. Returns what was thought before."""
+    def record(self, lookup: Lookup, backend: int) -> Noted:
+        """Record that the prompt of ``lookup`` is sent to ``backend``. Returns what was known before."""
+        prompt = lookup.prompt
         shelf = self._shelf(backend)
         clock, oldest = shelf.clock, self._oldest[backend]
         held = at = 0
         ages = []
-        path = self._sought_path if self._sought is prompt else self._path(prompt)
-        self._sought = None
-        for found, stop in path:
+        for found, stop in lookup.path:
             run = found
             if stop - at < len(run.hashes) // _HASH_BYTES:
                 run = self._split(prompt.chain[at], run, stop - at)

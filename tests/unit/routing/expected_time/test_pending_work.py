@@ -54,11 +54,11 @@ def test_seconds_ahead_is_not_negative_if_a_streamed_answer_is_overdue() -> None
 @pytest.mark.parametrize("has_begun", [True, False])
 def test_a_dropped_request_leaves_no_pending_work(has_begun: bool) -> None:
     work = a_workload()
-    errand = work.send(1000, 0.0, is_streamed=True)
+    request = work.send(1000, 0.0, is_streamed=True)
     if has_begun:
-        work.begin(errand, 1.0)
+        work.begin(request, 1.0)
 
-    work.drop(errand)
+    work.drop(request)
 
     assert (work.reading, work.unread, work.writing) == (0, 0, 0)
 
@@ -66,10 +66,10 @@ def test_a_dropped_request_leaves_no_pending_work(has_begun: bool) -> None:
 def test_reading_speed_is_learned_from_first_tokens() -> None:
     work = PendingWork()
     for start in (0.0, 10.0, 20.0):
-        errand = work.send(4000, start, is_streamed=True)
-        work.begin(errand, start + 2.0)
-        work.end(errand, start + 4.0)
-        work.learn(errand, start + 4.0, 4000, 100)
+        request = work.send(4000, start, is_streamed=True)
+        work.begin(request, start + 2.0)
+        work.end(request, start + 4.0)
+        work.learn(request, start + 4.0, 4000, 100)
 
     assert work.speeds.reads == pytest.approx(2000, rel=0.05)
 
@@ -77,10 +77,10 @@ def test_reading_speed_is_learned_from_first_tokens() -> None:
 def test_cached_tokens_do_not_count_as_read() -> None:
     work = PendingWork()
     for start in (0.0, 10.0, 20.0):
-        errand = work.send(4000, start, is_streamed=True)
-        work.begin(errand, start + 2.0)
-        work.end(errand, start + 4.0)
-        work.learn(errand, start + 4.0, 1000, 100)
+        request = work.send(4000, start, is_streamed=True)
+        work.begin(request, start + 2.0)
+        work.end(request, start + 4.0)
+        work.learn(request, start + 4.0, 1000, 100)
 
     assert work.speeds.reads == pytest.approx(500, rel=0.05)
 
@@ -89,10 +89,10 @@ def test_cached_tokens_do_not_count_as_read() -> None:
 def test_writing_time_reported_by_the_engine_is_preferred_to_the_measured_one(is_streamed: bool) -> None:
     work = PendingWork()
     for start in (0.0, 100.0, 200.0):
-        errand = work.send(4000, start, is_streamed=is_streamed)
-        work.begin(errand, start + 2.0)
-        work.end(errand, start + 60.0)
-        work.learn(errand, start + 60.0, 4000, 101, written_ms=1000.0)
+        request = work.send(4000, start, is_streamed=is_streamed)
+        work.begin(request, start + 2.0)
+        work.end(request, start + 60.0)
+        work.learn(request, start + 60.0, 4000, 101, written_ms=1000.0)
 
     assert work.speeds.seconds_a_token(1) == pytest.approx(0.01)
 
@@ -101,9 +101,9 @@ def test_an_answer_that_is_not_streamed_teaches_no_writing_speed_without_an_engi
     work = PendingWork()
     before = work.speeds.seconds_a_token(1)
     for start in (0.0, 100.0, 200.0):
-        errand = work.send(4000, start, is_streamed=False)
-        work.end(errand, start + 60.0)
-        work.learn(errand, start + 60.0, 4000, 101)
+        request = work.send(4000, start, is_streamed=False)
+        work.end(request, start + 60.0)
+        work.learn(request, start + 60.0, 4000, 101)
 
     assert work.speeds.seconds_a_token(1) == before
 
@@ -129,9 +129,9 @@ def test_a_slow_reader_without_writing_measurements_gets_proportionally_slower_w
 
 
 def answered(work: PendingWork, seconds: float) -> None:
-    errand = work.send(10, 0.0, is_streamed=True)
-    work.begin(errand, 1.0)
-    work.end(errand, 1.0 + seconds)
+    request = work.send(10, 0.0, is_streamed=True)
+    work.begin(request, 1.0)
+    work.end(request, 1.0 + seconds)
 
 
 def test_expected_answer_duration_is_the_mean_of_the_first_answers() -> None:

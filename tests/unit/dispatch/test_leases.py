@@ -10,15 +10,19 @@ import pytest
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.config.fleet import BackendConfig
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest, QueueLimits, RequestQueue
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
-from inference_engine_proxy_server.fleet.backend import Backend, Lease
-from inference_engine_proxy_server.fleet.health_tracker import Health, HealthRules, HealthTracker
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.backend_load import BackendLoad
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.health import Health, HealthRules
+from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from support.fakes.memory import turns
+from support.pools import Pool
 
 REFRESH_SECONDS = 3.0
 
@@ -38,7 +42,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def make_pool(clock: Clock, count: int, *, allowance: int = 0, weights: Sequence[float] = ()) -> BackendPool:
+def make_pool(clock: Clock, count: int, *, allowance: int = 0, weights: Sequence[float] = ()) -> Pool:
     """A pool of ``count`` backends, none of which has told anything."""
     limits = BackendLimits(connect_seconds=1, first_byte_seconds=1, pause_seconds=1, idle_seconds=1)
     rules = HealthRules(evidence_seconds=2 * REFRESH_SECONDS, suspect_after_seconds=60, slow_start_seconds=30)
@@ -48,14 +52,15 @@ def make_pool(clock: Clock, count: int, *, allowance: int = 0, weights: Sequence
             BackendConfig(url, url.partition("://")[2], weight=weight),
             BackendConnections(Origin.of(url), limits, deadlines),
             HealthTracker(rules, clock(), lambda: 0.0),
+            BackendLoad(),
         )
         for url, weight in ((f"http://127.0.0.1:{at + 1}", [*weights, *[1] * count][at]) for at in range(count))
     ]
-    line = RequestQueue[Lease](QueueLimits(requests=100, seconds=30), deadlines)
-    return BackendPool(backends, line, REFRESH_SECONDS, allowance, clock=clock)
+    fleet = Fleet(backends, REFRESH_SECONDS, allowance, clock)
+    return Pool(fleet, RequestQueue[Lease](QueueLimits(requests=100, seconds=30), deadlines))
 
 
-def ready_pool(clock: Clock, count: int, *, capacity: int | None = None, allowance: int = 0) -> BackendPool:
+def ready_pool(clock: Clock, count: int, *, capacity: int | None = None, allowance: int = 0) -> Pool:
     """A pool of ``count`` backends that all are ready."""
     pool = make_pool(clock, count, allowance=allowance)
     for index in range(count):
@@ -63,17 +68,17 @@ def ready_pool(clock: Clock, count: int, *, capacity: int | None = None, allowan
     return pool
 
 
-def suspend(pool: BackendPool, index: int) -> None:
+def suspend(pool: Pool, index: int) -> None:
     """Let a backend fail until it is suspended, if it may be."""
     for _ in range(5):
         pool.report_failure(pool.backends[index], "it answered 500")
 
 
-def pass_time(pool: BackendPool, clock: Clock, seconds: float) -> None:
+def pass_time(pool: Pool, clock: Clock, seconds: float) -> None:
     """Let time pass, with an answer of each backend at its end that what it told still holds."""
     clock.now += seconds
     for index, backend in enumerate(pool.backends):
-        publish(pool, index, backend.health.told)
+        publish(pool, index, backend.health.reported)
 
 
 class Queue:
@@ -83,7 +88,7 @@ class Queue:
         served: who got a place, in order, and the place.
     """
 
-    def __init__(self, pool: BackendPool) -> None:
+    def __init__(self, pool: Pool) -> None:
         self.served: dict[str, Lease] = {}
         self.failed: dict[str, Exception] = {}
         self._pool = pool
@@ -94,15 +99,15 @@ class Queue:
     ) -> None:
         """As the forwarder does it."""
         assert self._pool.lease(Requirements(model), excluded) is None
-        take_place = partial(self._pool.place, Requirements(model), excluded)
+        take_place = partial(self._pool.try_lease, Requirements(model), excluded)
         lane = (model, *excluded) if excluded else model
-        waiter = QueuedRequest(lane, name, 1.0, priority, take_place, self._pool.line)
+        waiter = QueuedRequest(lane, name, 1.0, priority, take_place, self._pool.queue)
         self._tasks.append(asyncio.get_running_loop().create_task(self._wait(name, waiter)))
         await turns(1)
 
     async def _wait(self, name: str, waiter: QueuedRequest[Lease]) -> None:
         try:
-            self.served[name] = await self._pool.line.wait(waiter)
+            self.served[name] = await self._pool.queue.wait(waiter)
         except ProxyError as error:
             self.failed[name] = error
 
@@ -112,7 +117,7 @@ class Queue:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def lease_of(pool: BackendPool, model: str | None = "m", excluded: Sequence[Backend] = ()) -> Lease:
+def lease_of(pool: Pool, model: str | None = "m", excluded: Sequence[Backend] = ()) -> Lease:
     """A place that there must be."""
     found = pool.lease(Requirements(model), excluded)
     assert found is not None
@@ -130,9 +135,9 @@ BUSY = BackendState(ready=False, reason="busy", requests_processing=9.0)
 LOADING = BackendState(ready=False, live=False, reason="loading")
 
 
-def publish(pool: BackendPool, index: int, state: BackendState, own_at_poll: int | None = None) -> None:
+def publish(pool: Pool, index: int, state: BackendState, own_at_poll: int | None = None) -> None:
     backend = pool.backends[index]
-    own = backend.leases if own_at_poll is None else own_at_poll
+    own = backend.load.leases if own_at_poll is None else own_at_poll
     pool.publish(backend, state, own_at_poll=own, asked_at=pool.clock())
 
 
@@ -158,22 +163,22 @@ def test_own_requests_that_a_poll_counts_are_not_counted_twice(clock: Clock) -> 
     publish(pool, 0, ready())
     leases = [lease_of(pool, "m") for _ in range(5)]
     publish(pool, 0, ready(processing=7))
-    assert pool.backends[0].load == 7  # five are ours, two are foreign
+    assert pool.backends[0].load.total == 7  # five are ours, two are foreign
     for lease in leases:
         lease.close()
-    assert pool.backends[0].load == 2
+    assert pool.backends[0].load.total == 2
 
 
 def test_requests_that_ended_during_the_poll_do_not_become_foreign(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready(processing=5), own_at_poll=5)
-    assert pool.backends[0].load == 0
+    assert pool.backends[0].load.total == 0
 
 
 def test_requests_that_began_after_the_poll_do_not_make_foreign_load_negative(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready(processing=0), own_at_poll=4)
-    assert pool.backends[0].load == 0
+    assert pool.backends[0].load.total == 0
 
 
 def test_closing_a_lease_twice_counts_once(clock: Clock) -> None:
@@ -182,16 +187,16 @@ def test_closing_a_lease_twice_counts_once(clock: Clock) -> None:
     first, second = lease_of(pool, "m"), lease_of(pool, "m")
     first.close()
     first.close()
-    assert pool.backends[0].leases == 1
+    assert pool.backends[0].load.leases == 1
     second.close()
-    assert (pool.backends[0].leases, pool.backends[0].load) == (0, 0)
+    assert (pool.backends[0].load.leases, pool.backends[0].load.total) == (0, 0)
 
 
 def test_waiting_requests_count_as_load(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     state = BackendState(ready=True, requests_processing=2.0, requests_waiting=4.0)
     publish(pool, 0, state)
-    assert pool.backends[0].load == 6
+    assert pool.backends[0].load.total == 6
 
 
 @pytest.mark.parametrize("state", [BUSY, LOADING])
@@ -302,7 +307,7 @@ def test_a_load_grown_old_counts_own_leases_only_and_ranks_last(clock: Clock) ->
     publish(pool, 0, ready(processing=None))  # its /metrics hangs, the rest of it answers
     publish(pool, 1, ready(processing=5))
     stale = pool.backends[0]
-    assert (stale.load, stale.is_last_choice, stale.takes_requests) == (0, True, True)
+    assert (stale.load.total, stale.is_last_choice, stale.takes_requests) == (0, True, True)
     assert lease_of(pool, "m").backend is pool.backends[1]
 
 
@@ -317,9 +322,9 @@ def test_models_told_once_hold_until_others_are_told(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready(models=["a"]))
     publish(pool, 0, BackendState(ready=True, models=None))
-    assert pool.backends[0].model_ids == {"a"}
+    assert pool.backends[0].serving.model_ids == {"a"}
     publish(pool, 0, ready(models=[]))
-    assert pool.backends[0].model_ids == set()
+    assert pool.backends[0].serving.model_ids == set()
 
 
 def test_what_a_backend_does_with_other_names_holds_as_long_as_its_models(clock: Clock) -> None:
@@ -354,7 +359,7 @@ def test_leases_survive_a_failure_report(clock: Clock) -> None:
     pool.report_broken_connection(pool.backends[0])
     for lease in leases:
         lease.close()
-    assert (pool.backends[0].leases, pool.backends[0].load) == (0, 0)
+    assert (pool.backends[0].load.leases, pool.backends[0].load.total) == (0, 0)
 
 
 # --- what a backend can work on at a time
@@ -363,7 +368,7 @@ def test_leases_survive_a_failure_report(clock: Clock) -> None:
 def test_a_backend_gets_no_more_than_it_can_work_on(clock: Clock) -> None:
     pool = ready_pool(clock, 2, capacity=3)
     leases = [lease_of(pool) for _ in range(6)]
-    assert [backend.leases for backend in pool.backends] == [3, 3]
+    assert [backend.load.leases for backend in pool.backends] == [3, 3]
     assert pool.lease(Requirements("m")) is None
     leases[0].close()
     assert lease_of(pool).backend is leases[0].backend
@@ -429,7 +434,7 @@ async def test_who_waits_is_served_when_a_place_is_free(clock: Clock) -> None:
     await turns(2)
     assert list(queue.served) == ["a", "b"]
     queue.served["b"].close()
-    assert (pool.line.count, pool.requests_in_flight, pool.backends[0].load) == (0, 0, 0)
+    assert (pool.queue.count, pool.requests_in_flight, pool.backends[0].load.total) == (0, 0, 0)
 
 
 async def test_a_newcomer_does_not_overtake_who_waits(clock: Clock) -> None:
@@ -437,10 +442,10 @@ async def test_a_newcomer_does_not_overtake_who_waits(clock: Clock) -> None:
     first = lease_of(pool)
     queue = Queue(pool)
     await queue.join("a")
-    pool.backends[0].limit += 1
-    pool.backends[0].rerank()
+    pool.backends[0].load.limit += 1
+    pool.candidate(pool.backends[0]).rerank()
     assert pool.lease(Requirements("m")) is None
-    pool.line.dispatch()
+    pool.queue.dispatch()
     assert pool.lease(Requirements("m")) is None
     await turns(2)
     assert list(queue.served) == ["a"]
@@ -504,7 +509,7 @@ async def test_who_waits_for_a_backend_that_goes_down_is_told(clock: Clock) -> N
     publish(pool, 0, LOADING)
     await turns(2)
     assert [type(error) for error in queue.failed.values()] == [CapacityError]
-    assert pool.line.count == 0
+    assert pool.queue.count == 0
 
 
 # --- suspects
@@ -562,7 +567,7 @@ def test_a_trial_is_one_request(clock: Clock) -> None:
     pass_time(pool, clock, 6)
     tried, other = pool.backends
     assert tried.takes_requests
-    busy = [Lease(other, lambda: None) for _ in range(9)]
+    busy = [pool.occupy(other) for _ in range(9)]
     trial = lease_of(pool)
     assert trial.backend is tried
     assert {lease_of(pool).backend for _ in range(6)} == {other}
@@ -580,7 +585,7 @@ def test_a_trial_whose_client_left_is_followed_by_another(clock: Clock) -> None:
     suspend(pool, 0)
     pass_time(pool, clock, 6)
     tried, other = pool.backends
-    busy = [Lease(other, lambda: None) for _ in range(9)]
+    busy = [pool.occupy(other) for _ in range(9)]
     trial = lease_of(pool)
     assert trial.backend is tried
     trial.close()
@@ -613,7 +618,7 @@ def test_names_that_clients_make_up_are_not_remembered_for_ever(clock: Clock) ->
     publish(pool, 0, ready(names=ModelNames.ANY))
     for number in range(5000):
         lease_of(pool, f"made up {number}").close()
-    assert len(pool.placement._servers) <= 1024  # noqa: SLF001 - that it is bounded
+    assert len(pool.placement._sets) <= 1024  # noqa: SLF001 - that it is bounded
 
 
 # --- operators
@@ -623,13 +628,13 @@ def test_a_draining_backend_gets_nothing_new_and_may_have_requests_again(clock: 
     pool = ready_pool(clock, 2)
     drained, other = pool.backends
     lease = next(lease for lease in (lease_of(pool), lease_of(pool)) if lease.backend is drained)
-    pool.drain(drained)
+    pool.set_draining(drained)
     assert {lease_of(pool).backend for _ in range(6)} == {other}
-    assert drained.leases == 1
+    assert drained.load.leases == 1
     lease.close()
     pass_time(pool, clock, 1)
     assert not drained.takes_requests
-    pool.drain(drained, is_draining=False)
+    pool.set_draining(drained, is_draining=False)
     assert lease_of(pool).backend is drained
 
 
@@ -637,18 +642,18 @@ def test_a_draining_suspect_is_no_last_resort(clock: Clock) -> None:
     pool = ready_pool(clock, 2)
     suspend(pool, 0)
     publish(pool, 1, LOADING)
-    pool.drain(pool.backends[0])
+    pool.set_draining(pool.backends[0])
     with pytest.raises(CapacityError):
         pool.lease(Requirements("m"))
 
 
 async def test_who_waits_is_served_by_a_backend_that_may_have_requests_again(clock: Clock) -> None:
     pool = ready_pool(clock, 2, capacity=1)
-    pool.drain(pool.backends[0])
+    pool.set_draining(pool.backends[0])
     lease_of(pool)
     queue = Queue(pool)
     await queue.join("a")
-    pool.drain(pool.backends[0], is_draining=False)
+    pool.set_draining(pool.backends[0], is_draining=False)
     await turns(2)
     assert queue.served["a"].backend is pool.backends[0]
 
@@ -663,9 +668,9 @@ async def test_a_new_fleet_serves_who_waits(clock: Clock) -> None:
     pool.replace(newcomers)
     await turns(2)
     assert queue.served["a"].backend is newcomers[0]
-    assert (gone.takes_requests, gone.leases, pool.changed.is_set()) == (False, 1, True)
+    assert (gone.takes_requests, gone.load.leases, pool.fleet.changed.is_set()) == (False, 1, True)
     lease.close()
-    assert gone.leases == 0
+    assert gone.load.leases == 0
 
 
 # --- a pause that a backend asked for
