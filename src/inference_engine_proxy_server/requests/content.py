@@ -33,7 +33,7 @@ _MULTIPART_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1
 _MULTIPART_SEARCH_BYTES = 1 << 20  # the fields of a form come before or after its file, and audio files are longer
 
 
-class RequestContent(msgspec.Struct, gc=False):
+class RequestContent(msgspec.Struct, frozen=True, gc=False):
     """What the proxy reads of a request's target and body, without its prompt.
 
     Attributes:
@@ -74,7 +74,7 @@ class RequestContent(msgspec.Struct, gc=False):
         return given if isinstance(given, str) and given else None
 
 
-class PromptContent(RequestContent, gc=False):
+class PromptContent(RequestContent, frozen=True, gc=False):
     """The same, and the raw parts of the prompt; a part that the body lacks is empty."""
 
     messages: list[msgspec.Raw] | None = None
@@ -91,7 +91,7 @@ class _Message(msgspec.Struct, gc=False):
     role: _Scalar = None
 
 
-_decoder = msgspec.json.Decoder(RequestContent)
+_decode = msgspec.json.Decoder(RequestContent).decode
 _prompt_decoder = msgspec.json.Decoder(PromptContent)
 _mapping_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
@@ -114,11 +114,12 @@ def read_content(target: bytes, body: bytes) -> RequestContent:
         target: path and query as sent.
         body: the whole body.
     """
-    if body[:1] == b"{" or body[:64].lstrip()[:1] == b"{":
+    if body:
         try:
-            return _decoder.decode(body)
+            return _decode(body)
         except _MALFORMED:
-            return _EMPTY
+            if body[:64].lstrip()[:1] == b"{":
+                return _EMPTY
     model = _model_in_form(body) if body.startswith(b"--") else _model_in_query(target)
     return _EMPTY if model is None else RequestContent(model)
 
