@@ -54,7 +54,7 @@ DELAYS = st.builds(
 @example(b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"1" * 300 + b"\n\r\n\r\n", range(3000), AT_ONCE)
 @example(CHUNKED + b"\r\n29\r\n" + b"x" * 41 + b"X\r\n", range(3000), AT_ONCE)
 @settings(max_examples=600)
-def test_requests_mean_the_same_however_they_are_split_and_delayed(
+def test_requests_are_parsed_alike_however_they_are_split_and_delayed(
     stream: bytes, cuts: list[int], delays: Delays
 ) -> None:
     assert run(seen(pieces(stream, cuts), delays)) == run(seen([stream], AT_ONCE))
@@ -62,7 +62,7 @@ def test_requests_mean_the_same_however_they_are_split_and_delayed(
 
 @given(mutated(REPLIES + BAD_REPLIES), CUTS, st.booleans(), st.booleans(), st.booleans())
 @settings(max_examples=600)
-def test_a_reply_means_the_same_however_it_is_split(
+def test_a_reply_is_parsed_alike_however_it_is_split(
     stream: bytes, cuts: Sequence[int], is_head: bool, ends: bool, takes_chunks: bool
 ) -> None:
     whole = run(relayed([stream], is_head=is_head, ends=ends, takes_chunks=False))
@@ -75,7 +75,7 @@ def test_a_reply_means_the_same_however_it_is_split(
 
 @given(REQUESTS, CUTS, st.booleans())
 @settings(max_examples=400)
-def test_whatever_a_client_sends_a_backend_gets_one_plain_request(
+def test_any_client_input_yields_one_unambiguous_request_to_the_backend(
     stream: bytes, cuts: Sequence[int], close: bool
 ) -> None:
     for exchange, sent in run(backend_requests(pieces(stream, cuts), close=close)):  # PA29
@@ -84,7 +84,7 @@ def test_whatever_a_client_sends_a_backend_gets_one_plain_request(
 
 
 @given(st.lists(st.sampled_from([b"x-a", b"X-B", b"Accept", b"Host", b"Content-Length", b"close", b"Via"]), min_size=1))
-def test_what_a_client_says_is_for_us_alone_a_backend_does_not_get(named: list[bytes]) -> None:
+def test_fields_named_in_connection_are_not_forwarded_to_a_backend(named: list[bytes]) -> None:
     fields = b"".join(b"%b: 1\r\n" % name for name in (b"X-A", b"x-b", b"accept", b"x-c"))
     stream = post(b"hello", b"Connection: " + b" ,\t".join(named) + b"\r\n" + fields)
     ((exchange, sent),) = run(backend_requests([stream], close=False))
