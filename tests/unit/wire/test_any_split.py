@@ -1,4 +1,4 @@
-"""However the network splits and delays bytes, they mean the same; and no bytes make us write an ambiguous request."""
+"""Splits and delays by the network never change a message's meaning, and no input yields an ambiguous request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support.fakes.rules import (
 
 @st.composite
 def mutated(draw: st.DrawFn, messages: Sequence[bytes]) -> bytes:
-    """Some of ``messages`` after each other, and in half of the cases with something wrong in them."""
+    """Some of ``messages`` in a row; in half of the cases, with an error in them."""
     stream = b"".join(draw(st.lists(st.sampled_from(messages), min_size=1, max_size=9)))
     for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
         start = draw(st.integers(0, len(stream)))
@@ -48,9 +48,9 @@ DELAYS = st.builds(
 
 
 @given(REQUESTS, CUTS, DELAYS)
-@example(b"\r\n\r\n" + GET, [2], AT_ONCE)  # a line break too many, and one more
-@example(b"GET /" + b"l" * 50 + b" HTTP/1.1\r\n" + HOST + b"\r\n", [61], AT_ONCE)  # a line nearly too long
-@example(b"GET / HTTP/1.1\n" + HOST + b"X: 1\r\n" * 9 + b"\r\n", [15], AT_ONCE)  # two faults: the first one counts
+@example(b"\r\n\r\n" + GET, [2], AT_ONCE)  # two superfluous line breaks
+@example(b"GET /" + b"l" * 50 + b" HTTP/1.1\r\n" + HOST + b"\r\n", [61], AT_ONCE)  # a line just short enough
+@example(b"GET / HTTP/1.1\n" + HOST + b"X: 1\r\n" * 9 + b"\r\n", [15], AT_ONCE)  # two errors: the first one counts
 @example(b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"1" * 300 + b"\n\r\n\r\n", range(3000), AT_ONCE)
 @example(CHUNKED + b"\r\n29\r\n" + b"x" * 41 + b"X\r\n", range(3000), AT_ONCE)
 @settings(max_examples=600)
@@ -67,7 +67,7 @@ def test_a_reply_is_parsed_alike_however_it_is_split(
 ) -> None:
     whole = run(relayed([stream], is_head=is_head, ends=ends, takes_chunks=False))
     split = run(relayed(pieces(stream, cuts), is_head=is_head, ends=ends, takes_chunks=takes_chunks))
-    if whole.fault is not None:  # payload that was read together with a fault is not passed on
+    if whole.fault is not None:  # payload parsed in the same block as an error is not forwarded
         assert split.payload.startswith(whole.payload)
         whole = replace(whole, payload=split.payload)
     assert split == whole

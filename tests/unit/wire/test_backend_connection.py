@@ -16,7 +16,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def then_closes(*blocks: bytes) -> Script:
-    """Answers one request and closes."""
+    """Answers one request, and closes the connection."""
 
     async def script(connection: EngineConnection) -> None:
         await connection.request()
@@ -27,7 +27,7 @@ def then_closes(*blocks: bytes) -> Script:
 
 
 def then_resets(block: bytes) -> Script:
-    """Answers one request, waits for its cue, as an RST overtakes what has not been read, and breaks the connection."""
+    """Answers one request, waits for its cue, and resets the connection; an early RST would overtake unread bytes."""
 
     async def script(connection: EngineConnection) -> None:
         await connection.request()
@@ -103,7 +103,7 @@ async def test_chunks_relayed_unchanged_make_the_same_body_split_at_any_byte(cut
         connection.send(CHUNKED)
         await until(lambda: sink.flushed)
         connection.send(STREAMED[:cut])
-        await until(lambda: sink.sent_bytes or cut <= len(b"6\r\n"))  # of a mere size line nothing goes on
+        await until(lambda: sink.sent_bytes or cut <= len(b"6\r\n"))  # nothing is forwarded for a size line alone
         connection.send(STREAMED[cut:])
 
     sink = Sink(takes_chunks=True)
@@ -343,12 +343,12 @@ async def test_a_backend_is_not_late_while_its_client_is_behind() -> None:
         await until(lambda: sink.pieces)
         assert sink.source is connection
         connection.pause_reading()
-        await asyncio.sleep(0.3)  # twice what it may take
+        await asyncio.sleep(0.3)  # twice the allowed time
         assert not result.done()
         connection.resume_reading()
         with pytest.raises(BackendTimeout):
             await result
-        connection.pause_reading()  # the client's side may still say so
+        connection.pause_reading()  # the client's side may still do so
         connection.resume_reading()
         connections.release(connection)
 

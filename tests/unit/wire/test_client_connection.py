@@ -1,4 +1,4 @@
-"""Requests in: what a client may send, how fast, and how much."""
+"""Incoming requests: syntax, deadlines and limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 async def echo(exchange: Exchange) -> None:
-    """Answers with what it was asked."""
+    """Replies with the received request."""
     head = exchange.head
     exchange.respond(200, b"", b"%b %b %b" % (head.method.encode(), head.target, exchange.body))
 
@@ -65,7 +65,7 @@ async def test_a_request_is_parsed_alike_however_it_is_split(request_bytes: byte
         for size in (1, 2, 3, 7, len(request_bytes)):
             for start in range(0, len(request_bytes), size):
                 client.send(request_bytes[start : start + size])
-                await asyncio.sleep(0)  # on its own way: a segment of its own
+                await asyncio.sleep(0)  # so that the bytes travel in a separate segment
             assert (await client.reply()).body == b"POST /a hello"
         assert await reports_statuses(front, 5) == [200] * 5
 
@@ -155,7 +155,7 @@ async def test_a_client_that_expects_100_continue_gets_it() -> None:
         client.send(ask)
         assert (await client.head())[0] == 100
         assert (await client.ask(b"hello")).body == b"POST / hello"
-        assert (await client.ask(ask + b"hello")).body == b"POST / hello"  # it did not wait
+        assert (await client.ask(ask + b"hello")).body == b"POST / hello"  # the client did not wait for 100
         chunked = ask.replace(b"Content-Length: 5", b"Transfer-Encoding: chunked")
         assert (await client.ask(chunked + b"5\r\nhello\r\n0\r\n\r\n")).body == b"POST / hello"
         assert (await client.ask(ask.replace(b"5", b"0"))).body == b"POST / "
@@ -192,7 +192,7 @@ async def test_reading_stops_soon_after_a_refusal(monkeypatch: pytest.MonkeyPatc
         client = await front.connect()
         assert (await client.ask(b"nonsense\r\n\r\n")).status == 400
         client.send(b"more")
-        await until(lambda: not front.connections)  # though the client stays
+        await until(lambda: not front.connections)  # although the client stays
 
 
 async def test_an_incomplete_request_is_refused_after_its_deadline() -> None:
@@ -208,7 +208,7 @@ async def test_an_incomplete_request_is_refused_after_its_deadline() -> None:
 
 
 async def drip(client: Client, block: bytes, front: Front) -> Reply:
-    """Send ``block`` byte by byte, for ever, until there is a reply."""
+    """Send ``block`` repeatedly, byte by byte, until there is a reply."""
 
     async def send() -> None:
         while not front.observed:
@@ -243,7 +243,7 @@ async def drip_line_breaks(client: Client) -> None:
     while True:
         for byte in (b"\r", b"\n"):
             client.send(byte)
-            await asyncio.sleep(0.02)  # the slowness itself, not a wait for something
+            await asyncio.sleep(0.02)  # slow on purpose
 
 
 async def test_the_refusal_of_a_body_has_the_requests_id() -> None:
@@ -267,7 +267,7 @@ async def test_a_slow_body_is_not_late() -> None:
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 30\r\n\r\n")
         for _ in range(30):
             client.send(b"a")
-            await asyncio.sleep(0.02)  # the slowness itself, not a wait for something
+            await asyncio.sleep(0.02)  # slow on purpose
         assert (await client.reply()).status == 200
 
 
@@ -319,9 +319,9 @@ async def test_pipelined_bytes_are_read_up_to_a_limit() -> None:
         connection = next(iter(front.connections))
         await until(lambda: len(connection._ahead) > LIMITS.head.total_bytes)  # noqa: SLF001
         release.set()
-        for _ in range(200):  # each request answered makes room for no more than itself
+        for _ in range(200):  # each answered request makes room only for itself
             assert (await client.reply()).status == 200
-            assert len(connection._ahead) < 600_000  # noqa: SLF001 - two reads of the event loop
+            assert len(connection._ahead) < 600_000  # noqa: SLF001 - two reads by the event loop
 
 
 async def test_reading_resumes_when_pipelined_requests_have_been_answered() -> None:

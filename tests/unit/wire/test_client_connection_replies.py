@@ -1,4 +1,4 @@
-"""Replies out: who is answered how, who is too slow, who has left, and what a broken reply looks like."""
+"""Outgoing replies: framing, slow and departed clients, broken replies, deadlines and shutdown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def says_hello(exchange: Exchange) -> None:
 
 
 def streams(*pieces: bytes, fields: bytes = EVENTS, length: int | None = None) -> Callable[[Exchange], None]:
-    """Begins a reply and leaves it open."""
+    """Begins a reply, and leaves it open."""
 
     def begin(exchange: Exchange) -> None:
         exchange.begin(200, b" OK", fields, length)
@@ -44,7 +44,7 @@ def breaks_after(begin: Callable[[Exchange], None]) -> Callable[[Exchange], Coro
 
 
 class Waiting:
-    """A handler that begins a reply, or does not, and then waits for ever; and what became of it."""
+    """A handler that may begin a reply and then waits forever, and how the handler ended."""
 
     def __init__(self, begin: Callable[[Exchange], None] = lambda _: None) -> None:
         self._begin = begin
@@ -128,7 +128,7 @@ async def test_the_reply_to_an_unexpected_error_has_the_request_id(caplog: pytes
         assert (error["code"], error["request_id"]) == ("internal_error", "mine")
         assert "ValueError" not in error["message"]
         assert "request mine: unexpected error" in caplog.text
-        assert (await client.ask(GET)).status == 500  # the connection is still good
+        assert (await client.ask(GET)).status == 500  # the connection is still usable
         assert len(front.observed) == 2
 
 
@@ -259,7 +259,7 @@ async def test_replies_without_body_keep_the_connection_in_sync(method: bytes, s
 
 
 class Source:
-    """Counts how often it is told to wait and to go on."""
+    """Counts how often it is paused and resumed."""
 
     def __init__(self) -> None:
         self.paused = 0
@@ -324,7 +324,7 @@ async def test_a_client_that_reads_all_but_the_last_bytes_is_cut_off() -> None:
         client.send(CLOSE)
         await client.head()
         connection = next(iter(front.connections))
-        transport = connection._transport  # noqa: SLF001 - how much still waits shows nowhere else
+        transport = connection._transport  # noqa: SLF001 - nothing public shows the unsent bytes
         while transport.get_write_buffer_size() > 16_384:  # the event loop's low-water mark
             await client.read(500)
         client.stop_reading()
@@ -343,7 +343,7 @@ async def test_a_client_that_reads_slowly_but_steadily_gets_the_whole_reply(size
         await client.head()
         for _ in range(30):
             await client.read(size // 30)
-            await asyncio.sleep(0.03)  # the slowness itself
+            await asyncio.sleep(0.03)  # slow on purpose
         assert await client.rest() == b""
 
 
@@ -364,7 +364,7 @@ async def test_a_client_that_reads_byte_by_byte_is_cut_off() -> None:
 async def takes_next_to_nothing(client: Client) -> None:
     while True:
         await client.read(100)
-        await asyncio.sleep(0.01)  # the slowness itself
+        await asyncio.sleep(0.01)  # slow on purpose
 
 
 async def test_a_client_that_reads_tokens_as_they_arrive_is_never_behind() -> None:
@@ -372,7 +372,7 @@ async def test_a_client_that_reads_tokens_as_they_arrive_is_never_behind() -> No
         exchange.begin(200, b" OK", EVENTS, None)
         for _ in range(30):
             exchange.write(b"data: 1\n\n")
-            await asyncio.sleep(0.02)  # the slowness itself
+            await asyncio.sleep(0.02)  # slow on purpose
         exchange.end()
 
     async with Front(handle, replace(LIMITS, write_stall_seconds=0.05)) as front:
@@ -387,7 +387,7 @@ async def test_a_reply_that_does_not_begin_in_time_becomes_a_504_and_cancels_its
     handler = Waiting()
     async with Front(handler, IN_TIME) as front:
         client = await front.connect()
-        for number in (1, 2):  # the connection is still good
+        for number in (1, 2):  # the connection is still usable
             reply = await client.ask(GET)
             assert (reply.status, json.loads(reply.body)["error"]["code"]) == (504, "request_timeout")
             assert reply.fields["x-should-retry"] == "false"
@@ -431,7 +431,7 @@ async def test_a_reply_cut_off_at_its_deadline_waits_for_its_client_only_briefly
 
 async def test_a_reply_in_time_is_complete_and_the_next_one_has_its_own_deadline() -> None:
     async def takes_a_while(exchange: Exchange) -> None:
-        await asyncio.sleep(0.12)  # the slowness itself
+        await asyncio.sleep(0.12)  # slow on purpose
         await says_hello(exchange)
 
     async with Front(takes_a_while, replace(LIMITS, request_seconds=0.5)) as front:

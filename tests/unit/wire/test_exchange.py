@@ -18,7 +18,7 @@ EVENTS = b"content-type: text/event-stream; charset=utf-8\r\n"
 
 
 class Connection:
-    """A client's side that keeps what it is given; its clock counts the times it is read."""
+    """A client side that records its output; its clock counts its readings."""
 
     def __init__(self) -> None:
         self.blocks: list[bytes] = []

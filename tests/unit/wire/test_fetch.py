@@ -50,7 +50,7 @@ async def test_fetches_of_one_poll_share_a_connection_if_the_backend_keeps_it() 
             with closing(Inquiry(connections, limit_bytes=10)) as inquiry:
                 for _ in range(4):
                     assert (await inquiry.fetch("/", timeout_seconds=20)).status == 200
-            assert len(engine.connections) == 2 * inquiries  # the next inquiry wants to see it accept a connection
+            assert len(engine.connections) == 2 * inquiries  # each inquiry checks that the backend accepts a connection
 
 
 async def test_a_new_connection_is_opened_after_a_reply_that_closes_it() -> None:

@@ -1,4 +1,4 @@
-"""What is refused when the clients hold as much as they may, and that all of it comes back."""
+"""Limits on connections, requests and body bytes: what is refused, and when the load is released."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def says_hello(exchange: Exchange) -> None:
 
 
 class Gate:
-    """A handler that answers once it is opened."""
+    """A handler that answers once opened."""
 
     def __init__(self) -> None:
         self.opened = asyncio.Event()
@@ -237,4 +237,4 @@ async def test_a_flood_of_rejected_connections_gets_no_replies() -> None:
         for _ in range(30):
             await front.connect()
         await until(lambda: len(front.observed) == 8)
-        await until(lambda: len(front.connections) <= 9)  # the others are not held
+        await until(lambda: len(front.connections) <= 9)  # the others have been dropped

@@ -189,9 +189,7 @@ def test_options_may_target_the_whole_server() -> None:
         (b"0", b"Connection: close\r\n", False),
     ],
 )
-def test_keep_alive_follows_version_and_connection(
-    version: bytes, connection: bytes, *, keep_alive: bool
-) -> None:
+def test_keep_alive_follows_version_and_connection(version: bytes, connection: bytes, *, keep_alive: bool) -> None:
     assert request(HOST + connection, b"GET / HTTP/1." + version).keep_alive is keep_alive
 
 
