@@ -45,5 +45,5 @@ class KeyLimits:
             allowance.begin(now)
         finally:
             exchange.common_fields = allowance.fields(now)
-        exchange.observe(UsageObserver(exchange, allowance, self._clock))
+        exchange.observers.add(UsageObserver(exchange, allowance, self._clock))
         return model

@@ -60,7 +60,7 @@ class KeyRing:
         if self._file is not None:
             await self._watch.run(self._reload)
 
-    def look_again(self) -> None:
+    def reload_if_changed(self) -> None:
         """Read the file again if it has changed."""
         if self._watch.changed():
             self._reload()

@@ -32,7 +32,7 @@ class UsageObserver(ReplyObserver):
         self._exchange = exchange
         self._allowance = allowance
         self._clock = clock
-        self._excerpt = exchange.excerpt() if allowance.counts_tokens else None
+        self._excerpt = exchange.observers.excerpt() if allowance.counts_tokens else None
 
     def end(self, outcome: Outcome) -> None:
         """Charge the tokens used; a request that was refused or got no reply used none."""

@@ -19,7 +19,7 @@ from inference_engine_proxy_server.config.base_urls import server_of
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet_file import FleetFile, FleetFileError, read_fleet_file
 from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.config.values import meant, needed
+from inference_engine_proxy_server.config.values import closest_name, requirement
 
 __all__ = ["CONFIG_FILE_ORIGIN", "ENV_FILE", "LoadedSettings", "SettingsError", "load_settings", "settings_files"]
 
@@ -84,25 +84,27 @@ def load_settings(
     sources = {"command line": command_line or {}, "environment": environ, ".env": env_file_values}
     config_file, _ = _first_of(sources, "CONFIG_FILE")
     fleet = FleetFile()
-    if config_file is not None:
-        try:
-            fleet = read_fleet_file(Path(config_file), env_file_values | _not_empty(environ), _VARIABLES)
-        except FleetFileError as error:
-            problems.append(str(error))
-            backends_required = False  # the file may list them
+    try:
+        fleet = _read_fleet_file(config_file, env_file_values, environ)
+    except FleetFileError as error:
+        problems.append(str(error))
+        backends_required = False  # the file may list them
     sources[CONFIG_FILE_ORIGIN] = {"BACKENDS": ",".join(backend.url for backend in fleet.backends), **fleet.settings}
 
     found = {name: _first_of(sources, name) for name in _VARIABLES}
     given = {name.lower(): value for name, (value, _) in found.items() if value is not None}
     origins = {name: origin for name, (_, origin) in found.items()}
-    problems += _contradictions(given)
-    if backends_required and "backends" not in given:
-        example = "BACKENDS=http://127.0.0.1:8080,http://127.0.0.1:8081"
-        problems.append(f"BACKENDS is not set: list the base URLs of the engine servers, such as {example}")
+    problems += _missing_settings(given, backends_required=backends_required)
     settings = _validated(given, problems, origins, config_file)
     warnings = (*_misspellings(env_file_values), *_doubled_paths(settings), *_unused(fleet, settings, origins))
     configuration = Configuration.of(settings, fleet.backends, fleet.models)
     return LoadedSettings(configuration, MappingProxyType(origins), warnings)
+
+
+def _read_fleet_file(file: str | None, env_file_values: Mapping[str, str], environ: Mapping[str, str]) -> FleetFile:
+    if file is None:
+        return FleetFile()
+    return read_fleet_file(Path(file), {**env_file_values, **_not_empty(environ)}, _VARIABLES)
 
 
 def _validated(
@@ -145,14 +147,17 @@ def _read_env_file(env_file: Path) -> tuple[dict[str, str], list[str]]:
     return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}, problems
 
 
-def _contradictions(given: Mapping[str, str]) -> list[str]:
-    """Problems of settings that require another setting."""
+def _missing_settings(given: Mapping[str, str], *, backends_required: bool) -> list[str]:
+    """One line for each setting that is missing: required as such, or by another setting."""
     problems = []
     if given.get("health_details", "").lower() == "key" and not given.keys() & {"api_keys", "api_keys_file"}:
         problems.append("HEALTH_DETAILS is 'key': set API_KEYS or API_KEYS_FILE, too")
     for one, other in (("tls_cert_file", "tls_key_file"), ("tls_key_file", "tls_cert_file")):
         if one in given and other not in given:
             problems.append(f"{one.upper()} is set and {other.upper()} is not: set both")
+    if backends_required and "backends" not in given:
+        example = "BACKENDS=http://127.0.0.1:8080,http://127.0.0.1:8081"
+        problems.append(f"BACKENDS is not set: list the base URLs of the engine servers, such as {example}")
     return problems
 
 
@@ -167,7 +172,7 @@ def _problems(error: ValidationError, origins: Mapping[str, str], config_file: s
         shown = "***" if field in _SECRETS else re.sub(r"//[^\s,]*@", "//***@", str(detail["input"]))
         shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
         place = f"{config_file}: settings." if origins[name] == CONFIG_FILE_ORIGIN else ""
-        problems.append(f"{place}{name} is {shown!r}: {own_words or needed(name, schemas[field])}")
+        problems.append(f"{place}{name} is {shown!r}: {own_words or requirement(name, schemas[field])}")
     return problems
 
 
@@ -176,7 +181,7 @@ def _misspellings(names: Mapping[str, str]) -> list[str]:
     return [
         f".env: {name} is not a setting; did you mean {close}?"
         for name in names
-        if name not in _VARIABLES and (close := meant(name.upper(), _VARIABLES, likeness=0.85))
+        if name not in _VARIABLES and (close := closest_name(name.upper(), _VARIABLES, min_similarity=0.85))
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.requests.headers import stated_priority
-from inference_engine_proxy_server.requests.json_body import read_members
 from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.requests.token_sizes import USUAL_BYTES_A_TOKEN
 
@@ -48,7 +47,7 @@ class FairShare:
             prompt: of the request; ``None`` when the prompt has not been read, so that the body's length is used.
         """
         if prompt is None:
-            tokens, answer = len(request.body) / USUAL_BYTES_A_TOKEN, read_members(request.body).answer_tokens
+            tokens, answer = len(request.body) / USUAL_BYTES_A_TOKEN, request.content.answer_tokens
         else:
             tokens, answer = prompt.tokens, prompt.answer_tokens
         return 1 + tokens + (_USUAL_ANSWER_TOKENS if answer is None else min(answer, _MOST_ANSWER_TOKENS))

@@ -28,7 +28,6 @@ from inference_engine_proxy_server.errors import (
 from inference_engine_proxy_server.fleet.backend import Backend, Lease
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.prompt import read_prompt
-from inference_engine_proxy_server.requests.requested_model import requested_model
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
 from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.requirements import Requirements
@@ -90,7 +89,8 @@ class Forwarder:
                     return await self._attempts.send(Attempt(request, lease.backend, failed))
                 except BackendError as error:
                     self._take_failure(request, lease.backend, error, failed)
-                    request.stop_observing(*observers)
+                    if observers:
+                        request.observers.remove(*observers)
                 finally:
                     lease.close()
                 await _back_off(failed)
@@ -115,14 +115,14 @@ class Forwarder:
         if takes_slot and self._placement.reads_prompts:
             return _with_prompt(request, affinity, self._placement)
         if request.model is None:
-            request.model = requested_model(head.target, request.body)
+            request.model = request.content.model
         return Requirements(request.model, takes_slot, affinity=affinity)
 
     def _affinity(self, request: ProxiedRequest) -> Affinity:
         if request.head.destination is Destination.BLOCKED:
             message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
             raise ClientError(message, status=403, code="path_blocked")
-        return self._affinities.affinity(request.head, request.body)
+        return self._affinities.affinity(request.head, request.content)
 
     def _observe(self, request: ProxiedRequest, lease: Lease) -> tuple[ReplyObserver, ...]:
         """Let routing learn from this attempt's reply."""
@@ -135,7 +135,7 @@ class Forwarder:
             if affinity.stream is not None:
                 self._affinities.remember(affinity.stream, lease.backend)
         for observer in observers:
-            request.observe(observer)
+            request.observers.add(observer)
         return tuple(observers)
 
     def _take_failure(
@@ -171,7 +171,7 @@ class Forwarder:
 def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: Placement) -> Requirements:
     head = request.head
     if request.model is None and placement.has_policies_by_model:
-        request.model = requested_model(head.target, request.body)
+        request.model = request.content.model
     policy = placement.way(request.model)
     if policy is None and not placement.contexts_differ:
         return Requirements(request.model, affinity=affinity)

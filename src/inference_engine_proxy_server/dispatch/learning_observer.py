@@ -23,7 +23,7 @@ class LearningObserver(ReplyObserver):
 
     def __init__(self, exchange: Exchange, tracker: Learning) -> None:
         self._exchange = exchange
-        self._excerpt = exchange.excerpt()
+        self._excerpt = exchange.observers.excerpt()
         self._tracker = tracker
 
     def begin(self, block: bytes) -> None:

@@ -6,6 +6,7 @@ from typing import cast
 
 from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.errors import ProxyError
+from inference_engine_proxy_server.requests.content import RequestContent, read_content
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.exchange import ClientSide, Exchange
@@ -29,7 +30,7 @@ class ProxiedRequest(Exchange):
         losses: how many backends received the request and failed to answer it.
     """
 
-    __slots__ = ("backend", "losses", "model", "requirements")
+    __slots__ = ("_content", "backend", "losses", "model", "requirements")
 
     requirements: Requirements
 
@@ -38,6 +39,15 @@ class ProxiedRequest(Exchange):
         self.model: str | None = None
         self.backend: str | None = None
         self.losses = 0
+        self._content: RequestContent | None = None
+
+    @property
+    def content(self) -> RequestContent:
+        """What the request's target and body say, without the prompt; decoded on first use."""
+        content = self._content
+        if content is None:
+            content = self._content = read_content(self.head.target, self.body)
+        return content
 
     @property
     def access(self) -> Access | None:

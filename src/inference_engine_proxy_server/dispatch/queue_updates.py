@@ -14,7 +14,6 @@ from inference_engine_proxy_server.dispatch.proxied_request import ProxiedReques
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest, RequestQueue
 from inference_engine_proxy_server.fleet.backend import Lease
 from inference_engine_proxy_server.requests.headers import wants_queue_updates
-from inference_engine_proxy_server.requests.json_body import read_members
 from inference_engine_proxy_server.requests.prompt import Prompt
 
 __all__ = ["QueueUpdates"]
@@ -55,7 +54,7 @@ class QueueUpdates:
     def _gets_updates(self, request: ProxiedRequest, prompt: Prompt | None) -> bool:
         if not self._to_all and not wants_queue_updates(request.head.passed_on):
             return False
-        return read_members(request.body).is_streamed if prompt is None else prompt.is_streamed
+        return request.content.is_streamed if prompt is None else prompt.is_streamed
 
     async def _send(self, request: ProxiedRequest, queued: QueuedRequest[Lease]) -> None:
         await asyncio.sleep(0)  # the request joins the queue first

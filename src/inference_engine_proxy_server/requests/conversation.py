@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from inference_engine_proxy_server.requests.json_body import role_of
+from inference_engine_proxy_server.requests.content import role_of
 
 __all__ = ["Parts", "key_of", "parts_of"]
 

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from inference_engine_proxy_server.requests.content import PromptContent, read_content, read_list, read_prompt_content
 from inference_engine_proxy_server.requests.conversation import Parts, key_of, parts_of
 from inference_engine_proxy_server.requests.headers import session_id
-from inference_engine_proxy_server.requests.json_body import PromptMembers, read_list, read_prompt_members
-from inference_engine_proxy_server.requests.requested_model import requested_model
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 
 __all__ = ["ENDS", "Prompt", "read_prompt"]
@@ -62,9 +61,9 @@ class Prompt:
     """What routing knows of a request's prompt. Immutable once :func:`read_prompt` has returned it.
 
     Attributes:
-        model: as :func:`~.requested_model.requested_model` finds it.
+        model: as :func:`~.content.read_content` finds it.
         size: bytes of the prompt's raw text; of the whole body when no prompt is found in it.
-        bytes_a_token: of its model, as far as replies have told.
+        bytes_a_token: of its model, learned from replies.
         tokens: estimated tokens.
         is_one_text: the engine reads it as one text. False for a list of independent texts (``input`` of embeddings),
             and when no prompt is found.
@@ -144,42 +143,42 @@ def read_prompt(target: bytes, path: str, fields: bytes, body: bytes, token_size
         body: any bytes.
         token_sizes: estimates bytes per token.
     """
-    members = read_prompt_members(body) if body else None
-    if members is None:
-        model = requested_model(target, body)
+    content = read_prompt_content(body) if body else None
+    if content is None:
+        model = read_content(target, body).model
         prompt = Prompt(model, len(body), token_sizes.of(model))
         prompt.start = body[:_PLACEMENT_BYTES]
     else:
-        prompt = _prompt_of(members, path, body, token_sizes)
+        prompt = _prompt_of(content, path, body, token_sizes)
     prompt.session = session_id(fields) or prompt.session
     return prompt
 
 
-def _prompt_of(members: PromptMembers, path: str, body: bytes, token_sizes: TokenSizes) -> Prompt:
-    model = members.model if isinstance(members.model, str) else None
-    messages = members.messages or _messages_in(members.input)
-    text = _text_of(members, messages)
+def _prompt_of(content: PromptContent, path: str, body: bytes, token_sizes: TokenSizes) -> Prompt:
+    model = content.model
+    messages = content.messages or _messages_in(content.input)
+    text = _text_of(content, messages)
     prompt = Prompt(model, len(text) or len(body), token_sizes.of(model))
     pictures, picture_bytes = _pictures_in(text)
     if pictures:
         prompt.tokens = (len(text) - picture_bytes) / prompt.bytes_a_token + pictures * _PICTURE_TOKENS
     is_never_cached = path.endswith(_NEVER_CACHED)
     if not is_never_cached:
-        prompt.chain = _chain_of(text, model, members.cache_salt)
+        prompt.chain = _chain_of(text, model, content.cache_salt)
     if messages and not is_never_cached:
-        before = len(members.tools) + len(members.system) + len(members.instructions)
+        before = len(content.tools) + len(content.system) + len(content.instructions)
         parts = parts_of(messages, before, len(text))
         if parts is not None:
             prompt.set_parts(parts, text)
     prompt.start = text[:_PLACEMENT_BYTES] or body[:_PLACEMENT_BYTES]
-    prompt.is_streamed = members.is_streamed
-    prompt.answer_tokens = members.answer_tokens
-    if isinstance(members.prompt_cache_key, str):
-        prompt.session = members.prompt_cache_key
-    is_list = bool(members.prompt) and memoryview(members.prompt)[0] == _LIST
+    prompt.is_streamed = content.is_streamed
+    prompt.answer_tokens = content.answer_tokens
+    if isinstance(content.prompt_cache_key, str):
+        prompt.session = content.prompt_cache_key
+    is_list = bool(content.prompt) and memoryview(content.prompt)[0] == _LIST
     prompt.is_one_text = bool(text) and not is_never_cached and not is_list
     prompt.is_plain = (
-        prompt.is_one_text and bool(prompt.chain) and not pictures and members.previous_response_id is None
+        prompt.is_one_text and bool(prompt.chain) and not pictures and content.previous_response_id is None
     )
     return prompt
 
@@ -202,15 +201,15 @@ def _messages_in(given: msgspec.Raw) -> Sequence[msgspec.Raw] | None:
     return read_list(given)
 
 
-def _text_of(members: PromptMembers, messages: Sequence[msgspec.Raw] | None) -> bytes:
+def _text_of(content: PromptContent, messages: Sequence[msgspec.Raw] | None) -> bytes:
     """The prompt's raw text, in the order in which models' templates put it.
 
     Closing brackets and quotes are left out: they move as soon as the conversation grows.
     """
-    before = (members.tools, members.system, members.instructions)
+    before = (content.tools, content.system, content.instructions)
     if messages:
         return b"".join((*before, *messages))
-    return b"".join((*before, memoryview(members.prompt or members.input)[:-1]))
+    return b"".join((*before, memoryview(content.prompt or content.input)[:-1]))
 
 
 def _pictures_in(text: bytes) -> tuple[int, int]:

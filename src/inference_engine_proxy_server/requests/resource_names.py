@@ -13,10 +13,10 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote_to_bytes
 
+from inference_engine_proxy_server.requests.content import RequestContent
 from inference_engine_proxy_server.requests.headers import conversation_id
-from inference_engine_proxy_server.requests.json_body import read_members
 
-__all__ = ["is_stream", "name_in_body", "name_in_target", "name_of_response", "name_of_stream"]
+__all__ = ["is_stream", "name_in_content", "name_in_target", "name_of_response", "name_of_stream"]
 
 _LONGEST_ID_BYTES = 256
 _IN_PATH = re.compile(rb"(?:/v1)?/(stream|responses|chat/completions)/([^/?]++)")
@@ -37,9 +37,9 @@ def name_in_target(target: bytes) -> bytes | None:
     return None if found is None else _name(_STREAM, unquote_to_bytes(found[1].replace(b"+", b" ")))
 
 
-def name_in_body(body: bytes) -> bytes | None:
-    """The response that a request's body continues; ``None`` when it starts a new conversation."""
-    previous = read_members(body).previous_response_id
+def name_in_content(content: RequestContent) -> bytes | None:
+    """The response that a request continues; ``None`` when it starts a new conversation."""
+    previous = content.previous_response_id
     return None if previous is None else _name(_RESPONSE, previous.encode(errors="surrogatepass"))
 
 

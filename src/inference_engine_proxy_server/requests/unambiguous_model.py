@@ -1,8 +1,8 @@
 """Finds the model that a request names, for permissions: a wrong answer would let a client use a forbidden model.
 
-Routing may guess (:mod:`.requested_model`), permissions must not. Engines differ: some take the first of two names and
-some the last, some read the query and some the body, and some accept encodings that others refuse. A request that two
-engines could read differently names no model here.
+Routing may guess the model (:mod:`.content`), permissions must not. Engines differ: some take the first of two names,
+others the last, some read the query and others the body, and some accept encodings that others refuse. A request that
+two engines could read differently names no model here.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from urllib.parse import parse_qsl
 
+from inference_engine_proxy_server.requests.content import all_members, read_text
 from inference_engine_proxy_server.requests.headers import multipart_boundary
-from inference_engine_proxy_server.requests.json_body import all_members, read_text
 
 __all__ = ["unambiguous_model"]
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.requests.content import RequestContent
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.resource_names import (
     is_stream,
-    name_in_body,
+    name_in_content,
     name_in_target,
     name_of_stream,
 )
@@ -84,14 +85,14 @@ class AffinityTable:
     def __len__(self) -> int:
         return len(self._urls)
 
-    def affinity(self, head: RequestHead, body: bytes) -> Affinity:
+    def affinity(self, head: RequestHead, content: RequestContent) -> Affinity:
         """The affinity of a request whose destination is ``NAMED`` or ``TIED``."""
         if head.destination is Destination.NAMED:
             resource = name_in_target(head.target)
             deletes = head.method == "DELETE"
             return Affinity(resource, None, self.home(resource), creates_response=False, deletes=deletes)
         creates_response = head.path.endswith("/responses")
-        resource = name_in_body(body) if creates_response else None
+        resource = name_in_content(content) if creates_response else None
         stream = name_of_stream(head.passed_on)
         home = self.home(resource or stream)
         return Affinity(resource, stream, home, creates_response=creates_response, deletes=False)

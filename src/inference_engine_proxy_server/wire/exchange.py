@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from email.utils import formatdate
 from http import HTTPStatus
 from typing import Protocol
 
 from inference_engine_proxy_server.errors import ProxyError, error_body, error_fields, stream_error_event
-from inference_engine_proxy_server.wire.framing import ChunkedBody, last_chunk, one_chunk
+from inference_engine_proxy_server.wire.framing import last_chunk, one_chunk
 from inference_engine_proxy_server.wire.outcome import Outcome
-from inference_engine_proxy_server.wire.reply_excerpt import ReplyExcerpt
-from inference_engine_proxy_server.wire.reply_observer import ReplyObserver, observed_write
+from inference_engine_proxy_server.wire.reply_fields import date_field, ends_between_events, is_event_stream
+from inference_engine_proxy_server.wire.reply_observers import ReplyObservers
 from inference_engine_proxy_server.wire.reply_sink import ReplySource
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
-__all__ = ["ClientSide", "Exchange", "date_field", "is_event_stream"]
+__all__ = ["ClientSide", "Exchange"]
 
-_EVENT_STREAM = re.compile(rb"(?:^|\n)content-type:[ \t]*text/event-stream", re.IGNORECASE)
-_ENCODED = re.compile(rb"(?:^|\n)content-encoding:", re.IGNORECASE)
-_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _STREAM_FIELDS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\n"
 _BODILESS = frozenset({204, 304})
 _REASONS = {status.value: f" {status.phrase}".encode() for status in HTTPStatus}
-
-
-def date_field() -> bytes:
-    """The ``Date`` line that RFC 9110, 6.6.1, requires of an origin server."""
-    return f"date: {formatdate(usegmt=True)}\r\n".encode()
-
-
-def is_event_stream(fields: bytes) -> bool:
-    """Whether header lines announce server-sent events without a content coding."""
-    return _EVENT_STREAM.search(fields) is not None and _ENCODED.search(fields) is None
 
 
 class ClientSide(Protocol):
@@ -80,7 +65,7 @@ class Exchange:
 
     __slots__ = (
         "_body_allowed", "_chunked", "_connection", "_fields", "_is_passing_through", "_length_known",
-        "_observers", "_pending_head", "_unstarted", "_write", "backend_fields", "body", "client", "common_fields",
+        "_observers", "_pending_head", "_write", "backend_fields", "body", "client", "common_fields",
         "done", "first_byte_at", "has_only_comments", "head", "keep_alive", "last_block", "outcome", "request_id",
         "sent_bytes", "source", "started_at", "status", "takes_chunks", "write_through",
     )  # fmt: skip
@@ -103,8 +88,7 @@ class Exchange:
         self._length_known = self._chunked = self._is_passing_through = False
         self._body_allowed = True
         self.outcome = Outcome.COMPLETE
-        self._observers: tuple[ReplyObserver, ...] = ()
-        self._unstarted: tuple[ReplyObserver, ...] = ()  # observers that have not seen a block
+        self._observers: ReplyObservers | None = None
 
     def __repr__(self) -> str:
         state = "done" if self.done else "begun" if self.begun else "waiting"
@@ -133,26 +117,12 @@ class Exchange:
         """The exchange itself if whole chunks may be written as they are, else ``None``."""
         return self if self.takes_chunks else None
 
-    # --- observers
-
-    def observe(self, observer: ReplyObserver) -> None:
-        """Add an observer. Must be called before the reply begins."""
-        self._observers = (*self._observers, observer)
-        self._unstarted = (*self._unstarted, observer)
-
-    def stop_observing(self, *observers: ReplyObserver) -> None:
-        """Remove observers of an attempt that failed before the reply began."""
-        self._observers = tuple(one for one in self._observers if one not in observers)
-        self._unstarted = tuple(one for one in self._unstarted if one not in observers)
-
-    def excerpt(self) -> ReplyExcerpt:
-        """Both ends of the reply's body, shared by all observers that read them."""
-        for observer in self._observers:
-            if isinstance(observer, ReplyExcerpt):
-                return observer
-        excerpt = ReplyExcerpt()
-        self._observers = (excerpt, *self._observers)
-        return excerpt
+    @property
+    def observers(self) -> ReplyObservers:
+        """The reply's observers. They must be added before the reply begins."""
+        if self._observers is None:
+            self._observers = ReplyObservers()
+        return self._observers
 
     # --- the reply
 
@@ -194,8 +164,8 @@ class Exchange:
         self._length_known = True
         self.takes_chunks = self._chunked = False  # a reply that was opened and never sent may have set them
         self._pending_head = b""
-        if self._observers:
-            self._show(body)
+        if self._observers is not None:
+            self._observers.show(body)
         self.last_block = body
         self.first_byte_at = self._connection.clock()
         block = self._section(status, reason, fields, b"content-length: %d\r\n" % len(body)) + body
@@ -253,8 +223,8 @@ class Exchange:
         elif self._pending_head:
             self._send(b"")
         self.done = True
-        if self._observers:
-            self._end_observers()
+        if self._observers is not None:
+            self._observers.end(Outcome.COMPLETE)
         self._connection.exchange_done(self)
 
     def respond(self, status: int, fields: bytes, body: bytes) -> None:
@@ -275,11 +245,10 @@ class Exchange:
             about = (error, self.head.path, self.request_id)
             self.respond(error.status, error_fields(*about), error_body(*about))
             return
-        if self._between_events():
+        is_stream = not self._length_known and is_event_stream(self._fields)
+        if is_stream and ends_between_events(self.last_block, is_chunked=self._chunked):
             self.write(stream_error_event(error, self.head.path, self.request_id))
-        self.done = True
-        self.outcome = Outcome.BROKEN
-        self._end_observers()
+        self._break(Outcome.BROKEN)
         self._connection.exchange_done(self)
 
     def client_left(self) -> None:
@@ -287,45 +256,38 @@ class Exchange:
         self._write = _discard
         if self.source is not None:
             self.source.pause_reading()  # stops the direct path, too
-        self.done = True
-        self.outcome = Outcome.CLIENT_LEFT
-        self._end_observers()
+        self._break(Outcome.CLIENT_LEFT)
 
-    def _end_observers(self) -> None:
-        for observer in self._observers:
-            observer.end(self.outcome)
+    def _break(self, outcome: Outcome) -> None:
+        self.done = True
+        self.outcome = outcome
+        if self._observers is not None:
+            self._observers.end(outcome)
 
     def _send(self, block: bytes) -> None:
         self.last_block = block
-        if self._observers and block:
-            self._show(block)
+        if self._observers is not None and block:
+            self._observers.show(block)
         if self._pending_head:
+            self.first_byte_at = self._connection.clock()
+            self._allow_direct_path(block)
             block = self._pending_head + block
             self._pending_head = b""
-            self.first_byte_at = self._connection.clock()
-            if self.takes_chunks and not self._observers:
-                self.write_through = self._write
-                self._is_passing_through = True
+        elif not self._is_passing_through:
+            self._allow_direct_path(block)
         self.sent_bytes += len(block)
         self._write(block)
 
-    def _show(self, block: bytes) -> None:
-        if self._unstarted:
-            unstarted, self._unstarted = self._unstarted, ()
-            for observer in unstarted:
-                observer.begin(block)
-        for observer in self._observers:
-            if observer.wants_blocks:
-                observer.take(block)
-        if self.takes_chunks and not self._is_passing_through:
-            self.write_through = observed_write(self._write, self._observers)
+    def _allow_direct_path(self, block: bytes) -> None:
+        """Let whole chunks bypass the exchange once every observer has seen the first block."""
+        if not self.takes_chunks:
+            return
+        if self._observers is None:
+            self.write_through = self._write
             self._is_passing_through = True
-
-    def _between_events(self) -> bool:
-        if self._length_known or not is_event_stream(self._fields):
-            return False
-        tail = b"".join(ChunkedBody().feed(self.last_block)) if self._chunked else self.last_block
-        return not tail or tail.endswith(_EVENT_ENDS)
+        elif block:
+            self.write_through = self._observers.write_function(self._write)
+            self._is_passing_through = True
 
 
 def _discard(block: bytes) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from inference_engine_proxy_server.errors import InvalidReply, stream_event_of
-from inference_engine_proxy_server.wire.exchange import Exchange, is_event_stream
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.reply_fields import is_event_stream
 from inference_engine_proxy_server.wire.reply_sink import ChunkSink, ReplySource
 
 __all__ = ["LateReply"]

@@ -107,8 +107,8 @@ def test_results_agree_with_the_official_parser(lines: list[str]) -> None:
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             expected[sample.name] += sample.value
-    told = sum_samples(page.encode(), ["load", "load_by_reason", "over_load", "l", "my:load", "load1"])
-    assert told == pytest.approx(dict(expected), nan_ok=True)
+    sums = sum_samples(page.encode(), ["load", "load_by_reason", "over_load", "l", "my:load", "load1"])
+    assert sums == pytest.approx(dict(expected), nan_ok=True)
 
 
 @given(st.binary(max_size=200))

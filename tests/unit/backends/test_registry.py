@@ -89,7 +89,7 @@ def test_the_first_of_two_entry_points_by_name_wins(
 
 
 @pytest.mark.parametrize(
-    ("text", "attribute", "told"),
+    ("text", "attribute", "message"),
     [
         ("raise RuntimeError('made on Friday')", "Engine", "made on Friday"),
         ("import a_module_that_is_not_there", "Engine", "a_module_that_is_not_there"),
@@ -106,14 +106,14 @@ def test_a_broken_entry_point_is_logged_and_skipped(
     request: pytest.FixtureRequest,
     text: str,
     attribute: str,
-    told: str,
+    message: str,
 ) -> None:
     module = f"broken_engine_{request.node.callspec.indices['text']}"  # a process imports a module only once
     install(tmp_path, module, text, "broken", attribute=attribute)
     monkeypatch.syspath_prepend(tmp_path)
     assert discover_engines().by_provider == {"llamacpp": LlamaCppBackend, "vllm": VLLMBackend}
     assert "'broken'" in caplog.text
-    assert told in caplog.text
+    assert message in caplog.text
 
 
 def owned_by(*owners: object) -> Reply:

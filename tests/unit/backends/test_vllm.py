@@ -156,17 +156,17 @@ async def test_a_failure_resets_the_capacity() -> None:
 )
 async def test_progress_changes_with_tokens_and_with_cache_usage(moved: dict[str, str]) -> None:
     before = {"generation_tokens_total": "10.0", "prompt_tokens_total": "100.0", "kv_cache_usage_perc": "0.25"}
-    told = [
+    states = [
         (await backend({**AWAKE, "/metrics": Reply(200, page(**values))}).fetch_state()).progress
         for values in (before, before, before | moved)
     ]
-    assert told[0] == told[1] == 110.25
-    assert told[2] not in (None, 110.25)
+    assert states[0] == states[1] == 110.25
+    assert states[2] not in (None, 110.25)
 
 
 async def test_progress_covers_every_engine() -> None:
     second = b'vllm:kv_cache_usage_perc{engine="1",model_name="tiny"} %s\n'
-    told = [
+    states = [
         (
             await backend(
                 {**AWAKE, "/metrics": Reply(200, page(kv_cache_usage_perc="0.5") + second % usage)}
@@ -174,7 +174,7 @@ async def test_progress_covers_every_engine() -> None:
         )
         for usage in (b"0.1", b"0.2")
     ]
-    assert told[0].progress != told[1].progress
+    assert states[0].progress != states[1].progress
 
 
 @pytest.mark.parametrize("name", ["generation_tokens_total", "prompt_tokens_total", "kv_cache_usage_perc"])

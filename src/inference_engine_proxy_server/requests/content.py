@@ -1,24 +1,25 @@
-"""Decodes JSON request bodies: every decoder that reads a client's JSON is in this module.
+"""Reads what a request says besides its headers; every decoder of clients' JSON is in this module.
 
 A body is decoded once into a view whose members stay raw bytes until they are read, so that an invalid member hides no
-other one. There are two depths: :func:`read_members` skips the prompt, :func:`read_prompt_members` keeps its parts.
+other one. There are two depths: :func:`read_content` skips the prompt, :func:`read_prompt_content` keeps its parts.
 Nested values become Python objects only where a caller asks for them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from urllib.parse import parse_qs
 
 import msgspec
 
 __all__ = [
-    "NOT_AN_OBJECT",
-    "Members",
-    "PromptMembers",
+    "PromptContent",
+    "RequestContent",
     "all_members",
+    "read_content",
     "read_list",
-    "read_members",
-    "read_prompt_members",
+    "read_prompt_content",
     "read_text",
     "role_of",
 ]
@@ -28,15 +29,18 @@ _ABSENT = msgspec.Raw()
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _JSON_BLANKS = b" \t\r\n"
 
+_MULTIPART_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
+_MULTIPART_SEARCH_BYTES = 1 << 20  # the fields of a form come before or after its file, and audio files are longer
 
-class Members(msgspec.Struct, gc=False):
-    """What the proxy reads of a request besides its prompt.
+
+class RequestContent(msgspec.Struct, gc=False):
+    """What the proxy reads of a request's target and body, without its prompt.
 
     Attributes:
-        model: as sent; a string in every valid request.
+        model: the model that the request names; ``None`` when it names none.
     """
 
-    model: _Scalar = None
+    model: str | None = None
     raw_stream: msgspec.Raw = msgspec.field(default=_ABSENT, name="stream")
     raw_max_tokens: msgspec.Raw = msgspec.field(default=_ABSENT, name="max_tokens")
     raw_max_completion_tokens: msgspec.Raw = msgspec.field(default=_ABSENT, name="max_completion_tokens")
@@ -70,7 +74,7 @@ class Members(msgspec.Struct, gc=False):
         return given if isinstance(given, str) and given else None
 
 
-class PromptMembers(Members, gc=False):
+class PromptContent(RequestContent, gc=False):
     """The same, and the raw parts of the prompt; a part that the body lacks is empty."""
 
     messages: list[msgspec.Raw] | None = None
@@ -87,36 +91,60 @@ class _Message(msgspec.Struct, gc=False):
     role: _Scalar = None
 
 
-_members_decoder = msgspec.json.Decoder(Members)
-_prompt_members_decoder = msgspec.json.Decoder(PromptMembers)
+_decoder = msgspec.json.Decoder(RequestContent)
+_prompt_decoder = msgspec.json.Decoder(PromptContent)
 _mapping_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _message_decoder = msgspec.json.Decoder(_Message)
 _scalar_decoder = msgspec.json.Decoder(_Scalar)
 _text_decoder = msgspec.json.Decoder(str)
 
-NOT_AN_OBJECT = Members()
-"""The members of a body that is not a JSON object, or is malformed: none. The engine reports the error."""
+_EMPTY = RequestContent()
 
 
-def read_members(body: bytes) -> Members:
-    """The members of ``body`` without its prompt; :data:`NOT_AN_OBJECT` when it has none."""
+def read_content(target: bytes, body: bytes) -> RequestContent:
+    """The content of a request, without its prompt.
+
+    The model is the ``model`` member of a JSON object, the ``model`` part of a form (audio transcription), or the
+    ``model`` parameter of the query (llama.cpp's router mode: ``GET /props?model=...``). Routing may guess it from a
+    loose reading, because the engine checks it again; :mod:`.unambiguous_model` is for permissions. Malformed JSON has
+    no content: the engine reports the error.
+
+    Args:
+        target: path and query as sent.
+        body: the whole body.
+    """
+    if body[:1] == b"{" or body[:64].lstrip()[:1] == b"{":
+        try:
+            return _decoder.decode(body)
+        except _MALFORMED:
+            return _EMPTY
+    model = _model_in_form(body) if body.startswith(b"--") else _model_in_query(target)
+    return _EMPTY if model is None else RequestContent(model)
+
+
+def _model_in_form(body: bytes) -> str | None:
+    part = _MULTIPART_MODEL.search(body[:_MULTIPART_SEARCH_BYTES]) or _MULTIPART_MODEL.search(
+        body[-_MULTIPART_SEARCH_BYTES:]
+    )
+    return part[1].decode(errors="replace") if part else None
+
+
+def _model_in_query(target: bytes) -> str | None:
+    query = target.partition(b"?")[2]
+    return parse_qs(query.decode()).get("model", [None])[0] if b"model=" in query else None
+
+
+def read_prompt_content(body: bytes) -> PromptContent | None:
+    """The content of a JSON body with the parts of its prompt; ``None`` when it is not an object, or malformed."""
     try:
-        return _members_decoder.decode(body)
-    except _MALFORMED:
-        return NOT_AN_OBJECT
-
-
-def read_prompt_members(body: bytes) -> PromptMembers | None:
-    """The members of ``body`` with the parts of its prompt; ``None`` when it is not a JSON object."""
-    try:
-        return _prompt_members_decoder.decode(body)
+        return _prompt_decoder.decode(body)
     except _MALFORMED:
         return None
 
 
 def all_members(body: bytes) -> Mapping[str, msgspec.Raw] | None:
-    """Every member by name, the last of equal names; ``None`` when ``body`` is not a JSON object in UTF-8."""
+    """Every member by name, the last of equal names; ``None`` when ``body`` is not an object. Values are unchecked."""
     try:
         return _mapping_decoder.decode(body.strip(_JSON_BLANKS))
     except _MALFORMED:
@@ -137,7 +165,7 @@ def read_text(raw: msgspec.Raw) -> str | None:
 
 
 def role_of(message: msgspec.Raw) -> str | None:
-    """The ``role`` of a chat message.
+    """The ``role`` of a chat message; ``None`` when it is missing or not a string.
 
     Raises:
         ValueError: the message is not an object, or its role is not a scalar.

@@ -40,13 +40,13 @@ class Recorder(ReplyObserver):
 def observed(*observers: ReplyObserver) -> tuple[Exchange, Connection]:
     exchange, connection = exchange_for()
     for observer in observers:
-        exchange.observe(observer)
+        exchange.observers.add(observer)
     return exchange, connection
 
 
 def excerpted() -> tuple[Exchange, Connection, ReplyExcerpt]:
     exchange, connection = exchange_for()
-    return exchange, connection, exchange.excerpt()
+    return exchange, connection, exchange.observers.excerpt()
 
 
 def chunk(number: int) -> bytes:
@@ -102,7 +102,7 @@ def test_an_unfinished_reply_ends_once_with_its_outcome(outcome: Outcome) -> Non
 def test_an_observer_of_a_failed_attempt_sees_nothing_of_the_next_one() -> None:
     failed, stays = Recorder(), Recorder()
     exchange, _ = observed(stays, failed)
-    exchange.stop_observing(failed)
+    exchange.observers.remove(failed)
     stream(exchange, 2)
     assert failed.calls == []
     assert stays.blocks() == [chunk(0), chunk(1), LAST_CHUNK]
@@ -112,7 +112,7 @@ def test_an_observer_added_after_comments_begins_with_the_reply() -> None:
     early, late = Recorder(), Recorder()
     exchange, _ = observed(early)
     exchange.send_comment(b": queued\n\n")
-    exchange.observe(late)
+    exchange.observers.add(late)
     exchange.write_chunks(chunk(0))
     assert late.calls == [("begin", chunk(0)), ("take", chunk(0))]
     assert [call for call, _ in early.calls] == ["begin", "take", "take"]
@@ -130,7 +130,7 @@ def test_a_stream_takes_the_direct_path_unless_an_observer_wants_blocks(observer
 
 def test_a_client_that_takes_no_chunks_has_no_direct_path() -> None:
     exchange, connection = exchange_for(b"GET /x HTTP/1.0")
-    excerpt = exchange.excerpt()
+    excerpt = exchange.observers.excerpt()
     exchange.begin(200, b"", EVENTS, None)
     exchange.write(b"data: 1\n\n")
     assert exchange.pass_through is None
@@ -143,7 +143,7 @@ def test_a_client_that_takes_no_chunks_has_no_direct_path() -> None:
 
 def test_all_observers_share_one_excerpt() -> None:
     exchange, _, excerpt = excerpted()
-    assert exchange.excerpt() is excerpt
+    assert exchange.observers.excerpt() is excerpt
 
 
 def test_a_short_reply_is_kept_whole() -> None:
