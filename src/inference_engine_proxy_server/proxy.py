@@ -44,7 +44,7 @@ from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, check_engines
 from inference_engine_proxy_server.processes.siblings import Siblings
 from inference_engine_proxy_server.processes.worker import Post
-from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
+from inference_engine_proxy_server.processes.worker_fairness import SoleWorker, WorkerFairness
 from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE, Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
@@ -85,10 +85,10 @@ class Proxy:
         engines = discover_engines()
         check_engines(settings.fleet, engines)
         make_backend = backend_maker(settings, self._deadlines, post)
-        self._fairness = None if post is None else WorkerFairness(post.board, post.siblings.number)
+        fairness = SoleWorker() if post is None else WorkerFairness(post.board, post.siblings.number)
         self._fleet = fleet(settings, map(make_backend, settings.fleet), self._deadlines)
         routing = placement(settings, self._fleet, is_shared=post is not None)
-        self._dispatcher = dispatcher(settings, self._fleet, routing, self._deadlines, self._fairness)
+        self._dispatcher = dispatcher(settings, self._fleet, routing, self._deadlines, fairness)
         recorded = decisions(settings)
         for url in () if post is None else post.drained:
             self.obey(url, is_draining=True)
@@ -159,8 +159,7 @@ class Proxy:
         }
         if self._post is not None:
             loops["siblings"] = partial(self._post.siblings.answer, self._post.inbox, self._answers)
-        if self._fairness is not None:
-            loops["slots of siblings"] = partial(self._dispatcher.fill_slots_of_siblings, self._fairness)
+            loops["slots that siblings free"] = self._dispatcher.fill_slots_of_siblings
         if self._config_watch is not None:
             loops["settings"] = self._config_watch.run
         if self._key_ring is not None:

@@ -19,7 +19,7 @@ from inference_engine_proxy_server.fleet.backend_load import BackendLoad
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.health import HealthRules
 from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
-from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
+from inference_engine_proxy_server.processes.worker_fairness import SoleWorker, WorkerFairness
 from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
 from inference_engine_proxy_server.routing.candidate import Candidate
@@ -63,7 +63,7 @@ class Pool:
         self.queue = queue
         self.router = PromptRouter(policies or ModelPolicies.named("least_requests", {}), 2**20, fleet.clock)
         self.placement = Placement(fleet, self.router, is_shared=fairness is not None, retry_after_seconds=3)
-        self.dispatcher = Dispatcher(fleet, self.placement, queue, fairness)
+        self.dispatcher = Dispatcher(fleet, self.placement, queue, fairness or SoleWorker())
         self.clock = fleet.clock
         self.publish = fleet.publish
         self.replace = fleet.replace
@@ -89,7 +89,7 @@ class Pool:
 
     def candidate(self, backend: Backend) -> Candidate:
         """What routing keeps about ``backend``."""
-        return self.placement.candidate(backend)
+        return next(one for one in self.placement.candidates if one.backend is backend)
 
     def occupy(self, backend: Backend) -> Lease:
         """A lease on ``backend``, whether or not it would be chosen."""

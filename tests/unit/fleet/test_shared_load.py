@@ -133,10 +133,7 @@ async def test_who_waits_gets_a_place_that_another_worker_frees_and_not_one_work
         QueuedRequest("m", "x", 1.0, 0.0, partial(pool.try_lease, Requirements("m")), pool.queue) for pool in pools
     ]
     loop = asyncio.get_running_loop()
-    looking = [
-        loop.create_task(pool.dispatcher.fill_slots_of_siblings(WorkerFairness(board, number)))
-        for number, pool in enumerate(pools)
-    ]
+    looking = [loop.create_task(pool.dispatcher.fill_slots_of_siblings()) for number, pool in enumerate(pools)]
     waiting = [loop.create_task(pool.queue.wait(waiter)) for pool, waiter in zip(pools, lines, strict=True)]
     await eventually(lambda: list(board.waiting) == [1, 1])
 
