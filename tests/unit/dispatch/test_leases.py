@@ -141,7 +141,7 @@ def publish(pool: Pool, index: int, state: BackendState, own_at_poll: int | None
     pool.publish(backend, state, own_at_poll=own, asked_at=pool.clock())
 
 
-def test_a_burst_between_two_polls_is_spread_evenly(clock: Clock) -> None:
+def test_burst_between_two_polls_is_spread_evenly(clock: Clock) -> None:
     pool = make_pool(clock, 4)
     for index in range(4):
         publish(pool, index, ready())
@@ -149,7 +149,7 @@ def test_a_burst_between_two_polls_is_spread_evenly(clock: Clock) -> None:
     assert sorted(shares.values()) == [16, 16, 16, 16]
 
 
-def test_foreign_load_is_made_up_for_and_does_not_herd(clock: Clock) -> None:
+def test_requests_even_out_foreign_load_without_herding(clock: Clock) -> None:
     pool = make_pool(clock, 4)
     for index, polled in enumerate((0, 3, 3, 3)):
         publish(pool, index, ready(polled))
@@ -158,7 +158,7 @@ def test_foreign_load_is_made_up_for_and_does_not_herd(clock: Clock) -> None:
     assert max(shares.values()) <= 18
 
 
-def test_own_requests_that_a_poll_counts_are_not_counted_twice(clock: Clock) -> None:
+def test_own_requests_in_a_report_are_not_counted_twice(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready())
     leases = [lease_of(pool, "m") for _ in range(5)]
@@ -169,13 +169,13 @@ def test_own_requests_that_a_poll_counts_are_not_counted_twice(clock: Clock) -> 
     assert pool.backends[0].load.total == 2
 
 
-def test_requests_that_ended_during_the_poll_do_not_become_foreign(clock: Clock) -> None:
+def test_requests_that_end_during_a_poll_are_not_foreign_load(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready(processing=5), own_at_poll=5)
     assert pool.backends[0].load.total == 0
 
 
-def test_requests_that_began_after_the_poll_do_not_make_foreign_load_negative(clock: Clock) -> None:
+def test_foreign_load_is_never_negative(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready(processing=0), own_at_poll=4)
     assert pool.backends[0].load.total == 0
@@ -192,7 +192,7 @@ def test_closing_a_lease_twice_counts_once(clock: Clock) -> None:
     assert (pool.backends[0].load.leases, pool.backends[0].load.total) == (0, 0)
 
 
-def test_waiting_requests_count_as_load(clock: Clock) -> None:
+def test_requests_in_a_backends_own_queue_are_load(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     state = BackendState(ready=True, requests_processing=2.0, requests_waiting=4.0)
     publish(pool, 0, state)
@@ -200,14 +200,14 @@ def test_waiting_requests_count_as_load(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("state", [BUSY, LOADING])
-def test_a_backend_that_is_not_ready_is_passed_by(clock: Clock, state: BackendState) -> None:
+def test_backend_that_is_not_ready_gets_no_request(clock: Clock, state: BackendState) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, state)
     publish(pool, 1, ready())
     assert {lease_of(pool, None).backend.url for _ in range(10)} == {pool.backends[1].url}
 
 
-def test_nobody_up_is_503_with_retry_after(clock: Clock) -> None:
+def test_fleet_without_a_live_backend_is_503_with_retry_after(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, LOADING)
     with pytest.raises(CapacityError) as raised:
@@ -216,14 +216,14 @@ def test_nobody_up_is_503_with_retry_after(clock: Clock) -> None:
     assert raised.value.retry_after_seconds == REFRESH_SECONDS
 
 
-def test_when_everybody_is_busy_there_is_no_place_now(clock: Clock) -> None:
+def test_busy_fleet_grants_no_lease(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready())
     publish(pool, 0, BUSY)
     assert pool.lease(Requirements("m")) is None
 
 
-def test_a_request_goes_where_its_model_is_listed(clock: Clock) -> None:
+def test_request_goes_to_backends_that_list_its_model(clock: Clock) -> None:
     pool = make_pool(clock, 3)
     publish(pool, 0, ready(models=["a"]))
     publish(pool, 1, ready(models=["b"]))
@@ -232,14 +232,14 @@ def test_a_request_goes_where_its_model_is_listed(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("names", [ModelNames.ANY, ModelNames.UNKNOWN])
-def test_an_unlisted_name_goes_to_whom_may_know_it(clock: Clock, names: ModelNames) -> None:
+def test_unlisted_model_goes_to_non_strict_backends(clock: Clock, names: ModelNames) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, ready(models=["a"]))
     publish(pool, 1, ready(models=["b"], names=names))
     assert {lease_of(pool, "other").backend.url for _ in range(6)} == {pool.backends[1].url}
 
 
-def test_an_unlisted_name_is_404_when_all_who_live_are_strict(clock: Clock) -> None:
+def test_unlisted_model_is_404_if_all_live_backends_are_strict(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, ready(models=["a"]))
     with pytest.raises(ClientError) as raised:
@@ -247,7 +247,7 @@ def test_an_unlisted_name_is_404_when_all_who_live_are_strict(clock: Clock) -> N
     assert (raised.value.status, raised.value.code) == (404, "model_not_found")
 
 
-def test_a_model_whose_backend_is_down_is_503_not_404(clock: Clock) -> None:
+def test_model_of_a_backend_that_is_down_is_503_not_404(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, ready(models=["a"]))
     publish(pool, 1, ready(models=["b"]))
@@ -256,7 +256,7 @@ def test_a_model_whose_backend_is_down_is_503_not_404(clock: Clock) -> None:
         lease_of(pool, "b")
 
 
-def test_what_failed_a_request_is_out_at_once_and_asked_at_once(clock: Clock) -> None:
+def test_backend_that_refuses_a_connection_leaves_the_rotation_and_is_polled_at_once(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, ready())
     publish(pool, 1, ready())
@@ -265,7 +265,7 @@ def test_what_failed_a_request_is_out_at_once_and_asked_at_once(clock: Clock) ->
     assert {lease_of(pool, "m").backend.url for _ in range(6)} == {pool.backends[1].url}
 
 
-def test_an_answer_asked_for_before_a_failure_is_not_believed(clock: Clock) -> None:
+def test_answer_to_a_poll_from_before_a_failure_does_not_count(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     backend = pool.backends[0]
     asked_at = clock()
@@ -278,7 +278,7 @@ def test_an_answer_asked_for_before_a_failure_is_not_believed(clock: Clock) -> N
     assert backend.takes_requests
 
 
-def test_a_backend_excluded_by_the_request_is_not_chosen(clock: Clock) -> None:
+def test_excluded_backend_is_not_chosen(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, ready())
     publish(pool, 1, ready())
@@ -286,7 +286,7 @@ def test_a_backend_excluded_by_the_request_is_not_chosen(clock: Clock) -> None:
     assert chosen == {pool.backends[1].url}
 
 
-def test_silence_counts_after_two_intervals(clock: Clock) -> None:
+def test_silent_backend_leaves_the_rotation_after_two_intervals(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready())
     clock.now += 2 * REFRESH_SECONDS - 0.1
@@ -299,7 +299,7 @@ def test_silence_counts_after_two_intervals(clock: Clock) -> None:
     assert pool.backends[0].takes_requests
 
 
-def test_a_load_grown_old_counts_own_leases_only_and_ranks_last(clock: Clock) -> None:
+def test_backend_with_an_old_load_report_counts_its_leases_only_and_ranks_last(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, ready(processing=3))
     publish(pool, 1, ready(processing=3))
@@ -311,14 +311,14 @@ def test_a_load_grown_old_counts_own_leases_only_and_ranks_last(clock: Clock) ->
     assert lease_of(pool, "m").backend is pool.backends[1]
 
 
-def test_a_backend_that_never_told_a_load_ranks_with_the_others(clock: Clock) -> None:
+def test_backend_that_never_reported_a_load_ranks_with_the_others(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, ready(processing=None))
     publish(pool, 1, ready(processing=1))
     assert lease_of(pool, "m").backend is pool.backends[0]
 
 
-def test_models_told_once_hold_until_others_are_told(clock: Clock) -> None:
+def test_reported_models_hold_until_others_are_reported(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready(models=["a"]))
     publish(pool, 0, BackendState(ready=True, models=None))
@@ -327,7 +327,7 @@ def test_models_told_once_hold_until_others_are_told(clock: Clock) -> None:
     assert pool.backends[0].serving.model_ids == set()
 
 
-def test_what_a_backend_does_with_other_names_holds_as_long_as_its_models(clock: Clock) -> None:
+def test_treatment_of_other_names_holds_as_long_as_the_models(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready(models=["a"], names=ModelNames.STRICT))
     publish(pool, 0, BackendState(ready=True, models=None))
@@ -335,7 +335,7 @@ def test_what_a_backend_does_with_other_names_holds_as_long_as_its_models(clock:
         lease_of(pool, "other")
 
 
-def test_a_model_answers_to_its_aliases(clock: Clock) -> None:
+def test_model_answers_to_its_aliases(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, ready(models=["a"], names=ModelNames.ANY))
     entry = {"id": "long-name", "aliases": ["short", 7]}
@@ -343,7 +343,7 @@ def test_a_model_answers_to_its_aliases(clock: Clock) -> None:
     assert {lease_of(pool, "short").backend.url for _ in range(6)} == {pool.backends[1].url}
 
 
-def test_only_changes_are_logged(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_changes_of_state_are_logged(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     pool = make_pool(clock, 1)
     for state in (ready(), ready(), BUSY, BUSY, ready()):
@@ -365,7 +365,7 @@ def test_leases_survive_a_failure_report(clock: Clock) -> None:
 # --- what a backend can work on at a time
 
 
-def test_a_backend_gets_no_more_than_it_can_work_on(clock: Clock) -> None:
+def test_backend_gets_no_more_requests_than_it_has_slots(clock: Clock) -> None:
     pool = ready_pool(clock, 2, capacity=3)
     leases = [lease_of(pool) for _ in range(6)]
     assert [backend.load.leases for backend in pool.backends] == [3, 3]
@@ -374,27 +374,27 @@ def test_a_backend_gets_no_more_than_it_can_work_on(clock: Clock) -> None:
     assert lease_of(pool).backend is leases[0].backend
 
 
-def test_a_backend_may_have_some_more_where_that_is_allowed(clock: Clock) -> None:
+def test_allowance_adds_to_the_slots(clock: Clock) -> None:
     pool = ready_pool(clock, 1, capacity=3, allowance=2)
     for _ in range(5):
         lease_of(pool)
     assert pool.lease(Requirements("m")) is None
 
 
-def test_what_others_have_sent_fills_it_too(clock: Clock) -> None:
+def test_foreign_requests_occupy_slots(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, replace(ready(processing=2), capacity=3))
     lease_of(pool)
     assert pool.lease(Requirements("m")) is None
 
 
-def test_a_backend_of_no_known_capacity_is_never_full(clock: Clock) -> None:
+def test_backend_of_unknown_capacity_is_never_full(clock: Clock) -> None:
     pool = ready_pool(clock, 1)
     for _ in range(1000):
         lease_of(pool)
 
 
-def test_a_backend_of_three_times_the_weight_gets_three_times_as_many(clock: Clock) -> None:
+def test_backend_of_three_times_the_weight_gets_three_times_the_requests(clock: Clock) -> None:
     pool = make_pool(clock, 2, weights=[3, 1])
     for index in range(2):
         publish(pool, index, ready())
@@ -402,7 +402,7 @@ def test_a_backend_of_three_times_the_weight_gets_three_times_as_many(clock: Clo
     assert shares == {pool.backends[0].url: 60, pool.backends[1].url: 20}
 
 
-def test_a_backend_that_has_come_back_gets_its_share_bit_by_bit(clock: Clock) -> None:
+def test_backend_that_comes_back_gets_its_share_gradually(clock: Clock) -> None:
     pool = ready_pool(clock, 2)
     pool.report_broken_connection(pool.backends[0])
     pass_time(pool, clock, 1)
@@ -421,7 +421,7 @@ def test_a_backend_that_has_come_back_gets_its_share_bit_by_bit(clock: Clock) ->
 # --- who waits
 
 
-async def test_who_waits_is_served_when_a_place_is_free(clock: Clock) -> None:
+async def test_waiting_request_gets_a_slot_when_one_becomes_free(clock: Clock) -> None:
     pool = ready_pool(clock, 1, capacity=1)
     first = lease_of(pool)
     queue = Queue(pool)
@@ -437,7 +437,7 @@ async def test_who_waits_is_served_when_a_place_is_free(clock: Clock) -> None:
     assert (pool.queue.count, pool.requests_in_flight, pool.backends[0].load.total) == (0, 0, 0)
 
 
-async def test_a_newcomer_does_not_overtake_who_waits(clock: Clock) -> None:
+async def test_new_request_does_not_overtake_waiting_ones(clock: Clock) -> None:
     pool = ready_pool(clock, 1, capacity=1)
     first = lease_of(pool)
     queue = Queue(pool)
@@ -452,7 +452,7 @@ async def test_a_newcomer_does_not_overtake_who_waits(clock: Clock) -> None:
     first.close()
 
 
-async def test_a_newcomer_for_another_model_need_not_wait(clock: Clock) -> None:
+async def test_new_request_for_another_model_does_not_wait(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     for index, model in enumerate(("a", "b")):
         publish(pool, index, replace(ready(models=[model]), capacity=1))
@@ -463,7 +463,7 @@ async def test_a_newcomer_for_another_model_need_not_wait(clock: Clock) -> None:
     await queue.close()
 
 
-async def test_a_request_that_a_backend_failed_need_not_wait_behind_others(clock: Clock) -> None:
+async def test_request_that_a_backend_failed_goes_before_waiting_ones(clock: Clock) -> None:
     pool = ready_pool(clock, 2, capacity=1)
     leases = [lease_of(pool), lease_of(pool)]
     queue = Queue(pool)
@@ -477,7 +477,7 @@ async def test_a_request_that_a_backend_failed_need_not_wait_behind_others(clock
     assert list(queue.served) == ["failed once", "usual"]
 
 
-async def test_one_that_waits_for_another_backend_than_the_free_one_holds_it_up_for_nobody(clock: Clock) -> None:
+async def test_request_that_excludes_the_free_backend_does_not_block_others(clock: Clock) -> None:
     pool = ready_pool(clock, 2, capacity=1)
     leases = [lease_of(pool), lease_of(pool)]
     queue = Queue(pool)
@@ -491,7 +491,7 @@ async def test_one_that_waits_for_another_backend_than_the_free_one_holds_it_up_
     await queue.close()
 
 
-async def test_a_state_that_makes_room_serves_who_waits(clock: Clock) -> None:
+async def test_report_that_frees_a_slot_serves_waiting_requests(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, BUSY)
     queue = Queue(pool)
@@ -501,7 +501,7 @@ async def test_a_state_that_makes_room_serves_who_waits(clock: Clock) -> None:
     assert list(queue.served) == ["a"]
 
 
-async def test_who_waits_for_a_backend_that_goes_down_is_told(clock: Clock) -> None:
+async def test_request_that_waits_for_a_backend_that_goes_down_fails(clock: Clock) -> None:
     pool = ready_pool(clock, 1, capacity=1)
     lease_of(pool)
     queue = Queue(pool)
@@ -515,28 +515,28 @@ async def test_who_waits_for_a_backend_that_goes_down_is_told(clock: Clock) -> N
 # --- suspects
 
 
-def test_a_suspended_backend_gets_nothing_while_others_work(clock: Clock) -> None:
+def test_suspended_backend_gets_no_request_while_others_work(clock: Clock) -> None:
     pool = ready_pool(clock, 2)
     suspend(pool, 0)
     assert pool.backends[0].health.state is Health.SUSPECT
     assert {lease_of(pool).backend for _ in range(6)} == {pool.backends[1]}
 
 
-async def test_who_can_wait_for_a_busy_backend_is_not_sent_to_a_suspect(clock: Clock) -> None:
+async def test_request_waits_for_a_busy_backend_rather_than_go_to_a_suspect(clock: Clock) -> None:
     pool = ready_pool(clock, 2)
     suspend(pool, 0)
     publish(pool, 1, BUSY)
     assert pool.lease(Requirements("m")) is None
 
 
-def test_when_only_suspects_are_left_they_get_requests(clock: Clock) -> None:
+def test_suspects_get_requests_when_no_other_backend_is_left(clock: Clock) -> None:
     pool = ready_pool(clock, 2)
     suspend(pool, 0)
     publish(pool, 1, LOADING)
     assert {lease_of(pool).backend for _ in range(3)} == {pool.backends[0]}
 
 
-def test_a_full_suspect_gets_nothing_more(clock: Clock) -> None:
+def test_full_suspect_gets_no_request(clock: Clock) -> None:
     pool = ready_pool(clock, 2, capacity=1)
     suspend(pool, 0)
     publish(pool, 1, LOADING)
@@ -544,7 +544,7 @@ def test_a_full_suspect_gets_nothing_more(clock: Clock) -> None:
     assert pool.lease(Requirements("m")) is None
 
 
-def test_a_suspect_that_has_failed_this_very_request_is_no_last_resort(clock: Clock) -> None:
+def test_suspect_that_failed_the_request_is_no_last_resort(clock: Clock) -> None:
     pool = ready_pool(clock, 2)
     suspend(pool, 0)
     publish(pool, 1, LOADING)
@@ -553,7 +553,7 @@ def test_a_suspect_that_has_failed_this_very_request_is_no_last_resort(clock: Cl
 
 
 @pytest.mark.parametrize(("count", "suspended"), [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (8, 4)])
-def test_no_more_than_half_of_the_fleet_is_suspended_for_failures(clock: Clock, count: int, suspended: int) -> None:
+def test_at_most_half_of_the_fleet_is_suspended_for_failures(clock: Clock, count: int, suspended: int) -> None:
     pool = ready_pool(clock, count)
     for index in range(count):
         suspend(pool, index)
@@ -561,7 +561,7 @@ def test_no_more_than_half_of_the_fleet_is_suspended_for_failures(clock: Clock, 
     assert lease_of(pool).backend.health.state is Health.UP
 
 
-def test_a_trial_is_one_request(clock: Clock) -> None:
+def test_trial_is_a_single_request(clock: Clock) -> None:
     pool = ready_pool(clock, 2)
     suspend(pool, 0)
     pass_time(pool, clock, 6)
@@ -580,7 +580,7 @@ def test_a_trial_is_one_request(clock: Clock) -> None:
         lease.close()
 
 
-def test_a_trial_whose_client_left_is_followed_by_another(clock: Clock) -> None:
+def test_trial_whose_client_left_is_followed_by_another(clock: Clock) -> None:
     pool = ready_pool(clock, 2)
     suspend(pool, 0)
     pass_time(pool, clock, 6)
@@ -598,7 +598,7 @@ def test_a_trial_whose_client_left_is_followed_by_another(clock: Clock) -> None:
 # --- models
 
 
-def test_a_request_waits_for_the_full_backend_that_lists_its_model(clock: Clock) -> None:
+def test_request_waits_for_the_full_backend_that_lists_its_model(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, replace(ready(models=["a"]), capacity=1))
     publish(pool, 1, ready(models=["b"], names=ModelNames.ANY))
@@ -606,14 +606,14 @@ def test_a_request_waits_for_the_full_backend_that_lists_its_model(clock: Clock)
     assert pool.lease(Requirements("a")) is None  # another model must not answer in its name
 
 
-def test_a_request_that_names_no_model_may_go_anywhere(clock: Clock) -> None:
+def test_request_without_a_model_may_go_to_any_backend(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, ready(models=["a"]))
     publish(pool, 1, ready(models=["b"]))
     assert {lease_of(pool, None).backend for _ in range(2)} == set(pool.backends)
 
 
-def test_names_that_clients_make_up_are_not_remembered_for_ever(clock: Clock) -> None:
+def test_number_of_remembered_model_names_is_bounded(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready(names=ModelNames.ANY))
     for number in range(5000):
@@ -624,7 +624,7 @@ def test_names_that_clients_make_up_are_not_remembered_for_ever(clock: Clock) ->
 # --- operators
 
 
-def test_a_draining_backend_gets_nothing_new_and_may_have_requests_again(clock: Clock) -> None:
+def test_draining_backend_gets_no_new_requests_until_it_is_undrained(clock: Clock) -> None:
     pool = ready_pool(clock, 2)
     drained, other = pool.backends
     lease = next(lease for lease in (lease_of(pool), lease_of(pool)) if lease.backend is drained)
@@ -638,7 +638,7 @@ def test_a_draining_backend_gets_nothing_new_and_may_have_requests_again(clock: 
     assert lease_of(pool).backend is drained
 
 
-def test_a_draining_suspect_is_no_last_resort(clock: Clock) -> None:
+def test_draining_suspect_is_no_last_resort(clock: Clock) -> None:
     pool = ready_pool(clock, 2)
     suspend(pool, 0)
     publish(pool, 1, LOADING)
@@ -647,7 +647,7 @@ def test_a_draining_suspect_is_no_last_resort(clock: Clock) -> None:
         pool.lease(Requirements("m"))
 
 
-async def test_who_waits_is_served_by_a_backend_that_may_have_requests_again(clock: Clock) -> None:
+async def test_undrained_backend_serves_waiting_requests(clock: Clock) -> None:
     pool = ready_pool(clock, 2, capacity=1)
     pool.set_draining(pool.backends[0])
     lease_of(pool)
@@ -658,7 +658,7 @@ async def test_who_waits_is_served_by_a_backend_that_may_have_requests_again(clo
     assert queue.served["a"].backend is pool.backends[0]
 
 
-async def test_a_new_fleet_serves_who_waits(clock: Clock) -> None:
+async def test_new_fleet_serves_waiting_requests(clock: Clock) -> None:
     pool = ready_pool(clock, 1, capacity=1)
     gone = pool.backends[0]
     lease = lease_of(pool)
@@ -676,7 +676,7 @@ async def test_a_new_fleet_serves_who_waits(clock: Clock) -> None:
 # --- a pause that a backend asked for
 
 
-def test_a_backend_that_asked_for_a_pause_gets_nothing_until_it_is_over(clock: Clock) -> None:
+def test_backend_that_asked_for_a_pause_gets_no_request_until_it_is_over(clock: Clock) -> None:
     pool = ready_pool(clock, 2)
     pool.report_request_to_wait(pool.backends[0], 10)
     assert {lease_of(pool).backend for _ in range(6)} == {pool.backends[1]}
@@ -684,7 +684,7 @@ def test_a_backend_that_asked_for_a_pause_gets_nothing_until_it_is_over(clock: C
     assert lease_of(pool).backend is pool.backends[0]
 
 
-async def test_who_waits_for_a_backend_that_broke_one_connection_goes_on_waiting(clock: Clock) -> None:
+async def test_request_waits_for_a_backend_that_broke_one_connection(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready())
     pool.report_broken_connection(pool.backends[0])
@@ -695,7 +695,7 @@ async def test_who_waits_for_a_backend_that_broke_one_connection_goes_on_waiting
         pool.lease(Requirements("m"))
 
 
-def test_a_request_without_a_slot_never_waits_for_one(clock: Clock) -> None:
+def test_request_that_needs_no_slot_never_waits(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, replace(ready(), capacity=1))
     lease_of(pool)

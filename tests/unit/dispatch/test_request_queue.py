@@ -111,7 +111,7 @@ class Seat:
 # --- whose turn it is
 
 
-async def test_among_equals_who_came_first_goes_first() -> None:
+async def test_requests_of_equal_priority_go_in_order_of_arrival() -> None:
     desk = Desk()
     for name in "abcd":
         await desk.join(name)
@@ -127,7 +127,7 @@ async def test_higher_priority_goes_first() -> None:
     assert desk.given == ["again", "high", "high too", "usual", "low"]
 
 
-async def test_one_that_floods_the_line_waits_behind_its_own_requests() -> None:
+async def test_sender_that_floods_the_queue_waits_behind_its_own_requests() -> None:
     desk = Desk(requests=200)
     for _ in range(100):
         await desk.join("flood")
@@ -138,7 +138,7 @@ async def test_one_that_floods_the_line_waits_behind_its_own_requests() -> None:
     assert desk.line.count == 0
 
 
-async def test_who_asks_again_and_again_is_not_kept_back_by_a_flood() -> None:
+async def test_steady_sender_is_not_held_back_by_a_flood() -> None:
     desk = Desk(requests=1000)
     for _ in range(500):
         await desk.join("flood")
@@ -149,7 +149,7 @@ async def test_who_asks_again_and_again_is_not_kept_back_by_a_flood() -> None:
     await desk.close()
 
 
-async def test_a_newcomer_makes_up_for_nothing_that_it_did_not_ask_for() -> None:
+async def test_new_sender_gets_no_credit_for_the_past() -> None:
     desk = Desk()
     for _ in range(20):
         await desk.join("a")
@@ -162,7 +162,7 @@ async def test_a_newcomer_makes_up_for_nothing_that_it_did_not_ask_for() -> None
     await desk.close()
 
 
-async def test_a_share_is_counted_in_tokens_not_in_requests() -> None:
+async def test_shares_are_counted_in_tokens_not_in_requests() -> None:
     desk = Desk(requests=1000)
     for _ in range(200):
         await desk.join("large", tokens=1000)
@@ -173,7 +173,7 @@ async def test_a_share_is_counted_in_tokens_not_in_requests() -> None:
     await desk.close()
 
 
-async def test_who_waits_for_a_busy_model_holds_up_nobody_else() -> None:
+async def test_requests_for_a_busy_model_do_not_block_others() -> None:
     desk = Desk()
     await desk.join("first, for the busy one", lane="busy", priority=9)
     await desk.join("second", lane="free")
@@ -184,7 +184,7 @@ async def test_who_waits_for_a_busy_model_holds_up_nobody_else() -> None:
     await desk.close()
 
 
-async def test_all_places_that_there_are_are_given_out_at_once_in_order_over_all_lanes() -> None:
+async def test_all_free_slots_are_granted_at_once_in_order_over_all_lanes() -> None:
     desk = Desk()
     for name, lane, priority in (("a1", "a", 0), ("b1", "b", 5), ("a2", "a", 9), ("b2", "b", 1)):
         await desk.join(name, lane=lane, priority=priority)
@@ -194,7 +194,7 @@ async def test_all_places_that_there_are_are_given_out_at_once_in_order_over_all
     await turns(2)
 
 
-async def test_a_request_is_told_which_it_is() -> None:
+async def test_position_counts_the_requests_ahead_in_the_lane() -> None:
     desk = Desk()
     for name, priority in (("a", 0), ("b", 0), ("c", 1)):
         await desk.join(name, priority=priority)
@@ -209,7 +209,7 @@ async def test_a_request_is_told_which_it_is() -> None:
 # --- bounds
 
 
-async def test_a_full_line_is_429_and_says_when_to_come_back() -> None:
+async def test_full_queue_is_429_with_retry_after() -> None:
     desk = Desk(requests=2, seconds=17)
     await desk.join()
     await desk.join()
@@ -226,7 +226,7 @@ async def test_a_full_line_is_429_and_says_when_to_come_back() -> None:
     [(0.1, 9, (1, 1.6)), (0.01, 0, (1, 1)), (2.0, 19, (36, 45)), (9.0, 19, (119, 120))],
     ids=["ten a second", "at least a second", "one in two seconds", "two minutes at most"],
 )
-async def test_when_to_come_back_follows_from_the_rate_of_late(
+async def test_retry_after_follows_the_recent_dispatch_rate(
     every_seconds: float, waiting: int, expected: tuple[float, float]
 ) -> None:
     desk = Desk(requests=1000)
@@ -244,7 +244,7 @@ async def test_when_to_come_back_follows_from_the_rate_of_late(
     await desk.close()
 
 
-async def test_a_rate_of_long_ago_says_nothing() -> None:
+async def test_old_dispatch_rate_is_no_estimate() -> None:
     desk = Desk(seconds=17)
     await desk.join()
     await desk.serve()
@@ -254,7 +254,7 @@ async def test_a_rate_of_long_ago_says_nothing() -> None:
     assert desk.line.retry_after_seconds() == 17
 
 
-async def test_who_has_waited_for_too_long_is_503() -> None:
+async def test_request_that_waited_too_long_is_503() -> None:
     desk = Desk(seconds=30)
     task = await desk.join()
     desk.pass_time(29.9)
@@ -269,7 +269,7 @@ async def test_who_has_waited_for_too_long_is_503() -> None:
     assert desk.given == []
 
 
-def test_the_coarse_clock_sends_away_who_waits_and_forgets_who_does_not() -> None:
+def test_deadlines_end_waits_and_forget_requests_that_left() -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         deadlines = Deadlines(clock=loop.time)
@@ -290,7 +290,7 @@ def test_the_coarse_clock_sends_away_who_waits_and_forgets_who_does_not() -> Non
     run(scenario())
 
 
-async def test_who_waits_in_vain_is_told_at_once_and_holds_up_nobody() -> None:
+async def test_request_that_waits_in_vain_fails_at_once_and_blocks_no_other() -> None:
     desk = Desk()
 
     def refuse() -> Seat:
@@ -309,7 +309,7 @@ async def test_who_waits_in_vain_is_told_at_once_and_holds_up_nobody() -> None:
 # --- who leaves
 
 
-async def test_who_leaves_is_passed_by() -> None:
+async def test_request_that_left_is_skipped() -> None:
     desk = Desk()
     for name in "abc":
         await desk.join(name)
@@ -320,7 +320,7 @@ async def test_who_leaves_is_passed_by() -> None:
     assert desk.given == ["b", "c"]
 
 
-async def test_who_is_just_leaving_gets_no_place() -> None:
+async def test_request_that_is_leaving_gets_no_lease() -> None:
     desk = Desk()
     for name in "ab":
         await desk.join(name)
@@ -332,7 +332,7 @@ async def test_who_is_just_leaving_gets_no_place() -> None:
     assert desk.tasks[0].cancelled()
 
 
-async def test_a_place_that_comes_in_the_very_moment_of_leaving_goes_to_the_next() -> None:
+async def test_lease_granted_at_the_moment_of_leaving_goes_to_the_next_request() -> None:
     desk = Desk()
     for name in "ab":
         await desk.join(name)
@@ -345,7 +345,7 @@ async def test_a_place_that_comes_in_the_very_moment_of_leaving_goes_to_the_next
     assert desk.tasks[0].cancelled()
 
 
-async def test_who_is_just_leaving_when_its_time_is_over_does_no_harm() -> None:
+async def test_timeout_of_a_request_that_is_leaving_does_no_harm() -> None:
     desk = Desk(seconds=30)
     task = await desk.join()
     task.cancel()
@@ -365,7 +365,7 @@ async def test_leaving_twice_does_no_harm() -> None:
     assert desk.line.count == 0
 
 
-async def test_who_left_is_forgotten_also_behind_one_that_stays() -> None:
+async def test_requests_that_left_are_forgotten_behind_one_that_stays() -> None:
     desk = Desk(requests=10)
     await desk.join("stays")
     for _ in range(5000):
@@ -436,11 +436,11 @@ def seat_of(task: asyncio.Task[Seat]) -> Seat | None:
 
 
 @given(st.lists(_steps, max_size=60), st.integers(0, 1000))
-def test_whatever_happens_no_place_is_lost_or_given_twice(steps: list[tuple[Any, ...]], seed: int) -> None:
+def test_no_lease_is_lost_or_granted_twice_whatever_happens(steps: list[tuple[Any, ...]], seed: int) -> None:
     run(take_steps(steps, seed))
 
 
-async def test_who_lost_a_place_always_fits_in_and_goes_first() -> None:
+async def test_request_that_lost_its_lease_always_fits_and_goes_first() -> None:
     desk = Desk(requests=1)
     await desk.join("in line")
     await desk.join("lost its place", priority=FIRST)

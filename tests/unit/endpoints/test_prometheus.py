@@ -101,7 +101,7 @@ async def test_each_request_is_counted_once_by_route_backend_and_code(fleet: Fle
     }
 
 
-async def test_request_that_nobody_could_take_is_counted(fleet: Fleet) -> None:
+async def test_request_that_no_backend_could_take_is_counted(fleet: Fleet) -> None:
     proxy = await fleet.proxy(unused_url())
 
     await proxy.http.post(CHAT, json={})
@@ -209,7 +209,7 @@ async def test_durations_are_cumulative_histograms_of_each_route(fleet: Fleet) -
         assert 0 < total < 60
 
 
-async def test_gauges_tell_the_state_of_each_backend(fleet: Fleet) -> None:
+async def test_gauges_show_the_state_of_each_backend(fleet: Fleet) -> None:
     ready, busy, gone = await fleet.engine(processing=2, waiting=1), await fleet.engine(processing=7), unused_url()
     proxy = await fleet.proxy(ready, busy, gone)
 

@@ -28,7 +28,7 @@ async def _findings(url: str, folder: Path) -> str:
     return told.decode() if asking.returncode else ""
 
 
-async def test_our_own_paths_answer_as_described(tmp_path: Path) -> None:
+async def test_own_paths_answer_as_described(tmp_path: Path) -> None:
     async with ScriptedEngine() as engine:
         with await asyncio.to_thread(Proxy, tmp_path, [engine.url]) as proxy:  # it asks the engine before it listens
             findings = await _findings(proxy.url, tmp_path)

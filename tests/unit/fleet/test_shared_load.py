@@ -79,7 +79,7 @@ def test_leases_of_another_process_count_at_once() -> None:
     assert (here.load.total, list(board.leases)) == (0, [0, 0])
 
 
-def test_a_burst_over_two_workers_is_even_without_a_poll() -> None:
+def test_burst_over_two_workers_is_spread_evenly_without_a_poll() -> None:
     board = SharedLeases(2)
     pools = pool_of(board, 0), pool_of(board, 1)
 
@@ -89,7 +89,7 @@ def test_a_burst_over_two_workers_is_even_without_a_poll() -> None:
     assert [backend.load.proxy_leases for backend in pools[0].backends] == [10, 10]
 
 
-def test_what_siblings_have_is_not_taken_for_others_load() -> None:
+def test_leases_of_siblings_are_not_foreign_load() -> None:
     board = SharedLeases(2)
     pool = pool_of(board, 0)
     backend_of(board, 1).load.leases += 1
@@ -101,7 +101,7 @@ def test_what_siblings_have_is_not_taken_for_others_load() -> None:
     assert backend.load.total == 3
 
 
-def test_a_place_that_a_sibling_has_is_not_free() -> None:
+def test_slot_of_a_sibling_is_not_free() -> None:
     board = SharedLeases(2)
     pools = pool_of(board, 0, capacity=1), pool_of(board, 1, capacity=1)
     taken = [leased(pools[0]), leased(pools[0])]
@@ -125,7 +125,7 @@ def test_backend_that_comes_back_to_the_fleet_keeps_the_leases_it_had_before() -
     assert (before.total, again.total, list(board.leases)) == (0, 0, [0])
 
 
-async def test_who_waits_gets_a_place_that_another_worker_frees_and_not_one_worker_all() -> None:
+async def test_slot_that_another_worker_frees_goes_to_the_worker_with_fewer_leases() -> None:
     board = SharedLeases(2)
     pools = pool_of(board, 0, capacity=1), pool_of(board, 1, capacity=1)
     taken = [leased(pools[0]), leased(pools[0])]
