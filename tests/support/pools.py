@@ -1,4 +1,4 @@
-"""A forwarder over scripted engines, listening on a real socket; and the parts beneath it."""
+"""A forwarder over scripted engines that listens on a real socket, and the parts beneath it."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ QUEUE = QueueLimits(requests=100, seconds=30)
 
 
 class Pool:
-    """A fleet, and the parts that route and dispatch requests to it; what tests call most is at hand.
+    """A fleet with the parts that route and dispatch requests to it, and short names for what tests call most.
 
     Args:
         fleet: the backends.
         queue: for requests that wait.
-        policies: which policy applies to which model; ``None``: least_requests for all.
-        fairness: of this worker; ``None``: there is only this one.
+        policies: which policy applies to which model; ``None`` for least_requests everywhere.
+        fairness: of this worker; ``None`` if it is the only one.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ def publish(pool: Pool, state: BackendState = READY) -> None:
 
 
 class ForwardingFront(Front):
-    """A front whose requests go to ``engines``, all of them ready at first; ``options`` as of :func:`make_pool`.
+    """A front whose requests go to ``engines``, all ready at first; ``options`` as in :func:`make_pool`.
 
     Attributes:
         pool: of the engines, in their order.
@@ -161,7 +161,7 @@ class ForwardingFront(Front):
 
     @property
     def budget_under_way(self) -> int:
-        """Repeated requests that have not been given back to the budget."""
+        """Repeated requests that have not been released from the budget."""
         return self._forwarder._budget._under_way  # noqa: SLF001 - what no test may leave behind
 
     async def post(self, body: bytes = b'{"model": "m"}', path: str = "/v1/chat/completions") -> bytes:

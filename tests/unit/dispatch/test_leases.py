@@ -38,10 +38,11 @@ def clock() -> Clock:
 
 
 class Queue:
-    """Requests in a pool's line.
+    """Requests in the queue of a pool.
 
     Attributes:
-        served: who got a place, in order, and the place.
+        served: leases of the requests that got one, by name, in order.
+        failed: errors of the others.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -53,17 +54,17 @@ class Queue:
     async def join(
         self, name: str, model: str | None = "m", *, excluded: Sequence[Backend] = (), priority: float = 0
     ) -> None:
-        """As the forwarder does it."""
+        """Let a request wait, as the forwarder does."""
         assert self._pool.lease(Requirements(model), excluded) is None
-        take_place = partial(self._pool.try_lease, Requirements(model), excluded)
+        try_lease = partial(self._pool.try_lease, Requirements(model), excluded)
         lane = (model, *excluded) if excluded else model
-        waiter = QueuedRequest(lane, name, 1.0, priority, take_place, self._pool.queue)
-        self._tasks.append(asyncio.get_running_loop().create_task(self._wait(name, waiter)))
+        request = QueuedRequest(lane, name, 1.0, priority, try_lease, self._pool.queue)
+        self._tasks.append(asyncio.get_running_loop().create_task(self._wait(name, request)))
         await turns(1)
 
-    async def _wait(self, name: str, waiter: QueuedRequest[Lease]) -> None:
+    async def _wait(self, name: str, request: QueuedRequest[Lease]) -> None:
         try:
-            self.served[name] = await self._pool.queue.wait(waiter)
+            self.served[name] = await self._pool.queue.wait(request)
         except ProxyError as error:
             self.failed[name] = error
 

@@ -106,7 +106,7 @@ async def test_head_of_an_own_path_is_its_get_without_the_body(fleet: Fleet) -> 
 
         assert (head.status_code, head.content) == (200, b""), path
         assert head.headers["content-type"] == get.headers["content-type"]
-        about_as_long = pytest.approx(len(get.content), rel=0.1)  # time goes on between the two
+        about_as_long = pytest.approx(len(get.content), rel=0.1)  # timestamps differ
         assert int(head.headers["content-length"]) == about_as_long, path
 
 

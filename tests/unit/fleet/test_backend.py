@@ -1,4 +1,4 @@
-"""What a backend tells of its models holds for every name they answer to."""
+"""Reported facts about a model hold for every name that it answers to."""
 
 from __future__ import annotations
 

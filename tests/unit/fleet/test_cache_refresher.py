@@ -1,4 +1,4 @@
-"""How the state of backends is kept fresh; over real sockets, on scripted engines."""
+"""Backends are polled again and again; over real sockets, on scripted engines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ def telling(
     processing: Callable[[], int] = lambda: 0,
     others: Mapping[str, bytes | asyncio.Event] | None = None,
 ) -> Script:
-    """Answers the polls as a llama.cpp server does; ``others``: by path, another reply, or an event to wait for."""
+    """Answers polls as a llama.cpp server does.
+
+    Args:
+        owner: the provider of the model.
+        processing: number of requests that the engine works on.
+        others: by path, a different reply, or an event to wait for.
+    """
 
     async def script(connection: EngineConnection) -> None:
         request = await connection.request()
@@ -53,7 +59,7 @@ def telling(
 async def refreshing(
     *engines: FakeEngine | str, seconds: float = 0.02, tests_suspects: bool = False
 ) -> AsyncIterator[Pool]:
-    """A pool whose backends are asked every so many seconds."""
+    """A pool whose backends are polled at an interval of ``seconds``."""
     pool = make_pool(engines, Deadlines())
     refresher = CacheRefresher(pool.fleet, discover_engines(), Thresholds(6, 3), seconds, tests_suspects=tests_suspects)
     async with asyncio.TaskGroup() as background:
@@ -189,7 +195,7 @@ async def test_polls_of_a_fleet_do_not_coincide() -> None:
 
 
 def stick(pool: Pool) -> None:
-    """Let requests wait there in vain."""
+    """Let the backend leave requests without an answer."""
     for _ in range(2):
         pool.report_timeout(pool.backends[0])
     assert pool.backends[0].health.is_stuck

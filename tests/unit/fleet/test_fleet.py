@@ -29,7 +29,7 @@ def test_own_requests_in_a_report_are_not_counted_twice(clock: Clock) -> None:
     publish(pool, 0, ready())
     leases = [lease_of(pool, "m") for _ in range(5)]
     publish(pool, 0, ready(processing=7))
-    assert pool.backends[0].load.total == 7  # five are ours, two are foreign
+    assert pool.backends[0].load.total == 7  # five leases, two foreign requests
     for lease in leases:
         lease.close()
     assert pool.backends[0].load.total == 2

@@ -1,4 +1,4 @@
-"""How evidence about a backend is weighed; without a backend, and with a clock that is moved by hand."""
+"""Evidence about a backend decides its health; without a backend, and with a clock that tests move by hand."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ BUSY = BackendState(ready=False, reason="12 requests wait there")
 LOADING = BackendState(ready=False, live=False, starting=True, reason="it loads its model")
 ASLEEP = BackendState(ready=False, live=False, reason="it is asleep")
 IDLE = Activity()
-NOBODY_TO_BLAME = ""
+NO_REASON = ""
 
 
 class Case:
-    """A tracker, and what happens to it.
+    """A tracker, and the events it is state of.
 
     Attributes:
         health: under test.
         now: reading of the clock.
-        activity: what its backend does with our requests.
-        draw: the next random number.
+        activity: of the backend's connections.
+        draw: the next random number from 0 to below 1.
     """
 
     def __init__(self, *, first: BackendState | None = READY, rules: HealthRules = RULES) -> None:
@@ -39,22 +39,22 @@ class Case:
             self.answer(first)
 
     def wait(self, seconds: float, step: float = 1.0) -> None:
-        """Let time pass, with an answer that all is well every ``step`` seconds."""
+        """Let time pass, with an answered poll every ``step`` seconds."""
         while seconds > 0:
             self.now += min(step, seconds)
             seconds -= step
             self.answer(self.health.reported)
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass, and look."""
+        """Let time pass, and review."""
         self.now += seconds
         self.look()
 
     def look(self) -> None:
         self.health.review(self.now, self.activity)
 
-    def answer(self, told: BackendState = READY, asked_at: float | None = None) -> None:
-        self.health.answered(told, asked_at=self.now if asked_at is None else asked_at, now=self.now)
+    def answer(self, state: BackendState = READY, asked_at: float | None = None) -> None:
+        self.health.answered(state, asked_at=self.now if asked_at is None else asked_at, now=self.now)
         self.look()
 
     def be_silent(self, times: int = 1) -> None:
@@ -77,7 +77,7 @@ class Case:
         self.look()
 
     def restart(self) -> None:
-        """Break a connection, and be back at once."""
+        """Break a connection, and answer the next poll at once."""
         self.lose()
         self.now += 0.01
         self.answer()
@@ -100,7 +100,7 @@ class Case:
 
     @property
     def suspended_seconds(self) -> float:
-        """For how much longer, found by waiting; it is on trial after that."""
+        """The rest of the suspension, measured by waiting for the trial."""
         assert self.health.state is Health.SUSPECT
         began = self.now
         while not self.health.on_trial:
@@ -145,7 +145,7 @@ def test_connections_that_break_together_are_one_failure() -> None:
     assert case.state() is Health.UP
 
 
-# --- told by itself
+# --- reports
 
 
 def test_backend_is_starting_before_its_first_answer() -> None:
@@ -155,7 +155,7 @@ def test_backend_is_starting_before_its_first_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "state", "takes_requests"),
+    ("reported", "state", "takes_requests"),
     [
         (READY, Health.UP, True),
         (BUSY, Health.BUSY, False),
@@ -164,9 +164,9 @@ def test_backend_is_starting_before_its_first_answer() -> None:
     ],
     ids=["ready", "busy", "loading", "asleep"],
 )
-def test_reported_state_decides(told: BackendState, state: Health, takes_requests: bool) -> None:
-    case = Case(first=told)
-    assert (case.state(), case.health.takes_requests, case.health.reason) == (state, takes_requests, told.reason)
+def test_reported_state_decides(reported: BackendState, state: Health, takes_requests: bool) -> None:
+    case = Case(first=reported)
+    assert (case.state(), case.health.takes_requests, case.health.reason) == (state, takes_requests, reported.reason)
 
 
 def test_since_is_when_the_state_began() -> None:
@@ -204,7 +204,7 @@ def test_backend_that_is_silent_for_too_long_is_down() -> None:
 def test_single_silence_never_takes_a_backend_down() -> None:
     case = Case()
     case.be_silent()
-    case.sleep(1000)  # our own process may have stood still
+    case.sleep(1000)  # the proxy itself may have stood still
     assert case.state() is Health.BUSY
 
 
@@ -227,7 +227,7 @@ def test_busy_backend_that_falls_silent_gets_no_request() -> None:
     assert (case.state(), case.health.takes_requests) == (Health.BUSY, False)
 
 
-# --- no connection
+# --- refused polls
 
 
 def test_refused_poll_means_down() -> None:
@@ -292,7 +292,7 @@ def test_five_failures_in_a_row_suspend() -> None:
     case.fail()
     assert (case.state(), case.health.takes_requests) == (Health.SUSPECT, False)
     assert case.health.reason == "5 requests in a row failed, the last one because it answered 500"
-    assert not case.health.is_stuck  # it answers, if badly
+    assert not case.health.is_stuck  # it does answer, though with errors
 
 
 def test_lost_connections_count_as_failures() -> None:
@@ -423,7 +423,7 @@ def test_trial_that_loses_its_connection_is_one_fall() -> None:
     case.lose()
     case.now += 0.001
     case.answer()
-    assert case.suspended_seconds == pytest.approx(15, abs=0.5)  # that it also flaps shortens nothing
+    assert case.suspended_seconds == pytest.approx(15, abs=0.5)  # flapping does not shorten it
 
 
 def test_trial_that_times_out_lengthens_the_suspension() -> None:
@@ -634,7 +634,7 @@ def test_backend_that_never_worked_does_not_flap() -> None:
     assert (case.state(), case.health.share(case.now)) == (Health.UP, 1)
 
 
-# --- a pause that it asked for
+# --- pauses
 
 
 def test_backend_that_asks_for_a_pause_gets_it() -> None:
@@ -648,7 +648,7 @@ def test_backend_that_asks_for_a_pause_gets_it() -> None:
     case.wait(9.9)
     assert case.state() is Health.BUSY
     case.wait(0.1)
-    assert (case.state(), case.health.share(case.now)) == (Health.UP, 1)  # it did nothing wrong
+    assert (case.state(), case.health.share(case.now)) == (Health.UP, 1)  # a pause is no failure
 
 
 def test_pause_lasts_at_most_half_a_minute() -> None:
@@ -712,7 +712,7 @@ def test_slow_start_can_be_switched_off() -> None:
     assert (case.state(), case.health.share(case.now)) == (Health.UP, 1)
 
 
-# --- whatever happens
+# --- any sequence of events
 
 _told = st.sampled_from([READY, BUSY, LOADING, ASLEEP, progress(1), progress(2)])
 _ago = st.sampled_from([0.0, 0.5, 5.0, 70.0])
@@ -735,8 +735,8 @@ def happen(case: Case, event: tuple[object, ...]) -> None:  # noqa: C901 - a tab
     match event:
         case ("wait", float(seconds)):
             case.sleep(seconds)
-        case ("answer", BackendState() as told, float(ago)):
-            case.answer(told, asked_at=case.now - ago)
+        case ("answer", BackendState() as state, float(ago)):
+            case.answer(state, asked_at=case.now - ago)
         case ("silent", int(times)):
             case.be_silent(times)
         case ("refuse", int(times)):
@@ -771,7 +771,7 @@ def check(case: Case) -> None:
     if health.is_stuck:
         assert health.state in (Health.DOWN, Health.SUSPECT)
     assert health.is_stuck or health.state is not Health.DOWN
-    assert (health.reason == NOBODY_TO_BLAME) == (health.state is Health.UP)
+    assert (health.reason == NO_REASON) == (health.state is Health.UP)
     assert 0 < health.share(case.now) <= 1
     assert health.since <= case.now
 
@@ -785,7 +785,7 @@ def test_any_sequence_of_events_leaves_a_consistent_tracker_that_recovers(
     for event in events:
         happen(case, event)
         check(case)
-    # All is well from now on, but for requests that nobody sends until there is a trial.
+    # All is well from now on; requests are sent only in trials.
     case.activity = IDLE
     waited = 0.0
     case.now += 0.01

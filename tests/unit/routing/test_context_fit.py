@@ -1,4 +1,4 @@
-"""A prompt fits where its tokens have room, by the densest text that its model was seen to read."""
+"""A prompt goes where it fits, judged by the densest text that its model was seen to read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def backends(count: int) -> list[Backend]:
 
 
 def positions(contexts: list[float], need: Need, *, draining: int = -1, bounds_max_tokens: bool = False) -> list[int]:
-    """Where it fits."""
+    """Positions of the contexts that ``need`` fits."""
     there = backends(len(contexts))
     for at, one in enumerate(there):
         one.is_draining = at == draining
@@ -43,14 +43,14 @@ def positions(contexts: list[float], need: Need, *, draining: int = -1, bounds_m
     return [one.number for one in fitting(candidates, contexts, need)]
 
 
-def telling(backend: Backend, contexts: dict[str, int | None], *, names: ModelNames = ModelNames.STRICT) -> Backend:
-    told = {name: tokens for name, tokens in contexts.items() if tokens is not None}
+def reporting(backend: Backend, contexts: dict[str, int | None], *, names: ModelNames = ModelNames.STRICT) -> Backend:
+    reported = {name: tokens for name, tokens in contexts.items() if tokens is not None}
     models = tuple({"id": name} for name in contexts)
-    backend.update_serving(BackendState(ready=True, models=models, model_names=names, contexts=told))
+    backend.update_serving(BackendState(ready=True, models=models, model_names=names, contexts=reported))
     return backend
 
 
-# --- what is needed
+# --- need
 
 
 def test_need_is_a_dense_prompt_plus_some_answer() -> None:
@@ -88,7 +88,7 @@ def test_need_of_many_texts_is_unknown() -> None:
     assert need_of({"input": ["x" * 9000] * 100}, "/v1/embeddings") is None
 
 
-# --- where that is
+# --- fit
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_longest_answer_must_fit_where_the_backend_bounds_it() -> None:
     assert positions([SMALL, LARGE], need, bounds_max_tokens=True) == [1]
 
 
-# --- whether it matters
+# --- differences
 
 
 @pytest.mark.parametrize(
@@ -136,26 +136,26 @@ def test_contexts_differ_if_one_model_has_different_ones(
     one: dict[str, int | None], other: dict[str, int | None], differ: bool
 ) -> None:
     first, second = backends(2)
-    assert differ_somewhere([telling(first, one), telling(second, other)]) is differ
+    assert differ_somewhere([reporting(first, one), reporting(second, other)]) is differ
 
 
 def test_non_strict_backends_serve_unlisted_models() -> None:
     first, second = backends(2)
-    telling(first, {"m": 1024}, names=ModelNames.ANY)
-    telling(second, {"n": 8192}, names=ModelNames.ANY)
+    reporting(first, {"m": 1024}, names=ModelNames.ANY)
+    reporting(second, {"n": 8192}, names=ModelNames.ANY)
     assert differ_somewhere([first, second])
     assert contexts_of([first, second], "unlisted") == [1024, 8192]
 
 
-# --- in the pool
+# --- placement
 
 
 def uneven_pool(policy: str) -> Pool:
-    """Two backends with a place each, of which the second one has the longer context."""
+    """Two backends with one slot each; the second has the longer context."""
     pool = make_pool(["http://192.0.2.1:1", "http://192.0.2.1:2"], Deadlines(), policy=policy)
     for backend, tokens in zip(pool.backends, (SMALL, LARGE), strict=True):
-        told = replace(READY, capacity=1, contexts={"m": int(tokens)})
-        pool.publish(backend, told, own_at_poll=0, asked_at=pool.clock())
+        reported = replace(READY, capacity=1, contexts={"m": int(tokens)})
+        pool.publish(backend, reported, own_at_poll=0, asked_at=pool.clock())
     return pool
 
 
@@ -210,8 +210,8 @@ async def test_declined_request_does_not_move_to_a_backend_it_does_not_fit(polic
     answers, declines = FakeEngine(answering(http_reply(b"{}"))), FakeEngine(answering(http_reply(b"busy", 503)))
     async with answers, declines, ForwardingFront(answers, declines, policy=policy) as proxy:
         for backend, tokens in zip(proxy.pool.backends, (SMALL, LARGE), strict=True):
-            told = replace(READY, contexts={"m": int(tokens)})
-            proxy.pool.publish(backend, told, own_at_poll=0, asked_at=proxy.pool.clock())
+            reported = replace(READY, contexts={"m": int(tokens)})
+            proxy.pool.publish(backend, reported, own_at_poll=0, asked_at=proxy.pool.clock())
         refused = await proxy.post(long, path="/v1/completions")
         assert refused.startswith(b"HTTP/1.1 503")
         assert refused.endswith(b"busy")

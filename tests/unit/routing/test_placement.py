@@ -77,7 +77,7 @@ def test_backend_with_an_old_load_report_counts_its_leases_only_and_ranks_last(c
     publish(pool, 0, ready(processing=3))
     publish(pool, 1, ready(processing=3))
     clock.now += 2 * REFRESH_SECONDS + 0.1
-    publish(pool, 0, ready(processing=None))  # its /metrics hangs, the rest of it answers
+    publish(pool, 0, ready(processing=None))  # only its /metrics hangs
     publish(pool, 1, ready(processing=5))
     stale = pool.backends[0]
     assert (stale.load.total, stale.is_last_choice, stale.takes_requests) == (0, True, True)
@@ -129,7 +129,7 @@ def test_request_waits_for_the_full_backend_that_lists_its_model(clock: Clock) -
     publish(pool, 0, replace(ready(models=["a"]), capacity=1))
     publish(pool, 1, ready(models=["b"], names=ModelNames.ANY))
     assert lease_of(pool, "a").backend is pool.backends[0]
-    assert pool.lease(Requirements("a")) is None  # another model must not answer in its name
+    assert pool.lease(Requirements("a")) is None  # no other model may answer under this name
 
 
 def test_request_without_a_model_may_go_to_any_backend(clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""Each policy chooses what its description says."""
+"""Each policy chooses by its documented rule."""
 
 from __future__ import annotations
 
@@ -128,9 +128,9 @@ def test_equal_backends_take_turns() -> None:
     for number in range(4):
         now = 10.0 * (number + 1)
         chosen.append(expected_time(fleet, asked(QUESTION), now).at)
-        errand = fleet[chosen[-1]].work.send(QUESTION.tokens, now, is_streamed=True)
-        fleet[chosen[-1]].work.begin(errand, now + 1)
-        fleet[chosen[-1]].work.end(errand, now + 2)
+        pending = fleet[chosen[-1]].work.send(QUESTION.tokens, now, is_streamed=True)
+        fleet[chosen[-1]].work.begin(pending, now + 1)
+        fleet[chosen[-1]].work.end(pending, now + 2)
 
     assert sorted(chosen) == [0, 1, 2, 3]
 
@@ -225,12 +225,12 @@ def test_every_policy_has_a_number_for_each_of_its_terms(name: str) -> None:
     policy = POLICIES[name]
     assert isinstance(policy, PromptPolicy)
 
-    choice = policy.scoring(fleet, asked(QUESTION), 1.0)
+    scores = policy.scoring(fleet, asked(QUESTION), 1.0)
 
-    assert len(choice.rows) == len(fleet)
-    assert {len(row) for row in choice.rows} <= {len(policy.terms), 0}
+    assert len(scores.rows) == len(fleet)
+    assert {len(row) for row in scores.rows} <= {len(policy.terms), 0}
     best = max if policy.most_wins else min
-    assert choice.rows[choice.at][-1] == best(row[-1] for row in choice.rows if row)
+    assert scores.rows[scores.at][-1] == best(row[-1] for row in scores.rows if row)
 
 
 def test_expected_seconds_add_up() -> None:
@@ -242,16 +242,16 @@ def test_expected_seconds_add_up() -> None:
         one.work.take_over_memory(number / 4, 1.0)
         send(one, 1000.0 * number)
 
-    choice = expected_time(fleet, asked(QUESTION, {2: 4000}, goes_on=0.9), 0.0)
+    scores = expected_time(fleet, asked(QUESTION, {2: 4000}, goes_on=0.9), 0.0)
 
-    for one, (held, place, before, own, crowd, memory, home, cost) in zip(fleet, choice.rows, strict=True):
+    for one, (held, place, before, own, crowd, memory, home, cost) in zip(fleet, scores.rows, strict=True):
         assert held >= (1000 if one.number == 2 else 0)
         assert min(place, before, own, crowd, memory) >= 0 >= home
         whole = place + before + own + crowd + memory + home
         assert cost == pytest.approx(whole * one.cost if whole > 0 else whole / one.cost)
-        assert own == pytest.approx((QUESTION.tokens - held) / one.work.reads * 2)  # beside the one before it
-    assert [row[2] for row in choice.rows] == sorted(row[2] for row in choice.rows)
-    assert choice.rows[3][1] > 0 == choice.rows[0][1]  # only one of these has no place
+        assert own == pytest.approx((QUESTION.tokens - held) / one.work.reads * 2)  # shared with one prompt
+    assert [row[2] for row in scores.rows] == sorted(row[2] for row in scores.rows)
+    assert scores.rows[3][1] > 0 == scores.rows[0][1]  # only the last one has no free slot
 
 
 def test_power_of_two_has_rows_for_two_candidates_only() -> None:
@@ -259,10 +259,10 @@ def test_power_of_two_has_rows_for_two_candidates_only() -> None:
     for number, one in enumerate(fleet):
         one.load.leases = number
 
-    choice = power_of_two(fleet, asked(QUESTION), 0.0)
+    scores = power_of_two(fleet, asked(QUESTION), 0.0)
 
-    assert [row == () or row == (at,) for at, row in enumerate(choice.rows)] == [True] * 6
-    assert sum(row != () for row in choice.rows) == 2
+    assert [row == () or row == (at,) for at, row in enumerate(scores.rows)] == [True] * 6
+    assert sum(row != () for row in scores.rows) == 2
 
 
 def test_candidate_that_never_got_a_request_is_idle_for_ever() -> None:

@@ -1,4 +1,4 @@
-"""What a policy that looks at prompts learns of requests, whatever becomes of them; over real sockets."""
+"""Learning policies learn from requests, however they end; over real sockets."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def chunk(payload: bytes) -> bytes:
 
 
 def question(text: str = "Begin.", *, stream: bool = False) -> bytes:
-    """A body of some 1,000 tokens."""
+    """A body of about 1,000 tokens."""
     messages = [{"role": "system", "content": "x" * 4000}, {"role": "user", "content": text}]
     return json.dumps({"model": "m", "stream": stream, "messages": messages}).encode()
 
 
 def under_way(backend: Candidate) -> tuple[int, int]:
-    """Prompts that it is reading, and answers that it is writing."""
+    """Numbers of prompts that the backend is reading and of answers that it is writing."""
     return backend.work.reading, backend.work.writing
 
 
@@ -70,7 +70,7 @@ async def test_prompt_counts_as_unread_until_the_first_data_of_its_answer() -> N
         client.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await until(lambda: engine.requests)
         [connection] = engine.connections
-        await client.head()  # which tells nothing of the prompt
+        await client.head()  # it says nothing about the prompt
         assert under_way(backend) == (1, 0)
         assert backend.work.unread > 900
         connection.cue.set()
@@ -138,11 +138,11 @@ async def test_request_that_needs_no_slot_teaches_nothing() -> None:
         assert backend.work.sent_at > 0
 
 
-# --- which policy
+# --- by policy
 
 
 def indexed(proxy: ForwardingFront) -> int:
-    """Runs of blocks that are known of prompts."""
+    """Number of runs in the prefix index."""
     return len(proxy.pool.router.index)
 
 
@@ -173,7 +173,7 @@ async def test_prompts_of_a_model_under_least_requests_are_not_read() -> None:
     async with engine, ForwardingFront(engine, policy="expected_time", by_model={"m": "least_requests"}) as proxy:
         await proxy.post(question())
         assert (indexed(proxy), proxy.pool.placement.candidates[0].work.sent_at) == (0, 0)
-        await proxy.post(question().replace(b'"model": "m", ', b""))  # all others
+        await proxy.post(question().replace(b'"model": "m", ', b""))  # the policy of all other models
         assert indexed(proxy) == 1
 
 
@@ -248,7 +248,7 @@ async def test_bytes_of_a_token_follow_the_replies() -> None:
         picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBORw0K" * 200}}
         seen = {"model": "m", "messages": [{"role": "user", "content": ["x" * 2000, picture]}]}
         await proxy.post(json.dumps(seen).encode())
-        await asyncio.sleep(0.01)  # so that this is not one of many at a time, of which some are read
+        await asyncio.sleep(0.01)  # of replies that end together only some are parsed
         await proxy.post(json.dumps({"model": "m", "input": "x" * 2000}).encode(), path="/v1/embeddings")
         assert router.token_sizes.of("m") == USUAL_BYTES_A_TOKEN
         for number in range(2):
@@ -285,7 +285,7 @@ async def test_cache_estimate_starts_from_the_reported_memory() -> None:
         assert router.index.keeps(tells.number) == 2000
 
 
-# --- waiting where it is warm
+# --- beyond the slots
 
 
 def test_two_requests_may_exceed_the_slots_of_a_backend_that_holds_the_prompt() -> None:
