@@ -41,7 +41,7 @@ from inference_engine_proxy_server.overload.memory_use import MemoryUse, contain
 from inference_engine_proxy_server.overload.overload_guard import OverloadGuard
 from inference_engine_proxy_server.processes.host import connection_limit
 from inference_engine_proxy_server.processes.worker import WorkerContext
-from inference_engine_proxy_server.processes.worker_fairness import SoleWorker, WorkerFairness
+from inference_engine_proxy_server.processes.worker_fairness import Fairness
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.placement import Placement
@@ -153,7 +153,7 @@ def dispatcher(
     fleet: Fleet,
     placement: Placement,
     deadlines: Deadlines,
-    fairness: WorkerFairness | SoleWorker | None = None,
+    fairness: Fairness,
 ) -> Dispatcher:
     """Grants leases on the backends of ``fleet``; see :class:`Dispatcher`."""
     limits = QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds)

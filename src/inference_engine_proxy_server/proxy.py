@@ -45,7 +45,7 @@ from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, check_engines
 from inference_engine_proxy_server.processes.siblings import Siblings
 from inference_engine_proxy_server.processes.worker import WorkerContext
-from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
+from inference_engine_proxy_server.processes.worker_fairness import Fairness, SoleWorker, WorkerFairness
 from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE, Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
@@ -96,12 +96,12 @@ class Proxy:
         engines = discover_engines()
         check_engines(configuration.fleet, engines)
         make_backend = backend_maker(settings, self._deadlines, context)
-        self._fairness = None
+        fairness: Fairness = SoleWorker()
         if context is not None:
-            self._fairness = WorkerFairness(context.shared_leases, context.siblings.number)
+            fairness = WorkerFairness(context.shared_leases, context.siblings.number)
         self._fleet = fleet(settings, map(make_backend, configuration.fleet), self._deadlines)
         routing = placement(configuration, self._fleet, is_shared=context is not None)
-        self._dispatcher = dispatcher(settings, self._fleet, routing, self._deadlines, self._fairness)
+        self._dispatcher = dispatcher(settings, self._fleet, routing, self._deadlines, fairness)
         recorded = decisions(settings)
         for url in () if context is None else context.drained_urls:
             self.obey(url, is_draining=True)
@@ -172,8 +172,7 @@ class Proxy:
         }
         if self._context is not None:
             loops["siblings"] = partial(self._context.siblings.answer, self._context.inbox, self._answers)
-        if self._fairness is not None:
-            loops["slots of siblings"] = partial(self._dispatcher.fill_slots_of_siblings, self._fairness)
+            loops["slots of siblings"] = self._dispatcher.fill_slots_of_siblings
         if self._config_watch is not None:
             loops["settings"] = self._config_watch.run
         if self._key_ring is not None:

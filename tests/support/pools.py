@@ -1,4 +1,4 @@
-"""A forwarder over scripted engines, listening on a real socket; and the parts beneath it."""
+"""A forwarder over scripted engines that listens on a real socket, and the parts beneath it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from inference_engine_proxy_server.fleet.backend_load import BackendLoad
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.health import HealthRules
 from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
-from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
+from inference_engine_proxy_server.processes.worker_fairness import SoleWorker, WorkerFairness
 from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
 from inference_engine_proxy_server.routing.candidate import Candidate
@@ -45,13 +45,13 @@ QUEUE = QueueLimits(requests=100, seconds=30)
 
 
 class Pool:
-    """A fleet, and the parts that route and dispatch requests to it; what tests call most is at hand.
+    """A fleet with the parts that route and dispatch requests to it, and short names for what tests call most.
 
     Args:
         fleet: the backends.
         queue: for requests that wait.
-        policies: which policy applies to which model; ``None``: least_requests for all.
-        fairness: of this worker; ``None``: there is only this one.
+        policies: which policy applies to which model; ``None`` for least_requests everywhere.
+        fairness: of this worker; ``None`` if it is the only one.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Pool:
         self.queue = queue
         self.router = PromptRouter(policies or ModelPolicies.named("least_requests", {}), 2**20, fleet.clock)
         self.placement = Placement(fleet, self.router, is_shared=fairness is not None, retry_after_seconds=3)
-        self.dispatcher = Dispatcher(fleet, self.placement, queue, fairness)
+        self.dispatcher = Dispatcher(fleet, self.placement, queue, fairness or SoleWorker())
         self.clock = fleet.clock
         self.publish = fleet.publish
         self.replace = fleet.replace
@@ -91,7 +91,7 @@ class Pool:
 
     def candidate(self, backend: Backend) -> Candidate:
         """What routing keeps about ``backend``."""
-        return self.placement.candidate(backend)
+        return next(one for one in self.placement.candidates if one.backend is backend)
 
     def occupy(self, backend: Backend) -> Lease:
         """A lease on ``backend``, whether or not it would be chosen."""
@@ -148,7 +148,7 @@ def requests_under_budget(forwarder: Forwarder) -> int:
 
 
 class ForwardingFront(Front):
-    """A front whose requests go to ``engines``, all of them ready at first; ``options`` as of :func:`make_pool`.
+    """A front whose requests go to ``engines``, all ready at first; ``options`` as in :func:`make_pool`.
 
     Attributes:
         pool: of the engines, in their order.
@@ -174,7 +174,7 @@ class ForwardingFront(Front):
 
     @property
     def budget_under_way(self) -> int:
-        """Repeated requests that have not been given back to the budget."""
+        """Repeated requests that have not been released from the budget."""
         return requests_under_budget(self.forwarder)
 
     async def post(self, body: bytes = b'{"model": "m"}', path: str = "/v1/chat/completions") -> bytes:

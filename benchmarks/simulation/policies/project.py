@@ -17,6 +17,7 @@ from inference_engine_proxy_server.config.fleet import completed
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest
+from inference_engine_proxy_server.processes.worker_fairness import SoleWorker
 from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
@@ -43,7 +44,7 @@ class ProjectPolicy(Policy):
         self._backends = [make_backend(config) for config in completed(urls, ())]
         self._fleet = fleet(self._settings, self._backends, deadlines)
         self._placement = placement(Configuration.of(self._settings), self._fleet)
-        self._dispatcher = dispatcher(self._settings, self._fleet, self._placement, deadlines)
+        self._dispatcher = dispatcher(self._settings, self._fleet, self._placement, deadlines, SoleWorker())
         self._numbers = {backend: number for number, backend in enumerate(self._backends)}
         self._leases: dict[int, Lease] = {}
         self._waits: set[asyncio.Task[None]] = set()

@@ -15,7 +15,7 @@ from inference_engine_proxy_server.dispatch.retry import is_repeatable
 from inference_engine_proxy_server.errors import RequestMoved
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
-from inference_engine_proxy_server.processes.worker_fairness import SoleWorker, WorkerFairness
+from inference_engine_proxy_server.processes.worker_fairness import Fairness
 from inference_engine_proxy_server.routing.choice import Choice
 from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.requirements import Requirements
@@ -82,12 +82,12 @@ class Dispatcher(FleetObserver):
         fleet: Fleet,
         placement: Placement,
         queue: RequestQueue[Lease],
-        fairness: WorkerFairness | SoleWorker | None = None,
+        fairness: Fairness,
     ) -> None:
         self.fleet = fleet
         self.placement = placement
         self.queue = queue
-        self._fairness = fairness or SoleWorker()
+        self._fairness = fairness
         fleet.subscribe(self)
 
     def lease(self, requirements: Requirements, excluded: Collection[Backend] = ()) -> Lease | None:
@@ -133,14 +133,14 @@ class Dispatcher(FleetObserver):
         if self.queue.count and self._fairness.is_ours():
             self.queue.dispatch()
 
-    async def fill_slots_of_siblings(self, fairness: WorkerFairness) -> None:
+    async def fill_slots_of_siblings(self) -> None:
         """Look again and again for slots that other workers freed, until cancelled."""
         left = 0
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            fairness.publish_waiting(self.queue.count)
+            self._fairness.publish_waiting(self.queue.count)
             # Slots that other workers leave unused for several looks are not for them: they wait for another model.
-            left = 0 if fairness.is_ours() else (left + 1) % _LOOKS_LEFT_TO_OTHERS
+            left = 0 if self._fairness.is_ours() else (left + 1) % _LOOKS_LEFT_TO_OTHERS
             if not left and self.queue.count:
                 self.queue.dispatch()
 

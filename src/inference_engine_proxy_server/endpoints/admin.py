@@ -43,7 +43,14 @@ def admin_router(fleet: Fleet, ring: KeyRing | None, allowances: Allowances, wor
         workers: this worker and its siblings.
     """
     router = APIRouter(prefix="/admin", tags=["admin"])
+    _add_keys(router, ring, allowances, workers)
+    _add_backends(router, fleet, workers)
+    _add_drain(router, fleet, workers)
+    _add_decisions(router, workers)
+    return router
 
+
+def _add_keys(router: APIRouter, ring: KeyRing | None, allowances: Allowances, workers: AllWorkers) -> None:
     @router.get("/keys", summary="The keys of clients: what each may do and has left, never its secret",
                 responses=_RESPONSES)  # fmt: skip
     async def keys() -> dict[str, Any]:
@@ -51,12 +58,20 @@ def admin_router(fleet: Fleet, ring: KeyRing | None, allowances: Allowances, wor
         rows = [_with_siblings(_described_key(key, allowances), siblings) for key in ring or ()]
         return {"keys": rows, **workers.silence(siblings)}
 
+
+def _add_backends(router: APIRouter, fleet: Fleet, workers: AllWorkers) -> None:
     @router.get("/backends", summary="The backends: how each is, and why", responses=_RESPONSES)
     async def backends() -> dict[str, Any]:
         siblings = await workers.fleet()
         rows = [_described(backend, siblings) for backend in fleet.snapshot().backends]
         waiting = workers.waiting + sum(one["waiting"] for one in siblings.answers)
         return {"backends": rows, "waiting": waiting, **workers.silence(siblings)}
+
+
+def _add_drain(router: APIRouter, fleet: Fleet, workers: AllWorkers) -> None:
+    def described(backend: Backend, siblings: SiblingAnswers) -> dict[str, Any]:
+        row = _described(BackendSnapshot.of(backend, fleet.clock()), siblings)
+        return {**row, **workers.silence(siblings)}
 
     @router.post("/backends/{name:path}/drain", summary="Give a backend no new requests; tells when it may be stopped",
                  responses=_BACKEND_RESPONSES)  # fmt: skip
@@ -67,19 +82,17 @@ def admin_router(fleet: Fleet, ring: KeyRing | None, allowances: Allowances, wor
         # Only this endpoint waits for the end of requests, so it looks for itself instead of being notified.
         while backend.load.proxy_leases and backend.is_draining and fleet.clock() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
-        siblings = await workers.fleet_once_drained(backend)
-        described = _described(BackendSnapshot.of(backend, fleet.clock()), siblings)
-        return {**described, **workers.silence(siblings)}
+        return described(backend, await workers.fleet_once_drained(backend))
 
     @router.post("/backends/{name:path}/undrain", summary="Give a drained backend requests again",
                  responses=_BACKEND_RESPONSES)  # fmt: skip
     async def undrain(name: str) -> dict[str, Any]:
         backend = _find(fleet, name)
         workers.set_draining(backend, is_draining=False)
-        siblings = await workers.fleet()
-        described = _described(BackendSnapshot.of(backend, fleet.clock()), siblings)
-        return {**described, **workers.silence(siblings)}
+        return described(backend, await workers.fleet())
 
+
+def _add_decisions(router: APIRouter, workers: AllWorkers) -> None:
     @router.get("/decisions", summary="The latest decisions: which backend got a request, and what was compared",
                 responses=_RESPONSES)  # fmt: skip
     async def decisions(limit: _Limit = 20) -> JSONResponse:
@@ -88,8 +101,6 @@ def admin_router(fleet: Fleet, ring: KeyRing | None, allowances: Allowances, wor
         newest = sorted(every, key=lambda decision: -decision["at"])[:limit]
         # Not a model: FastAPI would validate every number of hundreds of candidates.
         return JSONResponse({"decisions": newest, **workers.silence(siblings)})
-
-    return router
 
 
 def _find(fleet: Fleet, name: str) -> Backend:

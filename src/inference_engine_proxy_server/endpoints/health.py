@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from inference_engine_proxy_server.endpoints.backend_facts import facts_of
 from inference_engine_proxy_server.fleet.fleet import Fleet
-from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot
+from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot, FleetSnapshot
 
 __all__ = ["health_router"]
 
@@ -27,18 +27,7 @@ def health_router(fleet: Fleet, is_draining: Callable[[], bool], *, names_need_k
 
     @router.get("/health", summary="State of every backend, from memory; always 200")
     async def health(request: Request) -> dict[str, Any]:
-        is_hidden = names_need_key and request.state.access is None
-        backends = fleet.snapshot().backends
-        rows = [(f"backend-{at}" if is_hidden else backend.url, backend) for at, backend in enumerate(backends, 1)]
-        available = [name for name, backend in rows if backend.takes_requests]
-        status = "unavailable" if not available else "ok" if len(available) == len(rows) else "degraded"
-        return {
-            "status": status,
-            "available_backends": available,
-            "total_backends": len(rows),
-            "timestamp": time.time(),
-            "details": [{"backend": name, **_details(backend)} for name, backend in rows],
-        }
+        return _described(fleet.snapshot(), is_hidden=names_need_key and request.state.access is None)
 
     @router.get("/livez", summary="200 while the process works")
     async def livez() -> dict[str, str]:
@@ -56,6 +45,19 @@ def health_router(fleet: Fleet, is_draining: Callable[[], bool], *, names_need_k
         return {"status": "unavailable"}
 
     return router
+
+
+def _described(fleet: FleetSnapshot, *, is_hidden: bool) -> dict[str, Any]:
+    rows = [(f"backend-{at}" if is_hidden else backend.url, backend) for at, backend in enumerate(fleet.backends, 1)]
+    available = [name for name, backend in rows if backend.takes_requests]
+    status = "unavailable" if not available else "ok" if len(available) == len(rows) else "degraded"
+    return {
+        "status": status,
+        "available_backends": available,
+        "total_backends": len(rows),
+        "timestamp": time.time(),
+        "details": [{"backend": name, **_details(backend)} for name, backend in rows],
+    }
 
 
 def _details(backend: BackendSnapshot) -> dict[str, Any]:

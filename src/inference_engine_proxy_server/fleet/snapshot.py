@@ -100,11 +100,6 @@ class FleetSnapshot:
         return cls(tuple(BackendSnapshot.of(backend, now) for backend in backends))
 
     @property
-    def available(self) -> tuple[BackendSnapshot, ...]:
-        """The backends in rotation."""
-        return tuple(backend for backend in self.backends if backend.takes_requests)
-
-    @property
     def live(self) -> tuple[BackendSnapshot, ...]:
         """The backends that work."""
         return tuple(backend for backend in self.backends if backend.is_live)

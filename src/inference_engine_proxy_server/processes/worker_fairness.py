@@ -5,13 +5,28 @@ Without it, a worker that holds a slot could refill it for ever while requests i
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 
-__all__ = ["SoleWorker", "WorkerFairness"]
+__all__ = ["Fairness", "SoleWorker", "WorkerFairness"]
+
+
+class Fairness(Protocol):
+    """One worker's view of all workers."""
+
+    def publish_waiting(self, requests: int) -> None:
+        """Tell the other workers how many requests wait here."""
+
+    def is_ours(self) -> bool:
+        """Whether this worker may fill a free slot."""
 
 
 class SoleWorker:
     """The fairness of a process without siblings: every free slot is its own."""
+
+    def publish_waiting(self, requests: int) -> None:
+        """There is no one to tell."""
 
     def is_ours(self) -> bool:
         """Always true."""

@@ -12,9 +12,10 @@ from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.routing.affinity import Affinity
 from inference_engine_proxy_server.routing.candidate import Candidate
+from inference_engine_proxy_server.routing.candidate_registry import CandidateRegistry
 from inference_engine_proxy_server.routing.candidate_set import CandidateSet
 from inference_engine_proxy_server.routing.choice import Choice, Policy
-from inference_engine_proxy_server.routing.context_fit import Need, contexts_of, differ_somewhere, fitting
+from inference_engine_proxy_server.routing.context_fit import Need, fitting
 from inference_engine_proxy_server.routing.decisions import TIED, Decision, Ranked
 from inference_engine_proxy_server.routing.learned import LearnedSnapshot
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
@@ -24,8 +25,6 @@ from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.routing.tracker import SizeTracker, Tracker
 
 __all__ = ["Placement"]
-
-_REMEMBERED_MODELS = 1024  # model names from requests, each with its candidates
 
 
 class Placement(FleetObserver):
@@ -58,9 +57,8 @@ class Placement(FleetObserver):
         self._records_decisions = records_decisions
         self._retry_after_seconds = retry_after_seconds
         self._clock = fleet.clock
-        self._numbers = 0
-        self._candidates: dict[Backend, Candidate] = {}
-        self._sets: dict[str | None, CandidateSet] = {}  # by model
+        self._registry = CandidateRegistry(fleet.clock)
+        self._sets = self._registry.sets
         self.on_replaced(fleet.backends)
         fleet.subscribe(self)
 
@@ -68,57 +66,55 @@ class Placement(FleetObserver):
 
     def on_replaced(self, backends: Sequence[Backend]) -> None:
         """See :class:`FleetObserver`."""
-        self._forget_sets()
-        known, self._candidates = self._candidates, {}
-        for backend in backends:
-            self._candidates[backend] = known.get(backend) or self._new_candidate(backend)
-        self._compare_contexts()
+        self._registry.replace(backends)
+        self._look_again()
 
     def on_reported(self, backend: Backend) -> None:
         """See :class:`FleetObserver`."""
-        candidate = self._candidates.get(backend)
+        candidate = self._registry.get(backend)
         if candidate is not None:
             candidate.work.take_over_memory(backend.health.reported.context_use or 0.0, backend.load.total)
             self.router.update(self.candidates)
 
     def on_lost(self, backend: Backend) -> None:
         """See :class:`FleetObserver`."""
-        candidate = self._candidates.get(backend)
+        candidate = self._registry.get(backend)
         if candidate is not None:
             self.router.forget(candidate)
 
     def on_serving_changed(self) -> None:
         """See :class:`FleetObserver`."""
-        self._forget_sets()
-        self._compare_contexts()
+        self._registry.forget_sets()
+        self._look_again()
 
     def on_reviewed(self, backend: Backend) -> None:
         """See :class:`FleetObserver`."""
-        candidate = self._candidates.get(backend)
+        candidate = self._registry.get(backend)
         if candidate is not None:
             candidate.review(self._clock())
 
     def set_policies(self, policies: ModelPolicies) -> None:
         """Choose by ``policies`` from now on."""
         self.router.set_policies(policies)
-        self._compare_contexts()
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self._registry.compare_contexts()
+        self.contexts_differ = self._registry.contexts_differ
+        self.reads_prompts = self.contexts_differ or self.router.policies.read_prompts
 
     # --- for requests
 
     @property
     def candidates(self) -> Sequence[Candidate]:
-        """All backends as candidates, in the order of the fleet."""
-        return tuple(self._candidates.values())
-
-    def candidate(self, backend: Backend) -> Candidate:
-        """The candidate that stands for ``backend``, which is in the fleet."""
-        return self._candidates[backend]
+        """A candidate for each backend, in the order of the fleet."""
+        return self._registry.candidates
 
     def learned(self) -> LearnedSnapshot | None:
         """What was learned about the backends; ``None`` while no policy learns."""
         if not self.router.policies.learn:
             return None
-        return LearnedSnapshot.of(self._candidates.values(), self.router.index)
+        return LearnedSnapshot.of(self.candidates, self.router.index)
 
     @property
     def has_policies_by_model(self) -> bool:
@@ -136,7 +132,7 @@ class Placement(FleetObserver):
             CapacityError: no backend that serves the request works now.
             ClientError: 404, all live backends are strict about model names and none has this one.
         """
-        found = self._sets.get(requirements.model) or self._find_set(requirements.model)
+        found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
         if self._is_shared:
             found.recount()
         affinity = requirements.affinity
@@ -166,7 +162,7 @@ class Placement(FleetObserver):
 
     def has_other(self, requirements: Requirements, excluded: Collection[Backend]) -> bool:
         """Whether a backend that is not ``excluded`` takes such requests, though it may be full."""
-        found = self._sets.get(requirements.model) or self._find_set(requirements.model)
+        found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
         return any(_is_open(one.backend, requirements) for one in self._eligible(found, requirements, excluded))
 
     def lane(self, requirements: Requirements) -> Hashable:
@@ -174,45 +170,12 @@ class Placement(FleetObserver):
         affinity = requirements.affinity
         if affinity is not None and affinity.is_required:
             return requirements.model, affinity.home
-        found = self._sets.get(requirements.model) or self._find_set(requirements.model)
+        found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
         fit = self._fitting(found, requirements)
         model = requirements.model
         return model if fit is found.candidates else (model, *(one.backend.url for one in fit))
 
     # --- candidates
-
-    def _new_candidate(self, backend: Backend) -> Candidate:
-        candidate = Candidate(backend, self._numbers)
-        candidate.review(self._clock())
-        self._numbers += 1
-        return candidate
-
-    def _forget_sets(self) -> None:
-        self._sets.clear()
-        for candidate in self._candidates.values():
-            candidate.leave_all()
-
-    def _compare_contexts(self) -> None:
-        self.contexts_differ = differ_somewhere(backend for backend in self._candidates if backend.is_live)
-        self.reads_prompts = self.contexts_differ or self.router.policies.read_prompts
-
-    def _find_set(self, model: str | None) -> CandidateSet:
-        """The live backends that serve ``model``.
-
-        A name that a live backend lists goes to backends that list it. Any other name goes to backends that answer to
-        any name, or are not known to be strict.
-        """
-        found = [one for backend, one in self._candidates.items() if backend.is_live]
-        if model is not None:
-            found = [one for one in found if model in one.backend.serving.model_ids] or [
-                one for one in found if one.backend.serving.model_names is not ModelNames.STRICT
-            ]
-        if len(self._sets) >= _REMEMBERED_MODELS:
-            self._forget_sets()
-        candidates, contexts = tuple(found), contexts_of([one.backend for one in found], model)
-        same = (known for known in self._sets.values() if (known.candidates, known.contexts) == (candidates, contexts))
-        self._sets[model] = known = next(same, None) or CandidateSet.kept_up_to_date(candidates, contexts)
-        return known
 
     def _fitting(self, found: CandidateSet, requirements: Requirements) -> Sequence[Candidate]:
         """The candidates that the prompt fits; ``found.candidates`` itself if it fits all."""
@@ -228,7 +191,7 @@ class Placement(FleetObserver):
         affinity = requirements.affinity
         if affinity is not None and affinity.is_required and affinity.home is not None:
             # A home that has left the fleet goes on serving the requests that need it.
-            home = self._candidates.get(affinity.home) or self._new_candidate(affinity.home)
+            home = self._registry.get(affinity.home) or self._registry.new_candidate(affinity.home)
             return [home] if home.backend.is_live and home.backend not in excluded else []
         fit = self._fitting(found, requirements)
         return [one for one in fit if one.backend not in excluded] if excluded else fit
@@ -271,12 +234,13 @@ class Placement(FleetObserver):
             # Not 404: the backend may come back and still have the resource, or report itself that it lacks it.
             message = "The backend that has what this names is not available."
             return CapacityError(message, code="home_unavailable", retry_after_seconds=self._retry_after_seconds)
-        live = [backend for backend in self._candidates if backend.is_live]
+        backends = self._registry.backends
+        live = [backend for backend in backends if backend.is_live]
         if (
             live
             and model is not None
             and all(backend.serving.model_names is ModelNames.STRICT for backend in live)
-            and not any(model in backend.serving.model_ids for backend in self._candidates)
+            and not any(model in backend.serving.model_ids for backend in backends)
         ):
             return ClientError(f"The model '{model[:200]}' is not served here.", status=404, code="model_not_found")
         message = "No backend that serves this is available." if live else "No backend is available."

@@ -1,4 +1,4 @@
-"""What a backend tells of its models holds for every name they answer to."""
+"""Reported facts about a model hold for every name that it answers to."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def test_each_model_has_a_context_of_its_own(name: str | None, tokens: int | Non
 
 
 @pytest.mark.parametrize("name", ["small", "s", "any", None])
-def test_the_only_model_answers_to_every_name(name: str | None) -> None:
+def test_context_of_the_only_model_holds_for_every_name(name: str | None) -> None:
     assert a_backend(SMALL, small=1024).serving.context_of(name) == 1024
 
 
-def test_what_is_not_told_this_time_holds_on() -> None:
+def test_facts_missing_in_a_report_keep_their_last_value() -> None:
     backend = a_backend(SMALL, small=1024)
     backend.update_serving(BackendState(ready=True))
     assert backend.serving.context_of("small") == 1024

@@ -1,4 +1,4 @@
-"""A backend that several workers use: each of two pools stands for the worker of a process."""
+"""Several workers share the load of a backend; each of two pools stands for the worker of a process."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ LIMITS = BackendLimits(connect_seconds=1, first_byte_seconds=1, pause_seconds=1,
 URLS = ("http://a:1", "http://b:1")
 
 
-def backend_of(board: SharedLeases, worker: int, url: str = URLS[0], capacity: int | None = None) -> Backend:
+def backend_of(shared_leases: SharedLeases, worker: int, url: str = URLS[0], capacity: int | None = None) -> Backend:
     deadlines = Deadlines()
     connections = BackendConnections(Origin.of(url), LIMITS, deadlines)
     config = BackendConfig(url=url, name=url, capacity=capacity)
-    return Backend(config, connections, HealthTracker(RULES, deadlines.clock()), SharedLoad(board, worker, url))
+    return Backend(config, connections, HealthTracker(RULES, deadlines.clock()), SharedLoad(shared_leases, worker, url))
 
 
-def pool_of(board: SharedLeases, worker: int, capacity: int | None = None) -> Pool:
-    """A pool of one worker; all of its backends are up."""
-    backends = [backend_of(board, worker, url, capacity) for url in URLS]
+def pool_of(shared_leases: SharedLeases, worker: int, capacity: int | None = None) -> Pool:
+    """The pool of one worker; all backends are up."""
+    backends = [backend_of(shared_leases, worker, url, capacity) for url in URLS]
     queue = RequestQueue[Lease](QUEUE, Deadlines())
-    pool = Pool(Fleet(backends, refresh_seconds=3), queue, fairness=WorkerFairness(board, worker))
+    pool = Pool(Fleet(backends, refresh_seconds=3), queue, fairness=WorkerFairness(shared_leases, worker))
     for backend in backends:
         pool.publish(backend, READY, own_at_poll=0, asked_at=pool.clock())
     return pool
@@ -51,37 +51,37 @@ def leased(pool: Pool) -> Lease:
 
 
 def test_leases_of_all_workers_are_load_and_each_counts_its_own() -> None:
-    board = SharedLeases(2)
-    one, other = backend_of(board, 0).load, backend_of(board, 1).load
+    shared_leases = SharedLeases(2)
+    one, other = backend_of(shared_leases, 0).load, backend_of(shared_leases, 1).load
 
     one.leases += 3
     other.leases += 1
 
     assert (one.leases, one.proxy_leases, one.total) == (3, 4, 4)
     assert (other.leases, other.proxy_leases, other.total) == (1, 4, 4)
-    assert list(board.leases) == [3, 1]
+    assert list(shared_leases.leases) == [3, 1]
     one.leases -= 3
     other.leases -= 1
-    assert (one.total, other.total, list(board.leases)) == (0, 0, [0, 0])
+    assert (one.total, other.total, list(shared_leases.leases)) == (0, 0, [0, 0])
 
 
 def test_leases_of_another_process_count_at_once() -> None:
-    board = SharedLeases(2)
-    here = backend_of(board, 0)
+    shared_leases = SharedLeases(2)
+    here = backend_of(shared_leases, 0)
     if not (child := os.fork()):
         with contextlib.suppress(BaseException):
-            backend_of(board, 1).load.leases += 1
+            backend_of(shared_leases, 1).load.leases += 1
         os._exit(0)
     os.waitpid(child, 0)
     assert here.load.total == 1
 
-    board.clear(1, [here.url])
-    assert (here.load.total, list(board.leases)) == (0, [0, 0])
+    shared_leases.clear(1, [here.url])
+    assert (here.load.total, list(shared_leases.leases)) == (0, [0, 0])
 
 
-def test_a_burst_over_two_workers_is_even_without_a_poll() -> None:
-    board = SharedLeases(2)
-    pools = pool_of(board, 0), pool_of(board, 1)
+def test_burst_over_two_workers_is_spread_evenly_without_a_poll() -> None:
+    shared_leases = SharedLeases(2)
+    pools = pool_of(shared_leases, 0), pool_of(shared_leases, 1)
 
     for number in range(20):
         leased(pools[number % 3 == 0])
@@ -89,10 +89,10 @@ def test_a_burst_over_two_workers_is_even_without_a_poll() -> None:
     assert [backend.load.proxy_leases for backend in pools[0].backends] == [10, 10]
 
 
-def test_what_siblings_have_is_not_taken_for_others_load() -> None:
-    board = SharedLeases(2)
-    pool = pool_of(board, 0)
-    backend_of(board, 1).load.leases += 1
+def test_leases_of_siblings_are_not_foreign_load() -> None:
+    shared_leases = SharedLeases(2)
+    pool = pool_of(shared_leases, 0)
+    backend_of(shared_leases, 1).load.leases += 1
     backend = pool.backends[0]
     told = replace(READY, requests_processing=3.0)
 
@@ -101,9 +101,9 @@ def test_what_siblings_have_is_not_taken_for_others_load() -> None:
     assert backend.load.total == 3
 
 
-def test_a_place_that_a_sibling_has_is_not_free() -> None:
-    board = SharedLeases(2)
-    pools = pool_of(board, 0, capacity=1), pool_of(board, 1, capacity=1)
+def test_slot_of_a_sibling_is_not_free() -> None:
+    shared_leases = SharedLeases(2)
+    pools = pool_of(shared_leases, 0, capacity=1), pool_of(shared_leases, 1, capacity=1)
     taken = [leased(pools[0]), leased(pools[0])]
 
     assert pools[1].lease(Requirements("m")) is None
@@ -113,8 +113,8 @@ def test_a_place_that_a_sibling_has_is_not_free() -> None:
 
 
 def test_backend_that_comes_back_to_the_fleet_keeps_the_leases_it_had_before() -> None:
-    board = SharedLeases(1)
-    before, again = backend_of(board, 0).load, backend_of(board, 0).load
+    shared_leases = SharedLeases(1)
+    before, again = backend_of(shared_leases, 0).load, backend_of(shared_leases, 0).load
     before.leases += 1
     again.leases += 1
     assert again.total == 2
@@ -122,25 +122,22 @@ def test_backend_that_comes_back_to_the_fleet_keeps_the_leases_it_had_before() -
     before.leases -= 1
     assert (again.leases, again.total) == (1, 1)
     again.leases -= 1
-    assert (before.total, again.total, list(board.leases)) == (0, 0, [0])
+    assert (before.total, again.total, list(shared_leases.leases)) == (0, 0, [0])
 
 
-async def test_who_waits_gets_a_place_that_another_worker_frees_and_not_one_worker_all() -> None:
-    board = SharedLeases(2)
-    pools = pool_of(board, 0, capacity=1), pool_of(board, 1, capacity=1)
+async def test_slot_that_another_worker_frees_goes_to_the_worker_with_fewer_leases() -> None:
+    shared_leases = SharedLeases(2)
+    pools = pool_of(shared_leases, 0, capacity=1), pool_of(shared_leases, 1, capacity=1)
     taken = [leased(pools[0]), leased(pools[0])]
     lines = [
         QueuedRequest("m", "x", 1.0, 0.0, partial(pool.try_lease, Requirements("m")), pool.queue) for pool in pools
     ]
     loop = asyncio.get_running_loop()
-    looking = [
-        loop.create_task(pool.dispatcher.fill_slots_of_siblings(WorkerFairness(board, number)))
-        for number, pool in enumerate(pools)
-    ]
+    looking = [loop.create_task(pool.dispatcher.fill_slots_of_siblings()) for number, pool in enumerate(pools)]
     waiting = [loop.create_task(pool.queue.wait(waiter)) for pool, waiter in zip(pools, lines, strict=True)]
-    await eventually(lambda: list(board.waiting) == [1, 1])
+    await eventually(lambda: list(shared_leases.waiting) == [1, 1])
 
-    taken[0].close()  # the first worker still has a place, the second none
+    taken[0].close()  # the first worker still has a lease, the second has none
 
     async with asyncio.timeout(5):
         await waiting[1]

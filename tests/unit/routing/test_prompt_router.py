@@ -1,4 +1,4 @@
-"""What a policy that looks at prompts learns of requests, whatever becomes of them; over real sockets."""
+"""Learning policies learn from requests, however they end; over real sockets."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def chunk(payload: bytes) -> bytes:
 
 
 def question(text: str = "Begin.", *, stream: bool = False) -> bytes:
-    """A body of some 1,000 tokens."""
+    """A body of about 1,000 tokens."""
     messages = [{"role": "system", "content": "x" * 4000}, {"role": "user", "content": text}]
     return json.dumps({"model": "m", "stream": stream, "messages": messages}).encode()
 
 
 def under_way(backend: Candidate) -> tuple[int, int]:
-    """Prompts that it is reading, and answers that it is writing."""
+    """Numbers of prompts that the backend is reading and of answers that it is writing."""
     return backend.work.reading, backend.work.writing
 
 
@@ -62,7 +62,7 @@ async def breaks_off(connection: EngineConnection) -> None:
     connection.reset()
 
 
-async def test_a_prompt_is_being_read_until_the_first_data_of_its_answer() -> None:
+async def test_prompt_counts_as_unread_until_the_first_data_of_its_answer() -> None:
     async with FakeEngine(streams) as engine, ForwardingFront(engine, policy="expected_time") as proxy:
         [backend] = proxy.pool.placement.candidates
         client = await proxy.connect()
@@ -70,7 +70,7 @@ async def test_a_prompt_is_being_read_until_the_first_data_of_its_answer() -> No
         client.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await until(lambda: engine.requests)
         [connection] = engine.connections
-        await client.head()  # which tells nothing of the prompt
+        await client.head()  # it says nothing about the prompt
         assert under_way(backend) == (1, 0)
         assert backend.work.unread > 900
         connection.cue.set()
@@ -81,7 +81,7 @@ async def test_a_prompt_is_being_read_until_the_first_data_of_its_answer() -> No
         assert under_way(backend) == (0, 0)
 
 
-async def test_nothing_stays_of_requests_that_fail_or_whose_clients_leave() -> None:
+async def test_failed_and_abandoned_requests_leave_no_pending_work() -> None:
     async with FakeEngine(breaks_off) as engine, ForwardingFront(engine, policy="expected_time") as proxy:
         [backend] = proxy.pool.placement.candidates
         body = question(stream=True)
@@ -98,7 +98,7 @@ async def test_nothing_stays_of_requests_that_fail_or_whose_clients_leave() -> N
         assert backend.work.unread == 0
 
 
-async def test_a_client_that_leaves_at_the_last_event_is_learned_from() -> None:
+async def test_client_that_leaves_at_the_last_event_still_teaches() -> None:
     async with FakeEngine(streams) as engine, ForwardingFront(engine, policy="expected_time") as proxy:
         [backend] = proxy.pool.placement.candidates
         client = await proxy.connect()
@@ -117,7 +117,7 @@ async def test_a_client_that_leaves_at_the_last_event_is_learned_from() -> None:
         assert backend.work.answers == 1
 
 
-async def test_a_request_that_one_declines_counts_where_it_is_served() -> None:
+async def test_declined_request_counts_only_where_it_is_served() -> None:
     declines, serves = FakeEngine(answering(http_reply(b"", 503))), FakeEngine(answering(http_reply(b"{}")))
     async with declines, serves, ForwardingFront(declines, serves, policy="expected_time") as proxy:
         for number in range(6):
@@ -126,7 +126,7 @@ async def test_a_request_that_one_declines_counts_where_it_is_served() -> None:
         assert [backend.work.unread for backend in proxy.pool.placement.candidates] == [0, 0]
 
 
-async def test_what_takes_no_place_is_not_learned_from() -> None:
+async def test_request_that_needs_no_slot_teaches_nothing() -> None:
     async with (
         FakeEngine(answering(http_reply(b"{}"))) as engine,
         ForwardingFront(engine, policy="expected_time") as proxy,
@@ -138,16 +138,16 @@ async def test_what_takes_no_place_is_not_learned_from() -> None:
         assert backend.work.sent_at > 0
 
 
-# --- which policy
+# --- by policy
 
 
 def indexed(proxy: ForwardingFront) -> int:
-    """Runs of blocks that are known of prompts."""
+    """Number of runs in the prefix index."""
     return len(proxy.pool.router.index)
 
 
 @pytest.mark.parametrize("policy", ["power_of_two", "round_robin", "rendezvous"])
-async def test_nothing_is_kept_for_a_policy_that_looks_at_nothing(policy: str) -> None:
+async def test_policy_that_does_not_learn_fills_no_index(policy: str) -> None:
     async with FakeEngine(answering(http_reply(b"{}"))) as engine, ForwardingFront(engine, policy=policy) as proxy:
         await proxy.post(question())
         [backend] = proxy.pool.placement.candidates
@@ -155,7 +155,7 @@ async def test_nothing_is_kept_for_a_policy_that_looks_at_nothing(policy: str) -
         assert backend.work.sent_at > 0
 
 
-async def test_only_what_a_policy_of_its_model_learns_from_is_kept() -> None:
+async def test_only_requests_under_a_learning_policy_fill_the_index() -> None:
     engine = FakeEngine(answering(http_reply(b"{}")))
     async with engine, ForwardingFront(engine, by_model={"m": "expected_time", "other": "rendezvous"}) as proxy:
         [backend] = proxy.pool.placement.candidates
@@ -168,12 +168,12 @@ async def test_only_what_a_policy_of_its_model_learns_from_is_kept() -> None:
         assert indexed(proxy) == 1
 
 
-async def test_a_model_under_least_requests_has_no_prompt_read() -> None:
+async def test_prompts_of_a_model_under_least_requests_are_not_read() -> None:
     engine = FakeEngine(answering(http_reply(b"{}")))
     async with engine, ForwardingFront(engine, policy="expected_time", by_model={"m": "least_requests"}) as proxy:
         await proxy.post(question())
         assert (indexed(proxy), proxy.pool.placement.candidates[0].work.sent_at) == (0, 0)
-        await proxy.post(question().replace(b'"model": "m", ', b""))  # all others
+        await proxy.post(question().replace(b'"model": "m", ', b""))  # the policy of all other models
         assert indexed(proxy) == 1
 
 
@@ -218,7 +218,7 @@ def test_request_that_waits_keeps_its_policy_when_the_settings_change() -> None:
 
 
 @pytest.mark.parametrize("is_read", [True, False])
-def test_a_reply_that_nobody_reads_ends_and_tells_nothing(is_read: bool) -> None:
+def test_reply_that_is_not_parsed_ends_and_teaches_nothing(is_read: bool) -> None:
     pool = make_pool(["http://192.0.2.1:1"], Deadlines(), policy="expected_time")
     [backend] = pool.placement.candidates
     publish(pool)
@@ -238,7 +238,7 @@ def test_a_reply_that_nobody_reads_ends_and_tells_nothing(is_read: bool) -> None
 # --- sizes
 
 
-async def test_a_token_has_as_many_bytes_as_replies_say() -> None:
+async def test_bytes_of_a_token_follow_the_replies() -> None:
     usage = b'{"usage": {"prompt_tokens": 2000, "completion_tokens": 5}}'
     async with (
         FakeEngine(answering(http_reply(usage))) as engine,
@@ -248,7 +248,7 @@ async def test_a_token_has_as_many_bytes_as_replies_say() -> None:
         picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBORw0K" * 200}}
         seen = {"model": "m", "messages": [{"role": "user", "content": ["x" * 2000, picture]}]}
         await proxy.post(json.dumps(seen).encode())
-        await asyncio.sleep(0.01)  # so that this is not one of many at a time, of which some are read
+        await asyncio.sleep(0.01)  # of replies that end together only some are parsed
         await proxy.post(json.dumps({"model": "m", "input": "x" * 2000}).encode(), path="/v1/embeddings")
         assert router.token_sizes.of("m") == USUAL_BYTES_A_TOKEN
         for number in range(2):
@@ -257,7 +257,7 @@ async def test_a_token_has_as_many_bytes_as_replies_say() -> None:
         assert router.token_sizes.of("m") == pytest.approx(2.05, rel=0.1)
 
 
-def test_seconds_are_of_real_tokens() -> None:
+def test_prompt_tokens_follow_the_learned_size_of_a_token() -> None:
     sizes = TokenSizes()
     for _ in range(20):
         sizes.learn("m", 2000, 1000)
@@ -265,7 +265,7 @@ def test_seconds_are_of_real_tokens() -> None:
     assert prompt.tokens == pytest.approx(2000, rel=0.05)
 
 
-async def test_what_a_backend_tells_of_its_memory_is_where_the_index_begins() -> None:
+async def test_cache_estimate_starts_from_the_reported_memory() -> None:
     async with (
         FakeEngine(answering(http_reply(b"{}"))) as told,
         FakeEngine(answering(http_reply(b"{}"))) as silent,
@@ -285,10 +285,10 @@ async def test_what_a_backend_tells_of_its_memory_is_where_the_index_begins() ->
         assert router.index.keeps(tells.number) == 2000
 
 
-# --- waiting where it is warm
+# --- beyond the slots
 
 
-def test_some_may_wait_at_a_full_backend_that_holds_the_prompt() -> None:
+def test_two_requests_may_exceed_the_slots_of_a_backend_that_holds_the_prompt() -> None:
     pool = make_pool(["http://192.0.2.1:1", "http://192.0.2.1:2"], Deadlines(), policy="expected_time")
     publish(pool, replace(READY, capacity=1))
     policy = pool.placement.policy("m")
@@ -308,7 +308,7 @@ def test_some_may_wait_at_a_full_backend_that_holds_the_prompt() -> None:
 # --- large fleets
 
 
-def test_of_many_the_warm_ones_and_some_others_are_looked_at() -> None:
+def test_only_warm_and_some_random_candidates_of_many_are_scored() -> None:
     pool = make_pool([f"http://192.0.2.1:{port}" for port in range(1, 201)], Deadlines(), policy="expected_time")
     policy = pool.placement.policy("m")
     assert isinstance(policy, PromptPolicy)
