@@ -17,7 +17,8 @@ from end_to_end.http_client import chat, send
 from end_to_end.program import Proxy, environment
 from end_to_end.recording import raw
 from end_to_end.waiting import eventually
-from support.fakes.engine import EngineConnection, FakeEngine, http_reply, refusing_port
+from support.fakes.engine import EngineConnection, FakeEngine, http_reply
+from support.ports import free_port, unused_url
 
 PLANTED = "planted-7f3a9c1e"  # a part of every secret below
 CLIENT, ENGINE, ADMIN, METRICS, OTHER, IN_FILE = (
@@ -131,7 +132,7 @@ async def test_no_secret_is_in_anything_the_program_writes(tmp_path: Path, log_f
     settings = TALKATIVE | SETTINGS | {"LOG_FORMAT": log_format, "BACKEND_TIMEOUT_SECONDS": "0.3"}
     if keys:
         settings |= {"API_KEYS": f"client:{CLIENT}", "API_KEYS_FILE": "keys.yaml"}
-    dead = f"http://127.0.0.1:{refusing_port()}"
+    dead = unused_url()
     async with FakeEngine(engine_of_all_kinds) as engine:
         with await asyncio.to_thread(Proxy, tmp_path, [engine.url, dead], **settings) as proxy:
             seen = await everything(proxy.url, CLIENT)
@@ -154,7 +155,7 @@ async def test_no_secret_is_in_anything_the_program_writes(tmp_path: Path, log_f
 
 
 async def test_nobody_is_told_of_a_dead_fleets_addresses(tmp_path: Path) -> None:
-    port = refusing_port()
+    port = free_port()
     with await asyncio.to_thread(Proxy, tmp_path, [f"http://127.0.0.1:{port}"], LOG_LEVEL="debug") as proxy:
         for path in (CHAT, "/v1/messages", "/v1/responses"):
             reply = await send(proxy.url, path, chat())

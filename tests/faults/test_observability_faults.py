@@ -26,7 +26,7 @@ from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
 from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.fleet.backend import Backend
 from support.fakes.engine import EngineConnection, http_reply
-from support.live_proxy import unused_url
+from support.ports import unused_url
 
 ADMIN_KEY = "k" * 32
 WELL = says(http_reply())

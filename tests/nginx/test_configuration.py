@@ -10,8 +10,6 @@ import pytest
 from end_to_end.http_client import Call
 from nginx.server import Nginx, check, configure
 
-pytestmark = pytest.mark.nginx
-
 NOBODY = "http://127.0.0.1:9"
 
 

@@ -20,8 +20,6 @@ from nginx.conftest import StartNginx
 from nginx.server import Nginx
 from support.llama_server import LlamaServer
 
-pytestmark = pytest.mark.nginx
-
 Leave = Callable[[Call], Awaitable[None]]
 
 LONG = 4000  # tokens: many seconds

@@ -16,8 +16,6 @@ from nginx.conftest import PATIENT, StartNginx
 from nginx.server import Nginx
 from support.fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply
 
-pytestmark = pytest.mark.nginx
-
 PATH = "/v1/chat/completions"
 EVENTS = 20
 MODELS = http_reply(b'{"object":"list","data":[{"id":"m","object":"model","owned_by":"fake"}]}')

@@ -21,8 +21,6 @@ from end_to_end.program import Proxy, environment
 from end_to_end.waiting import eventually
 from slow_clients.normal_client import Latencies, ask_for, p99
 
-pytestmark = pytest.mark.slow_clients
-
 CONNECTIONS = 1000
 A_SECOND = 300  # of them are made
 MOST_OF_THEM = CONNECTIONS * 0.95

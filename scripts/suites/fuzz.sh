@@ -1,10 +1,7 @@
-#!/usr/bin/env bash
-# Fuzzes both parsers and both kinds of connection for some minutes (10) on one core. What breaks a rule of tests/fuzz/targets.py is
-# kept in tests/fuzz/regressions, where the ordinary tests read it. Option: minutes. The corpus grows in .venv-fuzz/corpus.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/venv.sh
-
+# shellcheck shell=bash
+# Fuzzes both parsers and both kinds of connection for some minutes (10) on one core. An input that breaks a rule of
+# tests/fuzz/targets.py is kept in tests/fuzz/regressions, where the ordinary tests read it. Argument: minutes. The corpus grows
+# in .venv-fuzz/corpus.
 readonly minutes="${1:-10}" fuzzer='atheris>=3,<4'
 [[ "$minutes" =~ ^[1-9][0-9]*$ ]] || fail "takes a number of minutes, not '$minutes'"
 
