@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fcntl import F_SETPIPE_SZ, fcntl
 from pathlib import Path
 
-from end_to_end.program import environment
+from support.program import environment
 
 __all__ = ["BLOCKS", "MODEL", "Block", "Output", "output_of", "run", "start"]
 

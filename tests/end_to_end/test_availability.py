@@ -8,10 +8,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from end_to_end.conftest import StartProxy, StartServers
-from end_to_end.http_client import Call, chat, send
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
+from support.http_client import Call, chat, send
 from support.llama_server import LlamaServer
+from support.program import Proxy
+from support.waiting import eventually
 
 PATH = "/v1/chat/completions"
 QUICK = {"METRICS_CACHE_TTL_SECONDS": "0.1"}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.http_client import Call, Reply, chat, send
 from end_to_end.keeping_engine import KeepingEngine
-from end_to_end.waiting import eventually
 from faults.program import Program, program
 from support.fakes.engine import EngineConnection, http_reply
+from support.http_client import Call, Reply, chat, send
+from support.waiting import eventually
 
 RESPONSES = "/v1/responses"
 KEY = "key-of-the-operators"

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from end_to_end.conftest import StartProxy
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
+from support.http_client import Call, Reply, chat, send
 from support.live_proxy import ScriptedEngine
+from support.program import FreshProxy, Proxy
+from support.waiting import eventually
 
 PATH = "/v1/chat/completions"
 Start = Callable[..., Awaitable[Proxy]]
@@ -164,12 +164,13 @@ async def knock(proxy: Proxy) -> None:
         pass
 
 
-async def test_memory_near_its_limit_ends_connections_and_then_refuses(start: Start, engine: ScriptedEngine) -> None:
+async def test_memory_near_its_limit_ends_connections_and_then_refuses(tmp_path: Path, engine: ScriptedEngine) -> None:
     engine.freed.set()
-    proxy = await start(engine.url, MEMORY_LIMIT_BYTES=str(2**26))  # less than Python with all its modules takes
-    await eventually(lambda: "memory is" in proxy.events)
-    reply = await send(proxy.url, PATH, chat())
-    assert (reply.status, reply.headers["connection"]) == (200, "close")
+    limit = str(2**26)  # less than Python with all its modules takes
+    with await asyncio.to_thread(FreshProxy, tmp_path, [engine.url], MEMORY_LIMIT_BYTES=limit) as proxy:
+        await eventually(lambda: "memory is" in proxy.events)
+        reply = await send(proxy.url, PATH, chat())
+        assert (reply.status, reply.headers["connection"]) == (200, "close")
 
 
 async def test_a_request_has_its_time(start: Start, engine: ScriptedEngine) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from end_to_end.conftest import StartProxy, StartServers
-from end_to_end.http_client import chat, send
-from end_to_end.program import Proxy
 from end_to_end.recording import RecordingEngine
-from end_to_end.waiting import eventually
+from support.http_client import chat, send
+from support.program import Proxy
+from support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 ALICE = "sk-alice-0123456789abcdef"

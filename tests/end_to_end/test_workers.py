@@ -13,11 +13,11 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.waiting import eventually
 from faults.engine import EVENT, STREAM_HEAD, Engine, chunk, says
 from faults.program import Program, program
 from support.fakes.engine import EngineConnection, http_reply
+from support.http_client import Call, Reply, chat, send
+from support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 METRICS_PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()

@@ -6,21 +6,19 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from end_to_end.http_client import Call, send
-from end_to_end.program import environment
 from end_to_end.test_workers import Streams, open_streams, worker_of
-from end_to_end.waiting import eventually
 from faults.engine import Engine, says
 from faults.program import Program, program, started
 from support.fakes.engine import http_reply
+from support.http_client import Call, send
+from support.program import run_command
+from support.waiting import eventually
 
 
 @pytest.fixture
@@ -205,14 +203,6 @@ def test_files_that_cannot_be_used_are_said_in_one_line(tmp_path: Path) -> None:
 
 def _failed_start(folder: Path, **settings: str) -> str:
     """What a start with two workers says, which must end with exit code 1."""
-    done = subprocess.run(
-        [sys.executable, "-m", "inference_engine_proxy_server", "serve"],
-        cwd=folder,
-        env=environment(WORKERS="2", **settings),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_command(folder, "serve", WORKERS="2", **settings)
     assert (done.returncode, done.stdout) == (1, "")
     return done.stderr

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.waiting import eventually
 from faults.engine import Answer, Engine, says
 from support.fakes.engine import http_reply
+from support.http_client import Call, Reply, chat, send
 from support.live_proxy import Proxy, live_proxy
 from support.llama_server import LlamaServer
 from support.tiny_gguf import write_tiny_gguf
+from support.waiting import eventually
 
 __all__ = ["CHAT", "OTHER", "Fleet", "Watched"]
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import uvloop
 
-from end_to_end.http_client import Reply, chat, send
-from end_to_end.waiting import eventually
 from faults.conftest import CHAT, Watched
 from faults.engine import Engine
 from support.fakes.engine import EngineConnection, http_reply
+from support.http_client import Reply, chat, send
 from support.live_proxy import live_proxy
+from support.waiting import eventually
 
 _PORTS = 40
 _TAKEN = 28  # of these, for connections to the engine

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from end_to_end.http_client import Reply
-from end_to_end.waiting import eventually
 from faults.conftest import OTHER, Fleet, Watched
 from faults.engine import EVENT, LOADING, STREAM_HEAD, Engine, chunk, fails_with, hangs, says
 from support.fakes.engine import EngineConnection, Script, http_reply
+from support.http_client import Reply
+from support.waiting import eventually
 
 WELL = says(http_reply())
 

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from end_to_end.http_client import Reply
-from end_to_end.waiting import eventually
 from faults.conftest import CHAT, OTHER, Fleet
 from faults.engine import EVENT, STREAM_HEAD, Answer, Engine, chunk, hangs, says
 from inference_engine_proxy_server.wire.framing import ChunkedBody
 from support.fakes.engine import EngineConnection, http_reply
+from support.http_client import Reply
+from support.waiting import eventually
 
 SIZED_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n"
 UNSIZED_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.http_client import Call, chat, send
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
 from faults.conftest import CHAT, Fleet, Watched
 from faults.engine import EVENT, STREAM_HEAD, Engine, chunk, hangs, says
 from inference_engine_proxy_server.telemetry.request_metrics import route_of
 from support.fakes.engine import EngineConnection, http_reply
 from support.fakes.front import Client, until
+from support.http_client import Call, chat, send
+from support.program import Proxy
+from support.waiting import eventually
 
 Leave = Callable[[Call], Awaitable[None]]
 

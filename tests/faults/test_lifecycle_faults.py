@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.program import environment
-from end_to_end.waiting import eventually
 from faults.conftest import CHAT, Fleet, Watched
 from faults.engine import EVENT, STREAM_HEAD, Engine, chunk
 from faults.program import Program, program, started
 from inference_engine_proxy_server.processes.host import raise_file_limit
 from support.fakes.engine import EngineConnection, http_reply
+from support.http_client import Call, Reply, chat, send
 from support.llama_server import LlamaServer
+from support.program import environment
+from support.waiting import eventually
 
 LAST_CHUNK = b"0\r\n\r\n"
 

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.waiting import eventually
 from faults.conftest import CHAT, Fleet, Watched
 from faults.engine import EVENT, STREAM_HEAD, Answer, Engine, chunk, fails_with, hangs, says
 from faults.program import program
@@ -26,7 +24,9 @@ from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
 from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.fleet.backend import Backend
 from support.fakes.engine import EngineConnection, http_reply
+from support.http_client import Call, Reply, chat, send
 from support.ports import unused_url
+from support.waiting import eventually
 
 ADMIN_KEY = "k" * 32
 WELL = says(http_reply())

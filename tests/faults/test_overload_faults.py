@@ -20,15 +20,15 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.waiting import eventually
 from faults.conftest import CHAT, Fleet, Watched
 from faults.engine import Answer, Engine, fails_with
-from faults.program import Program, program, started
+from faults.program import Program, fresh_program, program, started
 from inference_engine_proxy_server.processes.host import raise_file_limit
 from support.fakes.engine import EngineConnection, http_reply
 from support.fakes.front import Client, until
+from support.http_client import Call, Reply, chat, send
 from support.live_proxy import ScriptedEngine
+from support.waiting import eventually
 
 MEBIBYTE = 1 << 20
 BODY = json.dumps(chat()).encode()
@@ -358,7 +358,8 @@ async def test_ov09_when_memory_is_full_one_request_at_a_time_is_served_and_the_
     async with ScriptedEngine() as engine:
         engine.freed.clear()
         # Hardly more than Python with all its modules takes.
-        async with program(tmp_path, engine, MEMORY_LIMIT_BYTES=str(64 * MEBIBYTE)) as proxy:
+        limit = str(64 * MEBIBYTE)
+        async with fresh_program(tmp_path, engine, MEMORY_LIMIT_BYTES=limit) as proxy:
             async with Call(proxy.url, CHAT, b" " * 40 * MEBIBYTE) as one:
                 one.send()
                 await eventually(lambda: "memory is full" in proxy.process.events)

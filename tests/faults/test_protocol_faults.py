@@ -12,10 +12,10 @@ from collections import Counter
 import pytest
 
 from corpus.notation import BadRequest, bad_requests, odd_requests, settings
-from end_to_end.waiting import eventually
 from faults.conftest import CHAT, Fleet, Watched
 from support.fakes.engine import FakeEngine, answering, http_reply
 from support.fakes.front import Client
+from support.waiting import eventually
 
 REFUSED = (
     "PA01", "PA02", "PA04", "PA05", "PA06", "PA08", "PA10", "PA11", "PA12", "PA13", "PA14", "PA16", "PA18", "PA20",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-from end_to_end.http_client import Reply, chat
-from end_to_end.waiting import eventually
 from faults.conftest import CHAT, OTHER, Fleet
+from support.http_client import Reply, chat
 from support.llama_server import LlamaServer
+from support.waiting import eventually
 
 LIMITS = {"refresh_seconds": 0.4, "backend_first_byte_timeout_seconds": 4, "backend_queue_allowance": 100}
 BOUND = {"model": "any", "input": "kin sol mer", "max_output_tokens": 4}

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.http_client import send
-from end_to_end.waiting import eventually
+from support.http_client import send
 from support.llama_server import LlamaServer
 from support.readme import ASK, COPY_SETTINGS, INSTALL, README, RUN, SERVE, blocks
 from support.tiny_gguf import write_tiny_gguf
+from support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 PIP_CACHE = Path("~/.cache/pip").expanduser()

@@ -7,8 +7,8 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from pathlib import Path
 
-from end_to_end.program import Proxy
 from support.live_proxy import ScriptedEngine
+from support.program import Proxy
 
 # Other methods than GET and HEAD are passed on, so what they are answered is the engine's business.
 OWN = "^/(health|livez|readyz|v1/models|metrics)?$"

@@ -1,31 +1,37 @@
-"""The program under test, started as a user starts it, and what can be seen of it from outside."""
+"""The program in a process of its own, and what can be seen of it from outside."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
-from end_to_end.http_client import send
-from end_to_end.waiting import eventually
+from inference_engine_proxy_server import cli
+from support.http_client import send
+from support.waiting import eventually
 
-__all__ = ["AccessLine", "Proxy", "environment"]
+__all__ = ["AccessLine", "FreshProxy", "Proxy", "environment", "run_command"]
 
 _LISTENING = re.compile(r'listening on (https?://[^\s"]+)(?:"})?$', re.MULTILINE)
 _ACCESS_LINE = re.compile(
     r'\S+Z (?P<client>\S+) "(?P<method>\S+) (?P<path>\S+)" (?P<status>\d+) (?P<outcome>\w+) backend=(?P<backend>\S+) '
     r"model=(?:\S+) first_byte=(?:\S+) seconds=[\d.]+ bytes=\d+ id=(?P<id>\S+)"
 )
-_START_SECONDS = _STOP_SECONDS = 30.0
+_START_SECONDS = _STOP_SECONDS = 60.0
+_COMMAND_SECONDS = 60.0
+
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_FORKSERVER.set_forkserver_preload(["inference_engine_proxy_server.server", __name__])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +52,108 @@ def environment(**settings: str) -> dict[str, str]:
     return kept | settings
 
 
+def run_command(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """``inference-proxy ARGUMENTS`` in ``folder``, with only ``settings`` in its environment, until it has ended."""
+    process = _start(arguments, folder, settings, is_fresh=False)
+    try:
+        code = process.wait(_COMMAND_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+    stdout, stderr = (_output(folder, number).read_text() for number in (1, 2))
+    return subprocess.CompletedProcess(arguments, code, stdout, stderr)
+
+
+class _ForkedProgram:
+    """A process forked from one that has imported the program; used as ``subprocess.Popen`` is.
+
+    A start costs a tenth of what a fresh interpreter takes to import everything.
+    """
+
+    def __init__(self, arguments: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:
+        self._process = _FORKSERVER.Process(target=_run, args=(tuple(arguments), folder, variables), daemon=True)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired("inference-proxy", timeout or 0.0)
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _start(
+    arguments: Sequence[str], folder: Path, settings: Mapping[str, str], *, is_fresh: bool
+) -> _ForkedProgram | subprocess.Popen[bytes]:
+    """The program in a session of its own, with its output in files of ``folder``."""
+    variables = environment(**settings)
+    if not is_fresh and not any(name.startswith("COVERAGE_PROCESS") for name in variables):
+        for number in (1, 2):
+            _output(folder, number).write_bytes(b"")  # not left to the process: what another one wrote must be gone
+        return _ForkedProgram(arguments, folder, variables)
+    with _output(folder, 1).open("wb") as stdout, _output(folder, 2).open("wb") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-m", "inference_engine_proxy_server", *arguments],
+            cwd=folder,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+
+
+def _output(folder: Path, number: int) -> Path:
+    return folder / {1: "stdout", 2: "stderr"}[number]
+
+
+def _run(arguments: tuple[str, ...], folder: Path, variables: Mapping[str, str]) -> NoReturn:
+    """What the forked process does."""
+    os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    for number, opened in (
+        (0, os.open(os.devnull, os.O_RDONLY)),
+        (1, os.open(_output(folder, 1), os.O_WRONLY)),
+        (2, os.open(_output(folder, 2), os.O_WRONLY)),
+    ):
+        os.dup2(opened, number)
+        os.close(opened)
+    # As a fresh interpreter makes them for files.
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - open until the end
+    sys.stderr = open(2, "w", closefd=False, buffering=1, errors="backslashreplace")  # noqa: SIM115
+    sys.exit(cli.main(arguments))
+
+
 class Proxy:
     """One proxy process, which listens when the constructor returns.
 
     Args:
         folder: an empty one, to run in.
         backends: base URLs.
-        settings: further variables.
+        settings: further variables; without ``DRAIN_GRACE_SECONDS`` there is no grace.
     """
 
+    _is_fresh = False
+
     def __init__(self, folder: Path, backends: Iterable[str], **settings: str) -> None:
-        self._stdout = folder / "stdout"
-        self._stderr = folder / "stderr"
-        with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "inference_engine_proxy_server", "serve"],
-                cwd=folder,
-                env=environment(**{"PORT": "0", "BACKENDS": ",".join(backends)} | settings),
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
+        self._stdout, self._stderr = _output(folder, 1), _output(folder, 2)
+        usual = {"PORT": "0", "BACKENDS": ",".join(backends), "DRAIN_GRACE_SECONDS": "0"}
+        self._process = _start(["serve"], folder, usual | settings, is_fresh=self._is_fresh)
         try:
             self.url = self._wait_for_address()
         except BaseException:
@@ -135,7 +221,7 @@ class Proxy:
     async def ended(self) -> int:
         """Wait until it has ended by itself; gives the exit code."""
         await eventually(lambda: self._process.poll() is not None)
-        return self._process.returncode
+        return self._process.wait()
 
     def stop(self) -> None:
         """Stop it as an operator does; it must end well, and nothing unexpected may have happened to it."""
@@ -164,3 +250,9 @@ class Proxy:
             assert time.monotonic() < deadline, f"it does not listen: {self.events}"
             time.sleep(0.01)
         return found[1]
+
+
+class FreshProxy(Proxy):
+    """A proxy in an interpreter of its own, for tests of its memory and of the limits that a process inherits."""
+
+    _is_fresh = True
