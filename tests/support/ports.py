@@ -28,8 +28,7 @@ def unused_url() -> str:
 
 
 def _free_ports() -> Iterator[int]:
-    first = _reserve_block()
-    for port in itertools.cycle(range(first, first + _BLOCK_PORTS)):
+    for port in itertools.cycle(range(_FIRST_OWN, _FIRST_OWN + _BLOCK_PORTS)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no obstacle
             try:
@@ -52,4 +51,5 @@ def _reserve_block() -> int:
     raise RuntimeError(f"all ports from {_FIRST} to {_LAST} are reserved by other test runs")
 
 
+_FIRST_OWN = _reserve_block()  # at once: a test that counts open files must not see the lock come
 _ports = _free_ports()

@@ -177,6 +177,12 @@ class Proxy:
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     @property
+    def cpu_seconds(self) -> float:
+        """What its first process has used so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def events(self) -> str:
         """What it has written to standard error."""
         return self._stderr.read_text()
