@@ -19,7 +19,7 @@ from inference_engine_proxy_server.telemetry.request_metrics import route_of
 from support.fakes.engine import EngineConnection, http_reply
 from support.fakes.front import Client, until
 from support.http_client import Call, chat, send
-from support.program import FreshProxy
+from support.program import FreshProxy, Proxy
 from support.waiting import eventually
 
 Leave = Callable[[Call], Awaitable[None]]
