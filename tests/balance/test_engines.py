@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from balance.watched import Watched, fresh, sent
+from balance.watched import RunningProxy, fresh, sent
 from simulation.batching import BatchingEngine, Speeds
 from simulation.llamacpp_engine import RTX_4090_8B, LlamaCppEngine, LlamaCppSize
 from simulation.requests import Segment
@@ -212,7 +212,7 @@ def test_pages_are_all_accounted_for(loop: VirtualLoop, blocks: int) -> None:
 
 @pytest.mark.parametrize("engine", _engines(TWO_H100_32B), ids=["llama.cpp", "vLLM"])
 def test_every_token_is_read_or_made_once(engine: BatchingEngine) -> None:
-    random, clients = Random(2), list[Watched]()
+    random, clients = Random(2), list[RunningProxy]()
     turns = [(fresh(500), fresh(random.randint(1, 2000)), fresh(random.randint(1, 50))) for _ in range(80)]
     for number, (system, question, answer) in enumerate(turns):
         clients.append(sent(engine, number * 0.1, (system, question), answer))

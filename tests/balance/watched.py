@@ -8,13 +8,13 @@ from itertools import count
 from simulation.batching import BatchingEngine, Usage
 from simulation.requests import Prompt, Request, Segment
 
-__all__ = ["Watched", "fresh", "sent"]
+__all__ = ["RunningProxy", "fresh", "sent"]
 
 _numbers = count(1)
 
 
 @dataclass
-class Watched:
+class RunningProxy:
     """What a client sees of its answer."""
 
     first_token_at: float = -1.0
@@ -39,9 +39,9 @@ def fresh(tokens: int) -> Segment:
     return Segment(next(_numbers), tokens)
 
 
-def sent(engine: BatchingEngine, at: float, prompt: Prompt, answer: Segment | int = 10) -> Watched:
+def sent(engine: BatchingEngine, at: float, prompt: Prompt, answer: Segment | int = 10) -> RunningProxy:
     """A request that will be sent to ``engine`` at ``at``."""
-    watched = Watched()
+    watched = RunningProxy()
     text = fresh(answer) if isinstance(answer, int) else answer
     engine.loop.at(at, engine.submit, Request(next(_numbers), prompt, text), watched)
     return watched

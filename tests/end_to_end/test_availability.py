@@ -71,7 +71,7 @@ async def test_full_server_is_passed_by(start_proxy: StartProxy, two_slow_server
         await occupy(full, foreign)
         await eventually(lambda: has(proxy, free))
         assert await backends_of(proxy, 5) == {free.url}
-        assert (await proxy.health())["details"][full.url]["live"]
+        assert (await proxy.details())[full.url]["live"]
 
         await occupy(free, foreign)
         await eventually(lambda: has(proxy))
@@ -104,13 +104,13 @@ async def test_frozen_server_delays_nobody_else(start_proxy: StartProxy, two_ser
         for call in waiting:
             call.send()
         await eventually(lambda: holds_some_of(proxy, frozen))
-        first_told = (await proxy.health())["details"][other.url]["metrics"]["timestamp"]
+        first_told = (await proxy.details())[other.url]["metrics"]["timestamp"]
 
         slowest = 0.0
         async for seconds in answers_until_only(proxy, other):
             slowest = max(slowest, seconds)
 
-        told = (await proxy.health())["details"][other.url]["metrics"]["timestamp"]
+        told = (await proxy.details())[other.url]["metrics"]["timestamp"]
         assert slowest < 10  # what had queued behind them would wait for ever
         assert told > first_told
         frozen.thaw()
@@ -119,7 +119,7 @@ async def test_frozen_server_delays_nobody_else(start_proxy: StartProxy, two_ser
 
 
 async def holds_some_of(proxy: Proxy, server: LlamaServer) -> bool:
-    return bool((await proxy.health())["details"][server.url]["requests_in_flight"])
+    return bool((await proxy.details())[server.url]["requests_in_flight"])
 
 
 async def answers_until_only(proxy: Proxy, server: LlamaServer) -> AsyncIterator[float]:

@@ -75,7 +75,7 @@ async def test_burst_counts_the_work_of_others(start_proxy: StartProxy, four_ser
         for server in loaded:
             await eventually(partial(processes, server, 3))
         proxy = start_proxy(*four_servers, **ONCE, **NEVER_BUSY)
-        told = {url: one["metrics"]["requests_processing"] for url, one in (await proxy.health())["details"].items()}
+        told = {url: one["metrics"]["requests_processing"] for url, one in (await proxy.details()).items()}
         assert told == {idle.url: 0, **{server.url: 3 for server in loaded}}
     # The proxy does not ask again, so it goes on counting them; and the burst has the machine for itself.
 

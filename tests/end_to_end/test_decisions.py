@@ -10,11 +10,10 @@ import pytest
 
 from end_to_end.conftest import StartProxy, StartServers
 from faults.engine import Engine, says
-from faults.program import program
 from support.fakes.engine import http_reply
 from support.http_client import Reply, send
 from support.llama_server import LlamaServer
-from support.program import Proxy
+from support.program import Proxy, program
 
 PATH = "/v1/chat/completions"
 KEY = "key-of-the-operators"

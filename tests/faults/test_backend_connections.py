@@ -218,7 +218,7 @@ async def test_bf47_a_backends_certificate_is_verified(
     proxy = await fleet.proxy(url)
 
     reply = await proxy.post()
-    [detail] = (await proxy.proxy.health())["details"]
+    [detail] = (await proxy.health())["details"]
     if host == "localhost" and is_trusted:
         assert (reply.status, detail["state"]) == (200, "up")
     else:

@@ -8,16 +8,17 @@ import time
 
 import pytest
 
-from faults.conftest import OTHER, Fleet, Watched
+from faults.conftest import OTHER, Fleet
 from faults.engine import EVENT, LOADING, STREAM_HEAD, Engine, chunk, fails_with, hangs, says
 from support.fakes.engine import EngineConnection, Script, http_reply
 from support.http_client import Reply
+from support.running_proxy import RunningProxy
 from support.waiting import eventually
 
 WELL = says(http_reply())
 
 
-async def served_by(proxy: Watched, count: int) -> list[str]:
+async def served_by(proxy: RunningProxy, count: int) -> list[str]:
     """Who answers ``count`` requests, one after the other."""
     replies = [await proxy.post() for _ in range(count)]
     assert {reply.status for reply in replies} == {200}
@@ -58,7 +59,7 @@ async def test_bf27_a_good_health_page_before_the_engine_is_ready_costs_nothing(
     assert "is suspect" not in caplog.text
 
 
-async def got_one(proxy: Watched, engine: Engine) -> bool:
+async def got_one(proxy: RunningProxy, engine: Engine) -> bool:
     return await served_by(proxy, 1) == [engine.url]
 
 
@@ -253,15 +254,15 @@ async def test_bf34_when_all_are_down_it_is_said_at_once_and_heals_by_itself(fle
         reply = await proxy.post()
         assert (reply.status, reply.json["error"]["code"]) == (503, "no_backend_available")
         assert int(reply.headers["retry-after"]) >= 1
-    assert (await proxy.proxy.http.get("/readyz")).status_code == 503
-    health = await proxy.proxy.health()
+    assert (await proxy.http.get("/readyz")).status_code == 503
+    health = await proxy.health()
     assert (health["status"], health["available_backends"]) == ("unavailable", [])
 
     await engines[1].listen_again()
     await eventually(lambda: is_served(proxy))
 
 
-async def is_served(proxy: Watched) -> bool:
+async def is_served(proxy: RunningProxy) -> bool:
     return (await proxy.post()).status == 200
 
 
@@ -339,5 +340,5 @@ async def test_bf45_a_restart_leaves_no_load_behind_and_starts_slowly(fleet: Fle
     assert (await served_by(proxy, 60)).count(restarted.url) < 20  # a tenth of its share, where an equal one had half
 
 
-async def has_load(proxy: Watched, engine: Engine, load: int) -> bool:
+async def has_load(proxy: RunningProxy, engine: Engine, load: int) -> bool:
     return await proxy.metric("backend_load", backend=engine.url) == load

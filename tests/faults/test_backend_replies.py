@@ -231,7 +231,7 @@ async def test_bf39_an_event_of_5_mib_comes_through_as_it_is_made(fleet: Fleet) 
 
     engine = await fleet.engine(sends_one_line)
     proxy = await fleet.proxy(engine)
-    reader, writer = await proxy.proxy.connect()
+    reader, writer = await proxy.connect()
     writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}")
     async with asyncio.timeout(20):
         await reader.readuntil(b"\r\n\r\n")

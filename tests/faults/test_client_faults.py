@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import CHAT, Fleet, Watched
+from faults.conftest import CHAT, Fleet
 from faults.engine import EVENT, STREAM_HEAD, Engine, chunk, hangs, says
 from inference_engine_proxy_server.telemetry.request_metrics import route_of
 from support.fakes.engine import EngineConnection, http_reply
 from support.fakes.front import Client, until
 from support.http_client import Call, chat, send
+from support.live_proxy import Proxy as LiveProxy
 from support.program import FreshProxy, Proxy
+from support.running_proxy import RunningProxy
 from support.waiting import eventually
 
 Leave = Callable[[Call], Awaitable[None]]
@@ -54,15 +56,15 @@ async def connected(url: str, receive_buffer_bytes: int = 0) -> socket.socket:
     return client
 
 
-async def connect(proxy: Watched, receive_buffer_bytes: int = 0) -> Client:
+async def connect(proxy: LiveProxy, receive_buffer_bytes: int = 0) -> Client:
     """A client that speaks raw bytes, on a connection as :func:`connected`."""
     client = await connected(proxy.url, receive_buffer_bytes)
     reader, writer = await asyncio.open_connection(sock=client, limit=receive_buffer_bytes or 65536)
-    proxy.proxy.clients.callback(writer.close)
+    proxy.clients.callback(writer.close)
     return Client(reader, writer)
 
 
-async def waiting(proxy: Watched, count: int) -> bool:
+async def waiting(proxy: RunningProxy, count: int) -> bool:
     return await proxy.metric("queue_requests") == count
 
 
@@ -94,7 +96,7 @@ async def test_cf01_client_that_leaves_the_queue_is_never_sent(fleet: Fleet, lea
 
 
 async def lets_go(
-    proxy: Watched, engine: Engine, leave: Callable[[], Awaitable[None]], code: str, path: str = CHAT
+    proxy: RunningProxy, engine: Engine, leave: Callable[[], Awaitable[None]], code: str, path: str = CHAT
 ) -> None:
     """When the client leaves, the engine is let go at once, and everything is counted as it should be, once."""
     await leave()
@@ -337,7 +339,7 @@ async def test_cf13_slow_body_holds_no_place_and_no_connection_and_is_told_in_ti
     assert await proxy.metric("requests_total", code="408") == 2
 
 
-async def is_holding(proxy: Watched, count: int) -> bool:
+async def is_holding(proxy: RunningProxy, count: int) -> bool:
     return await proxy.metric("request_body_bytes_in_flight") >= count
 
 

@@ -15,6 +15,7 @@ import httpx2
 
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.server import make_host
+from support.running_proxy import RunningProxy
 
 __all__ = ["Fleet", "Proxy", "ScriptedEngine", "eventually", "live_proxy"]
 
@@ -136,8 +137,8 @@ class ScriptedEngine:
 
 
 @dataclass(frozen=True)
-class Proxy:
-    """A running proxy.
+class Proxy(RunningProxy):
+    """A proxy in this process.
 
     Attributes:
         http: a client of it.
@@ -149,11 +150,6 @@ class Proxy:
     http: httpx2.AsyncClient
     stop: Callable[[], Any]
     clients: AsyncExitStack
-
-    async def health(self) -> dict[str, Any]:
-        """What ``GET /health`` says."""
-        told: dict[str, Any] = (await self.http.get("/health")).json()
-        return told
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A bare connection to it, closed with it at the latest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import multiprocessing
 import os
@@ -10,17 +11,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import NoReturn, Self
 
 from inference_engine_proxy_server import cli
-from support.http_client import send
+from support.running_proxy import Addressed, RunningProxy
 from support.waiting import eventually
 
-__all__ = ["AccessLine", "FreshProxy", "Proxy", "environment", "run_command"]
+__all__ = ["AccessLine", "FreshProxy", "Proxy", "environment", "fresh_program", "program", "run_command", "started"]
 
 _LISTENING = re.compile(r'listening on (https?://[^\s"]+)(?:"})?$', re.MULTILINE)
 _ACCESS_LINE = re.compile(
@@ -139,11 +141,11 @@ def _run(arguments: tuple[str, ...], folder: Path, variables: Mapping[str, str])
     sys.exit(cli.main(arguments))
 
 
-class Proxy:
+class Proxy(RunningProxy):
     """One proxy process, which listens when the constructor returns.
 
     Args:
-        folder: an empty one, to run in.
+        folder: to run in; made if it is missing.
         backends: base URLs.
         settings: further variables; without ``DRAIN_GRACE_SECONDS`` there is no grace.
     """
@@ -152,6 +154,7 @@ class Proxy:
 
     def __init__(self, folder: Path, backends: Iterable[str], **settings: str) -> None:
         self._stdout, self._stderr = _output(folder, 1), _output(folder, 2)
+        folder.mkdir(exist_ok=True)
         usual = {"PORT": "0", "BACKENDS": ",".join(backends), "DRAIN_GRACE_SECONDS": "0"}
         self._process = _start(["serve"], folder, usual | settings, is_fresh=self._is_fresh)
         try:
@@ -202,20 +205,13 @@ class Proxy:
             for found in matches
         ]
 
-    async def health(self) -> dict[str, Any]:
-        """Its ``/health``, with the backends' details by base URL."""
-        reply = await send(self.url, "/health")
-        assert reply.status == 200
-        health: dict[str, Any] = reply.json
-        return health | {"details": {one["backend"]: one for one in health["details"]}}
-
     async def available(self) -> set[str]:
         """Base URLs of the backends that it sends requests to."""
         return set((await self.health())["available_backends"])
 
     async def in_flight(self) -> int:
         """Requests that it holds on all backends together."""
-        return sum(int(one["requests_in_flight"]) for one in (await self.health())["details"].values())
+        return sum(int(one["requests_in_flight"]) for one in (await self.details()).values())
 
     def signal_all(self, number: signal.Signals) -> None:
         """As a terminal does, or systemd: to every process of it."""
@@ -238,6 +234,11 @@ class Proxy:
         finally:
             self._process.kill()
             self._process.wait()
+
+    def kill(self) -> None:
+        """End it if it has not ended."""
+        self._process.kill()
+        self._process.wait()
 
     def connections_to(self, port: int) -> int:
         """How many TCP connections to ``port`` of 127.0.0.1 this process has open."""
@@ -262,3 +263,39 @@ class FreshProxy(Proxy):
     """A proxy in an interpreter of its own, for tests of its memory and of the limits that a process inherits."""
 
     _is_fresh = True
+
+
+async def started(stack: AsyncExitStack, folder: Path, *backends: Addressed | str, **settings: str) -> Proxy:
+    """A proxy in front of engines of this process; it lives until a test or ``stack`` ends it."""
+    return await _started(Proxy, stack, folder, backends, settings)
+
+
+@asynccontextmanager
+async def program(folder: Path, *backends: Addressed | str, **settings: str) -> AsyncIterator[Proxy]:
+    """The same; it must end well."""
+    async with AsyncExitStack() as stack:
+        proxy = await started(stack, folder, *backends, **settings)
+        yield proxy
+        await asyncio.to_thread(proxy.stop)
+
+
+@asynccontextmanager
+async def fresh_program(folder: Path, *backends: Addressed | str, **settings: str) -> AsyncIterator[Proxy]:
+    """The same, as :class:`FreshProxy`."""
+    async with AsyncExitStack() as stack:
+        proxy = await _started(FreshProxy, stack, folder, backends, settings)
+        yield proxy
+        await asyncio.to_thread(proxy.stop)
+
+
+async def _started(
+    kind: type[Proxy],
+    stack: AsyncExitStack,
+    folder: Path,
+    backends: Iterable[Addressed | str],
+    settings: dict[str, str],
+) -> Proxy:
+    urls = [backend if isinstance(backend, str) else backend.url for backend in backends]
+    proxy = await asyncio.to_thread(kind, folder, urls, **settings)  # it asks the engines before it listens
+    stack.callback(proxy.kill)
+    return proxy

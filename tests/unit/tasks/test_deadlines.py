@@ -26,7 +26,7 @@ class Clock:
         await until(lambda: self.reads > reads + 1)
 
 
-class Watched:
+class RunningProxy:
     def __init__(self, deadline: float, on_due: Callable[[], None] = lambda: None) -> None:
         self.deadline = deadline
         self.calls: list[float] = []
@@ -54,7 +54,7 @@ async def deadlines(clock: Clock) -> AsyncIterator[Deadlines]:
 
 
 async def test_a_deadline_is_met_once_when_it_is_reached_and_not_before(clock: Clock, deadlines: Deadlines) -> None:
-    watched, other = Watched(105), Watched(NEVER)
+    watched, other = RunningProxy(105), RunningProxy(NEVER)
     deadlines.watch(watched)
     deadlines.watch(other)
     await clock.ticks()
@@ -65,7 +65,7 @@ async def test_a_deadline_is_met_once_when_it_is_reached_and_not_before(clock: C
 
 
 async def test_a_deadline_may_be_moved(clock: Clock, deadlines: Deadlines) -> None:
-    watched = Watched(105)
+    watched = RunningProxy(105)
     deadlines.watch(watched)
     watched.deadline = 110
     clock.now = 107
@@ -77,7 +77,7 @@ async def test_a_deadline_may_be_moved(clock: Clock, deadlines: Deadlines) -> No
 
 
 async def test_what_is_forgotten_is_not_called(clock: Clock, deadlines: Deadlines) -> None:
-    watched = Watched(105)
+    watched = RunningProxy(105)
     deadlines.watch(watched)
     deadlines.forget(watched)
     deadlines.forget(watched)
@@ -87,19 +87,19 @@ async def test_what_is_forgotten_is_not_called(clock: Clock, deadlines: Deadline
 
 
 async def test_a_deadline_met_may_end_the_watch_of_others(clock: Clock, deadlines: Deadlines) -> None:
-    watched: list[Watched] = []
+    watched: list[RunningProxy] = []
 
     def forget_all() -> None:
         for one in watched:
             deadlines.forget(one)
 
-    watched += [Watched(105, forget_all) for _ in range(5)]
+    watched += [RunningProxy(105, forget_all) for _ in range(5)]
     for one in watched:
         deadlines.watch(one)
     clock.now = 106
     await clock.ticks()
     assert all(one.calls == [106] for one in watched)
-    deadlines.watch(late := Watched(106))
+    deadlines.watch(late := RunningProxy(106))
     await clock.ticks()
     assert late.calls == [106]
 
@@ -110,7 +110,7 @@ async def test_one_that_fails_does_not_end_the_others(caplog: pytest.LogCaptureF
 
     clock = Clock()
     deadlines = Deadlines(tick_seconds=0.001, clock=clock)
-    failing, other = Watched(99.0, fails), Watched(99.0)
+    failing, other = RunningProxy(99.0, fails), RunningProxy(99.0)
     deadlines.watch(failing)
     running = asyncio.get_running_loop().create_task(deadlines.run())
     await clock.ticks()
