@@ -73,7 +73,7 @@ class CacheRefresher:
         self._tests_suspects = tests_suspects
         self._identified: dict[Backend, BaseBackend] = {}
         self._inquiries: dict[Backend, Inquiry] = {}
-        self._puzzling: set[Backend] = set()  # whose engine class raised an undocumented exception
+        self._failing: set[Backend] = set()  # backends whose engine class raised an exception it should not
 
     async def run(self) -> None:
         """Poll all backends, each for the first time in a moment, until cancelled."""
@@ -84,6 +84,7 @@ class CacheRefresher:
                     watches.pop(gone).cancel()
                     self._identified.pop(gone, None)
                     self._inquiries.pop(gone, None)
+                    self._failing.discard(gone)
                 for backend in self._fleet.backends:
                     if backend not in watches:
                         watches[backend] = loops.create_task(self._watch(backend))
@@ -165,13 +166,13 @@ class CacheRefresher:
             self._fleet.report_refusal(backend)
             return
         except Exception as error:
-            if backend not in self._puzzling:
-                self._puzzling.add(backend)
+            if backend not in self._failing:
+                self._failing.add(backend)
                 logger.exception("backend %s: its engine class failed; logged once until it works again", backend.url)
             logger.debug("backend %s: its engine class failed: %r", backend.url, error)
             self._fleet.report_silence(backend)
             return
-        self._puzzling.discard(backend)
+        self._failing.discard(backend)
         own_at_poll = max(own_when_asked, backend.load.proxy_leases)
         self._fleet.publish(backend, state, own_at_poll=own_at_poll, asked_at=asked_at)
 

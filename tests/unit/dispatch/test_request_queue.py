@@ -447,3 +447,12 @@ async def test_request_that_lost_its_lease_always_fits_and_goes_first() -> None:
     assert lanes.queue.count == 2
     await lanes.serve(2)
     assert lanes.served == ["lost its place", "in line"]
+
+
+async def test_queue_in_a_debugger_shows_its_requests() -> None:
+    lanes = Lanes()
+    await lanes.join("a", lane="m", sender="key one")
+    assert repr(lanes.queue) == "<RequestQueue 1 waiting in 1 lanes>"
+    assert repr(lanes.requests[0]) == "<QueuedRequest waits lane='m' sender='key one' priority=0>"
+    await lanes.close()
+    assert repr(lanes.requests[0]).startswith("<QueuedRequest left")

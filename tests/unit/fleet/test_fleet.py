@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from inference_engine_proxy_server.backends.base import BackendState
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.fleet import FleetObserver
 from inference_engine_proxy_server.fleet.health import Health
 from support.clocked_pool import (
     BUSY,
@@ -114,3 +118,73 @@ def test_backend_that_refuses_a_connection_leaves_the_rotation_and_is_polled_at_
     pool.report_refused_connection(pool.backends[0])
     assert pool.backends[0].recheck.is_set()
     assert {lease_of(pool, "m").backend.url for _ in range(6)} == {pool.backends[1].url}
+
+
+# --- observers
+
+
+class Recorder(FleetObserver):
+    """Records the events it is called with."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def on_replaced(self, backends: Sequence[Backend]) -> None:
+        self.events.append(f"replaced by {len(backends)}")
+
+    def on_reported(self, backend: Backend) -> None:
+        self.events.append("reported")
+
+    def on_serving_changed(self) -> None:
+        self.events.append("serving changed")
+
+    def on_lost(self, backend: Backend) -> None:
+        self.events.append("lost")
+
+    def on_stuck(self, backend: Backend) -> None:
+        self.events.append("stuck")
+
+    def on_reviewed(self, backend: Backend) -> None:
+        self.events.append("reviewed")
+
+
+def test_observers_learn_of_each_change_in_order(clock: Clock) -> None:
+    pool, recorder = make_pool(clock, 1), Recorder()
+    pool.fleet.subscribe(recorder)
+    publish(pool, 0, ready())
+    assert recorder.events == ["serving changed", "reported", "serving changed", "reviewed"]
+    recorder.events.clear()
+    publish(pool, 0, ready())
+    assert recorder.events == ["reported", "reviewed"]
+    recorder.events.clear()
+    pool.report_refused_connection(pool.backends[0])
+    assert recorder.events == ["lost", "serving changed", "stuck", "reviewed"]
+    recorder.events.clear()
+    pool.report_refused_connection(pool.backends[0])
+    assert recorder.events == ["reviewed"]
+    recorder.events.clear()
+    pool.replace([])
+    assert recorder.events == ["replaced by 0"]
+
+
+def test_plain_observer_ignores_every_change(clock: Clock) -> None:
+    pool = make_pool(clock, 1)
+    pool.fleet.subscribe(FleetObserver())
+    publish(pool, 0, ready())
+    pool.report_refused_connection(pool.backends[0])
+    pool.replace([])
+    assert pool.backends == ()
+
+
+def test_backend_in_a_debugger_shows_its_state_and_its_load(clock: Clock) -> None:
+    pool = make_pool(clock, 1)
+    publish(pool, 0, ready(processing=2))
+    lease = pool.occupy(pool.backends[0])
+    [backend] = pool.backends
+    assert repr(backend) == (
+        "<Backend http://127.0.0.1:1 up takes_requests <BackendLoad leases=1 foreign=2 total=3 limit=inf>>"
+    )
+    assert repr(backend.health) == "<HealthTracker up <Suspension active=False until=-inf falls=0 ''>>"
+    assert repr(lease) == f"<Lease open on {backend!r}>"
+    assert repr(lease.choice.candidate) == f"<Candidate 0 cost=1 of {backend!r}>"
+    assert repr(lease.choice.rule) == "<LeastRequests>"

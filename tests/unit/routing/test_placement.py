@@ -10,6 +10,7 @@ import pytest
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.errors import CapacityError, ClientError
 from inference_engine_proxy_server.fleet.health import Health
+from inference_engine_proxy_server.routing.affinity import Affinity
 from inference_engine_proxy_server.routing.requirements import Requirements
 from support.clocked_pool import (
     BUSY,
@@ -223,3 +224,14 @@ def test_backend_that_asked_for_a_pause_gets_no_request_until_it_is_over(clock: 
     assert {lease_of(pool).backend for _ in range(6)} == {pool.backends[1]}
     pass_time(pool, clock, 10)
     assert lease_of(pool).backend is pool.backends[0]
+
+
+def test_home_that_left_the_fleet_still_serves_requests_that_need_it(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    home, other = pool.backends
+    needs_home = Requirements("m", affinity=Affinity(b"response", None, home, False, False))
+    pool.replace([other])
+    lease = pool.lease(needs_home)
+    assert lease is not None
+    assert lease.backend is home
+    assert {lease_of(pool).backend for _ in range(4)} == {other}
