@@ -19,11 +19,14 @@ from inference_engine_proxy_server.access.gate import Gate
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.backends.base import Thresholds
 from inference_engine_proxy_server.backends.registry import Engines
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.dispatch.attempt import Attempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
 from inference_engine_proxy_server.endpoints.failures import answer_failures
@@ -37,9 +40,8 @@ from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.overload.memory_use import MemoryUse, container_limit_bytes
 from inference_engine_proxy_server.overload.overload_guard import OverloadGuard
 from inference_engine_proxy_server.processes.host import connection_limit
-from inference_engine_proxy_server.processes.worker import Post
+from inference_engine_proxy_server.processes.worker import WorkerContext
 from inference_engine_proxy_server.processes.worker_fairness import Fairness
-from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.placement import Placement
@@ -48,7 +50,6 @@ from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
-from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
@@ -91,7 +92,7 @@ def make_app(routers: Iterable[APIRouter], lifespan: Callable[[FastAPI], Abstrac
 
 
 def backend_maker(
-    settings: Settings, deadlines: Deadlines, post: Post | None = None
+    settings: Settings, deadlines: Deadlines, context: WorkerContext | None = None
 ) -> Callable[[BackendConfig], Backend]:
     """Makes backends from their configuration: at the start, and when one joins the fleet."""
     usual_seconds = settings.backend_timeout_seconds
@@ -110,7 +111,9 @@ def backend_maker(
     def make_backend(config: BackendConfig) -> Backend:
         connections = BackendConnections(Origin.of(config.url), limits, deadlines)
         health = HealthTracker(rules, deadlines.clock())
-        load = BackendLoad() if post is None else SharedLoad(post.board, post.siblings.number, config.url)
+        load = BackendLoad()
+        if context is not None:
+            load = SharedLoad(context.shared_leases, context.siblings.number, config.url)
         return Backend(config, connections, health, load)
 
     return make_backend
@@ -121,15 +124,16 @@ def fleet(settings: Settings, backends: Iterable[Backend], deadlines: Deadlines)
     return Fleet(backends, settings.metrics_cache_ttl_seconds, settings.backend_queue_allowance, deadlines.clock)
 
 
-def placement(settings: Settings, fleet: Fleet, *, is_shared: bool = False) -> Placement:
+def placement(configuration: Configuration, fleet: Fleet, *, is_shared: bool = False) -> Placement:
     """Chooses among the backends of ``fleet``, and records why only where someone can read it.
 
     Args:
-        settings: have the policies.
+        configuration: has the policies.
         fleet: the fleet.
         is_shared: other workers send requests to the backends, too.
     """
-    policies = ModelPolicies.named(settings.balancing_policy, settings.models)
+    settings = configuration.settings
+    policies = ModelPolicies.named(settings.balancing_policy, configuration.models)
     return Placement(
         fleet,
         PromptRouter(policies, settings.prefix_index_bytes, fleet.clock),
@@ -170,15 +174,15 @@ def cache_refresher(settings: Settings, fleet: Fleet, engines: Engines) -> Cache
 
 def forwarder(settings: Settings, dispatcher: Dispatcher, decisions: Decisions, metrics: RequestMetrics) -> Forwarder:
     """Forwards requests to the backends that ``dispatcher`` grants leases on."""
-    return Forwarder(
+    attempts = Attempts(
         dispatcher,
-        decisions,
         metrics,
-        FairShare(takes_priority_header=settings.priority_header),
-        QueueUpdates(dispatcher.queue, to_all=settings.queue_updates),
         names_backend=settings.backend_header,
         keeps_credentials=not _has_keys(settings) or settings.forward_client_key,
     )
+    fair_share = FairShare(takes_priority_header=settings.priority_header)
+    updates = QueueUpdates(dispatcher.queue, to_all=settings.queue_updates)
+    return Forwarder(dispatcher, decisions, metrics, fair_share, updates, attempts)
 
 
 # --- clients
@@ -235,12 +239,12 @@ def client_context(
     settings: Settings,
     deadlines: Deadlines,
     load: Load,
-    destination_of: Callable[[str, str, bytes], Destination],
+    classify: Callable[[RequestHead], object],
     shed: Callable[[str, RequestHead | None], None],
     admit: Callable[[RequestHead], object],
-    handle: Callable[[Exchange], Coroutine[None, None, None]],
-    observe: Callable[[Exchange], None],
-) -> ClientContext:
+    handle: Callable[[ProxiedRequest], Coroutine[None, None, None]],
+    observe: Callable[[ProxiedRequest], None],
+) -> ClientContext[ProxiedRequest]:
     """What all connections of clients share; the callables are those of :class:`ClientContext`."""
     head = HeadLimits(
         line_bytes=settings.max_request_line_bytes,
@@ -258,10 +262,12 @@ def client_context(
         write_stall_seconds=settings.client_write_stall_seconds,
     )
     process = secrets.token_hex(6)
-    request_ids = (f"{process}-{number:x}" for number in itertools.count(1))
+    request_ids = map(f"{process}-%x".__mod__, itertools.count(1))
     is_tls = settings.tls_cert_file is not None
     forwarding = Forwarding(settings.trusted_proxies, name=f"inference-proxy-{process}", is_tls=is_tls)
-    return ClientContext(limits, deadlines, load, forwarding, request_ids, destination_of, shed, admit, handle, observe)
+    return ClientContext(
+        limits, deadlines, load, forwarding, request_ids, ProxiedRequest, classify, shed, admit, handle, observe
+    )
 
 
 def _has_keys(settings: Settings) -> bool:

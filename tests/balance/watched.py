@@ -1,4 +1,4 @@
-"""Clients that note what they see, for tests of one engine."""
+"""Recording clients, for tests of one engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _numbers = count(1)
 
 @dataclass
 class Watched:
-    """What a client sees of its answer."""
+    """A client that records the times of its answer."""
 
     first_token_at: float = -1.0
     done_at: float = -1.0
@@ -29,18 +29,18 @@ class Watched:
 
     @property
     def cached(self) -> int:
-        """Tokens of its prompt that the engine had."""
+        """Number of its prompt tokens that were cached."""
         assert self.usage is not None
         return self.usage.cached_tokens
 
 
 def fresh(tokens: int) -> Segment:
-    """A text that nobody has sent yet."""
+    """A text that no request has used before."""
     return Segment(next(_numbers), tokens)
 
 
 def sent(engine: BatchingEngine, at: float, prompt: Prompt, answer: Segment | int = 10) -> Watched:
-    """A request that will be sent to ``engine`` at ``at``."""
+    """Schedule a request to ``engine`` at the time ``at``."""
     watched = Watched()
     text = fresh(answer) if isinstance(answer, int) else answer
     engine.loop.at(at, engine.submit, Request(next(_numbers), prompt, text), watched)

@@ -172,7 +172,7 @@ async def test_ob06_a_loop_that_crashes_is_told_and_begun_again(
         raise RuntimeError("a mistake of ours")
 
     monkeypatch.setattr(BackendFleet, "publish", crashes_once)
-    await eventually(lambda: "'cache refresher' has crashed; it is started again" in caplog.text)
+    await eventually(lambda: "'cache refresher' crashed; restarting it" in caplog.text)
     asked = len(engine.requests)
     assert (await proxy.post()).status == 200
     await eventually(lambda: len(engine.requests) > asked + 10)

@@ -9,9 +9,11 @@ from typing import Any
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.dispatch.attempt import Attempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.leases import Dispatcher, Lease
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
 from inference_engine_proxy_server.fleet.backend import Backend
@@ -131,6 +133,20 @@ def publish(pool: Pool, state: BackendState = READY) -> None:
         pool.publish(backend, state, own_at_poll=backend.load.leases, asked_at=pool.clock())
 
 
+def make_forwarder(pool: Pool) -> Forwarder:
+    """A forwarder with the usual options, but for ``x-priority``, which it takes."""
+    metrics = RequestMetrics()
+    attempts = Attempts(pool.dispatcher, metrics, names_backend=True, keeps_credentials=True)
+    fair_share = FairShare(takes_priority_header=True)
+    updates = QueueUpdates(pool.queue, to_all=False)
+    return Forwarder(pool.dispatcher, Decisions(answers_header=False), metrics, fair_share, updates, attempts)
+
+
+def requests_under_budget(forwarder: Forwarder) -> int:
+    """Repeated requests that the retry budget counts as under way."""
+    return forwarder._attempts.budget._under_way  # noqa: SLF001 - every test must leave 0
+
+
 class ForwardingFront(Front):
     """A front whose requests go to ``engines``, all ready at first; ``options`` as in :func:`make_pool`.
 
@@ -139,18 +155,15 @@ class ForwardingFront(Front):
     """
 
     def __init__(self, *engines: FakeEngine | str, **options: Any) -> None:
-        paths = PathPolicy(Settings().blocked_paths)
+        destinations = Destinations((), PathPolicy(Settings().blocked_paths).blocks)
         super().__init__(
-            lambda exchange: self._forwarder.forward(exchange), destination_of=Destinations((), paths.blocks).of
+            lambda request: self.forwarder.forward(request),
+            classify=lambda head: destinations.of(head.method, head.path, head.passed_on),
+            new_exchange=ProxiedRequest,
         )
         self.pool = make_pool(engines, self._deadlines, **options)
         publish(self.pool)
-        standing = FairShare(takes_priority_header=True)
-        updates = QueueUpdates(self.pool.queue, to_all=False)
-        decisions = Decisions(answers_header=False)
-        self._forwarder = Forwarder(
-            self.pool.dispatcher, decisions, RequestMetrics(), standing, updates, names_backend=True
-        )
+        self.forwarder = make_forwarder(self.pool)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -162,7 +175,7 @@ class ForwardingFront(Front):
     @property
     def budget_under_way(self) -> int:
         """Repeated requests that have not been released from the budget."""
-        return self._forwarder._budget._under_way  # noqa: SLF001 - what no test may leave behind
+        return requests_under_budget(self.forwarder)
 
     async def post(self, body: bytes = b'{"model": "m"}', path: str = "/v1/chat/completions") -> bytes:
         """Everything that comes back for a POST until the connection ends."""

@@ -1,6 +1,6 @@
-"""This project's own code, on the virtual clock: its pool, its backends and their health, its line of those who wait.
+"""This project's own code on the virtual clock: its pool, its backends with their health, and its request queue.
 
-Only what stands before and behind these is left out: connections, and the questions that become a ``BackendState``.
+Left out are only the layers around it: connections, and the polls that produce a ``BackendState``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames, Thresholds
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.composition import backend_maker, dispatcher, fleet, placement
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import completed
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.leases import Lease
@@ -26,13 +27,13 @@ from simulation.requests import BYTES_A_TOKEN, MODEL, Request
 
 __all__ = ["ProjectPolicy"]
 
-_USUAL_ANSWER_TOKENS = 256  # as dispatch/fair_share.py has it
+_USUAL_ANSWER_TOKENS = 256  # as in dispatch/fair_share.py
 _ALL_THAT_COME = {"max_queued_requests": 100_000, "queue_timeout_seconds": 86_400, "metrics_cache_ttl_seconds": 1}
-"""Nobody is sent away: other proxies let requests wait in the engines for as long as it takes."""
+"""No request is rejected, because the other proxies let requests wait in the engines without limit."""
 
 
 class ProjectPolicy(Policy):
-    """What ``settings``, beside the defaults, make of this project."""
+    """This project with ``settings``, otherwise defaults."""
 
     def __init__(self, site: Site, settings: dict[str, Any]) -> None:
         super().__init__(site)
@@ -42,7 +43,7 @@ class ProjectPolicy(Policy):
         make_backend = backend_maker(self._settings, deadlines)
         self._backends = [make_backend(config) for config in completed(urls, ())]
         self._fleet = fleet(self._settings, self._backends, deadlines)
-        self._placement = placement(self._settings, self._fleet)
+        self._placement = placement(Configuration.of(self._settings), self._fleet)
         self._dispatcher = dispatcher(self._settings, self._fleet, self._placement, deadlines, SoleWorker())
         self._numbers = {backend: number for number, backend in enumerate(self._backends)}
         self._leases: dict[int, Lease] = {}
@@ -100,7 +101,7 @@ class ProjectPolicy(Policy):
         return self._numbers[lease.backend]
 
     def _wanted(self, request: Request) -> Requirements:
-        """What the forwarder makes of its bytes, which are read only if the policy looks at them."""
+        """The requirements that the forwarder derives from the body, which is parsed only if the policy needs it."""
         policy = self._placement.policy(MODEL)
         if not policy.reads_prompts:
             return Requirements(MODEL)
@@ -110,7 +111,7 @@ class ProjectPolicy(Policy):
         return Requirements(MODEL, prompt=prompt, policy=policy)
 
     def _as_facts(self, usage: Usage) -> ReplyFacts:
-        """Usage, which both kinds of engines can tell, and llama.cpp's ``timings``."""
+        """Usage, which both kinds of engines can report, and llama.cpp's ``timings``."""
         read_ms = usage.prompt_seconds * 1000 if self.site.engine != "vllm" else None
         return ReplyFacts(
             usage.prompt_tokens,
@@ -121,7 +122,7 @@ class ProjectPolicy(Policy):
         )
 
     def _as_told(self, backend: int, state: EngineState) -> BackendState:
-        """What backends/llamacpp.py and backends/vllm.py make of an engine's pages."""
+        """The state that backends/llamacpp.py and backends/vllm.py derive from an engine's replies."""
         most = self._thresholds
         running = self._most_running[backend] = max(self._most_running[backend], state.processing)
         if self.site.engine == "vllm":

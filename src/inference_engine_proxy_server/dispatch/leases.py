@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.request_queue import RequestQueue
 from inference_engine_proxy_server.dispatch.retry import is_repeatable
 from inference_engine_proxy_server.errors import RequestMoved
@@ -157,8 +158,10 @@ class Dispatcher(FleetObserver):
 
     def on_stuck(self, backend: Backend) -> None:
         """Take unanswered requests back from ``backend`` if another backend may serve them."""
-        for connection, exchange in backend.connections.unanswered():
-            head = exchange.head
-            is_movable = not exchange.losses and is_repeatable(head.method, head.path)
-            if is_movable and self.placement.has_other(exchange.wanted, (backend,)):
+        for connection, request in backend.connections.unanswered():
+            if not isinstance(request, ProxiedRequest):
+                continue
+            head = request.head
+            is_movable = not request.losses and is_repeatable(head.method, head.path)
+            if is_movable and self.placement.has_other(request.requirements, (backend,)):
                 connection.give_up(RequestMoved("The backend did not answer."))

@@ -90,7 +90,7 @@ class AllWorkers:
 
     def own_decisions(self) -> list[dict[str, Any]]:
         """The latest decisions of this worker."""
-        return self._decisions.told()
+        return self._decisions.as_json()
 
     def set_draining(self, backend: Backend, *, is_draining: bool) -> None:
         """Take ``backend`` out of rotation, or put it back: here at once, in the siblings a moment later."""

@@ -8,7 +8,8 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
 
-from inference_engine_proxy_server.wire.exchange import Exchange, date_field
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.reply_fields import date_field
 
 __all__ = ["AsgiBridge"]
 

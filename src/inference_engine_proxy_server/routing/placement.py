@@ -135,17 +135,15 @@ class Placement(FleetObserver):
         found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
         if self._is_shared:
             found.recount()
-        choice = None
         affinity = requirements.affinity
         prompt = requirements.prompt
-        if affinity is not None or prompt is not None or excluded or not requirements.needs_slot:
+        if affinity is None and prompt is None and not excluded and requirements.needs_slot:
+            choice = requirements.policy.choose(found, None, self.router)
+        else:
             found = self._narrowed(found, requirements, excluded)
-            choice = self._at_home(found, affinity)
-        choice = (
-            choice
-            or requirements.policy.choose(found, prompt, self.router)
-            or self._last_resort(found.candidates, requirements)
-        )
+            choice = self._at_home(found, affinity) or requirements.policy.choose(found, prompt, self.router)
+        if choice is None:
+            choice = self._last_resort(found.candidates, requirements)
         if self._records_decisions and choice is not None:
             rows = Ranked(found.ranks, found.costs) if choice.rows is None else choice.rows
             tokens = None if requirements.prompt is None else requirements.prompt.tokens

@@ -12,21 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_engine_proxy_server.dispatch.fair_share import FairShare
-from inference_engine_proxy_server.dispatch.forwarder import Forwarder
-from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.requests.destinations import Destination
-from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
-from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.request_head import parse_request_head
 from support.fakes.engine import EngineConnection, FakeEngine, Script, http_reply, refusing_port
 from support.fakes.front import LIMITS, until
 from support.fakes.memory import turns
-from support.pools import READY, Pool, make_pool, publish
+from support.pools import READY, Pool, make_forwarder, make_pool, publish, requests_under_budget
 
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n5\r\ndata:\r\n"
 QUEUE = QueueLimits(requests=30, seconds=30)
@@ -91,16 +87,8 @@ class Proxy:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        updates = QueueUpdates(pool.queue, to_all=False)
-        self.forwarder = Forwarder(
-            pool.dispatcher,
-            Decisions(answers_header=False),
-            RequestMetrics(),
-            FairShare(takes_priority_header=True),
-            updates,
-            names_backend=True,
-        )
-        self.requests: list[tuple[Exchange, asyncio.Task[None]]] = []
+        self.forwarder = make_forwarder(pool)
+        self.requests: list[tuple[ProxiedRequest, asyncio.Task[None]]] = []
 
     def ask(self, *, path: str = "/v1/completions", wants_updates: bool = False) -> int:
         """Send a request; returns which it is."""
@@ -108,7 +96,7 @@ class Proxy:
         head = parse_request_head(b"POST %b HTTP/1.1\r\nHost: x\r\n%b" % (path.encode(), fields), LIMITS.head)
         head.destination = Destination.WORK
         body = b'{"model": "m", "stream": true}'
-        exchange = Exchange(Client(), head, body, "id", "192.0.2.1:1")
+        exchange = ProxiedRequest(Client(), head, body, "id", "192.0.2.1:1")
         self.requests.append((exchange, asyncio.get_running_loop().create_task(self.forwarder.forward(exchange))))
         return len(self.requests) - 1
 
@@ -138,7 +126,7 @@ class Proxy:
         assert line.count == 0
         assert not line._lanes  # noqa: SLF001 - what no request may leave behind, as all below
         assert not line._deadlines._watched - self._connections()  # noqa: SLF001
-        assert self.forwarder._budget._under_way == 0  # noqa: SLF001
+        assert requests_under_budget(self.forwarder) == 0
         for backend in self.pool.backends:
             assert (backend.load.leases, backend.load.total) == (0, 0)
             assert not backend.connections._in_use  # noqa: SLF001

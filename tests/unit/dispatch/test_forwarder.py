@@ -15,7 +15,7 @@ from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.wire.client_connection import CLIENT_GONE
-from inference_engine_proxy_server.wire.exchange import Outcome
+from inference_engine_proxy_server.wire.outcome import Outcome
 from support.fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply, refusing_port
 from support.fakes.front import until
 from support.pools import READY, ForwardingFront, publish

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
-from inference_engine_proxy_server.wire.exchange import Outcome
+from inference_engine_proxy_server.wire.outcome import Outcome
 from support.fakes.front import Front, until
 
 Message = MutableMapping[str, Any]

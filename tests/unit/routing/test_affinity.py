@@ -34,7 +34,7 @@ def two_backends(*, capacity: int | None = None) -> Pool:
 def tied_to(
     home: Backend | None, *, needed: bytes | None = b"responses resp_1", needs_slot: bool = True
 ) -> Requirements:
-    return Requirements("m", needs_slot, affinity=Affinity(needed, None, home, makes_response=False, ends=False))
+    return Requirements("m", needs_slot, affinity=Affinity(needed, None, home, creates_response=False, deletes=False))
 
 
 def status_of(reply: bytes) -> int:
@@ -54,22 +54,22 @@ async def front(*replies: bytes) -> AsyncIterator[tuple[ForwardingFront, list[Fa
 
 def test_the_names_that_were_of_use_last_are_known_and_no_more_than_there_is_room_for() -> None:
     backends = two_backends().backends
-    bonds = AffinityTable(lambda: backends)
-    assert bonds.home(None) is bonds.home(b"a") is None
-    bonds.note(b"a", backends[0])
-    bonds.note(b"b", backends[0])
-    bonds.note(b"a", backends[1])
+    table = AffinityTable(lambda: backends)
+    assert table.home(None) is table.home(b"a") is None
+    table.remember(b"a", backends[0])
+    table.remember(b"b", backends[0])
+    table.remember(b"a", backends[1])
     for number in range(65_535):
-        bonds.note(b"%d" % number, backends[0])
-    assert (bonds.home(b"a"), bonds.home(b"b"), bonds.home(b"0")) == (backends[1], None, backends[0])
+        table.remember(b"%d" % number, backends[0])
+    assert (table.home(b"a"), table.home(b"b"), table.home(b"0")) == (backends[1], None, backends[0])
 
 
 def test_who_has_left_the_fleet_is_not_known() -> None:
     fleet = list(two_backends().backends)
-    bonds = AffinityTable(lambda: fleet)
-    bonds.note(b"a", fleet[0])
+    table = AffinityTable(lambda: fleet)
+    table.remember(b"a", fleet[0])
     del fleet[0]
-    assert bonds.home(b"a") is None
+    assert table.home(b"a") is None
 
 
 # --- who gets a place

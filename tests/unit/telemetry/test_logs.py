@@ -16,6 +16,7 @@ import pytest
 
 from inference_engine_proxy_server.telemetry.logs import AccessLog
 from support.live_proxy import Fleet, ScriptedEngine, eventually
+from support.records import request_record
 
 CHAT = "/v1/chat/completions"
 TEXT_LINE = re.compile(
@@ -64,12 +65,7 @@ def one_line() -> Callable[..., str]:
 
 
 def _write(log: AccessLog, **fields: Any) -> None:
-    usual: dict[str, Any] = {
-        "client": "127.0.0.1:5", "method": "POST", "path": CHAT, "status": 200, "outcome": "complete",
-        "backend": "http://b", "model": "m", "first_byte_seconds": 0.25, "seconds": 1.5, "sent_bytes": 99,
-        "request_id": "id-1",
-    }  # fmt: skip
-    log.write(**(usual | fields))
+    log.write(request_record(**fields))
 
 
 def _text(line: str) -> dict[str, str]:
