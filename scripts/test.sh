@@ -1,17 +1,33 @@
 #!/usr/bin/env bash
-# Installs what the tests need into .venv and runs every check there is. With arguments: only pytest, with these.
+# Installs what the tests need into .venv and runs them.
+#
+# scripts/test.sh                   all checks: format, lint, types, import layers, and every test that needs only Python packages
+# scripts/test.sh --coverage        the same, and measures how much of the code the tests run
+# scripts/test.sh SUITE [ARGUMENT]  a suite that takes long or needs other programs: scripts/suites/SUITE.sh describes it
+# scripts/test.sh PATH|OPTION...    only pytest, with these arguments: scripts/test.sh tests/unit/wire -k framing
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh
 
+if [[ -f "scripts/suites/${1-}.sh" ]]; then
+  suite="$1"
+  shift
+  # shellcheck source=/dev/null
+  source "scripts/suites/$suite.sh"
+  exit
+fi
+
 install demo,test
 export PATH=$PWD/.venv/bin:$PATH
-if [[ "$#" -gt 0 ]]; then
-  exec pytest "$@"
+coverage=()
+if [[ "${1-}" == --coverage ]]; then
+  coverage=(--cov --cov-report=term)
+  shift
 fi
+if [[ "$#" -gt 0 ]]; then
+  exec python -m pytest "${coverage[@]}" "$@"
+fi
+static_checks
 set -x
-ruff format --check .
-ruff check .
-mypy
-lint-imports
-pytest --cov --cov-report=term
+# More processes than cores: many tests wait for a deadline or for another process.
+exec python -m pytest --numprocesses "$(($(nproc) * 2))" --dist worksteal "${coverage[@]}"

@@ -14,6 +14,20 @@ find_python() {
   fail "no Python 3.11 or newer found on the PATH"
 }
 
+need() { # $1: a program, $2: its package in Debian
+  command -v "$1" >/dev/null || fail "needs $1: try 'apt install $2'"
+}
+
+static_checks() { # the tools must be on the PATH
+  (
+    set -x
+    ruff format --check .
+    ruff check .
+    mypy
+    lint-imports
+  )
+}
+
 free_port() { # of 127.0.0.1
   "$(find_python)" -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'
 }

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +22,7 @@ from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.cli import main
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
+from support.program import environment, run_command
 
 PACKAGE = "inference_engine_proxy_server"
 FLEET = ("http://127.0.0.1:18081", "http://127.0.0.1:18082")
@@ -31,19 +32,7 @@ FLEET = ("http://127.0.0.1:18081", "http://127.0.0.1:18082")
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the program in an empty directory, with only the given environment."""
 
-    def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        kept = {name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "PATH", "COV"))}
-        return subprocess.run(
-            [sys.executable, "-m", PACKAGE, *arguments],
-            cwd=tmp_path,
-            env=kept | environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    return run
+    return partial(run_command, tmp_path)
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -68,8 +57,9 @@ def test_an_unknown_command_fails(command: Command) -> None:
     assert "sevre" in done.stderr
 
 
-def test_the_version_is_shown(command: Command) -> None:
-    done = command("--version")
+def test_the_version_is_shown(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", PACKAGE, "--version"]
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (0, f"inference-proxy {__version__}\n")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from clients.recipes import MODEL
-from end_to_end.program import Proxy
 from support.llama_server import LlamaServer
+from support.program import Proxy
 from support.tiny_gguf import write_tiny_gguf
 
 

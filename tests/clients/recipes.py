@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fcntl import F_SETPIPE_SZ, fcntl
 from pathlib import Path
 
-from end_to_end.program import environment
+from support.program import environment
 
 __all__ = ["BLOCKS", "MODEL", "Block", "Output", "output_of", "run", "start"]
 
@@ -20,7 +20,7 @@ MODEL = "gemma-3-270m"  # the page's, the demo's
 
 _NOT_RUN = "## Configuration of programs"  # from here on the page says that no test runs its blocks
 _ADDRESS = "http://127.0.0.1:8888"
-_INSTALLED = ROOT / ".venv-clients"  # by scripts/test-clients.sh
+_INSTALLED = ROOT / ".venv-clients"  # by `scripts/test.sh clients`
 _DEADLINE_SECONDS = 60
 _PIECE_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 20  # 256 pieces; the most that everyone is allowed

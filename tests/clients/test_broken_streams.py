@@ -16,7 +16,7 @@ import pytest
 from clients.browser import answer_shown
 from clients.recipes import Block, run
 from end_to_end.broken_stream import TOLD, DyingEngine
-from end_to_end.program import Proxy
+from support.program import Proxy
 
 pytestmark = pytest.mark.clients
 

@@ -13,10 +13,10 @@ import yaml
 
 from clients.browser import answer_shown
 from clients.recipes import BLOCKS, MODEL, Block, output_of, run, start
-from end_to_end.http_client import send
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
+from support.http_client import send
 from support.llama_server import LlamaServer
+from support.program import Proxy
+from support.waiting import eventually
 
 WITH_WHAT_TESTS_NEED = ("OpenAI SDK, Python", "Anthropic SDK, Python")
 WITH_MORE = ("OpenAI SDK, Node", "Anthropic SDK, Node", "LangChain")

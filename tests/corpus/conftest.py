@@ -15,7 +15,7 @@ from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 from support.fakes.front import Client
 from support.live_proxy import Proxy, live_proxy
 
-__all__ = ["MODELS", "YES", "Recorder", "Watched", "connect_to", "is_about_state", "says_yes"]
+__all__ = ["MODELS", "YES", "Recorder", "RunningProxy", "connect_to", "is_about_state", "says_yes"]
 
 YES = b"yes"
 """The body of each of the engine's good replies."""
@@ -62,7 +62,7 @@ class Recorder(FakeEngine):
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class RunningProxy:
     """A proxy and the engine behind it."""
 
     proxy: Proxy
@@ -96,22 +96,22 @@ async def says_yes(connection: EngineConnection, request: bytes) -> None:
     connection.send(http_reply(b"" if request.startswith(b"HEAD ") else YES))
 
 
-async def _watched(**further: Any) -> AsyncIterator[Watched]:
+async def _watched(**further: Any) -> AsyncIterator[RunningProxy]:
     async with Recorder(says_yes) as engine:
         limits = settings() | {"access_log": False, "backend_idle_connection_seconds": _IDLE_SECONDS} | further
         async with live_proxy(engine.url, **limits) as proxy:
-            yield Watched(proxy, engine)
+            yield RunningProxy(proxy, engine)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def watched() -> AsyncIterator[Watched]:
+async def watched() -> AsyncIterator[RunningProxy]:
     """With the corpus' limits."""
     async for one in _watched():
         yield one
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def impatient() -> AsyncIterator[Watched]:
+async def impatient() -> AsyncIterator[RunningProxy]:
     """The same, but it waits for no client."""
     async for one in _watched(
         client_header_timeout_seconds=_PATIENCE_SECONDS, client_body_timeout_seconds=_PATIENCE_SECONDS

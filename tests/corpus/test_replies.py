@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from corpus.conftest import YES, Watched
+from corpus.conftest import YES, RunningProxy
 from corpus.notation import BadReply, OddReply, bad_replies, odd_replies
 from support.fakes.engine import EngineConnection, http_reply
 from support.fakes.front import Client, Reply, until
@@ -122,7 +122,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("entry", "split"), BAD)
-async def test_a_malformed_reply_is_not_believed(watched: Watched, entry: BadReply, split: str) -> None:
+async def test_a_malformed_reply_is_not_believed(watched: RunningProxy, entry: BadReply, split: str) -> None:
     script = Scripted(entry.reply, split, later=entry.later, ends=entry.ends)
     watched.engine.answer = script.answer
     client = await watched.connect()
@@ -157,7 +157,7 @@ async def check_refused(client: Client, script: Scripted, entry: BadReply, split
         assert b"hello" not in reply.body
 
 
-async def answers_again(watched: Watched) -> None:
+async def answers_again(watched: RunningProxy) -> None:
     """Wait until good requests are answered: a backend that broke a connection is asked first whether it lives."""
     async with asyncio.timeout(_PATIENCE_SECONDS):
         while not await watched.is_well("/after"):  # noqa: ASYNC110 - the proxy has no event for tests
@@ -170,7 +170,7 @@ ODD = [
 
 
 @pytest.mark.parametrize(("entry", "split"), ODD)
-async def test_an_odd_reply_is_passed_on_as_what_it_is(watched: Watched, entry: OddReply, split: str) -> None:
+async def test_an_odd_reply_is_passed_on_as_what_it_is(watched: RunningProxy, entry: OddReply, split: str) -> None:
     script = Scripted(entry.reply, split, ends=entry.ends)
     watched.engine.answer = script.answer
     client = await watched.connect()

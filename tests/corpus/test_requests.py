@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from corpus.conftest import Watched
+from corpus.conftest import RunningProxy
 from corpus.notation import BadRequest, OddRequest, Seen, bad_requests, odd_requests
 from support.fakes.front import Client
 
@@ -57,7 +57,7 @@ BAD = [
 
 @pytest.mark.parametrize(("entry", "split"), BAD)
 async def test_a_malformed_request_is_refused_and_reaches_nobody(
-    watched: Watched, impatient: Watched, entry: BadRequest, split: str
+    watched: RunningProxy, impatient: RunningProxy, entry: BadRequest, split: str
 ) -> None:
     target = impatient if entry.waits else watched
     before = len(target.engine.passed_on)
@@ -86,7 +86,7 @@ ODD = [
 
 
 @pytest.mark.parametrize(("entry", "split"), ODD)
-async def test_an_odd_request_is_passed_on_as_what_it_is(watched: Watched, entry: OddRequest, split: str) -> None:
+async def test_an_odd_request_is_passed_on_as_what_it_is(watched: RunningProxy, entry: OddRequest, split: str) -> None:
     before = len(watched.engine.passed_on)
     client = await watched.connect()
     await send(client, entry.send, split)

@@ -30,7 +30,7 @@ from differential.python_servers import (
 from support.fakes.front import until
 from support.live_proxy import Proxy, live_proxy
 
-pytestmark = [pytest.mark.differential, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _LAST = b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"  # so that every connection ends
 _PATIENCE_SECONDS = 0.1  # of the proxies with clients that send half of something

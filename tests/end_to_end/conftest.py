@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.program import Proxy
 from support.llama_server import LlamaServer
+from support.program import Proxy
 from support.tiny_gguf import ModelShape, write_tiny_gguf
 
 StartServers = Callable[..., list[LlamaServer]]

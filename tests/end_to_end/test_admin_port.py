@@ -7,9 +7,9 @@ import re
 import pytest
 
 from end_to_end.conftest import StartProxy
-from end_to_end.http_client import send
-from end_to_end.program import Proxy
+from support.http_client import send
 from support.llama_server import LlamaServer
+from support.program import Proxy
 
 KEY = "key-of-the-operators"
 BEARER = {"Authorization": f"Bearer {KEY}"}

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from end_to_end.conftest import StartProxy, StartServers
-from end_to_end.http_client import Call, chat, send
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
+from support.http_client import Call, chat, send
 from support.llama_server import LlamaServer
+from support.program import Proxy
+from support.waiting import eventually
 
 ONCE = {"METRICS_CACHE_TTL_SECONDS": "60"}  # no second poll within any of these tests
 NEVER_BUSY = {
@@ -75,7 +75,7 @@ async def test_burst_counts_the_work_of_others(start_proxy: StartProxy, four_ser
         for server in loaded:
             await eventually(partial(processes, server, 3))
         proxy = start_proxy(*four_servers, **ONCE, **NEVER_BUSY)
-        told = {url: one["metrics"]["requests_processing"] for url, one in (await proxy.health())["details"].items()}
+        told = {url: one["metrics"]["requests_processing"] for url, one in (await proxy.details()).items()}
         assert told == {idle.url: 0, **{server.url: 3 for server in loaded}}
     # The proxy does not ask again, so it goes on counting them; and the burst has the machine for itself.
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.http_client import Call, Reply, chat, send
 from end_to_end.keeping_engine import KeepingEngine
-from end_to_end.waiting import eventually
-from faults.program import Program, program
 from support.fakes.engine import EngineConnection, http_reply
+from support.http_client import Call, Reply, chat, send
+from support.program import Proxy, program
+from support.waiting import eventually
 
 RESPONSES = "/v1/responses"
 KEY = "key-of-the-operators"
@@ -24,12 +24,12 @@ async def engines() -> AsyncIterator[list[KeepingEngine]]:
         yield [one, other]
 
 
-async def make(proxy: Program, *, stream: bool = False, after: str | None = None) -> Reply:
+async def make(proxy: Proxy, *, stream: bool = False, after: str | None = None) -> Reply:
     body = {"model": "m", "input": "hi", "stream": stream, "previous_response_id": after}
     return await send(proxy.url, RESPONSES, body)
 
 
-async def ask(proxy: Program, response: str, method: str = "GET", below: str = "") -> Reply:
+async def ask(proxy: Proxy, response: str, method: str = "GET", below: str = "") -> Reply:
     return await send(proxy.url, f"{RESPONSES}/{response}{below}", method=method)
 
 
@@ -44,7 +44,7 @@ def homes(engines: list[KeepingEngine]) -> dict[str, str]:
     return {response: engine.url for engine in engines for response in engine.kept}
 
 
-async def fill(proxy: Program, engines: list[KeepingEngine]) -> None:
+async def fill(proxy: Proxy, engines: list[KeepingEngine]) -> None:
     """Let every engine have a response."""
     while not all(engine.kept for engine in engines):
         await make(proxy)

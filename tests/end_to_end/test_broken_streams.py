@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from end_to_end.broken_stream import TOLD, DyingEngine
-from end_to_end.program import Proxy
+from support.program import Proxy
 
 OPENAI_QUESTION: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "kin"}]
 ANTHROPIC_QUESTION: list[anthropic.types.MessageParam] = [{"role": "user", "content": "kin"}]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from end_to_end.conftest import StartProxy, StartServers
-from end_to_end.http_client import Reply, send
-from end_to_end.program import Proxy
+from support.http_client import Reply, send
 from support.llama_server import LlamaServer
+from support.program import Proxy
 
 PATH = "/v1/chat/completions"
 # The tiny model has a token for every byte, which nobody knows before it has told.

@@ -11,10 +11,10 @@ from urllib.parse import quote
 import pytest
 
 from end_to_end.conftest import StartProxy
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
+from support.http_client import Call, Reply, chat, send
 from support.llama_server import LlamaServer
+from support.program import Proxy
+from support.waiting import eventually
 
 PATH = "/v1/chat/completions"
 LONG = 1500  # tokens: some seconds

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from end_to_end.conftest import StartProxy, StartServers
-from end_to_end.http_client import Reply, send
-from end_to_end.program import Proxy
 from faults.engine import Engine, says
-from faults.program import program
 from support.fakes.engine import http_reply
+from support.http_client import Reply, send
 from support.llama_server import LlamaServer
+from support.program import Proxy, program
 
 PATH = "/v1/chat/completions"
 KEY = "key-of-the-operators"

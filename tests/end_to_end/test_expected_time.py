@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from end_to_end.conftest import StartProxy, StartServers
-from end_to_end.http_client import Reply, send
-from end_to_end.program import Proxy
+from support.http_client import Reply, send
 from support.llama_server import LlamaServer
+from support.program import Proxy
 
 PATH = "/v1/chat/completions"
 POLICY = {"BALANCING_POLICY": "expected_time"}

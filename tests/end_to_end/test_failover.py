@@ -10,10 +10,10 @@ from pathlib import Path
 import openai
 
 from end_to_end.conftest import StartProxy
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
+from support.http_client import Call, Reply, chat, send
 from support.llama_server import LlamaServer
+from support.program import Proxy
+from support.waiting import eventually
 
 PATH = "/v1/chat/completions"
 SOON = {"METRICS_CACHE_TTL_SECONDS": "0.5", "MAX_ALLOWED_REQUEST_QUEUE": "1000", "MAX_ALLOWED_DEFERRED": "1000"}

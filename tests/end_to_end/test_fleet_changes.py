@@ -7,10 +7,10 @@ import signal
 from pathlib import Path
 
 from end_to_end.conftest import StartProxy
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
+from support.http_client import Call, Reply, chat, send
 from support.llama_server import LlamaServer
+from support.program import Proxy
+from support.waiting import eventually
 
 PATH = "/v1/chat/completions"
 DONE = b"data: [DONE]\n\n"
@@ -50,8 +50,7 @@ async def test_a_changed_fleet_file_is_taken_up_and_streams_go_on(
 
 
 async def is_fleet(proxy: Proxy, *servers: LlamaServer) -> bool:
-    health = await proxy.health()
-    return set(health["available_backends"]) == {server.url for server in servers} == set(health["details"])
+    return await proxy.available() == {server.url for server in servers} == set(await proxy.details())
 
 
 async def test_a_fleet_file_that_cannot_be_used_changes_nothing(

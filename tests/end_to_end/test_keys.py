@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from end_to_end.conftest import StartProxy
-from end_to_end.http_client import Call, chat, send
-from end_to_end.program import Proxy
 from end_to_end.recording import RecordingEngine, raw
-from end_to_end.waiting import eventually
+from support.http_client import Call, chat, send
 from support.llama_server import LlamaServer
+from support.program import Proxy
+from support.waiting import eventually
 
 ALICE, ADMIN, METRICS = (f"sk-{name}-0123456789abcdef" for name in ("alice", "admin", "metrics"))
 SETTINGS = {"API_KEYS": f"alice:{ALICE}", "ADMIN_KEY": ADMIN, "METRICS_KEY": METRICS, "HEALTH_DETAILS": "key"}

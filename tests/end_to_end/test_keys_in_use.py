@@ -13,11 +13,11 @@ from anthropic.types import MessageParam
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from end_to_end.conftest import StartProxy
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.program import Proxy
 from end_to_end.recording import RecordingEngine
-from end_to_end.waiting import eventually
+from support.http_client import Call, Reply, chat, send
 from support.llama_server import LlamaServer
+from support.program import Proxy
+from support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 NAMES = ("free", "ours", "twice", "tokens", "single", "late", "anthropic")

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from end_to_end.http_client import chat, send
-from end_to_end.program import Proxy, environment
 from end_to_end.recording import raw
-from end_to_end.waiting import eventually
-from support.fakes.engine import EngineConnection, FakeEngine, http_reply, refusing_port
+from support.fakes.engine import EngineConnection, FakeEngine, http_reply
+from support.http_client import chat, send
+from support.ports import free_port, unused_url
+from support.program import Proxy, run_command
+from support.waiting import eventually
 
 PLANTED = "planted-7f3a9c1e"  # a part of every secret below
 CLIENT, ENGINE, ADMIN, METRICS, OTHER, IN_FILE = (
@@ -131,7 +130,7 @@ async def test_no_secret_is_in_anything_the_program_writes(tmp_path: Path, log_f
     settings = TALKATIVE | SETTINGS | {"LOG_FORMAT": log_format, "BACKEND_TIMEOUT_SECONDS": "0.3"}
     if keys:
         settings |= {"API_KEYS": f"client:{CLIENT}", "API_KEYS_FILE": "keys.yaml"}
-    dead = f"http://127.0.0.1:{refusing_port()}"
+    dead = unused_url()
     async with FakeEngine(engine_of_all_kinds) as engine:
         with await asyncio.to_thread(Proxy, tmp_path, [engine.url, dead], **settings) as proxy:
             seen = await everything(proxy.url, CLIENT)
@@ -154,7 +153,7 @@ async def test_no_secret_is_in_anything_the_program_writes(tmp_path: Path, log_f
 
 
 async def test_nobody_is_told_of_a_dead_fleets_addresses(tmp_path: Path) -> None:
-    port = refusing_port()
+    port = free_port()
     with await asyncio.to_thread(Proxy, tmp_path, [f"http://127.0.0.1:{port}"], LOG_LEVEL="debug") as proxy:
         for path in (CHAT, "/v1/messages", "/v1/responses"):
             reply = await send(proxy.url, path, chat())
@@ -166,22 +165,9 @@ async def test_nobody_is_told_of_a_dead_fleets_addresses(tmp_path: Path) -> None
 # --- the command
 
 
-def run(folder: Path, *arguments: str, settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "inference_engine_proxy_server", *arguments],
-        cwd=folder,
-        env=environment(**settings),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("arguments", [("settings",), ("settings", "--json")])
 def test_settings_are_shown_without_their_secrets(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    done = run(tmp_path, *arguments, settings={**SETTINGS, "API_KEYS": f"alice:{CLIENT},bob:{OTHER}"})
+    done = run_command(tmp_path, *arguments, **SETTINGS, API_KEYS=f"alice:{CLIENT},bob:{OTHER}")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "alice:***" in done.stdout
@@ -197,7 +183,7 @@ def test_wrong_settings_are_named_without_their_secrets(tmp_path: Path) -> None:
         "BACKENDS": f"http://user:{PLANTED}@127.0.0.1:1",
     }
 
-    done = run(tmp_path, "serve", settings=wrong)
+    done = run_command(tmp_path, "serve", **wrong)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert all(name in done.stderr for name in wrong)
@@ -216,7 +202,7 @@ def test_a_wrong_file_of_keys_is_one_line_without_its_secrets(tmp_path: Path, co
     (tmp_path / "keys.yaml").write_text(content)
     settings = {"BACKENDS": "http://127.0.0.1:1", "PORT": "0", "API_KEYS_FILE": "keys.yaml", "LOG_LEVEL": "debug"}
 
-    done = run(tmp_path, "serve", settings=settings)
+    done = run_command(tmp_path, "serve", **settings)
 
     assert (done.returncode, done.stdout) == (1, "")
     [line] = [line for line in done.stderr.splitlines() if " debug " not in line]
@@ -229,7 +215,7 @@ def test_a_line_of_env_that_cannot_be_read_is_not_repeated(tmp_path: Path) -> No
         f"BACKENDS=http://127.0.0.1:1\nADMIN_KEY={PLANTED}\n{PLANTED} is it\nADMN_KEY={OTHER}\n"
     )
 
-    done = run(tmp_path, "settings", settings={})
+    done = run_command(tmp_path, "settings")
 
     assert PLANTED not in done.stdout + done.stderr
     assert "line 3" in done.stderr

@@ -10,10 +10,10 @@ import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from end_to_end.conftest import StartProxy, StartServers
-from end_to_end.http_client import send
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
+from support.http_client import send
 from support.llama_server import LlamaServer
+from support.program import Proxy
+from support.waiting import eventually
 
 QUESTION: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "kin sol mer"}]
 TOO_LONG: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "kin " * 6000}]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import resource
 import time
@@ -15,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from end_to_end.conftest import StartProxy
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
+from support.http_client import Call, Reply, chat, send
 from support.live_proxy import ScriptedEngine
+from support.program import FreshProxy, Proxy
+from support.waiting import eventually
 
 PATH = "/v1/chat/completions"
 Start = Callable[..., Awaitable[Proxy]]
@@ -126,11 +125,6 @@ def open_files(proxy: Proxy) -> int:
     return len(list(Path(f"/proc/{proxy.pid}/fd").iterdir()))
 
 
-def cpu_seconds(proxy: Proxy) -> float:
-    fields = Path(f"/proc/{proxy.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 async def test_without_files_it_waits_for_some_and_says_so_once(start: Start, engine: ScriptedEngine) -> None:
     proxy = await start(engine.url, MAX_CLIENT_CONNECTIONS="10000")
     async with AsyncExitStack() as clients:
@@ -140,11 +134,11 @@ async def test_without_files_it_waits_for_some_and_says_so_once(start: Start, en
         set_file_limit(proxy, open_files(proxy))
         await eventually(lambda: "no more files can be opened" in proxy.events)
 
-        began, cpu_began = time.monotonic(), cpu_seconds(proxy)
+        began, cpu_began = time.monotonic(), proxy.cpu_seconds
         while time.monotonic() - began < 2.5:
             await knock(proxy)
             await asyncio.sleep(0.05)
-        assert cpu_seconds(proxy) - cpu_began < 1.0
+        assert proxy.cpu_seconds - cpu_began < 1.0
 
         set_file_limit(proxy, 1024)
         assert (await send(proxy.url, "/livez")).status == 200
@@ -164,12 +158,13 @@ async def knock(proxy: Proxy) -> None:
         pass
 
 
-async def test_memory_near_its_limit_ends_connections_and_then_refuses(start: Start, engine: ScriptedEngine) -> None:
+async def test_memory_near_its_limit_ends_connections_and_then_refuses(tmp_path: Path, engine: ScriptedEngine) -> None:
     engine.freed.set()
-    proxy = await start(engine.url, MEMORY_LIMIT_BYTES=str(2**26))  # less than Python with all its modules takes
-    await eventually(lambda: "memory is" in proxy.events)
-    reply = await send(proxy.url, PATH, chat())
-    assert (reply.status, reply.headers["connection"]) == (200, "close")
+    limit = str(2**26)  # less than Python with all its modules takes
+    with await asyncio.to_thread(FreshProxy, tmp_path, [engine.url], MEMORY_LIMIT_BYTES=limit) as proxy:
+        await eventually(lambda: "memory is" in proxy.events)
+        reply = await send(proxy.url, PATH, chat())
+        assert (reply.status, reply.headers["connection"]) == (200, "close")
 
 
 async def test_a_request_has_its_time(start: Start, engine: ScriptedEngine) -> None:

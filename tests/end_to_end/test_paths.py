@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack
 import pytest
 
 from end_to_end.conftest import StartProxy
-from end_to_end.http_client import Call, chat, send
-from end_to_end.program import Proxy
+from support.http_client import Call, chat, send
 from support.llama_server import LlamaServer
+from support.program import Proxy
 
 ERASE = "/slots/0?action=erase"
 

@@ -10,9 +10,9 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from end_to_end.conftest import StartProxy, StartServers
-from end_to_end.http_client import send
-from end_to_end.program import Proxy
+from support.http_client import send
 from support.llama_server import LlamaServer
+from support.program import Proxy
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 _, _, SECTION = PAGE.partition("## Prompts\n")

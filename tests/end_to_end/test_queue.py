@@ -6,10 +6,10 @@ import asyncio
 import json
 
 from end_to_end.conftest import StartProxy
-from end_to_end.http_client import Call, chat, send
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
+from support.http_client import Call, chat, send
 from support.llama_server import LlamaServer
+from support.program import Proxy
+from support.waiting import eventually
 
 PATH = "/v1/chat/completions"
 DONE = b"data: [DONE]\n\n"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from end_to_end.conftest import StartProxy, StartServers
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
+from support.http_client import Call, Reply, chat, send
 from support.llama_server import LlamaServer
+from support.program import Proxy
+from support.waiting import eventually
 
 CHANGING_FIELDS = ("id", "created", "timings")
 MESSAGES = {"max_tokens": 12, "stream": True, "messages": [{"role": "user", "content": "kin"}]}

@@ -7,15 +7,14 @@ import re
 import shutil
 import ssl
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from end_to_end.program import Proxy, environment
 from end_to_end.recording import RecordingEngine
+from support.program import Proxy, run_command
 
 
 @dataclass(frozen=True)
@@ -98,17 +97,7 @@ def test_files_that_do_not_serve_are_one_line_and_exit_code_1(
         _make(folder, "closed", "-passout", "pass:planted-secret")
     settings = {"PORT": "0", "BACKENDS": "http://127.0.0.1:1", **certificate.settings, **wrong}
 
-    done = subprocess.run(
-        [sys.executable, "-m", "inference_engine_proxy_server", "serve"],
-        cwd=folder,
-        env=environment(**settings),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        start_new_session=True,  # without a terminal: nobody can be asked for a password
-    )
+    done = run_command(folder, "serve", **settings)  # without a terminal: nobody can be asked for a password
 
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.splitlines()) == 1, done.stderr

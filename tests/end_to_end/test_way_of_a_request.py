@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from end_to_end.conftest import StartProxy, StartServers
-from end_to_end.http_client import chat, send
-from end_to_end.program import Proxy
 from end_to_end.recording import RecordingEngine
-from end_to_end.waiting import eventually
+from support.http_client import chat, send
+from support.program import Proxy
+from support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 ALICE = "sk-alice-0123456789abcdef"
@@ -84,7 +84,7 @@ async def test_an_engine_with_a_key_of_its_own_is_used_and_understood(
     [server] = start_servers(1, tiny_model, "--api-key", ENGINES_KEY)
     assert server.status("/metrics") == 401
     proxy = start_proxy(server, BACKEND_API_KEY=ENGINES_KEY, METRICS_CACHE_TTL_SECONDS="0.1", **KEYS)
-    health = (await proxy.health())["details"][server.url]
+    health = (await proxy.details())[server.url]
 
     assert health["ready"]
     assert "llamacpp:tokens_predicted_total" in health["metrics"]

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.waiting import eventually
 from faults.engine import EVENT, STREAM_HEAD, Engine, chunk, says
-from faults.program import Program, program
 from support.fakes.engine import EngineConnection, http_reply
+from support.http_client import Call, Reply, chat, send
+from support.program import Proxy, program
+from support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 METRICS_PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
@@ -47,7 +47,7 @@ def worker_of(reply: Reply | Call) -> str:
 
 
 @asynccontextmanager
-async def open_streams(proxy: Program, count: int) -> AsyncIterator[list[Call]]:
+async def open_streams(proxy: Proxy, count: int) -> AsyncIterator[list[Call]]:
     """Streams that have begun, each on a connection of its own, in both of two workers."""
     async with AsyncExitStack() as stack:
         calls: list[Call] = []
@@ -63,16 +63,16 @@ async def test_workers_share_the_port_and_the_start_is_said_once(tmp_path: Path)
         replies = [await proxy.post() for _ in range(40)]
 
         assert {reply.status for reply in replies} == {200}
-        assert len({worker_of(reply) for reply in replies}) == len(proxy.process.workers) == 2
-        assert proxy.process.events.count("listening on") == 1
-        assert "[worker 0]" in proxy.process.events
-        assert "[worker 1]" in proxy.process.events
+        assert len({worker_of(reply) for reply in replies}) == len(proxy.workers) == 2
+        assert proxy.events.count("listening on") == 1
+        assert "[worker 0]" in proxy.events
+        assert "[worker 1]" in proxy.events
 
 
 async def test_one_worker_is_no_process_more(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS="1") as proxy:
-        assert proxy.process.workers == []
-        assert "[worker" not in proxy.process.events
+        assert proxy.workers == []
+        assert "[worker" not in proxy.events
         assert "worker=" not in (await send(proxy.url, "/metrics")).body.decode()
 
 
@@ -98,7 +98,7 @@ async def test_bursts_are_spread_as_evenly_as_by_one_process(tmp_path: Path) -> 
         await eventually(lambda: nothing_in_flight(proxy))
 
 
-async def nothing_in_flight(proxy: Program) -> bool:
+async def nothing_in_flight(proxy: Proxy) -> bool:
     health = (await send(proxy.url, "/health")).json
     return not any(one["requests_in_flight"] for one in health["details"])
 
@@ -146,7 +146,7 @@ async def test_metrics_show_all_workers(tmp_path: Path) -> None:
 async def test_a_worker_that_hangs_is_missing_and_that_is_said(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine:
         async with program(tmp_path, engine, WORKERS="2", ADMIN_KEY=KEY) as proxy:
-            frozen = proxy.process.workers[0]
+            frozen = proxy.workers[0]
             os.kill(frozen, signal.SIGSTOP)
             try:
                 page = await first_answer(proxy, "/metrics")
@@ -161,7 +161,7 @@ async def test_a_worker_that_hangs_is_missing_and_that_is_said(tmp_path: Path) -
     assert (drained.json["requests_in_flight"], drained.json["safe_to_stop"]) == (0, False)
 
 
-async def first_answer(proxy: Program, path: str, method: str = "GET") -> Reply:
+async def first_answer(proxy: Proxy, path: str, method: str = "GET") -> Reply:
     """The first that comes when many ask: those who come to a worker that hangs get none."""
     loop = asyncio.get_running_loop()
     asking = [loop.create_task(send(proxy.url, path, method=method, headers=BEARER)) for _ in range(12)]
@@ -183,8 +183,8 @@ async def test_an_order_to_drain_reaches_all_workers_and_those_that_come_later(t
                 assert (drained["draining"], drained["safe_to_stop"]) == (True, False)
                 assert drained["requests_in_flight"] == streams.open
 
-                os.kill(proxy.process.workers[0], signal.SIGKILL)
-                await eventually(lambda: "serves again" in proxy.process.events)
+                os.kill(proxy.workers[0], signal.SIGKILL)
+                await eventually(lambda: "serves again" in proxy.events)
                 for _ in range(20):
                     assert (await proxy.post()).headers["x-backend"] == staying.url
 
@@ -195,7 +195,7 @@ async def test_an_order_to_drain_reaches_all_workers_and_those_that_come_later(t
             await eventually(lambda: is_used_by_both(proxy, leaving))
 
 
-async def is_used_by_both(proxy: Program, engine: Engine) -> bool:
+async def is_used_by_both(proxy: Proxy, engine: Engine) -> bool:
     replies = [await proxy.post() for _ in range(12)]
     return len({worker_of(reply) for reply in replies if reply.headers["x-backend"] == engine.url}) == 2
 
@@ -229,7 +229,7 @@ async def test_what_keys_have_under_way_is_summed_and_what_is_left_is_where_it_i
 async def test_operators_port_reaches_all_workers(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine:
         async with program(tmp_path, engine, WORKERS="2", ADMIN_KEY=KEY, ADMIN_PORT="0") as proxy:
-            found = re.search(r"listening on (http://\S+) for operators", proxy.process.events)
+            found = re.search(r"listening on (http://\S+) for operators", proxy.events)
             assert found is not None
             for _ in range(8):
                 page = (await send(found[1], "/metrics")).body.decode()

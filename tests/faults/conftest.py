@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.waiting import eventually
 from faults.engine import Answer, Engine, says
 from support.fakes.engine import http_reply
 from support.live_proxy import Proxy, live_proxy
 from support.llama_server import LlamaServer
 from support.tiny_gguf import write_tiny_gguf
+from support.waiting import eventually
 
-__all__ = ["CHAT", "OTHER", "Fleet", "Watched"]
+__all__ = ["CHAT", "OTHER", "Fleet"]
 
 CHAT = "/v1/chat/completions"
 OTHER = "/v1/responses"
@@ -32,61 +30,6 @@ E = TypeVar("E", bound=Engine)
 _WELL = says(http_reply())
 
 
-@dataclass(frozen=True)
-class Watched:
-    """A running proxy, as its clients and operators see it."""
-
-    proxy: Proxy
-
-    @property
-    def url(self) -> str:
-        return self.proxy.url
-
-    async def post(self, path: str = CHAT, body: object = None, **headers: str) -> Reply:
-        """The whole reply, as far as it comes."""
-        return await send(self.url, path, chat() if body is None else body, headers=headers)
-
-    def call(self, path: str = CHAT, *, stream: bool = True) -> Call:
-        """A request whose reply is read step by step."""
-        return Call(self.url, path, chat(stream=stream))
-
-    async def backend(self, engine: Engine | LlamaServer) -> dict[str, Any]:
-        """What ``/health`` says of it."""
-        details = (await send(self.url, "/health")).json["details"]
-        return next(detail for detail in details if detail["backend"] == engine.url)
-
-    async def state(self, engine: Engine | LlamaServer) -> str:
-        return str((await self.backend(engine))["state"])
-
-    async def becomes(self, engine: Engine | LlamaServer, state: str, seconds: float = 20.0) -> None:
-        """Wait until ``engine`` is in ``state``."""
-
-        async def is_there() -> bool:
-            return await self.state(engine) == state
-
-        await eventually(is_there, seconds)
-
-    async def metric(self, name: str, **labels: str) -> float:
-        """The sum over all samples of ``inference_proxy_NAME`` that have ``labels``."""
-        page = (await send(self.url, "/metrics")).body.decode()
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(page)
-            for sample in family.samples
-            if sample.name == f"inference_proxy_{name}" and labels.items() <= sample.labels.items()
-        )
-
-    async def retries(self, reason: str) -> float:
-        return await self.metric("retries_total", reason=reason)
-
-    async def is_at_rest(self) -> bool:
-        """Nothing is under way but this question."""
-        names = ("requests_in_flight", "queue_requests", "request_body_bytes_in_flight")
-        return not [name for name in names if await self.metric(name)] and (
-            await self.metric("client_requests_in_flight") <= 1
-        )
-
-
 @dataclass
 class Fleet:
     """Starts engines and the proxy before them for one test."""
@@ -94,7 +37,7 @@ class Fleet:
     stack: AsyncExitStack
     engines: list[Engine] = field(default_factory=list)
     access_log: io.StringIO = field(default_factory=io.StringIO)
-    watched: Watched | None = None
+    watched: Proxy | None = None
 
     async def engine(self, answer: Answer = _WELL, **script: Any) -> Engine:
         """An engine that answers clients' requests by ``answer``; ``script`` as for :class:`Engine`."""
@@ -106,12 +49,12 @@ class Fleet:
         await self.stack.enter_async_context(engine)
         return engine
 
-    async def proxy(self, *backends: Engine | LlamaServer | str, **settings: Any) -> Watched:
+    async def proxy(self, *backends: Engine | LlamaServer | str, **settings: Any) -> Proxy:
         """The proxy, as :func:`live_proxy`; what comes back need not start slowly."""
         urls = [backend if isinstance(backend, str) else backend.url for backend in backends]
         settings = {"slow_start_seconds": 0} | settings
         with contextlib.redirect_stdout(self.access_log):  # as long as it starts: it keeps what it finds then
-            self.watched = Watched(await self.stack.enter_async_context(live_proxy(*urls, **settings)))
+            self.watched = await self.stack.enter_async_context(live_proxy(*urls, **settings))
         return self.watched
 
     async def nothing_is_left(self) -> None:
@@ -120,7 +63,7 @@ class Fleet:
             return
         await eventually(self.watched.is_at_rest, seconds=5)
         requests = await self.watched.metric("requests_total")
-        await self.watched.proxy.stop()
+        await self.watched.stop()
         assert self.access_log.getvalue().count("\n") == requests + 1  # the look at the metrics itself
         await eventually(lambda: not sum(engine.open_requests for engine in self.engines), seconds=5)
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import uvloop
 
-from end_to_end.http_client import Reply, chat, send
-from end_to_end.waiting import eventually
-from faults.conftest import CHAT, Watched
+from faults.conftest import CHAT
 from faults.engine import Engine
 from support.fakes.engine import EngineConnection, http_reply
+from support.http_client import Reply, chat, send
 from support.live_proxy import live_proxy
+from support.waiting import eventually
 
 _PORTS = 40
 _TAKEN = 28  # of these, for connections to the engine
@@ -53,13 +53,12 @@ async def _run() -> dict[str, object]:
 
     settings = {"refresh_seconds": 0.3, "max_allowed_request_queue": 1000, "access_log": False}
     async with Engine(answer) as engine, live_proxy(engine.url, **settings) as proxy:
-        watched = Watched(proxy)
         others = [await asyncio.open_connection("127.0.0.1", engine.port) for _ in range(_TAKEN)]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(ask(proxy.url)) for _ in range(_REQUESTS)]
             await eventually(lambda: len(refusals) + len(engine.served) == _REQUESTS)
             await asyncio.sleep(1.5)  # several questions cannot be asked meanwhile
-            state = await watched.state(engine)
+            state = await proxy.state(engine)
             may_end.set()
         replies = [task.result() for task in tasks]
         for _, writer in others:  # with a reset: a port that is closed in the usual way is kept for a minute

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.program import environment
-from end_to_end.waiting import eventually
-from faults.conftest import CHAT, Fleet, Watched
+from faults.conftest import CHAT, Fleet
 from faults.engine import EVENT, STREAM_HEAD, Engine, chunk
-from faults.program import Program, program, started
 from inference_engine_proxy_server.processes.host import raise_file_limit
 from support.fakes.engine import EngineConnection, http_reply
+from support.http_client import Call, Reply, chat, send
 from support.llama_server import LlamaServer
+from support.program import Proxy, environment, program, started
+from support.running_proxy import RunningProxy
+from support.waiting import eventually
 
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -69,7 +69,7 @@ async def test_lc01_two_hundred_streams_may_end_and_those_that_do_not_are_told_a
         assert [await call.head() for call in calls] == [200] * 200
         assert await is_ready(proxy.url)
 
-        proxy.process.signal(signal.SIGTERM)
+        proxy.signal(signal.SIGTERM)
         began = time.monotonic()
         await eventually(lambda: is_not_ready(proxy), 0.5)
         late = await send(proxy.url, "/livez")  # the grace: who has not heard yet is served
@@ -82,13 +82,13 @@ async def test_lc01_two_hundred_streams_may_end_and_those_that_do_not_are_told_a
         assert 1.7 <= time.monotonic() - began < 5
         assert {reply.complete for reply in cut} == {False}
         assert all(reply.body.startswith(EVENT) and b'"code": "shutting_down"' in reply.body for reply in cut)
-        assert await proxy.process.ended() == 0
+        assert await proxy.ended() == 0
         await eventually(lambda: not engine.open_requests)
-        outcomes = [line.outcome for line in proxy.process.access_lines if line.path == CHAT]
+        outcomes = [line.outcome for line in proxy.access_lines if line.path == CHAT]
         assert sorted(outcomes) == ["broken"] * 100 + ["complete"] * 100
 
 
-async def is_not_ready(proxy: Watched) -> bool:
+async def is_not_ready(proxy: RunningProxy) -> bool:
     return not await is_ready(proxy.url)
 
 
@@ -98,8 +98,8 @@ async def test_lc03_a_killed_proxy_frees_its_engines_and_starts_again_at_once(tm
         async with first.call() as call:
             call.send()
             assert (await call.head(), await call.event()) == (200, EVENT)
-            first.process.signal(signal.SIGKILL)
-            assert await first.process.ended() == -signal.SIGKILL
+            first.signal(signal.SIGKILL)
+            assert await first.ended() == -signal.SIGKILL
             await eventually(lambda: not engine.open_requests, 1)
             assert not (await call.reply()).complete
 
@@ -154,16 +154,16 @@ async def test_lc04_exchanging_one_of_two_proxies_behind_a_load_balancer_costs_n
             new = await started(stack, tmp_path / "new", engine)
             assert (await send(new.url, CHAT, chat())).status == 200  # it has asked its backends before it listened
             balancer.urls.append(new.url)
-            old.process.signal(signal.SIGTERM)
-            assert await old.process.ended() == 0
+            old.signal(signal.SIGTERM)
+            assert await old.ended() == 0
             await asyncio.sleep(0.5)
             is_over = True
             await asyncio.wait(clients)
             watching.cancel()
         assert set(statuses) == {200}
         for proxy in (other, new):
-            assert [line for line in proxy.process.access_lines if line.path == CHAT and line.status == 200]
-            await asyncio.to_thread(proxy.process.stop)
+            assert [line for line in proxy.access_lines if line.path == CHAT and line.status == 200]
+            await asyncio.to_thread(proxy.stop)
 
 
 class Slow:
@@ -196,12 +196,12 @@ async def test_lc06_a_backend_that_is_taken_out_ends_its_streams_and_is_asked_no
             assert (await call.head(), await call.event()) == (200, EVENT)
 
             file.write_text(fleet_file(old, prefix="renamed"))
-            proxy.process.signal(signal.SIGHUP)
+            proxy.signal(signal.SIGHUP)
             await eventually(lambda: names(proxy, "renamed-0"))
             assert (await proxy.backend(old))["requests_in_flight"] == 1
 
             file.write_text(fleet_file(new))
-            proxy.process.signal(signal.SIGHUP)
+            proxy.signal(signal.SIGHUP)
             await eventually(lambda: names(proxy, "engine-0"))
             await proxy.becomes(new, "up")
             await asyncio.sleep(0.1)  # for a question that was under way
@@ -217,7 +217,7 @@ async def test_lc06_a_backend_that_is_taken_out_ends_its_streams_and_is_asked_no
             assert (await send(proxy.url, CHAT, chat())).headers["x-backend"] == new.url
 
 
-async def names(proxy: Program, *expected: str) -> bool:
+async def names(proxy: Proxy, *expected: str) -> bool:
     reply = await send(proxy.url, "/admin/backends", headers={"Authorization": f"Bearer {'k' * 32}"})
     return [one["name"] for one in reply.json["backends"]] == list(expected)
 
@@ -246,9 +246,7 @@ async def test_lc11_a_name_that_cannot_be_resolved_at_the_start_is_no_reason_not
         return await resolve(host, port, **kinds)
 
     monkeypatch.setattr(loop, "getaddrinfo", resolver)
-    began = time.monotonic()
     proxy = await fleet.proxy(engine.url.replace("127.0.0.1", "engine.invalid"), refresh_seconds=0.2)
-    assert time.monotonic() - began < 2
     refused = await proxy.post()
     assert (refused.status, refused.json["error"]["code"]) == (503, "no_backend_available")
     assert int(refused.headers["retry-after"]) >= 1

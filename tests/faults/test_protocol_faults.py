@@ -12,10 +12,11 @@ from collections import Counter
 import pytest
 
 from corpus.notation import BadRequest, bad_requests, odd_requests, settings
-from end_to_end.waiting import eventually
-from faults.conftest import CHAT, Fleet, Watched
+from faults.conftest import CHAT, Fleet
 from support.fakes.engine import FakeEngine, answering, http_reply
 from support.fakes.front import Client
+from support.live_proxy import Proxy as LiveProxy
+from support.waiting import eventually
 
 REFUSED = (
     "PA01", "PA02", "PA04", "PA05", "PA06", "PA08", "PA10", "PA11", "PA12", "PA13", "PA14", "PA16", "PA18", "PA20",
@@ -25,11 +26,11 @@ PASSED_ON = ("PA16", "PA17", "PA18", "PA21", "PA22", "PA25")
 SECRET = "s" * 32
 
 
-async def connect(proxy: Watched) -> Client:
-    return Client(*await proxy.proxy.connect())
+async def connect(proxy: LiveProxy) -> Client:
+    return Client(*await proxy.connect())
 
 
-async def attack(proxy: Watched, entry: BadRequest) -> list[bytes]:
+async def attack(proxy: LiveProxy, entry: BadRequest) -> list[bytes]:
     """Send a message of the corpus; gives the status of each reply that comes until the connection ends."""
     client = await connect(proxy)
     client.send(entry.send)

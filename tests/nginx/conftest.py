@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from end_to_end.conftest import slow_model, start_proxy, tiny_model
-from end_to_end.program import Proxy
 from nginx.server import Nginx
 from support.llama_server import LlamaServer
+from support.program import Proxy
 
 __all__ = ["slow_model", "start_proxy", "tiny_model"]
 

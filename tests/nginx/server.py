@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from end_to_end.http_client import Call, Reply
+from support.http_client import Call, Reply
 from test_compose import environment_of, services_of, source
 
 __all__ = ["Nginx", "SecureCall", "check", "configure"]

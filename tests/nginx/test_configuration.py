@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.http_client import Call
 from nginx.server import Nginx, check, configure
-
-pytestmark = pytest.mark.nginx
+from support.http_client import Call
 
 NOBODY = "http://127.0.0.1:9"
 

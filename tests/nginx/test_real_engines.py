@@ -13,14 +13,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from end_to_end.conftest import StartProxy
-from end_to_end.http_client import Call, chat
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
 from nginx.conftest import StartNginx
 from nginx.server import Nginx
+from support.http_client import Call, chat
 from support.llama_server import LlamaServer
-
-pytestmark = pytest.mark.nginx
+from support.program import Proxy
+from support.waiting import eventually
 
 Leave = Callable[[Call], Awaitable[None]]
 

@@ -9,14 +9,12 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from end_to_end.conftest import StartProxy
-from end_to_end.http_client import Call, send
-from end_to_end.program import Proxy
-from end_to_end.waiting import eventually
 from nginx.conftest import PATIENT, StartNginx
 from nginx.server import Nginx
 from support.fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply
-
-pytestmark = pytest.mark.nginx
+from support.http_client import Call, send
+from support.program import Proxy
+from support.waiting import eventually
 
 PATH = "/v1/chat/completions"
 EVENTS = 20

@@ -1,4 +1,4 @@
-"""The proxy in front of real vLLM servers. Run by scripts/test-vllm.sh."""
+"""The proxy in front of real vLLM servers. Run by `scripts/test.sh vllm`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import openai
 import pytest
 
 from real_vllm.conftest import MODEL, Vllm, ask, eventually
-
-pytestmark = pytest.mark.real_vllm
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 

@@ -17,11 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.program import Proxy, environment
-from end_to_end.waiting import eventually
 from slow_clients.normal_client import Latencies, ask_for, p99
-
-pytestmark = pytest.mark.slow_clients
+from support.program import Proxy, environment
+from support.waiting import eventually
 
 CONNECTIONS = 1000
 A_SECOND = 300  # of them are made

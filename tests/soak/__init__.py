@@ -1,4 +1,4 @@
-"""Hours of random faults and every kind of client at once; run by scripts/soak.sh. Nothing here is collected by pytest.
+"""Hours of random faults and every kind of client at once: `scripts/test.sh soak`. Not collected by pytest.
 
 * ``engine``       a scripted engine: the program of a process that misbehaves on order
 * ``engines``      all engines, scripted ones and real llama.cpp servers, and the fleet file that lists them

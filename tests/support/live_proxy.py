@@ -16,8 +16,9 @@ import httpx2
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.server import make_host
+from support.running_proxy import RunningProxy
 
-__all__ = ["Fleet", "Proxy", "ScriptedEngine", "eventually", "live_proxy", "unused_url"]
+__all__ = ["Fleet", "Proxy", "ScriptedEngine", "eventually", "live_proxy"]
 
 _DEADLINE_SECONDS = 20
 _NEVER_SECONDS = 3600.0  # a refresh interval that no test lives to see: only the first round asks
@@ -137,8 +138,8 @@ class ScriptedEngine:
 
 
 @dataclass(frozen=True)
-class Proxy:
-    """A running proxy.
+class Proxy(RunningProxy):
+    """A proxy in this process.
 
     Attributes:
         http: a client of it.
@@ -150,11 +151,6 @@ class Proxy:
     http: httpx2.AsyncClient
     stop: Callable[[], Any]
     clients: AsyncExitStack
-
-    async def health(self) -> dict[str, Any]:
-        """What ``GET /health`` says."""
-        told: dict[str, Any] = (await self.http.get("/health")).json()
-        return told
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A bare connection to it, closed with it at the latest."""
@@ -204,12 +200,6 @@ class Fleet:
         """A proxy in front of ``backends``, as :func:`live_proxy`."""
         urls = (backend if isinstance(backend, str) else backend.url for backend in backends)
         return await self.stack.enter_async_context(live_proxy(*urls, **settings))
-
-
-def unused_url() -> str:
-    """An address where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 async def eventually(condition: Callable[[], Any]) -> Any:

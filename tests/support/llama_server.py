@@ -5,19 +5,16 @@
     with LlamaServer(model, "--slots", "2") as server:
         server.url, server.metrics(), server.freeze(), server.thaw(), server.kill()
 
-The same file is the child's program: ``python tests/llama_server.py MODEL PORT [--slots N] [--no-metrics] ...``.
-The child ends when its standard input does, so it cannot outlive a test run, however that ends.
+The child runs ``llama_program.py``. It ends when its standard input does, so it cannot outlive a test run, however that
+ends.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import http.client
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,10 +22,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from support.ports import free_port
+
 __all__ = ["LlamaServer"]
 
 _READY_DEADLINE_SECONDS = 60.0
-_ATTEMPTS = 3
+_PROGRAM = Path(__file__).with_name("llama_program.py")
 
 
 class LlamaServer:
@@ -36,7 +35,7 @@ class LlamaServer:
 
     Args:
         model: a GGUF file, such as ``tiny_gguf.write_tiny_gguf`` writes.
-        options: the child's command line options, see ``_arguments``.
+        options: command line options of ``llama_program.py``.
         port: ``None``: a free one.
         wait: ``False``: return at once, while the server refuses connections and then answers 503 for as long as it
             loads; ``wait_until_ready`` waits. A large model makes that long enough to be seen.
@@ -46,19 +45,18 @@ class LlamaServer:
     """
 
     def __init__(self, model: Path, *options: str, port: int | None = None, wait: bool = True) -> None:
-        attempts = _ATTEMPTS if port is None and wait else 1
-        for attempt in range(1, attempts + 1):
-            self._start(model, options, port or _free_port())
-            if not wait:
-                return
-            try:
-                self.wait_until_ready()
-            except RuntimeError:
-                # Somebody else may have taken the port between our look and the child's.
-                if attempt == attempts:
-                    raise
-            else:
-                return
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = tempfile.NamedTemporaryFile(prefix="llama-server-", suffix=".log")  # noqa: SIM115 - see `_close`
+        self._process = subprocess.Popen(
+            [sys.executable, _PROGRAM, str(model), str(self.port), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,  # Ctrl-C is for the tests, which stop their servers
+        )
+        if wait:
+            self.wait_until_ready()
 
     def __enter__(self) -> Self:
         return self
@@ -131,18 +129,6 @@ class LlamaServer:
         self._process.kill()  # it has nothing to save, and its own way out waits for its streams
         self._close()
 
-    def _start(self, model: Path, options: tuple[str, ...], port: int) -> None:
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
-        self._log = tempfile.NamedTemporaryFile(prefix="llama-server-", suffix=".log")  # noqa: SIM115 - see `_close`
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(model), str(port), *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            start_new_session=True,  # Ctrl-C is for the tests, which stop their servers
-        )
-
     def _get(self, path: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
@@ -157,55 +143,3 @@ class LlamaServer:
         for pipe in (self._process.stdin, self._process.stdout, self._log):
             if pipe is not None:
                 pipe.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("port", type=int)
-    parser.add_argument("--slots", type=int, default=2)
-    parser.add_argument("--context", type=int, default=4096, help="tokens of all slots together")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--http-threads", type=int, default=-1, help="-1: the engine's own choice")
-    parser.add_argument("--alias", help="the model's name in /v1/models")
-    parser.add_argument("--api-key")
-    parser.add_argument("--no-metrics", dest="metrics", action="store_false")
-    return parser.parse_args()
-
-
-def _serve(arguments: argparse.Namespace) -> None:
-    # Only the child needs the engine's library; it is 100 MB large.
-    import xllamacpp
-
-    chosen = xllamacpp.CommonParams()
-    chosen.model.path = arguments.model
-    chosen.hostnames = ["127.0.0.1"]
-    chosen.port = arguments.port
-    chosen.n_parallel = arguments.slots
-    chosen.n_ctx = arguments.context
-    chosen.cpuparams.n_threads = chosen.cpuparams_batch.n_threads = arguments.threads
-    chosen.n_threads_http = arguments.http_threads
-    chosen.endpoint_metrics = arguments.metrics
-    chosen.endpoint_slots = True
-    if arguments.alias:
-        chosen.model_alias = {arguments.alias}
-    if arguments.api_key:
-        chosen.api_keys = [arguments.api_key]
-    ready_pipe = os.dup(1)
-    os.dup2(2, 1)  # whatever the engine prints is log
-    server = xllamacpp.Server(chosen)
-    with contextlib.suppress(BrokenPipeError):  # the tests have gone meanwhile: the next line sees that too
-        os.write(ready_pipe, f"{server.listening_address}\n".encode())
-    sys.stdin.buffer.read()
-    os._exit(0)  # at once: the engine's own way out waits for its streams
-
-
-if __name__ == "__main__":
-    _serve(_arguments())

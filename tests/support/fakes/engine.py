@@ -12,8 +12,8 @@
         assert engine.requests == [...]
         assert await engine.connections[0].ended == "reset"
 
-The script runs once for each connection, until it returns; returning leaves the connection open. ``answering`` and
-``refusing_port`` cover the usual cases. A script waits for its connection's ``cue``, never for a time.
+The script runs once for each connection, until it returns; returning leaves the connection open. ``answering`` covers
+the usual case. A script waits for its connection's ``cue``, never for a time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Self, cast
 
-__all__ = ["EngineConnection", "FakeEngine", "Script", "answering", "http_reply", "refusing_port"]
+__all__ = ["EngineConnection", "FakeEngine", "Script", "answering", "http_reply"]
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, zero seconds
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
@@ -211,11 +211,3 @@ def answering(*replies: bytes) -> Script:
             connection.send(waiting.pop(0) if len(waiting) > 1 else waiting[0])
 
     return script
-
-
-def refusing_port() -> int:
-    """A port of 127.0.0.1 where nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port

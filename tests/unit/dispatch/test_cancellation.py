@@ -19,10 +19,11 @@ from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.request_head import parse_request_head
-from support.fakes.engine import EngineConnection, FakeEngine, Script, http_reply, refusing_port
+from support.fakes.engine import EngineConnection, FakeEngine, Script, http_reply
 from support.fakes.front import LIMITS, until
 from support.fakes.memory import turns
 from support.pools import READY, Pool, make_forwarder, make_pool, publish, requests_under_budget
+from support.ports import unused_url
 
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n5\r\ndata:\r\n"
 QUEUE = QueueLimits(requests=30, seconds=30)
@@ -144,7 +145,7 @@ async def proxy_to(*scripts: Script | None, capacity: int | None = None) -> Asyn
         urls: list[str] = []
         for script in scripts:
             if script is None:
-                urls.append(f"http://127.0.0.1:{refusing_port()}")
+                urls.append(unused_url())
             else:
                 urls.append((await stack.enter_async_context(FakeEngine(script))).url)
         pool = make_pool(urls, Deadlines(), queue=QUEUE)

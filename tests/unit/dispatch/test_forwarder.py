@@ -16,9 +16,10 @@ from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.wire.client_connection import CLIENT_GONE
 from inference_engine_proxy_server.wire.outcome import Outcome
-from support.fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply, refusing_port
+from support.fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply
 from support.fakes.front import until
 from support.pools import READY, ForwardingFront, publish
+from support.ports import free_port, unused_url
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENT = b'data: {"n": 1}\n\n'
@@ -86,7 +87,7 @@ async def test_the_engine_gets_the_request_as_sent_with_its_own_host() -> None:
 
 async def test_a_refused_connection_moves_the_request_and_takes_the_backend_out() -> None:
     async with FakeEngine(answering(http_reply())) as alive:
-        async with ForwardingFront(f"http://127.0.0.1:{refusing_port()}", alive) as proxy:
+        async with ForwardingFront(unused_url(), alive) as proxy:
             replies = [await proxy.post(path="/v1/responses") for _ in range(16)]
             assert {status_of(reply) for reply in replies} == {200}
             dead, other = proxy.pool.backends
@@ -95,7 +96,7 @@ async def test_a_refused_connection_moves_the_request_and_takes_the_backend_out(
 
 
 async def test_nobody_reachable_is_503_with_retry_after() -> None:
-    port = refusing_port()
+    port = free_port()
     async with ForwardingFront(f"http://127.0.0.1:{port}") as proxy:
         reply = await proxy.post()
     assert status_of(reply) == 503
@@ -426,7 +427,7 @@ async def test_a_fleet_that_declines_everything_is_asked_little_more_than_once_f
 
 async def test_a_declined_request_gives_its_share_of_the_budget_back_however_it_ends() -> None:
     async with FakeEngine(answering(http_reply(b"no", 503))) as declining, FakeEngine(answering(http_reply())) as other:
-        gone = f"http://127.0.0.1:{refusing_port()}"
+        gone = unused_url()
         async with ForwardingFront(declining, gone, other) as proxy:
             first, second, third = proxy.pool.backends
             for _ in range(8):

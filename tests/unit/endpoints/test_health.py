@@ -9,8 +9,9 @@ from fastapi import FastAPI
 
 from inference_engine_proxy_server.endpoints.health import health_router
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
-from support.live_proxy import Fleet, Proxy, eventually, unused_url
+from support.live_proxy import Fleet, Proxy, eventually
 from support.pools import make_pool, publish
+from support.ports import unused_url
 
 OWN = ("/", "/health", "/livez", "/readyz", "/v1/models", "/metrics", "/docs", "/redoc", "/openapi.json")
 

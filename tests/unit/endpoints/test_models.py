@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from support.live_proxy import Fleet, Proxy, eventually, unused_url
+from support.live_proxy import Fleet, Proxy, eventually
+from support.ports import unused_url
 
 
 async def _listing(proxy: Proxy) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from pathlib import Path
 
-from end_to_end.program import Proxy
 from support.live_proxy import ScriptedEngine
+from support.program import Proxy
 
 # Requests with methods other than GET and HEAD are passed on, so the engine answers them.
 OWN = "^/(health|livez|readyz|v1/models|metrics)?$"

@@ -8,7 +8,6 @@ import os
 from dataclasses import replace
 from functools import partial
 
-from end_to_end.waiting import eventually
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest, RequestQueue
@@ -22,6 +21,7 @@ from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from support.pools import QUEUE, READY, RULES, Pool
+from support.waiting import eventually
 
 LIMITS = BackendLimits(connect_seconds=1, first_byte_seconds=1, pause_seconds=1, idle_seconds=1)
 URLS = ("http://a:1", "http://b:1")

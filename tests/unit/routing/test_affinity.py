@@ -15,9 +15,10 @@ from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
-from support.fakes.engine import FakeEngine, answering, http_reply, refusing_port
+from support.fakes.engine import FakeEngine, answering, http_reply
 from support.fakes.front import until
 from support.pools import READY, ForwardingFront, Pool, make_pool, publish
+from support.ports import unused_url
 
 LACKS = http_reply(b"its own 404", 404)
 ASK = b"GET /v1/responses/resp_1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -166,7 +167,7 @@ async def test_an_answer_that_is_not_about_having_it_is_passed_on() -> None:
 
 async def test_who_cannot_be_reached_is_passed_over() -> None:
     async with FakeEngine(answering(LACKS)) as engine:
-        async with ForwardingFront(f"http://127.0.0.1:{refusing_port()}", engine) as proxy:
+        async with ForwardingFront(unused_url(), engine) as proxy:
             statuses = [status_of(await proxy.send(ASK)) for _ in range(4)]
             assert statuses[0] in (404, 503)  # 503: it was the last one left, and may have it
             assert statuses[1:] == [404] * 3  # it is known to be down, and with it what it had

@@ -15,9 +15,10 @@ from inference_engine_proxy_server.wire import backend_connections
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, Origin
 from support.fakes.back import GET, LIMITS, Sink, ask, connections_to
-from support.fakes.engine import EngineConnection, FakeEngine, answering, http_reply, refusing_port
+from support.fakes.engine import EngineConnection, FakeEngine, answering, http_reply
 from support.fakes.front import until
 from support.fakes.memory import turns
+from support.ports import unused_url
 
 OK = answering(http_reply())
 REFUSED = "127.0.0.2"  # engines here listen on 127.0.0.1 only
@@ -169,7 +170,7 @@ async def test_an_error_on_a_reused_connection_is_marked(end: Callable[[EngineCo
 
 
 async def test_a_backend_that_refuses_connections_is_unreachable() -> None:
-    async with connections_to(f"http://127.0.0.1:{refusing_port()}") as connections:  # BF01
+    async with connections_to(unused_url()) as connections:  # BF01
         with pytest.raises(BackendUnreachable):
             await connections.connect()
 

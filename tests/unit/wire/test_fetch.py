@@ -8,7 +8,8 @@ from inference_engine_proxy_server.errors import BackendBroke, BackendUnreachabl
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
 from inference_engine_proxy_server.wire.fetch import Inquiry
 from support.fakes.back import connections_to
-from support.fakes.engine import EngineConnection, FakeEngine, answering, http_reply, refusing_port
+from support.fakes.engine import EngineConnection, FakeEngine, answering, http_reply
+from support.ports import unused_url
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -104,7 +105,7 @@ async def test_an_unreachable_or_broken_backend_raises_an_error() -> None:
         await connection.request()
         connection.reset()
 
-    async with connections_to(f"http://127.0.0.1:{refusing_port()}") as connections:
+    async with connections_to(unused_url()) as connections:
         with pytest.raises(BackendUnreachable):
             await status_and_body(connections)
     async with FakeEngine(breaks) as engine, connections_to(engine.url) as connections:

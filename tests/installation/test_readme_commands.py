@@ -17,47 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.http_client import send
-from end_to_end.waiting import eventually
+from support.http_client import send
 from support.llama_server import LlamaServer
+from support.readme import ASK, COPY_SETTINGS, INSTALL, README, RUN, SERVE, blocks
+from support.tiny_gguf import write_tiny_gguf
+from support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-CHINESE = (ROOT / "README.zh-TW.md").read_text()
-
-RUN = "scripts/run.sh"
-ASK, = re.findall(r"^curl -N (?:.*\\\n)*.*", README, re.MULTILINE)  # fmt: skip
-COPY_SETTINGS = "cp .env.example .env"
-INSTALL = "pip install ."
-SERVE = "inference-proxy serve --backends http://llm-1:8080,http://llm-2:8080"
-RUN_ELSEWHERE = {
-    "docker compose -f docker-compose.llamacpp.yml up -d --build",  # no Docker here: see test_compose.py
-    "scripts/test.sh",  # runs this very test
-}
 PIP_CACHE = Path("~/.cache/pip").expanduser()
 START_SECONDS = 300  # it installs packages first
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-def commands(text: str) -> list[str]:
-    """Every command of its shell blocks, without its comment."""
-    lines = "".join(blocks(text, "bash")).replace("\\\n", "\0").splitlines()
-    return [line.partition("  #")[0].rstrip().replace("\0", "\\\n") for line in lines]
-
-
-def test_every_command_is_run_here_or_named_as_run_elsewhere() -> None:
-    assert set(commands(README)) == {
-        RUN, ASK, COPY_SETTINGS, INSTALL, SERVE, *RUN_ELSEWHERE
-    }  # fmt: skip
-
-
-def test_both_languages_have_the_same_commands_and_code() -> None:
-    assert commands(CHINESE) == commands(README)
-    for language in ("python", "toml"):
-        assert blocks(CHINESE, language) == blocks(README, language)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +44,11 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         shutil.copy2(ROOT / name, folder / name)
     yield folder
     shutil.rmtree(folder)  # two environments and the demo's model: 1 GB
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
-#!/usr/bin/env bash
+# shellcheck shell=bash
 # Builds the image with buildah and tries it: health check, user, SIGTERM. Needs root, buildah and curl, and no Docker.
-# Usage: scripts/test-image.sh [BASE]      BASE: the Dockerfile's base image, if not its own
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/venv.sh
+# Argument: the Dockerfile's base image, if not its own
 export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot
 readonly image=localhost/inference-proxy-test
 port="$(free_port)"

@@ -1,13 +1,5 @@
-#!/usr/bin/env bash
-# Runs every recipe of docs/clients.md, also those that need Node, a browser or LangChain: 200 MB of packages in .venv-clients.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/venv.sh
-
-need() { # $1: a program, $2: its package in Debian
-  command -v "$1" >/dev/null || fail "needs $1: try 'apt install $2'"
-}
-
+# shellcheck shell=bash
+# Every recipe of docs/clients.md, also those that need Node, a browser or LangChain: 200 MB of packages in .venv-clients.
 need curl curl
 need node nodejs
 need npm npm

@@ -1,10 +1,6 @@
-#!/usr/bin/env bash
-# Runs the proxy in front of two real vLLM servers on the CPU: 3 GB of packages and some minutes, so not a part of test.sh.
+# shellcheck shell=bash
+# The proxy in front of two real vLLM servers on the CPU: 3 GB of packages and some minutes.
 # VLLM_PYTHON: a Python that has vLLM already; without it one is installed in .venv-vllm.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-
-source scripts/venv.sh
 install test
 
 if [[ -z "${VLLM_PYTHON-}" ]]; then
@@ -18,4 +14,4 @@ if [[ -z "${VLLM_PYTHON-}" ]]; then
   fi
 fi
 export VLLM_PYTHON
-exec .venv/bin/python -m pytest -m real_vllm tests/real_vllm "$@"
+exec .venv/bin/python -m pytest tests/real_vllm "$@"

@@ -1,11 +1,7 @@
-#!/usr/bin/env bash
-# Fuzzes both parsers and both kinds of connection on one core. Usage: scripts/fuzz.sh [MINUTES]; default: 10.
-# Inputs that break a rule of tests/fuzz/targets.py are saved in tests/fuzz/regressions, which the unit tests replay. The
-# corpus grows in .venv-fuzz/corpus.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/venv.sh
-
+# shellcheck shell=bash
+# Fuzzes both parsers and both kinds of connection for some minutes (10) on one core. An input that breaks a rule of
+# tests/fuzz/targets.py is kept in tests/fuzz/regressions, where the ordinary tests read it. Argument: minutes. The corpus grows
+# in .venv-fuzz/corpus.
 readonly minutes="${1:-10}" fuzzer='atheris>=3,<4'
 [[ "$minutes" =~ ^[1-9][0-9]*$ ]] || fail "expected a number of minutes, not '$minutes'"
 

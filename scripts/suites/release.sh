@@ -1,9 +1,5 @@
-#!/usr/bin/env bash
+# shellcheck shell=bash
 # Builds the release and tries its wheel in a bare virtual environment: `inference-proxy demo` answers a request.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/venv.sh
-
 folder="$(mktemp -d)"
 trap 'kill "${demo-}" 2>/dev/null; rm -r "$folder"' EXIT
 python="$(find_python)"

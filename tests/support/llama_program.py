@@ -1,0 +1,56 @@
+"""The llama.cpp server that ``LlamaServer`` runs.
+
+``python llama_program.py MODEL PORT [--slots N] [--no-metrics] ...`` prints its address once it is ready, and ends when
+its standard input does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+
+import xllamacpp  # 100 MB, which the tests' own processes do not load
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("port", type=int)
+    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--context", type=int, default=4096, help="tokens of all slots together")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--http-threads", type=int, default=-1, help="-1: the engine's own choice")
+    parser.add_argument("--alias", help="the model's name in /v1/models")
+    parser.add_argument("--api-key")
+    parser.add_argument("--no-metrics", dest="metrics", action="store_false")
+    return parser.parse_args()
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    chosen = xllamacpp.CommonParams()
+    chosen.model.path = arguments.model
+    chosen.hostnames = ["127.0.0.1"]
+    chosen.port = arguments.port
+    chosen.n_parallel = arguments.slots
+    chosen.n_ctx = arguments.context
+    chosen.cpuparams.n_threads = chosen.cpuparams_batch.n_threads = arguments.threads
+    chosen.n_threads_http = arguments.http_threads
+    chosen.endpoint_metrics = arguments.metrics
+    chosen.endpoint_slots = True
+    if arguments.alias:
+        chosen.model_alias = {arguments.alias}
+    if arguments.api_key:
+        chosen.api_keys = [arguments.api_key]
+    ready_pipe = os.dup(1)
+    os.dup2(2, 1)  # whatever the engine prints is log
+    server = xllamacpp.Server(chosen)
+    with contextlib.suppress(BrokenPipeError):  # the tests have gone meanwhile: the next line sees that too
+        os.write(ready_pipe, f"{server.listening_address}\n".encode())
+    sys.stdin.buffer.read()
+    os._exit(0)  # at once: the engine's own way out waits for its streams
+
+
+if __name__ == "__main__":
+    _serve(_arguments())
