@@ -172,7 +172,7 @@ class Proxy:
         }
         if self._context is not None:
             loops["siblings"] = partial(self._context.siblings.answer, self._context.inbox, self._answers)
-            loops["slots of siblings"] = self._dispatcher.fill_slots_of_siblings
+            loops["slots that siblings free"] = self._dispatcher.fill_slots_of_siblings
         if self._config_watch is not None:
             loops["settings"] = self._config_watch.run
         if self._key_ring is not None:

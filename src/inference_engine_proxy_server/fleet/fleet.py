@@ -70,6 +70,10 @@ class Fleet:
         self._evidence_seconds = 2 * refresh_seconds
         self._observers: list[FleetObserver] = []
 
+    def __repr__(self) -> str:
+        ready = sum(backend.takes_requests for backend in self.backends)
+        return f"<Fleet of {len(self.backends)} backends, {ready} in rotation>"
+
     def subscribe(self, observer: FleetObserver) -> None:
         """Call ``observer`` with every change, after those that subscribed before."""
         self._observers.append(observer)
