@@ -23,9 +23,9 @@ from typing import NoReturn
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.processes.channel import DRAIN, READINESS_PROBED, SERVING, SIGNAL, UNDRAIN, Channel
 from inference_engine_proxy_server.processes.host import SharedPort
+from inference_engine_proxy_server.processes.process_context import WorkerContext
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 from inference_engine_proxy_server.processes.siblings import Siblings, inboxes
-from inference_engine_proxy_server.processes.worker import WorkerContext
 
 __all__ = ["Supervisor"]
 
