@@ -108,7 +108,7 @@ class Proxy:
         self._refresher = cache_refresher(settings, self._fleet, engines)
         self._config_watch = None
         if load is not None:
-            keeper = FleetUpdater(
+            updater = FleetUpdater(
                 self._fleet,
                 engines,
                 make_backend,
@@ -116,7 +116,7 @@ class Proxy:
                 lambda models: routing.set_policies(ModelPolicies.named(settings.balancing_policy, models)),
                 configuration.models,
             )
-            self._config_watch = ConfigWatch(configuration, load, keeper, self._metrics, hears_signals=context is None)
+            self._config_watch = ConfigWatch(configuration, load, updater, self._metrics, hears_signals=context is None)
         self._key_ring = key_ring(settings)
         self._key_limits = None if self._key_ring is None else KeyLimits(self._deadlines.clock)
         self._forwarder = forwarder(settings, self._dispatcher, recorded, self._metrics)
