@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 
-from faults.engine import STREAM_HEAD, Engine, chunk
+from support.engine import STREAM_HEAD, Engine, chunk
 from support.fakes.engine import EngineConnection, http_reply
 
 __all__ = ["KeepingEngine"]

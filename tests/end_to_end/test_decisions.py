@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from end_to_end.conftest import StartProxy, StartServers
-from faults.engine import Engine, says
+from support.engine import Engine, says
 from support.fakes.engine import http_reply
 from support.http_client import Reply, send
 from support.llama_server import LlamaServer

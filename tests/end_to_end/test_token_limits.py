@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from faults.engine import STREAM_HEAD, Engine, chunk, says
+from support.engine import STREAM_HEAD, Engine, chunk, says
 from support.fakes.engine import http_reply
 from support.live_proxy import live_proxy
 

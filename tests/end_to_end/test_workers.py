@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from faults.engine import EVENT, STREAM_HEAD, Engine, chunk, says
+from support.engine import EVENT, STREAM_HEAD, Engine, chunk, says
 from support.fakes.engine import EngineConnection, http_reply
 from support.http_client import Call, Reply, chat, send
 from support.program import Proxy, program

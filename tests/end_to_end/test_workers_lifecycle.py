@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from end_to_end.test_workers import Streams, open_streams, worker_of
-from faults.engine import Engine, says
+from support.engine import Engine, says
 from support.fakes.engine import http_reply
 from support.http_client import Call, send
 from support.program import Proxy, program, run_command, started

@@ -17,7 +17,7 @@ from pathlib import Path
 import uvloop
 
 from faults.conftest import CHAT
-from faults.engine import Engine
+from support.engine import Engine
 from support.fakes.engine import EngineConnection, http_reply
 from support.http_client import Reply, chat, send
 from support.live_proxy import live_proxy

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import uvicorn
 
-from faults.conftest import CHAT, OTHER, Fleet
-from faults.engine import Engine, says
+from faults.conftest import CHAT, OTHER
 from inference_engine_proxy_server.config.settings import Settings
+from support.engine import Engine, says
 from support.fakes.engine import EngineConnection, http_reply
+from support.fleet import Fleet
 
 
 @pytest.mark.parametrize("path", [CHAT, OTHER])
@@ -67,6 +68,8 @@ async def test_bf04_a_connection_reset_at_once_is_tried_elsewhere_once(fleet: Fl
     engines = [await fleet.add(ResettingEngine(says(http_reply()))) for _ in range(3)]
     proxy = await fleet.proxy(*engines)
     for engine in engines:
+        await proxy.becomes(engine, "up")
+    for engine in engines:
         engine.is_sick = True
 
     reply = await proxy.post(path)
@@ -82,6 +85,7 @@ async def test_bf04_one_that_resets_connections_is_not_noticed_by_clients(fleet:
     sick = await fleet.add(ResettingEngine(says(http_reply())))
     well = await fleet.engine(processing=5)
     proxy = await fleet.proxy(sick, well)
+    await proxy.becomes(sick, "up")
     sick.is_sick = True
     assert [(await proxy.post()).headers["x-backend"] for _ in range(10)] == [well.url] * 10
     assert await proxy.retries("backend_disconnected") == 1

@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from faults.conftest import OTHER, Fleet
-from faults.engine import EVENT, LOADING, STREAM_HEAD, Engine, chunk, fails_with, hangs, says
+from faults.conftest import OTHER
+from support.engine import EVENT, LOADING, STREAM_HEAD, Engine, chunk, fails_with, hangs, says
 from support.fakes.engine import EngineConnection, Script, http_reply
+from support.fleet import Fleet
 from support.http_client import Reply
 from support.running_proxy import RunningProxy
 from support.waiting import eventually

@@ -8,10 +8,11 @@ import json
 
 import pytest
 
-from faults.conftest import CHAT, OTHER, Fleet
-from faults.engine import EVENT, STREAM_HEAD, Answer, Engine, chunk, hangs, says
+from faults.conftest import CHAT, OTHER
 from inference_engine_proxy_server.wire.framing import ChunkedBody
+from support.engine import EVENT, STREAM_HEAD, Answer, Engine, chunk, hangs, says
 from support.fakes.engine import EngineConnection, http_reply
+from support.fleet import Fleet
 from support.http_client import Reply
 from support.waiting import eventually
 
@@ -36,13 +37,13 @@ def then_dies(*blocks: bytes, by_reset: bool = False) -> Answer:
 
 async def check_broken(fleet: Fleet, engine: Engine, reply: Reply) -> None:
     """Whether client and operator can tell that a reply that had begun was not finished, and nobody tried again."""
-    assert fleet.watched is not None
+    assert fleet.last_proxy is not None
     assert (reply.status, reply.complete) == (200, False)
     assert b"[DONE]" not in reply.body
     assert len(engine.served) == 1
-    assert await fleet.watched.metric("stream_aborts_total", side="backend") == 1
-    assert await fleet.watched.metric("retries_total") == 0
-    assert await fleet.watched.metric("requests_total", backend=engine.url, code="200") == 1
+    assert await fleet.last_proxy.metric("stream_aborts_total", side="backend") == 1
+    assert await fleet.last_proxy.metric("retries_total") == 0
+    assert await fleet.last_proxy.metric("requests_total", backend=engine.url, code="200") == 1
     await eventually(lambda: f"200 broken backend={engine.url}" in fleet.access_log.getvalue())
 
 

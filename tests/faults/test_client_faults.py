@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import CHAT, Fleet
-from faults.engine import EVENT, STREAM_HEAD, Engine, chunk, hangs, says
+from faults.conftest import CHAT
 from inference_engine_proxy_server.telemetry.request_metrics import route_of
+from support.engine import EVENT, STREAM_HEAD, Engine, chunk, hangs, says
 from support.fakes.engine import EngineConnection, http_reply
 from support.fakes.front import Client, until
+from support.fleet import Fleet
 from support.http_client import Call, chat, send
 from support.live_proxy import Proxy as LiveProxy
 from support.program import FreshProxy, Proxy

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import CHAT, Fleet
-from faults.engine import EVENT, STREAM_HEAD, Engine, chunk
+from faults.conftest import CHAT
 from inference_engine_proxy_server.processes.host import raise_file_limit
+from support.engine import EVENT, STREAM_HEAD, Engine, chunk
 from support.fakes.engine import EngineConnection, http_reply
+from support.fleet import Fleet
 from support.http_client import Call, Reply, chat, send
 from support.llama_server import LlamaServer
 from support.program import Proxy, environment, program, started

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import CHAT, Fleet
-from faults.engine import EVENT, STREAM_HEAD, Answer, Engine, chunk, fails_with, hangs, says
+from faults.conftest import CHAT
 from inference_engine_proxy_server.backends.base import BackendState
 from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet as BackendFleet
+from support.engine import EVENT, STREAM_HEAD, Answer, Engine, chunk, fails_with, hangs, says
 from support.fakes.engine import EngineConnection, http_reply
+from support.fleet import Fleet
 from support.http_client import Call, Reply, chat, send
 from support.ports import unused_url
 from support.program import program
@@ -63,7 +64,7 @@ async def test_ob01_an_engine_without_metrics_is_used_by_what_it_has_of_ours_and
         assert [len(engine.served) for engine in engines] == [10, 10]
         assert [await lines_of(proxy, "backend_load", engine) for engine in engines] == [["10.0"], ["10.0"]]
         assert [await lines_of(proxy, "backend_requests_running", engine) for engine in engines] == [[], []]
-        await eventually(lambda: min(engine.asked("/metrics") for engine in engines) > 10)
+        await eventually(lambda: min(engine.count("/metrics") for engine in engines) > 10)
         assert {await proxy.state(engine) for engine in engines} == {"up"}
         gate.set()
     for engine in engines:
@@ -216,7 +217,7 @@ async def test_ob09_questions_wake_no_model(fleet: Fleet) -> None:
     router.pages["/v1/models"] = says(http_reply(json.dumps({"object": "list", "data": entries}).encode()))
     router.pages["/metrics"] = says(http_reply(b'{"error":{"message":"model name is missing"}}', 400))
     proxy = await fleet.proxy(single, router, refresh_seconds=0.05)
-    await eventually(lambda: min(engine.asked("/health") for engine in (single, router)) > 5)
+    await eventually(lambda: min(engine.count("/health") for engine in (single, router)) > 5)
     assert {await proxy.state(engine) for engine in (single, router)} == {"up"}
     for engine in (single, router):
         asked = {b" ".join(request.split(b" ")[:2]) for request in engine.requests}

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import CHAT, Fleet
-from faults.engine import Answer, Engine, fails_with
+from faults.conftest import CHAT
 from inference_engine_proxy_server.processes.host import raise_file_limit
+from support.engine import Answer, Engine, fails_with
 from support.fakes.engine import EngineConnection, http_reply
 from support.fakes.front import Client, until
+from support.fleet import Fleet
 from support.http_client import Call, Reply, chat, send
-from support.live_proxy import ScriptedEngine
 from support.program import Proxy, fresh_program, program, started
 from support.running_proxy import RunningProxy
 from support.waiting import eventually
@@ -277,7 +277,7 @@ async def test_ov07_large_bodies_stay_within_their_budget_and_hold_up_nobody(
     body = b'{"image":"' + b"A" * (body_bytes - 12) + b'"}'
     held: list[float] = []
     lags: list[float] = []
-    async with ScriptedEngine() as engine:
+    async with Engine() as engine:
         # Whoever sends that much from the process of the engine keeps it from answering questions.
         settings = {"MAX_REQUEST_BYTES_IN_FLIGHT": str(budget_bytes), "METRICS_CACHE_TTL_SECONDS": "600"}
         async with program(tmp_path, engine, **settings) as proxy:
@@ -354,7 +354,7 @@ def resident_bytes(proxy: Proxy) -> int:
 
 
 async def test_ov09_when_memory_is_full_one_request_at_a_time_is_served_and_the_rest_refused(tmp_path: Path) -> None:
-    async with ScriptedEngine() as engine:
+    async with Engine() as engine:
         engine.freed.clear()
         # Hardly more than Python with all its modules takes.
         limit = str(64 * MEBIBYTE)

@@ -12,9 +12,11 @@ from collections import Counter
 import pytest
 
 from corpus.notation import BadRequest, bad_requests, odd_requests, settings
-from faults.conftest import CHAT, Fleet
+from faults.conftest import CHAT
+from support.engine import says
 from support.fakes.engine import FakeEngine, answering, http_reply
 from support.fakes.front import Client
+from support.fleet import Fleet
 from support.live_proxy import Proxy as LiveProxy
 from support.waiting import eventually
 
@@ -50,6 +52,7 @@ async def test_pa01_to_pa30_attack_is_one_refusal_one_line_and_one_count_and_rea
     assert entries
     engine = await fleet.engine(owner="vllm")
     proxy = await fleet.proxy(engine, **settings())
+    await proxy.becomes(engine, "up")  # by then it has been asked everything
     connections = len(engine.connections)
     served, refused = 0, Counter[int]()
 
@@ -76,7 +79,7 @@ def test_pa16_to_pa25_what_is_valid_of_it_is_in_the_corpus_of_what_is_passed_on(
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_pa16_target_that_names_another_host_is_not_dialled(fleet: Fleet, scheme: str) -> None:
-    engine = await fleet.engine()
+    engine = await fleet.engine(says(http_reply()))
     proxy = await fleet.proxy(engine)
     async with FakeEngine(answering(http_reply(b"secret"))) as internal:
         client = await connect(proxy)

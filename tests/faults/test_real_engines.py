@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from faults.conftest import CHAT, OTHER, Fleet
+from faults.conftest import CHAT, OTHER
+from support.fleet import Fleet
 from support.http_client import Reply, chat
 from support.llama_server import LlamaServer
 from support.waiting import eventually

@@ -8,18 +8,15 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from support.live_proxy import ScriptedEngine
+from support.engine import Engine, says
+from support.fakes.engine import http_reply
 
 _LARGE = b"x" * 1_000_000  # the kernel takes some hundred times of it for who does not read, and then no more
 
 
-class _Engine(ScriptedEngine):
-    def _reply(self, method: str, path: str) -> tuple[int, bytes, bool]:
-        return (200, _LARGE, False) if path == "/v1/large" else super()._reply(method, path)
-
-
 async def main() -> None:
-    async with _Engine() as engine:
+    async with Engine() as engine:
+        engine.pages["/v1/large"] = says(http_reply(_LARGE))
         sys.stdout.write(f"{engine.url}\n")
         sys.stdout.flush()
         await asyncio.get_running_loop().create_future()

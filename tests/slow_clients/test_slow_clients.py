@@ -10,6 +10,7 @@ import asyncio
 import os
 import resource
 import sys
+import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -49,7 +50,9 @@ async def test_slow_clients_make_others_wait_no_longer(
             common = ["-c", str(CONNECTIONS), "-r", str(A_SECOND), "-l", str(seconds), "-u", proxy.url + path]
             async with _running("slowhttptest", *options, *common) as attack:
                 # Making them is load like any other; what counts is what they do by being there.
-                ramp = await eventually(lambda: _open_files(proxy) > MOST_OF_THEM, seconds)
+                began = time.monotonic()
+                await eventually(lambda: _open_files(proxy) > MOST_OF_THEM, seconds)
+                ramp = time.monotonic() - began
                 attacked, alone = await ask_for(seconds - 1 - ramp, "/v1/normal", proxy.url, other.url)
                 assert attack.returncode is None, "the attack was over too soon"
     with capfd.disabled():

@@ -5,28 +5,28 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Any
 
 __all__ = ["eventually"]
 
 _LOOK_SECONDS = 0.01
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 20.0) -> float:
-    """Look at ``condition`` until it holds; gives the seconds that took.
+async def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """The first true answer of ``condition``, or of the awaitable that it returns.
 
     Raises:
-        AssertionError: it does not hold in time; the message has its source.
+        AssertionError: there is none within ``seconds``; the message has the condition's source.
     """
-    began = time.monotonic()
+    deadline = time.monotonic() + seconds
     while True:
-        holds = condition()
-        if inspect.isawaitable(holds):
-            holds = await holds
-        passed = time.monotonic() - began
-        if holds:
-            return passed
-        if passed > seconds:
+        answer = condition()
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {_source(condition)}")
         await asyncio.sleep(_LOOK_SECONDS)
 

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from support.live_proxy import Fleet
+from support.fleet import Fleet
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ from fastapi import FastAPI
 
 from inference_engine_proxy_server.endpoints.health import health_router
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
-from support.live_proxy import Fleet, Proxy, eventually
+from support.fleet import Fleet
+from support.live_proxy import Proxy
 from support.pools import make_pool, publish
 from support.ports import unused_url
+from support.waiting import eventually
 
 OWN = ("/", "/health", "/livez", "/readyz", "/v1/models", "/metrics", "/docs", "/redoc", "/openapi.json")
 
@@ -67,7 +69,7 @@ async def test_health_shows_reasons(fleet: Fleet) -> None:
     of_busy, of_gone = (await proxy.health())["details"]
 
     assert (of_busy["live"], of_busy["reason"]) == (True, "busy: 7 requests processing, limit 6")
-    assert (of_busy["models"], of_busy["requests_in_flight"]) == (["tiny"], 0)
+    assert (of_busy["models"], of_busy["requests_in_flight"]) == (["m"], 0)
     assert of_busy["metrics"]["requests_processing"] == 7.0
     assert of_busy["metrics"]["requests_waiting"] == 2.0
     assert of_busy["metrics"]["llamacpp:tokens_predicted_total"] == 190.0

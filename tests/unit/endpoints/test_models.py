@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from support.live_proxy import Fleet, Proxy, eventually
+from support.fleet import Fleet
+from support.live_proxy import Proxy
 from support.ports import unused_url
+from support.waiting import eventually
 
 
 async def _listing(proxy: Proxy) -> dict[str, Any]:
@@ -44,7 +46,7 @@ async def test_web_page_of_any_origin_may_read_the_list(fleet: Fleet) -> None:
 async def test_models_of_a_busy_backend_are_listed(fleet: Fleet) -> None:
     proxy = await fleet.proxy(await fleet.engine(processing=7))
 
-    assert await _ids(proxy) == ["tiny"]
+    assert await _ids(proxy) == ["m"]
 
 
 async def test_models_of_a_dead_backend_are_gone(fleet: Fleet) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from support.live_proxy import Fleet
+from support.fleet import Fleet
 
 OWN = {
     "/",

@@ -8,8 +8,10 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from inference_engine_proxy_server import __version__
-from support.live_proxy import Fleet, Proxy, eventually
+from support.fleet import Fleet
+from support.live_proxy import Proxy
 from support.ports import unused_url
+from support.waiting import eventually
 
 PAGE = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
 WHILE_A_POLICY_LEARNS = re.compile(r"^## Prompts\n.*?(?=^## )", re.MULTILINE | re.DOTALL)  # tested end to end

@@ -7,7 +7,7 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from pathlib import Path
 
-from support.live_proxy import ScriptedEngine
+from support.engine import Engine
 from support.program import Proxy
 
 # Requests with methods other than GET and HEAD are passed on, so the engine answers them.
@@ -29,7 +29,7 @@ async def _findings(url: str, folder: Path) -> str:
 
 
 async def test_own_paths_answer_as_described(tmp_path: Path) -> None:
-    async with ScriptedEngine() as engine:
+    async with Engine() as engine:
         with await asyncio.to_thread(Proxy, tmp_path, [engine.url]) as proxy:  # it polls the engine before it listens
             findings = await _findings(proxy.url, tmp_path)
     assert not findings, findings

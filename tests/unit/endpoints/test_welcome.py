@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from support.live_proxy import Fleet
+from support.fleet import Fleet
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 

@@ -15,8 +15,10 @@ from typing import Any, TextIO
 import pytest
 
 from inference_engine_proxy_server.telemetry.logs import AccessLog
-from support.live_proxy import Fleet, ScriptedEngine, eventually
+from support.engine import Engine
+from support.fleet import Fleet
 from support.records import request_record
+from support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 TEXT_LINE = re.compile(
@@ -261,7 +263,7 @@ async def test_proxy_works_on_when_nobody_reads_its_log(
         stdout.close()
 
 
-async def _is_still_watched(engine: ScriptedEngine) -> None:
+async def _is_still_watched(engine: Engine) -> None:
     asked = engine.count("/health")
     await eventually(lambda: engine.count("/health") > asked + 1)
 

@@ -1,0 +1,198 @@
+"""An engine that answers the proxy's questions as llama.cpp or vLLM does, and clients' requests as a test says.
+
+::
+
+    async with Engine() as engine:              # answers every request with its own address and the path
+    async with Engine(fails_with(503)) as engine:
+    async with Engine(hangs, owner="vllm", processing=3) as engine:
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from support.fakes.engine import EngineConnection, FakeEngine, http_reply
+
+__all__ = ["EVENT", "LOADING", "STREAM_HEAD", "Answer", "Engine", "chunk", "fails_with", "hangs", "says"]
+
+Answer = Callable[[EngineConnection], Coroutine[None, None, None]]
+"""Answers one request, which has been taken from the connection."""
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+EVENT = b'data: {"n": 1}\n\n'
+LOADING = http_reply(b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}', 503)
+
+_METRICS = {
+    "llamacpp": """\
+# TYPE llamacpp:tokens_predicted_total counter
+llamacpp:tokens_predicted_total 190
+# TYPE llamacpp:n_decode_total counter
+llamacpp:n_decode_total {decoded}
+# TYPE llamacpp:requests_processing gauge
+llamacpp:requests_processing {processing}
+# TYPE llamacpp:requests_deferred gauge
+llamacpp:requests_deferred {waiting}
+""",
+    "vllm": """\
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{{engine="0",model_name="m"}} {processing}
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{{engine="0",model_name="m"}} {waiting}
+""",
+}
+
+
+def chunk(payload: bytes) -> bytes:
+    """``payload`` as one chunk of a body."""
+    return b"%x\r\n%b\r\n" % (len(payload), payload)
+
+
+def says(*blocks: bytes) -> Answer:
+    """Answers with these bytes."""
+
+    async def answer(connection: EngineConnection) -> None:
+        connection.send(*blocks)
+
+    return answer
+
+
+def fails_with(status: int, fields: bytes = b"") -> Answer:
+    """Answers with an error of the engine's own."""
+    return says(http_reply(b'{"error": "its own"}', status, fields))
+
+
+async def hangs(connection: EngineConnection) -> None:
+    """Never answers; goes when who asked does."""
+    await connection.ended
+
+
+class Engine(FakeEngine):
+    """See above.
+
+    Attributes:
+        answer: what clients' requests get; by default the engine's address and the path, once ``freed`` is set.
+        freed: whether the default answer is given; set at first.
+        held: set when a request has come that the default answer is for.
+        begins: the default answer is sent, but for its last byte, before ``freed`` is set.
+        owner: which engine it is, as its models list says: ``llamacpp``, ``vllm``, or any other.
+        models: entries of its models list, without ``owned_by``.
+        processing, waiting, decoded: what its metrics say.
+        slots: what its ``/props`` say; ``None``: nothing.
+        health: the status of ``GET /health``, or how it is answered.
+        pages: answers to ``GET`` of these paths, in place of the usual ones.
+        served: the requests of clients that it took, in order.
+    """
+
+    def __init__(
+        self,
+        answer: Answer | None = None,
+        *,
+        owner: str = "llamacpp",
+        models: Sequence[dict[str, Any]] = ({"id": "m", "object": "model"},),
+        processing: int = 0,
+        waiting: int = 0,
+        health: int | Answer = 200,
+        begins: bool = False,
+    ) -> None:
+        super().__init__(self._serve)
+        self.answer = self._answer_when_freed if answer is None else answer
+        self.freed, self.held = asyncio.Event(), asyncio.Event()
+        self.freed.set()
+        self.begins = begins
+        self.owner = owner
+        self.models = models
+        self.processing, self.waiting, self.decoded = processing, waiting, 0
+        self.slots: int | None = None
+        self.health = health
+        self.pages: dict[str, Answer] = {}
+        self.served: list[bytes] = []
+        self._serving: set[EngineConnection] = set()
+
+    @property
+    def open_requests(self) -> int:
+        """Connections with requests of clients that the other side has not ended."""
+        return sum(not connection.ended.done() for connection in self._serving)
+
+    @property
+    def asked(self) -> list[tuple[str, str, bytes]]:
+        """Method, target and body of every request, in order."""
+        split = (request.partition(b"\r\n\r\n") for request in self.requests)
+        lines = ((head.decode("latin-1").split(" ", 2), body) for head, _, body in split)
+        return [(method, target, body) for (method, target, _), body in lines]
+
+    def count(self, path: str) -> int:
+        """How often ``path`` was asked for, with any method and query."""
+        return sum(target.partition("?")[0] == path for _, target, _ in self.asked)
+
+    async def stop(self) -> None:
+        """Be gone: connections are refused from now on, and those that are open break."""
+        self.freed.set()
+        await self.go()
+        self.drop_clients()
+
+    async def go(self) -> None:
+        """Refuse connections from now on; those that are open stay."""
+        loop = asyncio.get_running_loop()
+        for listener in self._server.sockets:
+            loop.remove_reader(listener.fileno())
+        for _ in range(3):  # what is just being accepted would be lost in the loop's hands
+            await asyncio.sleep(0)
+        self.refuse()
+
+    async def listen_again(self) -> None:
+        """After :meth:`go`."""
+        make = asyncio.get_running_loop().create_server
+        self._server = await make(lambda: EngineConnection(self), "127.0.0.1", self.port)
+
+    def die(self) -> None:
+        """Be gone, and break what is open; after :meth:`go` where connections may just be coming."""
+        self.refuse()
+        self.drop_clients()
+
+    def drop_clients(self) -> None:
+        """Break all connections."""
+        for connection in self.connections:
+            connection.reset()
+
+    async def _serve(self, connection: EngineConnection) -> None:
+        while True:
+            request = await connection.request()
+            path = request.split(b" ", 2)[1].decode("latin-1").partition("?")[0]
+            if request.startswith(b"GET /health ") and isinstance(self.health, int):
+                connection.send(http_reply(b'{"status":"ok"}', self.health))
+            elif request.startswith(b"GET /health ") and callable(self.health):
+                await self.health(connection)
+            elif request.startswith(b"GET ") and path in self.pages:
+                await self.pages[path](connection)
+            elif request.startswith(b"GET ") and (page := self._page(path)) is not None:
+                connection.send(page)
+            else:
+                self.served.append(request)
+                self._serving.add(connection)
+                await self.answer(connection)
+
+    async def _answer_when_freed(self, connection: EngineConnection) -> None:
+        path = connection.requests[-1].split(b" ", 2)[1].decode("latin-1").partition("?")[0]
+        reply = http_reply(
+            json.dumps({"engine": self.url, "path": path}).encode(), fields=b"content-type: application/json\r\n"
+        )
+        begun = len(reply) - 1 if self.begins else 0
+        connection.send(reply[:begun])
+        self.held.set()
+        await self.freed.wait()
+        connection.send(reply[begun:])
+
+    def _page(self, path: str) -> bytes | None:
+        if path == "/v1/models":
+            models = [entry | {"owned_by": self.owner} for entry in self.models]
+            return http_reply(json.dumps({"object": "list", "data": models}).encode())
+        if path == "/metrics" and self.owner in _METRICS:
+            figures = {"processing": self.processing, "waiting": self.waiting, "decoded": self.decoded}
+            page = _METRICS[self.owner].format(**figures)
+            return http_reply(page.encode())
+        if path == "/props" and self.slots is not None:
+            return http_reply(b'{"total_slots": %d}' % self.slots)
+        return http_reply(b"{}", 404) if path in ("/metrics", "/props", "/is_paused") else None
