@@ -12,9 +12,9 @@
     no answer in time, or not in HTTP            not at all
     any of these after the reply began           not at all
 
-RFC 9110, section 9.2.2, forbids a proxy to repeat a request that is not idempotent on its own initiative. Generating
-text is not idempotent, but repeating a request for one of the paths below changes nothing. So repeating those is this
-proxy's documented policy; all others are repeated only if no byte of them was sent.
+RFC 9110, section 9.2.2, forbids a proxy to repeat a non-idempotent request on its own initiative. Generating text is
+not idempotent, but repeating a request for one of the paths below changes nothing. So repeating those is this proxy's
+documented policy; all others are repeated only if no byte of them was sent.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def next_attempt(
 
     Args:
         error: how the attempt failed.
-        method: of the request.
-        path: of the request.
+        method: the request's method.
+        path: the request's path.
         reply_begun: a byte of the reply has gone to the client, so no other reply is possible.
-        losses: backends that received the request before and failed it.
+        losses: how many backends received the request in earlier attempts and failed.
         connect_timeouts: connections of the request that timed out, this one included.
     """
     if reply_begun:
@@ -111,10 +111,10 @@ class RetryBudget:
         self._window_ends = 0.0
 
     def take(self, in_flight: int) -> bool:
-        """Whether one more request may be repeated; if so, :meth:`release` must follow when it is over.
+        """Whether one more request may be repeated. If so, call :meth:`release` when it has ended.
 
         Args:
-            in_flight: requests under way.
+            in_flight: number of requests in flight.
         """
         now = self._clock()
         if now >= self._window_ends:
@@ -131,5 +131,5 @@ class RetryBudget:
         return True
 
     def release(self) -> None:
-        """A repeated request is over."""
+        """Record the end of a repeated request."""
         self._under_way -= 1
