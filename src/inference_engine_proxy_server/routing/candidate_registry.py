@@ -22,7 +22,7 @@ class CandidateRegistry:
         clock: a monotonic clock, in seconds.
 
     Attributes:
-        sets: the live backends that serve a model, by the name of the model, as far as requests have asked for it.
+        sets: the live backends that serve a model, for each model that requests have named.
         candidates: a candidate for each backend, in the order of the fleet.
         contexts_differ: whether live backends serve the same model with contexts of different lengths.
     """
@@ -40,7 +40,7 @@ class CandidateRegistry:
         return self._candidates.get(backend)
 
     def replace(self, backends: Sequence[Backend]) -> None:
-        """Let ``backends`` be the fleet. What was learned about those that stay is kept."""
+        """Replace the fleet by ``backends``. What was learned about backends that stay is kept."""
         self.forget_sets()
         known, self._candidates = self._candidates, {}
         for backend in backends:
@@ -55,7 +55,7 @@ class CandidateRegistry:
         return candidate
 
     def forget_sets(self) -> None:
-        """Find all sets again when they are needed: a backend's models changed, or its liveness."""
+        """Discard all sets, because a backend's models or liveness changed; they are rebuilt on demand."""
         self.sets.clear()
         for candidate in self.candidates:
             candidate.leave_all()
