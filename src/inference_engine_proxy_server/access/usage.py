@@ -22,8 +22,8 @@ class UsageObserver(ReplyObserver):
 
     Args:
         exchange: the request; its reply has not begun.
-        allowance: of the request's key. The request counts as in flight there already.
-        clock: seconds that only grow.
+        allowance: the allowance of its key, which already counts the request as in flight.
+        clock: a monotonic clock, in seconds.
     """
 
     __slots__ = ("_allowance", "_clock", "_excerpt", "_exchange")

@@ -1,8 +1,8 @@
-"""Reads what a request says besides its headers; every decoder of clients' JSON is in this module.
+"""Reads the content of a request apart from its headers; every decoder of clients' JSON is in this module.
 
-A body is decoded once into a view whose members stay raw bytes until they are read, so that an invalid member hides no
-other one. There are two depths: :func:`read_content` skips the prompt, :func:`read_prompt_content` keeps its parts.
-Nested values become Python objects only where a caller asks for them.
+A body is decoded once into a view whose members stay raw bytes until they are read, so that one invalid member does not
+hide the others. There are two depths: :func:`read_content` skips the prompt, :func:`read_prompt_content` keeps its
+parts. Nested values become Python objects only when a caller needs them.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def read_content(target: bytes, body: bytes) -> RequestContent:
     """The content of a request, without its prompt.
 
     The model is the ``model`` member of a JSON object, the ``model`` part of a form (audio transcription), or the
-    ``model`` parameter of the query (llama.cpp's router mode: ``GET /props?model=...``). Routing may guess it from a
-    loose reading, because the engine checks it again; :mod:`.unambiguous_model` is for permissions. Malformed JSON has
-    no content: the engine reports the error.
+    ``model`` parameter of the query (llama.cpp's router mode: ``GET /props?model=...``). A lenient reading is enough
+    for routing, because the engine checks the model again; permissions use :mod:`.unambiguous_model`. Malformed JSON
+    has no content: the engine reports the error.
 
     Args:
         target: path and query as sent.
