@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How ways of choosing a backend compare, in a simulation: some ten minutes on two cores, --quick below one.
+# Compares balancing policies in a simulation. Takes about 10 minutes on two cores, with --quick less than 1.
 #   benchmarks/balance.sh [--traces NAMES] [--policies NAMES] [--seed N] [--quick] [--json FILE] [--svg FILE]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

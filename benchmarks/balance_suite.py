@@ -1,8 +1,8 @@
-"""How ways of choosing a backend compare: runs every trace with every policy on a virtual clock, and prints tables.
+"""Compares balancing policies: simulates every trace with every policy on a virtual clock, and prints tables.
 
     benchmarks/balance.sh [--traces NAMES] [--policies NAMES] [--seed N] [--quick] [--json FILE] [--svg FILE]
 
-The same arguments give the same tables on every machine.
+The same arguments produce the same tables on every machine.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from simulation.policies import POLICIES
 from simulation.report import Results, document_with, tables
 from simulation.trace import Trace
 
-_QUICK = 0.2  # of each trace's time
+_QUICK = 0.2  # fraction of each trace's duration
 _QUICK_BACKENDS = 64
-_DOCUMENT = Path(__file__).parent.parent / "docs" / "balancing.md"
+_DOCUMENT = Path(__file__).parent.parent / "docs" / "balancing-figures.md"
 _PICTURE = _DOCUMENT.parent / "images" / "balancing.svg"
 
 
@@ -52,13 +52,15 @@ def _options() -> Any:
     )
     parser.add_argument("--traces", type=_names(TRACES), default=list(TRACES), help="names, separated by commas")
     parser.add_argument("--policies", type=_names(POLICIES), default=list(POLICIES), help="names, separated by commas")
-    parser.add_argument("--seed", type=int, help="one seed for all traces, in place of their own")
-    parser.add_argument("--quick", action="store_true", help="a fifth of the time, one seed, at most 64 backends")
-    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="how many work at a time")
-    parser.add_argument("--json", type=Path, help="where all figures go")
-    parser.add_argument("--svg", type=Path, help="where a picture of the overview goes")
-    parser.add_argument("--document", action="store_true", help="write tables and picture into docs/balancing.md")
-    parser.add_argument("--tables-of", type=Path, help="run nothing: a file that --json wrote")
+    parser.add_argument("--seed", type=int, help="use this seed for all traces")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the duration, one seed, at most 64 backends")
+    parser.add_argument(
+        "--processes", type=int, default=min(2, os.cpu_count() or 1), help="number of parallel processes"
+    )
+    parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--svg", type=Path, help="file for a picture of the overview")
+    parser.add_argument("--document", action="store_true", help="write docs/balancing-figures.md and its picture")
+    parser.add_argument("--tables-of", type=Path, help="run nothing; print the tables of a --json file")
     return parser.parse_args()
 
 
@@ -109,11 +111,11 @@ def _run(options: Any) -> Results:
 
 
 def _hush() -> None:
-    logging.disable()  # this project's code tells what becomes of its backends, who are not there
+    logging.disable()  # the project's code would log the state of its simulated backends
 
 
 def _one(job: tuple[str, str, int, bool]) -> Run:
-    """All by name: workloads are closures, which cannot be sent to another process."""
+    """Run one job, given by names, because workloads are closures, which cannot be pickled."""
     trace, policy, seed, quick = job
     return run(_traces(quick=quick)[trace], POLICIES[policy], seed)
 

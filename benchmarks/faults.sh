@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# How proxies behave when engines fail: this one, HAProxy, nginx, vllm-router and smg, side by side. Some nine minutes.
-#   benchmarks/faults.sh [SCENARIOS] [TARGETS] [--json FILE]     such as: faults.sh ABD inference-proxy,smg
-# A peer that is not installed here, and cannot be, has a row that says so.
+# Compares how this proxy, HAProxy, nginx, vllm-router and smg behave when engines fail. Takes about 9 minutes.
+#   benchmarks/faults.sh [SCENARIOS] [TARGETS] [--json FILE]     for example: faults.sh ABD inference-proxy,smg
+# The row of a peer that cannot be installed says so.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh

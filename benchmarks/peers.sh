@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced in the checkout's root, after scripts/venv.sh: gets what the benchmarks need beside the project.
+# Sourced in the checkout's root, after scripts/venv.sh: installs what the benchmarks need besides the project.
 
-# A file of benchmarks/requirements in a virtual environment of its own: peers pin each other's libraries to other versions.
-# Once per content of the file; the stamp is written last, so a broken installation is tried again.
-install_peer() { # $1: the file's name, without its ending
+# Installs a file of benchmarks/requirements into its own virtual environment, because peers pin conflicting versions.
+# Installs once per content of the file. The stamp is written last, so a failed installation is repeated.
+install_peer() { # $1: the file's name, without its suffix
   local folder=".venv-bench-$1" requirements="benchmarks/requirements/$1.txt"
   cmp --silent "$requirements" "$folder/installed" && return
   "$(find_python)" -m venv --clear "$folder" &&
@@ -11,18 +11,18 @@ install_peer() { # $1: the file's name, without its ending
     cp "$requirements" "$folder/installed"
 }
 
-# Those that cannot be installed here are left out of what is measured, not a reason to stop.
+# A peer that cannot be installed is left out; the benchmark continues.
 install_peers() { # $@: names as for install_peer
   local peer
   for peer in "$@"; do
-    install_peer "$peer" || echo "${0##*/}: cannot install $peer: going on without it" >&2
+    install_peer "$peer" || echo "${0##*/}: cannot install $peer: continuing without it" >&2
   done
 }
 
-miss_programs() { # $@: programs that come from the system's packages
+miss_programs() { # $@: programs from the system's packages
   local program
   for program in "$@"; do
-    command -v "$program" >/dev/null || echo "${0##*/}: no $program on the PATH (try 'apt install $program'): going on without it" >&2
+    command -v "$program" >/dev/null || echo "${0##*/}: no $program on the PATH (try 'apt install $program'): continuing without it" >&2
   done
 }
 
@@ -34,11 +34,11 @@ compile_load() { # $1: folder for the programs
   done
 }
 
-# Compiles the load, and runs the suite; several thousand streams at a time need as many open files.
+# Compiles the load generator, and runs the suite. Several thousand concurrent streams need as many open files.
 measure() { # $@: options of the suite
   local programs
   programs="$(mktemp -d)"
-  # shellcheck disable=SC2064 # the folder's name is wanted now
+  # shellcheck disable=SC2064 # expand the folder's name now
   trap "rm -r '$programs'" EXIT
   compile_load "$programs"
   ulimit -n "$(ulimit -Hn)"

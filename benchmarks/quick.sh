@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a request and a streamed event cost: this proxy, vllm-router and nginx, one core each, in turn. Below three minutes.
-# A part of run.sh, with its needs and its options.
+# Measures the cost of a request and of a streamed event for this proxy, vllm-router and nginx, one core each, in turn.
+# Takes less than 3 minutes. A subset of run.sh, with the same requirements and options.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes the figures of a run into the documents: benchmarks/report.py [FILE.json]
+"""Publishes the figures of a run in the documentation: benchmarks/report.py [FILE.json]
 
-The tables go into docs/performance.md, between its two markers; the pictures into docs/images. Without an argument:
-docs/performance.json, the published run; another file is copied there, so that page and figures stay together.
+Writes the tables into docs/performance.md, between its two markers, and the pictures into docs/images. The default
+file is docs/performance.json, the published run; any other file is copied there, so that page and figures agree.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def main() -> None:
     _PAGE.write_text(with_measured(_PAGE.read_text(), measured(results, images)))
     if file.resolve() != _PUBLISHED.resolve():
         shutil.copyfile(file, _PUBLISHED)
-    print(f"{_PAGE}, {_PUBLISHED}, {_IMAGES}: written; {len(results.failures)} measurements have no figure")
+    print(f"written: {_PAGE}, {_PUBLISHED}, {_IMAGES}; {len(results.failures)} measurements failed")
 
 
 def with_measured(page: str, text: str) -> str:
-    """The page with this text between its markers.
+    """The page with ``text`` between its markers.
 
     Raises:
-        ValueError: it lacks a marker.
+        ValueError: the page lacks a marker.
     """
     before, begin, rest = page.partition(_BEGIN)
     _, end, after = rest.partition(_END)
@@ -48,7 +48,7 @@ def with_measured(page: str, text: str) -> str:
 
 
 def measured(results: Results, images: list[str]) -> str:
-    """Everything on the page that comes from a run."""
+    """The generated part of the page."""
     figures = Figures(results)
     parts = [
         "### What must hold",
@@ -64,7 +64,7 @@ def measured(results: Results, images: list[str]) -> str:
 
 
 def _drawn(figures: Figures) -> list[str]:
-    """Names of the pictures that there are figures for; the files are written."""
+    """Write the pictures that have figures, and return their names."""
     drawn = {name: picture(figures, figure) for name, figure in PICTURES.items()}
     _IMAGES.mkdir(exist_ok=True)
     for name, image in drawn.items():
@@ -75,7 +75,7 @@ def _drawn(figures: Figures) -> list[str]:
 
 def _conditions(about: dict[str, Any], rounds: int) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    pace = "" if about["pace"] == 1 else f" **Loads of {about['pace']} of their length: not for comparison.**"
+    pace = "" if about["pace"] == 1 else f" **Shortened loads (pace {about['pace']}): not for comparison.**"
     return (
         f"{about['date']}, commit {about['commit']}, medians of {rounds} round(s); {about['cores']} cores "
         f"({about['processor']}), {about['memory_bytes'] / 1e9:.0f} GB, {about['kernel']}; Python {about['python']} "

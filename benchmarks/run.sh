@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What this proxy costs beside seven others: CPU, latency, memory, streams, fleets. One core each, in turn; 3 rounds take
-# some 40 minutes. Needs a C compiler and two cores; leaves out what is not installed here and cannot be.
-#   benchmarks/run.sh [--rounds N] [--targets A,B] [--steps X,Y] [--json FILE]     --help names all of them
+# Measures the cost of this proxy and seven others: CPU, latency, memory, streams, fleets. One core each, in turn; 3
+# rounds take about 40 minutes. Needs a C compiler and two cores; leaves out peers that cannot be installed.
+#   benchmarks/run.sh [--rounds N] [--targets A,B] [--steps X,Y] [--json FILE]     --help lists targets and steps
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh

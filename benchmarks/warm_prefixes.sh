@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Warm prefixes with real engines: four llama.cpp servers behind this proxy, smg, vllm-router and nginx, side by side.
-# Some 25 minutes on two cores, --quick four. A peer that is not installed here, and cannot be, is left out.
+# Measures prefix reuse with real engines: four llama.cpp servers behind this proxy, smg, vllm-router and nginx, in turn.
+# Takes about 25 minutes on two cores, with --quick 4. Leaves out peers that cannot be installed.
 #   benchmarks/warm_prefixes.sh [--workloads NAMES] [--targets NAMES] [--repetitions N] [--quick] [--json FILE]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

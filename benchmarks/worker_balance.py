@@ -1,9 +1,9 @@
-"""How evenly several workers spread bursts over engines, and connections over themselves.
+"""Measures how evenly workers spread bursts over engines, and how evenly connections spread over the workers.
 
     python benchmarks/worker_balance.py [--workers 1,2,4] [--bursts 20]
 
-Sixty-four streams come at once, each on a connection of its own, to four equal engines, which end them
-when all have begun. The ids of the replies tell which worker has which connection.
+A burst is 64 simultaneous streams, each on its own connection, to four equal engines, which end the streams
+when all have begun. The request ids in the replies identify the worker of each connection.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _START_SECONDS = 30.0
 
 
 class _Engine:
-    """Passes for a vLLM server that is never full; holds completions until they may go."""
+    """A fake vLLM server that is never full; holds completions back until ``may_go`` is set."""
 
     def __init__(self, may_go: asyncio.Event) -> None:
         self._may_go = may_go
@@ -43,7 +43,7 @@ class _Engine:
                 if head.startswith(b"POST"):
                     await reader.readexactly(2)
                     self.requests += 1
-                    # The reply's head goes at once, so that the client knows its worker.
+                    # Send the reply's head immediately, so that the client learns its worker.
                     writer.write(_HEAD + b"content-length: 2\r\n\r\n")
                     await self._may_go.wait()
                     writer.write(body)
@@ -56,7 +56,7 @@ class _Engine:
 
 
 async def _worker_of(reader: asyncio.StreamReader) -> bytes:
-    """What the ids of one worker's replies have in common."""
+    """The prefix that all request ids of one worker share."""
     head = await reader.readuntil(b"\r\n\r\n")
     return head.partition(b"x-request-id: ")[2].partition(b"-")[0]
 
@@ -74,14 +74,14 @@ async def _measure(workers: int, bursts: int) -> None:
             found = await _burst(port, may_go)
             of_engines.append([engine.requests - count for engine, count in zip(engines, before, strict=True)])
             of_workers.append([*found.values(), *[0] * (workers - len(found))])
-    await asyncio.sleep(0.2)  # for the engines to see that the proxy is gone
+    await asyncio.sleep(0.2)  # until the engines have noticed the end of the proxy
     for server in servers:
         server.close()
     print(f"| {workers} | {_range(of_engines)} | {_range(of_workers)} |")
 
 
 async def _burst(port: int, may_go: asyncio.Event) -> Counter[bytes]:
-    """Gives how many of its connections each worker had."""
+    """Send one burst, and count its connections by worker."""
     may_go.clear()
     connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(_STREAMS)]
     for _, writer in connections:
@@ -131,7 +131,7 @@ async def _until_it_serves(port: int) -> None:
             await asyncio.sleep(0.05)
         else:
             writer.close()
-            return await asyncio.sleep(2)  # so that every worker has asked every engine
+            return await asyncio.sleep(2)  # until every worker has polled every engine
 
 
 def _main() -> None:

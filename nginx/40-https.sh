@@ -1,3 +1,3 @@
 #!/bin/sh
-# Run by the image before NGINX starts: HTTPS only with a certificate.
+# Run by the image before NGINX starts: disables HTTPS if there is no certificate.
 [ -e /etc/nginx/certs/fullchain.pem ] || rm -f /etc/nginx/conf.d/https.conf

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Asks the Python Packaging Advisory Database for known weaknesses of the locked packages. Fails when one is known, and when
-# a package could not be looked up. No part of test.sh, which needs no service but a package index.
+# Checks the locked packages against the Python Packaging Advisory Database. Fails on a known vulnerability, and if a
+# package cannot be looked up. Not part of test.sh, which needs no online service except a package index.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh

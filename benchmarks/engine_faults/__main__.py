@@ -1,10 +1,10 @@
-"""How proxies behave when engines fail: breaks the engines of all targets in the same ways, and prints one table.
+"""Compares proxies when engines fail: breaks the engines of all targets in the same ways, and prints one table.
 
     benchmarks/faults.sh [SCENARIOS] [TARGETS] [--json FILE]
 
-such as ``benchmarks/faults.sh ABD inference-proxy,smg``. Without arguments: all, in some nine minutes.
-What each scenario does stands in the table's legend. Needs Linux and two cores; as root it also sees what is sent to
-an engine that is dead or frozen, else those cells have a question mark. All traffic stays on 127.0.0.1.
+For example, ``benchmarks/faults.sh ABD inference-proxy,smg``. By default, runs everything, in about nine minutes.
+The table's legend explains the scenarios. Needs Linux and two cores. As root, it also captures packets sent to a
+dead or frozen engine; otherwise those cells show a question mark. All traffic stays on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from engine_faults.scenarios import SCENARIOS
 from engine_faults.targets import DEFAULT_TARGETS, TARGETS, started
 from proxies.proxy import Site, free_port
 
-_FULL_LOAD = 900  # requests a second: 100 clients with answers of 100 ms could make 1000
+_FULL_LOAD = 900  # requests per second; the maximum is 1000, by 100 clients with answers of 100 ms
 
 Results = dict[str, dict[str, Outcome | str]]  # by target and scenario
 
 _LEGEND = """
-Three engines (E: four), one process each, that pass for vLLM and answer after 100 ms; 100 clients, each with one
-connection, that ask again after each answer and pause for 50 ms after a failure; the fault comes after 3 s. Each cell
-is from one run of a fresh proxy. Failed: a status other than 200, or an answer that broke off or never came.
+Three fake vLLM engines (E: four), one process each, answer after 100 ms. 100 clients with one connection each send
+their next request after each answer, and pause for 50 ms after a failure. The fault occurs after 3 s. Each cell is
+one run of a fresh proxy. Failed: a status other than 200, or an answer that was truncated or never came.
 
-* **A** one engine is killed and comes back after 5 s: requests that failed / time until nothing but checks (fewer than
-  3 attempts to connect in 0.5 s) goes to the dead engine / time from its return to its first request.
-* **B** one engine answers 503 after 1 ms for 9 s, while its /health stays good: share that failed / that engine's share
-  of all attempts / time until that share stays below 5 %.
-* **C** one engine is frozen (SIGSTOP); 9 s of new requests, then 5.5 s of patience: requests that failed or took more
-  than 5 s / last new request to the frozen engine / slowest answer; "stuck": none by the end.
-* **D** a rolling restart: each engine in turn is killed and back after 2 s, the next one follows 1 s later: failed.
-* **E** 64 requests at once to four idle engines: most and fewest of one engine; then three engines report 3 requests of
-  somebody else each, and 60 more come at once: share of the fourth one (unaware: 25 %, ideal: 29 %).
-* **F** 50 streams and 50 other requests of 10 s, the clients close after 0.5 s: streams + others that the engines still
-  work on 1 s later.
-* **G** 30 streams, one engine is killed after 2 s: how its streams end. "broken off": the connection closes within the
+* **A** one engine is killed and restarted after 5 s: failed requests / time until only health checks (fewer than
+  3 connection attempts in 0.5 s) go to the dead engine / time from its return to its first request.
+* **B** one engine answers 503 after 1 ms for 9 s, while its /health stays good: share of failed requests / that
+  engine's share of all attempts / time until that share stays below 5 %.
+* **C** one engine is frozen (SIGSTOP); 9 s of new requests, then 5.5 s of waiting: requests that failed or took more
+  than 5 s / last new request to the frozen engine / slowest answer; "stuck": no answer by the end.
+* **D** rolling restart: each engine in turn is killed and restarted after 2 s; 1 s later, the next: failed requests.
+* **E** 64 simultaneous requests to four idle engines: most and fewest on one engine; then three engines report 3
+  foreign requests each, and 60 more arrive at once: share of the fourth engine (unaware: 25 %, ideal: 29 %).
+* **F** 50 streams and 50 other requests of 10 s; clients close after 0.5 s: streams + others that the engines still
+  process 1 s later.
+* **G** 30 streams; one engine is killed after 2 s: how its streams end. "broken off": the connection closes within the
   body; "whole": nothing is missing.
 
-inference-proxy runs with METRICS_CACHE_TTL_SECONDS=1 instead of 3, all else as by default: it notices a frozen engine
-sooner, and asks each engine for its state three times as often; inference-proxy-defaults is without that.
-haproxy-tuned: leastconn, a check every 2 s, fall 2, rise 1, mark-down after 10 errors with its sessions shut down,
-retries on another engine, abortonclose. nginx-nonidem: least_conn, another engine is tried after errors and 502-504,
-for POST too. vllm-router, smg: --policy power_of_two, all else as by default; smg gets 12 s before the clients come, as
-it asks for its engines' loads every 10 s and favours some of them until the second time."""
+inference-proxy runs with METRICS_CACHE_TTL_SECONDS=1 instead of 3 and otherwise defaults: it notices a frozen engine
+sooner, and polls each engine three times as often; inference-proxy-defaults has only defaults.
+haproxy-tuned: leastconn, a check every 2 s, fall 2, rise 1, mark-down after 10 errors, which ends its sessions,
+retries on another engine, abortonclose. nginx-nonidem: least_conn, tries another engine after errors and 502-504,
+for POST too. vllm-router, smg: --policy power_of_two, otherwise defaults; smg gets 12 s before the clients start,
+because it polls loads every 10 s and favours some engines until the second poll."""
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def main() -> None:
     )
     parser.add_argument("scenarios", nargs="?", default="".join(SCENARIOS), help="letters, such as ABD")
     parser.add_argument("targets", nargs="?", default=",".join(DEFAULT_TARGETS), help="names, separated by commas")
-    parser.add_argument("--json", type=Path, help="where all figures go")
+    parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
     scenarios, targets = list(options.scenarios.upper()), options.targets.split(",")
     for name, known in [(name, SCENARIOS) for name in scenarios] + [(name, TARGETS) for name in targets]:
@@ -75,7 +75,7 @@ def main() -> None:
     try:
         results = uvloop.run(_run(scenarios, targets))
     except asyncio.CancelledError:
-        sys.exit("faults.sh: interrupted; everything it started is ended")
+        sys.exit("faults.sh: interrupted; all processes have been ended")
     print("\n".join(_table(scenarios, results)))
     print(_LEGEND)
     if options.json is not None:
@@ -83,16 +83,16 @@ def main() -> None:
 
 
 async def _run(scenarios: list[str], targets: list[str]) -> Results:
-    """Each target in each scenario.
+    """Run each target in each scenario.
 
     Raises:
-        CancelledError: Ctrl-C or SIGTERM; everything that was started has been ended.
+        CancelledError: Ctrl-C or SIGTERM; all started processes have been ended.
     """
     task = cast("asyncio.Task[Results]", asyncio.current_task())
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     results: Results = {name: {} for name in targets}
-    for letter in scenarios:  # side by side: a machine's speed changes from minute to minute
+    for letter in scenarios:  # all targets of a scenario in turn: a machine's speed drifts within minutes
         for name in targets:
             print(f"{letter}: {name}", file=sys.stderr)
             results[name][letter] = await _outcome(letter, name)
@@ -100,7 +100,7 @@ async def _run(scenarios: list[str], targets: list[str]) -> Results:
 
 
 async def _outcome(letter: str, name: str) -> Outcome | str:
-    """A text says why there is none."""
+    """The outcome, or the reason why there is none."""
     target, scenario = TARGETS[name], SCENARIOS[letter]
     if not target.is_installed:
         return "not installed"

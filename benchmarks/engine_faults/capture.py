@@ -1,4 +1,4 @@
-"""Watches what arrives at one TCP port of 127.0.0.1: a dead or a frozen engine cannot count it itself."""
+"""Captures packets to one TCP port of 127.0.0.1, because a dead or frozen engine cannot count its requests."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 __all__ = ["Arrivals", "capture"]
 
 _ETHERTYPE_IPV4 = 0x0800
-_SOL_PACKET = 263  # <linux/if_packet.h>; Python's socket module does not have these two
-_PACKET_IGNORE_OUTGOING = 23  # on the loopback every packet passes twice
+_SOL_PACKET = 263  # <linux/if_packet.h>; Python's socket module lacks these two constants
+_PACKET_IGNORE_OUTGOING = 23  # on the loopback interface, every packet appears twice
 _SO_ATTACH_FILTER = 26
-_KEPT_BYTES = 64  # the IPv4 and the TCP header
+_KEPT_BYTES = 64  # enough for the IPv4 and TCP headers
 _SYN, _SYN_ACK = 0x02, 0x12
 
 
 @dataclass(slots=True)
 class Arrivals:
-    """Times (of the clock all processes share) of what arrived.
+    """Arrival times, by the clock that all processes share.
 
     Attributes:
-        connections: each attempt to connect, whether somebody listens or not.
-        requests: each POST that was sent, whether somebody reads it or not.
+        connections: every connection attempt, even if no process listens.
+        requests: every POST, even if no process reads it.
     """
 
     connections: list[float] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Arrivals:
 
 @contextlib.contextmanager
 def capture(port: int) -> Iterator[Arrivals | None]:
-    """What arrives from now on; ``None`` where this user may not open a packet socket (it takes root)."""
+    """Record arrivals from now on; ``None`` if the user may not open a packet socket, which requires root."""
     try:
         packets = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
     except PermissionError:
@@ -66,8 +66,8 @@ def _read(packets: socket.socket, arrivals: Arrivals) -> None:
 
 
 def _attach_filter(packets: socket.socket, port: int) -> None:
-    """Only first packets of connections to the port, and packets to it that begin with POST, are worth a wake-up."""
-    accept, drop = 15, 16  # places in the program
+    """Accept only packets to the port that open a connection or begin with POST."""
+    accept, drop = 15, 16  # instruction numbers
     program = [
         (0x30, 0, 0, 9),  # the IPv4 header's protocol
         (0x15, 0, drop - 2, socket.IPPROTO_TCP),

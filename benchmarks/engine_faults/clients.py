@@ -1,4 +1,4 @@
-"""Clients as strict as the HTTP libraries of SDKs: they notice each answer that fails, breaks off or does not come."""
+"""Clients as strict as the HTTP libraries of SDKs: they detect failed, truncated and missing answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 __all__ = ["Burst", "Load", "Result", "Stream", "read_stream"]
 
-_PAUSE_SECONDS = 0.05  # after a failure, else a proxy that fails at once would be asked thousands of times a second
+_PAUSE_SECONDS = 0.05  # after a failure; otherwise a proxy that fails fast would get thousands of requests per second
 _MESSAGES = [{"role": "user", "content": "Hello, how are you today?"}]
 
 
@@ -26,10 +26,10 @@ _PLAIN, _STREAM = _request(stream=False), _request(stream=True)
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One request, by the monotonic clock.
+    """The result of one request; times by the monotonic clock.
 
     Attributes:
-        failure: ``None`` for a good answer, else a status, ``broken``, ``refused``, or ``stuck``: none until the end.
+        failure: ``None`` for a good answer, else a status, ``broken``, ``refused`` or ``stuck`` (no answer at the end).
     """
 
     started: float
@@ -42,7 +42,7 @@ class Result:
 
 
 class _Connection(asyncio.Protocol):
-    """Takes one whole answer at a time."""
+    """Receives one complete answer at a time."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -53,7 +53,7 @@ class _Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def ask(self, request: bytes) -> asyncio.Future[str | None]:
-        """How the answer failed, once it is there; ``None``: it did not."""
+        """Send a request; the future yields how the answer failed, or ``None`` for a good one."""
         self._answer = asyncio.get_running_loop().create_future()
         self.transport.write(request)
         return self._answer
@@ -98,14 +98,14 @@ async def _connect(port: int) -> _Connection:
 
 @dataclass(slots=True)
 class Load:
-    """Closed-loop clients, each on one connection that it keeps: the next request follows the answer."""
+    """Closed-loop clients, each with a persistent connection: the next request follows the answer."""
 
     port: int
     clients: int = 100
     results: list[Result] = field(default_factory=list)
 
     async def run(self, script: Callable[[], Awaitable[None]], grace_seconds: float) -> None:
-        """Asks for as long as the script runs; then whoever waits for an answer waits the grace, and is stuck."""
+        """Send requests while the script runs, then wait for the grace period; answers still missing are stuck."""
         running = asyncio.Event()
         running.set()
         tasks: list[asyncio.Task[None]] = []
@@ -140,7 +140,7 @@ class Load:
 
 @dataclass(slots=True)
 class Burst:
-    """Requests that all leave in one moment, each on its own connection, which is open before."""
+    """Simultaneous requests, each on its own connection opened beforehand."""
 
     port: int
     connections: list[_Connection] = field(default_factory=list)
@@ -151,17 +151,17 @@ class Burst:
         return [one.ask(request) for one, request in zip(self.connections, requests, strict=True)]
 
     def leave(self) -> None:
-        """Closes all connections in the polite way, with a FIN."""
+        """Close all connections gracefully, with a FIN."""
         for connection in self.connections:
             connection.transport.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What a client saw of one stream.
+    """One stream as its client saw it.
 
     Attributes:
-        close: how the connection did: ``clean``: after the last chunk, ``early``: before it, ``never``: it still waits.
+        close: when the connection closed: ``clean`` (after the last chunk), ``early`` (before it), or ``never``.
     """
 
     text: str
@@ -182,7 +182,7 @@ class Stream:
 
 
 async def read_stream(port: int, *, patience_seconds: float) -> Stream:
-    """Everything up to the end of one stream, however it ends."""
+    """Read one stream to its end, however it ends."""
     text = b""
     close: Literal["clean", "early", "never"] = "early"
     try:

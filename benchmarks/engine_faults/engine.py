@@ -1,7 +1,7 @@
-"""An engine that passes for a vLLM server and misbehaves on order: ``engine.py PORT NUMBER``.
+"""A fake vLLM server that misbehaves on command: ``engine.py PORT NUMBER``.
 
-Each line of standard input is a JSON object with the ``Orders`` to change; the answer is one line of JSON, the state.
-The engine ends with its standard input, so none is left behind by a benchmark that was killed.
+Each line on standard input is a JSON object with the ``Orders`` to change; the reply is one line of JSON, the state.
+The engine exits when standard input closes, so that a killed benchmark leaves no engine behind.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any, cast
 
 import uvloop
 
-_FAST_FAILURE_SECONDS = 0.001  # faster than any true answer, so the least loaded engine seems to be the broken one
+_FAST_FAILURE_SECONDS = 0.001  # faster than any real answer, so the broken engine looks like the least loaded one
 
 
 @dataclass(slots=True)
 class Orders:
-    """How the engine behaves.
+    """The engine's behaviour.
 
     Attributes:
-        answer_seconds: from a request that is no stream to its answer.
-        token_seconds: from one event of a stream to the next one.
-        failing: answer every request for a model with 503; the checks of health still pass.
-        foreign: requests reported as running that came past the proxy.
+        answer_seconds: time until the answer to a request without streaming.
+        token_seconds: time between two events of a stream.
+        failing: answer every request for a model with 503; health checks still pass.
+        foreign: number of running requests to report that did not come through the proxy.
     """
 
     answer_seconds: float = 0.1
@@ -48,7 +48,7 @@ class Engine:
         return {"arrivals": self.arrivals, "plain": self.plain, "streams": self.streams}
 
     def page(self, path: bytes) -> tuple[str, str, str]:
-        """Status, type and body of what a proxy asks in order to know the engine."""
+        """Status, media type and body of the reply to a proxy's poll."""
         if path == b"/health":
             return "200 OK", "text/plain", ""
         if path == b"/v1/models":
@@ -74,7 +74,7 @@ class Engine:
 
 
 class Connection(asyncio.Protocol):
-    """One request after the other; the next one is read when the one before is answered."""
+    """Handles one request after the other; the next one is read when the previous one has been answered."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
         if self._timer is not None:
-            self._end()  # as vLLM does: nobody reads the answer, so the work is dropped
+            self._end()  # as vLLM does: the client has left, so the request is aborted
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -161,7 +161,7 @@ class Connection(asyncio.Protocol):
     def _next_token(self) -> None:
         self._tokens_left -= 1
         last = self._tokens_left == 0
-        # The token names its engine, so a client can tell who served it, whatever the proxy does to the other fields.
+        # The token names its engine, so that a client can identify the engine whatever the proxy does to other fields.
         delta = {"role": "assistant", "content": f" engine{self._engine.number}"}
         choice = {"index": 0, "delta": delta, "finish_reason": "length" if last else None}
         event = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [choice]}
@@ -182,7 +182,7 @@ class Connection(asyncio.Protocol):
 
 
 class Control(asyncio.Protocol):
-    """Standard input: takes the orders, and tells the state."""
+    """Reads orders from standard input, and replies with the state."""
 
     def __init__(self, engine: Engine, ended: asyncio.Event) -> None:
         self._engine = engine
@@ -207,7 +207,7 @@ async def main(port: int, number: int) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(engine), "127.0.0.1", port, backlog=4096)
     await loop.connect_read_pipe(lambda: Control(engine, ended), sys.stdin)
-    print(json.dumps(engine.state()), flush=True)  # it listens
+    print(json.dumps(engine.state()), flush=True)  # signals that the engine is listening
     await ended.wait()
     server.close()
 

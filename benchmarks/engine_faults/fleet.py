@@ -1,4 +1,4 @@
-"""The engines behind a proxy, each a process of its own that can be killed, frozen and given orders."""
+"""The engines behind a proxy, each a separate process that can be killed, frozen and given orders."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from proxies.proxy import free_ports
 __all__ = ["Fleet", "fleet"]
 
 _PROGRAM = Path(__file__).with_name("engine.py")
-_LONGEST_LINE = 2**24  # bytes: a state has the time of every request
+_LONGEST_LINE = 2**24  # bytes; a state contains the arrival time of every request
 
 
 class Fleet:
-    """Engines by number, on ports that stay theirs through a restart."""
+    """Engines by number; each keeps its port across restarts."""
 
     def __init__(self, size: int) -> None:
         self.ports = free_ports(size)
         self._processes: dict[int, asyncio.subprocess.Process] = {}
 
     async def start(self, number: int) -> None:
-        """Returns when the engine listens."""
+        """Start an engine, and wait until it listens."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             str(_PROGRAM),
@@ -36,7 +36,7 @@ class Fleet:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_LONGEST_LINE,
-            start_new_session=True,  # a shell that ends would wake up a stopped process of its own session
+            start_new_session=True,  # a shell that exits would resume stopped processes of its session
         )
         self._processes[number] = process
         await self._reply(process)
@@ -52,7 +52,7 @@ class Fleet:
         await self._tell(number, orders)
 
     async def state(self, number: int) -> dict[str, Any]:
-        """``arrivals``: times of its requests since it started; ``plain`` and ``streams``: how many are running."""
+        """``arrivals``: times of all requests since its start; ``plain`` and ``streams``: running requests."""
         return await self._tell(number, {})
 
     async def stop(self) -> None:
@@ -76,7 +76,7 @@ class Fleet:
 
 @contextlib.asynccontextmanager
 async def fleet(size: int) -> AsyncIterator[Fleet]:
-    """Engines that listen."""
+    """A fleet of listening engines."""
     engines = Fleet(size)
     try:
         for number in range(size):

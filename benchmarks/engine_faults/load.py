@@ -1,4 +1,4 @@
-"""Closed-loop load with a fault in it, and what became of it."""
+"""Closed-loop load during which a fault occurs, and its outcome."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _WARM_UP_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one target did in one scenario.
+    """The outcome of one target in one scenario.
 
     Attributes:
-        cell: for the table.
+        cell: text for the table.
         details: figures for the JSON file.
-        healthy_per_second: requests answered before the fault; ``None`` where the scenario has no such time.
+        healthy_per_second: rate of answers before the fault; ``None`` if the scenario has no such phase.
     """
 
     cell: str
@@ -45,7 +45,7 @@ class FaultedLoad:
     load: Load = field(init=False)
 
     async def run(self, script: Callable[[], Awaitable[None]]) -> None:
-        """The script is called in the moment of the fault; the load ends with it."""
+        """Run the load; call ``script`` at the time of the fault, and end the load when it returns."""
         self.load = Load(self.port)
 
         async def all_of_it() -> None:
@@ -64,7 +64,7 @@ class FaultedLoad:
         return [result for result in self.since_fault if result.failure]
 
     def outcome(self, cell: str, **details: Any) -> Outcome:
-        """Adds what all scenarios under load have in common."""
+        """An outcome with the figures that all scenarios under load share."""
         before = [result for result in self.load.results if result.ended < self.fault]
         failed_before = sum(result.failure is not None for result in before)
         if failed_before:
@@ -82,7 +82,7 @@ class FaultedLoad:
 
 
 def kinds(failed: list[Result]) -> str:
-    """Such as `` (3 broken, 1 503)``; empty for none."""
+    """Failures by kind, such as `` (3 broken, 1 503)``; empty if there are none."""
     counts = Counter(result.failure or "slow" for result in failed)
     return f" ({', '.join(f'{count} {kind}' for kind, count in counts.most_common())})" if counts else ""
 

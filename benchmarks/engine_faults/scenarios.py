@@ -1,4 +1,4 @@
-"""The scenarios: each breaks something behind a fresh proxy, and tells what its clients and engines saw."""
+"""The scenarios: each causes a fault behind a fresh proxy, and reports what clients and engines saw."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["SCENARIOS", "Scenario"]
 _WINDOW = 0.5
 _SLOW = 5.0
 _AFTER_RETURN = 8.0
-_TOKENS = 100  # of a stream, 50 ms each, where nothing else was ordered
+_TOKENS = 100  # tokens per stream, 50 ms each, unless ordered otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Scenario:
 
 
 async def _kill(port: int, fleet: Fleet) -> Outcome:
-    """A: SIGKILL one of three engines, back after 5 s, end after 13 s."""
+    """A: SIGKILL one of three engines, restart it after 5 s, end after 13 s."""
     run = FaultedLoad(port)
     returned = 0.0
 
@@ -52,7 +52,7 @@ async def _kill(port: int, fleet: Fleet) -> Outcome:
 
 
 def _traffic_stops(arrivals: Arrivals | None, fault: float, returned: float) -> str:
-    """By windows with at least three attempts to connect: fewer are a proxy's checks whether the engine is back."""
+    """Time of the last window with at least three connection attempts: fewer are the proxy's health checks."""
     if arrivals is None:
         return "?"
     windows = Counter(int((at - fault) / _WINDOW) for at in arrivals.connections if fault <= at < returned)
@@ -64,7 +64,7 @@ def _traffic_stops(arrivals: Arrivals | None, fault: float, returned: float) -> 
 
 
 async def _fast_failures(port: int, fleet: Fleet) -> Outcome:
-    """B: one engine answers 503 in 1 ms while its checks of health pass, for 9 s."""
+    """B: one engine answers 503 after 1 ms for 9 s, while its health checks pass."""
     run = FaultedLoad(port)
 
     async def script() -> None:
@@ -81,7 +81,7 @@ async def _fast_failures(port: int, fleet: Fleet) -> Outcome:
 
 
 def _below_a_twentieth(attempts: list[list[float]]) -> str:
-    """When the last engine's share of the attempts falls below 5 % for good."""
+    """The time when the last engine's share of attempts falls below 5 % for good."""
     windows = [Counter(int(at / _WINDOW) for at in each) for each in attempts]
     last = int(9 / _WINDOW) - 1
     above = [number for number in range(last + 1) if windows[2][number] * 20 >= max(1, sum(w[number] for w in windows))]
@@ -91,7 +91,7 @@ def _below_a_twentieth(attempts: list[list[float]]) -> str:
 
 
 async def _freeze(port: int, fleet: Fleet) -> Outcome:
-    """C: SIGSTOP one engine; 9 s of new requests, then 5.5 s for those that wait."""
+    """C: SIGSTOP one engine; 9 s of new requests, then 5.5 s for waiting requests."""
     run = FaultedLoad(port, grace_seconds=5.5)
 
     async def script() -> None:
@@ -111,7 +111,7 @@ async def _freeze(port: int, fleet: Fleet) -> Outcome:
 
 
 async def _rolling(port: int, fleet: Fleet) -> Outcome:
-    """D: a rolling restart: each engine in turn is killed, back after 2 s, and the next one follows 1 s later."""
+    """D: rolling restart: each engine in turn is killed and restarted after 2 s; 1 s later, the next one."""
     run = FaultedLoad(port)
 
     async def script() -> None:
@@ -127,7 +127,7 @@ async def _rolling(port: int, fleet: Fleet) -> Outcome:
 
 
 async def _balance(port: int, fleet: Fleet) -> Outcome:
-    """E: 64 requests at once to four idle engines; then 60 while three of them run requests of somebody else."""
+    """E: 64 simultaneous requests to four idle engines; then 60 while three of them run foreign requests."""
     idle, failed_idle = await _shares(port, fleet, 64)
     for number in range(3):
         await fleet.order(number, foreign=3)
@@ -141,7 +141,7 @@ async def _balance(port: int, fleet: Fleet) -> Outcome:
 
 
 async def _shares(port: int, fleet: Fleet, requests: int) -> tuple[list[int], int]:
-    """How many of the requests each engine got, and how many failed."""
+    """The number of requests by engine, and the number of failures."""
     before = await _served(fleet)
     burst = Burst(port)
     failures = await asyncio.gather(*await burst.send(requests))

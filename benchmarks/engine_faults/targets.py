@@ -1,4 +1,4 @@
-"""The proxies whose manners under faults are compared, each as its own documentation would set it up for that."""
+"""The compared proxies, each configured for fault tolerance as its documentation recommends."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _START_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A proxy under faults.
+    """A proxy under test.
 
     Attributes:
-        settle_seconds: from its first answer until it knows all engines as it will know them from then on.
+        settle_seconds: from its first answer until its view of all engines is stable.
     """
 
     proxy: Proxy
@@ -39,7 +39,7 @@ TARGETS = {
     "haproxy-tuned": Target(haproxy("haproxy-faults.cfg")),
     "nginx-nonidem": Target(nginx("nginx-faults.conf")),
     "vllm-router": Target(replace(VLLM_ROUTER, arguments=router_arguments)),
-    # It asks for loads every 10 s; the first round misses some engines, which get no traffic, or all, until the next.
+    # It polls loads every 10 s; engines missed by the first poll get no traffic, or all of it, until the next poll.
     "smg": Target(replace(SMG, arguments=lambda site: ["launch", *router_arguments(site)]), settle_seconds=12.0),
 }
 DEFAULT_TARGETS = tuple(name for name in TARGETS if name != "inference-proxy-defaults")
@@ -47,14 +47,14 @@ DEFAULT_TARGETS = tuple(name for name in TARGETS if name != "inference-proxy-def
 
 @contextlib.asynccontextmanager
 async def started(target: Target, site: Site) -> AsyncIterator[None]:
-    """The proxy, ready: it has answered a request.
+    """Start the proxy, and wait until it has answered a request.
 
     Raises:
-        RuntimeError: it did not start; the message has the end of its log.
+        RuntimeError: the proxy did not start; the message contains the end of its log.
     """
     with spawned(target.proxy, site) as process:
         deadline = time.monotonic() + _START_SECONDS
-        while not await asyncio.to_thread(is_answering, site.port):  # so that Ctrl-C is heard meanwhile
+        while not await asyncio.to_thread(is_answering, site.port):  # so that Ctrl-C works meanwhile
             if process.has_ended or time.monotonic() > deadline:
                 raise RuntimeError(f"did not start: {process.log_end}")
             await asyncio.sleep(0.1)

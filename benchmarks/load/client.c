@@ -1,13 +1,13 @@
-/* Loads a proxy and tells what that cost it: one thread, epoll, HTTP/1.1 with keep-alive.
+/* Puts load on a proxy and measures its cost: one thread, epoll, HTTP/1.1 with keep-alive.
  *
  *     client PORT CONNECTIONS BODY_BYTES TOKENS MODELS WARM_UP_SECONDS SECONDS [PID...]
  *
- * Every connection sends its next request once its reply is complete. TOKENS 0: plain requests, all connections at once.
- * TOKENS above 0: streams of so many events; the connections open evenly spread over half of the warm-up. The requests
- * are for each of MODELS models in turn, with the names that engine.c gives them. After the warm-up it measures for
- * SECONDS and prints one JSON object: CPU time is that of the threads of each PID, memory that of all of them; "p50_us"
- * is of a plain request's time, or of an event's time since its birth, which the engine wrote into it between two @;
- * "first_p50_us" is of the time from a request to its first event. */
+ * Every connection sends its next request once its reply is complete. TOKENS 0: requests without streaming, all
+ * connections at once. TOKENS above 0: streams of TOKENS events; the connections open evenly over half of the warm-up.
+ * The requests name each of MODELS models in turn, as named by engine.c. After the warm-up, the client measures for
+ * SECONDS and prints one JSON object: CPU time of the threads of each PID, total memory of all PIDs; "p50_us" is the
+ * median duration of a request without streaming, or the median age of an event at its arrival (the engine writes the
+ * time of creation into it between two @); "first_p50_us" is the median time from a request to its first event. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -37,10 +37,10 @@ typedef struct {
     uint64_t began;
     char head[4096];
     size_t head_length;
-    long body_left; /* -1: the head is not complete; of a stream it is always 0 then */
-    uint64_t birth; /* the digits of a time that have been read so far */
+    long body_left; /* -1 until the head is complete; then always 0 for a stream */
+    uint64_t birth; /* creation time of an event, by the digits read so far */
     int in_birth, has_event;
-    char tail[5]; /* what was read last: of a stream's end nothing else is known */
+    char tail[5]; /* last bytes read, to detect the end of a stream */
 } connection;
 
 static int loop, is_streaming;
@@ -48,7 +48,7 @@ static long failed, completed, events, reads;
 static struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {0}};
 static request *requests;
 static int models, next_model;
-static uint64_t from = UINT64_MAX, until = UINT64_MAX; /* what is measured */
+static uint64_t from = UINT64_MAX, until = UINT64_MAX; /* the measured period */
 static histogram latencies, firsts;
 
 static uint64_t now(void) {
@@ -59,7 +59,7 @@ static uint64_t now(void) {
 
 static int is_measured(uint64_t moment) { return moment >= from && moment < until; }
 
-/* Messages of a conversation, the model's name behind them, blanks up to the length. */
+/* A body: messages, then the model's name, then blanks up to the length. */
 static size_t make_body(char *body, size_t body_bytes, long tokens, const char *model) {
     size_t length = sprintf(body, "{\"messages\":[{\"role\":\"system\",\"content\":\"You are a helpful assistant.\"}");
     for (int turn = 0; length + 200 < body_bytes; turn++) {
@@ -76,7 +76,7 @@ static size_t make_body(char *body, size_t body_bytes, long tokens, const char *
     return length;
 }
 
-/* As the OpenAI library for Python sends it: 13 fields. */
+/* The 13 header fields that the OpenAI library for Python sends. */
 static request make_request(int port, size_t body_bytes, long tokens, int number) {
     char model[32], *body = malloc(body_bytes + 4096);
     snprintf(model, sizeof model, number ? "m-%d" : "m", number);
@@ -158,7 +158,7 @@ static void read_events(connection *c, const char *bytes, size_t length, uint64_
     }
 }
 
-/* Tells whether the last chunk has come: a line with a zero, and an empty one, which no event has in it. */
+/* Whether the last chunk has arrived: a line with a zero and an empty line, which no event contains. */
 static int ends_stream(connection *c, const char *bytes, size_t length) {
     size_t fresh = length < sizeof c->tail ? length : sizeof c->tail;
     memmove(c->tail, c->tail + fresh, sizeof c->tail - fresh);
@@ -171,7 +171,7 @@ static void finish(connection *c, uint64_t moment) {
     begin(c);
 }
 
-/* Takes what belongs to the head, which ends in `head` with a zero; returns how many bytes that was, or -1. */
+/* Appends the bytes that belong to the head to `head`, NUL-terminated; returns their number, or -1. */
 static ssize_t read_head(connection *c, const char *bytes, size_t length) {
     size_t before = c->head_length, room = sizeof c->head - 1 - before, taken = length < room ? length : room;
     memcpy(c->head + before, bytes, taken);
@@ -202,7 +202,7 @@ static void receive(connection *c) {
     }
 }
 
-/* Serves the connections until `moment`; opens the first `wanted` of them evenly until `opened_by`. */
+/* Serves the connections until `moment`, and opens the first `wanted` connections evenly until `opened_by`. */
 static void run_until(uint64_t moment, connection *connections, int wanted, int *opened, uint64_t began, uint64_t opened_by) {
     struct epoll_event ready[256];
     for (uint64_t time; (time = now()) < moment;) {
@@ -216,7 +216,7 @@ static void run_until(uint64_t moment, connection *connections, int wanted, int 
     }
 }
 
-/* What the kernel has counted so far. */
+/* The kernel's counters. */
 static void read_clocks(int pids, char **pid, uint64_t *cpu, int core, double *idle) {
     *idle = idle_of(core);
     for (int i = 0; i < pids; i++) cpu[i] = cpu_of(pid[i]);

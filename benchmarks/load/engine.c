@@ -1,11 +1,11 @@
-/* An engine that costs almost nothing, so that a proxy's own cost shows: one thread, epoll, HTTP/1.1 with keep-alive.
+/* A fake engine that costs almost nothing, so that a proxy's cost is visible: one thread, epoll, HTTP/1.1 keep-alive.
  *
  *     engine PERIOD_US MODELS PORT...
  *
- * It passes, on each port, for a vLLM server with the models "m", "m-1" to "m-<MODELS - 1>". A POST gets a completion at
- * once, or, where its body says "stream":true, max_tokens events: the first at once, then one every PERIOD_US, each in a
- * chunk and a write of its own, with the time it was born in it (CLOCK_MONOTONIC, ns, between two @). GET /streams tells
- * how many streams are running. It trusts its input: it is for proxies that are measured, not tested. */
+ * On each port, it acts as a vLLM server with the models "m", "m-1" to "m-<MODELS - 1>". A POST gets a completion
+ * immediately or, if its body contains "stream":true, max_tokens events: the first immediately, then one per PERIOD_US,
+ * each in its own chunk and write, with its time of creation (CLOCK_MONOTONIC, ns, between two @). GET /streams returns
+ * the number of running streams. The engine trusts its input: it is for measuring proxies, not for testing them. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -21,22 +21,22 @@
 #include <unistd.h>
 
 #define IN_BYTES (2 << 20) /* the longest request */
-#define OUT_BYTES 65536    /* what a slow reader may owe before its stream is broken off */
+#define OUT_BYTES 65536    /* unsent bytes after which a slow reader's stream is aborted */
 
 typedef struct connection {
     int fd;
     char *in, *out;
     size_t in_length, out_length;
-    long events_left; /* 0: no stream */
+    long events_left; /* 0 if this is no stream */
     uint64_t due;
-    struct connection *previous, *next; /* in the order in which their events are due */
+    struct connection *previous, *next; /* list of streams, ordered by the time of the next event */
 } connection;
 
 static int loop;
 static uint64_t period;
 static char *models; /* the reply to GET /v1/models */
-static int streams;  /* that are running */
-static connection *first_due, *last_due; /* all streams have one period, so who is served goes to the end */
+static int streams;  /* number of running streams */
+static connection *first_due, *last_due; /* all streams have the same period, so a served one moves to the end */
 
 static uint64_t now(void) {
     struct timespec time;
@@ -67,7 +67,7 @@ static void drop(connection *c) {
     free(c);
 }
 
-/* Writes what is owed and then `text`; returns 0 where the connection is gone. */
+/* Writes unsent bytes and then `text`; returns 0 if the connection is gone. */
 static int put(connection *c, const char *text, size_t length) {
     if (c->out_length + length > OUT_BYTES) return 0;
     memcpy(c->out + c->out_length, text, length);
@@ -105,7 +105,7 @@ static int put_event(connection *c) {
     return put(c, chunk, length);
 }
 
-/* To a connection that does not stand in line; the next event is due one period after this one was. */
+/* Sends an event to a connection outside the list; the next event is due one period after this one was due. */
 static int send_event(connection *c) {
     c->due += period;
     int is_alive = put_event(c);
@@ -119,14 +119,14 @@ static int answer_get(connection *c, const char *target) {
         return put_reply(c, OK, "text/plain", "vllm:num_requests_running{model_name=\"m\"} 0\n"
                                           "vllm:num_requests_waiting{model_name=\"m\"} 0\n");
     if (!strncmp(target, "/health", 7)) return put_reply(c, OK, "application/json", "");
-    if (strncmp(target, "/streams", 8)) /* as a server does that is not in development mode */
+    if (strncmp(target, "/streams", 8)) /* as a server does outside development mode */
         return put_reply(c, "404 Not Found", "application/json", "{\"detail\":\"Not Found\"}");
     char count[16];
     snprintf(count, sizeof count, "%d", streams);
     return put_reply(c, OK, "application/json", count);
 }
 
-/* The value of a member, behind any blanks; NULL where the body has none of this name. */
+/* The value of a JSON member, after any blanks; NULL if the body has no such member. */
 static const char *value_of(const char *body, const char *name) {
     const char *at = strstr(body, name);
     return at ? at + strlen(name) + strspn(at + strlen(name), " ") : NULL;
@@ -151,7 +151,7 @@ static int answer_post(connection *c, const char *body) {
     return send_event(c);
 }
 
-/* Answers the request in the buffer, once it is whole. */
+/* Answers the request in the buffer, once it is complete. */
 static int serve(connection *c) {
     c->in[c->in_length] = 0;
     char *end = strstr(c->in, "\r\n\r\n");
@@ -160,7 +160,7 @@ static int serve(connection *c) {
     size_t body_length = field && field < end ? strtoul(field + 17, NULL, 10) : 0;
     if ((size_t)(c->in + c->in_length - end - 4) < body_length) return 1;
     int is_alive = strncmp(c->in, "POST", 4) ? answer_get(c, strchr(c->in, ' ') + 1) : answer_post(c, end + 4);
-    c->in_length = 0; /* nobody pipelines here */
+    c->in_length = 0; /* clients do not pipeline */
     return is_alive;
 }
 
@@ -182,7 +182,7 @@ static void accept_all(int listener) {
     }
 }
 
-/* An event's data is a connection, or the descriptor of a listener, which is no address. */
+/* An epoll event's data is a connection pointer or a listener's descriptor; a descriptor is no valid pointer. */
 static void listen_on(int port) {
     int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);

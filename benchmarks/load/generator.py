@@ -1,4 +1,4 @@
-"""Python's side of the two C programs: fast engines, and the client that loads a proxy in front of them."""
+"""Python driver for the two C programs: fast engines, and the client that puts load on a proxy."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from proxies.proxy import free_ports
 
 __all__ = ["ENDLESS", "EVENT_PERIOD_US", "Engines", "Generator", "Load", "Report"]
 
-EVENT_PERIOD_US = 20_000  # 50 tokens a second, of each stream
-ENDLESS = 1_000_000  # tokens: more than anybody waits for
+EVENT_PERIOD_US = 20_000  # 50 tokens per second and stream
+ENDLESS = 1_000_000  # tokens; more than any measurement lasts
 _QUIET_SECONDS = 10.0
 _STOP_SECONDS = 60.0
 
-Report = dict[str, Any]  # what client.c prints
+Report = dict[str, Any]  # the output of client.c
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the client does.
+    """The client's workload.
 
     Attributes:
-        tokens: 0: whole replies; else streams of so many events. Each connection's next request follows its reply.
-        models: how many the requests name in turn.
-        warm_up_seconds: before anything is measured; streams are opened in its first half.
+        tokens: number of events per stream; 0 for replies without streaming. Each connection sends its next request
+            after its reply.
+        models: number of models that the requests name in turn.
+        warm_up_seconds: time before the measurement; streams are opened in its first half.
     """
 
     connections: int
@@ -42,21 +43,21 @@ class Load:
     seconds: float = 2.0
 
     def total_seconds(self, pace: float = 1.0) -> float:
-        """How long it takes; ``pace`` times as long is measured."""
+        """Total duration; ``pace`` scales the measured part."""
         return self.warm_up_seconds + pace * self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """Engines that listen, all in one process."""
+    """Running engines, all in one process."""
 
     ports: tuple[int, ...]
 
     def wait_until_quiet(self) -> None:
-        """Until no stream runs any more: those of a client that has left are the proxy's to end.
+        """Wait until no stream is running; the proxy has to end the streams of clients that have left.
 
         Raises:
-            RuntimeError: some are still running after a long time.
+            RuntimeError: streams are still running after a long time.
         """
         deadline = time.monotonic() + _QUIET_SECONDS
         while streams := self._streams():
@@ -71,11 +72,11 @@ class Engines:
 
 @dataclass(frozen=True, slots=True)
 class Generator:
-    """Makes load.
+    """Starts engines and clients.
 
     Attributes:
         programs: folder with the compiled ``engine`` and ``client``.
-        cores: on which both run.
+        cores: the cores that both run on.
     """
 
     programs: Path
@@ -83,7 +84,7 @@ class Generator:
 
     @contextlib.contextmanager
     def engines(self, count: int = 2, *, models: int = 1, period_us: int = EVENT_PERIOD_US) -> Iterator[Engines]:
-        """Each of them has all the models, and sends an event of each stream every ``period_us``."""
+        """Start engines that serve all models and send an event on each stream every ``period_us``."""
         ports = free_ports(count)
         with subprocess.Popen(self._command("engine", period_us, models, *ports)) as process:
             try:
@@ -92,7 +93,7 @@ class Generator:
                 process.terminate()
 
     def run(self, load: Load, port: int, pids: tuple[int, ...]) -> Report:
-        """Raises RuntimeError where a request failed: figures of such a run are worth nothing."""
+        """Run the client. Raises RuntimeError if a request failed, because the figures would be worthless."""
         sizes = [port, load.connections, load.body_bytes, load.tokens, load.models]
         command = self._command("client", *sizes, load.warm_up_seconds, load.seconds, *pids)
         limit = 3 * load.total_seconds() + _STOP_SECONDS

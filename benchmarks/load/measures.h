@@ -1,4 +1,4 @@
-/* What client.c measures with: histograms of latencies, and what the kernel says of processes and cores. */
+/* Measurements for client.c: latency histograms, and the kernel's figures about processes and cores. */
 #include <dirent.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -9,7 +9,7 @@
 
 typedef struct {
     long counts[BUCKETS], total;
-} histogram; /* 64 buckets for each power of two of tenths of a microsecond: 1.6 % wide at most */
+} histogram; /* 64 buckets per power of two, in tenths of a microsecond: at most 1.6 % wide */
 
 static void count(histogram *latencies, uint64_t nanoseconds) {
     uint64_t value = nanoseconds / 100;
@@ -48,7 +48,7 @@ static uint64_t cpu_of(const char *pid) {
     return sum;
 }
 
-/* Resident, in bytes. */
+/* Resident memory, in bytes. */
 static long memory_of(const char *pid) {
     char path[64];
     long pages = 0;
@@ -59,7 +59,7 @@ static long memory_of(const char *pid) {
     return pages * sysconf(_SC_PAGESIZE);
 }
 
-/* How long a core has had nothing to do since the machine's start, in seconds. */
+/* Idle time of a core since boot, in seconds. */
 static double idle_of(int core) {
     char line[512], name[16];
     double idle = 0;

@@ -1,6 +1,6 @@
-"""What many people write first: FastAPI in front, httpx behind, engines in turn, replies streamed.
+"""A typical first proxy: FastAPI and httpx, round robin over the engines, streamed replies.
 
-It knows neither models nor loads, and lets a failure of an engine be one of its client.
+It knows neither models nor loads, and passes every engine failure on to its client.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -18,11 +18,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from starlette.background import BackgroundTask
 
-# Of one connection, so a proxy does not pass them on (RFC 9110, section 7.6.1); httpx sets its own host.
+# Hop-by-hop fields, which a proxy does not forward (RFC 9110, section 7.6.1); httpx sets its own host.
 _HOP_BY_HOP = {"connection", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 
 engines = itertools.cycle(os.environ["ENGINES"].split(","))
-# Without limits: httpx would let no more than 100 requests through at a time, and wait five seconds for a token.
+# Without httpx's limits of 100 concurrent requests and of five seconds for a token.
 client = httpx.AsyncClient(
     timeout=httpx.Timeout(None), limits=httpx.Limits(max_connections=None, max_keepalive_connections=None)
 )

@@ -1,4 +1,4 @@
-"""How each proxy is started: one process, set up for its engines as its own documentation does it."""
+"""Start commands of each proxy: one process, configured as its own documentation recommends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _ours(site: Site) -> list[str]:
 
 
 def _envoy(site: Site) -> list[str]:
-    """One worker; without hot restart, for which a second Envoy would have to be given a number of its own."""
+    """One worker, without hot restart, which would require a distinct number for each Envoy on the machine."""
     options = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
     return ["-c", str(site.configured("envoy.yaml")), *options]
 
@@ -30,8 +30,8 @@ def _litellm_settings(_: Site) -> dict[str, str]:
     return {
         "LITELLM_MODE": "PRODUCTION",
         "LITELLM_LOG": "ERROR",
-        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # nobody else can reach it
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it fetches a list of prices when it starts
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # it listens on 127.0.0.1 only
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # otherwise it downloads a price list at start
     }
 
 
@@ -42,19 +42,19 @@ def _classic(site: Site) -> list[str]:
 
 
 def router_arguments(site: Site, policy: str = "power_of_two") -> list[str]:
-    """What vllm-router and smg, its relative, have in common; by default, cache_aware, they look at prompts first."""
+    """Options shared by vllm-router and smg, its relative. Their default policy, cache_aware, would look at prompts."""
     listen = ["--host", "127.0.0.1", "--port", str(site.port)]
     listen += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())]
     return [*listen, "--policy", policy, "--worker-urls", *site.engine_urls]
 
 
 def _unlimited_router(site: Site) -> list[str]:
-    """Without a log line for each request, and without the limit of 256 requests at a time that vllm-router has."""
+    """vllm-router without its log line per request and without its limit of 256 concurrent requests."""
     return [*router_arguments(site), "--log-level", "error", "--max-concurrent-requests", "20000"]
 
 
 def _smg(site: Site) -> list[str]:
-    """By its own count of requests, as ours and vllm-router; by default it asks engines for a load that ours lack."""
+    """smg with its own request counts as load, as this proxy and vllm-router use; the test engines lack its default."""
     return ["launch", *_unlimited_router(site), "--power-of-two-load-metric", "requests"]
 
 
@@ -69,7 +69,7 @@ def haproxy(configuration: str) -> Proxy:
     return Proxy("haproxy", lambda site: ["-db", "-f", str(site.configured(configuration))])
 
 
-# With every default: the access log, the metrics and all limits are on.
+# All defaults, including access log, metrics and all limits.
 OURS = Proxy(sys.executable, _ours, version_arguments=("-m", "inference_engine_proxy_server", "--version"))
 VLLM_ROUTER = Proxy("vllm-router", _unlimited_router, "vllm-router", "vllm-router")
 SMG = Proxy("smg", _smg, "smg", "smg")

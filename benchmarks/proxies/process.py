@@ -1,4 +1,4 @@
-"""Processes of proxies: started, waited for, and ended with everything that they started."""
+"""Proxy processes: start them, wait until they serve, and end them with all their children."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from proxies.proxy import Proxy, Site
 __all__ = ["ProxyProcess", "is_answering", "running", "spawned"]
 
 _BODY = b'{"model":"m","messages":[{"role":"user","content":"Hello"}],"max_tokens":1}'
-_START_SECONDS = 90.0  # LiteLLM imports for a long time where its files are not cached
+_START_SECONDS = 90.0  # LiteLLM's imports take long when its files are not in the page cache
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyProcess:
-    """A proxy that was started."""
+    """A started proxy."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -34,7 +34,7 @@ class ProxyProcess:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Its own, and those of all its descendants."""
+        """The process and all its descendants."""
         return tuple(_family(self.process.pid))
 
     @property
@@ -44,10 +44,10 @@ class ProxyProcess:
 
 @contextlib.contextmanager
 def spawned(proxy: Proxy, site: Site, cores: Iterable[int] | None = None) -> Iterator[ProxyProcess]:
-    """The proxy's process, on these cores alone where there are any; it may not listen yet.
+    """Start the proxy's process, restricted to ``cores`` if given; it may not listen yet.
 
     Raises:
-        RuntimeError: it is not installed.
+        RuntimeError: the proxy is not installed.
     """
     pinned = [] if cores is None else ["taskset", "--cpu-list", ",".join(map(str, cores))]
     log = site.folder / "log"
@@ -59,13 +59,13 @@ def spawned(proxy: Proxy, site: Site, cores: Iterable[int] | None = None) -> Ite
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Ctrl-C is for the benchmark alone, which ends all others in order
+            start_new_session=True,  # so that Ctrl-C reaches only the benchmark, which ends all processes
         )
     try:
         yield ProxyProcess(process, site.port, log)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # with its workers; nothing that it could save is wanted
+            os.killpg(process.pid, signal.SIGKILL)  # including its workers; they have nothing to save
         process.wait()
 
 
@@ -74,7 +74,7 @@ def running(proxy: Proxy, site: Site, cores: Iterable[int] | None = None) -> Ite
     """A proxy that has answered a request.
 
     Raises:
-        RuntimeError: it did not start; the message has the end of its log.
+        RuntimeError: the proxy did not start; the message contains the end of its log.
     """
     with spawned(proxy, site, cores) as process:
         deadline = time.monotonic() + _START_SECONDS
@@ -86,7 +86,7 @@ def running(proxy: Proxy, site: Site, cores: Iterable[int] | None = None) -> Ite
 
 
 def is_answering(port: int) -> bool:
-    """Whether a request for the model ``m`` gets its reply within five seconds."""
+    """Whether a request for the model ``m`` is answered within five seconds."""
     address = f"http://127.0.0.1:{port}/v1/chat/completions"
     request = urllib.request.Request(address, _BODY, {"Content-Type": "application/json"})
     with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(request, timeout=5):

@@ -1,4 +1,4 @@
-"""What a proxy of the benchmarks is, and how one is set up for the engines of one measurement."""
+"""Definition of a proxy under test, and its configuration for the engines of one measurement."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CONFIGURATIONS = Path(__file__).with_name("configurations")
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a proxy is to run.
+    """The environment of one proxy process.
 
     Attributes:
-        folder: an empty one for its files.
+        folder: an empty folder for its files.
         engines: ports of the engines on 127.0.0.1.
     """
 
@@ -36,7 +36,7 @@ class Site:
         return [f"http://127.0.0.1:{port}" for port in self.engines]
 
     def configured(self, name: str) -> Path:
-        """One of our configuration files, filled in: the line with an engine stands there once for each of them."""
+        """Fill in a configuration file from ``configurations/``: its engine line is repeated for each engine."""
         lines = []
         for line in (_CONFIGURATIONS / name).read_text().splitlines(keepends=True):
             filled = line.replace("@FOLDER@", str(self.folder)).replace("@PORT@", str(self.port))
@@ -49,15 +49,15 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy as it is set up for a benchmark.
+    """A proxy and its configuration for a benchmark.
 
     Attributes:
-        program: its name, or a path; where it is in no ``environment``, the PATH is searched for a name.
+        program: name or path; a name is searched for in ``environment`` or else on the PATH.
         arguments: for the program.
-        environment: virtual environment that has it: the name of a file of ``benchmarks/requirements``.
-        package: distribution in it whose version is the proxy's.
-        version_arguments: what the program tells its version for, where there is no ``package``.
-        settings: for the environment of its process.
+        environment: its virtual environment, named after a file in ``benchmarks/requirements``.
+        package: distribution in the environment whose version is reported.
+        version_arguments: arguments that print the version, if there is no ``package``.
+        settings: environment variables of its process.
     """
 
     program: str
@@ -69,18 +69,18 @@ class Proxy:
 
     @property
     def path(self) -> str | None:
-        """``None``: it is not installed here."""
+        """Path of the program; ``None`` if it is not installed."""
         folder = None if self.environment is None else str(virtual_environment(self.environment) / "bin")
         return shutil.which(self.program, path=folder)
 
     def command(self, site: Site) -> list[str]:
-        """Raises RuntimeError where it is not installed."""
+        """The command line. Raises RuntimeError if the proxy is not installed."""
         if self.path is None:
             raise RuntimeError(f"{self.program} is not installed")
         return [self.path, *self.arguments(site)]
 
     def version(self) -> str:
-        """Its number; empty where it does not say one."""
+        """Version number; empty if unknown."""
         if self.path is None:
             return ""
         if self.environment is not None and self.package is not None:
@@ -94,7 +94,7 @@ class Proxy:
 
 
 def virtual_environment(name: str) -> Path:
-    """Where benchmarks/peers.sh puts what a file of ``benchmarks/requirements`` asks for."""
+    """The environment that benchmarks/peers.sh creates for a file in ``benchmarks/requirements``."""
     return _CHECKOUT / f".venv-bench-{name}"
 
 
@@ -103,10 +103,10 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Below the range from which the kernel takes the local ports of connections: none can take that of a dead engine.
+    """Free ports below the kernel's ephemeral range, so that no connection can take the port of a dead engine.
 
     Raises:
-        RuntimeError: there are not as many.
+        RuntimeError: there are not enough free ports.
     """
     ports: list[int] = []
     for port in random.sample(range(10_000, 32_000), 2 * count + 100):

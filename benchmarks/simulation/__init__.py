@@ -1,10 +1,10 @@
-"""A fleet of LLM engines behind proxies, simulated event by event, to compare ways of choosing a backend.
+"""Discrete-event simulation of a fleet of LLM engines behind proxies, to compare balancing policies.
 
 ::
 
-    catalogue -> workloads   what clients ask, and when: the traces; fixed, so that every policy gets the same
+    catalogue -> workloads   the traces: the clients' requests and their times; fixed, so identical for every policy
     fleet                    one run: clients -> replicas -> engines, on one virtual clock
-    replica -> policies      a proxy: chooses by what it alone can know; `project` drives this project's own code
-    *_engine -> batching     an engine: batches, slots or pages, prefix reuse; slow where real ones are slow
-    figures -> report, plot  what clients saw
+    replica -> policies      a proxy, which knows only what a real one can know; `project` runs this project's own code
+    *_engine -> batching     an engine: batching, slots or pages, prefix reuse, with realistic costs
+    figures -> report, plot  the results as clients see them
 """

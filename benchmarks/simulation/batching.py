@@ -1,10 +1,10 @@
-"""What all engines have in common: one step after another, each for all sequences in the batch.
+"""The part that all engines share: continuous batching, one step at a time for all sequences in the batch.
 
-A step takes ``fixed + per_prompt_token * p + per_sequence * s + per_context_token * c`` seconds, where it reads ``p``
-tokens of prompts and makes one token for each of ``s`` sequences; ``c`` is how many tokens all sequences have by then.
-So a long prompt delays the next token of everybody in the batch, as it does in real engines.
+A step takes ``fixed + per_prompt_token * p + per_sequence * s + per_context_token * c`` seconds if it reads ``p``
+prompt tokens and generates one token for each of ``s`` sequences; ``c`` is the total context of all sequences.
+A long prompt therefore delays the next token of all sequences in the batch, as in real engines.
 
-While no prompt is being read, steps follow one another with nothing to decide, and many are taken as one event.
+While no prompt is being read, steps involve no decisions, and many of them are simulated as one event.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["BatchingEngine", "Client", "EngineState", "Sequence", "Speeds", "Usa
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Seconds that a step takes, by what is in it; ``tokens_a_step``: the most that it reads and makes."""
+    """Cost coefficients of a step, in seconds; ``tokens_a_step``: the most tokens read and generated per step."""
 
     fixed: float
     per_prompt_token: float
@@ -34,7 +34,7 @@ class Speeds:
     tokens_a_step: int
 
     def slowed(self, factor: float) -> Speeds:
-        """The same machine, so many times slower."""
+        """The speeds of a machine that is ``factor`` times slower."""
         return Speeds(
             self.fixed * factor,
             self.per_prompt_token * factor,
@@ -46,12 +46,12 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What an engine tells who asks.
+    """The state that an engine reports when polled.
 
     Attributes:
-        capacity: its slots, if it has any.
-        memory_tokens: that its memory for contexts holds, if it tells.
-        tokens: read and made so far.
+        capacity: number of slots; ``None`` if the engine has none.
+        memory_tokens: size of its KV cache in tokens; ``None`` if not reported.
+        tokens: tokens read and generated so far.
     """
 
     processing: int
@@ -64,7 +64,7 @@ class EngineState:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an engine tells at the end of an answer."""
+    """The usage that an engine reports at the end of an answer."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -73,7 +73,7 @@ class Usage:
 
 
 class Client(Protocol):
-    """Who sent a request."""
+    """The sender of a request."""
 
     def first_token(self, now: float) -> None:
         """The answer begins."""
@@ -84,7 +84,7 @@ class Client(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """A request inside an engine; ``unread``: tokens of its prompt that are still to be read."""
+    """A request inside an engine; ``unread``: prompt tokens yet to be read."""
 
     request: Request
     client: Client
@@ -97,7 +97,7 @@ class Sequence:
 
 @dataclass(slots=True)
 class _Steps:
-    """Steps under way: ``count`` equal ones of ``seconds`` each, the next one always longer by ``growth``."""
+    """A series of ``count`` steps; the first takes ``seconds``, each later one ``growth`` more than the one before."""
 
     began_at: float
     count: int
@@ -109,7 +109,7 @@ class _Steps:
         return count * self.seconds + self.growth * count * (count - 1) / 2
 
     def begun_by(self, now: float) -> int:
-        """How many have begun by ``now``; one that begins just then has not."""
+        """Number of steps begun before ``now``."""
         passed = now - self.began_at
         if self.growth > 0:
             linear = self.seconds - self.growth / 2
@@ -123,17 +123,17 @@ class BatchingEngine(ABC):
     """An engine with continuous batching.
 
     Args:
-        loop: the clock.
-        speeds: of its machine.
+        loop: the virtual clock.
+        speeds: speeds of its machine.
 
     Attributes:
-        is_up: it can be reached.
-        most_waiting: the most requests that waited in it at a time.
-        tokens: read and made so far.
+        is_up: the engine is reachable.
+        most_waiting: most requests that waited in the engine at the same time.
+        tokens: tokens read and generated so far.
     """
 
     begins_beyond_step = False
-    """A request gets its place even if this step has no room for any token of it."""
+    """A request joins the batch even if this step has no room for any of its tokens."""
 
     def __init__(self, loop: VirtualLoop, speeds: Speeds) -> None:
         self.loop = loop
@@ -143,17 +143,17 @@ class BatchingEngine(ABC):
         self.tokens = 0
         self.waiting: deque[Sequence] = deque()
         self._reading: list[Sequence] = []
-        self._writing: list[tuple[int, int, Sequence]] = []  # a heap by the step that makes the last token
+        self._writing: list[tuple[int, int, Sequence]] = []  # a heap by the step that generates the last token
         self._numbers = itertools.count()
         self._steps_made = 0
-        self._context = 0  # tokens of all sequences in the batch
+        self._context = 0  # total tokens of all sequences in the batch
         self._steps: _Steps | None = None
-        self._delay = 0.0  # what the next step must wait for
+        self._delay = 0.0  # seconds to add before the next step
 
-    # --- for those who send and ask
+    # --- interface for clients and proxies
 
     def submit(self, request: Request, client: Client) -> None:
-        """Take ``request``."""
+        """Accept ``request``."""
         self.waiting.append(Sequence(request, client))
         if self._steps is None:
             self._next()
@@ -163,18 +163,18 @@ class BatchingEngine(ABC):
 
     @abstractmethod
     def state(self) -> EngineState:
-        """What it tells now."""
+        """The state reported now."""
 
     @abstractmethod
     def forget(self) -> None:
-        """Lose what it has cached, as by a restart; only while it is idle."""
+        """Clear the cache, as a restart does; allowed only while idle."""
 
     @property
     def processing(self) -> int:
         """Sequences in the batch."""
         return len(self._reading) + len(self._writing)
 
-    # --- for each kind of engine
+    # --- to be implemented by each kind of engine
 
     @abstractmethod
     def may_begin(self, sequence: Sequence) -> bool:
@@ -182,24 +182,24 @@ class BatchingEngine(ABC):
 
     @abstractmethod
     def begin(self, sequence: Sequence) -> None:
-        """Give ``sequence`` its room, and set what of its prompt is ``cached`` already."""
+        """Allocate room for ``sequence``, and set ``cached``, the number of its prompt tokens already cached."""
 
     @abstractmethod
     def has_read(self, sequence: Sequence) -> None:
-        """Some more of ``sequence``'s prompt has been taken into a step."""
+        """Called when more of ``sequence``'s prompt has been put into a step."""
 
     @abstractmethod
     def end(self, sequence: Sequence) -> None:
-        """Take back the room of ``sequence``."""
+        """Free the room of ``sequence``."""
 
     def delay(self, seconds: float) -> None:
-        """Let the next step begin so much later."""
+        """Delay the next step by ``seconds``."""
         self._delay += seconds
 
     # --- steps
 
     def _next(self) -> None:
-        """Begin the next step, or steps, if there is anything to do."""
+        """Begin the next step or series of steps, if there is any work."""
         room = self.speeds.tokens_a_step - len(self._writing)
         read = 0
         for sequence in self._reading:
@@ -227,7 +227,7 @@ class BatchingEngine(ABC):
         steps.event = self.loop.at(steps.began_at + steps.duration(steps.count), self._made, steps.count)
 
     def _cut(self) -> None:
-        """Let the step that is under way be the last before the next look at who waits."""
+        """End the current series after its current step, so that waiting requests are considered."""
         steps = self._steps
         if steps is None or steps.event is None:
             return
@@ -255,7 +255,7 @@ class BatchingEngine(ABC):
         return taken
 
     def _made(self, count: int) -> None:
-        """The ``count`` steps under way are done."""
+        """Complete the current series of ``count`` steps."""
         now = self.loop.time()
         self._steps_made += count
         self._context += count * len(self._writing)
@@ -266,7 +266,7 @@ class BatchingEngine(ABC):
         for sequence in [sequence for sequence in self._reading if not sequence.unread]:
             self._reading.remove(sequence)
             sequence.read_at = now
-            last = self._steps_made + sequence.request.answer.tokens - 1  # the first token is made by now
+            last = self._steps_made + sequence.request.answer.tokens - 1  # the first token has been generated by now
             if last > self._steps_made:
                 heapq.heappush(self._writing, (last, next(self._numbers), sequence))
             else:

@@ -1,7 +1,7 @@
-"""All traces, with their seeds. They were fixed before the policy that they are to judge; see docs/balancing.md.
+"""All traces with their seeds. They were fixed before `expected_time` was written; see docs/balancing-figures.md.
 
-Rates were set by what the fleet can do with ``least_requests``: "high" is some 85 % of the rate at which its waiting
-times begin to grow without end, "moderate" some 60 %. Policies that reuse more have more room.
+Rates are relative to the fleet's capacity with ``least_requests``: "high" is about 85 % of the rate at which waiting
+times begin to grow without bound, "moderate" about 60 %. Policies that reuse more prefixes have more headroom.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What counts of a run: how long clients waited for the first token, what was reused, how evenly work was spread."""
+"""Figures of a run: time to first token, cache hits, and the distribution of work."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["Figures", "figures_of", "percentile"]
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one trace and policy, over all its seeds; times in seconds.
+    """Figures of one trace and policy over all seeds; times in seconds.
 
     Attributes:
-        requests: how many count.
-        p50, p90, p99, mean: from a request's arrival to its first token.
-        p99_of_seeds: the same of each seed alone: how much is chance.
-        whole_mean: to its last token.
-        hit_rate: tokens of prompts that engines had cached, as they say.
-        busiest_share: the prompts' tokens that the busiest backend got, over the mean.
-        most_in_engine, most_in_replica: the most requests that waited in one engine, and in one replica.
+        requests: number of requests that count.
+        p50, p90, p99, mean: time from a request's arrival to its first token.
+        p99_of_seeds: p99 for each seed alone, which shows the influence of chance.
+        whole_mean: mean time to the last token.
+        hit_rate: fraction of prompt tokens that engines report as cached.
+        busiest_share: prompt tokens of the busiest backend, relative to the mean.
+        most_in_engine, most_in_replica: longest queue in one engine, and in one replica.
     """
 
     requests: int
@@ -39,12 +39,12 @@ class Figures:
     most_in_replica: int
 
     def as_json(self) -> dict[str, object]:
-        """Rounded, so that a table of them can be compared by eye."""
+        """Rounded values, for readable tables."""
         return {name: _rounded(value) for name, value in asdict(self).items()}
 
 
 def figures_of(runs: Sequence[Run], backends: int) -> Figures:
-    """``runs`` differ by their seeds alone."""
+    """Figures over ``runs``, which differ only in their seeds."""
     outcomes = [outcome for run in runs for outcome in run.outcomes]
     waits = sorted(outcome.first_token for outcome in outcomes)
     prompts = sum(outcome.prompt_tokens for outcome in outcomes)
@@ -64,7 +64,7 @@ def figures_of(runs: Sequence[Run], backends: int) -> Figures:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest of ``ordered`` that at least ``share`` of them do not exceed."""
+    """The smallest item that at least the fraction ``share`` of all items do not exceed."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 

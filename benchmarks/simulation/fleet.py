@@ -1,4 +1,4 @@
-"""One run: clients ask replicas of a proxy, those ask engines, and what the clients saw is noted."""
+"""One run: clients send requests to proxy replicas, which forward them to engines; records what clients see."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from simulation.vllm_engine import TWO_H100_32B, VllmEngine
 
 __all__ = ["Outcome", "Run", "run"]
 
-_FIRST_ROUND_SECONDS = 0.01  # replicas have asked every engine before they take requests
+_FIRST_ROUND_SECONDS = 0.01  # replicas poll every engine before they accept requests
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one request; times in seconds from its arrival."""
+    """The outcome of one request; times in seconds from its arrival."""
 
     arrived_at: float
     backend: int
@@ -35,7 +35,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What became of all that count; the most that waited in one engine, and in one replica, at a time."""
+    """The outcomes of all requests that count, and the longest queues in one engine and in one replica."""
 
     outcomes: list[Outcome]
     most_in_engine: int
@@ -43,8 +43,8 @@ class Run:
 
 
 def run(trace: Trace, policy: Callable[[Site], Policy], seed: int) -> Run:
-    """``trace`` with one seed. The same arguments give the same result."""
-    random.seed(seed)  # this project's own code draws from there
+    """Simulate ``trace`` with one seed. The same arguments give the same result."""
+    random.seed(seed)  # the project's own code uses the global generator
     loop = virtual_loop()
     engines = [_engine(trace, loop, number) for number in range(trace.backends)]
     replicas = [
@@ -90,7 +90,7 @@ def _schedule(absence: Absence, loop: VirtualLoop, engine: BatchingEngine) -> No
 
 
 class _Clients:
-    """All clients: each turn of a session goes to any replica, as through a load balancer in front of them."""
+    """All clients: each turn of a session goes to a random replica, as through a load balancer."""
 
     def __init__(self, trace: Trace, loop: VirtualLoop, replicas: list[Replica], random: Random) -> None:
         self._trace = trace
@@ -132,7 +132,7 @@ class _Clients:
 
 
 class _Asking:
-    """A client that waits for an answer."""
+    """A client waiting for an answer."""
 
     __slots__ = ("_arrived_at", "_clients", "_first_token", "number", "request", "session")
 

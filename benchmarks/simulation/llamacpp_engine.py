@@ -1,4 +1,4 @@
-"""llama.cpp's ``llama-server``: slots, each with a cache of its own, and a store of prompts in the host's memory.
+"""Model of llama.cpp's ``llama-server``: slots with separate caches, and a prompt store in host memory.
 
 Sources: ``get_available_slot`` and ``update_slots`` in ``tools/server/server-context.cpp``, ``server_prompt_cache`` in
 ``server-task.cpp``, read in November 2026.
@@ -15,16 +15,16 @@ from simulation.virtual_loop import VirtualLoop
 __all__ = ["RTX_4090_8B", "LlamaCppEngine", "LlamaCppSize"]
 
 _LEAST_SIMILARITY = 0.1  # --slot-prompt-similarity
-_LEAST_KEPT_IN_SLOT = 0.5  # of what a slot holds; it is saved first if less of it is of use
-_LEAST_KEPT_OF_STORED = 0.25  # of a stored prompt; it is left alone if less of it is of use
+_LEAST_KEPT_IN_SLOT = 0.5  # a slot's prompt is saved to the store if less than this fraction can be reused
+_LEAST_KEPT_OF_STORED = 0.25  # a stored prompt is not loaded if less than this fraction can be reused
 
 RTX_4090_8B = Speeds(
-    # An 8B model, Q4_K_M, 4.9 GB of weights at 1 TB/s, and launches: 7 ms, so 120 tokens a second for one stream, as
-    # llama-bench shows on that card. Attention in four slots at once gains less than it would in vLLM's kernels.
+    # An 8B model, Q4_K_M: 4.9 GB of weights at 1 TB/s plus launches take 7 ms: 120 tokens per second for one stream,
+    # as llama-bench measures on that card. Batched attention in four slots gains less than in vLLM's kernels.
     fixed=0.007,
     per_sequence=0.0008,
     per_prompt_token=1 / 5000,
-    per_context_token=131_072 / 0.9e12,  # 128 KiB of keys and values a token
+    per_context_token=131_072 / 0.9e12,  # 128 KiB of keys and values per token
     tokens_a_step=2048,  # -b
 )
 
@@ -81,11 +81,11 @@ class LlamaCppEngine(BatchingEngine):
         if is_saved and self._size.stored_tokens:
             self._swap(slot, prompt, sequence.request.prompt_tokens)
         slot.sequence = sequence
-        # Its last token is always read anew: what comes after it must be known.
+        # The last token is always recomputed, because its output is needed.
         sequence.cached = min(common_tokens(slot.held, prompt), sequence.request.prompt_tokens - 1)
 
     def has_read(self, sequence: Sequence) -> None:
-        """Nobody else can use what a slot holds while it is at work."""
+        """Nothing to do: a busy slot's cache is not shared."""
 
     def end(self, sequence: Sequence) -> None:
         slot = next(slot for slot in self._slots if slot.sequence is sequence)
@@ -94,7 +94,7 @@ class LlamaCppEngine(BatchingEngine):
         slot.used_at = self.loop.time()
 
     def _choose_slot(self, prompt: Prompt, tokens: int) -> tuple[_Slot, bool]:
-        """The free slot that holds most of ``prompt``, or the one unused for longest; whether to save what it holds."""
+        """The free slot with the longest matching prefix, else the least recently used; whether to save its prompt."""
         free = [slot for slot in self._slots if slot.sequence is None]
         common = [common_tokens(slot.held, prompt) for slot in free]
         most = max(common)
@@ -104,7 +104,7 @@ class LlamaCppEngine(BatchingEngine):
         return min(free, key=lambda slot: slot.used_at), True
 
     def _swap(self, slot: _Slot, prompt: Prompt, tokens: int) -> None:
-        """Store what ``slot`` holds, and let it hold what is stored and serves ``prompt`` better, if anything does."""
+        """Save the prompt in ``slot``, and load a stored prompt that matches ``prompt`` better, if there is one."""
         held = token_count(slot.held)
         copied = self._store(slot.held)
         common = common_tokens(slot.held, prompt)
@@ -124,7 +124,7 @@ class LlamaCppEngine(BatchingEngine):
         self.delay(copied * self._size.seconds_a_copied_token)
 
     def _store(self, held: Prompt) -> int:
-        """How many tokens had to be copied."""
+        """Store a prompt; returns the number of copied tokens."""
         tokens = token_count(held)
         if not held or any(common_tokens(stored, held) == tokens for stored in self._stored):
             return 0

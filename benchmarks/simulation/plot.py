@@ -1,4 +1,4 @@
-"""The overview as a picture: for each trace, every policy's p99 as a multiple of the best one's."""
+"""The overview as a picture: for each trace, every policy's p99 relative to the best."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLOURS = (
     "#ff8800",
 )
 _LEFT, _TOP, _WIDTH, _ROW = 170, 50, 620, 22
-_MOST = 100.0  # times the best; what is worse is drawn at the edge
+_MOST = 100.0  # times the best; worse values are drawn at the edge
 _TICKS = (1, 2, 5, 10, 20, 50, 100)
 
 

@@ -1,7 +1,7 @@
-"""vLLM's prefix cache: pages of keys and values that sequences with the same beginning share, the oldest evicted first.
+"""Model of vLLM's prefix cache: KV pages shared by sequences with the same prefix, with LRU eviction.
 
-Only whole blocks can be shared. They are kept here as a tree of segments, each with how much of it is cached, which
-costs less than a table of blocks and evicts the same ones: those of a leaf's end first, of the leaf unused for longest.
+Only full blocks can be shared. The model keeps a tree of segments, each with its number of cached tokens. That
+costs less than a table of blocks, and evicts the same blocks: from the end of the least recently used leaf.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ BLOCK = 16  # tokens; vLLM's default on a GPU
 
 
 class Node:
-    """A segment after those before it.
+    """A segment with a certain prefix.
 
     Attributes:
-        start: how many tokens come before it.
-        cached: how many of its tokens are.
-        users: sequences in the batch that have it in their prompt.
+        start: number of tokens before the segment.
+        cached: number of its tokens that are cached.
+        users: number of sequences in the batch whose prompt contains it.
     """
 
     __slots__ = ("cached", "children", "parent", "segment", "start", "used_at", "users")
@@ -39,13 +39,13 @@ class Node:
         self.children: dict[Segment, Node] = {}
 
     def blocks(self) -> int:
-        """Blocks that end in it."""
+        """Number of cached blocks that end within the segment."""
         return (self.start + self.cached) // BLOCK - self.start // BLOCK
 
 
 @dataclass(slots=True)
 class Pages:
-    """What a sequence has: the nodes of its prompt, kept from eviction, and blocks of its own."""
+    """A sequence's pages: the nodes of its prompt, pinned against eviction, and its private blocks."""
 
     path: list[Node]
     private: int
@@ -55,12 +55,12 @@ class PrefixCache:
     """The pages of one engine.
 
     Args:
-        blocks: how many there are.
+        blocks: total number of blocks.
 
     Attributes:
-        private: blocks that one sequence has for itself.
+        private: blocks that belong to a single sequence.
         shared: blocks in the tree.
-        pinned: those of them that sequences in the batch use.
+        pinned: shared blocks that sequences in the batch use.
     """
 
     def __init__(self, blocks: int) -> None:
@@ -68,10 +68,10 @@ class PrefixCache:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything; only while no sequence uses any of it."""
+        """Clear the cache; allowed only while no sequence uses it."""
         self._root = Node(None, Segment(-1, 0), 0)
         self._root.users = 1
-        self._leaves: list[tuple[float, int, Node]] = []  # that nobody uses, by age; some are outdated
+        self._leaves: list[tuple[float, int, Node]] = []  # unused leaves by age; some entries are outdated
         self._numbers = itertools.count()
         self.private = 0
         self.shared = 0
@@ -79,11 +79,11 @@ class PrefixCache:
 
     @property
     def use(self) -> float:
-        """The share of the pages that sequences in the batch use, as vLLM tells it."""
+        """The fraction of pages used by sequences in the batch, as vLLM reports it."""
         return (self.private + self.pinned) / self.blocks
 
     def match(self, prompt: Prompt) -> int:
-        """How many of ``prompt``'s first tokens are cached, in whole blocks."""
+        """Number of leading tokens of ``prompt`` that are cached, in full blocks."""
         matched = 0
         for node in self._path(prompt):
             matched += node.cached
@@ -92,7 +92,7 @@ class PrefixCache:
         return matched // BLOCK * BLOCK
 
     def has_room(self, prompt: Prompt, matched: int, tokens: int) -> bool:
-        """Whether a sequence that grows to ``tokens`` fits in, ``matched`` of them being cached."""
+        """Whether a sequence that will grow to ``tokens`` fits, if ``matched`` of them are cached."""
         needed = _blocks_beyond(matched, tokens)
         free = self.blocks - self.private - self.shared
         if needed <= free:
@@ -101,7 +101,7 @@ class PrefixCache:
         return needed <= free + self.shared - self.pinned - own
 
     def take(self, prompt: Prompt, matched: int, tokens: int) -> Pages:
-        """Room for a sequence for which there :meth:`has_room`."""
+        """Allocate pages for a sequence; :meth:`has_room` must be true."""
         pages = Pages([], _blocks_beyond(matched, tokens))
         for segment in prompt:
             self._extend(pages, segment)
@@ -110,7 +110,7 @@ class PrefixCache:
         return pages
 
     def read(self, pages: Pages, tokens: int) -> None:
-        """The first ``tokens`` tokens have been computed, so others can use them from now on."""
+        """Share the first ``tokens`` tokens, which have been computed, with other sequences."""
         for node in pages.path:
             cached = min(node.segment.tokens, tokens - node.start)
             if cached > node.cached:
@@ -122,11 +122,11 @@ class PrefixCache:
                 self.private -= grown
                 pages.private -= grown
 
-    def give_back(self, pages: Pages, answer: Segment, now: float) -> None:
-        """The sequence has ended with ``answer``, which stays cached as its prompt does, until it is evicted."""
+    def release(self, pages: Pages, answer: Segment, now: float) -> None:
+        """End a sequence; its prompt and ``answer`` stay cached until evicted."""
         self._extend(pages, answer)
         last = pages.path[-1]
-        # Its last token was never an input, so there is nothing to keep of that one.
+        # The last token was never an input, so it has no keys and values.
         self.read(pages, last.start + answer.tokens - 1)
         self.private -= pages.private
         for node in pages.path:

@@ -1,4 +1,4 @@
-"""One replica of a proxy: asks every engine how it is, again and again, and sends requests where its policy says."""
+"""One proxy replica: polls every engine periodically, and sends requests to the backend that its policy chooses."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from simulation.virtual_loop import VirtualLoop
 
 __all__ = ["Asking", "Replica"]
 
-_POLL_SECONDS = 1.0  # between an answer and the next question
+_POLL_SECONDS = 1.0  # between a reply and the next poll
 _POLL_JITTER = 0.2
-_ANSWER_SECONDS = 0.006  # measured on vLLM 0.32's /metrics while it was busy
+_ANSWER_SECONDS = 0.006  # measured for /metrics of a busy vLLM 0.32
 
 
 class Asking(Protocol):
-    """A client that waits for an answer."""
+    """A client waiting for an answer."""
 
     @property
     def request(self) -> Request:
-        """What it asks."""
+        """The client's request."""
 
     def first_token(self, now: float) -> None:
         """The answer begins."""
@@ -33,7 +33,7 @@ class Asking(Protocol):
 
 
 class Replica:
-    """One replica."""
+    """One proxy replica."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Replica:
             self._ask(backend)
 
     def handle(self, asking: Asking) -> None:
-        """Send it where the policy says; if that cannot be reached, elsewhere."""
+        """Send the request to the backend that the policy chooses; if unreachable, to another one."""
         backend = self.policy.choose(asking.request, self.view, self._loop.time())
         if backend is None:
             self._waiting[asking.request.number] = asking
@@ -90,7 +90,7 @@ class Replica:
 
 
 class _Relay:
-    """An answer on its way through a replica."""
+    """Passes an answer through the replica to its client."""
 
     __slots__ = ("_asking", "_backend", "_replica")
 
@@ -102,7 +102,7 @@ class _Relay:
     def first_token(self, now: float) -> None:
         self._asking.first_token(now)
         request = self._asking.request
-        if request.is_streamed:  # else nothing comes before all of it
+        if request.is_streamed:  # otherwise, nothing arrives before the complete answer
             self._replica.policy.first_token(request, self._backend, now)
 
     def done(self, usage: Usage, now: float) -> None:

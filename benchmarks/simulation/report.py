@@ -1,4 +1,4 @@
-"""Results as text: tables in Markdown, and a document whose tables are made from a file of results."""
+"""Results as Markdown tables, and their insertion into a document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simulation.trace import Trace
 __all__ = ["Results", "document_with", "tables"]
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Figures by trace and policy, as JSON has them."""
+"""Figures by trace and policy, as read from JSON."""
 
 _COLUMNS = {
     "p50": "p50", "p90": "p90", "p99": "p99", "mean": "mean", "whole_mean": "whole answer", "hit_rate": "hits",
@@ -21,7 +21,7 @@ _COLUMNS = {
 
 
 def tables(results: Results, traces: Mapping[str, Trace]) -> str:
-    """Two overviews, and a table for each trace."""
+    """Two overviews, and one table per trace."""
     lines = [*_overview(results, traces, "p99"), "", *_overview(results, traces, "p50")]
     lines += ["", "<details><summary>All figures of each trace</summary>"]
     for name, by_policy in results.items():
@@ -31,7 +31,7 @@ def tables(results: Results, traces: Mapping[str, Trace]) -> str:
 
 
 def document_with(tables: str, document: Path, part: str = "results") -> str:
-    """``document`` with ``tables`` between the two markers of this part of it."""
+    """The text of ``document`` with ``tables`` between the markers of ``part``."""
     between = re.compile(rf"(<!-- {part}: begin -->\n).*?(<!-- {part}: end -->)", re.DOTALL)
     return between.sub(lambda found: f"{found[1]}\n{tables}\n{found[2]}", document.read_text())
 

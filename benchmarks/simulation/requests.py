@@ -1,4 +1,4 @@
-"""What clients send, in as much detail as engines' caches and proxies' policies can tell apart."""
+"""Clients' requests, as detailed as engine caches and proxy policies need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODEL = "model"
 
 
 class Segment(NamedTuple):
-    """A piece of text that is the same wherever its number comes up: a system prompt, a document, a turn, an answer."""
+    """A piece of text, identified by its number: a system prompt, a document, a turn or an answer."""
 
     number: int
     tokens: int
@@ -26,12 +26,12 @@ Prompt = tuple[Segment, ...]
 
 
 def token_count(prompt: Iterable[Segment]) -> int:
-    """Its length in tokens."""
+    """Length of ``prompt`` in tokens."""
     return sum(segment.tokens for segment in prompt)
 
 
 def common_tokens(one: Prompt, other: Prompt) -> int:
-    """How many tokens both begin with."""
+    """Length of the common prefix in tokens."""
     common = 0
     for mine, theirs in zip(one, other, strict=False):
         if mine.number != theirs.number:
@@ -47,13 +47,13 @@ class Request:
     """One request.
 
     Attributes:
-        number: its own, in the order of arrival.
-        prompt: what the engine reads.
-        answer: what it will say; no proxy knows that before.
-        max_tokens: the bound that it states, if any.
-        session: what its session header says; ``None``: it has none.
-        sender: whose it is, by a key or an address.
-        is_streamed: its answer comes token by token.
+        number: in the order of arrival.
+        prompt: text that the engine reads.
+        answer: text that the engine will generate; unknown to proxies.
+        max_tokens: the request's token limit, if any.
+        session: its session header; ``None`` if it has none.
+        sender: its client, identified by a key or an address.
+        is_streamed: the answer is streamed.
     """
 
     number: int
@@ -70,11 +70,11 @@ class Request:
 
     @property
     def body_bytes(self) -> int:
-        """The length of its body, as far as its prompt makes it up."""
+        """Length of the prompt within the body."""
         return self.prompt_tokens * BYTES_A_TOKEN
 
     def body(self) -> bytes:
-        """Its body as it comes over the wire, of about four bytes a token."""
+        """The JSON body, with about four bytes per token."""
         roles = ("system", *(("user", "assistant")[number % 2] for number in range(len(self.prompt))))
         messages = [
             {"role": role, "content": _text(segment)} for role, segment in zip(roles, self.prompt, strict=False)

@@ -1,4 +1,4 @@
-"""What a trace is: a fleet, and what its clients do whatever the answers are."""
+"""Definition of a trace: a fleet, and its clients' behaviour, which does not depend on the answers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Turn:
     """One request of a session.
 
     Attributes:
-        pause: seconds from the answer to the turn before, or from the session's start.
-        added: what is new in its prompt, after all prompts and answers before.
-        answer: what the engine will say.
-        max_tokens: the bound that it states, if any.
+        pause: seconds after the previous turn's answer, or after the session's start.
+        added: text appended to the prompt, after all earlier turns and answers.
+        answer: text that the engine will generate.
+        max_tokens: the request's token limit, if any.
     """
 
     pause: float
@@ -30,13 +30,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A client's requests, one after the other.
+    """A client's consecutive requests.
 
     Attributes:
-        start: in seconds.
-        sender: whose they are.
-        header: what their session header says, if they have one.
-        is_streamed: whether answers come token by token.
+        start: start time in seconds.
+        sender: the client.
+        header: the session header, if any.
+        is_streamed: answers are streamed.
     """
 
     start: float
@@ -48,7 +48,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """A backend that is not there for a while, and comes back without anything cached; what it has, it finishes."""
+    """A backend that is unreachable for a while, finishes its current requests, and returns with an empty cache."""
 
     backend: int
     begin: float
@@ -61,16 +61,16 @@ class Trace:
 
     Attributes:
         name: such as ``rag-16-vllm``.
-        about: what is hard about it.
+        about: what makes it hard.
         engine: "vllm" or "llama.cpp".
-        seconds: for so long clients ask; who has begun then gets an answer.
-        warm_up: the seconds of that which do not count: caches fill, and policies learn.
-        sessions: what the clients do, by a source of chance and the seconds.
-        seeds: one run with each; they count together.
-        shares_prefixes: different clients' prompts begin alike, by more beginnings than fit into each engine's cache.
-            llama.cpp's do not count: a slot shares nothing while it is at work.
-        slowness: how many times slower some backends are.
-        absence: a backend that leaves and returns.
+        seconds: time in which sessions send requests; requests in progress at the end are finished.
+        warm_up: initial seconds that do not count, in which caches fill and policies learn.
+        sessions: generates the sessions, given a random generator and ``seconds``.
+        seeds: one run per seed; all runs count together.
+        shares_prefixes: clients share prefixes, and more of them than fit into each engine's cache.
+            Not set for llama.cpp, whose busy slots share nothing.
+        slowness: factor by which some backends are slower.
+        absence: outage of one backend.
     """
 
     name: str

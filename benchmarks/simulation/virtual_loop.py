@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps from event to event, so that asyncio code runs on it unchanged, in no time."""
+"""An event loop whose clock jumps from event to event: asyncio code runs on it unchanged, without real waiting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class Event:
-    """Something that will happen, unless it is cancelled."""
+    """A scheduled call that can be cancelled."""
 
     __slots__ = ("args", "call", "is_cancelled")
 
@@ -28,14 +28,14 @@ class Event:
         self.is_cancelled = False
 
     def cancel(self) -> None:
-        """Let it not happen."""
+        """Cancel the call."""
         self.is_cancelled = True
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
-    """Calls at virtual times; what is due at the same time is called in the order in which it was asked for.
+    """Schedules calls at virtual times; calls due at the same time run in the order in which they were scheduled.
 
-    Only what tasks, futures and ``asyncio.sleep`` need is there: who tries to do I/O gets ``NotImplementedError``.
+    Supports only what tasks, futures and ``asyncio.sleep`` need; I/O raises ``NotImplementedError``.
     """
 
     def __init__(self) -> None:
@@ -55,10 +55,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return event
 
     def run(self, until: float = math.inf) -> None:
-        """Let happen what happens before ``until``, or all.
+        """Run all events before ``until``.
 
         Raises:
-            RuntimeError: a task has failed that nobody awaits.
+            RuntimeError: a task that no code awaits has failed.
         """
         _set_running_loop(self)
         try:
@@ -74,7 +74,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if self._failures:
             raise RuntimeError(str(self._failures))
 
-    # --- what asyncio asks of a loop
+    # --- methods that asyncio requires
 
     def call_soon(
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
@@ -109,7 +109,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return True
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Nothing to count: a cancelled handle is passed over when its time comes."""
+        """Nothing to do: a cancelled handle is skipped when due."""
 
 
 def virtual_loop() -> VirtualLoop:
@@ -119,4 +119,4 @@ def virtual_loop() -> VirtualLoop:
 
 def _run_handle(handle: asyncio.Handle) -> None:
     if not handle.cancelled():
-        handle._run()  # noqa: SLF001 -- what an event loop does with a handle
+        handle._run()  # noqa: SLF001 -- event loops run handles this way

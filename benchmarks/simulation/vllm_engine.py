@@ -1,7 +1,7 @@
-"""vLLM: one batch of many sequences, prompts read in chunks beside them, pages shared by prefix, in order of arrival.
+"""Model of vLLM: first come, first served; chunked prefill alongside decoding; KV pages shared by prefix.
 
-Source: ``vllm/v1/core/sched/scheduler.py``. Room for the whole answer is kept from the start, where vLLM would
-preempt the latest sequence when there is none left; the pages are so many that it would seldom have to.
+Source: ``vllm/v1/core/sched/scheduler.py``. The model reserves room for the whole answer at the start, while vLLM
+preempts the latest sequence when pages run out; with this many pages, preemption would be rare.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from simulation.virtual_loop import VirtualLoop
 __all__ = ["TWO_H100_32B", "VllmEngine", "VllmSize"]
 
 TWO_H100_32B = Speeds(
-    # Qwen3-32B in bfloat16 on two H100s: 64 GB of weights at twice 3.35 TB/s is 9.6 ms, and as much again is lost to
-    # launches and between the two.
+    # Qwen3-32B in bfloat16 on two H100s: 64 GB of weights at twice 3.35 TB/s take 9.6 ms; about as much again is lost
+    # to launches and to communication between the two.
     fixed=0.014,
     per_sequence=0.00005,
-    per_prompt_token=1 / 15_928,  # what llm-d measured there, its default for peakPrefillThroughput
-    per_context_token=262_144 / 6.7e12,  # 256 KiB of keys and values a token
+    per_prompt_token=1 / 15_928,  # measured by llm-d on this machine; its default for peakPrefillThroughput
+    per_context_token=262_144 / 6.7e12,  # 256 KiB of keys and values per token
     tokens_a_step=8192,  # --max-num-batched-tokens on an H100
 )
 
@@ -64,13 +64,13 @@ class VllmEngine(BatchingEngine):
         )
 
     def has_read(self, sequence: Sequence) -> None:
-        # Blocks can be shared from the step on that computes them: all its layers see them before they need them.
+        # Blocks can be shared from the step that computes them: each layer computes them before they are needed.
         self.cache.read(self._pages[sequence], sequence.context)
 
     def end(self, sequence: Sequence) -> None:
-        self.cache.give_back(self._pages.pop(sequence), sequence.request.answer, self.loop.time())
+        self.cache.release(self._pages.pop(sequence), sequence.request.answer, self.loop.time())
 
     def _match(self, sequence: Sequence) -> int:
         request = sequence.request
-        most = (request.prompt_tokens - 1) // BLOCK * BLOCK  # its last token must be computed
+        most = (request.prompt_tokens - 1) // BLOCK * BLOCK  # the last token must be computed
         return min(self.cache.match(request.prompt), most)

@@ -1,9 +1,9 @@
-"""What clients do. Lengths follow what has been published of real ones; nothing is downloaded.
+"""The clients' workloads. Lengths follow published data about real traffic; nothing is downloaded.
 
-* vLLM (Kwon et al., SOSP 2023, https://arxiv.org/abs/2309.06180): ShareGPT's turns have 161 tokens in and 338 out on
-  average, both with a long tail.
-* Mooncake (Qin et al., FAST 2025, https://github.com/kvcache-ai/Mooncake): agents' requests have some 8,600 tokens in
-  and 180 out on average, and 59 % of what comes in was there before.
+* vLLM (Kwon et al., SOSP 2023, https://arxiv.org/abs/2309.06180): ShareGPT's turns average 161 tokens in and 338
+  out, both with a long tail.
+* Mooncake (Qin et al., FAST 2025, https://github.com/kvcache-ai/Mooncake): agents' requests average about 8,600 tokens
+  in and 180 out, and 59 % of the input is a repeated prefix.
 * llm-d's own benchmark (https://llm-d.ai/docs/guides/optimized-baseline): 150 system prompts of 6,000 tokens, questions
   of 1,200 tokens.
 * BurstGPT (Wang et al., 2024, https://arxiv.org/abs/2401.17644): arrivals are far burstier than a Poisson process.
@@ -19,14 +19,14 @@ from random import Random
 from simulation.requests import Prompt, Segment, token_count
 from simulation.trace import Session, Turn
 
-__all__ = ["Length", "PendingWork", "agents", "bursts", "chat", "mixed", "questions", "together"]
+__all__ = ["Length", "Workload", "agents", "bursts", "chat", "mixed", "questions", "together"]
 
-PendingWork = Callable[[Random, float], list[Session]]
+Workload = Callable[[Random, float], list[Session]]
 
 _BOUNDS = (256, 512, 1024, 2048, 4096)
 _SHARE_BOUNDED = 0.4  # of requests state max_tokens
 _SHARE_STREAMED = 0.8
-_MOST_CONTEXT = 30_000  # tokens, when agents end: a slot of llama.cpp has 32,768
+_MOST_CONTEXT = 30_000  # tokens at which agents stop: a llama.cpp slot has 32,768
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ _TOOL_CALL = Length(110, 0.8, 16, 1500)
 
 
 class _Texts:
-    """Texts that have not been there before."""
+    """Generator of new texts."""
 
     def __init__(self, random: Random) -> None:
         self.random = random
@@ -76,8 +76,8 @@ class _Texts:
 
 def chat(
     sessions_a_second: float, system_tokens: int = 400, turns: float = 5.0, think_seconds: float = 12.0
-) -> PendingWork:
-    """People who talk with one assistant: each turn brings the whole conversation again. Half have a session header."""
+) -> Workload:
+    """People chatting with an assistant: each turn resends the whole conversation. Half have a session header."""
 
     def sessions(random: Random, seconds: float) -> list[Session]:
         texts = _Texts(random)
@@ -102,16 +102,16 @@ def questions(
     document_tokens: Length,
     skew: float = 1.0,
     first_share: float | None = None,
-) -> PendingWork:
-    """Single questions, each with a system prompt that many share, and documents that nobody else has.
+) -> Workload:
+    """Single questions, each with a shared system prompt and unique documents.
 
     Args:
-        a_second: how many.
-        prefixes: how many system prompts there are.
-        prefix_tokens: their lengths.
-        document_tokens: lengths of the documents, question included.
-        skew: the exponent of Zipf's law by which system prompts are used.
-        first_share: of all questions that use the first one, if not by that law.
+        a_second: questions per second.
+        prefixes: number of system prompts.
+        prefix_tokens: length of a system prompt.
+        document_tokens: length of the documents, including the question.
+        skew: exponent of Zipf's law for the popularity of system prompts.
+        first_share: fraction of questions that use the first system prompt, overriding that law.
     """
 
     def sessions(random: Random, seconds: float) -> list[Session]:
@@ -132,10 +132,10 @@ def questions(
     return sessions
 
 
-def agents(tasks_a_second: float, kinds: int = 6, steps: float = 12.0, system_tokens: int = 5000) -> PendingWork:
-    """Agents: a long prompt with tools, then step after step of a short call and what the tool says to it.
+def agents(tasks_a_second: float, kinds: int = 6, steps: float = 12.0, system_tokens: int = 5000) -> Workload:
+    """Agents: a long prompt with tools, followed by many steps of a short tool call and its output.
 
-    A quarter of them begin with a plan and let two to five helpers work on it at once, each from the same context.
+    A quarter of the agents start with a plan, and two to five sub-agents work on it in parallel from the same context.
     """
 
     def sessions(random: Random, seconds: float) -> list[Session]:
@@ -149,7 +149,7 @@ def agents(tasks_a_second: float, kinds: int = 6, steps: float = 12.0, system_to
                 added = (*context, texts.of(30)) if helpers > 1 else context
                 script = [texts.turn(0.0, added, _TOOL_CALL)]
                 for _ in range(_geometric(random, steps / helpers)):
-                    pause = min(20.0, random.lognormvariate(0.0, 1.0))  # half of the tools take less than a second
+                    pause = min(20.0, random.lognormvariate(0.0, 1.0))  # half of the tool calls take less than a second
                     script.append(texts.turn(pause, (texts.of(_TOOL_OUTPUT.draw(random)),), _TOOL_CALL))
                 name = f"task {number} {helper}"
                 made.append(texts.session(start, _fitting(script), name, has_header=number % 2 == 0))
@@ -158,12 +158,12 @@ def agents(tasks_a_second: float, kinds: int = 6, steps: float = 12.0, system_to
     return sessions
 
 
-def mixed(a_second: float, prompt: Length | None = None) -> PendingWork:
+def mixed(a_second: float, prompt: Length | None = None) -> Workload:
     """Requests that share nothing, from 50 to 20,000 tokens long."""
     return questions(a_second, 1, Length(1, 0.0, 1, 1), prompt or Length(700, 1.4, 50, 20_000))
 
 
-def bursts(a_second: float, size: int = 64, every_seconds: float = 5.0) -> PendingWork:
+def bursts(a_second: float, size: int = 64, every_seconds: float = 5.0) -> Workload:
     """``size`` requests at once every few seconds, such as from a batch job, among others."""
 
     def sessions(random: Random, seconds: float) -> list[Session]:
@@ -181,8 +181,8 @@ def bursts(a_second: float, size: int = 64, every_seconds: float = 5.0) -> Pendi
     return sessions
 
 
-def together(*workloads: PendingWork) -> PendingWork:
-    """All of them at once; their texts have nothing in common."""
+def together(*workloads: Workload) -> Workload:
+    """All workloads at once; their texts are distinct."""
 
     def sessions(random: Random, seconds: float) -> list[Session]:
         made = []
@@ -204,7 +204,7 @@ def _apart(session: Session, offset: int) -> Session:
 
 
 def _fitting(turns: Sequence[Turn]) -> list[Turn]:
-    """As many of them as an engine has context for."""
+    """The leading turns that fit into an engine's context."""
     tokens, fitting = 0, []
     for turn in turns:
         tokens += token_count(turn.added) + turn.answer.tokens

@@ -1,8 +1,8 @@
-"""Measures all targets in turn, round after round, and prints what each of them costs.
+"""Measures all targets in turn, round after round, and prints tables of their costs.
 
     benchmarks/run.sh [--rounds N] [--targets A,B] [--steps X,Y] [--json FILE]
 
-A target that fails in a step is noted and left out there; the rest goes on, and the exit status is 1 at the end.
+If a target fails in a step, the failure is reported, the run continues, and the exit status is 1 at the end.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         sys.exit("needs two cores: one for the proxy, one for the load")
-    os.sched_setaffinity(0, {cores[1]})  # the load's, and ours; targets get the first
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # by an exception, so that all is ended in order
+    os.sched_setaffinity(0, {cores[1]})  # for the load and this process; targets get the first core
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # raises, so that all processes are ended
     targets = _installed(options.targets)
     turns = list(turns_of(options.rounds, options.steps, targets))
     results = Results(about(targets, pace=options.pace), options.rounds)
@@ -41,7 +41,7 @@ def main() -> None:
         with opened_lab(options.programs, cores, options.pace) as lab:
             _measure(lab, turns, results, options.json)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; what there is so far: {options.json}", file=sys.stderr)
+        print(f"\ninterrupted; figures so far: {options.json}", file=sys.stderr)
         sys.exit(130)
     figures = Figures(results)
     print(f"\n{result_tables(figures)}\n\n{claims_table(figures, only_measured=True)}\n\nAll figures: {options.json}")
@@ -56,21 +56,23 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--programs", type=Path, required=True, help="folder with the compiled engine and client")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each figure is taken")
+    parser.add_argument("--rounds", type=int, default=3, help="number of measurements of each figure")
     parser.add_argument("--targets", type=_names_of(TARGETS), default=list(TARGETS), help=", ".join(TARGETS))
     parser.add_argument("--steps", type=_names_of(STEPS), default=list(STEPS), help=", ".join(STEPS))
-    parser.add_argument("--json", type=Path, default=Path("benchmark.json"), help="where all figures go, step by step")
+    parser.add_argument(
+        "--json", type=Path, default=Path("benchmark.json"), help="file for all figures, updated each step"
+    )
     parser.add_argument(
         "--pace",
         type=float,
         default=1.0,
-        help="every load is measured so many times as long; 0.1 tries the benchmark out",
+        help="factor for the duration of every load; use 0.1 to try out the benchmark",
     )
     return parser.parse_args()
 
 
 def _names_of(known: Collection[str]) -> Callable[[str], list[str]]:
-    """Reads names that are separated by commas."""
+    """A parser for comma-separated names."""
 
     def read(text: str) -> list[str]:
         names = text.split(",")
@@ -83,11 +85,11 @@ def _names_of(known: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def _installed(names: list[str]) -> list[Target]:
-    """And the engine itself in any case: what a proxy adds is known only beside it."""
+    """The installed targets, and always the engine itself, because added latency is relative to it."""
     targets = [TARGETS[name] for name in dict.fromkeys([*names, DIRECT])]
     for target in targets:
         if not target.is_installed:
-            print(f"{target.name} is not installed: measuring without it", file=sys.stderr)
+            print(f"{target.name} is not installed: leaving it out", file=sys.stderr)
     return [target for target in targets if target.is_installed]
 
 

@@ -1,4 +1,4 @@
-"""What this project says of its performance, held against the figures of a run."""
+"""The project's performance claims, checked against the figures of a run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Claim:
     """A limit for a figure.
 
     Attributes:
-        figure: ``None``: this run has none.
-        at_least: the limit is the lowest that is good; else the highest.
+        figure: extracts the figure; ``None`` if the run lacks it.
+        at_least: the limit is a lower bound; otherwise, an upper bound.
     """
 
     text: str
@@ -27,7 +27,7 @@ class Claim:
     at_least: bool = False
 
     def holds(self, figures: Figures) -> bool | None:
-        """``None``: this run cannot tell."""
+        """Whether the claim holds; ``None`` if the run lacks the figure."""
         figure = self.figure(figures)
         if figure is None:
             return None

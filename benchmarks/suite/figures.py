@@ -1,4 +1,4 @@
-"""What is read out of the reports: figures, their medians, and ratios of figures of one round."""
+"""Figures extracted from the reports: medians over all rounds, and ratios within one round."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MANY_STREAMS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number that a report of one step holds.
+    """A number extracted from a step's report.
 
     Attributes:
-        value: ``None``: this report does not hold it.
-        is_added: the same of the engine alone, in the same round, is taken off.
+        value: extracts the number; ``None`` if the report lacks it.
+        is_added: subtract the figure of the engine alone, from the same round.
     """
 
     name: str
@@ -42,7 +42,7 @@ def _requests_per_second(report: Report) -> float:
 
 
 def _requests_per_core(report: Report) -> float | None:
-    """What the busiest process of the proxy would serve in one second of a core that it has for itself."""
+    """Requests per second that the proxy's busiest process would serve with a full core."""
     return report["requests"] * 1e6 / max(report["cpu_us"]) if report["cpu_us"] else None
 
 
@@ -51,7 +51,7 @@ def _delivered_percent(report: Report) -> float | None:
 
 
 def _of_many(name: str, divisor: float) -> Callable[[Report], float | None]:
-    """Only with all streams open: a slow target got fewer, and one that has not come to open them all seems good."""
+    """``None`` unless all streams are open: with fewer streams, a slow target would look good."""
     return lambda report: report[name] / divisor if report["streaming"] == _MANY_STREAMS else None
 
 
@@ -115,7 +115,7 @@ FIGURES = {figure.name: figure for figure in (*_CPU, *_THROUGHPUT, *_LATENCY, *_
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Values of some rounds."""
+    """Values from several rounds."""
 
     values: tuple[float, ...]
 
@@ -130,18 +130,18 @@ class Spread:
 
 
 class Figures:
-    """All figures of a run. Only those of the same round are compared: a machine's speed changes in minutes."""
+    """All figures of a run. Only figures of the same round are compared: a machine's speed changes within minutes."""
 
     def __init__(self, results: Results) -> None:
         self._results = results
 
     @property
     def targets(self) -> list[str]:
-        """Those with a report, in the order in which they first have one."""
+        """Targets with at least one report, in the order of their first one."""
         return list(dict.fromkeys(name for targets in self._results.reports.values() for name in targets))
 
     def rounds(self, name: str, target: str) -> list[float | None]:
-        """One place for each round; ``None``: it has no such figure."""
+        """The figure in each round; ``None`` where it is missing."""
         figure = FIGURES[name]
         values = self._values(figure, target)
         if not figure.is_added or target == DIRECT:
@@ -154,11 +154,11 @@ class Figures:
         return median(known) if known else None
 
     def ratio(self, name: str, peer: str) -> Spread | None:
-        """Ours as a multiple of the peer's."""
+        """This proxy's figure as a multiple of the peer's."""
         return _quotients(self.rounds(name, OURS_NAME), self.rounds(name, peer))
 
     def growth(self, name: str, base: str, target: str = OURS_NAME) -> Spread | None:
-        """One figure of a target as a multiple of another one."""
+        """One figure of a target as a multiple of another figure of the same target."""
         return _quotients(self.rounds(name, target), self.rounds(base, target))
 
     def as_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The bench itself: engines, running targets, and one load after the other."""
+"""The test bench: engines, running targets, and loads applied one after the other."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["Lab", "memory_bytes", "opened_lab"]
 
 @dataclass(slots=True)
 class _Shared:
-    """A target that stays up through a run, idle while another one is measured."""
+    """A target that keeps running for a whole run, idle while others are measured."""
 
     process: ProxyProcess
     stack: contextlib.ExitStack
 
 
 class Lab:
-    """Where targets are loaded.
+    """Runs loads on targets.
 
     Attributes:
-        cores: the first is the targets'; the load has the second.
-        pace: all loads are measured this many times as long; below 1 to try the benchmark out, not for figures.
+        cores: the first core is for the targets, the second for the load.
+        pace: factor for the duration of all loads; below 1 only to try out the benchmark, not for real figures.
     """
 
     def __init__(self, generator: Generator, engines: Engines, cores: list[int], pace: float) -> None:
@@ -41,7 +41,7 @@ class Lab:
         self._shared: dict[str, _Shared] = {}
 
     def load_shared(self, target: Target, load: Load) -> Report:
-        """One load on a target that has run for a while, in front of two engines, which are idle again afterwards."""
+        """Run one load on a shared target in front of two engines, and wait until the engines are idle again."""
         if target.proxy is None:
             return self.run(load, self._engines, None)
         process = self._process(target.name, target.proxy)
@@ -49,13 +49,13 @@ class Lab:
             report = self.run(load, self._engines, process)
             self._engines.wait_until_quiet()
         except RuntimeError:
-            self._shared.pop(target.name).stack.close()  # its next load finds a new one
+            self._shared.pop(target.name).stack.close()  # the next load starts a new process
             raise
         return report
 
     @contextlib.contextmanager
     def fresh(self, proxy: Proxy, engines: Engines, cores: list[int] | None = None) -> Iterator[ProxyProcess]:
-        """A target that nobody has loaded yet; its first core is its own, where no ``cores`` are given."""
+        """A new process of a target, on ``cores`` or else on the first core."""
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             site = Site(Path(folder), free_port(), engines.ports)
             with running(proxy, site, cores or self.cores[:1]) as process:
@@ -64,7 +64,7 @@ class Lab:
     def run(
         self, load: Load, engines: Engines, process: ProxyProcess | None, generator: Generator | None = None
     ) -> Report:
-        """One load, at this lab's pace, on a proxy or the engines."""
+        """Run one load, at this lab's pace, on a proxy, or on the engines if ``process`` is ``None``."""
         timed = replace(load, seconds=load.seconds * self.pace)
         port, pids = (process.port, process.pids) if process else (engines.ports[0], ())
         return (generator or self.generator).run(timed, port, pids)
@@ -77,18 +77,18 @@ class Lab:
         shared = self._shared.get(name)
         if shared is not None and shared.process.has_ended:
             self._shared.pop(name).stack.close()
-            raise RuntimeError(f"it has ended by itself: {shared.process.log_end}")
+            raise RuntimeError(f"the proxy ended by itself: {shared.process.log_end}")
         if shared is None:
             stack = contextlib.ExitStack()
             process = stack.enter_context(self.fresh(proxy, self._engines))
-            time.sleep(1)  # until it knows both engines
+            time.sleep(1)  # until the proxy has polled both engines
             shared = self._shared[name] = _Shared(process, stack)
         return shared.process
 
 
 @contextlib.contextmanager
 def opened_lab(programs: Path, cores: list[int], pace: float) -> Iterator[Lab]:
-    """With two engines on the load's core; everything that it started is ended with it."""
+    """A lab with two engines on the load's core; all its processes end with it."""
     generator = Generator(programs, (cores[1],))
     with generator.engines() as engines:
         lab = Lab(generator, engines, cores, pace)
@@ -99,6 +99,6 @@ def opened_lab(programs: Path, cores: list[int], pace: float) -> Iterator[Lab]:
 
 
 def memory_bytes(pids: tuple[int, ...]) -> int:
-    """Resident memory of these processes."""
+    """Total resident memory of the processes."""
     lines = [line for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))

@@ -1,4 +1,4 @@
-"""On what a run was taken: figures without this mean nothing."""
+"""Description of the machine and the versions of a run, without which its figures mean nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def about(targets: list[Target], *, pace: float) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """What of this project is measured; ``+`` behind it: with changes that are not committed."""
+    """The measured commit; a trailing ``+`` marks uncommitted changes."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return done.stdout.strip()
@@ -45,7 +45,7 @@ def _processor() -> str:
 
 
 def _python_build() -> str:
-    """An interpreter that its distributor optimised is some 15 % faster than one built plainly from source."""
+    """How Python was built: an optimised build by a distributor is about 15 % faster than a plain build from source."""
     options = str(sysconfig.get_config_var("CONFIG_ARGS"))
     is_optimised = "--enable-optimizations" in options
     return f"{'with' if is_optimised else 'without'} profile-guided optimisation, {platform.python_compiler()}"

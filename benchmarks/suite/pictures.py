@@ -1,4 +1,4 @@
-"""Bar charts as SVG, drawn by hand: no library is needed, and they fit a light and a dark page alike."""
+"""Bar charts as hand-written SVG, which needs no library and suits both light and dark pages."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["PICTURES", "bar_chart", "picture"]
 
 _WIDTH, _LABEL_WIDTH, _VALUE_WIDTH = 720, 130, 90
 _BAR_HEIGHT, _ROW_HEIGHT, _TOP = 18, 26, 44
-_LARGEST_ON_A_LINE = 40  # times the smallest; beyond it the short bars of a linear scale could not be told apart
+_LARGEST_ON_A_LINE = 40  # ratio of the largest to the smallest value; beyond it, a linear scale makes short bars equal
 
-# By file name: a figure with a bar for each target.
+# Figures by file name; each picture has one bar per target.
 PICTURES = {
     "cpu-per-request.svg": "cpu-1kb",
     "cpu-per-event.svg": "cpu-event",
@@ -39,14 +39,14 @@ _STYLE = """
 
 
 def picture(figures: Figures, name: str) -> str | None:
-    """``None``: no target has this figure."""
+    """The picture with this name; ``None`` if no target has its figure."""
     values = {target: figures.median(name, target) for target in figures.targets if target != DIRECT}
     known = {target: value for target, value in values.items() if value is not None and value > 0}
     return bar_chart(FIGURES[name].title, known) if known else None
 
 
 def bar_chart(title: str, values: dict[str, float]) -> str:
-    """A bar for each name; all values are above zero."""
+    """One bar per name; all values must be positive."""
     largest, smallest = max(values.values()), min(values.values())
     is_logarithmic = largest > _LARGEST_ON_A_LINE * smallest
     rows = [
@@ -65,7 +65,7 @@ def bar_chart(title: str, values: dict[str, float]) -> str:
 
 
 def _share(value: float, smallest: float, largest: float, is_logarithmic: bool) -> float:
-    """Of the longest bar. On a logarithmic scale the smallest value has a tenth of it."""
+    """Length as a fraction of the longest bar. On a logarithmic scale, the smallest value gets a tenth."""
     if not is_logarithmic:
         return value / largest
     return 0.1 + 0.9 * math.log(value / smallest) / math.log(largest / smallest)

@@ -1,4 +1,4 @@
-"""How far a run is: one line that is drawn again on a terminal, one line a step elsewhere."""
+"""Progress display: one line that is redrawn on a terminal, otherwise one line per step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def as_minutes(seconds: float) -> str:
 
 
 class Progress:
-    """Counts in estimated seconds, and learns how good the estimates are."""
+    """Counts estimated seconds, and corrects the remaining time by how good the estimates have been."""
 
     def __init__(self, estimated_seconds: float) -> None:
         self._estimated = estimated_seconds
@@ -37,5 +37,5 @@ class Progress:
         self._done += estimated_seconds
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that is not redrawn."""
         print(f"\r{text:100}" if self._is_terminal else text, file=sys.stderr)

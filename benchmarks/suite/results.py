@@ -1,4 +1,4 @@
-"""What a run has found so far: kept in memory, and in a JSON file that is whole after each step."""
+"""Results of a run so far, in memory and in a JSON file that is complete after each step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Results:
 
     Attributes:
         about: the machine, the run, and ``versions`` of the targets.
-        reports: by step and target, one place for each round; ``None``: there is none.
+        reports: by step and target, one item per round; ``None`` for a missing report.
     """
 
     about: dict[str, Any]
@@ -39,7 +39,7 @@ class Results:
         places[round_number] = report
 
     def write(self, file: Path, **derived: Any) -> None:
-        """With what was derived from the reports, for those who read the file without this program."""
+        """Write the file. ``derived``: values computed from the reports, for readers without this program."""
         whole = asdict(self) | derived
         unfinished = file.with_name(f"{file.name}.part")
         unfinished.write_text(json.dumps(whole, indent=1) + "\n")
@@ -47,7 +47,7 @@ class Results:
 
 
 def read_results(file: Path) -> Results:
-    """Raises OSError, ValueError or KeyError where this is no file of ``Results.write``."""
+    """Read a file written by ``Results.write``. Raises OSError, ValueError or KeyError for any other file."""
     read = json.loads(file.read_text())
     failures = [Failure(**failure) for failure in read["failures"]]
     return Results(read["about"], read["rounds"], read["reports"], failures)

@@ -10,17 +10,17 @@ __all__ = ["LEAST_DELIVERED", "LONGEST_LAG_US", "delivered", "largest_that", "mo
 
 LEAST_DELIVERED = 0.98
 LONGEST_LAG_US = 250_000
-_TRIES = 2  # one bad second of the machine does not decide
+_TRIES = 2  # so that one bad second of the machine is not decisive
 
 
 def delivered(report: Report) -> float:
-    """The share of the events due within the measured time that arrived in it."""
+    """The fraction of events due within the measured time that arrived within it."""
     due: float = report["connections"] * report["seconds"] * 1e6 / EVENT_PERIOD_US
     return float(report["events"] / due)
 
 
 def largest_that(sizes: Sequence[int], holds: Callable[[int], bool]) -> int:
-    """The largest size that holds; 0 where none does. What holds for a size is taken to hold for all below it."""
+    """The largest size for which ``holds`` is true, or 0; it is assumed to be true for all smaller sizes as well."""
     below, above = -1, len(sizes)
     while above - below > 1:
         middle = (below + above) // 2
@@ -36,14 +36,14 @@ def probing(streams: int) -> Load:
 
 
 def most_streams(run: Callable[[Load], Report], sizes: Sequence[int]) -> Report:
-    """``most`` of the sizes that kept up, and the reports of all that were tried."""
+    """``most``: the largest size that kept up; and the reports of all sizes tried."""
     probes: list[Report] = []
 
     def keeps_up(streams: int) -> bool:
         for _ in range(_TRIES):
             try:
                 probe = run(probing(streams))
-            except RuntimeError as error:  # it gave up under the load: that is an answer, too
+            except RuntimeError as error:  # failing under the load is a result, too
                 probes.append({"connections": streams, "error": str(error)[-300:]})
                 continue
             probes.append(probe)

@@ -1,4 +1,4 @@
-"""What is done to every target, step by step; :mod:`.figures` says what is read out of the reports."""
+"""The measurements taken of every target; :mod:`.figures` extracts figures from their reports."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from suite.targets import DIRECT, OURS_NAME, Target
 __all__ = ["STEPS", "Step"]
 
 _IDLE_PERIOD_US = 10_000_000
-_SETTLE_SECONDS = 4.0  # a refresh of a large fleet's state, with some to spare
-_WORKERS_LOAD = Load(256, warm_up_seconds=1, seconds=3)  # many: the kernel deals connections out to processes by chance
+_SETTLE_SECONDS = 4.0  # enough to poll the state of a large fleet once
+_WORKERS_LOAD = Load(256, warm_up_seconds=1, seconds=3)  # many: the kernel assigns connections to processes at random
 _FLEETS = (OURS_NAME, "nginx")
 
 
@@ -24,7 +24,7 @@ class Step(ABC):
     """One kind of measurement.
 
     Attributes:
-        rounds: most of them in which it is taken; ``None``: in all.
+        rounds: take this step only in the first ``rounds`` rounds; ``None`` for all rounds.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Step(ABC):
 
     @abstractmethod
     def run(self, lab: Lab, target: Target) -> Report:
-        """Raises RuntimeError or OSError where there is no figure."""
+        """Take the measurement. Raises RuntimeError or OSError if it fails."""
 
     @abstractmethod
     def seconds(self, target: Target, pace: float) -> float:
-        """About how long it takes, without the start of a target that is shared."""
+        """Estimated duration, without the start of a shared target."""
 
     def applies_to(self, target: Target) -> bool:
         return target.name != DIRECT
@@ -44,10 +44,10 @@ class Step(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadStep(Step):
-    """A load on targets that have run for a while.
+    """A load on targets that have been running for a while.
 
     Attributes:
-        beside_direct: whether the engine gets it, too, because a figure needs the engine's own.
+        beside_direct: put the load on the engine alone as well, because a figure needs it for comparison.
     """
 
     load: Load
@@ -65,7 +65,7 @@ class LoadStep(Step):
         return self.load.tokens > 0 or self.load.connections <= target.connections
 
     def _load_for(self, target: Target) -> Load:
-        """Fewer endless streams for a slow one: CPU per event changes less with their number than in a collapse."""
+        """Use fewer endless streams for a slow target: that distorts CPU per event less than an overload does."""
         endless = self.load.tokens == ENDLESS
         return replace(
             self.load,
@@ -77,10 +77,10 @@ class LoadStep(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryStep(Step):
-    """Streams on a new process: what it weighs idle, and with all of them open.
+    """Memory of a new process, idle and with all streams open.
 
     Attributes:
-        idle: whether the streams are those that hardly ever have an event.
+        idle: the streams hardly ever have an event.
     """
 
     streams: int
@@ -110,24 +110,24 @@ class MemoryStep(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MostStreamsStep(Step):
-    """How many streams a target can carry."""
+    """The most streams that a target can carry."""
 
     def run(self, lab: Lab, target: Target) -> Report:
         return most_streams(lambda load: lab.load_shared(target, load), target.searched)
 
     def seconds(self, target: Target, pace: float) -> float:
-        """Five probes, and some of those that fail are repeated."""
+        """Five probes, some of which fail and are repeated."""
         middle = target.searched[len(target.searched) // 2]
         return 7 * (probing(middle).total_seconds(pace) + 0.5)
 
     def applies_to(self, target: Target) -> bool:
-        """To the engine, too: what the load itself can make is the end of what it can show of a proxy."""
+        """Also to the engine alone: the load generator's own limit is the most that can be measured of a proxy."""
         return bool(target.searched)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetStep(Step):
-    """Plain requests through a proxy in front of many engines, or for many models."""
+    """Requests without streaming, through a proxy in front of many engines or for many models."""
 
     backends: int
     models: int = 1
@@ -154,13 +154,13 @@ class FleetStep(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkersStep(Step):
-    """Plain requests through one or more processes that share a port, each process with a core."""
+    """Requests without streaming, through one or more processes that share a port, with one core per process."""
 
     workers: int
 
     def run(self, lab: Lab, target: Target) -> Report:
         proxy = replace(target.own_proxy, settings=lambda _: {"WORKERS": str(self.workers)})
-        # On a machine without a core more for the load, it shares those of the workers.
+        # If no core is left for the load generator, it shares the workers' cores.
         beside = lab.cores[self.workers : self.workers + 1] or lab.cores
         generator = replace(lab.generator, cores=tuple(beside))
         with generator.engines() as engines, lab.fresh(proxy, engines, lab.cores[: self.workers]) as process:

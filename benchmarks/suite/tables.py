@@ -1,4 +1,4 @@
-"""The figures as Markdown: a row a target, a table for each question that a reader may have."""
+"""The figures as Markdown tables: one table per question, one row per target."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FLEET = ("fleet-2", "fleet-32", "fleet-256", "models-50")
 
 
 def result_tables(figures: Figures) -> str:
-    """All of them, each with a line that says what it shows; those without a figure are left out."""
+    """All tables that have figures, each with a heading."""
     tables = [
         ("CPU time, and what one core makes of it", figures_table(figures, _CPU)),
         ("Ours divided by the peer's: median (lowest-highest) of the rounds", ratios_table(figures, _COMPARED)),
@@ -44,7 +44,7 @@ def result_tables(figures: Figures) -> str:
 
 
 def figures_table(figures: Figures, names: Iterable[str]) -> str:
-    """Medians; empty where nothing is known."""
+    """Medians; empty if there are none."""
     columns = [name for name in names if any(figures.median(name, target) is not None for target in figures.targets)]
     rows = [
         [target, *(_number(figures.median(name, target)) for name in columns)]
@@ -113,6 +113,6 @@ def _number(value: float | None) -> str:
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    """Empty without rows."""
+    """A Markdown table; empty without rows."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""

@@ -1,4 +1,4 @@
-"""What is measured: this proxy, its peers, and the engines without any proxy."""
+"""Measured targets: this proxy, its peers, and the engines without a proxy."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _UNBOUNDED = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What load is sent to; slow ones get less, that a run of all of them stays short.
+    """A target of the load. Slow targets get less load, so that a run stays short.
 
     Attributes:
-        proxy: ``None``: the engine itself.
-        connections: most with which it gets plain requests.
-        streams: most open ones at 50 tokens a second each, for every step but the search for the most.
-        searched: numbers of streams among which the most that it can carry is searched, in rising order.
-        idle_streams: how many are opened to weigh one that hardly ever has an event.
-        pace: its loads take this many times as long, that enough of its requests are counted.
-        start_seconds: about how long it takes to start.
+        proxy: ``None`` for the engine itself.
+        connections: most connections for requests without streaming.
+        streams: most open streams at 50 tokens per second each, except in the search for the most streams.
+        searched: candidate sizes for the search for the most streams, in ascending order.
+        idle_streams: number of streams opened to measure the memory of a mostly idle stream.
+        pace: factor for the duration of its loads, so that enough requests are counted.
+        start_seconds: estimated start-up time.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Target:
 
     @property
     def own_proxy(self) -> Proxy:
-        """Raises RuntimeError where it is the engine itself."""
+        """The proxy. Raises RuntimeError if the target is the engine itself."""
         if self.proxy is None:
             raise RuntimeError(f"{self.name} is no proxy")
         return self.proxy
@@ -48,7 +48,7 @@ class Target:
         return self.proxy is None or self.proxy.path is not None
 
 
-# With every default but one, as its peers have it: 4,096 requests at a time are fewer than the 5,000 idle streams.
+# All defaults except one: the default limit of 4,096 concurrent requests is below the 5,000 idle streams.
 _OURS = replace(OURS, settings=lambda _: {"MAX_REQUESTS_IN_FLIGHT": "20000"})
 
 TARGETS = {

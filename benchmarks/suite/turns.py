@@ -1,4 +1,4 @@
-"""The order in which a run measures."""
+"""The order of measurements in a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Turn:
 
 
 def turns_of(rounds: int, steps: list[str], targets: list[Target]) -> Iterator[Turn]:
-    """Side by side in each step, and in the other order every second round: a machine's speed changes in minutes."""
+    """All targets one after the other in each step, in reverse order every second round: a machine's speed drifts."""
     for number in range(rounds):
         for step in (STEPS[name] for name in steps):
             if step.rounds is None or number < step.rounds:

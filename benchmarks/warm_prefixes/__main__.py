@@ -1,9 +1,9 @@
-"""How warm prefixes fare with real engines: plays the same conversations through each proxy in turn, and prints tables.
+"""Measures prefix reuse with real engines: plays the same conversations through each proxy, and prints tables.
 
     benchmarks/warm_prefixes.sh [--workloads NAMES] [--targets NAMES] [--repetitions N] [--quick] [--json FILE]
 
-Four llama.cpp servers with a model of random weights, one thread and two slots each, new ones for every run. A target
-is inference-proxy/POLICY, smg, vllm-router, nginx, or fixed: no proxy, each group has an engine of its own.
+Starts four new llama.cpp servers for every run, with a model of random weights, one thread and two slots each. A target
+is inference-proxy/POLICY, smg, vllm-router, nginx, or fixed, which uses no proxy: each group has its own engine.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from warm_prefixes.targets import DEFAULT_TARGETS, target_named
 from warm_prefixes.turns import turns_of
 
 _SEED = 20261122
-_RUN_SECONDS = 18.0  # about; how long a run really takes shows itself
-_SETTLE_SECONDS = 2.0  # a proxy has then asked all engines how they are
+_RUN_SECONDS = 18.0  # estimate, corrected as runs finish
+_SETTLE_SECONDS = 2.0  # enough for a proxy to poll all engines
 _QUICK_WORKLOADS = ("groups", "killed")
-_DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing.md"
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing-figures.md"
 
 
 def main() -> None:
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # by an exception, so that all is ended in order
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # raises, so that all processes are ended
     results = read_results(options.tables_of) if options.tables_of else _measured(options)
     text = tables(results)
     print(f"\n{text}")
@@ -58,12 +58,14 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--workloads", help=", ".join(WORKLOADS))
     parser.add_argument("--targets", default=",".join(DEFAULT_TARGETS), help="names, separated by commas")
-    parser.add_argument("--repetitions", type=int, help="of each run; 3, with --quick 1")
-    parser.add_argument("--quick", action="store_true", help=f"once, and only {' and '.join(_QUICK_WORKLOADS)}")
-    parser.add_argument("--seed", type=int, default=_SEED, help="of the first repetition; each has one of its own")
-    parser.add_argument("--json", type=Path, default=Path("warm_prefixes.json"), help="all figures, after each run")
-    parser.add_argument("--document", action="store_true", help="write the tables into docs/balancing.md")
-    parser.add_argument("--tables-of", type=Path, help="run nothing: a file that --json wrote")
+    parser.add_argument("--repetitions", type=int, help="repetitions of each run; default 3, with --quick 1")
+    parser.add_argument("--quick", action="store_true", help=f"only {' and '.join(_QUICK_WORKLOADS)}, once")
+    parser.add_argument("--seed", type=int, default=_SEED, help="seed of the first repetition; others differ")
+    parser.add_argument(
+        "--json", type=Path, default=Path("warm_prefixes.json"), help="file for all figures, updated each run"
+    )
+    parser.add_argument("--document", action="store_true", help="write the tables into docs/balancing-figures.md")
+    parser.add_argument("--tables-of", type=Path, help="run nothing; print the tables of a --json file")
     options = parser.parse_args()
     options.repetitions = options.repetitions or (1 if options.quick else 3)
     workloads = options.workloads.split(",") if options.workloads else _QUICK_WORKLOADS if options.quick else WORKLOADS
@@ -81,7 +83,7 @@ def _options() -> argparse.Namespace:
 def _measured(options: argparse.Namespace) -> Results:
     for name, target in options.targets:
         if target is None:
-            print(f"{name} is not there: measuring without it", file=sys.stderr)
+            print(f"{name} is not available: leaving it out", file=sys.stderr)
     targets = [target for _, target in options.targets if target is not None]
     if not targets:
         sys.exit("nothing to measure")
@@ -120,7 +122,7 @@ def _run_all(options: argparse.Namespace, targets: list[Target], model: Path, re
 
 
 def _run(plan: Plan, target: Target, model: Path) -> dict[str, Any]:
-    """One plan through one new proxy, in front of new engines."""
+    """Play one plan through a new proxy in front of new engines."""
     with running_engines(model) as engines:
         if target.proxy is None:
             return _played(plan, engines, lambda conversation, failed: engines.ports[_own(conversation, failed)])
@@ -132,7 +134,7 @@ def _run(plan: Plan, target: Target, model: Path) -> dict[str, Any]:
 
 
 def _own(conversation: Conversation, failed: int) -> int:
-    """The engine of a conversation's group, or of a short request; others take its place in turn after failures."""
+    """The fixed engine of a conversation's group or of a short request; after failures, the next engines in turn."""
     whose = conversation.number if conversation.group is None else conversation.group
     return (whose + failed) % ENGINES
 
@@ -152,7 +154,7 @@ def _played(plan: Plan, engines: Engines, port_of: PortOf) -> dict[str, Any]:
 
 
 def _alone(model: Path) -> tuple[float, float]:
-    """Seconds to the first token of one request to an engine that has nothing else to do: cold, and warm."""
+    """Time to first token of a single request to an idle engine, with a cold and with a warm cache."""
     plan = plan_of(WORKLOADS["groups"], 0)
     with running_engines(model) as engines:
 

@@ -1,4 +1,4 @@
-"""One streamed chat completion, as strict as an SDK: whatever is not a whole answer is a failure."""
+"""One streamed chat completion, as strict as an SDK: anything but a complete answer is a failure."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Message = dict[str, str]
 
 
 class Failed(Exception):
-    """No answer, or a part of one; the text is a status, or says what came instead."""
+    """No answer or an incomplete one; the text is the status or a description."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back.
+    """A complete answer.
 
     Attributes:
-        first_at: when the first token was there, by the monotonic clock.
-        cached_tokens: of the prompt's; those that the engine says it did not have to read.
+        first_at: when the first token arrived, by the monotonic clock.
+        cached_tokens: prompt tokens that the engine reports as cached.
     """
 
     text: str
@@ -39,10 +39,10 @@ class Answer:
 
 
 def ask(port: int, messages: Sequence[Message]) -> Answer:
-    """On a connection of its own: an idle one could be closed by the other side in the moment of the next request.
+    """Request a completion on a new connection, because an idle one could be closed just when it is reused.
 
     Raises:
-        Failed: as its text says.
+        Failed: the answer failed.
     """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_SECONDS)
     try:

@@ -1,4 +1,4 @@
-"""Real llama.cpp servers with empty caches, one of which can be killed and started again."""
+"""Real llama.cpp servers with empty caches, which can be killed and restarted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from warm_prefixes.plan import ANSWER_TOKENS, ENGINES, MODEL
 
 __all__ = ["Engines", "running_engines", "write_model"]
 
-# 2,000 tokens take some 1 s to read on one core of 2026, and a token 3 ms to write.
+# Reading 2,000 tokens takes about 1 s on one core of 2026, writing a token 3 ms.
 _SHAPE = ModelShape(embedding=256, layers=4, context=4096)
-# Proxies keep idle connections, and each of those holds a thread of llama.cpp's: by default it has six for two slots.
+# Each idle connection that a proxy keeps occupies a llama.cpp thread; the default for two slots is six threads.
 _OPTIONS = ("--slots", "2", "--context", "6144", "--threads", "1", "--http-threads", "64", "--alias", MODEL)
 
 
@@ -24,7 +24,7 @@ def write_model(folder: Path) -> Path:
 
 
 class Engines:
-    """CandidateSet by number, on ports that stay theirs through a restart."""
+    """Engines by number; each keeps its port across restarts."""
 
     def __init__(self, model: Path, size: int) -> None:
         self.ports = free_ports(size)
@@ -33,7 +33,7 @@ class Engines:
         self._tokens_before = [0.0] * size  # written by servers that have been killed
 
     def start(self, number: int) -> None:
-        """Returns when it answers."""
+        """Start an engine, and wait until it answers."""
         self._servers[number] = LlamaServer(self._model, *_OPTIONS, port=self.ports[number])
 
     def kill(self, number: int) -> None:
@@ -41,7 +41,7 @@ class Engines:
         self._servers.pop(number).kill()
 
     def answers(self) -> list[float]:
-        """How many each of them has given, by the tokens that it has written."""
+        """Number of answers that each engine has given, computed from the tokens that it has written."""
         tokens = [
             before + (self._tokens(number) if number in self._servers else 0)
             for number, before in enumerate(self._tokens_before)
@@ -58,7 +58,7 @@ class Engines:
 
 @contextlib.contextmanager
 def running_engines(model: Path) -> Iterator[Engines]:
-    """New processes, so that nothing is left of any run before."""
+    """Start new processes, whose caches are empty."""
     engines = Engines(model, ENGINES)
     try:
         for number in range(ENGINES):

@@ -1,4 +1,4 @@
-"""Figures of one run, and of all repetitions of it."""
+"""Figures of one run, and of all its repetitions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["ceiling", "figures_of_run", "spread_of"]
 def figures_of_run(
     served: Sequence[Served], seconds: float, answers: Sequence[float], system_tokens: int
 ) -> dict[str, Any]:
-    """For the JSON file.
+    """The figures of one run, for the JSON file.
 
     Args:
-        answers: how many each engine gave.
-        system_tokens: of the prompt that a group shares.
+        answers: number of answers by engine.
+        system_tokens: tokens of a group's shared system prompt.
     """
     first = sorted(one.first_seconds for one in served)
     prompt_tokens = sum(one.answer.prompt_tokens for one in served)
@@ -44,7 +44,7 @@ def figures_of_run(
 
 
 def ceiling(served: Iterable[Served], system_tokens: int) -> float:
-    """Hit rate of one boundless cache that has each prompt and answer as soon as the next request comes."""
+    """Upper bound of the hit rate: that of a single unlimited cache that holds every earlier prompt and answer."""
     whole = {(one.conversation.number, one.turn): one.answer for one in served}
     seen: set[int] = set()
     known = total = 0
@@ -62,11 +62,11 @@ def ceiling(served: Iterable[Served], system_tokens: int) -> float:
 
 
 def spread_of(runs: Iterable[dict[str, Any] | None], figure: str) -> Spread | None:
-    """``None``: no run has it."""
+    """The figure's spread over all runs; ``None`` if no run has it."""
     values = tuple(float(run[figure]) for run in runs if run is not None)
     return Spread(values) if values else None
 
 
 def _percentile(rising: Sequence[float], part: float) -> float:
-    """The smallest value that so many are not above."""
+    """The smallest value that at least this fraction of the values do not exceed."""
     return rising[max(0, math.ceil(part * len(rising)) - 1)]

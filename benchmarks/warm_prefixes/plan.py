@@ -1,4 +1,4 @@
-"""What the clients ask, and in which order: made of a seed, the same for every proxy."""
+"""The clients' requests and their order, generated from a seed and identical for every proxy."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = [
     "WORKLOADS",
     "Conversation",
     "Outage",
-    "PendingWork",
     "Plan",
+    "Workload",
     "plan_of",
 ]
 
 ENGINES = 4
-CLIENTS = 8  # as many as the engines have slots
+CLIENTS = 8  # the engines' total number of slots
 ANSWER_TOKENS = 24
-MODEL = "m"  # smg takes no requests for a model that no engine names
+MODEL = "m"  # smg rejects requests for a model that no engine lists
 _SYSTEM_WORDS = 2_000
 _TURNS = 4
 _QUESTION_WORDS = (60, 180)
@@ -33,10 +33,10 @@ _WORDS = whole_words()
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """One engine is killed, and is started again with nothing in its caches.
+    """One engine is killed and restarted with an empty cache.
 
     Attributes:
-        begin, end: parts of all requests that have been answered then: at the same work for a slow and a fast proxy.
+        begin, end: as fractions of all requests answered, so that slow and fast proxies have done the same work.
     """
 
     engine: int = 0
@@ -45,12 +45,12 @@ class Outage:
 
 
 @dataclass(frozen=True, slots=True)
-class PendingWork:
+class Workload:
     """One kind of traffic.
 
     Attributes:
-        groups: how many conversations have the same system prompt, for each system prompt.
-        short_share: part of all requests that are short, and share nothing with any other.
+        groups: number of conversations for each system prompt.
+        short_share: fraction of requests that are short and share no prefix.
     """
 
     about: str
@@ -60,10 +60,10 @@ class PendingWork:
 
 
 WORKLOADS = {
-    "groups": PendingWork("24 conversations of 4 turns, in 4 groups that share a system prompt of 2,000 tokens each"),
-    "mixed": PendingWork("as groups, and 30 % of all requests are short ones that share nothing", short_share=0.3),
-    "skewed": PendingWork("as groups, but 17 of the 24 conversations are in one group", groups=(17, 3, 2, 2)),
-    "killed": PendingWork(
+    "groups": Workload("24 conversations of 4 turns, in 4 groups that share a system prompt of 2,000 tokens each"),
+    "mixed": Workload("as groups, and 30 % of all requests are short ones that share nothing", short_share=0.3),
+    "skewed": Workload("as groups, but 17 of the 24 conversations are in one group", groups=(17, 3, 2, 2)),
+    "killed": Workload(
         "as groups; one engine is killed after a quarter of the requests, and comes back cold after half of them",
         outage=Outage(),
     ),
@@ -72,10 +72,10 @@ WORKLOADS = {
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What one client says from first to last: a question, its answer, the next question.
+    """A conversation of one client: a question, its answer, the next question, and so on.
 
     Attributes:
-        group: whose system prompt it has; ``None``: a short request, without one.
+        group: number of its system prompt; ``None`` for a short request without one.
     """
 
     number: int
@@ -89,7 +89,7 @@ class Plan:
 
     Attributes:
         systems: the system prompt of each group.
-        conversations: in the order in which they begin; as many go on at a time as there are clients.
+        conversations: in the order in which they begin; each client has one at a time.
     """
 
     systems: tuple[str, ...]
@@ -102,12 +102,12 @@ class Plan:
 
     @property
     def system_tokens(self) -> int:
-        """Of one system prompt, without the few of its frame."""
+        """Tokens of one system prompt, without those of the chat template."""
         return _SYSTEM_WORDS
 
 
-def plan_of(workload: PendingWork, seed: int) -> Plan:
-    """Another seed shares no prompt with this one."""
+def plan_of(workload: Workload, seed: int) -> Plan:
+    """Generate a plan; plans with different seeds share no prompt."""
     random = Random(seed)
     systems = tuple(_text(random, _SYSTEM_WORDS) for _ in workload.groups)
     groups: list[int | None] = [group for group, size in enumerate(workload.groups) for _ in range(size)]

@@ -1,4 +1,4 @@
-"""Plays a plan: closed loop, so many clients at a time, each with one conversation."""
+"""Plays a plan with a fixed number of concurrent clients, each with one conversation at a time (closed loop)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from warm_prefixes.plan import CLIENTS, Conversation, Plan
 
 __all__ = ["PortOf", "Served", "play"]
 
-_PAUSE_SECONDS = 0.5  # after a failure; SDKs begin with that
+_PAUSE_SECONDS = 0.5  # after a failure; the SDKs' first back-off
 _MOST_ATTEMPTS = 40
 
 PortOf = Callable[[Conversation, int], int]
-"""Whom to ask: for a conversation, of whose next question so many attempts have failed."""
+"""Returns the port for a conversation's next question, given the number of failed attempts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A request, and what became of it.
+    """An answered request.
 
     Attributes:
-        turn: of its conversation, from 0.
-        first_seconds: from its first attempt to its first token, as its user sees it.
-        failures: of the attempts before the one that was answered.
+        turn: number within its conversation, from 0.
+        first_seconds: from the first attempt to the first token, as the user experiences it.
+        failures: the failed attempts before the answer.
     """
 
     conversation: Conversation
@@ -39,11 +39,11 @@ class Served:
 
 @dataclass(slots=True)
 class _Run:
-    """One run of a plan, shared by its clients' threads.
+    """One run of a plan, shared by the client threads.
 
     Attributes:
-        served: in the order in which they were answered.
-        milestones: set when so many have been answered.
+        served: requests in the order of their answers.
+        milestones: events set after the given number of answers.
     """
 
     plan: Plan
@@ -55,10 +55,10 @@ class _Run:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def client(self) -> None:
-        """One conversation after the other.
+        """Hold one conversation after the other.
 
         Raises:
-            RuntimeError: a request failed again and again; then all clients end.
+            RuntimeError: a request failed too often; all clients end.
         """
         try:
             while (conversation := self._next()) is not None:
@@ -68,7 +68,7 @@ class _Run:
             raise
 
     def stop(self) -> None:
-        """Nobody begins anything, or waits any longer."""
+        """End all clients and waiters."""
         self.is_broken.set()
         for milestone in self.milestones.values():
             milestone.set()
@@ -93,7 +93,7 @@ class _Run:
             self._note(served)
 
     def _served(self, conversation: Conversation, turn: int, told: list[Message]) -> Served | None:
-        """``None``: another client's request failed too often."""
+        """The answered request; ``None`` if another client's request failed too often."""
         began = time.monotonic()
         failures: list[str] = []
         while not self.is_broken.is_set():
@@ -117,13 +117,13 @@ class _Run:
 
 
 def play(plan: Plan, port_of: PortOf, at: Mapping[float, Callable[[], None]]) -> tuple[list[Served], float]:
-    """All requests with their answers, and the seconds that they took together.
+    """Play all requests; returns them with their answers, and the total time in seconds.
 
     Args:
-        at: what is to happen when this part of the requests has been answered.
+        at: functions to call, by the fraction of requests answered.
 
     Raises:
-        RuntimeError: a request failed again and again.
+        RuntimeError: a request failed too often.
     """
     events = {round(part * plan.requests): (threading.Event(), action) for part, action in at.items()}
     run = _Run(plan, port_of, {count: event for count, (event, _) in events.items()})
@@ -143,7 +143,7 @@ def play(plan: Plan, port_of: PortOf, at: Mapping[float, Callable[[], None]]) ->
             seconds = time.monotonic() - began
             for each in (*clients, scripted):
                 each.result()
-        except BaseException:  # Ctrl-C too, which comes here alone: the threads would go on
+        except BaseException:  # including Ctrl-C, which reaches only this thread
             run.stop()
             raise
     return run.served, seconds

@@ -1,4 +1,4 @@
-"""Results as tables in Markdown: one for each workload, a row for each target."""
+"""Results as Markdown tables: one table per workload, one row per target."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _of_workload(results: Results, name: str) -> Iterator[str]:
 
 
 def _cell(spread: Spread | None, form: str) -> str:
-    """The median, and lowest to highest where they look different."""
+    """The median, with the range if it differs when printed."""
     if spread is None:
         return "-"
     low, middle, high = (form.format(value) for value in (min(spread.values), spread.median, max(spread.values)))

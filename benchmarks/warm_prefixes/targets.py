@@ -1,4 +1,4 @@
-"""What is compared: this proxy with each of its policies, its peers, and clients that know their engine themselves."""
+"""Compared targets: this proxy with each of its policies, its peers, and clients that choose a fixed engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POLICY_SETTING = "BALANCING_POLICY"
 _OUR_PREFIX = "inference-proxy/"
 _OUR_POLICIES = ("least_requests", "expected_time")
 FIXED = Target("fixed", None)
-"""No proxy: each group asks an engine of its own, and the next one only while that is gone."""
+"""No proxy: each group has its own engine, and uses the next one only while that engine is gone."""
 
 
 def _cache_aware(*command: str) -> Callable[[Site], list[str]]:
@@ -37,10 +37,10 @@ DEFAULT_TARGETS = (*(f"{_OUR_PREFIX}{policy}" for policy in _OUR_POLICIES), *_PE
 
 
 def target_named(name: str) -> Target | None:
-    """``inference-proxy/POLICY``, or a peer's name; ``None``: it is not there, in this checkout or on this machine.
+    """The target ``inference-proxy/POLICY`` or a peer; ``None`` if this checkout or machine does not have it.
 
     Raises:
-        ValueError: no such name.
+        ValueError: unknown name.
     """
     if not name.startswith(_OUR_PREFIX):
         if name not in _PEERS:
@@ -51,7 +51,7 @@ def target_named(name: str) -> Target | None:
 
 
 def _ours(policy: str) -> Proxy | None:
-    """A version without the setting has one policy, and would take no notice of the name of another one."""
+    """``None`` for a checkout without this policy, which would silently ignore the setting."""
     settings = [sys.executable, "-m", "inference_engine_proxy_server", "settings"]
     done = subprocess.run(settings, capture_output=True, text=True, check=False, timeout=60)
     if any(line.split()[:1] == [_POLICY_SETTING] for line in done.stdout.splitlines()):

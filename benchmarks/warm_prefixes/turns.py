@@ -12,7 +12,7 @@ __all__ = ["Turn", "turns_of"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One workload through one target, for the first time (0) or again."""
+    """One workload through one target; ``repetition`` counts from 0."""
 
     repetition: int
     workload: str
@@ -20,7 +20,7 @@ class Turn:
 
 
 def turns_of(repetitions: int, workloads: Sequence[str], targets: Sequence[Target]) -> Iterator[Turn]:
-    """Targets side by side, each time another one first: a machine's speed changes in minutes."""
+    """All targets one after the other, each time starting with another one: a machine's speed drifts within minutes."""
     for repetition in range(repetitions):
         first = repetition % len(targets)
         for workload in workloads:

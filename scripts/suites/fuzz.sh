@@ -3,14 +3,14 @@
 # tests/fuzz/targets.py is kept in tests/fuzz/regressions, where the ordinary tests read it. Argument: minutes. The corpus grows
 # in .venv-fuzz/corpus.
 readonly minutes="${1:-10}" fuzzer='atheris>=3,<4'
-[[ "$minutes" =~ ^[1-9][0-9]*$ ]] || fail "takes a number of minutes, not '$minutes'"
+[[ "$minutes" =~ ^[1-9][0-9]*$ ]] || fail "expected a number of minutes, not '$minutes'"
 
 wanted="$fuzzer $(cksum < pyproject.toml) $PWD"
 if [[ "$(cat .venv-fuzz/installed 2>/dev/null)" != "$wanted" ]]; then
   python="$(find_python)"
   [[ -e .venv-fuzz/bin/pip ]] || "$python" -m venv .venv-fuzz
   .venv-fuzz/bin/pip install --disable-pip-version-check --editable . h11 "$fuzzer" \
-    || fail "cannot install $fuzzer for $("$python" --version): it is made for Linux and CPython 3.11 to 3.13"
+    || fail "cannot install $fuzzer for $("$python" --version): it supports Linux and CPython 3.11 to 3.13"
   echo "$wanted" > .venv-fuzz/installed
 fi
 

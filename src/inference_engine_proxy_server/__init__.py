@@ -13,7 +13,7 @@ How the data flows::
 
     request  client > wire.client_connection > dispatch.forwarder > wire.backend_connection > backend
     reply    backend > wire.backend_connection > wire.client_connection > client
-    state    fleet.cache_refresher > backends.<engine> > dispatch.backend_pool > routing.balancer
+    state    fleet.cache_refresher > backends.<engine> > fleet.fleet > routing.placement > dispatch.leases
 """
 
 __version__ = "0.1.0"

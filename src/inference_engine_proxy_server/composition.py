@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -18,51 +19,55 @@ from inference_engine_proxy_server.access.gate import Gate
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.backends.base import Thresholds
 from inference_engine_proxy_server.backends.registry import Engines
-from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
+from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.dispatch.attempt import Attempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
+from inference_engine_proxy_server.dispatch.leases import Dispatcher
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
 from inference_engine_proxy_server.endpoints.failures import answer_failures
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.backend_load import BackendLoad, SharedLoad
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
-from inference_engine_proxy_server.fleet.health_tracker import HealthRules, HealthTracker
-from inference_engine_proxy_server.fleet.shared_backend import SharedBackend
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.health import HealthRules
+from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.overload.memory_use import MemoryUse, container_limit_bytes
 from inference_engine_proxy_server.overload.overload_guard import OverloadGuard
 from inference_engine_proxy_server.processes.host import connection_limit
-from inference_engine_proxy_server.processes.worker import Post
-from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
-from inference_engine_proxy_server.requests.destinations import Destination
-from inference_engine_proxy_server.requests.token_sizes import TokenSizes
+from inference_engine_proxy_server.processes.worker import WorkerContext
+from inference_engine_proxy_server.processes.worker_fairness import Fairness
 from inference_engine_proxy_server.routing.decisions import Decisions
-from inference_engine_proxy_server.routing.expected_time.prefix_index import PrefixIndex
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
+from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
-from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
 
 __all__ = [
     "backend_maker",
-    "backend_pool",
     "cache_refresher",
-    "chooser_maker",
     "client_context",
     "client_load",
+    "decisions",
+    "dispatcher",
+    "fleet",
     "forwarder",
     "gate",
     "key_ring",
     "make_app",
     "overload_guard",
+    "placement",
 ]
 
 
@@ -87,9 +92,9 @@ def make_app(routers: Iterable[APIRouter], lifespan: Callable[[FastAPI], Abstrac
 
 
 def backend_maker(
-    settings: Settings, deadlines: Deadlines, post: Post | None = None
+    settings: Settings, deadlines: Deadlines, context: WorkerContext | None = None
 ) -> Callable[[BackendConfig], Backend]:
-    """Makes a backend of what is said of it: at the start, and whenever the fleet changes."""
+    """Makes backends from their configuration: at the start, and when one joins the fleet."""
     usual_seconds = settings.backend_timeout_seconds
     limits = BackendLimits(
         connect_seconds=settings.backend_connect_timeout_seconds,
@@ -106,51 +111,59 @@ def backend_maker(
     def make_backend(config: BackendConfig) -> Backend:
         connections = BackendConnections(Origin.of(config.url), limits, deadlines)
         health = HealthTracker(rules, deadlines.clock())
-        if post is not None:
-            return SharedBackend(config, connections, health, post.board, post.siblings.number)
-        return Backend(config, connections, health)
+        load = BackendLoad()
+        if context is not None:
+            load = SharedLoad(context.shared_leases, context.siblings.number, config.url)
+        return Backend(config, connections, health, load)
 
     return make_backend
 
 
-def backend_pool(
-    settings: Settings, backends: Iterable[Backend], deadlines: Deadlines, turns: WorkerFairness | None = None
-) -> BackendPool:
-    """The fleet, the line of those who wait for it, and who chooses; why, is kept only where somebody can read it."""
-    is_explained = settings.explain_header or settings.admin_key is not None
-    return BackendPool(
-        backends,
-        RequestQueue(QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds), deadlines),
-        settings.metrics_cache_ttl_seconds,
-        settings.backend_queue_allowance,
-        deadlines.clock,
-        turns,
-        chooser_maker(settings, deadlines)(settings.models, None),
-        Decisions(answers_header=settings.explain_header) if is_explained else None,
+def fleet(settings: Settings, backends: Iterable[Backend], deadlines: Deadlines) -> Fleet:
+    """The fleet of ``backends``."""
+    return Fleet(backends, settings.metrics_cache_ttl_seconds, settings.backend_queue_allowance, deadlines.clock)
+
+
+def placement(configuration: Configuration, fleet: Fleet, *, is_shared: bool = False) -> Placement:
+    """Chooses among the backends of ``fleet``, and records why only where someone can read it.
+
+    Args:
+        configuration: has the policies.
+        fleet: the fleet.
+        is_shared: other workers send requests to the backends, too.
+    """
+    settings = configuration.settings
+    policies = ModelPolicies.named(settings.balancing_policy, configuration.models)
+    return Placement(
+        fleet,
+        PromptRouter(policies, settings.prefix_index_bytes, fleet.clock),
+        is_shared=is_shared,
+        records_decisions=settings.explain_header or settings.admin_key is not None,
+        retry_after_seconds=max(1, math.ceil(settings.metrics_cache_ttl_seconds)),
     )
 
 
-def chooser_maker(
-    settings: Settings, deadlines: Deadlines
-) -> Callable[[Mapping[str, ModelConfig], PromptRouter | None], PromptRouter | None]:
-    """Makes who chooses by prompts, or lets one that is there do so by other policies; see :class:`FleetUpdater`."""
-
-    def make_chooser(models: Mapping[str, ModelConfig], before: PromptRouter | None) -> PromptRouter | None:
-        policies = ModelPolicies.of(settings.balancing_policy, models)
-        if not policies.look_at_prompts:
-            return None
-        if before is None:
-            return PromptRouter(policies, PrefixIndex(settings.prefix_index_bytes), TokenSizes(), deadlines.clock)
-        before.policies = policies
-        return before
-
-    return make_chooser
+def decisions(settings: Settings) -> Decisions:
+    """The record of decisions."""
+    return Decisions(answers_header=settings.explain_header)
 
 
-def cache_refresher(settings: Settings, pool: BackendPool, engines: Engines) -> CacheRefresher:
-    """Asks ``pool`` how it is."""
+def dispatcher(
+    settings: Settings,
+    fleet: Fleet,
+    placement: Placement,
+    deadlines: Deadlines,
+    fairness: Fairness,
+) -> Dispatcher:
+    """Grants leases on the backends of ``fleet``; see :class:`Dispatcher`."""
+    limits = QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds)
+    return Dispatcher(fleet, placement, RequestQueue(limits, deadlines), fairness)
+
+
+def cache_refresher(settings: Settings, fleet: Fleet, engines: Engines) -> CacheRefresher:
+    """Polls the backends of ``fleet``."""
     return CacheRefresher(
-        pool,
+        fleet,
         engines,
         Thresholds(settings.max_allowed_request_queue, settings.max_allowed_deferred),
         settings.metrics_cache_ttl_seconds,
@@ -159,16 +172,17 @@ def cache_refresher(settings: Settings, pool: BackendPool, engines: Engines) -> 
     )
 
 
-def forwarder(settings: Settings, pool: BackendPool, metrics: RequestMetrics) -> Forwarder:
-    """Passes requests on to ``pool``."""
-    return Forwarder(
-        pool,
+def forwarder(settings: Settings, dispatcher: Dispatcher, decisions: Decisions, metrics: RequestMetrics) -> Forwarder:
+    """Forwards requests to the backends that ``dispatcher`` grants leases on."""
+    attempts = Attempts(
+        dispatcher,
         metrics,
-        FairShare(takes_priority_header=settings.priority_header),
-        QueueUpdates(pool.line, to_all=settings.queue_updates),
         names_backend=settings.backend_header,
         keeps_credentials=not _has_keys(settings) or settings.forward_client_key,
     )
+    fair_share = FairShare(takes_priority_header=settings.priority_header)
+    updates = QueueUpdates(dispatcher.queue, to_all=settings.queue_updates)
+    return Forwarder(dispatcher, decisions, metrics, fair_share, updates, attempts)
 
 
 # --- clients
@@ -225,12 +239,12 @@ def client_context(
     settings: Settings,
     deadlines: Deadlines,
     load: Load,
-    destination_of: Callable[[str, str, bytes], Destination],
+    classify: Callable[[RequestHead], object],
     shed: Callable[[str, RequestHead | None], None],
     admit: Callable[[RequestHead], object],
-    handle: Callable[[Exchange], Coroutine[None, None, None]],
-    observe: Callable[[Exchange], None],
-) -> ClientContext:
+    handle: Callable[[ProxiedRequest], Coroutine[None, None, None]],
+    observe: Callable[[ProxiedRequest], None],
+) -> ClientContext[ProxiedRequest]:
     """What all connections of clients share; the callables are those of :class:`ClientContext`."""
     head = HeadLimits(
         line_bytes=settings.max_request_line_bytes,
@@ -248,10 +262,12 @@ def client_context(
         write_stall_seconds=settings.client_write_stall_seconds,
     )
     process = secrets.token_hex(6)
-    request_ids = (f"{process}-{number:x}" for number in itertools.count(1))
+    request_ids = map(f"{process}-%x".__mod__, itertools.count(1))
     is_tls = settings.tls_cert_file is not None
     forwarding = Forwarding(settings.trusted_proxies, name=f"inference-proxy-{process}", is_tls=is_tls)
-    return ClientContext(limits, deadlines, load, forwarding, request_ids, destination_of, shed, admit, handle, observe)
+    return ClientContext(
+        limits, deadlines, load, forwarding, request_ids, ProxiedRequest, classify, shed, admit, handle, observe
+    )
 
 
 def _has_keys(settings: Settings) -> bool:

@@ -1,20 +1,20 @@
-"""Everything that can go wrong with a request, by whose fault it is.
+"""Exceptions for requests that fail, grouped by whose fault the failure is.
 
 ::
 
     ProxyError
-    ├── ClientError            the request cannot be served as it was sent
-    ├── CapacityError          nobody can take it now; waiting helps
-    └── BackendError           a backend failed while it had the request
-        ├── BackendUnreachable   nothing was sent: safe to send elsewhere
+    ├── ClientError              the request is at fault
+    ├── CapacityError            no backend can take the request now; waiting helps
+    └── BackendError             a backend failed while it had the request
+        ├── BackendUnreachable   nothing was sent, so another backend can safely be tried
         ├── BackendBroke         sent, but the connection ended early
-        ├── BackendTimeout       sent, and no answer in time
-        ├── BackendDeclined      sent, and answered that it cannot be served now
-        ├── BackendLacks         sent, and answered that what it names is not there
-        ├── RequestMoved         sent, and taken back as the backend seems to be stuck or gone
-        └── InvalidReply         the answer is not valid HTTP/1.1
+        ├── BackendTimeout       sent, but no reply in time
+        ├── BackendDeclined      sent, but the backend replied that it cannot serve requests now
+        ├── BackendLacks         sent, but the backend replied that it lacks the named resource
+        ├── RequestMoved         sent, but withdrawn because the backend seems to be stuck or gone
+        └── InvalidReply         the reply is not valid HTTP/1.1
 
-An engine's own error reply is a reply, not an exception: it is passed on untouched.
+An engine's own error reply is a reply, not an exception: it is forwarded unchanged.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import json
 import math
 
 __all__ = [
+    "DECLINABLE_STATUSES",
     "BackendBroke",
     "BackendDeclined",
     "BackendError",
@@ -42,13 +43,13 @@ __all__ = [
 
 
 class ProxyError(Exception):
-    """An error that this proxy answers in its own name.
+    """A failure for which the proxy itself sends the error reply.
 
     Attributes:
-        status: HTTP status of the answer.
+        status: HTTP status of the reply.
         code: machine-readable reason, stable across versions.
-        message: constant text for the client; never a host name, a port or an engine's own words.
-        retry_after_seconds: when trying again makes sense; ``None`` when waiting does not help.
+        message: constant text for the client; never contains a host name, a port or text from an engine.
+        retry_after_seconds: when a retry makes sense; ``None`` when waiting does not help.
     """
 
     status = 500
@@ -94,7 +95,7 @@ class BackendUnreachable(BackendError):
     """No connection could be made, so no byte of the request was sent.
 
     Attributes:
-        timed_out: nobody answered at all, which took as long as is allowed.
+        timed_out: the connection attempt got no response at all before its deadline.
     """
 
     code = "backend_unreachable"
@@ -108,8 +109,8 @@ class BackendBroke(BackendError):
     """The connection ended before the reply was complete.
 
     Attributes:
-        on_reused_connection: the request went out on a connection that had served others before and may
-            just have been closed by the backend's own idle limit; says nothing about the backend's health.
+        on_reused_connection: the connection had served earlier requests, and the backend may just have closed it
+            because of its idle timeout. Such an error says nothing about the backend's health.
     """
 
     code = "backend_disconnected"
@@ -120,14 +121,18 @@ class BackendBroke(BackendError):
 
 
 class BackendTimeout(BackendError):
-    """The backend did not answer, or stopped answering, for longer than allowed."""
+    """The backend did not reply in time, or its reply stalled for too long."""
 
     status = 504
     code = "backend_timeout"
 
 
+DECLINABLE_STATUSES = frozenset({429, 502, 503})
+"""Statuses of a backend that mean "not here, not now": another backend may do better."""
+
+
 class BackendDeclined(BackendError):
-    """The backend answered with a status that says "not here, not now", and that answer was not passed on."""
+    """The backend replied with a status that means "not now", and the reply was not forwarded."""
 
     code = "backend_declined"
 
@@ -137,19 +142,19 @@ class BackendDeclined(BackendError):
 
 
 class BackendLacks(BackendError):
-    """The backend answered that it does not have what the request names, and that answer was not passed on."""
+    """The backend replied that it lacks the resource that the request names, and the reply was not forwarded."""
 
     code = "backend_lacks"
 
 
 class RequestMoved(BackendError):
-    """The request was taken back before any byte of a reply, to be sent elsewhere."""
+    """The request was withdrawn before any byte of a reply, to be sent to another backend."""
 
     code = "request_moved"
 
 
 class InvalidReply(BackendError):
-    """The backend's bytes are not a valid HTTP/1.1 reply."""
+    """The backend's reply is not valid HTTP/1.1."""
 
     code = "invalid_backend_reply"
 
@@ -194,20 +199,20 @@ def _error_object(error: ProxyError, path: str, request_id: str) -> dict[str, ob
 
 
 def error_body(error: ProxyError, path: str, request_id: str) -> bytes:
-    """The JSON body of ``error`` in the dialect of ``path``: Anthropic's under /v1/messages, else OpenAI's."""
+    """The JSON body for ``error`` in the API dialect of ``path``: Anthropic's below /v1/messages, else OpenAI's."""
     return json.dumps(_error_object(error, path, request_id)).encode()
 
 
 def error_fields(error: ProxyError, path: str, request_id: str) -> bytes:
-    """The header lines that go with :func:`error_body`.
+    """The header lines for :func:`error_body`.
 
-    ``x-should-retry`` is how OpenAI's and Anthropic's SDKs are told not to ask again: after a timeout they would keep
-    an engine busy with the same work a second and a third time. ``request-id`` is where Anthropic's look for the id.
-    Pages of any origin may read our errors, which no cookie changes.
+    ``x-should-retry: false`` stops the OpenAI and Anthropic SDKs from retrying: after a timeout, retries would make an
+    engine do the same work a second and a third time. Anthropic's SDKs read the request id from ``request-id``.
+    Web pages of any origin may read these errors, which do not depend on cookies.
     """
     fields = [b"content-type: application/json\r\n"]
     if error.retry_after_seconds:
-        # OpenAI's SDKs take the exact one if it is there.
+        # OpenAI's SDKs prefer the exact value.
         exact = math.ceil(error.retry_after_seconds * 1000)
         fields.append(b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (math.ceil(error.retry_after_seconds), exact))
     if error.status == 405:
@@ -221,10 +226,10 @@ def error_fields(error: ProxyError, path: str, request_id: str) -> bytes:
 
 
 def stream_error_event(error: ProxyError, path: str, request_id: str) -> bytes:
-    """One server-sent event that tells the reader of a broken stream so, in the dialect of ``path``.
+    """One server-sent event that reports a broken stream to its client, in the API dialect of ``path``.
 
-    OpenAI's SDKs raise on a ``data:`` object that has an ``error``, Anthropic's on ``event: error``, and
-    readers of /v1/responses expect ``event: response.failed``.
+    OpenAI's SDKs raise on a ``data:`` object with an ``error`` member, Anthropic's on ``event: error``, and clients of
+    /v1/responses expect ``event: response.failed``.
     """
     if path == "/v1/responses":
         failure = {"code": "server_error", "message": error.message}
@@ -234,6 +239,6 @@ def stream_error_event(error: ProxyError, path: str, request_id: str) -> bytes:
 
 
 def stream_event_of(body: bytes, path: str) -> bytes:
-    """An error's JSON body as one server-sent event, in the dialect of ``path``."""
+    """An error's JSON body as one server-sent event, in the API dialect of ``path``."""
     prefix = b"event: error\n" if _speaks_anthropic(path) else b""
     return prefix + b"".join(b"data: %b\n" % line for line in body.splitlines() or [b"{}"]) + b"\n"

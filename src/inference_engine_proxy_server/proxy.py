@@ -18,18 +18,21 @@ from inference_engine_proxy_server.access.key_limits import KeyLimits
 from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.composition import (
     backend_maker,
-    backend_pool,
     cache_refresher,
-    chooser_maker,
     client_context,
     client_load,
+    decisions,
+    dispatcher,
+    fleet,
     forwarder,
     gate,
     key_ring,
     make_app,
     overload_guard,
+    placement,
 )
-from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.endpoints.admin import admin_router
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
@@ -41,16 +44,17 @@ from inference_engine_proxy_server.endpoints.welcome import welcome_router
 from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, check_engines
 from inference_engine_proxy_server.processes.siblings import Siblings
-from inference_engine_proxy_server.processes.worker import Post
-from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
+from inference_engine_proxy_server.processes.worker import WorkerContext
+from inference_engine_proxy_server.processes.worker_fairness import Fairness, SoleWorker, WorkerFairness
 from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE, Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
+from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.tasks.keep_running import keep_running
 from inference_engine_proxy_server.telemetry.logs import AccessLog
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
+from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.client_connection import ClientConnection
-from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
 from inference_engine_proxy_server.wire.load import Load
 
 __all__ = ["Proxy"]
@@ -67,52 +71,67 @@ class Proxy:
         is_draining: it has been told to stop.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Settings] | None, post: Post | None = None) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        load: Callable[[], Configuration] | None,
+        context: WorkerContext | None = None,
+    ) -> None:
+        settings = configuration.settings
         self.is_draining = False
-        self._post = post
+        self._context = context
         self._grace_seconds = settings.drain_grace_seconds
         self._readiness_asked_at = -math.inf
         self._deadlines = Deadlines()
+        self._clock = self._deadlines.clock
         self._metrics = RequestMetrics()
         self._load = client_load(settings, self._deadlines)
         self._guard = overload_guard(settings, self._load, self._metrics, self._deadlines)
         self._access_log = None
         if settings.access_log:
-            self._access_log = AccessLog(sys.stdout, settings.log_format, is_shared=post is not None)
+            self._access_log = AccessLog(sys.stdout, settings.log_format, is_shared=context is not None)
+        self._record_subscribers: list[Callable[[RequestRecord], None]] = [self._metrics.count_request]
+        if self._access_log is not None:
+            self._record_subscribers.append(self._access_log.write)
         engines = discover_engines()
-        check_engines(settings.fleet, engines)
-        make_backend = backend_maker(settings, self._deadlines, post)
-        self._turns = None if post is None else WorkerFairness(post.board, post.siblings.number)
-        self._pool = backend_pool(settings, map(make_backend, settings.fleet), self._deadlines, self._turns)
-        for url in () if post is None else post.drained:
+        check_engines(configuration.fleet, engines)
+        make_backend = backend_maker(settings, self._deadlines, context)
+        fairness: Fairness = SoleWorker()
+        if context is not None:
+            fairness = WorkerFairness(context.shared_leases, context.siblings.number)
+        self._fleet = fleet(settings, map(make_backend, configuration.fleet), self._deadlines)
+        routing = placement(configuration, self._fleet, is_shared=context is not None)
+        self._dispatcher = dispatcher(settings, self._fleet, routing, self._deadlines, fairness)
+        recorded = decisions(settings)
+        for url in () if context is None else context.drained_urls:
             self.obey(url, is_draining=True)
-        self._refresher = cache_refresher(settings, self._pool, engines)
+        self._refresher = cache_refresher(settings, self._fleet, engines)
         self._config_watch = None
         if load is not None:
             keeper = FleetUpdater(
-                self._pool,
-                self._refresher,
+                self._fleet,
                 engines,
                 make_backend,
-                chooser_maker(settings, self._deadlines),
-                settings.models,
+                self._refresher.forget_engine,
+                lambda models: routing.set_policies(ModelPolicies.named(settings.balancing_policy, models)),
+                configuration.models,
             )
-            self._config_watch = ConfigWatch(settings, load, keeper, self._metrics, hears_signals=post is None)
+            self._config_watch = ConfigWatch(configuration, load, keeper, self._metrics, hears_signals=context is None)
         self._key_ring = key_ring(settings)
         self._key_limits = None if self._key_ring is None else KeyLimits(self._deadlines.clock)
-        self._forwarder = forwarder(settings, self._pool, self._metrics)
+        self._forwarder = forwarder(settings, self._dispatcher, recorded, self._metrics)
         allowances = Allowances(self._deadlines.clock)
-        siblings, order = (Siblings(), None) if post is None else (post.siblings, post.order)
-        everybody = AllWorkers(self._pool, self._key_ring, allowances, siblings, order)
-        page = MetricsPage(self._pool, self._metrics, siblings)
+        siblings, order = (Siblings(), None) if context is None else (context.siblings, context.order)
+        everybody = AllWorkers(self._dispatcher, recorded, self._key_ring, allowances, siblings, order)
+        page = MetricsPage(self._dispatcher, self._metrics, siblings)
         self._answers = {**everybody.answers, **page.answers}
         routers = (
             welcome_router(),
-            health_router(self._pool, self._is_not_ready, names_need_key=settings.health_details == "key"),
-            models_router(self._pool),
+            health_router(self._fleet, self._is_not_ready, names_need_key=settings.health_details == "key"),
+            models_router(self._fleet),
             prometheus_router(page),
             docs_router(),
-            admin_router(self._pool, self._key_ring, allowances, everybody),
+            admin_router(self._fleet, self._key_ring, allowances, everybody),
         )
         self.app = make_app(routers, self._lifespan)
         self._bridge = AsgiBridge(self.app)
@@ -123,11 +142,11 @@ class Proxy:
             settings,
             self._deadlines,
             self._load,
-            destinations.of,
+            lambda head: destinations.of(head.method, head.path, head.passed_on),
             self._guard.shed,
             doorkeeper.admit,
             self._handle,
-            self._observe,
+            self._finish,
         )
         self._operators = replace(
             self._clients,
@@ -136,11 +155,11 @@ class Proxy:
             load=Load(self._deadlines.clock),  # without bounds
         )
 
-    def accept(self, server_state: Any, **_: object) -> ClientConnection:
+    def accept(self, server_state: Any, **_: object) -> ClientConnection[ProxiedRequest]:
         """A protocol for a connection that uvicorn has accepted."""
         return ClientConnection(self._clients, server_state.connections, server_state.tasks)
 
-    def accept_operator(self, server_state: Any) -> ClientConnection:
+    def accept_operator(self, server_state: Any) -> ClientConnection[ProxiedRequest]:
         """The same for one on ADMIN_PORT."""
         return ClientConnection(self._operators, server_state.connections, server_state.tasks)
 
@@ -151,10 +170,9 @@ class Proxy:
             "overload guard": self._guard.run,
             "cache refresher": self._refresher.run,
         }
-        if self._post is not None:
-            loops["siblings"] = partial(self._post.siblings.answer, self._post.inbox, self._answers)
-        if self._turns is not None:
-            loops["places that siblings free"] = partial(self._pool.look_for_places, self._turns)
+        if self._context is not None:
+            loops["siblings"] = partial(self._context.siblings.answer, self._context.inbox, self._answers)
+            loops["slots of siblings"] = self._dispatcher.fill_slots_of_siblings
         if self._config_watch is not None:
             loops["settings"] = self._config_watch.run
         if self._key_ring is not None:
@@ -167,22 +185,23 @@ class Proxy:
             yield
             for task in tasks:
                 task.cancel()
-        for backend in self._pool.backends:
+        for backend in self._fleet.backends:
             backend.connections.close()
 
-    def _handle(self, exchange: Exchange) -> Coroutine[None, None, None]:
-        if exchange.head.destination in ANSWERED_HERE:
-            return self._bridge.answer(exchange)
+    def _handle(self, request: ProxiedRequest) -> Coroutine[None, None, None]:
+        if request.head.destination in ANSWERED_HERE:
+            return self._bridge.answer(request)
         if self._key_limits is not None:
-            if exchange.head.access is None:  # only a browser's preflight comes here without a key
-                return _pass_preflight(exchange)
-            self._key_limits.begin(exchange)
-        return self._forwarder.forward(exchange)
+            access = request.access
+            if access is None:  # only a preflight is admitted without a key
+                return _pass_preflight(request)
+            request.model = self._key_limits.begin(request, access)
+        return self._forwarder.forward(request)
 
-    def drain(self, *, may_linger: bool) -> float:
-        """Say that this process will stop; see :class:`~.host.Hosted`."""
+    def begin_shutdown(self, *, may_linger: bool) -> float:
+        """Report from now on that this process will stop; see :class:`~.host.Hosted`."""
         self.is_draining = True
-        self._guard.drain()
+        self._guard.begin_shutdown()
         is_watched = self._deadlines.clock() - self._readiness_asked_at <= _WATCHED_SECONDS
         return self._grace_seconds if may_linger and is_watched else 0.0
 
@@ -193,44 +212,25 @@ class Proxy:
 
     def obey(self, url: str, *, is_draining: bool) -> None:
         """Do as an operator has said, to whichever worker; see :class:`~.worker.WorkersProxy`."""
-        for backend in self._pool.backends:
+        for backend in self._fleet.backends:
             if backend.url == url and backend.is_draining is not is_draining:
-                self._pool.drain(backend, is_draining=is_draining)
+                self._fleet.set_draining(backend, is_draining=is_draining)
 
-    def note_watched(self) -> None:
-        """Somebody asks whether we are ready, here or elsewhere; see :class:`~.worker.WorkersProxy`."""
+    def record_readiness_probe(self) -> None:
+        """Record a readiness probe of this or another worker; see :class:`~.worker.WorkersProxy`."""
         self._readiness_asked_at = self._deadlines.clock()
 
     def _is_not_ready(self) -> bool:
-        if self._post is not None and self._deadlines.clock() - self._readiness_asked_at > _TELL_SECONDS:
-            self._post.say_watched()
-        self.note_watched()
+        if self._context is not None and self._deadlines.clock() - self._readiness_asked_at > _TELL_SECONDS:
+            self._context.announce_readiness_probe()
+        self.record_readiness_probe()
         return self.is_draining
 
-    def _observe(self, exchange: Exchange) -> None:
-        if self._key_limits is not None and exchange.is_counted:
-            self._key_limits.end(exchange)
-        seconds = self._deadlines.clock() - exchange.started_at
-        first_byte_seconds = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.started_at
-        head = exchange.head
-        self._metrics.count_request(head.path, exchange.backend, exchange.status, seconds, first_byte_seconds)
-        if exchange.begun and exchange.outcome is not Outcome.COMPLETE:
-            self._metrics.count_abort("client" if exchange.outcome is Outcome.CLIENT_LEFT else "backend")
-        if self._access_log is not None:
-            self._access_log.write(
-                client=exchange.client,
-                method=head.method,
-                path=head.path,
-                status=exchange.status,
-                outcome=exchange.outcome,
-                backend=exchange.backend,
-                model=exchange.model,
-                first_byte_seconds=first_byte_seconds,
-                seconds=seconds,
-                sent_bytes=exchange.sent_bytes,
-                request_id=exchange.request_id,
-            )
+    def _finish(self, request: ProxiedRequest) -> None:
+        record = request.record(self._clock())
+        for subscriber in self._record_subscribers:
+            subscriber(record)
 
 
-async def _pass_preflight(exchange: Exchange) -> None:
-    exchange.pass_preflight()  # no engine needs to see it
+async def _pass_preflight(request: ProxiedRequest) -> None:
+    request.pass_preflight()  # no backend needs to see it

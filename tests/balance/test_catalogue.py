@@ -1,4 +1,4 @@
-"""The traces are what policies are judged by, so they stay as they were when the first one was."""
+"""The traces are fixed, so that results of different policies stay comparable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from simulation.catalogue import TRACES
 from simulation.requests import token_count
 from simulation.trace import Session, Trace
 
-_SECONDS = 8.0  # of each, to be quick
+_SECONDS = 8.0  # of each trace, to keep the tests fast
 
 FIXED = {
     "agents-2-llamacpp": "58545d41d80d",
@@ -37,17 +37,17 @@ FIXED = {
 }
 
 
-def test_every_trace_is_fixed() -> None:
+def test_every_trace_has_a_recorded_digest() -> None:
     assert list(TRACES) == list(FIXED)
 
 
 @pytest.mark.parametrize("trace", TRACES.values(), ids=TRACES)
-def test_trace_is_still_the_same(trace: Trace) -> None:
+def test_trace_matches_its_recorded_digest(trace: Trace) -> None:
     assert _digest(trace) == FIXED[trace.name], "a changed trace makes all results so far void"
 
 
 @pytest.mark.parametrize("trace", TRACES.values(), ids=TRACES)
-def test_trace_asks_for_nothing_that_an_engine_has_no_room_for(trace: Trace) -> None:
+def test_every_request_of_a_trace_fits_into_an_engine(trace: Trace) -> None:
     longest = 32_768 if trace.engine == "llama.cpp" else 17_600 * 16
     for session in trace.sessions(Random(1), 20.0):
         assert sum(token_count(turn.added) + turn.answer.tokens for turn in session.turns) < longest

@@ -1,4 +1,4 @@
-"""The engines do what real ones do to waiting times, and lose nothing on the way."""
+"""The simulated engines delay requests as real ones do, and account for every token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from balance.watched import RunningProxy, fresh, sent
+from balance.watched import Watched, fresh, sent
 from simulation.batching import BatchingEngine, Speeds
 from simulation.llamacpp_engine import RTX_4090_8B, LlamaCppEngine, LlamaCppSize
 from simulation.requests import Segment
@@ -26,7 +26,7 @@ def _loop() -> VirtualLoop:
 
 
 @pytest.mark.parametrize("engine", _engines(_PLAIN), ids=["llama.cpp", "vLLM"])
-def test_lone_request_takes_the_time_of_its_steps(engine: BatchingEngine) -> None:
+def test_a_single_request_takes_the_time_of_its_steps(engine: BatchingEngine) -> None:
     lone = sent(engine, 1.0, (fresh(500),), answer=11)
 
     engine.loop.run()
@@ -36,7 +36,7 @@ def test_lone_request_takes_the_time_of_its_steps(engine: BatchingEngine) -> Non
 
 
 @pytest.mark.parametrize("engine", _engines(_PLAIN), ids=["llama.cpp", "vLLM"])
-def test_long_prompt_is_read_in_several_steps(engine: BatchingEngine) -> None:
+def test_a_long_prompt_is_read_in_several_steps(engine: BatchingEngine) -> None:
     lone = sent(engine, 0.0, (fresh(2500),))
 
     engine.loop.run()
@@ -45,7 +45,7 @@ def test_long_prompt_is_read_in_several_steps(engine: BatchingEngine) -> None:
 
 
 @pytest.mark.parametrize("engine", _engines(_PLAIN), ids=["llama.cpp", "vLLM"])
-def test_prompt_of_one_delays_the_tokens_of_another(engine: BatchingEngine) -> None:
+def test_one_requests_prompt_delays_anothers_tokens(engine: BatchingEngine) -> None:
     writing = sent(engine, 0.0, (fresh(100),), answer=101)
     alone = 0.02 + 100 * 0.011
     sent(engine, 0.5, (fresh(900),), answer=1)
@@ -66,7 +66,7 @@ def test_more_context_makes_tokens_slower(engine: BatchingEngine) -> None:
 
 
 @pytest.mark.parametrize("engine", [*_engines(RTX_4090_8B), *_engines(TWO_H100_32B)])
-def test_steps_taken_as_one_end_when_single_ones_would(engine: BatchingEngine) -> None:
+def test_a_series_of_steps_takes_as_long_as_single_steps(engine: BatchingEngine) -> None:
     speeds = engine.speeds
     first = sent(engine, 0.0, (fresh(1000),), answer=500)
     second = sent(engine, 1.0, (fresh(30),), answer=1)
@@ -84,7 +84,7 @@ def test_steps_taken_as_one_end_when_single_ones_would(engine: BatchingEngine) -
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_requests_wait_for_a_slot_in_the_order_of_arrival(loop: VirtualLoop, slots: int) -> None:
+def test_requests_get_slots_in_the_order_of_arrival(loop: VirtualLoop, slots: int) -> None:
     engine = LlamaCppEngine(loop, _PLAIN, LlamaCppSize(slots=slots))
     clients = [sent(engine, number / 1000, (fresh(100),)) for number in range(9)]
 
@@ -97,7 +97,7 @@ def test_requests_wait_for_a_slot_in_the_order_of_arrival(loop: VirtualLoop, slo
     assert engine.most_waiting >= 9 - slots
 
 
-def test_slot_with_most_of_the_prompt_is_used_again(loop: VirtualLoop) -> None:
+def test_the_slot_with_the_longest_matching_prefix_is_reused(loop: VirtualLoop) -> None:
     engine = LlamaCppEngine(loop, _PLAIN)
     system, answer = fresh(1000), fresh(50)
     sent(engine, 0.0, (system, first := fresh(100)), answer)
@@ -111,7 +111,7 @@ def test_slot_with_most_of_the_prompt_is_used_again(loop: VirtualLoop) -> None:
     assert same.cached == 1099, "the last token of a prompt is always read"
 
 
-def test_slots_share_nothing_while_they_are_at_work(loop: VirtualLoop) -> None:
+def test_busy_slots_share_no_cache(loop: VirtualLoop) -> None:
     engine = LlamaCppEngine(loop, _PLAIN)
     system = fresh(1000)
     both = [sent(engine, 0.0, (system, fresh(10))) for _ in range(2)]
@@ -121,7 +121,7 @@ def test_slots_share_nothing_while_they_are_at_work(loop: VirtualLoop) -> None:
     assert [client.cached for client in both] == [0, 0]
 
 
-def test_prompt_that_lost_its_slot_comes_back_from_memory(loop: VirtualLoop) -> None:
+def test_a_prompt_that_lost_its_slot_is_restored_from_memory(loop: VirtualLoop) -> None:
     engine = LlamaCppEngine(loop, _PLAIN, LlamaCppSize(slots=1))
     first, answer = fresh(2000), fresh(10)
     sent(engine, 0.0, (first,), answer)
@@ -133,7 +133,7 @@ def test_prompt_that_lost_its_slot_comes_back_from_memory(loop: VirtualLoop) -> 
     assert back.cached == 2010
 
 
-def test_memory_forgets_the_oldest_prompt(loop: VirtualLoop) -> None:
+def test_the_prompt_store_evicts_the_oldest_prompt(loop: VirtualLoop) -> None:
     engine = LlamaCppEngine(loop, _PLAIN, LlamaCppSize(slots=1, stored_tokens=5000))
     first = fresh(2000)
     sent(engine, 0.0, (first,))
@@ -146,7 +146,7 @@ def test_memory_forgets_the_oldest_prompt(loop: VirtualLoop) -> None:
     assert back.cached == 0
 
 
-def test_whole_blocks_are_shared_from_the_step_on_that_reads_them(loop: VirtualLoop) -> None:
+def test_full_blocks_are_shared_from_the_step_that_reads_them(loop: VirtualLoop) -> None:
     engine = VllmEngine(loop, _PLAIN)
     system = fresh(1003)
     first = sent(engine, 0.0, (system, fresh(100)))
@@ -158,7 +158,7 @@ def test_whole_blocks_are_shared_from_the_step_on_that_reads_them(loop: VirtualL
     assert second.cached == 1003 // 16 * 16
 
 
-def test_next_turn_finds_the_whole_turn_before(loop: VirtualLoop) -> None:
+def test_the_next_turn_finds_the_whole_previous_turn_cached(loop: VirtualLoop) -> None:
     engine = VllmEngine(loop, _PLAIN)
     question, answer = fresh(333), fresh(44)
     sent(engine, 0.0, (question,), answer)
@@ -169,7 +169,7 @@ def test_next_turn_finds_the_whole_turn_before(loop: VirtualLoop) -> None:
     assert following.cached == (333 + 43) // 16 * 16, "an answer's last token was never read"
 
 
-def test_prompt_unused_for_longest_is_evicted_from_its_end(loop: VirtualLoop) -> None:
+def test_the_least_recently_used_prompt_is_evicted_from_its_end(loop: VirtualLoop) -> None:
     engine = VllmEngine(loop, _PLAIN, VllmSize(blocks=100))
     old, new = fresh(640), fresh(640)
     sent(engine, 0.0, (old,))
@@ -183,7 +183,7 @@ def test_prompt_unused_for_longest_is_evicted_from_its_end(loop: VirtualLoop) ->
     assert 0 < cut.cached < 640
 
 
-def test_sequence_waits_while_there_are_no_pages_for_it(loop: VirtualLoop) -> None:
+def test_a_sequence_waits_until_there_are_enough_pages(loop: VirtualLoop) -> None:
     engine = VllmEngine(loop, _PLAIN, VllmSize(blocks=100))
     first = sent(engine, 0.0, (fresh(1000),), answer=100)
     second = sent(engine, 0.1, (fresh(1000),))
@@ -211,8 +211,8 @@ def test_pages_are_all_accounted_for(loop: VirtualLoop, blocks: int) -> None:
 
 
 @pytest.mark.parametrize("engine", _engines(TWO_H100_32B), ids=["llama.cpp", "vLLM"])
-def test_every_token_is_read_or_made_once(engine: BatchingEngine) -> None:
-    random, clients = Random(2), list[RunningProxy]()
+def test_every_token_is_read_or_generated_once(engine: BatchingEngine) -> None:
+    random, clients = Random(2), list[Watched]()
     turns = [(fresh(500), fresh(random.randint(1, 2000)), fresh(random.randint(1, 50))) for _ in range(80)]
     for number, (system, question, answer) in enumerate(turns):
         clients.append(sent(engine, number * 0.1, (system, question), answer))
@@ -223,11 +223,11 @@ def test_every_token_is_read_or_made_once(engine: BatchingEngine) -> None:
     usages = [client.usage for client in clients if client.usage is not None]
     assert len(usages) == 160
     read = sum(usage.prompt_tokens - usage.cached_tokens for usage in usages)
-    made = sum(usage.answer_tokens - 1 for usage in usages)  # the first is made by the step that reads the prompt
+    made = sum(usage.answer_tokens - 1 for usage in usages)  # the step that reads the prompt generates the first token
     assert engine.tokens == read + made
 
 
-def test_forgotten_prompts_are_read_again(loop: VirtualLoop) -> None:
+def test_prompts_are_read_again_after_the_cache_is_cleared(loop: VirtualLoop) -> None:
     for engine in (LlamaCppEngine(loop, _PLAIN), VllmEngine(loop, _PLAIN)):
         prompt = (Segment(-5, 500),)
         sent(engine, loop.time(), prompt)

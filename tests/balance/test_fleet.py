@@ -1,4 +1,4 @@
-"""A run gives the same again, and what can be known without it."""
+"""Runs are reproducible, and agree with results known from theory."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def _figures(trace: Trace, policy: str) -> Figures:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_same_seed_gives_the_same_run(policy: str) -> None:
+def test_the_same_seed_gives_the_same_run(policy: str) -> None:
     trace = replace(TRACES["agents-16-vllm-high"], seconds=15.0, warm_up=0.0)
 
     assert run(trace, POLICIES[policy], 7) == run(trace, POLICIES[policy], 7)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_request_is_answered_though_backends_come_and_go(policy: str) -> None:
+def test_every_request_is_answered_despite_backend_outages(policy: str) -> None:
     trace = Trace(
         "leaving", "", "llama.cpp", 3, mixed(0.8), 2, 60.0, 0.0, slowness={0: 2.0}, absence=Absence(1, 10.0, 30.0)
     )
@@ -45,7 +45,7 @@ def test_every_request_is_answered_though_backends_come_and_go(policy: str) -> N
     assert [each for each in outcomes if each.backend == 1 and each.arrived_at > 32.0]
 
 
-def test_one_place_and_equal_requests_wait_as_pollaczek_and_khinchine_say() -> None:
+def test_waiting_time_of_one_slot_matches_the_pollaczek_khinchine_formula() -> None:
     loop, random, at = virtual_loop(), Random(3), 0.0
     engine = LlamaCppEngine(loop, size=LlamaCppSize(slots=1, stored_tokens=0))
     lone = sent(engine, 0.0, (fresh(200),), answer=20)
@@ -63,7 +63,7 @@ def test_one_place_and_equal_requests_wait_as_pollaczek_and_khinchine_say() -> N
     assert sum(waits) / len(waits) == pytest.approx(seconds * load / (2 * (1 - load)), rel=0.05)
 
 
-def test_turns_are_better_than_chance_and_knowing_loads_is_better_than_both() -> None:
+def test_round_robin_beats_random_and_least_requests_beats_both() -> None:
     trace = replace(TRACES["mixed-4-llamacpp"], sessions=mixed(1.8), seconds=400.0)
 
     by_chance, in_turn, by_load = (_figures(trace, name).mean for name in ("random", "round_robin", "least_requests"))
@@ -71,19 +71,19 @@ def test_turns_are_better_than_chance_and_knowing_loads_is_better_than_both() ->
     assert by_load < in_turn < by_chance
 
 
-def test_loads_that_are_a_second_old_send_everybody_to_one_place() -> None:
+def test_loads_that_are_a_second_old_send_all_requests_to_one_backend() -> None:
     trace = replace(TRACES["mixed-16-vllm"], seconds=15.0, warm_up=3.0, seeds=(1,))
 
     assert _figures(trace, "least_polled").p99 > 2 * _figures(trace, "random").p99
 
 
-def test_who_shares_prefixes_gains_by_going_where_they_are() -> None:
+def test_prefix_aware_policies_gain_from_shared_prefixes() -> None:
     trace = replace(TRACES["chat-16-vllm"], sessions=chat(5.0), backends=4, seconds=60.0, warm_up=20.0, seeds=(1,))
 
     assert _figures(trace, "llm_d").hit_rate > _figures(trace, "random").hit_rate + 0.1
 
 
-def test_body_is_what_an_engine_would_read_at_four_bytes_a_token() -> None:
+def test_the_body_has_four_bytes_per_prompt_token() -> None:
     system, question = Segment(1, 400), Segment(2, 100)
     one = Request(1, (system, question), Segment(3, 10), max_tokens=256)
     other = Request(2, (system, Segment(4, 100)), Segment(5, 10))

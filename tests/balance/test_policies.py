@@ -1,4 +1,4 @@
-"""Peers' policies do what their sources say."""
+"""The models of other proxies' policies behave as their sources specify."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def _choice(policy: Policy, request: Request) -> int:
 
 
 @pytest.mark.parametrize("kind", [Smg, VllmRouter, StickyUntilSaturated])
-def test_prefix_goes_where_it_has_been(kind: type[Policy]) -> None:
+def test_a_known_prefix_goes_to_the_same_backend(kind: type[Policy]) -> None:
     policy = kind(_site())
-    policy.random.random()  # llm-d explores with the first draw of this seed otherwise, or not at all
+    policy.random.random()  # skips this seed's first draw, with which llm-d would explore
     home = _choice(policy, _request(_SYSTEM, _question()))
 
     assert {_choice(policy, _request(_SYSTEM, _question())) for _ in range(20)} == {home}
 
 
 @pytest.mark.parametrize("kind", [Smg, VllmRouter])
-def test_prefix_of_less_than_a_third_counts_for_nothing(kind: type[Policy]) -> None:
+def test_a_prefix_below_the_threshold_is_ignored(kind: type[Policy]) -> None:
     policy = kind(_site())
     home = _choice(policy, _request(_SYSTEM, _question(3000)))
 
@@ -59,7 +59,7 @@ def test_prefix_of_less_than_a_third_counts_for_nothing(kind: type[Policy]) -> N
 
 
 @pytest.mark.parametrize("kind", [Smg, VllmRouter])
-def test_prefix_leaves_a_home_that_has_64_requests_more(kind: type[Policy]) -> None:
+def test_a_prefix_leaves_a_backend_with_64_more_requests(kind: type[Policy]) -> None:
     policy = kind(_site())
     home = _choice(policy, _request(_SYSTEM, _question()))
     policy.site.view.in_flight[home] = 64
@@ -69,7 +69,7 @@ def test_prefix_leaves_a_home_that_has_64_requests_more(kind: type[Policy]) -> N
     assert _choice(policy, _request(_SYSTEM, _question())) != home
 
 
-def test_smg_uses_whichever_home_is_less_loaded() -> None:
+def test_smg_uses_the_less_loaded_backend_with_the_prefix() -> None:
     policy = Smg(_site())
     homes = {_choice(policy, _request(_SYSTEM, _question()))}
     policy.site.view.in_flight[next(iter(homes))] = 100
@@ -78,7 +78,7 @@ def test_smg_uses_whichever_home_is_less_loaded() -> None:
     assert _choice(policy, _request(_SYSTEM, _question())) == second
 
 
-def test_llm_d_leaves_a_home_that_would_begin_18_seconds_later() -> None:
+def test_llm_d_leaves_a_backend_that_would_begin_18_seconds_later() -> None:
     policy = StickyUntilSaturated(_site(2))
     home = _choice(policy, _request(_SYSTEM, _question()))
     _choice(policy, _request(_question(14_000)))
@@ -112,7 +112,7 @@ def test_session_stays_when_another_backend_leaves() -> None:
     assert len(set(homes.values())) == 8
 
 
-def test_turns_pass_over_who_is_away() -> None:
+def test_round_robin_skips_unreachable_backends() -> None:
     policy = RoundRobin(_site(3))
     policy.site.view.is_up[1] = False
 

@@ -1,4 +1,4 @@
-"""What is told of the results."""
+"""Tables, documents and pictures of the results."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def _results() -> Results:
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.001, 1)])
-def test_percentile_is_a_value_that_so_many_do_not_exceed(share: float, value: int) -> None:
+def test_percentile_is_the_smallest_value_that_enough_values_do_not_exceed(share: float, value: int) -> None:
     assert percentile(range(1, 101), share) == value
 
 
-def test_best_of_a_trace_is_bold(results: Results) -> None:
+def test_the_best_policy_of_a_trace_is_bold(results: Results) -> None:
     rows = [line for line in tables(results, TRACES).splitlines() if line.startswith(f"| {_NAME} ")]
 
     assert len(rows) == 2
     assert all(row.count("**") == 2 for row in rows)
 
 
-def test_document_keeps_what_is_outside_its_markers(results: Results, tmp_path: Path) -> None:
+def test_a_document_keeps_the_text_outside_its_markers(results: Results, tmp_path: Path) -> None:
     document = tmp_path / "page.md"
     document.write_text("above\n<!-- results: begin -->\nformer text\n<!-- results: end -->\nbelow\n")
 
@@ -51,13 +51,13 @@ def test_document_keeps_what_is_outside_its_markers(results: Results, tmp_path: 
     assert f"**{_NAME}**: 12 system prompts" in text
 
 
-def test_picture_has_a_dot_for_each_policy(results: Results) -> None:
-    drawn = ET.fromstring(svg(results))  # noqa: S314 -- our own picture
+def test_a_picture_has_one_dot_per_policy(results: Results) -> None:
+    drawn = ET.fromstring(svg(results))  # noqa: S314 -- trusted, generated here
 
     assert len(drawn.findall(".//{*}circle/{*}title")) == 2
 
 
-def test_asyncio_sleeps_in_no_time_and_in_order() -> None:
+def test_asyncio_sleeps_end_in_order_without_real_waiting() -> None:
     loop, seen = virtual_loop(), list[tuple[str, float]]()
 
     async def sleeper(name: str, seconds: float) -> None:

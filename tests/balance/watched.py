@@ -1,4 +1,4 @@
-"""Clients that note what they see, for tests of one engine."""
+"""Recording clients, for tests of one engine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from itertools import count
 from simulation.batching import BatchingEngine, Usage
 from simulation.requests import Prompt, Request, Segment
 
-__all__ = ["RunningProxy", "fresh", "sent"]
+__all__ = ["Watched", "fresh", "sent"]
 
 _numbers = count(1)
 
 
 @dataclass
-class RunningProxy:
-    """What a client sees of its answer."""
+class Watched:
+    """A client that records the times of its answer."""
 
     first_token_at: float = -1.0
     done_at: float = -1.0
@@ -29,19 +29,19 @@ class RunningProxy:
 
     @property
     def cached(self) -> int:
-        """Tokens of its prompt that the engine had."""
+        """Number of its prompt tokens that were cached."""
         assert self.usage is not None
         return self.usage.cached_tokens
 
 
 def fresh(tokens: int) -> Segment:
-    """A text that nobody has sent yet."""
+    """A text that no request has used before."""
     return Segment(next(_numbers), tokens)
 
 
-def sent(engine: BatchingEngine, at: float, prompt: Prompt, answer: Segment | int = 10) -> RunningProxy:
-    """A request that will be sent to ``engine`` at ``at``."""
-    watched = RunningProxy()
+def sent(engine: BatchingEngine, at: float, prompt: Prompt, answer: Segment | int = 10) -> Watched:
+    """Schedule a request to ``engine`` at the time ``at``."""
+    watched = Watched()
     text = fresh(answer) if isinstance(answer, int) else answer
     engine.loop.at(at, engine.submit, Request(next(_numbers), prompt, text), watched)
     return watched

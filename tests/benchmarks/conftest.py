@@ -1,4 +1,4 @@
-"""The benchmarks are programs of their own, outside the package: their pure parts are found here."""
+"""Puts the benchmarks, which are separate programs outside the package, on the path to test their pure parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures, ratios and claims are what the reports of a run hold, and nothing is compared across rounds."""
+"""Figures, ratios and claims follow from the reports of a run, and are never compared across rounds."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def report(cpu_us: float, requests: int = 1, **more: Any) -> dict[str, Any]:
     return {"cpu_us": [cpu_us], "requests": requests, "seconds": 2.0} | more
 
 
-def test_every_figure_belongs_to_a_step_that_is_taken() -> None:
+def test_every_figure_belongs_to_an_existing_step() -> None:
     assert {figure.step for figure in FIGURES.values()} <= set(STEPS)
 
 
-def test_cpu_per_request_is_that_of_all_processes() -> None:
+def test_cpu_per_request_sums_all_processes() -> None:
     taken = results(1, requests_1kb={OURS: [report(0, 10) | {"cpu_us": [300.0, 700.0]}]})
 
     assert Figures(taken).median("cpu-1kb", OURS) == 100
 
 
-def test_capacity_is_what_the_busiest_process_serves_in_a_second_of_its_own_core() -> None:
+def test_capacity_is_the_rate_that_the_busiest_process_reaches_with_a_full_core() -> None:
     taken = results(1, workers_2={OURS: [report(0, 1_000) | {"cpu_us": [0.0, 60_000.0, 40_000.0]}]})
 
     assert Figures(taken).median("workers-2-capacity", OURS) == pytest.approx(1_000 / 0.06)
 
 
-def test_a_ratio_is_the_median_of_the_ratios_of_each_round() -> None:
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
     taken = results(
         3, requests_1kb={OURS: [report(10), report(40), report(9)], PEER: [report(20), report(50), report(10)]}
     )
@@ -50,7 +50,7 @@ def test_a_ratio_is_the_median_of_the_ratios_of_each_round() -> None:
     assert str(ratio) == "0.80 (0.50-0.90)"
 
 
-def test_a_round_that_one_of_both_lacks_is_not_compared() -> None:
+def test_a_round_without_one_of_the_two_figures_is_not_compared() -> None:
     taken = results(2, requests_1kb={OURS: [None, report(40)], PEER: [report(20), report(50)]})
     figures = Figures(taken)
 
@@ -59,7 +59,7 @@ def test_a_round_that_one_of_both_lacks_is_not_compared() -> None:
     assert figures.ratio("cpu-1kb", "smg") is None
 
 
-def test_added_latency_is_without_that_of_the_engine_in_the_same_round() -> None:
+def test_added_latency_excludes_the_engines_latency_in_the_same_round() -> None:
     taken = results(
         2,
         latency_1={OURS: [report(1, p50_us=150.0), report(1, p50_us=400.0)], "direct": [None, report(0, p50_us=50.0)]},
@@ -70,7 +70,7 @@ def test_added_latency_is_without_that_of_the_engine_in_the_same_round() -> None
     assert figures.median("latency-1-p50", "direct") == 50.0
 
 
-def test_figures_of_a_thousand_streams_are_not_those_of_fewer() -> None:
+def test_figures_for_a_thousand_streams_require_a_thousand_streams() -> None:
     few = report(1, connections=128, streaming=128, memory_bytes=2e6, idle_memory_bytes=1e6, p99_us=5_000.0, events=1)
     figures = Figures(results(1, streams_1000={"classic": [few]}))
 
@@ -81,7 +81,7 @@ def test_figures_of_a_thousand_streams_are_not_those_of_fewer() -> None:
 @pytest.mark.parametrize(
     ("ours", "at_least", "holds"), [(70, False, True), (80, False, False), (80, True, True), (None, True, None)]
 )
-def test_a_claim_holds_up_to_its_limit_and_says_nothing_without_a_figure(
+def test_a_claim_holds_up_to_its_limit_and_is_unknown_without_a_figure(
     ours: float | None, at_least: bool, holds: bool | None
 ) -> None:
     claim = Claim("memory", lambda _: ours, 75, at_least)

@@ -1,4 +1,4 @@
-"""Proxies are set up for the engines that there are, and their turns come side by side."""
+"""Proxies are configured for the given engines, and are measured in alternating order."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CONFIGURATIONS = Path(__file__).parents[2] / "benchmarks" / "proxies" / "configu
 
 
 @pytest.mark.parametrize("name", [file.name for file in CONFIGURATIONS.iterdir()])
-def test_a_configuration_has_a_line_for_each_engine(name: str, tmp_path: Path) -> None:
+def test_a_configuration_file_has_one_line_per_engine(name: str, tmp_path: Path) -> None:
     text = Site(tmp_path, 18_000, (18_001, 18_002, 18_003)).configured(name).read_text()
 
     assert [len(re.findall(rf"127\.0\.0\.1\D+{port}\b", text)) for port in (18_001, 18_002, 18_003)] == [1, 1, 1]
     assert not re.findall("@[A-Z]+@", text)
 
 
-def test_a_proxy_that_is_not_installed_says_so(tmp_path: Path) -> None:
+def test_starting_a_proxy_that_is_not_installed_raises_an_error(tmp_path: Path) -> None:
     proxy = Proxy("no-such-proxy", lambda _: [])
 
     assert proxy.path is None
@@ -37,7 +37,7 @@ def test_ports_are_free_and_different() -> None:
     assert max(ports) < 32_000
 
 
-def test_targets_take_turns_in_each_step_in_the_other_order_every_second_round() -> None:
+def test_each_step_measures_all_targets_in_reverse_order_every_second_round() -> None:
     ours, nginx = TARGETS["inference-proxy"], TARGETS["nginx"]
 
     turns = [_named(turn) for turn in turns_of(2, ["latency-1", "idle-streams"], [ours, nginx])]

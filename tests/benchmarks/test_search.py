@@ -1,4 +1,4 @@
-"""The search finds the largest size that holds, with few probes, and gives a failing one a second chance."""
+"""The search finds the largest size that holds with few probes, and retries a failing one."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def probe(load: Load, *, share: float = 1.0, p99_us: float = 1_000.0) -> dict[st
     return {"connections": load.connections, "seconds": load.seconds, "events": share * due, "p99_us": p99_us}
 
 
-def test_a_target_keeps_up_while_its_events_come_and_come_in_time() -> None:
+def test_a_target_keeps_up_if_enough_events_arrive_in_time() -> None:
     too_few = most_streams(lambda load: probe(load, share=0.97 if load.connections > 20 else 0.99), SIZES)
     too_late = most_streams(lambda load: probe(load, p99_us=300_000.0 if load.connections > 30 else 1.0), SIZES)
 
     assert (too_few["most"], too_late["most"]) == (20, 30)
 
 
-def test_one_bad_second_does_not_decide() -> None:
+def test_a_failed_probe_is_repeated() -> None:
     tried: list[int] = []
 
     def run(load: Load) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def test_one_bad_second_does_not_decide() -> None:
     assert sorted(tried) == sorted([30, 40, 50] * 2)
 
 
-def test_a_target_that_breaks_under_a_load_cannot_carry_it() -> None:
+def test_a_target_that_fails_under_a_load_does_not_keep_up() -> None:
     def run(load: Load) -> dict[str, Any]:
         if load.connections > 10:
             raise RuntimeError("connection refused")

@@ -1,4 +1,4 @@
-"""Each proxy gets the same conversations, and a run's figures are what its answers say."""
+"""Each proxy gets the same conversations, and a run's figures follow from its answers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from warm_prefixes.report import tables
 from warm_prefixes.targets import target_named
 from warm_prefixes.turns import turns_of
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing-figures.md"
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_a_plan_depends_on_its_seed_alone(name: str) -> None:
+def test_a_plan_depends_only_on_its_seed(name: str) -> None:
     assert plan_of(WORKLOADS[name], 7) == plan_of(WORKLOADS[name], 7)
 
 
@@ -34,7 +34,7 @@ def test_runs_with_different_seeds_share_no_prompt() -> None:
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_groups_have_as_many_conversations_as_their_workload_says(name: str) -> None:
+def test_groups_have_the_workloads_number_of_conversations(name: str) -> None:
     workload = WORKLOADS[name]
     plan = plan_of(workload, 7)
     members = Counter(conversation.group for conversation in plan.conversations)
@@ -44,7 +44,7 @@ def test_groups_have_as_many_conversations_as_their_workload_says(name: str) -> 
     assert {len(each.questions) for each in plan.conversations if each.group is not None} == {4}
 
 
-def test_three_of_ten_mixed_requests_are_short_ones_and_come_between_the_others() -> None:
+def test_three_in_ten_mixed_requests_are_short_and_interspersed() -> None:
     plan = plan_of(WORKLOADS["mixed"], 7)
     short = [place for place, each in enumerate(plan.conversations) if each.group is None]
 
@@ -54,13 +54,13 @@ def test_three_of_ten_mixed_requests_are_short_ones_and_come_between_the_others(
     assert max(short) > len(plan.conversations) * 3 / 4
 
 
-def test_a_skewed_group_has_seven_tenths_of_the_work() -> None:
+def test_the_largest_skewed_group_has_seven_tenths_of_the_requests() -> None:
     groups = WORKLOADS["skewed"].groups
 
     assert max(groups) / sum(groups) == pytest.approx(0.7, abs=0.01)
 
 
-def test_a_system_prompt_has_as_many_tokens_as_words() -> None:
+def test_a_system_prompt_has_one_token_per_word() -> None:
     plan = plan_of(WORKLOADS["groups"], 7)
 
     assert {len(system.split(" ")) for system in plan.systems} == {plan.system_tokens}
@@ -80,7 +80,7 @@ def answer(prompt_tokens: int, cached_tokens: int = 0) -> Answer:
     return Answer("text", 0.0, prompt_tokens, cached_tokens, 24)
 
 
-def test_one_boundless_cache_has_what_any_engine_was_told_before() -> None:
+def test_the_ceiling_counts_all_earlier_prompts_and_answers_as_cached() -> None:
     first, second, next_turn, short = answer(2100), answer(2200), answer(2300), answer(50)
     run = [served(0, 0, 0, first), served(1, 0, 0, second), served(0, 1, 0, next_turn), served(2, 0, None, short)]
 
@@ -88,7 +88,7 @@ def test_one_boundless_cache_has_what_any_engine_was_told_before() -> None:
     assert ceiling(run, 2000) == pytest.approx(known / (2100 + 2200 + 2300 + 50))
 
 
-def test_a_hit_rate_counts_tokens_and_not_requests() -> None:
+def test_a_hit_rate_counts_tokens_not_requests() -> None:
     run = [served(0, 0, 0, answer(900, 900)), served(1, 0, None, answer(100, 0))]
 
     assert figures_of_run(run, 1.0, [1, 1], 2000)["hit_rate"] == pytest.approx(0.9)
@@ -106,7 +106,7 @@ def test_percentiles_failures_and_shares_of_a_run() -> None:
     assert figures["wall_seconds"] == 9.0
 
 
-def test_a_spread_leaves_out_runs_without_a_figure() -> None:
+def test_a_spread_ignores_runs_without_the_figure() -> None:
     spread = spread_of([{"x": 3}, None, {"x": 1}, {"x": 2}], "x")
 
     assert spread is not None
@@ -132,14 +132,14 @@ def results() -> Results:
     return found
 
 
-def test_a_table_has_medians_with_the_lowest_and_the_highest() -> None:
+def test_a_table_shows_medians_with_their_range() -> None:
     lines = tables(results()).splitlines()
 
     assert lines[0].endswith("96 requests; one boundless cache would have 90%.")
     assert "| nginx | 76% (74%-79%) | 19.00 | 0.50 | 2.00 | 3.00 | 1 (0-2) | 25% |" in lines
 
 
-def test_a_target_without_any_run_has_a_line_and_a_reason() -> None:
+def test_a_target_without_any_run_has_a_row_and_a_reason() -> None:
     found = results()
     found.failures.append(Failure(0, "groups", "smg", "did not start"))
 
@@ -150,11 +150,11 @@ def test_a_workload_without_any_run_does_not_stop_the_report() -> None:
     assert "2026-11-22" in tables(Results(results().about, 1))
 
 
-def test_engines_stay_as_many_as_there_are_groups() -> None:
+def test_there_are_as_many_engines_as_groups() -> None:
     assert {len(workload.groups) for workload in WORKLOADS.values()} == {ENGINES}
 
 
-def test_each_repetition_begins_with_another_target() -> None:
+def test_each_repetition_starts_with_a_different_target() -> None:
     targets = [Target("a", None), Target("b", None)]
 
     turns = [(turn.repetition, turn.workload, turn.target.name) for turn in turns_of(2, ["groups", "mixed"], targets)]
@@ -176,7 +176,7 @@ def test_an_unknown_target_is_refused() -> None:
         target_named("inference-proxy")
 
 
-def test_the_document_has_a_place_for_the_tables() -> None:
+def test_the_document_has_markers_for_the_tables() -> None:
     page = DOCUMENT.read_text()
 
     assert page.count("<!-- real engines: begin -->\n") == page.count("<!-- real engines: end -->") == 1

@@ -1,4 +1,4 @@
-"""What every engine promises, whatever a backend answers: this project's engines, and one made by the README."""
+"""The contract of every engine, whatever a backend answers: the built-in engines, and the example of the README."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ ANSWERS: dict[str, Reply | Exception] = {
     "empty": Reply(200, b""),
     "no content": Reply(204, b""),
     "redirect": Reply(302, b""),
-    "key wanted": Reply(401, b'{"error":"Unauthorized"}'),
+    "key required": Reply(401, b'{"error":"Unauthorized"}'),
     "not found": Reply(404, b'{"detail":"Not Found"}'),
     "broken": Reply(500, b"Internal Server Error"),
     "loading": recorded("llama-server", "health-loading"),
-    "odd status": Reply(999, b""),
+    "unknown status": Reply(999, b""),
     "HTML": Reply(200, b"<!doctype html><html><body>Welcome</body></html>"),
     "1 MiB of junk": Reply(200, bytes(range(256)) * 4096),
     "1 MiB of nesting": Reply(200, b'{"data":[{"id":' + b"[" * 2**20),
@@ -104,21 +104,21 @@ def check(state: BackendState) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
-async def test_whatever_one_path_answers_the_state_makes_sense_or_is_not_told(
+async def test_any_answer_on_one_path_gives_a_consistent_state_or_a_documented_error(
     engine: type[BaseBackend], path: str, answer: Reply | Exception
 ) -> None:
     try:
         check(await make(engine, {**HEALTHY, path: answer}).fetch_state())
-    except (UnreadableState, OSError):  # the documented ones; TimeoutError is an OSError
+    except (UnreadableState, OSError):  # documented; TimeoutError is an OSError
         return
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
-async def test_whatever_every_path_answers_the_state_makes_sense_or_is_not_told(
+async def test_any_answer_on_all_paths_gives_a_consistent_state_or_a_documented_error(
     engine: type[BaseBackend], answer: Reply | Exception
 ) -> None:
     backend = make(engine, dict.fromkeys(PATHS, answer))
-    for _ in range(2):  # what the first poll left behind must not break the second
+    for _ in range(2):  # state that the first poll leaves must not break the second
         try:
             check(await backend.fetch_state())
         except (UnreadableState, OSError):
@@ -126,7 +126,7 @@ async def test_whatever_every_path_answers_the_state_makes_sense_or_is_not_told(
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
-async def test_load_and_ready_are_told_or_a_documented_error_is_raised(
+async def test_any_answer_gives_a_valid_load_or_a_documented_error(
     engine: type[BaseBackend], answer: Reply | Exception
 ) -> None:
     for path in PATHS:
@@ -135,7 +135,7 @@ async def test_load_and_ready_are_told_or_a_documented_error_is_raised(
         except (UnreadableState, OSError):
             continue
         assert isinstance(ready, bool)
-        # Of the README's engine the project makes this sure where it reads it, in fetch_state.
+        # For the README's engine, fetch_state checks the load.
         assert engine is ReadmeBackend or non_negative(load) is not None
 
 
@@ -149,7 +149,7 @@ async def test_a_healthy_backend_is_ready(engine: type[BaseBackend]) -> None:
 @pytest.mark.parametrize("path", ["/metrics", "/v1/models", "/is_paused", "/props"])
 @pytest.mark.parametrize("answer", [TimeoutError(), ConnectionResetError(), Reply(500, b""), Reply(200, b"\x00")])
 @pytest.mark.parametrize("engine_with_health", BUILT_IN)
-async def test_only_health_excludes(
+async def test_only_the_health_path_decides_readiness(
     engine_with_health: type[BaseBackend], path: str, answer: Reply | Exception
 ) -> None:
     assert (await make(engine_with_health, {**HEALTHY, path: answer}).fetch_state()).ready
@@ -157,12 +157,12 @@ async def test_only_health_excludes(
 
 @pytest.mark.parametrize("error", [TimeoutError(), ConnectionRefusedError(), UnreadableState()])
 @pytest.mark.parametrize("engine_with_health", BUILT_IN)
-async def test_no_word_on_health_is_raised_not_guessed(engine_with_health: type[BaseBackend], error: Exception) -> None:
+async def test_a_missing_health_reply_raises(engine_with_health: type[BaseBackend], error: Exception) -> None:
     with pytest.raises(type(error)):
         await make(engine_with_health, {**HEALTHY, "/health": error}).fetch_state()
 
 
-async def test_it_leaves_no_task_behind(engine: type[BaseBackend]) -> None:
+async def test_polling_leaves_no_task_behind(engine: type[BaseBackend]) -> None:
     hanging = asyncio.Event()
 
     async def get(path: str) -> Reply:

@@ -104,7 +104,7 @@ async def test_sighup_reads_the_settings_again_at_once(start_proxy: StartProxy, 
 
     proxy.signal(signal.SIGHUP)
 
-    await eventually(lambda: "read again, the fleet is the same" in proxy.events)
+    await eventually(lambda: "reloaded, the fleet is unchanged" in proxy.events)
     assert (await send(proxy.url, PATH, chat())).status == 200
 
 
@@ -117,7 +117,7 @@ async def test_settings_that_need_a_start_are_named(
 
     file.write_text(fleet_of(shared_server) + "settings:\n  QUEUE_TIMEOUT_SECONDS: 5\n")
 
-    await eventually(lambda: "QUEUE_TIMEOUT_SECONDS has changed; it counts from the next start" in proxy.events)
+    await eventually(lambda: "QUEUE_TIMEOUT_SECONDS has changed; restart to apply the change" in proxy.events)
 
 
 async def test_a_drained_backend_ends_what_it_has_and_says_when_it_may_be_stopped(

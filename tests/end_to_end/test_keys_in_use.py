@@ -247,7 +247,7 @@ async def test_keys_are_taken_up_from_a_changed_file_also_on_open_connections(
 
         assert await status_of_the_old_key() == 200
         file.write_text("keys: [")
-        await eventually(lambda: "the keys before that stay valid" in proxy.events)
+        await eventually(lambda: "the previous keys stay valid" in proxy.events)
         assert await status_of_the_old_key() == 200
         assert (await ask(proxy, "ours", chat())).status == 401
 
@@ -257,4 +257,4 @@ async def test_keys_are_taken_up_from_a_changed_file_also_on_open_connections(
         writer.close()
         await writer.wait_closed()
         assert (await ask(proxy, "ours", chat())).status == 200
-        assert proxy.events.count("the keys before that stay valid") == 1
+        assert proxy.events.count("the previous keys stay valid") == 1

@@ -86,7 +86,7 @@ async def test_a_reload_reaches_all_workers(tmp_path: Path) -> None:
         fleet.write_text(f"backends: [{{url: '{one.url}'}}]")
         async with program(tmp_path / "proxy", WORKERS="2", CONFIG_FILE=str(fleet)) as proxy:
             proxy.signal(signal.SIGHUP)
-            await eventually(lambda: proxy.events.count("read again, the fleet is the same") == 2)
+            await eventually(lambda: proxy.events.count("reloaded, the fleet is unchanged") == 2)
 
             fleet.write_text(f"backends: [{{url: '{other.url}'}}]")
             os.kill(proxy.workers[0], signal.SIGKILL)  # the next one has what the file says now
@@ -116,7 +116,7 @@ async def test_a_killed_worker_takes_only_its_own_requests_with_it_and_is_replac
 
         assert len(ended) == 2  # all of one worker are whole, all of the other are not
         assert {is_whole for _, is_whole in ended} == {True, False}
-        assert "ended with signal SIGKILL; another one takes its place" in proxy.events
+        assert "ended with signal SIGKILL; its replacement starts now" in proxy.events
         assert len(set(proxy.workers) - before) == 1
         assert len({worker_of(await proxy.post("/props")) for _ in range(40)}) == 2
         await eventually(lambda: is_at_rest(proxy))
@@ -134,7 +134,7 @@ async def test_a_worker_that_cannot_take_the_place_of_another_says_why_and_the_o
             keys.write_text("keys: nonsense")
             os.kill(proxy.workers[0], signal.SIGKILL)
 
-            await eventually(lambda: "takes its place in 1 s" in proxy.events)
+            await eventually(lambda: "its replacement starts in 1 s" in proxy.events)
             for _ in range(10):
                 assert (await send(proxy.url, "/livez")).status == 200
             keys.write_text("keys: [{name: a, secret: sk-aaaaaaaaaaaaaaaaaaaaaaaa}]")

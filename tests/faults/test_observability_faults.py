@@ -18,8 +18,8 @@ import pytest
 from faults.conftest import CHAT
 from inference_engine_proxy_server.backends.base import BackendState
 from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.fleet import Fleet as BackendFleet
 from support.engine import EVENT, STREAM_HEAD, Answer, Engine, chunk, fails_with, hangs, says
 from support.fakes.engine import EngineConnection, http_reply
 from support.fleet import Fleet
@@ -155,7 +155,7 @@ async def test_ob06_an_engines_class_that_raises_is_told_once_and_asked_again(
     [told_at_by_other] = await lines_of(proxy, "backend_state_timestamp_seconds", other)
     assert float(told_at_by_other) > float(told_at) + 0.1
     assert [record.getMessage() for record in caplog.records if record.exc_info] == [
-        f"backend {engine.url}: its engine's class failed; said once until it works again"
+        f"backend {engine.url}: its engine class failed; logged once until it works again"
     ]
     is_broken = False
     await proxy.becomes(engine, "up")
@@ -166,14 +166,14 @@ async def test_ob06_a_loop_that_crashes_is_told_and_begun_again(
 ) -> None:
     engine = await fleet.engine()
     proxy = await fleet.proxy(engine, refresh_seconds=0.1)
-    publish = BackendPool.publish
+    publish = BackendFleet.publish
 
-    def crashes_once(self: BackendPool, backend: Backend, told: BackendState, **when: float) -> None:
-        monkeypatch.setattr(BackendPool, "publish", publish)
+    def crashes_once(self: BackendFleet, backend: Backend, told: BackendState, **when: float) -> None:
+        monkeypatch.setattr(BackendFleet, "publish", publish)
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(BackendPool, "publish", crashes_once)
-    await eventually(lambda: "'cache refresher' has crashed; it is started again" in caplog.text)
+    monkeypatch.setattr(BackendFleet, "publish", crashes_once)
+    await eventually(lambda: "'cache refresher' crashed; restarting it" in caplog.text)
     asked = len(engine.requests)
     assert (await proxy.post()).status == 200
     await eventually(lambda: len(engine.requests) > asked + 10)

@@ -16,9 +16,10 @@ from typing import Any
 import h11
 
 from inference_engine_proxy_server.errors import BackendError, ClientError, InvalidReply
-from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.framing import ChunkedBody, InvalidChunk
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.reply_head import ReplyHead, parse_reply_head
 from inference_engine_proxy_server.wire.request_head import RequestHead, parse_request_head
 from support.fakes.back import Sink

@@ -25,7 +25,7 @@ _BAD = re.compile(
     r"Traceback|never retrieved|never awaited|[Uu]nclosed|ResourceWarning|unexpected error|Exception in callback"
 )
 _ERROR = re.compile(r"^\S+Z (error|critical) +(.*)$")
-_EXPECTED_ERROR = re.compile(r"settings: .*; the fleet stays as it was$")  # a fleet file that was broken on purpose
+_EXPECTED_ERROR = re.compile(r"settings: .*; the fleet is unchanged$")  # a fleet file that was broken on purpose
 _KEPT_LINES = 40
 
 

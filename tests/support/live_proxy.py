@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.server import make_host
 from support.running_proxy import RunningProxy
@@ -50,7 +51,7 @@ async def live_proxy(*backends: str, refresh_seconds: float = _NEVER_SECONDS, **
     loop = asyncio.get_running_loop()
     started: asyncio.Future[str] = loop.create_future()
     checked = Settings(backends=backends, metrics_cache_ttl_seconds=refresh_seconds, **settings)
-    host = make_host(checked, started.set_result)
+    host = make_host(Configuration.of(checked), started.set_result)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = loop.create_task(host.serve(sockets=[listener]))
 

@@ -1,4 +1,4 @@
-"""A forwarder over scripted engines, listening on a real socket."""
+"""A forwarder over scripted engines that listens on a real socket, and the parts beneath it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,27 @@ from typing import Any
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
 from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.dispatch.attempt import Attempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
+from inference_engine_proxy_server.dispatch.leases import Dispatcher, Lease
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
-from inference_engine_proxy_server.fleet.backend import Backend, Lease
-from inference_engine_proxy_server.fleet.health_tracker import HealthRules, HealthTracker
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.backend_load import BackendLoad
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.health import HealthRules
+from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
+from inference_engine_proxy_server.processes.worker_fairness import SoleWorker, WorkerFairness
 from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
-from inference_engine_proxy_server.requests.token_sizes import TokenSizes
-from inference_engine_proxy_server.routing.expected_time.prefix_index import PrefixIndex
+from inference_engine_proxy_server.routing.candidate import Candidate
+from inference_engine_proxy_server.routing.choice import Choice
+from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
+from inference_engine_proxy_server.routing.placement import Placement
+from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
@@ -35,6 +44,61 @@ RULES = HealthRules(evidence_seconds=6, suspect_after_seconds=60, slow_start_sec
 QUEUE = QueueLimits(requests=100, seconds=30)
 
 
+class Pool:
+    """A fleet with the parts that route and dispatch requests to it, and short names for what tests call most.
+
+    Args:
+        fleet: the backends.
+        queue: for requests that wait.
+        policies: which policy applies to which model; ``None`` for least_requests everywhere.
+        fairness: of this worker; ``None`` if it is the only one.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        queue: RequestQueue[Lease],
+        policies: ModelPolicies | None = None,
+        fairness: WorkerFairness | None = None,
+    ) -> None:
+        self.fleet = fleet
+        self.queue = queue
+        self.router = PromptRouter(policies or ModelPolicies.named("least_requests", {}), 2**20, fleet.clock)
+        self.placement = Placement(fleet, self.router, is_shared=fairness is not None, retry_after_seconds=3)
+        self.dispatcher = Dispatcher(fleet, self.placement, queue, fairness or SoleWorker())
+        self.clock = fleet.clock
+        self.publish = fleet.publish
+        self.replace = fleet.replace
+        self.set_draining = fleet.set_draining
+        self.report_silence = fleet.report_silence
+        self.report_refusal = fleet.report_refusal
+        self.report_refused_connection = fleet.report_refused_connection
+        self.report_broken_connection = fleet.report_broken_connection
+        self.report_failure = fleet.report_failure
+        self.report_timeout = fleet.report_timeout
+        self.report_success = fleet.report_success
+        self.report_request_to_wait = fleet.report_request_to_wait
+        self.lease = self.dispatcher.lease
+        self.try_lease = self.dispatcher.try_lease
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        return self.fleet.backends
+
+    @property
+    def requests_in_flight(self) -> int:
+        return self.dispatcher.requests_in_flight
+
+    def candidate(self, backend: Backend) -> Candidate:
+        """What routing keeps about ``backend``."""
+        return next(one for one in self.placement.candidates if one.backend is backend)
+
+    def occupy(self, backend: Backend) -> Lease:
+        """A lease on ``backend``, whether or not it would be chosen."""
+        candidate = self.candidate(backend)
+        return Lease(Choice(candidate, LEAST_REQUESTS, [candidate]), self.dispatcher)
+
+
 def make_pool(
     engines: Iterable[FakeEngine | str],
     deadlines: Deadlines,
@@ -45,8 +109,8 @@ def make_pool(
     policy: str = "least_requests",
     by_model: Mapping[str, str] | None = None,
     **limits: float,
-) -> BackendPool:
-    """A pool of ``engines`` (or base URLs), none of them known yet; ``limits`` as in ``BackendLimits``."""
+) -> Pool:
+    """A pool of ``engines`` (or base URLs), none of which has reported yet; ``limits`` as in ``BackendLimits``."""
     usual = {"connect_seconds": 1.0, "first_byte_seconds": 5.0, "pause_seconds": 5.0, "idle_seconds": 3.0}
     backend_limits = BackendLimits(**(usual | limits))
     backends = [
@@ -54,40 +118,52 @@ def make_pool(
             BackendConfig(url, url.partition("://")[2]),
             BackendConnections(Origin.of(url), backend_limits, deadlines),
             HealthTracker(rules, deadlines.clock()),
+            BackendLoad(),
         )
         for url in (engine if isinstance(engine, str) else engine.url for engine in engines)
     ]
-    line = RequestQueue[Lease](queue, deadlines)
-    policies = ModelPolicies.of(policy, {name: ModelConfig(own) for name, own in (by_model or {}).items()})
-    chooser = (
-        PromptRouter(policies, PrefixIndex(2**20), TokenSizes(), deadlines.clock) if policies.look_at_prompts else None
-    )
-    return BackendPool(backends, line, rules.evidence_seconds / 2, allowance, deadlines.clock, chooser=chooser)
+    fleet = Fleet(backends, rules.evidence_seconds / 2, allowance, deadlines.clock)
+    policies = ModelPolicies.named(policy, {name: ModelConfig(own) for name, own in (by_model or {}).items()})
+    return Pool(fleet, RequestQueue[Lease](queue, deadlines), policies)
 
 
-def publish(pool: BackendPool, state: BackendState = READY) -> None:
-    """Let every backend of ``pool`` tell ``state``."""
+def publish(pool: Pool, state: BackendState = READY) -> None:
+    """Let every backend of ``pool`` report ``state``."""
     for backend in pool.backends:
-        pool.publish(backend, state, own_at_poll=backend.leases, asked_at=pool.clock())
+        pool.publish(backend, state, own_at_poll=backend.load.leases, asked_at=pool.clock())
+
+
+def make_forwarder(pool: Pool) -> Forwarder:
+    """A forwarder with the usual options, but for ``x-priority``, which it takes."""
+    metrics = RequestMetrics()
+    attempts = Attempts(pool.dispatcher, metrics, names_backend=True, keeps_credentials=True)
+    fair_share = FairShare(takes_priority_header=True)
+    updates = QueueUpdates(pool.queue, to_all=False)
+    return Forwarder(pool.dispatcher, Decisions(answers_header=False), metrics, fair_share, updates, attempts)
+
+
+def requests_under_budget(forwarder: Forwarder) -> int:
+    """Repeated requests that the retry budget counts as under way."""
+    return forwarder._attempts.budget._under_way  # noqa: SLF001 - every test must leave 0
 
 
 class ForwardingFront(Front):
-    """A front whose requests go to ``engines``, all of them ready at first; ``options`` as of :func:`make_pool`.
+    """A front whose requests go to ``engines``, all ready at first; ``options`` as in :func:`make_pool`.
 
     Attributes:
         pool: of the engines, in their order.
     """
 
     def __init__(self, *engines: FakeEngine | str, **options: Any) -> None:
-        paths = PathPolicy(Settings().blocked_paths)
+        destinations = Destinations((), PathPolicy(Settings().blocked_paths).blocks)
         super().__init__(
-            lambda exchange: self._forwarder.forward(exchange), destination_of=Destinations((), paths.blocks).of
+            lambda request: self.forwarder.forward(request),
+            classify=lambda head: destinations.of(head.method, head.path, head.passed_on),
+            new_exchange=ProxiedRequest,
         )
         self.pool = make_pool(engines, self._deadlines, **options)
         publish(self.pool)
-        standing = FairShare(takes_priority_header=True)
-        updates = QueueUpdates(self.pool.line, to_all=False)
-        self._forwarder = Forwarder(self.pool, RequestMetrics(), standing, updates, names_backend=True)
+        self.forwarder = make_forwarder(self.pool)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -98,8 +174,8 @@ class ForwardingFront(Front):
 
     @property
     def budget_under_way(self) -> int:
-        """Repeated requests that have not been given back to the budget."""
-        return self._forwarder._budget._under_way  # noqa: SLF001 - what no test may leave behind
+        """Repeated requests that have not been released from the budget."""
+        return requests_under_budget(self.forwarder)
 
     async def post(self, body: bytes = b'{"model": "m"}', path: str = "/v1/chat/completions") -> bytes:
         """Everything that comes back for a POST until the connection ends."""

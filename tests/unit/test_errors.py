@@ -33,12 +33,14 @@ from inference_engine_proxy_server.errors import (
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, ProxyError) else "",
 )
-def test_each_error_says_whose_fault_it_is(error: ProxyError, parent: type[Exception], status: int, code: str) -> None:
+def test_each_error_has_its_parent_status_and_code(
+    error: ProxyError, parent: type[Exception], status: int, code: str
+) -> None:
     assert isinstance(error, parent)
     assert (error.status, error.code, error.message, error.retry_after_seconds) == (status, code, "m", None)
 
 
-def test_one_error_can_be_told_more_precisely() -> None:
+def test_an_instance_can_override_status_and_code() -> None:
     error = ClientError("m", status=413, code="body_too_large", retry_after_seconds=2)
     assert (error.status, error.code, error.retry_after_seconds) == (413, "body_too_large", 2)
     assert (ClientError.status, ClientError.code) == (400, "invalid_request")
@@ -62,7 +64,7 @@ def test_one_error_can_be_told_more_precisely() -> None:
         (529, "server_error", "overloaded_error"),
     ],
 )
-def test_each_dialect_has_its_own_word_for_a_status(status: int, openai: str, anthropic: str) -> None:
+def test_each_dialect_has_its_own_error_type_for_a_status(status: int, openai: str, anthropic: str) -> None:
     error = ProxyError("Why.", status=status, code="c")
     assert json.loads(error_body(error, "/v1/chat/completions", "id-1")) == {
         "error": {"message": "Why.", "type": openai, "code": "c", "param": None, "request_id": "id-1"}
@@ -88,9 +90,9 @@ def test_each_dialect_has_its_own_word_for_a_status(status: int, openai: str, an
         (BackendTimeout("m"), "/v1/chat/completions", [b"x-should-retry: false"]),
         (ClientError("m"), "/v1/messages", [b"request-id: id-1"]),
     ],
-    ids=["waiting-helps", "it-is-known-how-much", "the-same-work-again-does-not", "anthropic"],
+    ids=["whole-seconds", "fraction-of-a-second", "timeout-must-not-be-retried", "anthropic"],
 )
-def test_header_tells_sdks_what_to_do_and_lets_web_pages_of_any_origin_read(
+def test_header_guides_sdk_retries_and_lets_web_pages_of_any_origin_read_the_error(
     error: ProxyError, path: str, lines: list[bytes]
 ) -> None:
     assert error_fields(error, path, "id-1").split(b"\r\n") == [
@@ -102,11 +104,11 @@ def test_header_tells_sdks_what_to_do_and_lets_web_pages_of_any_origin_read(
     ]
 
 
-def test_paths_that_only_begin_like_anthropics_are_openais() -> None:
+def test_a_path_that_merely_starts_like_an_anthropic_path_gets_the_openai_dialect() -> None:
     assert "param" in json.loads(error_body(ClientError("m"), "/v1/messagesx", "id-1"))["error"]
 
 
-def test_an_unknown_model_is_named_as_the_wrong_parameter() -> None:
+def test_an_unknown_model_error_names_the_model_parameter() -> None:
     error = ClientError("m", status=404, code="model_not_found")
     assert json.loads(error_body(error, "/v1/completions", "id-1"))["error"]["param"] == "model"
 
@@ -120,7 +122,7 @@ def test_an_unknown_model_is_named_as_the_wrong_parameter() -> None:
         ("/v1/responses", b"response.failed"),
     ],
 )
-def test_a_broken_stream_is_told_in_one_event_of_the_paths_dialect(path: str, event_name: bytes | None) -> None:
+def test_a_broken_stream_is_reported_in_one_event_of_the_paths_dialect(path: str, event_name: bytes | None) -> None:
     event = stream_error_event(BackendBroke("Gone."), path, "id-1")
     assert event.endswith(b"\n\n")
     *names, data = event[:-2].split(b"\n")
@@ -130,7 +132,7 @@ def test_a_broken_stream_is_told_in_one_event_of_the_paths_dialect(path: str, ev
     assert b"[DONE]" not in event
 
 
-def test_a_failed_response_says_so_where_its_readers_look() -> None:
+def test_a_broken_responses_stream_has_status_failed() -> None:
     event = stream_error_event(BackendBroke("Gone."), "/v1/responses", "id-1")
     failed = json.loads(event.partition(b"data: ")[2])
     assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")

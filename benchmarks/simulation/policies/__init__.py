@@ -1,4 +1,4 @@
-"""Ways of choosing a backend, by name."""
+"""Balancing policies by name."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ POLICIES: dict[str, Callable[[Site], Policy]] = {
     "least_requests": partial(ProjectPolicy, settings={}),
     "expected_time": partial(ProjectPolicy, settings={"balancing_policy": "expected_time"}),
 }
-"""This project's own have their settings beside their name."""
+"""This project's own policies are given by their settings."""

@@ -1,4 +1,4 @@
-"""What a policy is told, and asked."""
+"""Interface of a policy."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Policy", "ReplicaView", "Site"]
 
 @dataclass(slots=True)
 class ReplicaView:
-    """What one replica knows of the fleet, whatever its policy; each list has a place for each backend.
+    """One replica's knowledge of the fleet, independent of its policy; each list has one item per backend.
 
     Attributes:
-        in_flight: requests that it has sent there and that have no whole answer yet.
-        polled: what each told last; ``None``: it has not told anything yet.
-        is_up: each answered its last question, and has refused nothing since.
+        in_flight: number of requests sent by this replica that have no complete answer yet.
+        polled: last reported state; ``None`` before the first poll.
+        is_up: the backend answered the last poll, and has refused no request since.
     """
 
     in_flight: list[int]
@@ -30,25 +30,25 @@ class ReplicaView:
 
     @classmethod
     def of(cls, backends: int) -> ReplicaView:
-        """Before anything is known."""
+        """The view before the first poll."""
         return cls([0] * backends, [None] * backends, [True] * backends)
 
     def available(self) -> list[int]:
-        """The backends that are up; all, if none seems to be."""
+        """The backends that are up; all backends if none seems to be up."""
         return [backend for backend, is_up in enumerate(self.is_up) if is_up] or list(range(len(self.is_up)))
 
 
 @dataclass(slots=True)
 class Site:
-    """Where a policy works.
+    """The environment of a policy.
 
     Attributes:
-        view: what its replica knows.
-        loop: the clock.
-        random: its source of chance.
-        engine: of all backends: "vllm" or "llama.cpp".
-        send: takes a request that had to wait to a backend.
-        most_waiting: the most that have waited in this replica, for the report.
+        view: its replica's knowledge.
+        loop: the virtual clock.
+        random: its random generator.
+        engine: kind of all backends: "vllm" or "llama.cpp".
+        send: sends a queued request to a backend.
+        most_waiting: longest queue in this replica so far, for the report.
     """
 
     view: ReplicaView
@@ -60,7 +60,7 @@ class Site:
 
 
 class Policy(ABC):
-    """Chooses for one replica. It has no other knowledge than what it is told here; most need little of that."""
+    """Chooses backends for one replica. It knows only what these methods pass to it; most policies need little."""
 
     # ruff: noqa: B027
 
@@ -70,22 +70,22 @@ class Policy(ABC):
 
     @abstractmethod
     def choose(self, request: Request, view: ReplicaView, now: float) -> int | None:
-        """The backend for ``request``; ``None``: it waits, and the policy sends it when its turn has come."""
+        """The backend for ``request``; ``None`` to queue it, in which case the policy sends it later."""
 
     def sent(self, request: Request, backend: int, now: float) -> None:
-        """``request`` is on its way to ``backend``."""
+        """Called when ``request`` has been sent to ``backend``."""
 
     def refused(self, request: Request, backend: int, now: float) -> None:
-        """``backend`` cannot be reached; another choice will be asked for."""
+        """Called when ``backend`` is unreachable; :meth:`choose` is called again."""
 
     def first_token(self, request: Request, backend: int, now: float) -> None:
-        """A streamed answer begins."""
+        """Called when a streamed answer begins."""
 
     def done(self, request: Request, backend: int, usage: Usage, now: float) -> None:
-        """An answer is complete."""
+        """Called when an answer is complete."""
 
     def polled(self, backend: int, state: EngineState | None, own: int, asked_at: float, now: float) -> None:
-        """``backend`` told its ``state``, or (``None``) could not be reached.
+        """Called when ``backend`` has reported its ``state``, or with ``None`` if it is unreachable.
 
-        ``own``: this replica's requests there when it was asked, or now, whichever is more.
+        ``own``: number of this replica's requests on the backend at the poll or now, whichever is greater.
         """

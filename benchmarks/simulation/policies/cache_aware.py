@@ -1,8 +1,8 @@
-"""``cache_aware`` of vllm-router 0.1 and of smg 1.13, the former as smg once had it.
+"""``cache_aware`` of vllm-router 0.1 and of smg 1.13; vllm-router has an older version of smg's.
 
 Sources: ``src/policies/cache_aware.rs`` of vllm-project/router and ``model_gateway/src/policies/cache_aware.rs`` of
-smg-project/smg, read in November 2026; defaults of their command lines. They compare prompts as text, here by segments:
-nothing else begins alike. Trees lose what is old above 64 MiB, which is more than these traces put into them.
+smg-project/smg, read in November 2026; command-line defaults. They compare prompts as text, this model by segments,
+which is equivalent here. Trees evict old entries above 64 MiB, which these traces do not reach.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class _Node:
 
     def __init__(self) -> None:
         self.children: dict[Segment, _Node] = {}
-        self.tenants: dict[int, None] = {}  # backends, in the order in which they first got it
+        self.tenants: dict[int, None] = {}  # backends, in the order in which they first got the prefix
 
 
 class _Tree:
-    """Which prompts went where."""
+    """Backends by prompt prefix."""
 
     def __init__(self) -> None:
         self._root = _Node()
 
     def match(self, prompt: Prompt) -> tuple[int, list[int]]:
-        """How many tokens are known, and the backends that have had all of them."""
+        """Length of the longest known prefix in tokens, and the backends that got it."""
         node, tokens = self._root, 0
         for segment in prompt:
             child = node.children.get(segment)
@@ -50,7 +50,7 @@ class _Tree:
 
 
 class VllmRouter(Policy):
-    """Shortest queue if the fleet is out of balance; else whoever had the prefix, if it is 30 % of the prompt."""
+    """The shortest queue if the fleet is imbalanced; else a backend that had over 30 % of the prompt as a prefix."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -71,7 +71,7 @@ class VllmRouter(Policy):
 
 
 class Smg(Policy):
-    """The least loaded of those who had the prefix, unless it has 1.5 times the mean load, and 64 requests, more."""
+    """The least loaded backend with the prefix, unless its load exceeds 1.5 times the mean, and the mean plus 64."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)

@@ -1,8 +1,8 @@
 """llm-d's default since August 2026: sticky until saturated.
 
 Sources: ``prefix-cache-affinity-filter`` and ``token-load-scorer`` of llm-d/llm-d-router, read in November 2026, with
-their built-in defaults, calibrated for the very machine that the simulated vLLM runs on. Its index has 31,250
-blocks for each backend, seven times what that machine can cache; here it forgets nothing.
+their built-in defaults, which are calibrated for the machine of the simulated vLLM. The real index has 31,250
+blocks per backend, seven times what that machine can cache; this model never evicts.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class _Node:
 
 
 class StickyUntilSaturated(Policy):
-    """Those that have 80 % of the prompt cached go first, while the best of them would not begin 18 s later."""
+    """Prefers backends with 80 % of the prompt cached, unless the best of them would begin over 18 s later."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._root = _Node()
-        self._unread = [0.0] * len(site.view.is_up)  # uncached tokens of prompts sent there, until the first token
-        self._own: dict[int, float] = {}  # of each request
+        self._unread = [0.0] * len(site.view.is_up)  # uncached prompt tokens per backend, until the first token
+        self._own: dict[int, float] = {}  # uncached prompt tokens by request
 
     def choose(self, request: Request, view: ReplicaView, now: float) -> int:  # noqa: ARG002
         matched = self._match(request.prompt)
@@ -76,7 +76,7 @@ class StickyUntilSaturated(Policy):
         return sticky
 
     def _match(self, prompt: Prompt) -> dict[int, int]:
-        """How many blocks of ``prompt`` each backend has had, where it has had any."""
+        """Number of leading blocks of ``prompt`` by backend, for backends that got any."""
         blocks: dict[int, int] = {}
         node, tokens = self._root, 0
         for segment in prompt:

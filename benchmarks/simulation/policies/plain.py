@@ -1,4 +1,4 @@
-"""Policies that every proxy has, and that know nothing of prompts but what they hash."""
+"""Common policies, which use prompts at most for hashing."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _HASHED_TOKENS = 128  # 512 bytes, what olla's sticky sessions hash
 
 
 class RandomChoice(Policy):
-    """Any."""
+    """A random backend."""
 
     def choose(self, request: Request, view: ReplicaView, now: float) -> int:  # noqa: ARG002
         return self.random.choice(view.available())
 
 
 class RoundRobin(Policy):
-    """Each in turn, from a place of its own for each replica."""
+    """Each backend in turn; each replica starts at a random backend."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -36,7 +36,7 @@ class RoundRobin(Policy):
 
 
 class LeastPolled(Policy):
-    """Who told the fewest requests running and waiting; between two polls it goes on being the one (a tie: any)."""
+    """The backend that last reported the fewest running and waiting requests; ties at random. Static between polls."""
 
     def choose(self, request: Request, view: ReplicaView, now: float) -> int:  # noqa: ARG002
         loads = {backend: _polled_load(view, backend) for backend in view.available()}
@@ -45,7 +45,7 @@ class LeastPolled(Policy):
 
 
 class PowerOfTwo(Policy):
-    """The one of two random ones to which this replica has sent fewer that still run."""
+    """Of two random backends, the one with fewer of this replica's requests in flight."""
 
     def choose(self, request: Request, view: ReplicaView, now: float) -> int:  # noqa: ARG002
         available = view.available()
@@ -54,7 +54,7 @@ class PowerOfTwo(Policy):
 
 
 class Rendezvous(Policy):
-    """Always the same one for a session, or for a prompt's first 512 bytes, whatever its load (Thaler, Ravishankar)."""
+    """The same backend for a session, or for a prompt's first 512 bytes, whatever the load (Thaler, Ravishankar)."""
 
     def choose(self, request: Request, view: ReplicaView, now: float) -> int:  # noqa: ARG002
         key = request.session or _beginning(request)

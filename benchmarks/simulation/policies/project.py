@@ -1,6 +1,6 @@
-"""This project's own code, on the virtual clock: its pool, its backends and their health, its line of those who wait.
+"""This project's own code on the virtual clock: its pool, its backends with their health, and its request queue.
 
-Only what stands before and behind these is left out: connections, and the questions that become a ``BackendState``.
+Left out are only the layers around it: connections, and the polls that produce a ``BackendState``.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from typing import Any
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames, Thresholds
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
-from inference_engine_proxy_server.composition import backend_maker, backend_pool
+from inference_engine_proxy_server.composition import backend_maker, dispatcher, fleet, placement
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import completed
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest
-from inference_engine_proxy_server.fleet.backend import Lease
+from inference_engine_proxy_server.processes.worker_fairness import SoleWorker
 from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
@@ -25,13 +27,13 @@ from simulation.requests import BYTES_A_TOKEN, MODEL, Request
 
 __all__ = ["ProjectPolicy"]
 
-_USUAL_ANSWER_TOKENS = 256  # as dispatch/fair_share.py has it
+_USUAL_ANSWER_TOKENS = 256  # as in dispatch/fair_share.py
 _ALL_THAT_COME = {"max_queued_requests": 100_000, "queue_timeout_seconds": 86_400, "metrics_cache_ttl_seconds": 1}
-"""Nobody is sent away: other proxies let requests wait in the engines for as long as it takes."""
+"""No request is rejected, because the other proxies let requests wait in the engines without limit."""
 
 
 class ProjectPolicy(Policy):
-    """What ``settings``, beside the defaults, make of this project."""
+    """This project with ``settings``, otherwise defaults."""
 
     def __init__(self, site: Site, settings: dict[str, Any]) -> None:
         super().__init__(site)
@@ -40,7 +42,9 @@ class ProjectPolicy(Policy):
         deadlines = Deadlines(clock=site.loop.time)
         make_backend = backend_maker(self._settings, deadlines)
         self._backends = [make_backend(config) for config in completed(urls, ())]
-        self._pool = backend_pool(self._settings, self._backends, deadlines)
+        self._fleet = fleet(self._settings, self._backends, deadlines)
+        self._placement = placement(Configuration.of(self._settings), self._fleet)
+        self._dispatcher = dispatcher(self._settings, self._fleet, self._placement, deadlines, SoleWorker())
         self._numbers = {backend: number for number, backend in enumerate(self._backends)}
         self._leases: dict[int, Lease] = {}
         self._waits: set[asyncio.Task[None]] = set()
@@ -49,7 +53,7 @@ class ProjectPolicy(Policy):
 
     def choose(self, request: Request, view: ReplicaView, now: float) -> int | None:  # noqa: ARG002
         wanted = self._wanted(request)
-        lease = self._pool.lease(wanted)
+        lease = self._dispatcher.lease(wanted)
         if lease is None:
             self._waits.add(task := self.site.loop.create_task(self._wait(request, wanted)))
             task.add_done_callback(self._waits.discard)
@@ -57,39 +61,39 @@ class ProjectPolicy(Policy):
         return self._take(request, lease)
 
     def refused(self, request: Request, backend: int, now: float) -> None:  # noqa: ARG002
-        self._pool.report_refused_connection(self._backends[backend])
+        self._fleet.report_refused_connection(self._backends[backend])
         self._leases.pop(request.number).close()
 
     def first_token(self, request: Request, backend: int, now: float) -> None:  # noqa: ARG002
-        commission = self._leases[request.number].commission
-        if commission is not None:
-            commission.begin()
+        tracker = self._leases[request.number].tracker
+        if tracker is not None:
+            tracker.begin()
 
     def done(self, request: Request, backend: int, usage: Usage, now: float) -> None:  # noqa: ARG002
         lease = self._leases.pop(request.number)
-        if lease.commission is not None:
-            lease.commission.complete(self._as_facts(usage))
+        if lease.tracker is not None:
+            lease.tracker.complete(self._as_facts(usage))
         lease.close()
 
     def polled(self, backend: int, state: EngineState | None, own: int, asked_at: float, now: float) -> None:  # noqa: ARG002
         if state is None:
-            self._pool.report_refusal(self._backends[backend])
+            self._fleet.report_refusal(self._backends[backend])
         else:
             told = self._as_told(backend, state)
-            self._pool.publish(self._backends[backend], told, own_at_poll=own, asked_at=asked_at)
+            self._fleet.publish(self._backends[backend], told, own_at_poll=own, asked_at=asked_at)
 
     async def _wait(self, request: Request, wanted: Requirements) -> None:
         answer_tokens = _USUAL_ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
         waiter = QueuedRequest(
-            lane=self._pool.placement.lane(wanted),
+            lane=self._placement.lane(wanted),
             sender=request.sender,
             tokens=1 + request.body_bytes / BYTES_A_TOKEN + answer_tokens,
             priority=0,
-            take_place=partial(self._pool.place, wanted),
-            line=self._pool.line,
+            try_lease=partial(self._dispatcher.try_lease, wanted),
+            queue=self._dispatcher.queue,
         )
-        self.site.most_waiting = max(self.site.most_waiting, self._pool.line.count + 1)
-        lease = await self._pool.line.wait(waiter)
+        self.site.most_waiting = max(self.site.most_waiting, self._dispatcher.queue.count + 1)
+        lease = await self._dispatcher.queue.wait(waiter)
         self.site.send(request, self._take(request, lease))
 
     def _take(self, request: Request, lease: Lease) -> int:
@@ -97,17 +101,17 @@ class ProjectPolicy(Policy):
         return self._numbers[lease.backend]
 
     def _wanted(self, request: Request) -> Requirements:
-        """What the forwarder makes of its bytes, which are read only if the policy looks at them."""
-        chooser = self._pool.placement.chooser
-        if chooser is None:
+        """The requirements that the forwarder derives from the body, which is parsed only if the policy needs it."""
+        policy = self._placement.policy(MODEL)
+        if not policy.reads_prompts:
             return Requirements(MODEL)
         path = "/v1/chat/completions"
         fields = f"x-session-id: {request.session}\r\n" if request.session else ""
-        prompt = read_prompt(path.encode(), path, fields.encode(), request.body(), chooser.token_sizes)
-        return Requirements(MODEL, prompt=prompt, way=chooser.policies.way(MODEL))
+        prompt = read_prompt(path.encode(), path, fields.encode(), request.body(), self._placement.router.token_sizes)
+        return Requirements(MODEL, prompt=prompt, policy=policy)
 
     def _as_facts(self, usage: Usage) -> ReplyFacts:
-        """Usage, which both kinds of engines can tell, and llama.cpp's ``timings``."""
+        """Usage, which both kinds of engines can report, and llama.cpp's ``timings``."""
         read_ms = usage.prompt_seconds * 1000 if self.site.engine != "vllm" else None
         return ReplyFacts(
             usage.prompt_tokens,
@@ -118,7 +122,7 @@ class ProjectPolicy(Policy):
         )
 
     def _as_told(self, backend: int, state: EngineState) -> BackendState:
-        """What backends/llamacpp.py and backends/vllm.py make of an engine's pages."""
+        """The state that backends/llamacpp.py and backends/vllm.py derive from an engine's replies."""
         most = self._thresholds
         running = self._most_running[backend] = max(self._most_running[backend], state.processing)
         if self.site.engine == "vllm":

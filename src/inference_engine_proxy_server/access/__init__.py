@@ -1,1 +1,1 @@
-"""Who may ask for what, and how much: keys, their limits, and the gate that asks for them."""
+"""API keys of clients and operators: who may pass, and how much each key may use."""

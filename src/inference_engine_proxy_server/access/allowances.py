@@ -1,7 +1,8 @@
-"""What each key may still use: requests and tokens a minute, requests at a time.
+"""Rate limits of API keys: requests and tokens per minute, and concurrent requests.
 
-A bucket that fills evenly and holds a minute's worth: who was quiet may send a minute's worth at once, and nobody gets
-twice that by sending at the turn of a minute. Its level is computed when somebody asks, so nothing has to run.
+Each limit per minute is a token bucket that holds a minute's amount and refills evenly. A key may use a minute's amount
+at once after a pause, and cannot use twice that around the turn of a minute. Levels are computed on demand, without a
+background task.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from inference_engine_proxy_server.errors import CapacityError
 __all__ = ["Allowance", "Allowances"]
 
 _WINDOW_SECONDS = 60.0
-_LONGEST_WAIT_SECONDS = 120  # SDKs do not wait longer: they give up instead
-
+_LONGEST_WAIT_SECONDS = 120  # SDKs give up rather than wait longer
 
 _FIELDS = b"x-ratelimit-limit-@: %d\r\nx-ratelimit-remaining-@: %d\r\nx-ratelimit-reset-@: %ds\r\n"
 _REQUEST_FIELDS = _FIELDS.replace(b"@", b"requests")
@@ -24,10 +24,10 @@ _TOKEN_FIELDS = _FIELDS.replace(b"@", b"tokens")
 
 
 class _Bucket:
-    """An amount that is used up and fills again.
+    """A token bucket.
 
     Attributes:
-        size: what it holds when it is full, and what flows in within a minute.
+        size: its level when full, and the amount that flows in per minute.
     """
 
     __slots__ = ("_at", "_level", "size")
@@ -38,7 +38,7 @@ class _Bucket:
         self._at = now
 
     def level(self, now: float) -> float:
-        """What is left; below 0 when more was used than there was."""
+        """The amount that is left; negative after use beyond the limit."""
         level = self._level
         if now != self._at:
             level += (now - self._at) * self.size / _WINDOW_SECONDS
@@ -49,8 +49,8 @@ class _Bucket:
     def use(self, amount: float, now: float) -> None:
         self._level = self.level(now) - amount
 
-    def told(self, now: float) -> tuple[int, int, int]:
-        """Its size, what is left, and in how many seconds it is full."""
+    def reading(self, now: float) -> tuple[int, int, int]:
+        """Its size, the amount that is left, and the seconds until it is full."""
         level = self.level(now)
         return self.size, int(level) if level > 0 else 0, math.ceil((self.size - level) * _WINDOW_SECONDS / self.size)
 
@@ -59,11 +59,11 @@ class _Bucket:
 
 
 class Allowance:
-    """What one key may still use.
+    """The remaining use of one key.
 
     Attributes:
         key: the key.
-        in_flight: its requests that are under way.
+        in_flight: its requests in progress.
     """
 
     __slots__ = ("_requests", "_tokens", "in_flight", "key")
@@ -74,13 +74,16 @@ class Allowance:
         self._requests = _bucket(key.requests_per_minute, now)
         self._tokens = _bucket(key.tokens_per_minute, now)
 
+    def __repr__(self) -> str:
+        return f"Allowance({self.key.name}, in_flight={self.in_flight})"
+
     @property
     def counts_tokens(self) -> bool:
-        """Whether it matters how many tokens a request uses."""
+        """Whether the tokens of a request must be counted."""
         return self._tokens is not None
 
     def change(self, key: ApiKey, now: float) -> None:
-        """Go by the limits of ``key``, the same one read again; what has not changed keeps its level."""
+        """Apply the limits of ``key``, a reloaded version of the same key; unchanged limits keep their levels."""
         before, self.key = self.key, key
         if key.requests_per_minute != before.requests_per_minute:
             self._requests = _bucket(key.requests_per_minute, now)
@@ -88,10 +91,10 @@ class Allowance:
             self._tokens = _bucket(key.tokens_per_minute, now)
 
     def begin(self, now: float) -> None:
-        """Use one request.
+        """Count a request that starts.
 
         Raises:
-            CapacityError: 429, nothing is left; it says for how long.
+            CapacityError: 429, a limit is reached; it says how long to wait.
         """
         key = self.key
         if key.concurrent_requests is not None and self.in_flight >= key.concurrent_requests:
@@ -107,37 +110,41 @@ class Allowance:
         self.in_flight += 1
 
     def end(self, tokens: int, now: float) -> None:
-        """One request is over, and used ``tokens``."""
+        """Count a request that ends, having used ``tokens``."""
         self.in_flight -= 1
         if self._tokens is not None:
             self._tokens.use(tokens, now)
 
     def left(self, now: float) -> dict[str, int | None]:
-        """``requests_left`` and ``tokens_left`` of this minute; ``None`` without such a limit."""
+        """``requests_left`` and ``tokens_left``; ``None`` without such a limit."""
         return {
             "requests_left": None if self._requests is None else int(self._requests.level(now)),
             "tokens_left": None if self._tokens is None else int(self._tokens.level(now)),
         }
 
     def fields(self, now: float) -> bytes:
-        """Header lines that tell what is left, as OpenAI's do (``x-ratelimit-*``); empty without such limits."""
+        """OpenAI's header lines ``x-ratelimit-*``; empty without limits per minute."""
         lines = b""
         if self._requests is not None:
-            lines = _REQUEST_FIELDS % self._requests.told(now)
+            lines = _REQUEST_FIELDS % self._requests.reading(now)
         if self._tokens is not None:
-            lines += _TOKEN_FIELDS % self._tokens.told(now)
+            lines += _TOKEN_FIELDS % self._tokens.reading(now)
         return lines
 
 
 class Allowances:
-    """The allowance of each key, by name: it stays the same when the key is read again from its file."""
+    """The allowance of each key, by name, so that it survives a reload of the file of keys.
+
+    Args:
+        clock: monotonic seconds.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self._by_name: dict[str, Allowance] = {}
 
     def of(self, key: ApiKey) -> Allowance:
-        """What ``key`` may still use."""
+        """The allowance of ``key``."""
         found = self._by_name.get(key.name)
         if found is None:
             found = self._by_name[key.name] = Allowance(key, self.clock())

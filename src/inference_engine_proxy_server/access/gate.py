@@ -1,4 +1,4 @@
-"""Where requests are let in: is there a key, and is it good for this path?"""
+"""Decides from a request's header section whether it may pass: is there a key, and is it valid for this path?"""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Access", "Gate"]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a request may do, by its key.
+    """The permissions of a request, by its key.
 
     Attributes:
-        key: whose request it is.
-        allowance: what is left of its limits.
+        key: the key.
+        allowance: its remaining use.
         keys: all keys that were valid when it was found.
     """
 
@@ -31,18 +31,18 @@ class Access:
     keys: Mapping[bytes, ApiKey] = field(default_factory=dict, repr=False)
 
     def permits(self, model: str | None) -> bool:
-        """Whether ``model`` may be asked for. Who is limited to some models must name one of them."""
+        """Whether the request may use ``model``; a key that is limited to some models requires a name."""
         return self.key.models is None or model in self.key.models
 
 
 class Gate:
-    """Looks at each request's header section, before its body is read.
+    """Checks the key in each request's header section, before the body is read.
 
     Args:
-        ring: the keys of clients; ``None``: everybody may use the engines.
-        allowances: what is left of the keys' limits.
-        admin_key: for ``/admin/``; ``None``: nobody gets there.
-        metrics_key: for ``/metrics``; ``None``: everybody may read it.
+        ring: the keys of clients; ``None`` when the engines are open to everyone.
+        allowances: of the keys.
+        admin_key: for ``/admin/``; ``None`` disables it.
+        metrics_key: for ``/metrics``; ``None`` opens it to everyone.
         operators_elsewhere: ``/admin/`` and ``/metrics`` are on a port of their own.
     """
 
@@ -62,19 +62,19 @@ class Gate:
         self._operators_elsewhere = operators_elsewhere
 
     def admit(self, head: RequestHead) -> Access | None:
-        """What the sender of ``head`` may do; ``None``: it has no key, and needs none.
+        """The permissions of the request; ``None`` when it has no key and needs none.
 
         Raises:
-            ClientError: 401, its key is missing or not good for this path; 404, this is not served here.
+            ClientError: 401, the key is missing or not valid for this path; 404, the path is not served here.
         """
         if head.destination is Destination.OPERATORS:
             if self._operators_elsewhere:
                 raise ClientError("This is served on ADMIN_PORT.", status=404, code="not_here")
-            self._ask_operator(head)
+            self._require_operator(head)
         elif self._ring is not None:
             access: Access | None = head.access
             if access is not None and self._ring.still_has(access.key, access.keys):
-                return access  # of a section like this one
+                return access  # found for an equal header section
             for given in _secrets(head):
                 key = self._ring.find(digest_of(given))
                 if key is not None:
@@ -84,13 +84,13 @@ class Gate:
         return None
 
     def admit_operator(self, head: RequestHead) -> None:
-        """The same on the operators' own port, where no engine can be reached. Raises as :meth:`admit`."""
+        """The same on ADMIN_PORT, which reaches no engine. Raises as :meth:`admit`."""
         if head.destination is Destination.OPERATORS:
-            self._ask_operator(head)
+            self._require_operator(head)
         elif not _is_open(head):
             raise ClientError("Only the proxy's own endpoints are served here.", status=404, code="not_here")
 
-    def _ask_operator(self, head: RequestHead) -> None:
+    def _require_operator(self, head: RequestHead) -> None:
         digest = self._metrics_digest
         if head.path != "/metrics":
             digest = self._admin_digest
@@ -101,12 +101,12 @@ class Gate:
 
 
 def _is_open(head: RequestHead) -> bool:
-    """Whether it needs no key of a client: what is asked of this proxy itself, but for the list of models."""
+    """Whether the request needs no client key: the proxy's own endpoints, except the list of models."""
     return head.destination is Destination.OWN and head.path != "/v1/models"
 
 
 def _secrets(head: RequestHead) -> list[bytes]:
-    """What is given as a key: after ``Bearer`` (OpenAI), or in ``x-api-key`` (Anthropic)."""
+    """The secrets that the request presents: after ``Bearer`` (OpenAI), and in ``x-api-key`` (Anthropic)."""
     found = []
     authorization = head.authorization
     if authorization is not None and authorization[:7].lower() == b"bearer ":
@@ -118,5 +118,5 @@ def _secrets(head: RequestHead) -> list[bytes]:
 
 def _refused(head: RequestHead) -> ClientError:
     given = head.authorization is not None or head.api_key is not None
-    message = "The API key is not valid here." if given else "An API key is needed: 'Authorization: Bearer KEY'."
+    message = "The API key is not valid here." if given else "An API key is required: 'Authorization: Bearer KEY'."
     return ClientError(message, status=401, code="invalid_api_key")

@@ -1,32 +1,29 @@
-"""All keys that are valid now: those of the settings, and those of a file that is read again when it changes."""
+"""The API keys that are valid now: those in the settings, and those in a file that is read again when it changes."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from inference_engine_proxy_server.config.api_keys import ApiKey, KeyFileError, keys_by_digest, read_key_file
-from inference_engine_proxy_server.config.file_stamp import stamp_of
+from inference_engine_proxy_server.config.file_watch import FileWatch
 
 __all__ = ["KeyRing"]
-
-_LOOK_SECONDS = 1.0  # between two looks whether the file has changed
 
 logger = logging.getLogger(__name__)
 
 
 class KeyRing:
-    """The keys by digest of their secrets.
+    """The keys, by the digests of their secrets.
 
     Args:
-        fixed: keys of the settings.
-        file: more of them; ``None``: there is no file.
+        fixed: the keys in the settings.
+        file: has more keys; ``None`` when there is no file.
         clock: seconds since the epoch.
 
     Attributes:
-        keys: by digest; another object whenever anything has changed.
+        keys: by digest; replaced by a new object whenever anything changes.
 
     Raises:
         KeyFileError: the file cannot be used, or repeats a name or a secret.
@@ -36,37 +33,43 @@ class KeyRing:
         self._fixed = tuple(fixed)
         self._file = file
         self._clock = clock
-        self._stamp = None if file is None else stamp_of(file)
+        self._watch = FileWatch(() if file is None else (file,))
         self.keys = self._read()
 
     def __iter__(self) -> Iterator[ApiKey]:
         return iter(self.keys.values())
 
+    def __repr__(self) -> str:
+        return f"KeyRing({', '.join(key.name for key in self)})"
+
     def find(self, digest: bytes) -> ApiKey | None:
-        """The key whose secret has this digest, unless it has expired."""
+        """The valid key whose secret has this digest; ``None`` when there is none, or it has expired."""
         key = self.keys.get(digest)
         return key if key is not None and self.still_has(key, self.keys) else None
 
     def still_has(self, key: ApiKey, keys: Mapping[bytes, ApiKey]) -> bool:
-        """Whether ``key`` is valid, which was so when ``keys`` were those of this ring."""
+        """Whether ``key`` is still valid.
+
+        Args:
+            keys: this ring's keys when ``key`` was found in it.
+        """
         return keys is self.keys and (key.expires_at is None or self._clock() < key.expires_at)
 
     async def watch(self) -> None:
-        """Take up what changes in the file, until cancelled; what cannot be used is refused as a whole."""
-        while self._file is not None:
-            await asyncio.sleep(_LOOK_SECONDS)
-            self.look_again()
+        """Apply changes of the file until cancelled; ends at once when there is no file."""
+        if self._file is not None:
+            await self._watch.run(self._reload)
 
-    def look_again(self) -> None:
-        """Read the file if it has changed."""
-        stamp = None if self._file is None else stamp_of(self._file)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
+    def reload_if_changed(self) -> None:
+        """Read the file again if it has changed."""
+        if self._watch.changed():
+            self._reload()
+
+    def _reload(self) -> None:
         try:
             self.keys = self._read()
         except KeyFileError as error:
-            logger.error("keys: %s; the keys before that stay valid", error)
+            logger.error("keys: %s; the previous keys stay valid", error)
         else:
             logger.info("keys: %d keys are valid now", len(self.keys))
 

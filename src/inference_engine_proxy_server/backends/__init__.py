@@ -1,11 +1,11 @@
-"""What is known of each engine: one module an engine, found by itself.
+"""The supported engines, one module each, discovered automatically.
 
-``base`` is what an engine is written as, ``registry`` finds the engines and tells which one a backend is,
-``prometheus_text`` reads the metrics pages of those that have one.
+``base`` has the class that every engine extends, ``registry`` discovers engines and detects the engine of a backend,
+``prometheus_text`` reads metrics pages, and ``reply_facts`` reads token counts from replies.
 
-To add an engine, put one module here, or into a package of your own that names the class in the entry point group
-``inference_engine_proxy_server.backends``. In it, a subclass of ``base.BaseBackend`` with ``fetch_metrics`` and
-with ``providers``, the ``owned_by`` of its ``GET /v1/models``, is complete; nothing else needs to be edited::
+To add an engine, put a module here, or into a package of your own that names the class in the entry point group
+``inference_engine_proxy_server.backends``. A subclass of ``base.BaseBackend`` with ``fetch_metrics`` is complete, and
+``providers`` lists the ``owned_by`` values of its ``GET /v1/models``; nothing else needs editing::
 
     class MyEngineBackend(BaseBackend):
         providers = ("my-engine",)
@@ -16,4 +16,6 @@ with ``providers``, the ``owned_by`` of its ``GET /v1/models``, is complete; not
             if reply.status != 200 or load is None:
                 raise UnreadableState(f"GET /metrics answered {reply.status} without my_engine_requests")
             return load, True
+
+An engine that can report more implements ``fetch_state`` instead.
 """

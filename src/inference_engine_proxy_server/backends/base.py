@@ -1,9 +1,8 @@
-"""What every engine can tell about itself, and the class that an engine is written as."""
+"""What an engine can report about a backend, and the class that every engine extends."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,7 +19,7 @@ __all__ = [
     "Reply",
     "Thresholds",
     "UnreadableState",
-    "contexts_told",
+    "context_lengths",
     "non_negative",
     "parse_models",
 ]
@@ -30,29 +29,29 @@ ModelEntry = Mapping[str, Any]
 
 
 class Reply(NamedTuple):
-    """A backend's whole answer to one GET."""
+    """A backend's complete reply to a GET."""
 
     status: int
     body: bytes
 
 
 Get = Callable[[str], Awaitable[Reply]]
-"""Asks one backend for one path (``"/metrics"``), within a deadline and a size bound of its own.
+"""Sends a GET for a path (``"/metrics"``) to one backend, with a deadline and a size limit.
 
-Raises ``TimeoutError`` when the deadline passes, ``OSError`` when there is no connection or it breaks, and
-:class:`UnreadableState` when the answer is not HTTP or too large.
+Raises ``TimeoutError`` when the deadline passes, ``OSError`` when the connection fails, and :class:`UnreadableState`
+when the reply is not HTTP or too large.
 """
 
 
 class UnreadableState(Exception):
-    """A backend told its state in a form that its engine does not use."""
+    """A backend reported its state in a form that its engine does not use."""
 
 
 class ModelNames(Enum):
-    """What an engine does with a request whose ``model`` it does not list."""
+    """How an engine treats a request whose ``model`` it does not list."""
 
     STRICT = "strict"
-    """It refuses it: vLLM answers 404."""
+    """It refuses the request: vLLM answers 404."""
     ANY = "any"
     """It answers with the one model it has: llama.cpp with a single model."""
     UNKNOWN = "unknown"
@@ -60,7 +59,7 @@ class ModelNames(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Polled numbers above which a backend counts as busy: it gets no new requests, but has not failed."""
+    """Reported counts above which a backend is busy: it gets no new requests, but has not failed."""
 
     requests_processing: float
     requests_waiting: float
@@ -68,26 +67,24 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class BackendState:
-    """The last thing a backend told us, as its engine understands it.
+    """The last state that a backend reported, as its engine interprets it; ``None`` means not reported.
 
     Attributes:
-        ready: takes new requests now.
-        live: works, also when it is too busy for more (then ``ready`` is false). Not live: starting, asleep.
-        starting: not live yet, and no failure: it loads its model.
-        reason: why it is not ready, for people; empty when it is.
-        requests_processing: requests it is generating for; ``None``: it did not say.
-        requests_waiting: requests in its own queue; ``None``: it did not say.
-        capacity: requests it can work on at a time; ``None``: it did not say, or there is no telling.
-        context_use: the share of its memory for contexts that requests in process use; ``None``: it did not say.
-        memory_tokens: tokens that fit into that memory, whether a request uses them or they are kept for one that
-            begins alike; ``None``: it did not say.
-        progress: a number that changes while it works on anything, also while a long prompt is read; ``None``: it
-            did not say. That it stands still while there is work means that the engine is stuck.
-        models: what it serves; ``None``: it did not say this time, so what it said before still holds, and so
-            do the ``model_names`` that came with it.
-        model_names: what it does with a name that ``models`` lacks.
-        contexts: tokens that a prompt and its answer may have, by the ids of those ``models`` that tell it.
-        bounds_max_tokens: it refuses a request that would take more tokens for its answer than a whole context has.
+        ready: accepts new requests now.
+        live: works, even if it is too busy to be ready. Not live: starting, or asleep.
+        starting: not live yet, without having failed: it is loading its model.
+        reason: for people, why it is not ready; empty when it is.
+        requests_processing: requests that it is generating for.
+        requests_waiting: requests in its own queue.
+        capacity: requests that it can process at a time.
+        context_use: share of its context memory that current requests use, 0 to 1.
+        memory_tokens: tokens that fit into that memory, for current requests and for reusable prefixes together.
+        progress: a number that changes while it works on anything, including a long prompt. A constant value while
+            there is work means that the engine is stuck.
+        models: what it serves; when ``None``, the previously reported models and ``model_names`` still hold.
+        model_names: how it treats names that ``models`` lacks.
+        contexts: tokens that a prompt and its answer may have together, by the ids of the ``models`` that report it.
+        bounds_max_tokens: it refuses a request whose answer limit alone exceeds the whole context.
         figures: further numbers worth showing, by the engine's own names.
     """
 
@@ -107,64 +104,72 @@ class BackendState:
     bounds_max_tokens: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
 
-    def load_and_ready(self) -> tuple[float, bool]:
-        """What :meth:`BaseBackend.fetch_metrics` promises, for an engine that fills the whole state.
 
-        Raises:
-            UnreadableState: it is ready, but told no load; 0 would make it look idle.
-        """
-        told = [count for count in (self.requests_processing, self.requests_waiting) if count is not None]
-        if self.ready and not told:
-            raise UnreadableState("it told no load")
-        return sum(told, 0.0), self.ready
+class BaseBackend:
+    """One backend, as its engine sees it.
 
-
-class BaseBackend(ABC):
-    """One backend, seen by an engine that knows how to ask it for its state.
-
-    A subclass that implements :meth:`fetch_metrics` is a complete engine. Override :meth:`fetch_state` to
-    tell more. No method may keep a connection or a task: :attr:`get` does all the I/O.
+    A subclass implements :meth:`fetch_metrics`, or the richer :meth:`fetch_state`; each has a default in terms of the
+    other one. Methods keep no connections and no tasks: :attr:`get` does all I/O.
 
     Attributes:
-        providers: the ``owned_by`` values of ``GET /v1/models`` that mean this engine.
-        reuses_connections: whether requests may share kept-alive connections to this engine.
+        providers: the ``owned_by`` values of ``GET /v1/models`` that identify the engine.
+        reuses_connections: whether requests to the engine may share kept-alive connections.
+
+    Raises:
+        TypeError: the subclass implements neither method.
     """
 
     providers: ClassVar[tuple[str, ...]] = ()
     reuses_connections: ClassVar[bool] = True
 
     def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
-        """Remember how to ask.
+        """Store what the methods need.
 
         Args:
             url: base URL without a trailing slash.
-            get: asks this backend for a path.
-            thresholds: when an engine that polls these numbers should call itself busy.
+            get: sends GETs to this backend.
+            thresholds: when an engine that polls these counts should report itself busy.
         """
+        if not self.is_complete():
+            raise TypeError(f"{type(self).__name__} must implement fetch_metrics or fetch_state")
         self.url = url
         self.get = get
         self.thresholds = thresholds
 
-    @abstractmethod
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    @classmethod
+    def is_complete(cls) -> bool:
+        """Whether the class implements one of the two methods."""
+        return cls.fetch_metrics is not BaseBackend.fetch_metrics or cls.fetch_state is not BaseBackend.fetch_state
+
     async def fetch_metrics(self) -> tuple[float, bool]:
-        """Current load (requests processing and waiting), and whether the backend takes new requests.
+        """The current load (requests processing and waiting), and whether the backend accepts new requests.
 
         Raises:
-            UnreadableState, OSError, TimeoutError: as :data:`Get`; the backend then told nothing.
+            UnreadableState: the reply is not understood; or, by default, the state is ready without any load, and 0
+                would make the backend look idle.
+            OSError, TimeoutError: as :data:`Get`.
         """
+        state = await self.fetch_state()
+        counts = [count for count in (state.requests_processing, state.requests_waiting) if count is not None]
+        if state.ready and not counts:
+            raise UnreadableState("it reported no load")
+        return sum(counts, 0.0), state.ready
 
     async def fetch_state(self) -> BackendState:
-        """Everything the engine can tell. Raises as :meth:`fetch_metrics` does."""
+        """Everything that the engine reports. Raises as :meth:`fetch_metrics`."""
         load, ready = await self.fetch_metrics()
         return BackendState(
             ready=ready,
-            reason="" if ready else "the engine says it is not ready",
+            reason="" if ready else "the engine reports that it is not ready",
             requests_processing=non_negative(load),
             models=await self.fetch_models(),
         )
 
     async def fetch_models(self) -> tuple[ModelEntry, ...] | None:
-        """The entries of ``GET /v1/models``; ``None`` when the backend does not tell them now."""
+        """The entries of ``GET /v1/models``; ``None`` when the backend does not return them now."""
         body = await self.fetch_body("/v1/models")
         try:
             return None if body is None else parse_models(body)
@@ -172,9 +177,9 @@ class BaseBackend(ABC):
             return None
 
     async def fetch_body(self, path: str) -> bytes | None:
-        """The body of a 200 answer to ``path``; ``None`` when the backend does not tell it now.
+        """The body of a reply with status 200; ``None`` without one.
 
-        For what may be missing without harm: a page that is off, slow or broken says nothing about health.
+        For optional pages: a page that is disabled, slow or broken says nothing about the backend's health.
         """
         try:
             reply = await self.get(path)
@@ -188,21 +193,26 @@ def non_negative(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) and value >= 0 else None
 
 
-def contexts_told(models: Iterable[ModelEntry] | None, tell: Callable[[ModelEntry], object]) -> dict[str, int]:
-    """What ``tell`` finds in the entries, by their ids, where it can be a context's length in tokens."""
-    told = ((entry["id"], tell(entry)) for entry in models or ())
-    return {name: length for name, length in told if type(length) is int and length > 0}
+def context_lengths(models: Iterable[ModelEntry] | None, length_of: Callable[[ModelEntry], object]) -> dict[str, int]:
+    """Context lengths in tokens, by model id.
+
+    Args:
+        models: as reported.
+        length_of: reads the length from an entry; a result that is not a positive integer is left out.
+    """
+    reported = ((entry["id"], length_of(entry)) for entry in models or ())
+    return {name: length for name, length in reported if type(length) is int and length > 0}
 
 
 def parse_models(body: bytes) -> tuple[ModelEntry, ...]:
     """The entries of an OpenAI models list that have an id.
 
     Raises:
-        UnreadableState: not a JSON object with a ``data`` array of objects.
+        UnreadableState: ``body`` is not a JSON object with a ``data`` array of objects.
     """
     try:
         listing = msgspec.json.decode(body, type=_ModelsList)
-    except (ValueError, RecursionError) as error:  # not only msgspec's: bytes that are not UTF-8, endless nesting
+    except (ValueError, RecursionError) as error:  # besides msgspec's errors: invalid UTF-8, endless nesting
         raise UnreadableState(f"GET /v1/models: {error}") from error
     return tuple(entry for entry in listing.data if isinstance(entry.get("id"), str))
 

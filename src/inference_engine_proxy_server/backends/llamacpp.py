@@ -16,7 +16,7 @@ from inference_engine_proxy_server.backends.base import (
     ModelEntry,
     ModelNames,
     Reply,
-    contexts_told,
+    context_lengths,
     non_negative,
 )
 from inference_engine_proxy_server.backends.prometheus_text import sum_samples
@@ -25,9 +25,9 @@ __all__ = ["LlamaCppBackend"]
 
 _PROCESSING = "llamacpp:requests_processing"
 _DEFERRED = "llamacpp:requests_deferred"
-# What always moves while a request is under way, an embedding too: the counters of tokens wait for the end of the
-# prompt or of the whole reply (measured on build 11549). It counts batches: by default 2048 tokens of a prompt are one,
-# which takes a CPU many seconds, and by its help text images are none.
+# Grows during every request, embeddings included, while the token counters are updated only at the end of the prompt or
+# of the whole reply (measured on build 11549). It counts batches: by default 2048 prompt tokens make one batch, which
+# takes a CPU many seconds. By its help text, images are not counted.
 _DECODED = "llamacpp:n_decode_total"
 _SHOWN = (
     "llamacpp:prompt_tokens_total",
@@ -39,47 +39,37 @@ _SHOWN = (
 class LlamaCppBackend(BaseBackend):
     """Health from ``/health``, load from ``/metrics``, models from ``/v1/models``, the number of slots from ``/props``.
 
-    Only ``/health`` can exclude it. ``/metrics`` may be off (it needs ``--metrics``, else 501), blocked for seconds by
-    a long prefill (not so in build 11549), or want a model's name (400, router mode): load and progress are then
-    unknown, which is neither sick nor idle.
+    Only ``/health`` can make it not ready, apart from the thresholds. ``/metrics`` may be disabled (501 without
+    ``--metrics``), blocked for seconds by a long prefill (not in build 11549), or require a model's name (400, router
+    mode). Load and progress are then unknown, which means neither failed nor idle.
 
-    How much its slots and its cache of prompts in the host's memory hold, it does not tell: the latter's bound is in
-    bytes, and one token's is told nowhere.
+    It does not report how many tokens its slots and its prompt cache in host memory hold: the cache limit is in bytes,
+    and the bytes of one token are reported nowhere.
 
-    A router's load is always unknown: it would have to be asked model by model, and each such question counts as
-    use of that model, which keeps it from sleeping (llama.cpp#20227) and from being the one unloaded next. Nor does a
-    router tell slots.
+    A router's load is always unknown. It would have to be polled model by model, and each poll counts as use of the
+    model, which keeps it from sleeping (llama.cpp#20227) and from being unloaded next. A router has no slots to report.
     """
 
     providers: ClassVar[tuple[str, ...]] = ("llamacpp",)
-    # An idle kept-alive connection holds one of its few HTTP threads for 5 s: measured on build 11549, a burst of
-    # 16 of them delayed the next answer by 10 s, while 100 that were closed at once took 6 ms.
+    # An idle kept-alive connection occupies one of its few HTTP threads for 5 s. Measured on build 11549: 16 idle
+    # connections delayed the next answer by 10 s, while 100 connections that were closed at once took 6 ms.
     reuses_connections: ClassVar[bool] = False
 
-    async def fetch_metrics(self) -> tuple[float, bool]:
-        """Requests processing and deferred, and whether it takes new ones.
-
-        Raises:
-            UnreadableState: it is ready but does not tell its load, or ``/health`` is not HTTP.
-            OSError, TimeoutError: ``/health`` did not answer.
-        """
-        return (await self.fetch_state()).load_and_ready()
-
     async def fetch_state(self) -> BackendState:
-        """Everything it tells.
+        """Everything it reports.
 
-        Not live while it loads its model or ``/health`` is not 200; live but not ready while it is busier than
-        the thresholds. ``capacity``: its slots. ``progress``: batches decoded since its start; ``None`` without
-        ``/metrics``. ``contexts``: of one slot. ``figures``: token counters since its start.
+        Not live while it loads its model or ``/health`` is not 200; live but not ready above the thresholds.
+        ``capacity``: its slots. ``progress``: batches decoded since it started; ``None`` without ``/metrics``.
+        ``contexts``: of one slot. ``figures``: token counters since it started.
 
         Raises:
-            UnreadableState, OSError, TimeoutError: ``/health`` did not answer, or not in HTTP.
+            UnreadableState, OSError, TimeoutError: as :data:`Get`, for ``/health``.
         """
         health = await self.get("/health")
         if health.status != 200:
             return _not_live(health)
         models, slots = await self.fetch_models(), await self._fetch_slots()
-        page = await self.fetch_body("/metrics")  # last: it alone waits for the step that the engine is at
+        page = await self.fetch_body("/metrics")  # last: only it waits for the engine's current step
         sums = sum_samples(page or b"", (_PROCESSING, _DEFERRED, _DECODED, *_SHOWN))
         processing = non_negative(sums.get(_PROCESSING))
         deferred = non_negative(sums.get(_DEFERRED))
@@ -93,14 +83,14 @@ class LlamaCppBackend(BaseBackend):
             progress=non_negative(sums.get(_DECODED)),
             models=models,
             model_names=_model_names(models),
-            contexts=contexts_told(models, _context_tokens),
+            contexts=context_lengths(models, _context_tokens),
             figures=_figures(sums),
         )
 
     async def _fetch_slots(self) -> int | None:
-        # Asked every time: another process with other slots may have come to this address between two polls, and it
-        # costs the engine 0.2 ms (build 11549), less than /metrics. Unlike /slots it cannot be off, and it does not
-        # wake a server that sleeps (llama.cpp tools/server/tests/unit/test_sleep.py).
+        # Polled every time, because a process with other slots may have taken over the address. It costs the engine
+        # 0.2 ms (build 11549), less than /metrics. Unlike /slots it cannot be disabled, and it does not wake a sleeping
+        # server (llama.cpp tools/server/tests/unit/test_sleep.py).
         body = await self.fetch_body("/props")
         try:
             return None if body is None else msgspec.json.decode(body, type=_Props).total_slots
@@ -129,13 +119,13 @@ def _not_live(health: Reply) -> BackendState:
 def _model_names(models: tuple[ModelEntry, ...] | None) -> ModelNames:
     if models is None:
         return ModelNames.UNKNOWN
-    # Only a router tells a model's status ("loaded", "unloaded", ...), and only a router refuses unknown names.
+    # Only a router reports a model's status ("loaded", "unloaded", ...), and only a router refuses unknown names.
     return ModelNames.STRICT if any("status" in model for model in models) else ModelNames.ANY
 
 
 def _context_tokens(model: ModelEntry) -> object:
-    # Of a slot, as /props has it in default_generation_settings.n_ctx, and not of all (measured on build 11549: 1024 of
-    # --ctx-size 2048 with two slots). A router tells it of those that are loaded.
+    # The context of one slot, like default_generation_settings.n_ctx in /props, not of all slots: measured on 11549,
+    # 1024 for --ctx-size 2048 with two slots. A router reports it for loaded models.
     meta = model.get("meta")
     return meta.get("n_ctx") if isinstance(meta, dict) else None
 

@@ -1,11 +1,11 @@
-"""Finds the engines, and tells which one a backend is.
+"""Discovers the engines, and detects the engine of a backend.
 
-Engines come from the modules beside this one and from the entry point group
-``inference_engine_proxy_server.backends`` of every installed package. Who may claim a provider (an ``owned_by``):
+Engines are the modules beside this one, and the entry points in the group ``inference_engine_proxy_server.backends`` of
+every installed package. When several claim the same provider (an ``owned_by``):
 
-* two engines of this package claiming the same one is a mistake in it, and raises;
-* an entry point wins over an engine of this package: it was installed on purpose;
-* of two entry points the first by name wins, and the other one's claim is logged.
+* two engines of this package are a mistake, which raises;
+* an entry point wins over an engine of this package, because it was installed on purpose;
+* the first of two entry points by name wins, and the conflict is logged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["ENTRY_POINT_GROUP", "Engines", "discover_engines", "identify"]
 
 ENTRY_POINT_GROUP = "inference_engine_proxy_server.backends"
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Engine = type[BaseBackend]
 
@@ -38,8 +38,8 @@ class Engines:
     """The known engines.
 
     Attributes:
-        by_provider: each ``owned_by`` value, and each entry point's name, to the engine it means.
-        fallback: the engine to assume for a server whose ``owned_by`` means none of them.
+        by_provider: engines by ``owned_by`` value, and by entry point name.
+        fallback: for servers whose ``owned_by`` identifies no engine.
     """
 
     by_provider: Mapping[str, Engine]
@@ -49,7 +49,7 @@ class Engines:
 def discover_engines(package: ModuleType = backends) -> Engines:
     """Find every engine in the modules of ``package`` and among the installed entry points.
 
-    An entry point that cannot be loaded, or is no engine, is logged and left out.
+    An entry point that cannot be loaded, or is not an engine, is logged and skipped.
 
     Raises:
         ValueError: two engines of ``package`` claim the same provider.
@@ -64,15 +64,15 @@ def discover_engines(package: ModuleType = backends) -> Engines:
 
 
 async def identify(engines: Engines, get: Get) -> Engine | None:
-    """Which engine a backend is, by the first ``owned_by`` of ``GET /v1/models`` that means one.
+    """The engine of a backend, by the first ``owned_by`` of ``GET /v1/models`` that identifies one.
 
-    The fallback when the list names no known owner (or is empty), and when the list is refused (a 4xx that says
-    nothing of later, or 501): a wrong or missing key hides what it is, and it works all the same. ``None`` when it
-    cannot be known yet: it is loading (503), troubled (another 5xx), told to wait (408, 425, 429), elsewhere
-    (3xx), or not readable; ask again later.
+    The fallback when the list has no known owner or is empty, and when the list is refused for good (501, or a 4xx that
+    is not about time): a wrong or missing key hides the engine, and requests work all the same. ``None`` when the
+    engine is not known yet: the backend is loading (503), failing (another 5xx), asks to wait (408, 425, 429),
+    redirects (3xx), or its reply is not readable; try again later.
 
     Raises:
-        OSError, TimeoutError: there was no answer.
+        OSError, TimeoutError: there was no reply.
     """
     try:
         reply = await get("/v1/models")
@@ -92,7 +92,7 @@ def _is_lasting_refusal(status: int) -> bool:
 def _engines_in(package: ModuleType) -> Iterator[Engine]:
     for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         module = importlib.import_module(found.name)
-        # An engine that one module imports from another is yielded twice; it is the same engine.
+        # An engine that one module imports from another is yielded twice, which does no harm.
         yield from filter(_is_engine, vars(module).values())
 
 
@@ -105,21 +105,25 @@ def _installed_engines() -> dict[str, Engine]:
         for provider in dict.fromkeys((entry_point.name, *engine.providers)):
             first = by_provider.setdefault(provider, engine)
             if first is not engine:
-                _log.warning("%s is already claimed by %s, so %s is not used for it", provider, first, engine)
+                logger.warning("the provider %s belongs to %s, so %s is not used for it", provider, first, engine)
     return by_provider
 
 
 def _load(entry_point: EntryPoint) -> Engine | None:
     try:
         engine: object = entry_point.load()
-    except Exception:  # A stranger's module may raise anything at import, and must not stop the proxy.
-        _log.exception("the engine %r (%s) cannot be loaded", entry_point.name, entry_point.value)
+    except Exception:  # A third-party module may raise anything on import, and must not stop the proxy.
+        logger.exception("the engine %r (%s) cannot be loaded", entry_point.name, entry_point.value)
         return None
     if not _is_engine(engine):
-        _log.error("the engine %r (%s) is not a complete subclass of BaseBackend", entry_point.name, entry_point.value)
+        logger.error(
+            "the engine %r (%s) is not a complete subclass of BaseBackend", entry_point.name, entry_point.value
+        )
         return None
     return engine
 
 
 def _is_engine(value: object) -> TypeGuard[Engine]:
-    return inspect.isclass(value) and issubclass(value, BaseBackend) and not inspect.isabstract(value)
+    if not inspect.isclass(value) or not issubclass(value, BaseBackend):
+        return False
+    return value.is_complete() and not inspect.isabstract(value)

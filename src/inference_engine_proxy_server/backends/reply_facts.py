@@ -1,7 +1,7 @@
-"""What an engine says at the end of a reply: how many tokens it took, how many of them it had, and how fast it was.
+"""Reads what an engine reports at the end of a reply: token counts, cached tokens, and timings.
 
-Nothing else of a reply is decoded: the last object of each kind is found by its name. In a model's own text such a name
-has a backslash before its closing quote, so nobody can say it there.
+Nothing else of a reply is decoded: the last object of each kind is found by its name. In generated text such a name
+would have a backslash before its closing quote, so no text can imitate it.
 
 Sources: recorded replies of llama-server b11434 and vLLM 0.32 (tests/recorded); OpenAI's and Anthropic's references of
 chat completions, responses and messages, read November 2026.
@@ -16,7 +16,7 @@ import msgspec
 
 __all__ = ["ReplyFacts", "read_facts", "says_its_end"]
 
-# Of chat completions and completions, messages, and responses; a model's own text has no line's beginning in it.
+# For (chat) completions, messages, and responses; generated text is JSON-encoded, so it cannot begin a line.
 _LAST_EVENT = re.compile(rb"(?:^|\n)(?:data: \[DONE\]|event: (?:message_stop|response\.completed))\r?\n")
 _OBJECT = re.compile(rb"\s*+:\s*+(\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+\})")
 _TRIES = 3  # a stream's last event may say "usage": null
@@ -26,14 +26,14 @@ _Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class ReplyFacts(NamedTuple):
-    """What an engine has said of a reply; ``None``: nothing.
+    """What an engine has reported about a reply; ``None`` means not reported.
 
     Attributes:
         prompt_tokens: of the whole prompt.
-        cached_tokens: of those, what it had read before.
-        answer_tokens: what it wrote.
-        read_tokens, read_ms: what it read of the prompt, and how long that took. llama.cpp alone tells.
-        written_ms: how long it wrote its answer, from the first token to the last. llama.cpp alone tells.
+        cached_tokens: prompt tokens that were in its cache.
+        answer_tokens: generated tokens.
+        read_tokens, read_ms: prompt tokens that it processed, and how long that took. Only llama.cpp reports them.
+        written_ms: duration of generation, from the first token to the last. Only llama.cpp reports it.
     """
 
     prompt_tokens: int | None = None
@@ -61,18 +61,18 @@ class _Usage(msgspec.Struct):
     cache_creation_input_tokens: _Count | None = None
 
     def prompt(self) -> int | None:
-        """Tokens of the whole prompt. Anthropic counts those that were cached apart."""
+        """Tokens of the whole prompt. Anthropic counts cached tokens separately."""
         if self.prompt_tokens is not None or self.input_tokens is None:
             return self.prompt_tokens
         return self.input_tokens + (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
 
     def cached(self) -> int | None:
-        """Tokens of it that were cached."""
+        """Prompt tokens that were cached."""
         details = self.prompt_tokens_details or self.input_tokens_details
         return self.cache_read_input_tokens if details is None else details.cached_tokens
 
     def answer(self) -> int | None:
-        """Tokens of the answer; an embedding has none."""
+        """Tokens of the answer; ``None`` for an embedding."""
         return self.completion_tokens if self.output_tokens is None else self.output_tokens
 
 
@@ -90,11 +90,11 @@ _Kind = TypeVar("_Kind")
 
 
 def read_facts(reply: bytes) -> ReplyFacts:
-    """What ``reply`` says at its end.
+    """What an engine reports in ``reply``.
 
     Args:
-        reply: its last bytes, after its first ones if they are known (Anthropic's streams tell the prompt there),
-            with or without the framing of chunks.
+        reply: its last bytes, preceded by its first bytes if they are known (Anthropic's streams report the prompt
+            there), with or without the framing of chunks.
     """
     usage = _last(_usage_decoder, b'"usage"', reply)
     timings = _last(_timings_decoder, b'"timings"', reply)
@@ -119,7 +119,7 @@ def read_facts(reply: bytes) -> ReplyFacts:
 
 
 def says_its_end(reply: bytes) -> bool:
-    """Whether ``reply``, as for :func:`read_facts`, is a stream that has said that nothing more comes."""
+    """Whether ``reply``, as for :func:`read_facts`, is a stream whose final event has arrived."""
     return _LAST_EVENT.search(reply) is not None
 
 

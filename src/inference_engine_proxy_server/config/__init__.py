@@ -1,1 +1,1 @@
-"""What the operator says: every setting, the fleet, the keys of clients; read, checked, and explained when wrong."""
+"""Reads what the operator configures (settings, the fleet, clients' keys), checks it, and explains what is wrong."""

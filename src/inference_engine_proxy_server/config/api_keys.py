@@ -1,7 +1,7 @@
-"""API keys: what each may do, and how one is found by its secret.
+"""API keys: their permissions and limits, and how they are written in API_KEYS and in the file of keys.
 
-A secret is never kept, only its SHA-256. That is enough for secrets that cannot be guessed, which is why short ones
-are refused; finding a digest in a dictionary tells an attacker nothing, as he cannot choose its first bytes.
+Only the SHA-256 digest of a secret is stored. An unsalted digest is sufficient for secrets that cannot be guessed, so
+short secrets are refused. The time of a lookup by digest reveals nothing, as attackers cannot choose a digest's bytes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _NAME = r"[A-Za-z0-9._-]{1,64}"
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What the holder of a secret may do; ``None`` where there is no limit.
+    """A client's key, with its permissions; ``None`` means no limit.
 
     Attributes:
-        name: for logs, metrics and ``/admin``; of A-Z, a-z, 0-9, ``.``, ``_``, ``-``.
-        digest: SHA-256 of its secret; not shown.
-        models: names that its requests may ask for.
-        priority: who goes first when requests wait; higher is sooner.
-        requests_per_minute, tokens_per_minute: on average; as much may come at once.
+        name: for logs, metrics and ``/admin``; consists of A-Z, a-z, 0-9, ``.``, ``_``, ``-``.
+        digest: SHA-256 of its secret; left out of ``repr``.
+        models: the model names that its requests may use.
+        priority: of its requests in the queue; higher goes first.
+        requests_per_minute, tokens_per_minute: on average; a minute's amount may come at once.
         concurrent_requests: at a time.
         expires_at: seconds since the epoch.
     """
@@ -49,24 +49,24 @@ class ApiKey:
 
 
 class KeyFileError(Exception):
-    """A file of keys that cannot be used; the text says what to do, and has no secret in it."""
+    """The file of keys cannot be used; the text says why, without any secret."""
 
 
 def digest_of(secret: bytes) -> bytes:
-    """What is kept of a secret."""
+    """The digest that is stored in place of ``secret``."""
     return hashlib.sha256(secret).digest()
 
 
 def new_secret() -> str:
-    """A secret with 256 random bits."""
+    """A new secret with 256 random bits."""
     return f"sk-{secrets.token_urlsafe(32)}"
 
 
 def keys_by_digest(keys: Iterable[ApiKey]) -> Mapping[bytes, ApiKey]:
-    """The keys by what is kept of their secrets.
+    """The keys by the digests of their secrets.
 
     Raises:
-        ValueError: two have one name or one secret.
+        ValueError: two keys have the same name or the same secret.
     """
     found: dict[bytes, ApiKey] = {}
     names: set[str] = set()
@@ -74,40 +74,40 @@ def keys_by_digest(keys: Iterable[ApiKey]) -> Mapping[bytes, ApiKey]:
         if key.name in names:
             raise ValueError(f"two keys have the name {key.name}")
         if key.digest in found:
-            raise ValueError(f"the keys {found[key.digest].name} and {key.name} have one secret")
+            raise ValueError(f"the keys {found[key.digest].name} and {key.name} have the same secret")
         names.add(key.name)
         found[key.digest] = key
     return found
 
 
 def parse_key(text: str) -> ApiKey:
-    """A key as API_KEYS lists it: ``NAME:SECRET``.
+    """A key as in API_KEYS: ``NAME:SECRET``.
 
     Raises:
-        ValueError: not of that form; the text does not repeat the secret.
+        ValueError: ``text`` is not a key; the message does not repeat the secret.
     """
     name, colon, secret = text.partition(":")
     if not colon or not re.fullmatch(_NAME, name):
-        raise ValueError("each key is NAME:SECRET, the name of letters, digits, '.', '_' and '-'")
-    return ApiKey(name, digest_of(_long_enough(secret).encode()))
+        raise ValueError("each key must be NAME:SECRET, with a name of letters, digits, '.', '_' and '-'")
+    return ApiKey(name, digest_of(_valid_secret(secret).encode()))
 
 
-def _long_enough(secret: str) -> str:
+def _valid_secret(secret: str) -> str:
     if len(secret) < _SHORTEST_SECRET or not re.fullmatch(r"[\x21-\x7e]+", secret):
-        advice = "`inference-proxy keys new NAME` makes a good one"
-        raise ValueError(f"a secret has {_SHORTEST_SECRET} characters or more, none of them blank: {advice}")
+        advice = "`inference-proxy keys new NAME` creates one"
+        raise ValueError(f"a secret must have {_SHORTEST_SECRET} characters or more, and no blanks: {advice}")
     return secret
 
 
 def _as_time(value: object) -> float:
-    """Seconds since the epoch; a date alone means its end."""
+    """Seconds since the epoch; a date alone means the end of that day."""
     if isinstance(value, str):
         value = date.fromisoformat(value) if re.fullmatch(r"\d{4}-\d\d-\d\d", value) else datetime.fromisoformat(value)
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
     if isinstance(value, date):
         return datetime.combine(value, time.max, UTC).timestamp()
-    raise ValueError("a date like 2027-01-31, or a time like 2027-01-31T12:00:00Z, is needed")
+    raise ValueError("must be a date like 2027-01-31, or a time like 2027-01-31T12:00:00Z")
 
 
 _Limit = Annotated[int, Field(ge=1, le=10**9)]
@@ -131,16 +131,16 @@ class _Entry(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_not_blank(cls, value: object) -> object:
-        if value is None:  # `models:` with nothing after it must not mean all models
-            raise ValueError("a value is needed, or leave the line out")
+        if value is None:  # `models:` without a value must not mean all models
+            raise ValueError("must have a value; to leave it unset, remove the line")
         return value
 
     @model_validator(mode="after")
     def _has_one_secret(self) -> _Entry:
         if (self.secret is None) == (self.sha256 is None):
-            raise ValueError("either 'sha256' or 'secret' is needed")
+            raise ValueError("set either 'sha256' or 'secret'")
         if self.secret is not None:
-            _long_enough(self.secret)
+            _valid_secret(self.secret)
         return self
 
     def key(self) -> ApiKey:
@@ -167,12 +167,12 @@ def read_key_file(path: Path) -> list[ApiKey]:
     """The keys in a YAML file: ``keys:``, a list of objects with ``name``, ``sha256`` or ``secret``, and limits.
 
     Raises:
-        KeyFileError: it cannot be read, or is not of that form.
+        KeyFileError: the file cannot be read, or is invalid.
     """
     try:
         content: Any = yaml.safe_load(path.read_text("utf-8"))
-        if content is None:  # an editor may be about to write it, and nobody should be locked out meanwhile
-            raise KeyFileError(f"{path} is empty; without keys it says 'keys: []'")
+        if content is None:  # an editor may be about to write the content, and must not lock out clients meanwhile
+            raise KeyFileError(f"{path} is empty; if that is intended, write 'keys: []'")
         return [entry.key() for entry in _File.model_validate(content).keys]
     except OSError as error:
         raise KeyFileError(f"{path}: {error.strerror}") from error
@@ -184,9 +184,9 @@ def read_key_file(path: Path) -> list[ApiKey]:
         place = ".".join(map(_shown, first["loc"]))
         raise KeyFileError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
     except (ValueError, OverflowError, RecursionError):  # the YAML library's, such as for 2027-02-31
-        raise KeyFileError(f"{path} is not YAML, or has a date or a number that there is not") from None
+        raise KeyFileError(f"{path} is not YAML, or contains an impossible date or number") from None
 
 
 def _shown(part: str | int) -> str:
-    """A part of a place in the file; a field that we do not know may be a secret in the wrong place."""
+    """A part of a place in the file; an unknown field may be a misplaced secret."""
     return str(part) if part in _Entry.model_fields or len(str(part)) < _SHORTEST_SECRET else "***"

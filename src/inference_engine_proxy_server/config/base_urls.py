@@ -1,4 +1,4 @@
-"""Base URLs of engine servers: how one may be written, and which of them mean one server."""
+"""Base URLs of engine servers: how they are written, and which of them mean the same server."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _BASE_URL = re.compile(
 
 
 def as_base_url(text: str) -> str:
-    """The URL in lower case but for its path, without a slash at its end.
+    """The normalized URL: scheme and host in lower case, no trailing slash.
 
     Raises:
-        ValueError: not a base URL; the text does not repeat a password.
+        ValueError: ``text`` is not a base URL; the message does not repeat a password.
     """
     if "@" in text:
         raise ValueError("a URL with a user name or password is not supported")
@@ -33,28 +33,28 @@ def as_base_url(text: str) -> str:
 
 
 def server_of(url: str) -> tuple[str, str, int, str]:
-    """Scheme, host, port and path: the same for two base URLs that mean one server."""
+    """Scheme, host, port and path: equal for two base URLs of the same server."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), parts.path
 
 
 def name_of(url: str) -> str:
-    """A short name that no other server with this scheme has: ``llm-1:8080``."""
+    """A short name, unique among servers with the same scheme: ``llm-1:8080``."""
     _, host, port, path = server_of(url)
     return f"[{host}]:{port}{path}" if ":" in host else f"{host}:{port}{path}"
 
 
 def distinct_base_urls(texts: Iterable[str]) -> tuple[str, ...]:
-    """All of them as :func:`as_base_url` writes them.
+    """The normalized URLs, in the given order.
 
     Raises:
-        ValueError: one is no base URL, or two mean one server, which would get twice its share.
+        ValueError: a text is not a base URL, or two mean the same server, which would get a double share of requests.
     """
     urls = tuple(map(as_base_url, texts))
     seen = set()
     for url in urls:
         server = server_of(url)
         if server in seen:
-            raise ValueError(f"{url!r} is there twice")
+            raise ValueError(f"{url!r} is listed twice")
         seen.add(server)
     return urls

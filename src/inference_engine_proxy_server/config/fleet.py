@@ -1,4 +1,4 @@
-"""The fleet: what is known of each backend beside its URL, and of each model beside its name."""
+"""The fleet: what the operator says of each backend besides its URL, and of each model besides its name."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["BackendConfig", "ModelConfig", "completed"]
 
 @dataclass(frozen=True, slots=True)
 class BackendConfig:
-    """What is known of one backend; ``None`` where nobody has said anything.
+    """The configuration of one backend; ``None`` means not configured.
 
     Attributes:
-        url: base URL, as it stands in ``Settings.backends``.
-        name: for people; no other backend has it.
-        engine: a provider of the registry of engines; ``None``: to be found out.
-        weight: its share of requests, where backends are equally loaded.
-        api_key: what it is shown as a key.
-        models: names that it serves, in place of what it tells.
-        capacity: requests that it works on at a time.
-        max_requests_processing, max_requests_waiting: numbers it tells above which it is busy.
+        url: base URL, as in ``Settings.backends``.
+        name: shown to people; unique in the fleet.
+        engine: a provider in the engine registry; ``None`` to detect the engine.
+        weight: relative share of requests among equally loaded backends.
+        api_key: sent to the backend as the API key.
+        models: model names it serves, in place of the names it reports.
+        capacity: requests that it processes at a time.
+        max_requests_processing, max_requests_waiting: reported counts above which the backend is busy.
     """
 
     url: str
@@ -40,10 +40,10 @@ class BackendConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What holds for requests that ask for one model; ``None`` where nobody has said anything.
+    """The configuration of one model; ``None`` means not configured.
 
     Attributes:
-        balancing_policy: how a backend is chosen for them; ``None``: as for all others.
+        balancing_policy: how a backend is chosen for its requests; ``None`` for the policy of all other requests.
     """
 
     balancing_policy: str | None = None
@@ -52,10 +52,12 @@ class ModelConfig:
 def completed(
     urls: Iterable[str], described: Iterable[BackendConfig], key: SecretStr | None = None
 ) -> tuple[BackendConfig, ...]:
-    """One for each of ``urls``: the described one that means the same server, or one with defaults.
+    """One configuration for each URL: its description if there is one, else the defaults.
 
     Args:
-        key: for backends that have none of their own.
+        urls: decide which backends there are, and their order.
+        described: matched by server, so two spellings of one URL match.
+        key: for backends without a key of their own.
     """
     by_server = {server_of(backend.url): backend for backend in described}
     found = [replace(by_server.get(server_of(url)) or BackendConfig(url, name_of(url)), url=url) for url in urls]
@@ -63,7 +65,7 @@ def completed(
     return tuple(
         replace(
             backend,
-            # http://a:443 and https://a:443 have one short name.
+            # http://a:443 and https://a:443 have the same short name.
             name=backend.url if names.count(backend.name) > 1 else backend.name,
             api_key=backend.api_key or key,
         )

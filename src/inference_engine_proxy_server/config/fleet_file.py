@@ -1,6 +1,6 @@
-"""The fleet file (CONFIG_FILE), as it is read.
+"""Reads the fleet file (CONFIG_FILE).
 
-It is taken as a whole or refused as a whole, with one line that names the place; a key in it is never repeated.
+A file with a mistake is refused as a whole, with one line that names the place and never repeats a key.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from inference_engine_proxy_server.config.fleet_form import (
     FleetForm,
     ModelEntry,
 )
-from inference_engine_proxy_server.config.values import meant, needed
+from inference_engine_proxy_server.config.values import closest_name, requirement
 
 __all__ = ["FleetFile", "FleetFileError", "read_fleet_file"]
 
-_SHOWN = re.compile(r"[\w.-]{0,15}", re.ASCII)  # no secret is as short
-_MODEL = re.compile(r"[\w.:/@+-]{1,100}", re.ASCII)  # the name of a model is none
+_SHOWN = re.compile(r"[\w.-]{0,15}", re.ASCII)  # shorter than any secret
+_MODEL = re.compile(r"[\w.:/@+-]{1,100}", re.ASCII)  # model names are no secrets
 _FORMS: Mapping[str | int, type[BaseModel]] = {"backends": BackendEntry, "models": ModelEntry}
 
-# pydantic's own words are about Python.
+# Replaces pydantic's messages, which are about Python.
 _WORDS = {
-    "dict_type": "names with values are needed",
-    "list_type": "a list is needed",
-    "model_type": "names with values are needed",
-    "string_pattern_mismatch": "the name of an environment variable is needed",
-    "string_too_short": "a text is needed",
-    "string_type": "a text is needed",
-    "too_short": "at least one is needed, or leave the line out",
+    "dict_type": "must be a mapping",
+    "list_type": "must be a list",
+    "model_type": "must be a mapping",
+    "string_pattern_mismatch": "must be the name of an environment variable",
+    "string_too_short": "must not be empty",
+    "string_type": "must be text",
+    "too_short": "must not be empty; to leave it unset, remove the line",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class FleetFile:
-    """What a fleet file says.
+    """The content of a fleet file.
 
     Attributes:
         backends: in the file's order.
-        settings: by names of variables, written as those are.
-        models: by the names that requests ask for.
+        settings: texts by variable name.
+        models: by the names that requests use.
     """
 
     backends: tuple[BackendConfig, ...] = ()
@@ -58,33 +58,33 @@ class FleetFile:
 
 
 class FleetFileError(Exception):
-    """A fleet file that cannot be used; the text is one line that says where and why, and has no secret in it."""
+    """The fleet file cannot be used; the text is one line with the place and the reason, without any secret."""
 
 
 def read_fleet_file(path: Path, environ: Mapping[str, str], known_settings: Collection[str]) -> FleetFile:
-    """What the YAML file says.
+    """Read a YAML file.
 
     Args:
-        environ: has the keys that ``api_key_env`` names.
-        known_settings: names of all variables.
+        environ: has the variables that ``api_key_env`` names.
+        known_settings: the names of all variables.
 
     Raises:
-        FleetFileError: it cannot be read, or is not of the form.
+        FleetFileError: the file cannot be read, or is invalid.
     """
     text = _text_of(path)
     try:
         content = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
-        if content is None:  # an editor may be about to write it
-            raise FleetFileError(f"{path} is empty; with nothing to say it says 'settings: {{}}'")
+        if content is None:  # an editor may be about to write the content
+            raise FleetFileError(f"{path} is empty; if that is intended, write 'settings: {{}}'")
         form = FleetForm.model_validate(content)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        what = "has a name twice" if isinstance(error, _TwiceError) else "is not YAML"
+        what = "repeats a name" if isinstance(error, _TwiceError) else "is not YAML"
         raise FleetFileError(f"{path} {what}{f', line {mark.line + 1}' if mark else ''}") from None
     except ValidationError as error:
         raise FleetFileError(f"{path}: {_problem(error)}") from None
     except (ValueError, OverflowError, RecursionError):  # the YAML library's, such as for 2027-02-31
-        raise FleetFileError(f"{path} is not YAML, or has a date or a number that there is not") from None
+        raise FleetFileError(f"{path} is not YAML, or contains an impossible date or number") from None
     models = {name: entry.config() for name, entry in form.models.items()}
     return FleetFile(_backends(path, form, environ), _settings(path, form, known_settings), models)
 
@@ -114,19 +114,19 @@ def _settings(path: Path, form: FleetForm, known: Collection[str]) -> Mapping[st
     for written, value in form.settings.items():
         name = written.upper()
         if name in NOT_IN_THE_FILE:
-            raise FleetFileError(f"{path}: settings.{name} is not for this file: {NOT_IN_THE_FILE[name]}")
+            raise FleetFileError(f"{path}: settings.{name} cannot be set in this file: {NOT_IN_THE_FILE[name]}")
         if name not in known:
             raise FleetFileError(
                 f"{path}: settings.{_unknown(written, name, [name for name in known if name not in NOT_IN_THE_FILE])}"
             )
         if name in settings:
-            raise FleetFileError(f"{path}: settings.{name} is there twice")
+            raise FleetFileError(f"{path}: settings.{name} is set twice")
         settings[name] = value
     return settings
 
 
 class _TwiceError(yaml.MarkedYAMLError):
-    """A mapping has a name twice: YAML would keep the last one, and half a fleet could go without a word."""
+    """A mapping repeats a name: YAML would keep only the last value, and could drop half a fleet silently."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -141,9 +141,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def _problem(error: ValidationError) -> str:
-    """Where the first problem is, and what is allowed there."""
+    """The place of the first problem, and what is allowed there."""
     details = error.errors(include_input=False, include_url=False)
-    # A misspelt name is why the right one is missing.
+    # A misspelt name explains why the correct one is missing.
     detail = min(details, key=lambda detail: detail["type"] != "extra_forbidden")
     *parents, last = detail["loc"] or ("",)
     form = _FORMS.get(parents[0], FleetForm) if parents else FleetForm
@@ -153,12 +153,12 @@ def _problem(error: ValidationError) -> str:
         return place + _unknown(str(last), str(last), form.model_fields)
     place += _shown(last, known)
     if detail["type"] == "missing":
-        return f"{place} is needed"
+        return f"{place} is missing"
     schema = form.model_json_schema(schema_generator=ExactSchema)["properties"].get(last, {})
     has_range = "enum" in schema or schema.get("type") in {"integer", "number"}
     words = _WORDS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
-    said = needed(str(last), schema) if has_range and detail["type"] != "value_error" else words
-    return f"{place}: {said}" if place else said
+    text = requirement(str(last), schema) if has_range and detail["type"] != "value_error" else words
+    return f"{place}: {text}" if place else text
 
 
 def _names_of_models(place: Sequence[str | int]) -> list[str]:
@@ -166,17 +166,16 @@ def _names_of_models(place: Sequence[str | int]) -> list[str]:
 
 
 def _unknown(written: str, name: str, known: Collection[str]) -> str:
-    """What is said of a name that is not one of ``known``."""
-    close = meant(name, known, likeness=0.6)
+    """The message about a name that is not one of ``known``."""
+    close = closest_name(name, known, min_similarity=0.6)
     if close is not None:
         shown = written if re.fullmatch("[A-Za-z_-]+", written) else "***"
-        return f"{shown} is not known; did you mean {close}?"
-    are = "is" if len(known) == 1 else "are"
-    where = f"there {are} {', '.join(known)}" if len(known) < 20 else "`inference-proxy settings` lists those that are"
-    return f"{_shown(written, ())} is not known; {where}"
+        return f"{shown} is unknown; did you mean {close}?"
+    names = f"use one of: {', '.join(known)}" if len(known) < 20 else "`inference-proxy settings` lists all names"
+    return f"{_shown(written, ())} is unknown; {names}"
 
 
 def _shown(part: str | int, known: Collection[str]) -> str:
-    """A part of a place; a name that we do not know may be a secret in the wrong place."""
+    """A part of a place; an unknown name may be a misplaced secret."""
     text = str(part)
     return text if part in known or _SHOWN.fullmatch(text) else "***"

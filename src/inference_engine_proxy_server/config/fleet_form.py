@@ -1,4 +1,4 @@
-"""The form of the fleet file, and its JSON schema."""
+"""The structure of the fleet file, and its JSON schema."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ _NAME = "[A-Za-z0-9._-]{1,64}"
 
 NOT_IN_THE_FILE: Mapping[str, str] = MappingProxyType(
     {
-        "BACKENDS": "the file's own list 'backends' has its place",
-        "CONFIG_FILE": "it names this file, so it cannot stand in it",
-        "MODEL_DIR": "only Docker Compose uses it, which reads .env",
-        "MODEL": "only Docker Compose uses it, which reads .env",
+        "BACKENDS": "use the file's list 'backends'",
+        "CONFIG_FILE": "it names this file",
+        "MODEL_DIR": "only Docker Compose uses it, and reads it from .env",
+        "MODEL": "only Docker Compose uses it, and reads it from .env",
     }
 )
-"""Settings that the file cannot give, and why."""
+"""Settings that the file cannot set, and why."""
 
 
 def _as_name(value: str) -> str:
     if not re.fullmatch(_NAME, value):
-        raise ValueError("up to 64 letters, digits, '.', '_' and '-' are needed")
+        raise ValueError("must be up to 64 letters, digits, '.', '_' or '-'")
     return value
 
 
 def _as_text(value: object) -> str:
-    """A setting's value as its variable would have it."""
+    """A setting's value as text, as in its environment variable."""
     if isinstance(value, list):
         return ",".join(map(_as_text, value))
     if not isinstance(value, (str, bool, int, float)):
-        raise ValueError("a text, a number, true or false, or a list of these is needed")  # noqa: TRY004 - for pydantic
+        raise ValueError("must be text, a number, true or false, or a list of these")  # noqa: TRY004 - pydantic wants it
     return as_variable(value)
 
 
@@ -64,8 +64,8 @@ class _Entry(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_not_blank(cls, value: object) -> object:
-        if value is None:  # `models:` with nothing after it must not mean all models
-            raise ValueError("a value is needed, or leave the line out")
+        if value is None:  # `models:` without a value must not mean all models
+            raise ValueError("must have a value; to leave it unset, remove the line")
         return value
 
 
@@ -75,37 +75,37 @@ class BackendEntry(_Entry):
     model_config = ConfigDict(json_schema_extra={"not": {"required": ["api_key", "api_key_env"]}})
 
     url: Annotated[str, AfterValidator(as_base_url), Field(json_schema_extra={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"})]
-    """Base URL, such as http://llm-1:8080, without /v1."""
+    """Base URL such as http://llm-1:8080, without /v1."""
     name: _Name | None = None
-    """Name for people; without one it is host:port."""
+    """Display name; by default host:port."""
     engine: _Name | None = None
-    """Name of its engine, such as llamacpp or vllm; without one it is found out."""
+    """Name of its engine, such as llamacpp or vllm; detected by default."""
     weight: Annotated[float, Field(gt=0, le=1000)] | None = None
-    """Its share of requests, where backends are equally loaded; 1 without one."""
+    """Relative share of requests among equally loaded backends; by default 1."""
     api_key: Secret | None = None
-    """Key that it is shown, instead of BACKEND_API_KEY."""
+    """API key to send to it, instead of BACKEND_API_KEY."""
     api_key_env: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    """Name of the environment variable that has this key."""
+    """Name of the environment variable that holds this key."""
     models: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
-    """Names of the models that it serves, in place of those it tells."""
+    """Names of the models that it serves, in place of the names it reports."""
     capacity: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    """Requests that it works on at a time."""
+    """Requests that it processes at a time."""
     max_requests_processing: _Threshold | None = None
-    """Requests in process, as it tells them, above which it is busy and gets no new ones."""
+    """Reported requests in process above which it is busy and gets no new ones."""
     max_requests_waiting: _Threshold | None = None
-    """Requests waiting inside it, as it tells them, above which it is busy and gets no new ones."""
+    """Reported waiting requests above which it is busy and gets no new ones."""
 
     @model_validator(mode="after")
     def _has_one_key(self) -> BackendEntry:
         if self.api_key is not None and self.api_key_env is not None:
-            raise ValueError("'api_key' and 'api_key_env' cannot stand together")
+            raise ValueError("set 'api_key' or 'api_key_env', not both")
         return self
 
     def config(self, environ: Mapping[str, str]) -> BackendConfig:
-        """Raises ``ValueError`` if there is no key in the variable that it names."""
+        """The backend's configuration; raises ``ValueError`` if the variable that it names has no key."""
         key = self.api_key
         if self.api_key_env is not None:
-            # The name is not repeated: it may be a key that was written in the wrong place.
+            # The error does not repeat the name, which may be a misplaced key.
             secret = environ.get(self.api_key_env, "").strip()
             if not secret:
                 raise ValueError("the environment variable that it names is not set")
@@ -124,13 +124,13 @@ class BackendEntry(_Entry):
 
 
 class ModelEntry(_Entry):
-    """What holds for requests that ask for one model."""
+    """Settings of requests for one model."""
 
     balancing_policy: BalancingPolicy | None = None
-    """How a backend is chosen for them, instead of by BALANCING_POLICY."""
+    """How a backend is chosen for them, in place of BALANCING_POLICY."""
 
     def config(self) -> ModelConfig:
-        """The same, for who reads no files."""
+        """The model's configuration."""
         return ModelConfig(self.balancing_policy)
 
 
@@ -144,18 +144,18 @@ def _have_own_names(entries: list[BackendEntry]) -> list[BackendEntry]:
 
 
 class FleetForm(BaseModel):
-    """More about backends and models, and settings that neither command line nor environment nor .env gives."""
+    """Details of backends and models, and settings that command line, environment and .env leave unset."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True, title="Fleet file"
     )
 
     backends: Annotated[list[BackendEntry], Field(min_length=1), AfterValidator(_have_own_names)] = Field(default=[])
-    """The engine servers; BACKENDS, where it is set, says which of them are used."""
+    """The engine servers; BACKENDS, if set, selects which of them are used."""
     models: dict[Annotated[str, Field(min_length=1)], ModelEntry] = Field(default={})
-    """Models, by the names that requests ask for."""
+    """Models, by the names that requests use."""
     settings: dict[str, Annotated[Any, BeforeValidator(_as_text)]] = Field(default={})
-    """Settings by the names of their variables, in upper or lower case."""
+    """Settings by variable name, in upper or lower case."""
 
 
 class ExactSchema(GenerateJsonSchema):
@@ -166,10 +166,10 @@ class ExactSchema(GenerateJsonSchema):
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         default = schema.get("default")
-        is_worth_telling = isinstance(default, (str, int, float))
-        return super().default_schema(schema) if is_worth_telling else self.generate_inner(schema["schema"])
+        is_shown = isinstance(default, (str, int, float))
+        return super().default_schema(schema) if is_shown else self.generate_inner(schema["schema"])
 
-    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 - asked of every field
+    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 - the base class calls it for every field
         return False
 
 
@@ -177,7 +177,7 @@ def fleet_file_schema(settings: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of the file.
 
     Args:
-        settings: what its section ``settings`` may give.
+        settings: the model of its section ``settings``.
     """
     properties = settings.model_json_schema(schema_generator=ExactSchema)["properties"]
     schema = FleetForm.model_json_schema(schema_generator=ExactSchema)
@@ -187,7 +187,7 @@ def fleet_file_schema(settings: type[BaseModel]) -> dict[str, Any]:
             for name, of_field in properties.items()
             if name.upper() not in NOT_IN_THE_FILE
         },
-        # Names with small letters mean the same; a schema cannot say that, so they are left to the program.
+        # Names in lower case mean the same, which a schema cannot express; the program checks them.
         "patternProperties": {"^[A-Z_]*[a-z][A-Za-z_]*$": {"type": ["string", "number", "boolean", "array"]}},
         "additionalProperties": False,
     }

@@ -1,18 +1,15 @@
 """Every setting: its type, default, range and meaning.
 
-The name of a variable is the field's name in capitals; :mod:`.sources` says where its value comes from.
-``Settings(port=0)`` reads nothing at all.
+The environment variable of a setting is the field's name in capitals; :mod:`.sources` finds its value. Creating
+``Settings`` directly reads no file and no variable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field
 
-from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig, completed
 from inference_engine_proxy_server.config.values import (
     ApiKeys,
     BalancingPolicy,
@@ -29,10 +26,10 @@ from inference_engine_proxy_server.config.values import (
 
 __all__ = ["PathRule", "Settings", "as_variable"]
 
-# Control endpoints that change an engine for everybody behind it, or that reach past it.
-# Sources: all routes of vLLM 0.32.0 (vllm/entrypoints; /server_info tells its environment); llama.cpp
-# tools/server/server.cpp at 00dd081 (built-in tools and the CORS proxy are off unless asked for there; /v1/streams
-# lists other people's conversations).
+# Control endpoints that change an engine for all its clients, or that reach other systems through it.
+# Sources: all routes of vLLM 0.32.0 (vllm/entrypoints; /server_info reveals its environment); llama.cpp
+# tools/server/server.cpp at 00dd081 (built-in tools and the CORS proxy are off by default; /v1/streams lists the
+# conversations of all clients).
 _CONTROL_ENDPOINTS = (
     "/sleep, /wake_up, /pause, /resume, /abort_requests, /inference/v1/abort_requests, /collective_rpc,"
     "/server_info, /fault_tolerance/apply, /release_kv_cache_memory, /reset_prefix_cache, /reset_mm_cache,"
@@ -49,75 +46,75 @@ _Requests = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class Settings(BaseModel):
-    """All settings of one proxy process, checked; numbers are in the unit that their name ends with."""
+    """All settings of one proxy, validated; the name of a number ends with its unit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     port: Annotated[int, Field(ge=0, le=65_535)] = 8888
     """TCP port to listen on; 0 lets the operating system choose a free one."""
     host: HostName = "127.0.0.1"
-    """IP address or host name to listen on; 0.0.0.0 is every IPv4 address of this machine."""
+    """IP address or host name to listen on; 0.0.0.0 means every IPv4 address of this machine."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
-    """Processes that share the port, each with an event loop of its own; more than one needs Linux."""
+    """Processes that share the port, each with its own event loop; more than one needs Linux."""
     backends: BaseUrls = ()
     """Base URLs of the engine servers, separated by commas; `serve` needs at least one."""
     config_file: str | None = None
-    """YAML file with the fleet, and with settings that neither the environment nor `.env` gives."""
+    """YAML file that describes the fleet, and has settings that neither the environment nor `.env` sets."""
     model_dir: str | None = None
     """Directory with the model files; only the Compose files use it, to start the engines."""
     model: str | None = None
     """Model that the engines load; only the Compose files use it, to start the engines."""
 
     metrics_cache_ttl_seconds: _Seconds = 3
-    """Seconds between two refreshes of every backend's state."""
+    """Seconds between two polls of every backend's state."""
     backend_timeout_seconds: _Seconds = 300
-    """Longest wait in seconds for a backend's first response byte, and for each next byte of a stream."""
+    """Longest wait in seconds for the first byte of a backend's reply, and for each further byte."""
     backend_first_byte_timeout_seconds: _Seconds | None = None
-    """Longest wait in seconds for a backend's first response byte; without one BACKEND_TIMEOUT_SECONDS."""
+    """Longest wait in seconds for the first byte of a backend's reply; default: BACKEND_TIMEOUT_SECONDS."""
     backend_stream_idle_timeout_seconds: _Seconds | None = None
-    """Longest pause in seconds within a backend's reply; without one BACKEND_TIMEOUT_SECONDS."""
+    """Longest pause in seconds within a backend's reply; default: BACKEND_TIMEOUT_SECONDS."""
     request_timeout_seconds: _SecondsOrZero = 0
-    """Longest time in seconds from a whole request to the end of its reply; 0 sets no limit."""
+    """Longest time in seconds from the last byte of a request to the end of its reply; 0 means no limit."""
     backend_connect_timeout_seconds: _Seconds = 2
     """Longest wait in seconds for a new connection to a backend."""
     max_allowed_request_queue: _Requests = 6
-    """Requests in process on a llama.cpp backend above which it is busy and gets no new ones."""
+    """A llama.cpp backend that processes more requests than this is busy and gets no new ones."""
     max_allowed_deferred: _Requests = 3
-    """Requests waiting inside a llama.cpp backend above which it is busy and gets no new ones."""
+    """A llama.cpp backend in which more requests than this wait is busy and gets no new ones."""
     backend_idle_connection_seconds: _SecondsOrZero = 3
-    """Seconds for which an idle connection to a backend may be used again; 0 opens a new one for every request."""
+    """Seconds for which an idle connection to a backend may be reused; 0 opens a new one for every request."""
     llamacpp_keep_alive: bool = False
-    """Whether connections to llama.cpp are used again, although each idle one holds one of its HTTP threads for 5 s."""
+    """Whether connections to llama.cpp are reused; each idle one occupies one of its HTTP threads for 5 s."""
     suspect_after_seconds: _Seconds = 120
-    """Seconds without any sign of work after which a backend that has requests of ours is taken to be stuck."""
+    """Seconds without any sign of work after which a backend that has our requests counts as stuck."""
     health_test_requests: bool = False
-    """Whether a backend that seems stuck is asked to generate one token, to see whether it is."""
+    """Whether a backend that seems stuck is asked to generate one token as a test."""
     slow_start_seconds: _SecondsOrZero = 30
-    """Seconds in which a backend that has failed grows from a tenth of its share back to all of it; 0: at once."""
+    """Seconds in which a backend that has failed grows from a tenth of its share to the full share; 0: at once."""
 
     balancing_policy: BalancingPolicy = "least_requests"
-    """How a backend is chosen: the fewest requests, the soonest first token, the better of two, in turn, or by hash."""
+    """How a backend is picked: fewest requests, soonest first token, better of two, in turn, or by hash."""
     prefix_index_bytes: Annotated[int, Field(ge=2**16, le=2**40)] = 67_108_864
-    """Most memory in bytes for what is known of prompts that backends hold; only expected_time needs any."""
+    """Most memory in bytes for the index of prompts that backends hold; only expected_time uses it."""
     backend_queue_allowance: _Requests = 1
-    """Requests that a backend may have beyond those it can work on; all others wait in this proxy."""
+    """Requests that a backend may have beyond its slots; all others wait in the proxy."""
     max_queued_requests: _Requests = 1024
-    """Most requests that wait in this proxy for a free backend; more are answered with 429."""
+    """Most requests that wait in the proxy for a free backend; further ones are answered with 429."""
     queue_timeout_seconds: _Seconds = 30
     """Longest wait in seconds for a free backend; after it a request is answered with 503."""
     queue_updates: bool = False
-    """Whether every waiting stream is told its position by comments; else only one that asks by x-queue-updates."""
+    """Whether every waiting stream gets its queue position as comments, not only those with x-queue-updates."""
     priority_header: bool = False
-    """Whether requests may state their priority in x-priority, from -100 to 100."""
+    """Whether requests may set their priority in x-priority, from -100 to 100."""
 
     max_client_connections: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
-    """Most connections of clients; without a number 10,000, or two fifths of the files that may be open if fewer."""
+    """Most client connections; default: 10,000, or two fifths of the open-file limit if that is fewer."""
     max_requests_in_flight: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
-    """Most requests at a time, waiting ones included; more are answered with 503."""
+    """Most requests at a time, waiting ones included; further ones are answered with 503."""
     max_request_bytes_in_flight: Annotated[int, Field(ge=1, le=2**40)] = 536_870_912
-    """Most bytes of request bodies held at a time; a request beyond it is answered with 503."""
+    """Most bytes of request bodies in memory at a time; a request beyond it is answered with 503."""
     memory_limit_bytes: Annotated[int | None, Field(ge=2**26, le=2**50)] = None
-    """Memory in bytes that this process may use; without a number what its container may."""
+    """Memory in bytes that this process may use; default: the limit of its container."""
 
     max_request_body_bytes: Annotated[int, Field(ge=1, le=2**40)] = 67_108_864
     """Largest request body in bytes; a larger one is answered with 413."""
@@ -126,83 +123,56 @@ class Settings(BaseModel):
     max_request_line_bytes: Annotated[int, Field(ge=64, le=2**20)] = 8192
     """Longest request line in bytes; a longer one is answered with 414."""
     max_request_header_count: Annotated[int, Field(ge=1, le=10_000)] = 100
-    """Most header fields of one request; more are answered with 431."""
+    """Most header fields of one request; a request with more is answered with 431."""
 
     client_header_timeout_seconds: _Seconds = 10
-    """Longest time in seconds from a request's first byte to the end of its header section."""
+    """Longest time in seconds from the first byte of a request to the end of its header section."""
     client_body_timeout_seconds: _Seconds = 30
-    """Longest pause in seconds between two pieces of a request's body."""
+    """Longest pause in seconds within a request body."""
     client_body_total_timeout_seconds: _Seconds = 300
-    """Longest time in seconds for a whole request body, however steadily it comes."""
+    """Longest time in seconds for a whole request body, even if bytes keep arriving."""
     client_keep_alive_seconds: _Seconds = 75
-    """Seconds for which a client's idle connection stays open."""
+    """Seconds for which an idle client connection stays open."""
     client_write_stall_seconds: _Seconds = 60
-    """Seconds without progress after which a client that does not read its reply is cut off."""
+    """Seconds without progress after which a client that does not read its reply is disconnected."""
 
     api_keys: ApiKeys = ()
-    """Keys of clients, `NAME:SECRET` separated by commas; with a key set, every request to an engine needs one."""
+    """API keys of clients, `NAME:SECRET` separated by commas; once set, every request to an engine needs one."""
     api_keys_file: str | None = None
-    """YAML file with keys of clients and their limits; it is read again when it changes."""
+    """YAML file with API keys of clients and their limits; it is read again when it changes."""
     backend_api_key: Secret | None = None
-    """Key that this proxy shows to every backend, in place of the client's own."""
+    """Key that the proxy sends to every backend, in place of the client's own."""
     forward_client_key: bool = False
-    """Whether a client's key goes on to backends although it was checked here."""
+    """Whether the client's key is forwarded to backends although the proxy has checked it."""
     admin_key: Secret | None = None
-    """Key for everything below /admin/; without one it is off."""
+    """Key for all paths below /admin/; without it they are off."""
     admin_port: Annotated[int | None, Field(ge=0, le=65_535)] = None
-    """TCP port that serves /admin/ and /metrics instead of PORT; without one PORT does."""
+    """TCP port that serves /admin/ and /metrics instead of PORT; without it PORT does."""
     metrics_key: Secret | None = None
-    """Key for /metrics; without one everybody may read it."""
+    """Key for /metrics; without it anyone can read them."""
     health_details: Annotated[Literal["all", "key"], InLowerCase] = "all"
-    """Who sees the addresses of backends in /health: all, or only who has a key of a client."""
+    """Who sees the addresses of backends in /health: everyone (all), or only clients with an API key (key)."""
     trusted_proxies: Networks = ()
-    """Addresses or networks of proxies in front whose X-Forwarded-* headers count; `private` for all private ones."""
+    """Proxies in front whose X-Forwarded-* headers are trusted: addresses, networks, or `private`."""
     tls_cert_file: str | None = None
-    """PEM file with the certificate and its chain; with it clients reach this proxy over HTTPS only."""
+    """PEM file with the certificate and its chain; with it clients reach the proxy only over HTTPS."""
     tls_key_file: str | None = None
-    """PEM file with the certificate's private key."""
+    """PEM file with the private key of the certificate."""
 
     blocked_paths: PathRules = as_path_rules(_CONTROL_ENDPOINTS)
-    """Rules `[METHOD ]/path[*]`, separated by commas, for requests that are answered with 403; empty lifts them all."""
+    """Rules `[METHOD ]/path[*]`, separated by commas, for requests answered with 403; empty blocks nothing."""
     backend_header: bool = True
     """Whether replies name their backend in the header x-backend."""
     explain_header: bool = False
-    """Whether a request may ask, by x-proxy-explain: 1, why it was sent where it was; the reply names backends."""
+    """Whether requests with x-proxy-explain: 1 get the reason for their routing; it reveals backend names."""
 
     access_log: bool = True
     """Whether every request is logged as one line."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], InLowerCase] = "info"
-    """Least important kind of message that is logged."""
+    """Lowest level that is logged."""
     log_format: Annotated[Literal["text", "json"], InLowerCase] = "text"
-    """Log lines as text for people or as one JSON object each for programs."""
+    """Format of log lines: text for people, or one JSON object per line for programs."""
     drain_grace_seconds: _SecondsOrZero = 5
-    """Seconds after SIGTERM in which new requests are still served, if somebody has been asking /readyz."""
+    """Seconds after SIGTERM in which new requests are still served, if something has been asking /readyz."""
     drain_timeout_seconds: _SecondsOrZero = 300
-    """Seconds after SIGTERM in which running requests may end by themselves."""
-
-    _described: tuple[BackendConfig, ...] = PrivateAttr(default=())
-    _models: Mapping[str, ModelConfig] = PrivateAttr(default_factory=dict)
-
-    @property
-    def fleet(self) -> tuple[BackendConfig, ...]:
-        """What is known of each of :attr:`backends`, in their order."""
-        return completed(self.backends, self._described, self.backend_api_key)
-
-    @property
-    def models(self) -> Mapping[str, ModelConfig]:
-        """What is said of models, by the names that requests ask for."""
-        return self._models
-
-    def with_fleet_of(self, others: Settings) -> Settings:
-        """These settings, with the fleet of ``others``."""
-        own = {"backends": others.backends, "backend_api_key": others.backend_api_key}
-        return self.model_copy(update=own).described_by(others._described, others._models)
-
-    def described_by(
-        self, backends: Iterable[BackendConfig], models: Mapping[str, ModelConfig] = MappingProxyType({})
-    ) -> Settings:
-        """These settings, with a :attr:`fleet` that has what ``backends`` say of the same URLs, and with ``models``."""
-        copy = self.model_copy()
-        copy._models = models  # noqa: SLF001 - as the next
-        copy._described = tuple(backends)  # noqa: SLF001 - of its own class, and nobody has seen the copy yet
-        return copy
+    """Seconds after SIGTERM in which running requests may end."""

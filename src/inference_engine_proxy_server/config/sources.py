@@ -1,6 +1,6 @@
-"""Where settings come from: command line, environment, ``.env``, fleet file, default; the first that has a value wins.
+"""Loads the configuration from command line, environment, ``.env``, fleet file and defaults; the first value wins.
 
-A further source is one more entry in :func:`load_settings`. Nothing is read on import.
+A new source is one more entry in :func:`load_settings`. Importing this module reads nothing.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from dotenv.parser import parse_stream
 from pydantic import ValidationError
 
 from inference_engine_proxy_server.config.base_urls import server_of
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet_file import FleetFile, FleetFileError, read_fleet_file
 from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.config.values import meant, needed
+from inference_engine_proxy_server.config.values import closest_name, requirement
 
-__all__ = ["CONFIG_FILE_ORIGIN", "LoadedSettings", "SettingsError", "load_settings"]
+__all__ = ["CONFIG_FILE_ORIGIN", "ENV_FILE", "LoadedSettings", "SettingsError", "load_settings", "settings_files"]
 
+ENV_FILE = Path(".env")
+"""In the working directory."""
 CONFIG_FILE_ORIGIN = "config file"
 _SECRETS = frozenset({"api_keys", "backend_api_key", "admin_key", "metrics_key"})
 _VARIABLES = tuple(field.upper() for field in Settings.model_fields)
 
 
 class SettingsError(Exception):
-    """Settings that cannot be used; the text has one line per problem."""
+    """The settings cannot be used; the text has one line for each problem."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -36,16 +39,26 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
-    """Settings, and what a person may want to know about where they come from.
+    """A configuration, and where it comes from.
 
     Attributes:
         origins: for every variable "command line", "environment", ".env", "config file" or "default".
-        warnings: lines to show; nothing in them stops the start.
+        warnings: one line each, for people; none prevents the start.
     """
 
-    settings: Settings
+    configuration: Configuration
     origins: Mapping[str, str]
     warnings: tuple[str, ...]
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the configuration."""
+        return self.configuration.settings
+
+
+def settings_files(settings: Settings) -> tuple[Path, ...]:
+    """The files that ``settings`` and their fleet come from."""
+    return (ENV_FILE,) if settings.config_file is None else (ENV_FILE, Path(settings.config_file))
 
 
 def load_settings(
@@ -55,39 +68,56 @@ def load_settings(
     command_line: Mapping[str, str] | None = None,
     backends_required: bool = False,
 ) -> LoadedSettings:
-    """The settings that these sources give; a source's empty value counts as not given, but for BLOCKED_PATHS.
+    """Load the configuration. An empty value counts as not set, except for BLOCKED_PATHS.
+
+    Args:
+        environ: environment variables.
+        env_file: may be missing.
+        command_line: values by variable name.
+        backends_required: at least one backend must be configured.
 
     Raises:
-        SettingsError: a value is not allowed, ``env_file`` or the fleet file cannot be used, or there are no BACKENDS
-            although ``backends_required``.
+        SettingsError: a value is invalid, ``env_file`` or the fleet file cannot be used, or BACKENDS is required and
+            not set.
     """
     env_file_values, problems = _read_env_file(env_file)
     sources = {"command line": command_line or {}, "environment": environ, ".env": env_file_values}
     config_file, _ = _first_of(sources, "CONFIG_FILE")
     fleet = FleetFile()
-    if config_file is not None:
-        try:
-            fleet = read_fleet_file(Path(config_file), env_file_values | _not_empty(environ), _VARIABLES)
-        except FleetFileError as error:
-            problems.append(str(error))
-            backends_required = False  # they may be in there
+    try:
+        fleet = _read_fleet_file(config_file, env_file_values, environ)
+    except FleetFileError as error:
+        problems.append(str(error))
+        backends_required = False  # the file may list them
     sources[CONFIG_FILE_ORIGIN] = {"BACKENDS": ",".join(backend.url for backend in fleet.backends), **fleet.settings}
 
     found = {name: _first_of(sources, name) for name in _VARIABLES}
     given = {name.lower(): value for name, (value, _) in found.items() if value is not None}
     origins = {name: origin for name, (_, origin) in found.items()}
-    problems += _contradictions(given)
-    if backends_required and "backends" not in given:
-        example = "BACKENDS=http://127.0.0.1:8080,http://127.0.0.1:8081"
-        problems.append(f"BACKENDS is not set: the base URLs of the engine servers are needed, such as {example}")
+    problems += _missing_settings(given, backends_required=backends_required)
+    settings = _validated(given, problems, origins, config_file)
+    warnings = (*_misspellings(env_file_values), *_doubled_paths(settings), *_unused(fleet, settings, origins))
+    configuration = Configuration.of(settings, fleet.backends, fleet.models)
+    return LoadedSettings(configuration, MappingProxyType(origins), warnings)
+
+
+def _read_fleet_file(file: str | None, env_file_values: Mapping[str, str], environ: Mapping[str, str]) -> FleetFile:
+    if file is None:
+        return FleetFile()
+    return read_fleet_file(Path(file), {**env_file_values, **_not_empty(environ)}, _VARIABLES)
+
+
+def _validated(
+    given: Mapping[str, str], problems: Sequence[str], origins: Mapping[str, str], config_file: str | None
+) -> Settings:
+    """The settings that the texts in ``given`` mean; raises ``SettingsError`` if anything is wrong with them."""
     try:
-        settings = Settings.model_validate(given).described_by(fleet.backends, fleet.models)
+        settings = Settings.model_validate(given)
     except ValidationError as error:
         raise SettingsError([*problems, *_problems(error, origins, config_file)]) from None
     if problems:
         raise SettingsError(problems)
-    warnings = (*_misspellings(env_file_values), *_doubled_paths(settings), *_unused(fleet, settings, origins))
-    return LoadedSettings(settings, MappingProxyType(origins), warnings)
+    return settings
 
 
 def _not_empty(values: Mapping[str, str]) -> dict[str, str]:
@@ -95,7 +125,7 @@ def _not_empty(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _first_of(sources: Mapping[str, Mapping[str, str]], name: str) -> tuple[str | None, str]:
-    """The variable's value and the source that it is from."""
+    """The variable's value and its source."""
     for origin, values in sources.items():
         value = values[name].strip() if name in values else None
         if value or (value is not None and name == "BLOCKED_PATHS"):
@@ -104,7 +134,7 @@ def _first_of(sources: Mapping[str, Mapping[str, str]], name: str) -> tuple[str 
 
 
 def _read_env_file(env_file: Path) -> tuple[dict[str, str], list[str]]:
-    """The file's variables as written (``$`` is not expanded), and one line for each thing wrong with it."""
+    """The file's variables as written (``$`` is not expanded), and one line for each problem in it."""
     try:
         text = env_file.read_text("utf-8-sig")
     except FileNotFoundError:
@@ -112,19 +142,22 @@ def _read_env_file(env_file: Path) -> tuple[dict[str, str], list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         return {}, [f".env cannot be read: {error.strerror if isinstance(error, OSError) else 'it is not UTF-8 text'}"]
     bindings = list(parse_stream(io.StringIO(text)))
-    # The line itself may hold a secret, so only its number is shown.
+    # The line may contain a secret, so only its number is shown.
     problems = [f".env line {binding.original.line} is not NAME=value" for binding in bindings if binding.error]
     return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}, problems
 
 
-def _contradictions(given: Mapping[str, str]) -> list[str]:
-    """Settings that need another one."""
+def _missing_settings(given: Mapping[str, str], *, backends_required: bool) -> list[str]:
+    """One line for each setting that is missing: required as such, or by another setting."""
     problems = []
     if given.get("health_details", "").lower() == "key" and not given.keys() & {"api_keys", "api_keys_file"}:
-        problems.append("HEALTH_DETAILS is 'key': that needs API_KEYS or API_KEYS_FILE")
+        problems.append("HEALTH_DETAILS is 'key': set API_KEYS or API_KEYS_FILE, too")
     for one, other in (("tls_cert_file", "tls_key_file"), ("tls_key_file", "tls_cert_file")):
         if one in given and other not in given:
-            problems.append(f"{one.upper()} is set and {other.upper()} is not: both are needed")
+            problems.append(f"{one.upper()} is set and {other.upper()} is not: set both")
+    if backends_required and "backends" not in given:
+        example = "BACKENDS=http://127.0.0.1:8080,http://127.0.0.1:8081"
+        problems.append(f"BACKENDS is not set: list the base URLs of the engine servers, such as {example}")
     return problems
 
 
@@ -135,36 +168,36 @@ def _problems(error: ValidationError, origins: Mapping[str, str], config_file: s
         field = str(detail["loc"][0])
         name = field.upper()
         own_words = detail["msg"].removeprefix("Value error, ") if detail["type"] == "value_error" else None
-        # Neither a key nor a password in a refused URL must end up in a log.
+        # Keys, and passwords in rejected URLs, must not appear in a log.
         shown = "***" if field in _SECRETS else re.sub(r"//[^\s,]*@", "//***@", str(detail["input"]))
         shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
         place = f"{config_file}: settings." if origins[name] == CONFIG_FILE_ORIGIN else ""
-        problems.append(f"{place}{name} is {shown!r}: {own_words or needed(name, schemas[field])}")
+        problems.append(f"{place}{name} is {shown!r}: {own_words or requirement(name, schemas[field])}")
     return problems
 
 
 def _misspellings(names: Mapping[str, str]) -> list[str]:
-    """Warnings about names that look like ours; others are not, as .env is shared with Docker Compose."""
+    """Warnings about names that resemble a setting. Other names are fine: Docker Compose shares the file."""
     return [
-        f".env: {name} is not known; did you mean {close}?"
+        f".env: {name} is not a setting; did you mean {close}?"
         for name in names
-        if name not in _VARIABLES and (close := meant(name.upper(), _VARIABLES, likeness=0.85))
+        if name not in _VARIABLES and (close := closest_name(name.upper(), _VARIABLES, min_similarity=0.85))
     ]
 
 
 def _doubled_paths(settings: Settings) -> list[str]:
     return [
-        f"BACKENDS: {url} ends with /v1, which requests bring with them: leave it out"
+        f"BACKENDS: {url} ends with /v1, but request paths already begin with it: remove it"
         for url in settings.backends
         if url.endswith("/v1")
     ]
 
 
 def _unused(fleet: FleetFile, settings: Settings, origins: Mapping[str, str]) -> list[str]:
-    """Warnings about backends of the fleet file that BACKENDS, which goes before it, does not list."""
+    """Warnings about backends in the fleet file that BACKENDS from another source does not list."""
     used = set(map(server_of, settings.backends))
     return [
-        f"{settings.config_file}: {backend.url} is not used, as BACKENDS ({origins['BACKENDS']}) does not list it"
+        f"{settings.config_file}: {backend.url} is not used: BACKENDS ({origins['BACKENDS']}) does not list it"
         for backend in fleet.backends
         if server_of(backend.url) not in used
     ]

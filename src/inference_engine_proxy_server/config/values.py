@@ -1,4 +1,4 @@
-"""The kinds of values that settings have: how each is written, checked, asked for and shown."""
+"""The types of setting values: how each is parsed, validated, described in errors, and written back."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ __all__ = [
     "as_path_rules",
     "as_secret",
     "as_variable",
-    "meant",
-    "needed",
+    "closest_name",
+    "requirement",
 ]
 
-_HOST = r"^([0-9A-Za-z._-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*)$"  # two colons: IPv6, not "address:port"
+_HOST = r"^([0-9A-Za-z._-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*)$"  # two colons make it IPv6, not "address:port"
 _PRIVATE_NETWORKS = ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7")
 _PATH_RULE = re.compile(r"(?:([A-Za-z]+)\s+)?(/[^\s*?#%,]*)(\*?)")
 
 
 @dataclass(frozen=True, slots=True)
 class PathRule:
-    """Requests that are not passed on.
+    """A rule that blocks requests.
 
     Attributes:
-        method: upper case; ``None`` means every method.
-        path: percent-decoded, begins with a slash.
-        is_prefix: every path that begins with ``path`` is meant, not only ``path`` itself.
+        method: in upper case; ``None`` for every method.
+        path: percent-decoded, with a leading slash.
+        is_prefix: the rule covers every path that begins with ``path``.
     """
 
     method: str | None
@@ -63,7 +63,7 @@ def _items(value: object) -> list[object]:
 def _as_base_urls(value: object) -> tuple[str, ...]:
     urls = distinct_base_urls(map(str, _items(value)))
     if isinstance(value, str) and not urls:
-        raise ValueError("at least one base URL like http://llm-1:8080 is needed")
+        raise ValueError("must list at least one base URL like http://llm-1:8080")
     return urls
 
 
@@ -77,7 +77,7 @@ def _as_path_rule(item: object) -> PathRule:
 
 
 def as_path_rules(value: object) -> tuple[PathRule, ...]:
-    """Rules separated by commas, or a sequence of them."""
+    """Rules from a text with commas, or from a sequence."""
     return tuple(_as_path_rule(item) for item in _items(value))
 
 
@@ -106,9 +106,9 @@ def _in_lower_case(value: object) -> object:
 
 
 def as_secret(value: Any) -> Any:
-    """A key as it is; raises ``ValueError``, without repeating it, if no header can carry it."""
+    """The key, unchanged; raises ``ValueError``, without repeating the key, if no header can carry it."""
     if isinstance(value, str) and not re.fullmatch(r"[\x21-\x7e]+", value):
-        raise ValueError("a key has no blanks and no letters beyond ASCII")
+        raise ValueError("must be printable ASCII without blanks")
     return value
 
 
@@ -126,7 +126,7 @@ Secret = Annotated[SecretStr, BeforeValidator(as_secret)]
 
 
 def as_variable(value: object) -> str:
-    """A setting's value as one would write it in the environment; ``None`` is the empty string."""
+    """A setting's value as it is written in the environment, secrets hidden; ``None`` is the empty string."""
     if value is None:
         return ""
     if isinstance(value, (tuple, list)):
@@ -138,28 +138,30 @@ def as_variable(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def meant(name: str, known: Iterable[str], likeness: float) -> str | None:
-    """The known name that ``name`` looks like a misspelling of.
+def closest_name(name: str, known: Iterable[str], min_similarity: float) -> str | None:
+    """The known name that ``name`` probably misspells; ``None`` when none is similar enough.
 
     Args:
-        likeness: from 0 to 1, how alike they must be.
+        name: as written.
+        known: correct names.
+        min_similarity: from 0 to 1.
     """
-    # A forgotten unit is the likeliest slip, but too many letters for the comparison.
+    # A missing unit is the most likely mistake, but too long for the similarity.
     full = list(known)
     candidates = {re.sub("_(SECONDS|BYTES)$", "", name): name for name in full} | {name: name for name in full}
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=likeness)
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=min_similarity)
     return candidates[close[0]] if close else None
 
 
-def needed(name: str, schema: Mapping[str, Any]) -> str:
-    """What the variable ``name`` accepts, in words, from its part of the JSON schema."""
-    schema = schema.get("anyOf", [schema])[0]  # the other one is null
+def requirement(name: str, schema: Mapping[str, Any]) -> str:
+    """What the variable ``name`` must be, in words, from its part of the JSON schema."""
+    schema = schema.get("anyOf", [schema])[0]  # the second is null
     if "enum" in schema:
-        return f"one of {', '.join(schema['enum'])} is needed"
+        return f"must be one of {', '.join(schema['enum'])}"
     if "pattern" in schema:
-        return "an IP address or a host name, without a port, is needed"
+        return "must be an IP address or a host name, without a port"
     if schema["type"] not in {"integer", "number"}:
-        return "true or false is needed"
+        return "must be true or false"
     unit = next((f" of {unit}" for unit in ("seconds", "bytes") if name.endswith(f"_{unit.upper()}")), "")
     low = f"from {schema['minimum']} to" if "minimum" in schema else f"above {schema['exclusiveMinimum']} and up to"
-    return f"a {'whole ' * (schema['type'] == 'integer')}number{unit} {low} {schema['maximum']} is needed"
+    return f"must be a {'whole ' * (schema['type'] == 'integer')}number{unit} {low} {schema['maximum']}"

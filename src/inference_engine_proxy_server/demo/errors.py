@@ -1,4 +1,4 @@
-"""Why the demo cannot run."""
+"""The demo's error."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ INSTALL_HINT = "pip install 'inference-engine-proxy-server[demo]'"
 
 
 class DemoUnavailable(Exception):
-    """The demo cannot run here; the message is one line that says what is wrong and what to do."""
+    """The demo cannot run; the message is one line with the reason and the remedy."""

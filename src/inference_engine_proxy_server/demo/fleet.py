@@ -1,8 +1,8 @@
-"""Two llama.cpp servers as child processes that cannot outlive us.
+"""Runs two llama.cpp servers as child processes that cannot outlive this process.
 
-Each child holds the reading end of a pipe as its standard input and ends when that pipe ends. The system closes our
-end however we go, ``SIGKILL`` included. The children have sessions of their own, so that Ctrl-C in the terminal
-reaches only us: the proxy finishes first and then its servers.
+Each child has a pipe as its standard input and ends when that pipe ends. The operating system closes the other end when
+this process ends in any way, including ``SIGKILL``. The children have their own sessions, so that Ctrl-C in a terminal
+reaches only this process: first the proxy stops, and then its servers.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ __all__ = ["MODEL_NAME", "SERVER_COUNT", "curl_line", "demo_fleet", "running_ser
 
 MODEL_NAME = "gemma-3-270m"
 SERVER_COUNT = 2
-_READY_DEADLINE_SECONDS = 120.0  # loading took 1.5 s on a warm disk; a slow disk and a busy machine get plenty
+_READY_DEADLINE_SECONDS = 120.0  # loading takes 1.5 s from a warm disk; leaves time for slow disks
 _PROGRESS_SECONDS = 5.0
-_STOP_SECONDS = 5.0  # a child that is still loading notices the end only afterwards; it has nothing to save
-_LAST_WORDS = 3
+_STOP_SECONDS = 5.0  # a child that is still loading is killed; it has nothing to save
+_QUOTED_LINES = 3
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def demo_fleet(report: Callable[[str], None]) -> Iterator[tuple[str, ...]]:
     """Run ``SERVER_COUNT`` llama.cpp servers for as long as the ``with`` block lasts; gives their base URLs.
 
     Args:
-        report: gets one line for each step that takes a while, ready to be printed.
+        report: called with one printable line for each step that takes seconds.
 
     Raises:
         DemoUnavailable: the extra is not installed, its model is damaged, or a server did not start.
@@ -52,27 +52,27 @@ def demo_fleet(report: Callable[[str], None]) -> Iterator[tuple[str, ...]]:
 
 @contextmanager
 def running_servers(model: Path, report: Callable[[str], None]) -> Iterator[tuple[str, ...]]:
-    """``demo_fleet`` with a given model file."""
+    """The same with a given model file."""
     servers: list[_Server] = []
     try:
         report(f"loading {MODEL_NAME} into {SERVER_COUNT} llama.cpp servers on the CPU ...")
         for _ in range(SERVER_COUNT):
-            servers.append(_Server(model))  # noqa: PERF401 - those already started must be known if the next one fails
+            servers.append(_Server(model))  # noqa: PERF401 - a failure must find the servers that have started
         yield _wait_until_ready(servers, report)
     finally:
         for server in servers:
-            server.dismiss()
+            server.begin_shutdown()
         for server in servers:
             server.reap()
 
 
 def curl_line(base_url: str) -> str:
-    """A ``curl`` command, ready to paste into a shell, that streams a chat completion from ``base_url``."""
+    """A shell command that streams a chat completion from ``base_url`` with ``curl``."""
     request = {
         "model": MODEL_NAME,
         "stream": True,
         "max_tokens": 60,
-        # The model continues text; it was not trained to answer.
+        # The model continues text and is not trained to answer.
         "messages": [{"role": "user", "content": "A computer network is"}],
     }
     address = shlex.quote(f"{base_url.rstrip('/')}/v1/chat/completions")
@@ -80,10 +80,10 @@ def curl_line(base_url: str) -> str:
 
 
 class _Server:
-    """One child process; its address comes through its standard output when it is ready."""
+    """One child process, which writes its address to its standard output when it is ready."""
 
     def __init__(self, model: Path) -> None:
-        # A file and not a pipe: nobody reads the log, and a full pipe would block the engine.
+        # A file, because nothing reads the log, and a full pipe would block the engine.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `reap`
         command = [sys.executable, "-P", str(Path(__file__).with_name("engine.py")), str(model), MODEL_NAME]
         try:
@@ -103,24 +103,24 @@ class _Server:
         self.announcement = self._process.stdout
 
     def address(self) -> str:
-        """Its base URL; call when ``announcement`` is readable.
+        """Its base URL; blocks unless ``announcement`` is readable.
 
         Raises:
-            DemoUnavailable: it ended instead.
+            DemoUnavailable: the process has ended.
         """
         line = self.announcement.readline()
         if line:
             return line.decode().strip()
         status = self._process.wait()
         reason = f"exit status {status}" if status >= 0 else f"ended by {signal.Signals(-status).name}"
-        raise DemoUnavailable(f"a demo server did not start ({reason}): {self._last_words()}")
+        raise DemoUnavailable(f"a demo server did not start ({reason}): {self._last_log_lines()}")
 
-    def dismiss(self) -> None:
-        """Let it end; does not wait."""
+    def begin_shutdown(self) -> None:
+        """Let the process end, without waiting."""
         self._lifeline.close()
 
     def reap(self) -> None:
-        """Wait until it has ended, by force if it takes too long."""
+        """Wait until the process has ended, and kill it if it takes too long."""
         try:
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -129,10 +129,10 @@ class _Server:
         self.announcement.close()
         self._log.close()
 
-    def _last_words(self) -> str:
+    def _last_log_lines(self) -> str:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").split("\n")
-        return " | ".join([line.strip() for line in lines if line.strip()][-_LAST_WORDS:])
+        return " | ".join([line.strip() for line in lines if line.strip()][-_QUOTED_LINES:])
 
 
 def _wait_until_ready(servers: Sequence[_Server], report: Callable[[str], None]) -> tuple[str, ...]:
@@ -154,6 +154,6 @@ def _wait_until_ready(servers: Sequence[_Server], report: Callable[[str], None])
 
 
 def _threads() -> int:
-    """Threads of each server: together they use the CPUs this process may use."""
+    """Threads of each server; together they use all CPUs that this process may use."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cpus // SERVER_COUNT)

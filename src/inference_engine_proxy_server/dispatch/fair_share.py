@@ -1,77 +1,56 @@
-"""Where a request stands among others when they must wait: whose it is, how urgent, and how much work."""
+"""The inputs of fair queueing for one request: its sender, its priority and its estimated work in tokens."""
 
 from __future__ import annotations
 
-import re
-
-import msgspec
-
-from inference_engine_proxy_server.access.gate import Access
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+from inference_engine_proxy_server.requests.headers import stated_priority
 from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.requests.token_sizes import USUAL_BYTES_A_TOKEN
-from inference_engine_proxy_server.wire.exchange import Exchange
 
 __all__ = ["FairShare"]
 
-_PRIORITY = re.compile(rb"(?:^|\n)x-priority:[ \t]*(-?[0-9]{1,3})[ \t]*\r\n", re.IGNORECASE)
-_USUAL_ANSWER_TOKENS = 256  # of a request that sets no bound
-_MOST_ANSWER_TOKENS = 131_072  # no answer is longer, whatever a request sets
-
-
-class _Sized(msgspec.Struct):
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
-    n_predict: int | None = None
-
-
-_sized_decoder = msgspec.json.Decoder(_Sized)
+_USUAL_ANSWER_TOKENS = 256  # assumed for a request that sets no bound
+_MOST_ANSWER_TOKENS = 131_072  # upper bound of the estimate, whatever a request sets
 
 
 class FairShare:
-    """Where a request stands among others when they must wait.
+    """Estimates how a request shares the queue with others.
 
     Args:
-        takes_priority_header: whether requests may state their priority.
+        takes_priority_header: whether requests may state their priority in ``x-priority``.
     """
 
     def __init__(self, *, takes_priority_header: bool) -> None:
         self._takes_priority_header = takes_priority_header
 
-    def sender(self, exchange: Exchange) -> str:
-        """Whose request it is: its key's name, or its client's address without the port."""
-        access: Access | None = exchange.head.access
-        return f"key {access.key.name}" if access is not None else _address(exchange.client)
+    def sender(self, request: ProxiedRequest) -> str:
+        """The sender of ``request``: the name of its key, or its client's address without the port."""
+        access = request.access
+        return f"key {access.key.name}" if access is not None else _address(request.client)
 
-    def priority(self, exchange: Exchange) -> int:
-        """From -100 to 100, higher goes first: its key's, or what it states where that is allowed and no more."""
-        access: Access | None = exchange.head.access
-        stated = _PRIORITY.search(exchange.head.passed_on) if self._takes_priority_header else None
+    def priority(self, request: ProxiedRequest) -> int:
+        """From -100 to 100, higher goes first: the priority that ``request`` states if allowed, else its key's.
+
+        A stated priority is capped by the key's.
+        """
+        access = request.access
+        stated = stated_priority(request.head.passed_on) if self._takes_priority_header else None
         if stated is None:
             return 0 if access is None else access.key.priority
         most = 100 if access is None else access.key.priority
-        return max(-100, min(int(stated[1]), most))
+        return max(-100, min(stated, most))
 
-    def tokens(self, exchange: Exchange, prompt: Prompt | None) -> float:
-        """An estimate of the work that it is: its prompt's tokens and those that its answer may have.
+    def tokens(self, request: ProxiedRequest, prompt: Prompt | None) -> float:
+        """The estimated work of ``request``: tokens of its prompt and of its longest permitted answer.
 
         Args:
-            prompt: of its body; ``None``: nobody has read it, so the body's length has to do.
+            prompt: of the request; ``None`` when the prompt has not been read, so that the body's length is used.
         """
         if prompt is None:
-            tokens, answer = len(exchange.body) / USUAL_BYTES_A_TOKEN, _answer_tokens(exchange.body)
+            tokens, answer = len(request.body) / USUAL_BYTES_A_TOKEN, request.content.answer_tokens
         else:
             tokens, answer = prompt.tokens, prompt.answer_tokens
         return 1 + tokens + (_USUAL_ANSWER_TOKENS if answer is None else min(answer, _MOST_ANSWER_TOKENS))
-
-
-def _answer_tokens(body: bytes) -> int | None:
-    try:
-        sized = _sized_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None  # not JSON, or not what an engine would take
-    bounds = (sized.max_completion_tokens, sized.max_output_tokens, sized.max_tokens, sized.n_predict)
-    return next((bound for bound in bounds if bound is not None and bound >= 0), None)
 
 
 def _address(client: str) -> str:

@@ -1,81 +1,66 @@
-"""Tells a stream's reader, while its request waits, which it is in line: by comments, which readers of events skip.
+"""Sends queue positions to waiting streams as SSE comments, which clients skip.
 
-They commit the reply's status, 200, before any engine has answered. So what goes wrong later can only be told by an
-event in the stream, and the reply cannot name its backend. That is why they must be asked for.
+The first comment commits the reply to status 200 before any engine has answered. Later errors can only be reported by
+an event in the stream, and the reply cannot name its backend. Therefore clients must ask for queue updates.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import msgspec
-
+from inference_engine_proxy_server.dispatch.leases import Lease
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest, RequestQueue
-from inference_engine_proxy_server.fleet.backend import Lease
+from inference_engine_proxy_server.requests.headers import wants_queue_updates
 from inference_engine_proxy_server.requests.prompt import Prompt
-from inference_engine_proxy_server.wire.exchange import Exchange
 
 __all__ = ["QueueUpdates"]
 
 _EVERY_SECONDS = 1.0
-_ASKED_FOR = re.compile(rb"(?:^|\n)x-queue-updates:[ \t]*(?:true|1|yes|on)[ \t]*\r\n", re.IGNORECASE)
-
-
-class _Streaming(msgspec.Struct):
-    stream: bool = False
-
-
-_decoder = msgspec.json.Decoder(_Streaming)
 
 
 class QueueUpdates:
-    """Sends them.
+    """Sends queue updates.
 
     Args:
-        line: where requests wait.
-        to_all: also to streams that do not ask for them.
+        queue: where requests wait.
+        to_all: whether streams that do not ask for updates get them, too.
     """
 
-    def __init__(self, line: RequestQueue[Lease], *, to_all: bool) -> None:
-        self._line = line
+    def __init__(self, queue: RequestQueue[Lease], *, to_all: bool) -> None:
+        self._queue = queue
         self._to_all = to_all
 
     @asynccontextmanager
     async def during(
-        self, exchange: Exchange, waiter: QueuedRequest[Lease], prompt: Prompt | None
+        self, request: ProxiedRequest, queued: QueuedRequest[Lease], prompt: Prompt | None
     ) -> AsyncIterator[None]:
-        """Send them to ``exchange`` while ``waiter`` waits in it, if they are wanted.
+        """Send updates to ``request`` while it waits as ``queued``, if it is a stream that gets them.
 
         Args:
-            prompt: of its body; ``None``: nobody has read it.
+            prompt: of the request; ``None`` when the prompt has not been read.
         """
-        if not self._are_wanted(exchange, prompt):
+        if not self._gets_updates(request, prompt):
             yield
             return
-        task = asyncio.get_running_loop().create_task(self._send(exchange, waiter))
+        task = asyncio.get_running_loop().create_task(self._send(request, queued))
         try:
             yield
         finally:
-            task.cancel()  # and not awaited: that would swallow the client's leaving, or lose the place
+            task.cancel()  # not awaited: that would swallow a cancellation, or lose the lease
 
-    def _are_wanted(self, exchange: Exchange, prompt: Prompt | None) -> bool:
-        if not self._to_all and not _ASKED_FOR.search(exchange.head.passed_on):
+    def _gets_updates(self, request: ProxiedRequest, prompt: Prompt | None) -> bool:
+        if not self._to_all and not wants_queue_updates(request.head.passed_on):
             return False
-        if prompt is not None:
-            return prompt.is_streamed
-        try:
-            return _decoder.decode(exchange.body).stream
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return False
+        return request.content.is_streamed if prompt is None else prompt.is_streamed
 
-    async def _send(self, exchange: Exchange, waiter: QueuedRequest[Lease]) -> None:
-        await asyncio.sleep(0)  # it joins the line first
-        while waiter.waits and not exchange.done:
-            position = self._line.position(waiter)
-            seconds = self._line.seconds_for(position)
+    async def _send(self, request: ProxiedRequest, queued: QueuedRequest[Lease]) -> None:
+        await asyncio.sleep(0)  # the request joins the queue first
+        while queued.waits and not request.done:
+            position = self._queue.position(queued)
+            seconds = self._queue.seconds_for(position)
             eta = b"" if seconds is None else b" eta=%ds" % max(1, round(seconds))
-            exchange.tell(b": queued position=%d%b\n\n" % (position, eta))
+            request.send_comment(b": queued position=%d%b\n\n" % (position, eta))
             await asyncio.sleep(_EVERY_SECONDS)

@@ -1,10 +1,11 @@
-"""Requests that wait for a free backend: who is next, how many may wait, and how long it will take.
+"""The queue of requests that wait for a free slot: their order, their number and the expected wait.
 
-Higher priority goes first. Among equals it is start-time fair queueing (Goyal et al., 1996): each sender's requests
-take up virtual time by their estimated tokens, and the request that would begin first in virtual time is next. So a
-sender that floods the line waits behind its own requests, and one that asks now and then hardly waits at all.
+Higher priority goes first. Requests of equal priority are ordered by start-time fair queueing (Goyal et al., 1996):
+each sender's requests take up virtual time in proportion to their estimated tokens, and the request that starts first
+in virtual time is next. So a sender that floods the queue waits behind its own requests, and an occasional sender
+hardly waits at all.
 
-Requests for different models wait in lanes of their own: who waits for a busy model holds up nobody else.
+Requests for different models wait in separate lanes: those for a busy model do not block others.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Generic, Protocol, TypeVar
 from inference_engine_proxy_server.errors import CapacityError, ProxyError
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 
-__all__ = ["FIRST", "Place", "QueueLimits", "QueuedRequest", "RequestQueue"]
+__all__ = ["FIRST", "Claim", "QueueLimits", "QueuedRequest", "RequestQueue"]
 
-_RATE_SECONDS = 10.0  # over which the rate of dispatches is averaged
+_RATE_SECONDS = 10.0  # time constant of the average dispatch rate
 _LONGEST_RETRY_SECONDS = 120.0
 _REMEMBERED_SENDERS = 4096
 _REMEMBERED_GONE = 1024
@@ -30,10 +31,10 @@ _REMEMBERED_GONE = 1024
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Bounds of the line.
+    """Bounds of the queue.
 
     Attributes:
-        requests: how many may wait.
+        requests: how many requests may wait.
         seconds: how long each may wait.
     """
 
@@ -41,155 +42,163 @@ class QueueLimits:
     seconds: float
 
 
-class Place(Protocol):
-    """What is waited for."""
+class Claim(Protocol):
+    """What a request waits for: a lease."""
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the claim."""
 
 
-P = TypeVar("P", bound=Place)
+C = TypeVar("C", bound=Claim)
 
 FIRST = math.inf
-"""Priority of who had a place already and lost it through no fault of its own: goes before all, and always fits in."""
+"""Priority of a request that lost its lease through no fault of its own: it goes first, even into a full queue."""
 
 
 @dataclass(eq=False, slots=True)
-class QueuedRequest(Generic[P]):
-    """A request in line.
+class QueuedRequest(Generic[C]):
+    """A request in the queue.
 
     Attributes:
-        lane: what it waits for; requests of one lane can be served by the same backends.
-        sender: whose request it is.
-        tokens: how much work it is, as far as can be told.
+        lane: the same backends can serve all requests of one lane.
+        sender: who sent the request.
+        tokens: its estimated work.
         priority: higher goes first.
-        take_place: a place for it, now; ``None``: there is none yet. Raises a ``ProxyError`` if waiting is in vain.
-        line: where it waits.
-        place: done with what ``take_place`` gave, or with the error that ends its waiting.
+        try_lease: returns a lease, or ``None`` when no slot is free. Raises a ``ProxyError`` if waiting is in vain.
+        queue: where it waits.
+        lease: becomes the result of ``try_lease``, or the error that ends the wait.
         deadline: when it has waited for too long.
-        waits: it is in line now.
-        starts_at: when its turn is among those of its priority, in virtual time.
+        waits: it is in the queue now.
+        starts_at: start of its turn, in virtual time.
     """
 
     lane: Hashable
     sender: Hashable
     tokens: float
     priority: float
-    take_place: Callable[[], P | None]
-    line: RequestQueue[P]
-    place: asyncio.Future[P] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    try_lease: Callable[[], C | None]
+    queue: RequestQueue[C]
+    lease: asyncio.Future[C] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     deadline: float = field(default=NEVER, init=False)
     waits: bool = field(default=False, init=False)
     starts_at: float = field(default=0.0, init=False)
 
+    def __repr__(self) -> str:
+        state = "waits" if self.waits else "left"
+        return f"<QueuedRequest {state} lane={self.lane!r} sender={self.sender!r} priority={self.priority:g}>"
+
     @property
     def is_waiting(self) -> bool:
-        """It is in line, and has not been told to leave: whose client has gone leaves a moment later."""
-        return self.waits and not self.place.done()
+        """Whether it is in the queue and its client is still there; one whose client left stays for a moment."""
+        return self.waits and not self.lease.done()
 
     def on_deadline(self, now: float) -> None:
-        """It has waited for too long."""
+        """Leave the queue, having waited for too long."""
         del now
         self.deadline = NEVER
-        self.line.dismiss(self)
+        self.queue.time_out(self)
 
 
-_Entry = tuple[float, float, int, QueuedRequest[P]]
+_Entry = tuple[float, float, int, QueuedRequest[C]]
 
 
-class RequestQueue(Generic[P]):
-    """The line.
+class RequestQueue(Generic[C]):
+    """The queue.
 
     Args:
         limits: its bounds.
-        deadlines: watches those who wait.
+        deadlines: ends the waits.
 
     Attributes:
-        count: how many wait.
-        timeouts, rejections: how many were sent away so far, having waited for too long or finding the line full.
+        count: number of waiting requests.
+        timeouts: requests that waited for too long, since the start.
+        rejections: requests that found the queue full, since the start.
     """
 
     def __init__(self, limits: QueueLimits, deadlines: Deadlines) -> None:
         self._limits = limits
         self._deadlines = deadlines
-        self._lanes: dict[Hashable, list[_Entry[P]]] = {}  # heaps
+        self._lanes: dict[Hashable, list[_Entry[C]]] = {}  # heaps
         self._numbers = itertools.count()
         self._virtual_time = 0.0
-        self._finish_of: dict[Hashable, float] = {}  # of each sender's last request, in virtual time
+        self._finish_of: dict[Hashable, float] = {}  # virtual time at which each sender's last request ends
         self._rate = 0.0  # dispatches a second
         self._dispatched_at = -math.inf
-        self._gone = 0  # how many have left, at most, that are still in their lanes
+        self._gone = 0  # upper bound of requests that left but are still in their lanes
         self.count = 0
         self.timeouts = 0
         self.rejections = 0
 
-    async def wait(self, waiter: QueuedRequest[P]) -> P:
-        """A place for ``waiter``, when it is its turn.
+    def __repr__(self) -> str:
+        return f"<RequestQueue {self.count} waiting in {len(self._lanes)} lanes>"
+
+    async def wait(self, request: QueuedRequest[C]) -> C:
+        """Wait for the turn of ``request``, and return its lease.
 
         Raises:
-            CapacityError: 429, the line is full; 503, it has waited for too long.
-            ProxyError: what ``take_place`` raised.
+            CapacityError: 429, the queue is full; 503, the request has waited for too long.
+            ProxyError: raised by ``try_lease``.
         """
-        if self.count >= self._limits.requests and waiter.priority != FIRST:
+        if self.count >= self._limits.requests and request.priority != FIRST:
             self.rejections += 1
             raise self._too_much("Too many requests are waiting.", 429, "queue_full")
-        self._join(waiter)
-        place = waiter.place
+        self._join(request)
+        lease = request.lease
         try:
-            return await place
+            return await lease
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled() and place.exception() is None:
-                place.result().close()  # it came in the very moment in which its client left
+            if lease.done() and not lease.cancelled() and lease.exception() is None:
+                lease.result().close()  # granted at the very moment at which the client left
             raise
         finally:
-            self._leave(waiter)
+            self._leave(request)
 
-    def is_waited_for(self, lane: Hashable) -> bool:
-        """Whether somebody waits in ``lane``, whom a newcomer must not overtake."""
+    def has_waiting(self, lane: Hashable) -> bool:
+        """Whether a request waits in ``lane``, which newcomers must not overtake."""
         return self.count > 0 and self._head_of(lane) is not None
 
     def dispatch(self) -> None:
-        """Give out the places that there are."""
+        """Grant leases for the free slots."""
         heads = [head for lane in list(self._lanes) if (head := self._head_of(lane)) is not None]
         heapq.heapify(heads)
         while heads:
-            waiter = heapq.heappop(heads)[3]
+            request = heapq.heappop(heads)[3]
             try:
-                place = waiter.take_place()
+                lease = request.try_lease()
             except ProxyError as error:
-                self._leave(waiter)
-                waiter.place.set_exception(error)
+                self._leave(request)
+                request.lease.set_exception(error)
             else:
-                if place is None:
-                    continue  # nor is there one for whoever else is in its lane
-                self._virtual_time = max(self._virtual_time, waiter.starts_at)
-                self._leave(waiter)
-                self._note_dispatch()
-                waiter.place.set_result(place)
-            following = self._head_of(waiter.lane)
+                if lease is None:
+                    continue  # there is no slot for the rest of the lane either
+                self._virtual_time = max(self._virtual_time, request.starts_at)
+                self._leave(request)
+                self._count_dispatch()
+                request.lease.set_result(lease)
+            following = self._head_of(request.lane)
             if following is not None:
                 heapq.heappush(heads, following)
 
-    def dismiss(self, waiter: QueuedRequest[P]) -> None:
-        """``waiter`` has waited for too long."""
-        if waiter.is_waiting:
+    def time_out(self, request: QueuedRequest[C]) -> None:
+        """End the wait of ``request``, which has waited for too long."""
+        if request.is_waiting:
             self.timeouts += 1
-            self._leave(waiter)
-            waiter.place.set_exception(self._too_much("No backend was free in time.", 503, "queue_timeout"))
+            self._leave(request)
+            request.lease.set_exception(self._too_much("No backend was free in time.", 503, "queue_timeout"))
 
     def retry_after_seconds(self) -> float:
-        """When it makes sense to ask again, at the rate of late: 1 to 120 s."""
+        """When a client should try again, by the recent dispatch rate: 1 to 120 s."""
         seconds = self.seconds_for(self.count + 1)
         return min(max(self._limits.seconds if seconds is None else seconds, 1.0), _LONGEST_RETRY_SECONDS)
 
-    def position(self, waiter: QueuedRequest[P]) -> int:
-        """Which of its lane it is: 1 is the next."""
-        rank = (-waiter.priority, waiter.starts_at)
-        lane = self._lanes.get(waiter.lane, ())
+    def position(self, request: QueuedRequest[C]) -> int:
+        """Position of ``request`` in its lane; 1 is next."""
+        rank = (-request.priority, request.starts_at)
+        lane = self._lanes.get(request.lane, ())
         return 1 + sum(entry[3].waits and entry[:2] < rank for entry in lane)
 
     def seconds_for(self, requests: int) -> float | None:
-        """How long it takes to dispatch so many, at the rate of late; ``None``: nothing was dispatched of late."""
+        """Time to dispatch as many requests, by the recent rate; ``None`` when nothing was dispatched recently."""
         rate = self._rate_at(self._deadlines.clock())
         return requests / rate if rate > 1e-3 else None
 
@@ -198,24 +207,24 @@ class RequestQueue(Generic[P]):
     def _too_much(self, message: str, status: int, code: str) -> CapacityError:
         return CapacityError(message, status=status, code=code, retry_after_seconds=self.retry_after_seconds())
 
-    def _join(self, waiter: QueuedRequest[P]) -> None:
+    def _join(self, request: QueuedRequest[C]) -> None:
         if len(self._finish_of) > _REMEMBERED_SENDERS:
             self._finish_of = {who: at for who, at in self._finish_of.items() if at > self._virtual_time}
-        waiter.starts_at = max(self._virtual_time, self._finish_of.get(waiter.sender, 0.0))
-        self._finish_of[waiter.sender] = waiter.starts_at + waiter.tokens
-        entry = (-waiter.priority, waiter.starts_at, next(self._numbers), waiter)
-        heapq.heappush(self._lanes.setdefault(waiter.lane, []), entry)
-        waiter.waits = True
+        request.starts_at = max(self._virtual_time, self._finish_of.get(request.sender, 0.0))
+        self._finish_of[request.sender] = request.starts_at + request.tokens
+        entry = (-request.priority, request.starts_at, next(self._numbers), request)
+        heapq.heappush(self._lanes.setdefault(request.lane, []), entry)
+        request.waits = True
         self.count += 1
-        waiter.deadline = self._deadlines.clock() + self._limits.seconds
-        self._deadlines.watch(waiter)
+        request.deadline = self._deadlines.clock() + self._limits.seconds
+        self._deadlines.watch(request)
 
-    def _leave(self, waiter: QueuedRequest[P]) -> None:
-        """Take ``waiter`` out, if it is still in; its lane forgets it when it comes to the head."""
-        if not waiter.waits:
+    def _leave(self, request: QueuedRequest[C]) -> None:
+        """Take ``request`` out if it is in; its entry is removed when it gets to the head of its lane."""
+        if not request.waits:
             return
-        waiter.waits = False
-        self._deadlines.forget(waiter)
+        request.waits = False
+        self._deadlines.forget(request)
         self.count -= 1
         self._gone += 1
         if not self.count:
@@ -224,9 +233,9 @@ class RequestQueue(Generic[P]):
             self._virtual_time = 0.0
             self._gone = 0
         elif self._gone > self.count + _REMEMBERED_GONE:
-            self._forget_gone()
+            self._remove_gone()
 
-    def _forget_gone(self) -> None:
+    def _remove_gone(self) -> None:
         for lane, heap in list(self._lanes.items()):
             heap[:] = [entry for entry in heap if entry[3].waits]
             heapq.heapify(heap)
@@ -234,7 +243,7 @@ class RequestQueue(Generic[P]):
                 del self._lanes[lane]
         self._gone = 0
 
-    def _head_of(self, lane: Hashable) -> _Entry[P] | None:
+    def _head_of(self, lane: Hashable) -> _Entry[C] | None:
         heap = self._lanes.get(lane)
         while heap and not heap[0][3].is_waiting:
             heapq.heappop(heap)
@@ -243,7 +252,7 @@ class RequestQueue(Generic[P]):
             return None
         return heap[0]
 
-    def _note_dispatch(self) -> None:
+    def _count_dispatch(self) -> None:
         now = self._deadlines.clock()
         self._rate = self._rate_at(now) + 1 / _RATE_SECONDS
         self._dispatched_at = now

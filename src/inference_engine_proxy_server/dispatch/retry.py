@@ -1,20 +1,20 @@
-"""May a request be sent again, and where? Pure.
+"""Whether a failed request may be sent again, and where. Pure.
 
 ::
 
-    how the attempt failed                       sent again       which requests    how often
-    no connection: nothing was sent              elsewhere        all               3 connect timeouts at most
-    a kept-alive connection was closed           fresh connection repeatable ones   once
-    a fresh connection broke                     elsewhere        repeatable ones   1 backend may lose it
-    taken back from a stuck or vanished backend  elsewhere        repeatable ones   1 backend may lose it
-    answered 429, 502 or 503                     elsewhere        repeatable ones   the same, within the budget
-    answered 404, and who has it is not known    elsewhere        tied ones         16 in all (see bonds.py)
-    no answer in time, or not in HTTP            no
-    any of these, the reply having begun         no
+    how the attempt failed                       sent again to      which requests    how often
+    no connection: nothing was sent              another backend    all               3 connect timeouts at most
+    a kept-alive connection was closed           a new connection   repeatable ones   once
+    a new connection broke                       another backend    repeatable ones   1 backend may lose it
+    taken back from a stuck or vanished backend  another backend    repeatable ones   1 backend may lose it
+    answered 429, 502 or 503                     another backend    repeatable ones   the same, within the budget
+    answered 404 about an unlocated resource     another backend    all with affinity 16 in all (see affinity.py)
+    no answer in time, or not in HTTP            not at all
+    any of these after the reply began           not at all
 
-RFC 9110, 9.2.2, forbids a proxy to repeat a request that is not idempotent on its own account. Generating text is
-not idempotent, but for the paths listed here nothing is changed by doing it twice, so repeating them is this
-proxy's documented policy; all others are repeated only when no byte of them was sent.
+RFC 9110, section 9.2.2, forbids a proxy to repeat a request that is not idempotent on its own initiative. Generating
+text is not idempotent, but repeating a request for one of the paths below changes nothing. So repeating those is this
+proxy's documented policy; all others are repeated only if no byte of them was sent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from inference_engine_proxy_server.errors import (
     RequestMoved,
 )
 
-__all__ = ["DECLINABLE_STATUSES", "NextAttempt", "RetryBudget", "is_repeatable", "next_attempt"]
+__all__ = ["NextAttempt", "RetryBudget", "is_repeatable", "next_attempt"]
 
 _REPEATABLE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REPEATABLE_PATHS = frozenset(
@@ -43,28 +43,25 @@ _REPEATABLE_PATHS = frozenset(
     )
 )  # fmt: skip
 
-DECLINABLE_STATUSES = frozenset({429, 502, 503})
-"""Replies that say "not here, not now": another backend may do better."""
-
-_LOSSES = 1  # backends that may fail a request and leave it another: a prompt that kills engines must not kill all
-_CONNECT_TIMEOUTS = 3  # each costs seconds; refused connections cost nothing and are not counted
+_LOSSES = 1  # backends that may fail one request after it was sent: a prompt that kills engines must not kill all
+_CONNECT_TIMEOUTS = 3  # each takes seconds; refused connections take no time and are not counted
 
 _WINDOW_SECONDS = 10.0
-_BUDGET_SHARE = 0.2  # of requests; Envoy's and Finagle's
+_BUDGET_SHARE = 0.2  # of requests, as in Envoy and Finagle
 _BUDGET_LEAST = 3
 
 
 class NextAttempt(Enum):
-    """What to do after an attempt failed."""
+    """What to do after a failed attempt."""
 
     NONE = "none"
     SAME_ON_FRESH_CONNECTION = "same"
-    """The kept-alive connection had gone stale; that says nothing about the backend."""
+    """The kept-alive connection had gone stale, which says nothing about the backend."""
     OTHER_BACKEND = "other"
 
 
 def is_repeatable(method: str, path: str) -> bool:
-    """Whether doing it twice changes nothing."""
+    """Whether sending the request twice changes nothing."""
     return method in _REPEATABLE_METHODS or path in _REPEATABLE_PATHS
 
 
@@ -75,10 +72,11 @@ def next_attempt(
 
     Args:
         error: how the attempt failed.
-        method, path: of the request.
-        reply_begun: a byte of the reply has gone to the client, so no other reply can be given any more.
-        losses: backends that had the request before and failed it.
-        connect_timeouts: connections that could not be made in time, this one included.
+        method: of the request.
+        path: of the request.
+        reply_begun: a byte of the reply has gone to the client, so no other reply is possible.
+        losses: backends that received the request before and failed it.
+        connect_timeouts: connections of the request that timed out, this one included.
     """
     if reply_begun:
         return NextAttempt.NONE
@@ -90,19 +88,19 @@ def next_attempt(
         return NextAttempt.SAME_ON_FRESH_CONNECTION
     if isinstance(error, (BackendBroke, RequestMoved, BackendDeclined)) and losses < _LOSSES:
         return NextAttempt.OTHER_BACKEND
-    return NextAttempt.NONE  # timeouts: an engine is at work on it; invalid replies: it was
+    return NextAttempt.NONE  # after a timeout an engine is still at work; an invalid reply is an answer
 
 
 class RetryBudget:
-    """Keeps repeated requests few beside first ones, so that a fleet that fails is not asked twice as much.
+    """Bounds the share of repeated requests, so that a failing fleet does not get twice the load.
 
-    Only for requests that an engine declined; what broke is repeated without asking, and once.
+    Applies only to requests that an engine declined. Requests on broken connections are repeated once regardless.
 
     Args:
-        clock: seconds that only grow.
+        clock: a monotonic clock, in seconds.
 
     Attributes:
-        requests: to be counted up with every request.
+        requests: increment it with every request.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -113,7 +111,7 @@ class RetryBudget:
         self._window_ends = 0.0
 
     def take(self, in_flight: int) -> bool:
-        """Whether one more may be repeated; :meth:`give_back` must follow when it is over.
+        """Whether one more request may be repeated; if so, :meth:`release` must follow when it is over.
 
         Args:
             in_flight: requests under way.
@@ -122,7 +120,7 @@ class RetryBudget:
         if now >= self._window_ends:
             windows = min(30, 1 + int((now - self._window_ends) / _WINDOW_SECONDS))
             self._window_ends = now + _WINDOW_SECONDS
-            self.requests >>= windows  # what was long ago counts less and less
+            self.requests >>= windows  # older requests count less and less
             self._repeated >>= windows
         allowed_at_a_time = max(_BUDGET_LEAST, _BUDGET_SHARE * in_flight)
         allowed_in_all = _BUDGET_LEAST + _BUDGET_SHARE * self.requests
@@ -132,6 +130,6 @@ class RetryBudget:
         self._repeated += 1
         return True
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """A repeated request is over."""
         self._under_way -= 1

@@ -1,1 +1,1 @@
-"""Our own paths, as FastAPI routers: thin readers of what the pool knows. None of them asks a backend."""
+"""Own paths, as FastAPI routers: thin readers of snapshots. None of them polls a backend."""

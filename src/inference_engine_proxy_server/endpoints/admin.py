@@ -1,4 +1,4 @@
-"""`/admin`: what operators ask and do; the gate lets nobody in without ADMIN_KEY."""
+"""`/admin`: what operators see and do. The gate admits only requests with ADMIN_KEY."""
 
 from __future__ import annotations
 
@@ -12,98 +12,118 @@ from fastapi.responses import JSONResponse
 from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers, SiblingAnswers
 from inference_engine_proxy_server.endpoints.backend_facts import facts_of
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot
 from inference_engine_proxy_server.routing.decisions import KEPT
 
 __all__ = ["admin_router"]
 
-_LOOK_SECONDS = 0.1  # between two looks whether a backend's last request is over
+_LOOK_SECONDS = 0.1  # between two looks whether the last request of a backend is over
 _RESPONSES: dict[int | str, dict[str, Any]] = {401: {}, 404: {"description": "ADMIN_KEY is not set"}}
 _BACKEND_RESPONSES: dict[int | str, dict[str, Any]] = {
     401: {},
     404: {"description": "There is no such backend, or ADMIN_KEY is not set"},
 }
 
-_Limit = Annotated[int, Query(ge=1, le=KEPT, description="Most decisions to tell.")]
+_Limit = Annotated[int, Query(ge=1, le=KEPT, description="Most decisions to return.")]
 _WaitSeconds = Annotated[float, Query(ge=0, le=3600, description="Longest wait for its last request to end.")]
 
 
-def admin_router(pool: BackendPool, ring: KeyRing | None, allowances: Allowances, everybody: AllWorkers) -> APIRouter:
-    """The operators' endpoints over the fleet and the keys of clients (``None``: there are none), of ``everybody``."""
-    router = APIRouter(prefix="/admin", tags=["admin"])
+def admin_router(fleet: Fleet, ring: KeyRing | None, allowances: Allowances, workers: AllWorkers) -> APIRouter:
+    """The operators' endpoints.
 
+    Args:
+        fleet: the fleet.
+        ring: the keys of clients; ``None`` when there are none.
+        allowances: what is left of the keys' limits in this worker.
+        workers: this worker and its siblings.
+    """
+    router = APIRouter(prefix="/admin", tags=["admin"])
+    _add_keys(router, ring, allowances, workers)
+    _add_backends(router, fleet, workers)
+    _add_drain(router, fleet, workers)
+    _add_decisions(router, workers)
+    return router
+
+
+def _add_keys(router: APIRouter, ring: KeyRing | None, allowances: Allowances, workers: AllWorkers) -> None:
     @router.get("/keys", summary="The keys of clients: what each may do and has left, never its secret",
                 responses=_RESPONSES)  # fmt: skip
     async def keys() -> dict[str, Any]:
-        told = await everybody.keys()
-        rows = [_with_siblings(_described_key(key, allowances), told) for key in ring or ()]
-        return {"keys": rows, **everybody.silence(told)}
+        siblings = await workers.keys()
+        rows = [_with_siblings(_described_key(key, allowances), siblings) for key in ring or ()]
+        return {"keys": rows, **workers.silence(siblings)}
 
+
+def _add_backends(router: APIRouter, fleet: Fleet, workers: AllWorkers) -> None:
     @router.get("/backends", summary="The backends: how each is, and why", responses=_RESPONSES)
     async def backends() -> dict[str, Any]:
-        told = await everybody.fleet()
-        rows = [_described(backend, pool, told) for backend in pool.backends]
-        waiting = pool.line.count + sum(one["waiting"] for one in told.answers)
-        return {"backends": rows, "waiting": waiting, **everybody.silence(told)}
+        siblings = await workers.fleet()
+        rows = [_described(backend, siblings) for backend in fleet.snapshot().backends]
+        waiting = workers.waiting + sum(one["waiting"] for one in siblings.answers)
+        return {"backends": rows, "waiting": waiting, **workers.silence(siblings)}
+
+
+def _add_drain(router: APIRouter, fleet: Fleet, workers: AllWorkers) -> None:
+    def described(backend: Backend, siblings: SiblingAnswers) -> dict[str, Any]:
+        row = _described(BackendSnapshot.of(backend, fleet.clock()), siblings)
+        return {**row, **workers.silence(siblings)}
 
     @router.post("/backends/{name:path}/drain", summary="Give a backend no new requests; tells when it may be stopped",
                  responses=_BACKEND_RESPONSES)  # fmt: skip
     async def drain(name: str, wait_seconds: _WaitSeconds = 0) -> dict[str, Any]:
-        backend = _find(pool, name)
-        everybody.drain(backend, is_draining=True)
-        deadline = pool.clock() + wait_seconds
-        # Nobody else wants to know, so the end of a request need not tell.
-        while backend.all_leases and backend.is_draining and pool.clock() < deadline:  # noqa: ASYNC110
+        backend = _find(fleet, name)
+        workers.set_draining(backend, is_draining=True)
+        deadline = fleet.clock() + wait_seconds
+        # Only this endpoint waits for the end of requests, so it looks for itself instead of being notified.
+        while backend.load.proxy_leases and backend.is_draining and fleet.clock() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
-        told = await everybody.fleet_once_drained(backend)
-        return {**_described(backend, pool, told), **everybody.silence(told)}
+        return described(backend, await workers.fleet_once_drained(backend))
 
     @router.post("/backends/{name:path}/undrain", summary="Give a drained backend requests again",
                  responses=_BACKEND_RESPONSES)  # fmt: skip
     async def undrain(name: str) -> dict[str, Any]:
-        backend = _find(pool, name)
-        everybody.drain(backend, is_draining=False)
-        told = await everybody.fleet()
-        return {**_described(backend, pool, told), **everybody.silence(told)}
+        backend = _find(fleet, name)
+        workers.set_draining(backend, is_draining=False)
+        return described(backend, await workers.fleet())
 
+
+def _add_decisions(router: APIRouter, workers: AllWorkers) -> None:
     @router.get("/decisions", summary="The latest decisions: which backend got a request, and what was compared",
                 responses=_RESPONSES)  # fmt: skip
     async def decisions(limit: _Limit = 20) -> JSONResponse:
-        told = await everybody.decisions()
-        own = [] if pool.decisions is None else pool.decisions.told()
-        every = [*own, *(decision for one in told.answers for decision in one["decisions"])]
+        siblings = await workers.decisions()
+        every = [*workers.own_decisions(), *(made for one in siblings.answers for made in one["decisions"])]
         newest = sorted(every, key=lambda decision: -decision["at"])[:limit]
-        # As it is: FastAPI would look at every number of hundreds of candidates.
-        return JSONResponse({"decisions": newest, **everybody.silence(told)})
-
-    return router
+        # Not a model: FastAPI would validate every number of hundreds of candidates.
+        return JSONResponse({"decisions": newest, **workers.silence(siblings)})
 
 
-def _find(pool: BackendPool, name: str) -> Backend:
-    for backend in pool.backends:
+def _find(fleet: Fleet, name: str) -> Backend:
+    for backend in fleet.backends:
         if name in (backend.config.name, backend.url):
             return backend
-    names = ", ".join(backend.config.name for backend in pool.backends)
+    names = ", ".join(backend.config.name for backend in fleet.backends)
     raise ClientError(f"There is no backend {name[:200]!r}; there are {names}.", status=404, code="no_such_backend")
 
 
-def _described(backend: Backend, pool: BackendPool, told: SiblingAnswers) -> dict[str, Any]:
-    limit = backend.limit
+def _described(backend: BackendSnapshot, siblings: SiblingAnswers) -> dict[str, Any]:
+    is_unused = not backend.requests_in_flight
     return {
-        "name": backend.config.name,
+        "name": backend.name,
         "url": backend.url,
-        **facts_of(backend, pool.clock()),
+        **facts_of(backend),
         "takes_requests": backend.takes_requests,
         "is_last_choice": backend.is_last_choice,
-        "safe_to_stop": backend.is_draining and told.drained(backend.url) and not backend.all_leases,
+        "safe_to_stop": backend.is_draining and siblings.drained(backend.url) and is_unused,
         "load": backend.load,
-        "limit": None if limit == math.inf else limit,
-        "weight": backend.config.weight,
-        "share": backend.health.share(pool.clock()),
+        "limit": None if backend.limit == math.inf else backend.limit,
+        "weight": backend.weight,
+        "share": backend.share,
     }
 
 
@@ -122,9 +142,9 @@ def _described_key(key: ApiKey, allowances: Allowances) -> dict[str, Any]:
     }
 
 
-def _with_siblings(row: dict[str, Any], told: SiblingAnswers) -> dict[str, Any]:
-    """``row`` for all workers: what is under way in sum, and what is left where it is least, as each has limits."""
-    others = [one[row["name"]] for one in told.answers if row["name"] in one]
+def _with_siblings(row: dict[str, Any], siblings: SiblingAnswers) -> dict[str, Any]:
+    """``row`` for all workers: requests under way add up; of limits, which each worker has, the least that is left."""
+    others = [one[row["name"]] for one in siblings.answers if row["name"] in one]
     under_way = row["requests_in_flight"] + sum(other["requests_in_flight"] for other in others)
     left = {
         name: None if row[name] is None else min(row[name], *(other[name] for other in others))

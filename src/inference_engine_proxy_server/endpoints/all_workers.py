@@ -1,6 +1,6 @@
-"""What operators ask of one worker and mean of all: asked of its siblings, and told to them.
+"""Questions and orders of operators that concern all workers, although they reach only one of them.
 
-A process that is alone has no siblings, and all of this is about that one.
+A process without siblings is all workers by itself.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any, Protocol
 
 from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.processes.siblings import Answers, Siblings
+from inference_engine_proxy_server.routing.decisions import Decisions
 
 __all__ = ["AllWorkers", "Order", "SiblingAnswers"]
 
 _FLEET, _KEYS, _DECISIONS = "fleet", "keys", "decisions"
-_ORDER_SECONDS = 1.0  # in which an order reaches every worker that is not hanging
+_ORDER_SECONDS = 1.0  # in which an order reaches every worker that does not hang
 _LOOK_SECONDS = 0.02  # between two looks whether it has
 
 
@@ -28,41 +29,50 @@ class Order(Protocol):
     """Passes an operator's order on to all workers."""
 
     def __call__(self, url: str, *, is_draining: bool) -> None:
-        """The backend ``url`` gets no new requests, or does so again."""
+        """Take the backend ``url`` out of rotation, or put it back."""
 
 
 @dataclass(frozen=True, slots=True)
 class SiblingAnswers:
-    """What siblings answered.
+    """The answers of all siblings to one question.
 
     Attributes:
-        answers: of those who did.
-        silent: numbers of those who did not.
+        answers: of the siblings that answered.
+        silent: numbers of the siblings that did not answer.
     """
 
     answers: tuple[Mapping[str, Any], ...]
     silent: tuple[int, ...]
 
     def drained(self, url: str) -> bool:
-        """Whether no sibling gives the backend ``url`` new requests; of a silent one that is not known."""
-        return not self.silent and all(url in told["draining"] for told in self.answers)
+        """Whether no sibling gives the backend ``url`` new requests; false if a sibling is silent."""
+        return not self.silent and all(url in answer["draining"] for answer in self.answers)
 
 
 class AllWorkers:
     """This worker and its siblings.
 
     Args:
-        pool: this worker's.
-        ring: the keys of clients; ``None``: there are none.
-        allowances: what is left of them here.
-        siblings: the others.
-        order: reaches all; ``None``: there are no others.
+        dispatcher: of this worker.
+        decisions: of this worker.
+        ring: the keys of clients; ``None`` when there are none.
+        allowances: what is left of the keys' limits in this worker.
+        siblings: the other workers.
+        order: reaches all workers; ``None`` when there are no siblings.
     """
 
     def __init__(
-        self, pool: BackendPool, ring: KeyRing | None, allowances: Allowances, siblings: Siblings, order: Order | None
+        self,
+        dispatcher: Dispatcher,
+        decisions: Decisions,
+        ring: KeyRing | None,
+        allowances: Allowances,
+        siblings: Siblings,
+        order: Order | None,
     ) -> None:
-        self._pool = pool
+        self._fleet = dispatcher.fleet
+        self._queue = dispatcher.queue
+        self._decisions = decisions
         self._ring = ring
         self._allowances = allowances
         self._siblings = siblings
@@ -70,56 +80,64 @@ class AllWorkers:
 
     @property
     def answers(self) -> Answers:
-        """What this worker says when it is a sibling."""
-        return {_FLEET: self._own_fleet, _KEYS: self._own_keys, _DECISIONS: self._own_decisions}
+        """The answers of this worker to its siblings' questions."""
+        return {_FLEET: self._answer_fleet, _KEYS: self._answer_keys, _DECISIONS: self._answer_decisions}
 
-    def drain(self, backend: Backend, *, is_draining: bool) -> None:
-        """Give ``backend`` no new requests, or do so again: here at once, elsewhere in a moment."""
-        self._pool.drain(backend, is_draining=is_draining)
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue of this worker."""
+        return self._queue.count
+
+    def own_decisions(self) -> list[dict[str, Any]]:
+        """The latest decisions of this worker."""
+        return self._decisions.as_json()
+
+    def set_draining(self, backend: Backend, *, is_draining: bool) -> None:
+        """Take ``backend`` out of rotation, or put it back: here at once, in the siblings a moment later."""
+        self._fleet.set_draining(backend, is_draining=is_draining)
         if self._order is not None:
             self._order(backend.url, is_draining=is_draining)
 
     async def fleet_once_drained(self, backend: Backend) -> SiblingAnswers:
-        """As :meth:`fleet`, when every sibling knows that ``backend`` is drained, or should have known."""
-        deadline = self._pool.clock() + _ORDER_SECONDS
-        told = await self.fleet()
-        while not told.drained(backend.url) and backend.is_draining and self._pool.clock() < deadline:
+        """As :meth:`fleet`, when every sibling has drained ``backend``, or the order should have arrived."""
+        deadline = self._fleet.clock() + _ORDER_SECONDS
+        siblings = await self.fleet()
+        while not siblings.drained(backend.url) and backend.is_draining and self._fleet.clock() < deadline:
             await asyncio.sleep(_LOOK_SECONDS)
-            told = await self.fleet()
-        return told
+            siblings = await self.fleet()
+        return siblings
 
     async def fleet(self) -> SiblingAnswers:
-        """Of each sibling: ``draining``, URLs of backends, and ``waiting``, a number of requests."""
+        """Of each sibling: ``draining``, URLs of backends; ``waiting``, requests in its queue."""
         return await self._ask(_FLEET)
 
     async def keys(self) -> SiblingAnswers:
-        """Of each sibling by the name of each key: ``requests_in_flight``, ``requests_left``, ``tokens_left``."""
+        """Of each sibling, by the name of each key: ``requests_in_flight``, ``requests_left``, ``tokens_left``."""
         return await self._ask(_KEYS)
 
     async def decisions(self) -> SiblingAnswers:
-        """Of each sibling its latest ``decisions``."""
+        """Of each sibling: ``decisions``, its latest ones."""
         return await self._ask(_DECISIONS)
 
-    def silence(self, told: SiblingAnswers) -> dict[str, Any]:
-        """For a reply about all: who is missing in it. Nothing where there are no siblings."""
-        return {"silent_workers": list(told.silent)} if self._siblings.others else {}
+    def silence(self, siblings: SiblingAnswers) -> dict[str, Any]:
+        """For a reply about all workers: those that are missing in it. Empty for a process without siblings."""
+        return {"silent_workers": list(siblings.silent)} if self._siblings.others else {}
 
     async def _ask(self, question: str) -> SiblingAnswers:
         answers = await self._siblings.ask(question)
-        told = tuple(json.loads(answer) for answer in answers.values() if answer is not None)
-        return SiblingAnswers(told, tuple(number for number, answer in answers.items() if answer is None))
+        parsed = tuple(json.loads(answer) for answer in answers.values() if answer is not None)
+        return SiblingAnswers(parsed, tuple(number for number, answer in answers.items() if answer is None))
 
-    def _own_fleet(self) -> bytes:
-        draining = [backend.url for backend in self._pool.backends if backend.is_draining]
-        return json.dumps({"draining": draining, "waiting": self._pool.line.count}).encode()
+    def _answer_fleet(self) -> bytes:
+        draining = [backend.url for backend in self._fleet.backends if backend.is_draining]
+        return json.dumps({"draining": draining, "waiting": self.waiting}).encode()
 
-    def _own_keys(self) -> bytes:
+    def _answer_keys(self) -> bytes:
         now = self._allowances.clock()
         allowances = {key.name: self._allowances.of(key) for key in self._ring or ()}
         return json.dumps(
             {name: {"requests_in_flight": one.in_flight, **one.left(now)} for name, one in allowances.items()}
         ).encode()
 
-    def _own_decisions(self) -> bytes:
-        decisions = self._pool.decisions
-        return json.dumps({"decisions": [] if decisions is None else decisions.told()}).encode()
+    def _answer_decisions(self) -> bytes:
+        return json.dumps({"decisions": self.own_decisions()}).encode()

@@ -1,4 +1,4 @@
-"""Our own paths: hands an exchange to an ASGI application."""
+"""Answers requests for own paths through an ASGI application."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
 
-from inference_engine_proxy_server.wire.exchange import Exchange, date_field
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.reply_fields import date_field
 
 __all__ = ["AsgiBridge"]
 
@@ -21,17 +22,17 @@ _FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 
 
 class AsgiBridge:
-    """Answers exchanges by an ASGI 3 application.
+    """Answers exchanges through an ASGI 3 application.
 
-    A ``HEAD`` is asked as a ``GET``, and its body not sent: an application need not know both. A client that leaves
-    cancels the call, so the application is never sent ``http.disconnect``.
+    ``HEAD`` is passed on as ``GET``, and the body of the answer is dropped, so an application need not know both. The
+    call is cancelled when the client leaves, so the application never receives ``http.disconnect``.
     """
 
     def __init__(self, app: _App) -> None:
         self._app = app
 
     async def answer(self, exchange: Exchange) -> None:
-        """Let the application answer ``exchange``."""
+        """Answer ``exchange``."""
         bodies = [exchange.body]
 
         async def receive() -> _Message:
@@ -51,7 +52,7 @@ class AsgiBridge:
         async def call() -> None:
             await self._app(_scope(exchange), receive, send)
 
-        await asyncio.get_running_loop().create_task(call())  # frameworks ask which task runs them
+        await asyncio.get_running_loop().create_task(call())  # frameworks look up the task that runs them
 
 
 def _scope(exchange: Exchange) -> _Message:

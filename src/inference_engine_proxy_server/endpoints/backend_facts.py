@@ -1,24 +1,22 @@
-"""What every endpoint that shows a backend tells of it, in the same words."""
+"""What every endpoint that shows a backend says about it, under the same names."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot
 
 __all__ = ["facts_of"]
 
 
-def facts_of(backend: Backend, now: float) -> dict[str, Any]:
-    """How ``backend`` is, and what of ours, of all workers, it has; ``now``: reading of the clock."""
-    health = backend.health
+def facts_of(backend: BackendSnapshot) -> dict[str, Any]:
+    """The state of ``backend``, its requests from all workers, and its models."""
     return {
-        "state": health.state.value,
-        "reason": health.reason,
-        "since": time.time() - (now - health.since),
+        "state": backend.state.value,
+        "reason": backend.reason,
+        "since": backend.since,
         "draining": backend.is_draining,
-        "requests_in_flight": backend.all_leases,
-        "models": sorted(backend.model_ids),
-        "contexts": backend.contexts,
+        "requests_in_flight": backend.requests_in_flight,
+        "models": sorted(backend.serving.model_ids),
+        "contexts": backend.serving.contexts,
     }

@@ -1,6 +1,6 @@
-"""`/docs` and `/redoc`: FastAPI's pages, with their scripts from an installed package instead of from a CDN.
+"""`/docs` and `/redoc`: FastAPI's pages, with scripts from an installed package instead of from a CDN.
 
-So they work without the internet, and no stranger's script runs at this address.
+They work without the internet, and no third-party script runs under this address.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse
 __all__ = ["docs_router"]
 
 _TITLE = "inference-engine-proxy-server"
-_DESCRIPTION = "openapi.json"  # relative, like all addresses here: a path prefix in front of this proxy does no harm
+_DESCRIPTION = "openapi.json"  # relative, as all addresses here: a path prefix in front of this proxy does no harm
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
@@ -22,7 +22,7 @@ _ASSETS = {
     "favicon.png": "image/png",
 }
 _PAGE_FIELDS = {
-    # Both pages have an inline script; ReDoc styles inline and searches in a worker made of a blob.
+    # Both pages have inline scripts; ReDoc has inline styles, and searches in a worker created from a blob.
     "content-security-policy": "default-src 'none'; connect-src 'self'; img-src 'self' data:; font-src 'self' data:; "
     "script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; worker-src blob:; "
     "base-uri 'none'; frame-ancestors 'none'",
@@ -32,7 +32,7 @@ _ASSET_FIELDS = {"cache-control": "max-age=86400", "x-content-type-options": "no
 
 
 def docs_router() -> APIRouter:
-    """The two pages and what they load."""
+    """The two pages and their files."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/docs")

@@ -1,4 +1,4 @@
-"""What our own endpoints answer when they cannot: errors in the shape that all errors of this proxy have."""
+"""Failures of own endpoints are answered in the same form as all other errors of this proxy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["answer_failures"]
 
 
 def answer_failures(app: FastAPI) -> None:
-    """Let ``app`` answer every failure of its endpoints in our shape."""
+    """Let ``app`` answer every failure of its endpoints with an error body of this proxy."""
 
     @app.exception_handler(ProxyError)
     async def proxy_error(request: Request, error: ProxyError) -> Response:

@@ -1,4 +1,4 @@
-"""How the fleet is (`/health`), whether this process works (`/livez`), and whether to send it requests (`/readyz`)."""
+"""`/health`: the state of the fleet. `/livez`: whether this process works. `/readyz`: whether to send it requests."""
 
 from __future__ import annotations
 
@@ -8,35 +8,26 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.endpoints.backend_facts import facts_of
-from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot, FleetSnapshot
 
 __all__ = ["health_router"]
 
 
-def health_router(pool: BackendPool, is_draining: Callable[[], bool], *, names_need_key: bool) -> APIRouter:
-    """The health endpoints over ``pool``.
+def health_router(fleet: Fleet, is_draining: Callable[[], bool], *, names_need_key: bool) -> APIRouter:
+    """The health endpoints over ``fleet``.
 
     Args:
-        is_draining: whether this process has been told to stop.
-        names_need_key: only who has a key of a client sees the addresses of backends; for others they have numbers.
+        fleet: the fleet.
+        is_draining: whether this process is stopping.
+        names_need_key: show the addresses of backends only to clients with a key; number them for others.
     """
     router = APIRouter(tags=["health"])
 
     @router.get("/health", summary="State of every backend, from memory; always 200")
     async def health(request: Request) -> dict[str, Any]:
-        is_hidden = names_need_key and request.state.access is None
-        names = {backend: f"backend-{i}" if is_hidden else backend.url for i, backend in enumerate(pool.backends, 1)}
-        available = [names[backend] for backend in pool.backends if backend.takes_requests]
-        status = "unavailable" if not available else "ok" if len(available) == len(pool.backends) else "degraded"
-        return {
-            "status": status,
-            "available_backends": available,
-            "total_backends": len(pool.backends),
-            "timestamp": time.time(),
-            "details": [{"backend": names[backend], **_details(backend, pool.clock())} for backend in pool.backends],
-        }
+        return _described(fleet.snapshot(), is_hidden=names_need_key and request.state.access is None)
 
     @router.get("/livez", summary="200 while the process works")
     async def livez() -> dict[str, str]:
@@ -48,7 +39,7 @@ def health_router(pool: BackendPool, is_draining: Callable[[], bool], *, names_n
         responses={503: {}},
     )
     async def readyz(response: Response) -> dict[str, str]:
-        if not is_draining() and any(backend.is_live for backend in pool.backends):
+        if not is_draining() and fleet.snapshot().live:
             return {"status": "ok"}
         response.status_code = 503
         return {"status": "unavailable"}
@@ -56,17 +47,30 @@ def health_router(pool: BackendPool, is_draining: Callable[[], bool], *, names_n
     return router
 
 
-def _details(backend: Backend, now: float) -> dict[str, Any]:
-    told = backend.health.told
+def _described(fleet: FleetSnapshot, *, is_hidden: bool) -> dict[str, Any]:
+    rows = [(f"backend-{at}" if is_hidden else backend.url, backend) for at, backend in enumerate(fleet.backends, 1)]
+    available = [name for name, backend in rows if backend.takes_requests]
+    status = "unavailable" if not available else "ok" if len(available) == len(rows) else "degraded"
+    return {
+        "status": status,
+        "available_backends": available,
+        "total_backends": len(rows),
+        "timestamp": time.time(),
+        "details": [{"backend": name, **_details(backend)} for name, backend in rows],
+    }
+
+
+def _details(backend: BackendSnapshot) -> dict[str, Any]:
+    reported = backend.reported
     return {
         "ready": backend.takes_requests,
         "live": backend.is_live,
-        **facts_of(backend, now),
+        **facts_of(backend),
         "metrics": {
-            "timestamp": backend.told_at,
-            "requests_processing": told.requests_processing or 0.0,
-            "requests_waiting": told.requests_waiting or 0.0,
+            "timestamp": backend.reported_at,
+            "requests_processing": reported.requests_processing or 0.0,
+            "requests_waiting": reported.requests_waiting or 0.0,
             "ready": backend.takes_requests,
-            **told.figures,
+            **reported.figures,
         },
     }

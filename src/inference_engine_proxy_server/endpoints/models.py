@@ -1,4 +1,4 @@
-"""One list of models for the whole fleet."""
+"""`/v1/models`: one list of models for the whole fleet."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from inference_engine_proxy_server.access.gate import Access
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
+from inference_engine_proxy_server.fleet.fleet import Fleet
 
 __all__ = ["models_router"]
 
 
-def models_router(pool: BackendPool) -> APIRouter:
-    """``GET /v1/models`` over ``pool``."""
+def models_router(fleet: Fleet) -> APIRouter:
+    """``GET /v1/models`` over ``fleet``."""
     router = APIRouter(tags=["models"])
 
     @router.get("/v1/models", summary="The models that live backends serve, one entry each")
     async def list_models(request: Request, response: Response) -> dict[str, Any]:
         access: Access | None = request.state.access
-        # Engines let web pages of any origin read their list too.
+        # Engines let web pages of any origin read their list, too.
         response.headers["access-control-allow-origin"] = "*"
         response.headers["access-control-expose-headers"] = "x-request-id"
         entries: dict[str, Any] = {}
-        for backend in pool.backends:
-            if backend.is_live:
-                for entry in backend.models:
-                    if access is None or access.permits(entry["id"]):
-                        entries.setdefault(entry["id"], entry)
+        for backend in fleet.snapshot().live:
+            for entry in backend.serving.models:
+                if access is None or access.permits(entry["id"]):
+                    entries.setdefault(entry["id"], entry)
         return {"object": "list", "data": list(entries.values())}
 
     return router

@@ -1,7 +1,7 @@
-"""Describes the paths that are passed on to the engines, so that `/docs` shows what clients really call.
+"""Describes the paths that are passed on to the engines, so that `/docs` shows what clients call.
 
-Only the well-known ones, with the fields that matter most: the engines accept far more, and every other path
-is passed on all the same.
+Only well-known paths are described, with their most important fields. Engines accept many more fields, and all other
+paths are passed on as well.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _PROXIED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 
 
 def describe_proxied_paths(app: FastAPI) -> None:
-    """Add the proxied paths to the OpenAPI document of ``app``; they do not become routes of it."""
+    """Add the proxied paths to the OpenAPI document of ``app``, without making them routes."""
     describe_own_paths = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`/`: a page for people, a greeting for programs."""
+"""`/`: a page for browsers, JSON with links for programs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def welcome_router() -> APIRouter:
 
 
 def _policy(page: str) -> str:
-    """What the page may do: run its own script, use its own style, ask this proxy, and nothing else."""
+    """A content security policy: the page may run its script, use its style and call this proxy, but nothing else."""
     return (
         f"default-src 'none'; script-src {_hash_of('script', page)}; style-src {_hash_of('style', page)}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -1,6 +1,6 @@
-"""The one loop with a clock: asks every backend for its state, again and again, and publishes the answers.
+"""Polls the state of every backend again and again, and publishes the answers.
 
-Each backend has a loop of its own, so a slow one delays nobody, and none is ever asked twice at a time.
+Each backend has its own loop, so a slow one delays no other, and no backend is polled twice at a time.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from inference_engine_proxy_server.backends.base import (
 )
 from inference_engine_proxy_server.backends.registry import Engines, identify
 from inference_engine_proxy_server.config.fleet import BackendConfig
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.errors import BackendError, BackendTimeout, CapacityError, InvalidReply
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.fleet.health_tracker import Health
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.wire.fetch import Inquiry
 
 __all__ = ["CacheRefresher"]
 
 logger = logging.getLogger(__name__)
 
-_JITTER = 0.2  # of the interval, so that a fleet is not asked in step
-_DOUBT_SECONDS = 1.0  # between two looks at a backend that is not up: one that comes back should wait for nobody
-_SILENT_SECONDS = 0.5  # between two looks at one that did not answer
-_FETCH_SECONDS = 2.0  # HAProxy's default for a health check; less where states are refreshed more often
+_JITTER = 0.2  # of the interval, so that the polls of a fleet do not coincide
+_DOUBT_SECONDS = 1.0  # interval for a backend that is not up, so that one that comes back is noticed soon
+_SILENT_SECONDS = 0.5  # interval for a backend that did not answer
+_FETCH_SECONDS = 2.0  # HAProxy's default for a health check; less if the interval is shorter
 _LEAST_FETCH_SECONDS = 0.5
-_OWN_DELAY_SECONDS = 0.25  # by which a deadline is missed only when the event loop is late
+_OWN_DELAY_SECONDS = 0.25  # a deadline is missed by more than this only if the event loop is late
 _TEST_SECONDS = 10.0  # for one token
 _FETCH_BYTES = 4 * 1024 * 1024  # a vLLM with many adapters and engines exposes about a tenth of it
 
 
 class CacheRefresher:
-    """Keeps what the pool knows of its backends fresh.
+    """Polls the backends of a fleet.
 
     Args:
-        pool: where the answers go.
-        engines: who understands which backend.
-        thresholds: for engines that call themselves busy.
+        fleet: receives the answers.
+        engines: the known engines.
+        thresholds: above which a backend is busy.
         refresh_seconds: the interval.
-        always_keep_alive: keep connections even to engines that ask for the contrary.
-        tests_suspects: ask a backend that seems stuck to generate one token, to see whether it is.
+        always_keep_alive: keep connections open even to engines that should not reuse them.
+        tests_suspects: test a backend that seems stuck with a request for one token.
     """
 
     def __init__(
         self,
-        pool: BackendPool,
+        fleet: Fleet,
         engines: Engines,
         thresholds: Thresholds,
         refresh_seconds: float,
@@ -64,7 +64,7 @@ class CacheRefresher:
         always_keep_alive: bool = False,
         tests_suspects: bool = False,
     ) -> None:
-        self._pool = pool
+        self._fleet = fleet
         self._engines = engines
         self._thresholds = thresholds
         self._refresh_seconds = refresh_seconds
@@ -73,34 +73,35 @@ class CacheRefresher:
         self._tests_suspects = tests_suspects
         self._identified: dict[Backend, BaseBackend] = {}
         self._inquiries: dict[Backend, Inquiry] = {}
-        self._puzzling: set[Backend] = set()  # their engine's class raised what it must not raise
+        self._failing: set[Backend] = set()  # backends whose engine class raised an exception it should not
 
     async def run(self) -> None:
-        """Ask all backends again and again, each a moment from now first, until cancelled."""
+        """Poll all backends, each for the first time in a moment, until cancelled."""
         watches: dict[Backend, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as loops:
             while True:
-                for gone in watches.keys() - set(self._pool.backends):
+                for gone in watches.keys() - set(self._fleet.backends):
                     watches.pop(gone).cancel()
                     self._identified.pop(gone, None)
                     self._inquiries.pop(gone, None)
-                for backend in self._pool.backends:
+                    self._failing.discard(gone)
+                for backend in self._fleet.backends:
                     if backend not in watches:
                         watches[backend] = loops.create_task(self._watch(backend))
-                self._pool.changed.clear()
-                await self._pool.changed.wait()
+                self._fleet.changed.clear()
+                await self._fleet.changed.wait()
 
     def forget_engine(self, backend: Backend) -> None:
-        """What ``backend`` is said to be has changed: find out anew, at once."""
+        """The configuration of ``backend`` changed: identify its engine again, at once."""
         self._identified.pop(backend, None)
         backend.recheck.set()
 
     async def first_round(self) -> None:
-        """Ask all backends once, and wait for their answers for a moment: a start must not hang on a dead one."""
+        """Poll all backends once, and wait a moment for their answers: a dead backend must not hold up the start."""
         try:
-            async with asyncio.timeout(self._fetch_seconds), asyncio.TaskGroup() as questions:
-                for backend in self._pool.backends:
-                    questions.create_task(self.refresh(backend))
+            async with asyncio.timeout(self._fetch_seconds), asyncio.TaskGroup() as polls:
+                for backend in self._fleet.backends:
+                    polls.create_task(self.refresh(backend))
         except TimeoutError:
             logger.warning("not every backend has answered yet; they join as they do")
 
@@ -112,7 +113,7 @@ class CacheRefresher:
                 await self._test(backend)
 
     async def _pause(self, backend: Backend) -> None:
-        """Until it is time to ask again, or somebody wants to know at once."""
+        """Wait until the next poll is due, or is requested at once."""
         seconds = self._refresh_seconds
         if backend.health.state is not Health.UP:
             seconds = min(seconds, _SILENT_SECONDS if backend.health.is_silent else _DOUBT_SECONDS)
@@ -124,12 +125,12 @@ class CacheRefresher:
         backend.recheck.clear()
 
     async def _test(self, backend: Backend) -> None:
-        """Let ``backend`` generate one token, unless its slots are full: the answer would only be late."""
-        told = backend.health.told
-        if told.capacity is not None and (told.requests_processing or 0.0) >= told.capacity:
+        """Let ``backend`` generate one token, unless its slots are full, so that the answer would be late anyway."""
+        reported = backend.health.reported
+        if reported.capacity is not None and (reported.requests_processing or 0.0) >= reported.capacity:
             return
-        request = {"model": min(backend.model_ids, default=""), "prompt": "1", "max_tokens": 1}
-        sent_at = self._pool.clock()
+        request = {"model": min(backend.serving.model_ids, default=""), "prompt": "1", "max_tokens": 1}
+        sent_at = self._fleet.clock()
         inquiry = Inquiry(backend.connections, _FETCH_BYTES)
         try:
             reply = await inquiry.fetch(
@@ -144,36 +145,36 @@ class CacheRefresher:
         finally:
             inquiry.close()
         if reply.status < 500:
-            self._pool.report_success(backend, sent_at)
+            self._fleet.report_success(backend, sent_at)
 
     async def refresh(self, backend: Backend) -> None:
-        """Ask ``backend`` once, and publish what it tells, or that it does not. Raises nothing."""
-        asked_at = self._pool.clock()
-        own_when_asked = backend.all_leases
+        """Poll ``backend`` once, and publish its state, or its silence. Raises nothing."""
+        asked_at = self._fleet.clock()
+        own_when_asked = backend.load.proxy_leases
         try:
             state = await self._ask(backend)
         except CapacityError as error:
-            # For want of a file, a port or time of our own: that is nobody else's fault.
-            logger.debug("backend %s was not asked: %r", backend.url, error)
+            # The proxy lacks a file descriptor, a port or time, which is not the backend's fault.
+            logger.debug("backend %s was not polled: %r", backend.url, error)
             return
         except (TimeoutError, UnreadableState) as error:
-            logger.debug("backend %s told nothing: %r", backend.url, error)
-            self._pool.report_silence(backend)
+            logger.debug("backend %s reported no state: %r", backend.url, error)
+            self._fleet.report_silence(backend)
             return
         except OSError:
-            self._identified.pop(backend, None)  # what comes back at this address may be another engine
-            self._pool.report_refusal(backend)
+            self._identified.pop(backend, None)  # another engine may come back at this address
+            self._fleet.report_refusal(backend)
             return
         except Exception as error:
-            if backend not in self._puzzling:
-                self._puzzling.add(backend)
-                logger.exception("backend %s: its engine's class failed; said once until it works again", backend.url)
-            logger.debug("backend %s: its engine's class failed: %r", backend.url, error)
-            self._pool.report_silence(backend)
+            if backend not in self._failing:
+                self._failing.add(backend)
+                logger.exception("backend %s: its engine class failed; logged once until it works again", backend.url)
+            logger.debug("backend %s: its engine class failed: %r", backend.url, error)
+            self._fleet.report_silence(backend)
             return
-        self._puzzling.discard(backend)
-        own_at_poll = max(own_when_asked, backend.all_leases)
-        self._pool.publish(backend, state, own_at_poll=own_at_poll, asked_at=asked_at)
+        self._failing.discard(backend)
+        own_at_poll = max(own_when_asked, backend.load.proxy_leases)
+        self._fleet.publish(backend, state, own_at_poll=own_at_poll, asked_at=asked_at)
 
     async def _ask(self, backend: Backend) -> BackendState:
         inquiry = self._inquiries.get(backend)
@@ -202,15 +203,15 @@ class CacheRefresher:
         return engine
 
 
-def _within_stated_bounds(told: BackendState, config: BackendConfig) -> BackendState:
-    """``told``, but busy if it tells more than its configuration allows."""
+def _within_stated_bounds(state: BackendState, config: BackendConfig) -> BackendState:
+    """``state``, but busy if it exceeds the limits in the configuration."""
     for count, most, what in (
-        (told.requests_processing, config.max_requests_processing, "processing"),
-        (told.requests_waiting, config.max_requests_waiting, "waiting"),
+        (state.requests_processing, config.max_requests_processing, "processing"),
+        (state.requests_waiting, config.max_requests_waiting, "waiting"),
     ):
-        if told.ready and count is not None and most is not None and count > most:
-            return replace(told, ready=False, reason=f"busy: {count:g} requests {what}, limit {most}")
-    return told
+        if state.ready and count is not None and most is not None and count > most:
+            return replace(state, ready=False, reason=f"busy: {count:g} requests {what}, limit {most}")
+    return state
 
 
 def _get_from(backend: Backend, inquiry: Inquiry, timeout_seconds: float) -> Get:

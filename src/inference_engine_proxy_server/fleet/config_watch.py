@@ -1,4 +1,4 @@
-"""Takes up a changed fleet without a restart: on SIGHUP, or when a file that it comes from has changed."""
+"""Applies a changed fleet without a restart: on SIGHUP, and when a file of the configuration changes."""
 
 from __future__ import annotations
 
@@ -8,79 +8,75 @@ import logging
 import signal
 from collections.abc import Callable
 
-from inference_engine_proxy_server.config.file_stamp import FileStamp, stamps_of_settings
+from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.config.file_watch import FileWatch
 from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.config.sources import SettingsError
+from inference_engine_proxy_server.config.sources import SettingsError, settings_files
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, UnknownEngineError
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 
 __all__ = ["ConfigWatch"]
 
-_LOOK_SECONDS = 1.0  # between two looks whether a file has changed
+_APPLIED_AT_ONCE = frozenset({"backends", "backend_api_key"})
 
 logger = logging.getLogger(__name__)
 
 
 class ConfigWatch:
-    """Reads the settings again, and lets their fleet be the fleet; what cannot be used is refused as a whole.
+    """Reads the configuration again and applies its fleet. A configuration with a mistake is refused as a whole.
 
     Args:
-        settings: those that are in use.
-        load: reads them again. Raises ``SettingsError``.
-        keeper: takes the fleet over.
-        metrics: told how it went.
-        hears_signals: SIGHUP is for this very process.
+        configuration: the one in use.
+        load: reads it again. Raises ``SettingsError``.
+        updater: applies the fleet.
+        metrics: counts reloads.
+        hears_signals: SIGHUP is sent to this process.
     """
 
     def __init__(
         self,
-        settings: Settings,
-        load: Callable[[], Settings],
-        keeper: FleetUpdater,
+        configuration: Configuration,
+        load: Callable[[], Configuration],
+        updater: FleetUpdater,
         metrics: RequestMetrics,
         *,
         hears_signals: bool = True,
     ) -> None:
-        self._settings = settings
+        self._settings = configuration.settings
         self._load = load
-        self._keeper = keeper
+        self._updater = updater
         self._metrics = metrics
         self._hears_signals = hears_signals
-        self._stamps = self._look()
+        self._watch = FileWatch(settings_files(self._settings))
 
     async def run(self) -> None:
-        """Look for changes, and listen to SIGHUP, until cancelled."""
+        """Reload on SIGHUP and after each change of a file, until cancelled."""
         if self._hears_signals:
             loop = asyncio.get_running_loop()
-            with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread, where there are no signals
+            with contextlib.suppress(RuntimeError, ValueError):  # only the main thread can handle signals
                 loop.add_signal_handler(signal.SIGHUP, self.reload)
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            if self._look() != self._stamps:
-                self.reload()
+        await self._watch.run(self.reload)
 
     def reload(self) -> None:
-        """Read everything again now."""
-        self._stamps = self._look()
+        """Read the configuration again now."""
+        self._watch.changed()  # what has changed so far is read below
         try:
-            settings = self._load()
-            has_changed = self._keeper.apply(settings.fleet, settings.models)
+            configuration = self._load()
+            has_changed = self._updater.apply(configuration.fleet, configuration.models)
         except (SettingsError, UnknownEngineError) as error:
             self._metrics.count_reload(succeeded=False)
             for line in str(error).splitlines():
-                logger.error("settings: %s; the fleet stays as it was", line)
+                logger.error("settings: %s; the fleet is unchanged", line)
             return
         self._metrics.count_reload(succeeded=True)
         if not has_changed:
-            logger.info("settings: read again, the fleet is the same")
-        self._name_what_must_wait(settings)
-        self._settings = settings
+            logger.info("settings: reloaded, the fleet is unchanged")
+        self._warn_of_ignored_changes(configuration.settings)
+        self._settings = configuration.settings
+        self._watch.files = settings_files(self._settings)
 
-    def _name_what_must_wait(self, settings: Settings) -> None:
-        before, after = self._settings, settings
+    def _warn_of_ignored_changes(self, after: Settings) -> None:
+        before = self._settings
         for field in Settings.model_fields:
-            if field not in {"backends", "backend_api_key"} and getattr(before, field) != getattr(after, field):
-                logger.warning("settings: %s has changed; it counts from the next start", field.upper())
-
-    def _look(self) -> list[FileStamp | None]:
-        return stamps_of_settings(self._settings.config_file)
+            if field not in _APPLIED_AT_ONCE and getattr(before, field) != getattr(after, field):
+                logger.warning("settings: %s has changed; restart to apply the change", field.upper())

@@ -1,4 +1,4 @@
-"""Brings the pool in line with what is said of the fleet: at the start, and whenever that changes."""
+"""Applies a changed configuration of the fleet while the proxy runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from dataclasses import replace
 
 from inference_engine_proxy_server.backends.registry import Engines
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
-from inference_engine_proxy_server.routing.prompt_router import PromptRouter
+from inference_engine_proxy_server.fleet.fleet import Fleet
 
 __all__ = ["FleetUpdater", "UnknownEngineError", "check_engines"]
 
@@ -19,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 class UnknownEngineError(Exception):
-    """A backend is said to be of an engine that nobody knows; the text names those that are known."""
+    """The configuration of a backend names an unknown engine; the text lists the known ones."""
 
 
 def check_engines(fleet: Iterable[BackendConfig], engines: Engines) -> None:
-    """Raises :class:`UnknownEngineError` if ``fleet`` states an engine that is not among ``engines``."""
+    """Raises :class:`UnknownEngineError` if ``fleet`` names an engine that is not among ``engines``."""
     for config in fleet:
         if config.engine is not None and config.engine not in engines.by_provider:
             known = ", ".join(sorted(engines.by_provider))
@@ -31,70 +29,68 @@ def check_engines(fleet: Iterable[BackendConfig], engines: Engines) -> None:
 
 
 class FleetUpdater:
-    """Applies changes.
+    """Applies configurations.
 
     Args:
-        pool: has the fleet.
-        refresher: asks its backends.
-        engines: those that may be stated.
-        make_backend: one that is new.
-        make_chooser: chooses by what is said of models, going on with what the present one knows; ``None``: no policy
-            looks at prompts.
-        models: what is said of them at the beginning.
+        fleet: the fleet.
+        engines: the known engines.
+        make_backend: makes a backend that joins.
+        on_reconfigured: called with a backend whose engine must be identified again.
+        on_models_changed: called with new settings of models.
+        models: the settings of models that apply now.
     """
 
     def __init__(
         self,
-        pool: BackendPool,
-        refresher: CacheRefresher,
+        fleet: Fleet,
         engines: Engines,
         make_backend: Callable[[BackendConfig], Backend],
-        make_chooser: Callable[[Mapping[str, ModelConfig], PromptRouter | None], PromptRouter | None],
+        on_reconfigured: Callable[[Backend], None],
+        on_models_changed: Callable[[Mapping[str, ModelConfig]], None],
         models: Mapping[str, ModelConfig],
     ) -> None:
-        self._pool = pool
-        self._refresher = refresher
+        self._fleet = fleet
         self._engines = engines
         self._make_backend = make_backend
-        self._make_chooser = make_chooser
+        self._on_reconfigured = on_reconfigured
+        self._on_models_changed = on_models_changed
         self._models = models
 
     def apply(self, fleet: Sequence[BackendConfig], models: Mapping[str, ModelConfig]) -> bool:
-        """Let ``fleet`` be the fleet, and ``models`` hold; whether that changed anything.
+        """Apply the configuration of the fleet and its models; whether anything changed.
 
-        Backends that stay keep all that they have.
+        Backends that stay keep their health and their requests.
 
         Raises:
             UnknownEngineError: nothing has been changed.
         """
         check_engines(fleet, self._engines)
-        models_have_changed = self._apply_models(models)
-        return self._apply_fleet(fleet) or models_have_changed
+        models_changed = self._apply_models(models)
+        return self._apply_fleet(fleet) or models_changed
 
     def _apply_models(self, models: Mapping[str, ModelConfig]) -> bool:
         if models == self._models:
             return False
         self._models = models
-        placement = self._pool.placement
-        placement.choose_by(self._make_chooser(models, placement.chooser))
+        self._on_models_changed(models)
         logger.info("settings of their own have now: %s", ", ".join(models) or "no models")
         return True
 
     def _apply_fleet(self, fleet: Sequence[BackendConfig]) -> bool:
-        known = {backend.url: backend for backend in self._pool.backends}
+        known = {backend.url: backend for backend in self._fleet.backends}
         changed = [config for config in fleet if config.url not in known or known[config.url].config != config]
         urls = [config.url for config in fleet]
         if not changed and urls == list(known):
             return False
         for config in changed:
             if config.url in known:
-                self._change(known[config.url], config)
-        self._pool.replace(known.get(config.url) or self._make_backend(config) for config in fleet)
+                self._reconfigure(known[config.url], config)
+        self._fleet.replace(known.get(config.url) or self._make_backend(config) for config in fleet)
         logger.info("the fleet is now: %s", ", ".join(config.name for config in fleet))
         return True
 
-    def _change(self, backend: Backend, config: BackendConfig) -> None:
+    def _reconfigure(self, backend: Backend, config: BackendConfig) -> None:
         before = backend.config
         backend.configure(config)
         if replace(before, name="", weight=1) != replace(config, name="", weight=1):
-            self._refresher.forget_engine(backend)
+            self._on_reconfigured(backend)

@@ -1,1 +1,1 @@
-"""Admission bounds derived from event-loop lag and memory use."""
+"""Overload protection: admission limits derived from event-loop lag, memory use and open files."""

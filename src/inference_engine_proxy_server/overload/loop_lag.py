@@ -1,4 +1,4 @@
-"""How late the event loop is, and what held it up."""
+"""Event-loop lag, and the code that blocked the loop."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
-__all__ = ["BlockerWitness", "LoopLag"]
+__all__ = ["LoopBlockDetector", "LoopLag"]
 
-_HELD_UP_SECONDS = 0.25  # later than this is too late
-_FOR_SECONDS = 1.0
-_FRAMES = 6  # of whoever holds up the loop, the innermost ones
+_TOO_LATE_SECONDS = 0.25
+_LASTING_SECONDS = 1.0
+_FRAMES = 6  # innermost stack frames that are reported
 
 
 class LoopLag:
-    """Lateness of a task that sleeps, which is what everything else on the loop has to wait as well.
+    """Measures how late a sleeping task wakes up, which is the delay for everything else on the loop as well.
 
     Attributes:
-        seconds: at the last look.
-        is_lasting: it has been too much for a while, and at each look.
+        seconds: the last measurement.
+        is_lasting: every measurement has been too high for some time.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -30,56 +30,57 @@ class LoopLag:
         self.seconds = 0.0
         self.is_lasting = False
 
-    def expect(self, seconds: float) -> None:
-        """The task goes to sleep for so long."""
+    def begin_sleep(self, seconds: float) -> None:
+        """Call before the task sleeps for ``seconds``."""
         self._due_at = self._clock() + seconds
 
-    def look(self) -> None:
-        """The task has woken up."""
+    def end_sleep(self) -> None:
+        """Call when the task has woken up."""
         now = self._clock()
         self.seconds = max(now - self._due_at, 0.0)
-        if self.seconds <= _HELD_UP_SECONDS:
+        if self.seconds <= _TOO_LATE_SECONDS:
             self._late_since = None
         elif self._late_since is None:
             self._late_since = now
-        # Two looks at least: one slow callback, or a machine that was stopped for a while, is no overload.
-        self.is_lasting = self._late_since is not None and now - self._late_since >= _FOR_SECONDS
+        # At least two measurements: one slow callback, or a machine that was suspended, is not an overload.
+        self.is_lasting = self._late_since is not None and now - self._late_since >= _LASTING_SECONDS
 
 
-class BlockerWitness:
-    """Sees what the event loop is doing when it has not turned for a while.
+class LoopBlockDetector:
+    """Records the stack of code that has blocked the event loop for a while.
 
-    The kernel's timer interrupts whatever runs, and Python shows where that is: no thread, and a system call each time
-    the timer is set again. What is seen is only noted, as a signal may interrupt the writing of a log line too.
+    A kernel timer interrupts the running code, and Python passes the current frame to the signal handler. This needs no
+    thread, only one system call each time the timer is rearmed. The handler records the stack without logging it,
+    because the signal may interrupt the writing of a log line. Works in the main thread only; elsewhere, does nothing.
 
     Attributes:
-        seen: where it stood, innermost first; empty: nothing since it was last cleared.
+        blocking_stack: the recorded stack, innermost frame first; empty if nothing was recorded since it was cleared.
     """
 
     def __init__(self, patience_seconds: float) -> None:
         self._patience_seconds = patience_seconds
-        self._works = threading.current_thread() is threading.main_thread()
-        self.seen = ""
+        self._is_enabled = threading.current_thread() is threading.main_thread()
+        self.blocking_stack = ""
 
     def __enter__(self) -> Self:
-        if self._works:
-            self._before = signal.signal(signal.SIGALRM, self._note)
+        if self._is_enabled:
+            self._previous_handler = signal.signal(signal.SIGALRM, self._record_stack)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._works:
+        if self._is_enabled:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, self._before)
+            signal.signal(signal.SIGALRM, self._previous_handler)
 
-    def postpone(self) -> None:
-        """The loop turns: look only when it has not for as long again."""
-        if self._works:
+    def rearm(self) -> None:
+        """Restart the timer; called while the loop is running."""
+        if self._is_enabled:
             signal.setitimer(signal.ITIMER_REAL, self._patience_seconds)
 
-    def _note(self, _number: int, frame: FrameType | None) -> None:
-        places: list[str] = []
-        while frame is not None and len(places) < _FRAMES:
+    def _record_stack(self, _number: int, frame: FrameType | None) -> None:
+        calls: list[str] = []
+        while frame is not None and len(calls) < _FRAMES:
             code = frame.f_code
-            places.append(f"{code.co_qualname} ({code.co_filename.rpartition('/')[2]}:{frame.f_lineno})")
+            calls.append(f"{code.co_qualname} ({code.co_filename.rpartition('/')[2]}:{frame.f_lineno})")
             frame = frame.f_back
-        self.seen = " < ".join(places)
+        self.blocking_stack = " < ".join(calls)

@@ -1,4 +1,4 @@
-"""How much of the memory it may use this process uses."""
+"""This process's memory use, relative to its limit."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 __all__ = ["MemoryUse", "container_limit_bytes"]
 
-_NO_LIMIT_BYTES = 2**60  # cgroup v1 says "none" by a number near 2**63
+_NO_LIMIT_BYTES = 2**60  # cgroup v1 expresses "no limit" as a number near 2**63
 
 
 def container_limit_bytes(root: Path = Path("/"), processes: int = 1) -> int | None:
-    """The memory limit of the control group that this process is in; ``None``: there is none.
+    """The memory limit of this process's control group; ``None`` if there is no limit.
 
     Args:
-        root: of the file system.
-        processes: that share it; each gets its part.
+        root: root of the file system.
+        processes: number of processes that share the limit equally.
 
     Source: the kernel's Documentation/admin-guide/cgroup-v2.rst (memory.max) and cgroup-v1/memory.rst.
     """
@@ -32,7 +32,7 @@ def container_limit_bytes(root: Path = Path("/"), processes: int = 1) -> int | N
             else:
                 continue
             group = top / path.lstrip("/")
-            # A limit of any group around this one holds too.
+            # The limits of all parent groups apply, too.
             limits += [_read_limit(one / name) for one in (group, *group.parents) if one.is_relative_to(top)]
     return min((limit // processes for limit in limits if limit is not None and limit < _NO_LIMIT_BYTES), default=None)
 
@@ -40,15 +40,15 @@ def container_limit_bytes(root: Path = Path("/"), processes: int = 1) -> int | N
 def _read_limit(file: Path) -> int | None:
     try:
         return int(file.read_text())
-    except (OSError, ValueError):  # not in this group's name space; or "max"
+    except (OSError, ValueError):  # outside this control group's namespace; or the value is "max"
         return None
 
 
 class MemoryUse:
-    """This process's share of its limit.
+    """Measures this process's memory use.
 
     Args:
-        limit_bytes: ``None``: it has none.
+        limit_bytes: the memory limit; ``None`` for no limit.
     """
 
     def __init__(self, limit_bytes: int | None) -> None:
@@ -56,17 +56,17 @@ class MemoryUse:
         self._page_bytes = resource.getpagesize()
 
     def share(self) -> float:
-        """What is in use, 1.0 being all of it; 0.0 without a limit."""
+        """Resident memory as a fraction of the limit; 0.0 without a limit."""
         if self._limit_bytes is None:
             return 0.0
         try:
             resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
-        except OSError:  # not on Linux; or no file can be opened at the moment
+        except OSError:  # not on Linux, or no file descriptor is free
             return 0.0
         return resident_pages * self._page_bytes / self._limit_bytes
 
     @staticmethod
-    def give_back() -> None:
-        """Let the C library return what it keeps for later: else a peak would look like use for ever."""
-        with contextlib.suppress(AttributeError):  # only glibc has it, and needs it
+    def trim() -> None:
+        """Make the C library return free memory to the kernel; otherwise use would stay at its peak for ever."""
+        with contextlib.suppress(AttributeError):  # only glibc has malloc_trim, and only glibc needs it
             ctypes.CDLL(None).malloc_trim(0)

@@ -1,29 +1,33 @@
-"""What the supervisor and a worker tell each other: a word and what it is about, over a pair of sockets."""
+"""Message channel between the supervisor and one worker.
+
+A message is a word and its argument, sent over a pair of sockets.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 
-__all__ = ["DRAIN", "SERVING", "SIGNAL", "UNDRAIN", "WATCHED", "Channel"]
+__all__ = ["DRAIN", "READINESS_PROBED", "SERVING", "SIGNAL", "UNDRAIN", "Channel"]
 
 SIGNAL = "signal"
-"""To a worker: act as after the signal of this number."""
+"""To a worker: act as if it had received the signal with this number."""
 SERVING = "serving"
 """From a worker: it accepts connections."""
 DRAIN, UNDRAIN = "drain", "undrain"
-"""An operator's order about the backend of this base URL: from the worker that got it, and then to all."""
-WATCHED = "watched"
-"""Somebody asks one worker whether it is ready, and means all; it takes the same way."""
+"""An operator's order for the backend with this base URL. The worker that received the order sends it to the
+supervisor, which sends it to all workers."""
+READINESS_PROBED = "watched"
+"""A load balancer or orchestrator has probed one worker's readiness. Sent in the same way as an order."""
 
 _LONGEST_BYTES = 65_536
 
 
 class Channel:
-    """One end.
+    """One end of the channel.
 
     Args:
-        end: of a pair of ``SOCK_SEQPACKET`` sockets, which keep each message whole.
+        end: one of a pair of ``SOCK_SEQPACKET`` sockets, which preserve message boundaries.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -32,34 +36,34 @@ class Channel:
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
-        """Both ends of a new one."""
+        """Both ends of a new channel."""
         one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return cls(one), cls(other)
 
     def fileno(self) -> int:
-        """For who waits until there is something to hear."""
+        """The descriptor to wait on until messages arrive."""
         return self._end.fileno()
 
-    def tell(self, word: str, about: str = "") -> None:
-        """Send a message. To who has gone, or has not listened for thousands of messages, nothing can be told."""
+    def send(self, word: str, argument: str = "") -> None:
+        """Send a message; dropped if the other end is closed or has not read for thousands of messages."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-            self._end.send(f"{word} {about}".encode())
+            self._end.send(f"{word} {argument}".encode())
 
-    def hear(self) -> list[tuple[str, str]] | None:
-        """The messages that have come, perhaps none; ``None``: the other end has been closed."""
+    def receive(self) -> list[tuple[str, str]] | None:
+        """The messages that have arrived, possibly none; ``None`` if the other end is closed."""
         messages: list[tuple[str, str]] = []
         while True:
             try:
                 packet = self._end.recv(_LONGEST_BYTES)
             except BlockingIOError:
                 return messages
-            except ConnectionResetError:  # it went without having heard all
+            except ConnectionResetError:  # the other end was closed with unread messages
                 packet = b""
             if not packet:
                 return messages or None
-            word, _, about = packet.decode().partition(" ")
-            messages.append((word, about))
+            word, _, argument = packet.decode().partition(" ")
+            messages.append((word, argument))
 
     def close(self) -> None:
-        """Be heard of no more."""
+        """Close this end."""
         self._end.close()

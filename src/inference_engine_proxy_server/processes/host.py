@@ -1,4 +1,4 @@
-"""Hosting: sockets, signals and an orderly end, by uvicorn."""
+"""Hosting with uvicorn: sockets, signals and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -27,34 +27,36 @@ __all__ = [
     "url_of",
 ]
 
-ACCEPT_BACKLOG = 4096  # connections that may wait to be accepted; the kernel lowers it to its own limit
+ACCEPT_BACKLOG = 4096  # connections that may wait to be accepted; the kernel caps the number at its own limit
 _MOST_CONNECTIONS = 10_000
-_SHARE_OF_FILES = 0.4  # Envoy's advice: each client's connection may need one to a backend, and more is needed
-_FORCED_STOP_SECONDS = 0.5  # for what is cancelled to end, when told to stop at once
+_SHARE_OF_FILES = 0.4  # Envoy's advice: a client connection may need a second one, to a backend, and other files exist
+_FORCED_STOP_SECONDS = 0.5  # for cancelled tasks to end in an immediate stop
 
 logger = logging.getLogger(__name__)
 
 
 class Hosted(Protocol):
-    """What is hosted, beside what uvicorn's own configuration says of it."""
+    """What the hosted application provides beyond uvicorn's configuration."""
 
-    def drain(self, *, may_linger: bool) -> float:
-        """This process will stop: say so wherever one can.
+    def begin_shutdown(self, *, may_linger: bool) -> float:
+        """Announce to clients and load balancers that this process will stop.
 
         Args:
-            may_linger: it need not be at once.
+            may_linger: the process may accept connections for a grace period.
 
         Returns:
-            For how many seconds new connections should still be accepted.
+            The number of seconds to keep accepting new connections.
         """
 
     def accept_operator(self, server_state: Any) -> asyncio.Protocol:
-        """A protocol for a connection on ADMIN_PORT."""
+        """The protocol for a new connection on ADMIN_PORT."""
 
 
 class Host(uvicorn.Server):
-    """uvicorn, which says in our words that it has started, lingers for who has not heard yet that it will stop, and
-    stops at once when told to stop twice.
+    """A uvicorn server with its own start message, a grace period, and an immediate stop at the second signal.
+
+    During the grace period the server keeps accepting connections, for clients and load balancers that have not learned
+    yet that it will stop.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Host(uvicorn.Server):
         self._hosted = hosted
         self._on_started = on_started
         self._operators = operators
-        self._stops_at: float | None = None  # when it stops listening; ``None``: nobody has told it to
+        self._stops_at: float | None = None  # when it stops listening; ``None`` before a signal to stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -86,21 +88,21 @@ class Host(uvicorn.Server):
 
     @property
     def is_stopping(self) -> bool:
-        """It has been told to stop."""
+        """The server has received a signal to stop."""
         return self._stops_at is not None or self.should_exit
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.is_stopping:
             self.should_exit = self.force_exit = True
             return
-        grace_seconds = self._hosted.drain(may_linger=sig == signal.SIGTERM)
+        grace_seconds = self._hosted.begin_shutdown(may_linger=sig == signal.SIGTERM)
         self._stops_at = time.monotonic() + grace_seconds
         if grace_seconds:
             logger.info(
-                "stopping in %g s, until then new requests are served (a second signal stops at once)", grace_seconds
+                "stopping in %g s; new requests are served until then (a second signal stops at once)", grace_seconds
             )
         else:
-            logger.info("stopping; requests under way may end (a second signal stops at once)")
+            logger.info("stopping; requests in progress may finish (a second signal stops at once)")
             super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
@@ -110,29 +112,38 @@ class Host(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        if self.force_exit:  # uvicorn leaves the rest to the end of the loop, when nobody logs requests any more
+        if self.force_exit:  # uvicorn would cancel these tasks when the loop closes, too late for the access log
             for task in self.server_state.tasks:
                 task.cancel()
             deadline = time.monotonic() + _FORCED_STOP_SECONDS
-            while self.server_state.tasks and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody else wants to know
+            while self.server_state.tasks and time.monotonic() < deadline:  # noqa: ASYNC110 - not worth an event
                 await asyncio.sleep(0.01)
             await self.lifespan.shutdown()
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as it may: each request takes two, and the usual soft limit is 1024."""
+    """Raise the soft limit on open files to the hard limit: each request needs two, and 1024 is a common soft limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def connection_limit() -> int:
-    """Connections of clients for which there are files enough."""
+    """The number of client connections that the limit on open files allows."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, int(soft * _SHARE_OF_FILES))
 
 
 def listen(name: str, host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises ``OSError`` that names the settings."""
+    """A listening socket.
+
+    Args:
+        name: the setting that ``port`` comes from.
+        host: the address to listen on.
+        port: the port to listen on.
+
+    Raises:
+        OSError: the message names the settings.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=ACCEPT_BACKLOG)
@@ -141,10 +152,10 @@ def listen(name: str, host: str, port: int) -> socket.socket:
 
 
 class SharedPort:
-    """A port on which several sockets listen; the kernel spreads connections over them.
+    """A port on which several sockets listen; the kernel distributes connections over them.
 
     Args:
-        name, host, port: as for :func:`listen`, which fails if anybody has the port already, as it does here.
+        name, host, port: as for :func:`listen`. Fails, too, if the port is already in use.
 
     Attributes:
         address: host and port.
@@ -152,12 +163,12 @@ class SharedPort:
 
     def __init__(self, name: str, host: str, port: int) -> None:
         self._spare: socket.socket | None = listen(name, host, port)
-        self._spare.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # from now on others may join it
+        self._spare.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # only now may other sockets share the port
         self._family = self._spare.family
         self.address = self._spare.getsockname()[:2]
 
     def listener(self) -> socket.socket:
-        """One more socket that listens there."""
+        """Another socket that listens on the port."""
         if self._spare is not None:
             spare, self._spare = self._spare, None
             return spare
@@ -165,7 +176,7 @@ class SharedPort:
 
 
 def announce(url: str, operators_url: str | None, on_started: Callable[[str], None] | None) -> None:
-    """Say where requests are answered: in the log, and to whom else it matters."""
+    """Report the URLs that the server listens on: log them, and call ``on_started`` with ``url``."""
     if operators_url is not None:
         logger.info("listening on %s for operators", operators_url)
     logger.info("listening on %s", url)
@@ -174,7 +185,7 @@ def announce(url: str, operators_url: str | None, on_started: Callable[[str], No
 
 
 def url_of(address: Sequence[Any], *, is_tls: bool) -> str:
-    """The base URL of who listens at ``address``: host, port."""
+    """The base URL of a server that listens at ``address`` (host, port, ...)."""
     host, port = address[:2]
     scheme = "https" if is_tls else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

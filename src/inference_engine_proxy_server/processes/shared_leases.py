@@ -1,7 +1,7 @@
-"""How many requests each worker has on each backend, and waiting, in memory that all workers share.
+"""Lease counts and queue lengths of all workers, in memory that they share.
 
-So what one worker has sent counts for all of them in the same moment, as if there were one process. Each number has one
-writer, and writing it is one store of the processor, so there is nothing to lock.
+A lease counts for all workers at once, as if there were one process. Each number has a single writer, and a write is a
+single store of the processor, so no lock is needed.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from zlib import crc32
 
 __all__ = ["SharedLeases"]
 
-# Every worker finds a backend's row by its URL alone, whatever it has read of a changed fleet. Rows that nobody uses
-# take no memory, so there are enough: of two hundred fleets with a hundred backends, one has two that share a row, and
-# then each seems to have the other's requests, too.
+# Every worker finds a backend's row by its URL alone, whichever version of the fleet it has read. Unused rows take no
+# memory, so there are many: of two hundred fleets with a hundred backends each, one has two backends in the same row,
+# each of which then seems to have the other's requests, too.
 _ROWS = 2**20
 _COUNT_BYTES = 4
 
 
 class SharedLeases:
-    """The numbers; made before the workers are, which inherit it.
+    """The counts. Created before the workers, which inherit the memory.
 
     Args:
-        workers: how many there are.
+        workers: the number of workers.
 
     Attributes:
-        leases: the number of requests of each worker on all backends together.
-        waiting: the number of those that wait for a place.
+        leases: leases of each worker on all backends together.
+        waiting: requests in the queue of each worker.
     """
 
     def __init__(self, workers: int) -> None:
@@ -37,11 +37,11 @@ class SharedLeases:
         self.waiting = self._row_at(_ROWS + 1)
 
     def row(self, url: str) -> memoryview:
-        """The number of requests of each worker on the backend ``url``."""
+        """Leases of each worker on the backend ``url``."""
         return self._row_at(crc32(url.encode()) % _ROWS)
 
     def clear(self, worker: int, urls: Iterable[str]) -> None:
-        """``worker`` has ended, and its requests on ``urls`` with it."""
+        """Remove the requests of ``worker``, which has ended, on the backends ``urls``."""
         for row in (self.leases, self.waiting, *map(self.row, urls)):
             row[worker] = 0
 

@@ -1,7 +1,7 @@
-"""The other workers, as one worker sees them: what they answer when they are asked.
+"""Requests from one worker to its siblings.
 
-Each worker listens on a Unix socket without a file, so that nothing is left behind whoever is killed, and a file system
-that cannot be written to does no harm. The kernel says whose process asks, which has to be one of the same user.
+Each worker listens on an abstract Unix socket, which has no file: a killed process leaves nothing behind, and a
+read-only file system does no harm. The kernel reports the peer's user, which must be the worker's own.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Answers", "Siblings", "inboxes"]
 
-_ANSWER_SECONDS = 1.0  # an event loop that is later than this is overloaded, and has nothing to spare for questions
+_ANSWER_SECONDS = 1.0  # an event loop that lags further behind is overloaded, and must not spend time on answers
 _LONGEST_QUESTION_BYTES = 256
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of <sys/socket.h>: process, user, group
 
 Answers = Mapping[str, Callable[[], bytes]]
-"""By question."""
+"""Functions that produce the answers, by question."""
 
 
 def inboxes(count: int) -> list[socket.socket]:
-    """A socket for each worker, where its siblings ask it; the kernel finds a name for it (unix(7), autobind)."""
+    """One socket per worker for its siblings' questions; the kernel chooses the names (unix(7), autobind)."""
     made = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(count)]
     for inbox in made:
         inbox.bind("")
@@ -33,14 +33,14 @@ def inboxes(count: int) -> list[socket.socket]:
 
 
 class Siblings:
-    """All workers but this one.
+    """All workers except this one.
 
     Args:
-        addresses: of the inboxes of all workers, by their numbers.
-        number: this worker's own.
+        addresses: of all workers' inboxes, indexed by worker number.
+        number: this worker's number.
 
     Attributes:
-        others: the numbers of the siblings; empty: this process is the only one.
+        others: the siblings' numbers; empty if this process is the only one.
     """
 
     def __init__(self, addresses: Sequence[bytes] = (), number: int = 0) -> None:
@@ -49,12 +49,12 @@ class Siblings:
         self.others = tuple(other for other in range(len(addresses)) if other != number)
 
     async def ask(self, question: str) -> dict[int, bytes | None]:
-        """What each sibling answers, by its number; ``None``: nothing in time."""
+        """Each sibling's answer, by worker number; ``None`` if there was no answer in time."""
         answers = await asyncio.gather(*(self._ask(self._addresses[other], question) for other in self.others))
         return dict(zip(self.others, answers, strict=True))
 
     async def answer(self, inbox: socket.socket, answers: Answers) -> None:
-        """Answer what siblings ask at ``inbox``, until cancelled."""
+        """Answer the siblings' questions at ``inbox``, until cancelled."""
 
         async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.closing(writer), contextlib.suppress(TimeoutError, OSError, asyncio.IncompleteReadError):
@@ -85,7 +85,7 @@ class Siblings:
 def _connected(address: bytes) -> socket.socket:
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        peer.connect(address)  # is done at once, or refused
+        peer.connect(address)  # succeeds or fails immediately
     except OSError:
         peer.close()
         raise

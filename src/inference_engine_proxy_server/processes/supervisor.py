@@ -1,7 +1,7 @@
-"""The process above the workers: makes them, replaces those that die, and passes on what it is told.
+"""Parent process of the workers: starts them, replaces those that die, and distributes messages.
 
-It serves nothing, and has neither an event loop nor a thread, so that it can be copied at any time. It keeps all
-sockets open: connections that wait for a worker that has died are taken by the one that comes after it.
+The supervisor serves no requests and has neither an event loop nor threads, so that it can fork at any time. It keeps
+all listening sockets open: when a worker dies, its replacement accepts the connections that were waiting.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
-from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.processes.channel import DRAIN, SERVING, SIGNAL, UNDRAIN, WATCHED, Channel
+from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.processes.channel import DRAIN, READINESS_PROBED, SERVING, SIGNAL, UNDRAIN, Channel
 from inference_engine_proxy_server.processes.host import SharedPort
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 from inference_engine_proxy_server.processes.siblings import Siblings, inboxes
-from inference_engine_proxy_server.processes.worker import Post
+from inference_engine_proxy_server.processes.worker import WorkerContext
 
 __all__ = ["Supervisor"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-_LOOK_SECONDS = 1.0  # between two looks whether the fleet has changed
+_FLEET_CHECK_SECONDS = 1.0  # between two checks of the fleet for changes
 _EARLY_SECONDS = 10.0  # a worker that ends sooner after its start will probably do so again
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class _Process:
-    """A worker that lives; ``serves``: it accepts connections."""
+    """A living worker process; ``serves`` is set once it accepts connections."""
 
     pid: int
     channel: Channel
@@ -47,16 +47,16 @@ class _Process:
 
 
 @dataclass(eq=False, slots=True)
-class _Place:
-    """One worker's place, whoever has it.
+class _Worker:
+    """One numbered worker, across the restarts of its process.
 
     Attributes:
-        inbox: where its siblings ask it.
-        listeners: its sockets; none while it waits for a worker, so that nobody waits there.
-        process: who has it; ``None``: nobody.
-        starts_at: when the next one is due; ``None``: none is wanted.
-        started_at: when the last one was due.
-        early_ends: how many in a row have ended soon after their start.
+        inbox: receives the siblings' questions.
+        listeners: its listening sockets; empty during a pause before a restart, so that no connection waits there.
+        process: its living process, if any.
+        starts_at: when the next process is due to start; ``None`` if none is.
+        started_at: when the last process was started.
+        early_ends: number of consecutive processes that ended soon after their start.
     """
 
     number: int
@@ -78,187 +78,188 @@ class _Place:
 
 
 class Supervisor:
-    """See above.
+    """Runs the workers.
 
     Args:
-        settings: with the fleet of the start.
-        ports: PORT and, where there is one, ADMIN_PORT.
-        serve: what a worker does, until it is told to stop; gives its exit code.
-        read_again: the settings, if they have changed since it was last called and can be used. Raises nothing.
-        on_started: called when all workers serve for the first time.
+        configuration: with the initial fleet.
+        ports: PORT and, if set, ADMIN_PORT.
+        serve: runs in each worker process until the worker is stopped; returns the exit code.
+        read_again: returns the configuration if it is valid and has changed since the last call. Raises nothing.
+        on_started: called once, when all workers serve.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        configuration: Configuration,
         ports: Sequence[SharedPort],
-        serve: Callable[[Post], int],
-        read_again: Callable[[], Settings | None],
+        serve: Callable[[WorkerContext], int],
+        read_again: Callable[[], Configuration | None],
         on_started: Callable[[], None],
     ) -> None:
-        self._settings = settings
+        self._configuration = configuration
         self._ports = ports
         self._serve = serve
         self._read_again = read_again
         self._on_started = on_started
-        self._urls = {backend.url for backend in settings.fleet}  # of all that have ever been backends
-        self._drained: set[str] = set()
+        self._urls = {backend.url for backend in configuration.fleet}  # of all backends, past and present
+        self._drained_urls: set[str] = set()
         self._has_started = self._is_stopping = False
         self._exit_code = 0
-        self._board = SharedLeases(settings.workers)
-        self._places = [_Place(number, inbox) for number, inbox in enumerate(inboxes(settings.workers))]
-        self._inboxes = [place.inbox.getsockname() for place in self._places]
-        # Not epoll, whose registrations would be shared with every copy of this process.
+        self._shared_leases = SharedLeases(configuration.settings.workers)
+        self._workers = [_Worker(number, inbox) for number, inbox in enumerate(inboxes(configuration.settings.workers))]
+        self._inboxes = [worker.inbox.getsockname() for worker in self._workers]
+        # Not epoll, whose registrations would be shared with every forked process.
         self._selector = selectors.PollSelector()
 
     def run(self) -> int:
-        """Keep the workers going until SIGINT or SIGTERM; gives this process's exit code."""
-        gc.freeze()  # what is there now is never collected, so that its pages stay shared with the workers
+        """Keep the workers running until SIGINT or SIGTERM; returns this process's exit code."""
+        gc.freeze()  # existing objects are never collected, so that their memory pages stay shared with the workers
         with _wakeup() as self._wakeup:
             self._selector.register(self._wakeup, selectors.EVENT_READ, self._on_signals)
             while True:
-                self._start_those_due()
-                if not any(place.process or place.starts_at is not None for place in self._places):
+                self._start_due_workers()
+                if not any(worker.process or worker.starts_at is not None for worker in self._workers):
                     return self._exit_code
-                for key, _ in self._selector.select(_LOOK_SECONDS):
+                for key, _ in self._selector.select(_FLEET_CHECK_SECONDS):
                     key.data()
-                self._look_at_fleet()
+                self._check_fleet()
 
-    # --- what it is told
+    # --- signals, messages and fleet changes
 
     def _on_signals(self) -> None:
         for number in self._wakeup.recv(4096):
             if number == signal.SIGCHLD:
                 self._reap()
             elif number == signal.SIGHUP:
-                self._tell_all(SIGNAL, str(number))
+                self._send_to_all(SIGNAL, str(number))
             elif number in (signal.SIGINT, signal.SIGTERM):
                 self._stop(number)
 
-    def _on_message(self, place: _Place, process: _Process) -> None:
-        if place.process is not process:  # its end came to be known in the same moment
+    def _on_message(self, worker: _Worker, process: _Process) -> None:
+        if worker.process is not process:  # its end was handled in the same round
             return
-        messages = process.channel.hear()
-        if messages is None:  # it ends; the signal that it has ended tells how
+        messages = process.channel.receive()
+        if messages is None:  # the process is ending; SIGCHLD will follow
             self._selector.unregister(process.channel)
             return
-        for word, about in messages:
+        for word, argument in messages:
             if word == SERVING:
                 process.serves = True
-                self._on_serving(place)
-            elif word in (DRAIN, UNDRAIN, WATCHED):
+                self._on_serving(worker)
+            elif word in (DRAIN, UNDRAIN, READINESS_PROBED):
                 if word == DRAIN:
-                    self._drained.add(about)
+                    self._drained_urls.add(argument)
                 elif word == UNDRAIN:
-                    self._drained.discard(about)
-                self._tell_all(word, about)
+                    self._drained_urls.discard(argument)
+                self._send_to_all(word, argument)
 
-    def _on_serving(self, place: _Place) -> None:
+    def _on_serving(self, worker: _Worker) -> None:
         if self._has_started:
-            logger.info("worker %d serves again", place.number)
-        elif all(other.serves for other in self._places):
+            logger.info("worker %d serves again", worker.number)
+        elif all(other.serves for other in self._workers):
             self._has_started = True
             self._on_started()
 
-    def _look_at_fleet(self) -> None:
-        settings = self._read_again()
-        if settings is not None:
-            self._settings = self._settings.with_fleet_of(settings)
-            # As in the workers: what is taken out of the fleet and comes back is not drained.
-            urls = {backend.url for backend in self._settings.fleet}
-            self._drained &= urls
+    def _check_fleet(self) -> None:
+        changed = self._read_again()
+        if changed is not None:
+            self._configuration = self._configuration.with_fleet_of(changed)
+            # As in the workers: a backend that is removed from the fleet and added again is not drained.
+            urls = {backend.url for backend in self._configuration.fleet}
+            self._drained_urls &= urls
             self._urls |= urls
 
-    def _tell_all(self, word: str, about: str) -> None:
-        for place in self._places:
-            if place.process is not None:
-                place.process.channel.tell(word, about)
+    def _send_to_all(self, word: str, argument: str) -> None:
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.channel.send(word, argument)
 
     def _stop(self, number: int) -> None:
         self._is_stopping = True
-        for place in self._places:
-            place.close_listeners()  # a connection must not wait on a socket that its worker has closed
-            place.starts_at = None
-        self._tell_all(SIGNAL, str(number))
+        for worker in self._workers:
+            worker.close_listeners()  # a connection must not wait on a socket that its worker has closed
+            worker.starts_at = None
+        self._send_to_all(SIGNAL, str(number))
 
-    # --- workers that end
+    # --- ended processes
 
     def _reap(self) -> None:
-        for place in self._places:
-            if place.process is not None:
-                pid, status = os.waitpid(place.process.pid, os.WNOHANG)
+        for worker in self._workers:
+            if worker.process is not None:
+                pid, status = os.waitpid(worker.process.pid, os.WNOHANG)
                 if pid:
-                    self._on_end(place, place.process, os.waitstatus_to_exitcode(status))
+                    self._on_end(worker, worker.process, os.waitstatus_to_exitcode(status))
 
-    def _on_end(self, place: _Place, process: _Process, code: int) -> None:
+    def _on_end(self, worker: _Worker, process: _Process, code: int) -> None:
         if process.channel in self._selector.get_map():
-            self._on_message(place, process)  # what it said last
+            self._on_message(worker, process)  # its last messages
         if process.channel in self._selector.get_map():
             self._selector.unregister(process.channel)
         process.channel.close()
-        place.process = None
-        self._board.clear(place.number, self._urls)
+        worker.process = None
+        self._shared_leases.clear(worker.number, self._urls)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if self._is_stopping:
             if code:
-                logger.error("worker %d ended with %s", place.number, how)
+                logger.error("worker %d ended with %s", worker.number, how)
                 self._exit_code = 1
-        elif not process.serves and not (self._has_started and any(other.serves for other in self._places)):
-            logger.error("worker %d could not start: it ended with %s", place.number, how)
+        elif not process.serves and not (self._has_started and any(other.serves for other in self._workers)):
+            logger.error("worker %d could not start: it ended with %s", worker.number, how)
             self._exit_code = 1
-            for _ in range(2):  # at once
+            for _ in range(2):  # the second signal makes them stop immediately
                 self._stop(signal.SIGINT)
         else:
-            self._plan_next(place, f"worker {place.number} ended with {how}")
+            self._schedule_restart(worker, f"worker {worker.number} ended with {how}")
 
-    def _plan_next(self, place: _Place, what: str) -> None:
+    def _schedule_restart(self, worker: _Worker, reason: str) -> None:
         now = time.monotonic()
-        place.early_ends = place.early_ends + 1 if now - place.started_at < _EARLY_SECONDS else 0
-        # The first time may be chance.
-        pause = 0.0 if place.early_ends <= 1 else min(_LONGEST_PAUSE_SECONDS, 2.0 ** (place.early_ends - 2))
-        place.starts_at = now + pause
+        worker.early_ends = worker.early_ends + 1 if now - worker.started_at < _EARLY_SECONDS else 0
+        # A single early end may be chance, so no pause follows it.
+        pause = 0.0 if worker.early_ends <= 1 else min(_LONGEST_PAUSE_SECONDS, 2.0 ** (worker.early_ends - 2))
+        worker.starts_at = now + pause
         if pause:
-            place.close_listeners()
-            logger.error("%s; another one takes its place in %g s", what, pause)
+            worker.close_listeners()
+            logger.error("%s; its replacement starts in %g s", reason, pause)
         else:
-            logger.error("%s; another one takes its place", what)
+            logger.error("%s; its replacement starts now", reason)
 
-    # --- workers that start
+    # --- new processes
 
-    def _start_those_due(self) -> None:
-        for place in self._places:
-            if place.starts_at is not None and time.monotonic() >= place.starts_at:
-                place.starts_at, place.started_at = None, time.monotonic()
-                self._look_at_fleet()  # what is older than a worker counts as known to it
+    def _start_due_workers(self) -> None:
+        for worker in self._workers:
+            if worker.starts_at is not None and time.monotonic() >= worker.starts_at:
+                worker.starts_at, worker.started_at = None, time.monotonic()
+                self._check_fleet()  # a new worker does not look for changes made before its start
                 try:
-                    self._start(place)
-                except OSError as error:  # no memory or no process left, or somebody else has the port
-                    self._plan_next(place, f"worker {place.number} cannot be started: {error.strerror or error}")
+                    self._start(worker)
+                except OSError as error:  # out of memory or processes, or another program has the port
+                    message = f"worker {worker.number} cannot be started: {error.strerror or error}"
+                    self._schedule_restart(worker, message)
 
-    def _start(self, place: _Place) -> None:
-        place.listeners = place.listeners or tuple(port.listener() for port in self._ports)
+    def _start(self, worker: _Worker) -> None:
+        worker.listeners = worker.listeners or tuple(port.listener() for port in self._ports)
         ours, theirs = Channel.pair()
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()  # else a copy would write it once more
-        # A signal that comes to the copy before it has let go of the pipe would be taken for one to this process.
+            stream.flush()  # otherwise the child would write the buffered text again
+        # Until the child has let go of the wakeup pipe, its signals would look like signals to this process.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             pid = os.fork()
             if not pid:
-                self._be_worker(place, ours, theirs, before)
+                self._become_worker(worker, ours, theirs, before)
         except OSError:
             ours.close()
             raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
-        place.process = process = _Process(pid, ours)
-        self._selector.register(ours, selectors.EVENT_READ, partial(self._on_message, place, process))
+        worker.process = process = _Process(pid, ours)
+        self._selector.register(ours, selectors.EVENT_READ, partial(self._on_message, worker, process))
 
-    def _be_worker(
-        self, place: _Place, supervisors: Channel, own: Channel, mask: set[int | signal.Signals]
+    def _become_worker(
+        self, worker: _Worker, supervisors: Channel, own: Channel, mask: set[int | signal.Signals]
     ) -> NoReturn:
-        """What the copy does, which must never come back to where the supervisor goes on."""
+        """Run the child process; never returns, because the caller's code is the supervisor's."""
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -266,27 +267,34 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             supervisors.close()
             self._wakeup.close()
-            for other in self._places:
-                if other is not place:
+            for other in self._workers:
+                if other is not worker:
                     other.close_listeners()
                     other.inbox.close()
                     if other.process is not None:
                         other.process.channel.close()
-            siblings = Siblings(self._inboxes, place.number)
-            drained = frozenset(self._drained)
-            code = self._serve(Post(self._settings, place.listeners, own, siblings, place.inbox, self._board, drained))
-        except SystemExit as end:  # uvicorn's way to say that it cannot start
+            context = WorkerContext(
+                self._configuration,
+                worker.listeners,
+                own,
+                Siblings(self._inboxes, worker.number),
+                worker.inbox,
+                self._shared_leases,
+                frozenset(self._drained_urls),
+            )
+            code = self._serve(context)
+        except SystemExit as end:  # uvicorn exits this way when it cannot start
             code = end.code if isinstance(end.code, int) else 1
         except BaseException:
-            logger.exception("worker %d has crashed", place.number)
+            logger.exception("worker %d crashed", worker.number)
         finally:
             os._exit(code)
 
 
 @contextmanager
 def _wakeup() -> Iterator[socket.socket]:
-    """Gives a socket from which the number of each signal that comes can be read."""
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # one that has no handler is not told
+    """Yield a socket from which the number of each received signal can be read."""
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # signals without a Python handler are not written to the socket
     inside, outside = socket.socketpair()
     with inside, outside:
         inside.setblocking(False)

@@ -1,4 +1,4 @@
-"""One of several processes that share the port: what its supervisor gives it, and how it listens to that."""
+"""A worker process: what it inherits from its supervisor, and how it obeys the supervisor's messages."""
 
 from __future__ import annotations
 
@@ -13,81 +13,81 @@ from typing import Protocol
 
 import uvicorn
 
-from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.processes.channel import DRAIN, SERVING, SIGNAL, UNDRAIN, WATCHED, Channel
+from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.processes.channel import DRAIN, READINESS_PROBED, SERVING, SIGNAL, UNDRAIN, Channel
 from inference_engine_proxy_server.processes.host import Host, Hosted
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 from inference_engine_proxy_server.processes.siblings import Siblings
 
-__all__ = ["Post", "Worker", "WorkersProxy"]
+__all__ = ["Worker", "WorkerContext", "WorkersProxy"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Post:
-    """What a worker is given.
+class WorkerContext:
+    """What a worker inherits from its supervisor.
 
     Attributes:
-        settings: with the fleet as it is now.
-        listeners: its sockets on PORT and, where there is one, on ADMIN_PORT.
+        configuration: with the fleet at the worker's start.
+        listeners: the worker's sockets on PORT and, if set, ADMIN_PORT.
         channel: to the supervisor.
         siblings: the other workers.
-        inbox: where they ask this one.
-        board: the requests that all workers have on backends.
-        drained: base URLs of the backends that operators have told not to get new requests.
+        inbox: receives the siblings' questions.
+        shared_leases: lease counts of all workers, by backend.
+        drained_urls: base URLs of the backends that operators have drained.
     """
 
-    settings: Settings
+    configuration: Configuration
     listeners: tuple[socket.socket, ...]
     channel: Channel
     siblings: Siblings
     inbox: socket.socket
-    board: SharedLeases
-    drained: frozenset[str]
+    shared_leases: SharedLeases
+    drained_urls: frozenset[str]
 
     def order(self, url: str, *, is_draining: bool) -> None:
-        """Pass an operator's order about a backend on to all workers, those that are still to come included."""
-        self.channel.tell(DRAIN if is_draining else UNDRAIN, url)
+        """Send an operator's drain or undrain order to all workers, including workers started later."""
+        self.channel.send(DRAIN if is_draining else UNDRAIN, url)
 
-    def say_watched(self) -> None:
-        """Let all workers know that somebody asks whether they are ready."""
-        self.channel.tell(WATCHED)
+    def announce_readiness_probe(self) -> None:
+        """Tell all workers that readiness is being probed."""
+        self.channel.send(READINESS_PROBED)
 
 
 class WorkersProxy(Hosted, Protocol):
-    """What a worker hosts."""
+    """The application that a worker hosts."""
 
     def reload(self) -> None:
-        """Read the settings again, as after SIGHUP."""
+        """Reload the settings, as after SIGHUP."""
 
     def obey(self, url: str, *, is_draining: bool) -> None:
-        """An operator has said that the backend ``url`` gets no new requests, or does so again."""
+        """Drain or undrain the backend ``url``, as an operator has ordered."""
 
-    def note_watched(self) -> None:
-        """Somebody has asked a sibling whether it is ready."""
+    def record_readiness_probe(self) -> None:
+        """Record that the readiness of this or another worker has just been probed."""
 
 
 class Worker(Host):
-    """A host that goes by what its supervisor says, and not by signals.
+    """A host that obeys its supervisor's messages instead of signals.
 
-    A signal may be sent to all processes at once, by a terminal or by systemd. Then the supervisor has it, too, and
-    passes it on; heard twice, it would mean to stop at once.
+    A terminal or systemd may send a signal to all processes at once. The supervisor receives the signal, too, and
+    forwards it; a worker that received it twice would stop immediately.
     """
 
-    def __init__(self, config: uvicorn.Config, proxy: WorkersProxy, post: Post) -> None:
-        super().__init__(config, proxy, None, *post.listeners[1:])
+    def __init__(self, config: uvicorn.Config, proxy: WorkersProxy, context: WorkerContext) -> None:
+        super().__init__(config, proxy, None, *context.listeners[1:])
         self._proxy = proxy
-        self._channel = post.channel
+        self._channel = context.channel
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        yield  # they are left to do nothing, which the supervisor has arranged before this process was made
+        yield  # the worker inherits handlers from the supervisor that do nothing
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            asyncio.get_running_loop().add_reader(self._channel.fileno(), self._listen_to_supervisor)
+            asyncio.get_running_loop().add_reader(self._channel.fileno(), self._handle_messages)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -96,22 +96,22 @@ class Worker(Host):
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
 
     def _announce(self, _listener: socket.socket) -> None:
-        self._channel.tell(SERVING)
+        self._channel.send(SERVING)
 
-    def _listen_to_supervisor(self) -> None:
-        messages = self._channel.hear()
+    def _handle_messages(self) -> None:
+        messages = self._channel.receive()
         if messages is None:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
             logger.error("the supervisor is gone")
-            if not self.is_stopping:  # else it would mean to stop at once
-                self.handle_exit(signal.SIGINT, None)  # not SIGTERM, whose grace would keep others from the port
+            if not self.is_stopping:  # a second call would stop immediately
+                self.handle_exit(signal.SIGINT, None)  # not SIGTERM: its grace period would keep the port occupied
             return
-        for word, about in messages:
+        for word, argument in messages:
             if word in (DRAIN, UNDRAIN):
-                self._proxy.obey(about, is_draining=word == DRAIN)
-            elif word == WATCHED:
-                self._proxy.note_watched()
-            elif word == SIGNAL and int(about) == signal.SIGHUP:
+                self._proxy.obey(argument, is_draining=word == DRAIN)
+            elif word == READINESS_PROBED:
+                self._proxy.record_readiness_probe()
+            elif word == SIGNAL and int(argument) == signal.SIGHUP:
                 self._proxy.reload()
             elif word == SIGNAL:
-                self.handle_exit(int(about), None)
+                self.handle_exit(int(argument), None)

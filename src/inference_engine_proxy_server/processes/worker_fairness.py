@@ -1,33 +1,56 @@
-"""Whose turn it is when a place gets free, and requests wait for it in several workers.
+"""Decides which worker fills a slot that became free while requests wait in several workers.
 
-A worker that has a place could fill it again for ever, while requests that came to its siblings wait in vain.
+Without it, a worker that holds a slot could refill it for ever while requests in other workers wait in vain.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 
-__all__ = ["WorkerFairness"]
+__all__ = ["Fairness", "SoleWorker", "WorkerFairness"]
+
+
+class Fairness(Protocol):
+    """One worker's view of all workers."""
+
+    def publish_waiting(self, requests: int) -> None:
+        """Tell the other workers how many requests wait here."""
+
+    def is_ours(self) -> bool:
+        """Whether this worker may fill a free slot."""
+
+
+class SoleWorker:
+    """The fairness of a process without siblings: every free slot is its own."""
+
+    def publish_waiting(self, requests: int) -> None:
+        """There is no one to tell."""
+
+    def is_ours(self) -> bool:
+        """Always true."""
+        return True
 
 
 class WorkerFairness:
-    """One worker's view.
+    """One worker's view of all workers.
 
     Args:
-        board: where workers tell each other what they have.
-        worker: this one's number.
+        shared_leases: the counts of all workers.
+        worker: the number of this worker.
     """
 
-    def __init__(self, board: SharedLeases, worker: int) -> None:
-        self._leases = board.leases
-        self._waiting = board.waiting
+    def __init__(self, shared_leases: SharedLeases, worker: int) -> None:
+        self._leases = shared_leases.leases
+        self._waiting = shared_leases.waiting
         self._worker = worker
 
-    def note_waiting(self, requests: int) -> None:
-        """So many wait here."""
+    def publish_waiting(self, requests: int) -> None:
+        """Tell the other workers how many requests wait here."""
         self._waiting[self._worker] = requests
 
     def is_ours(self) -> bool:
-        """Whether who waits here may have a free place: not while somebody waits where fewer places are taken."""
+        """Whether this worker may fill a free slot: only if no worker with fewer leases has waiting requests."""
         own = self._leases[self._worker]
         return not any(waiting and leases < own for waiting, leases in zip(self._waiting, self._leases, strict=True))

@@ -1,1 +1,1 @@
-"""What a request asks for: its destination, model, prompt and named resources. Pure."""
+"""Reads what a request asks for: its destination, model, prompt and named resources. Pure."""

@@ -1,7 +1,7 @@
-"""Where the parts of a conversation end: what many of them begin with, how this one begins, and what was said before.
+"""Splits a chat prompt into the parts that other requests share: common start, first question, history, last turn.
 
-Replicas of a proxy tell each other nothing. What all of them can see alike is the text: a conversation's first question
-is the same in each of its requests, so its hash is a name by which every replica finds the same place for it.
+Replicas of the proxy exchange nothing, but all of them see the same text. The first question of a conversation is the
+same in every one of its requests, so its hash is a key by which every replica picks the same backend.
 """
 
 from __future__ import annotations
@@ -12,30 +12,25 @@ from hashlib import blake2b
 
 import msgspec
 
+from inference_engine_proxy_server.requests.content import role_of
+
 __all__ = ["Parts", "key_of", "parts_of"]
 
-_NAMED_BYTES = 4096  # of the first question
+_HASHED_QUESTION_BYTES = 4096
 
-# Clients write the role first, so that the rest of a long message need not be read.
+# Clients write the role first, so a long message rarely has to be decoded.
 _ROLE = re.compile(rb'\{\s*"role"\s*:\s*"([a-z]*)"')
 
 
-class _Message(msgspec.Struct, gc=False):
-    role: str | int | float | bool | None = None
-
-
-_message_decoder = msgspec.json.Decoder(_Message)
-
-
 class Parts(msgspec.Struct, frozen=True, gc=False):
-    """Of a prompt's text; all but the last are positions in it.
+    """Where the parts of a prompt's text end; all positions are byte offsets.
 
     Attributes:
-        shared: where the first question begins. Before it stands what nobody asks: tools, and what the system is told.
-        opening: where it ends.
-        history: where the last message but one ends, if there is any between the first question and the last; else 0.
-        turn: where the last message ends.
-        last_turn: where the one ended that was the last when this conversation was here before; 0: it was not.
+        shared: end of what precedes the first question: tools and system messages.
+        opening: end of the first question.
+        history: end of the last message but one; 0 when no message lies between the first question and the last.
+        turn: end of the last message.
+        last_turn: end of the message that was last in the conversation's previous request; 0 when there was none.
         first_question: its first bytes.
     """
 
@@ -48,38 +43,38 @@ class Parts(msgspec.Struct, frozen=True, gc=False):
 
 
 def parts_of(messages: Sequence[msgspec.Raw], before: int, size: int) -> Parts | None:
-    """The parts of a text of ``size`` bytes that ends with ``messages``; ``None``: nobody asks anything in them.
+    """The parts of a prompt's text that ends with ``messages``; ``None`` when no message is from the user.
 
     Args:
         messages: JSON objects.
-        before: bytes that stand before them.
-        size: of all.
+        before: bytes of the text that precede the messages.
+        size: bytes of the whole text.
     """
     try:
         first = next((at for at, message in enumerate(messages) if _is_question(message)), None)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except ValueError:
         return None
     if first is None:
         return None
     question = memoryview(messages[first])
     shared = before + sum(len(memoryview(message)) for message in messages[:first])
     followers = len(messages) - 1 - first
-    last = size - len(memoryview(messages[-1]))  # where the last one begins
+    last_start = size - len(memoryview(messages[-1]))
     return Parts(
         shared,
         shared + len(question),
-        last if followers else 0,
+        last_start if followers else 0,
         size,
-        last - len(memoryview(messages[-2])) if followers > 1 else 0,
-        bytes(question[:_NAMED_BYTES]),
+        last_start - len(memoryview(messages[-2])) if followers > 1 else 0,
+        bytes(question[:_HASHED_QUESTION_BYTES]),
     )
 
 
 def _is_question(message: msgspec.Raw) -> bool:
     role = _ROLE.match(message)
-    return (role[1] == b"user") if role else _message_decoder.decode(message).role == "user"
+    return (role[1] == b"user") if role else role_of(message) == "user"
 
 
 def key_of(text: bytes) -> int:
-    """64 bits of ``text`` that are the same in all processes of all replicas."""
+    """A 64-bit hash of ``text`` that is the same in all processes of all replicas."""
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big")

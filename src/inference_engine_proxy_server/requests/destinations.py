@@ -1,4 +1,4 @@
-"""Where requests go, by their methods and paths, and by whether they name their conversations."""
+"""Classifies requests by method, path and headers: answered here, blocked, or passed on to a backend."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Callable, Collection
 from enum import Enum
 from functools import lru_cache
 
+from inference_engine_proxy_server.requests.headers import names_conversation
+
 __all__ = ["ANSWERED_HERE", "Destination", "Destinations"]
 
-# What engines answer beside their work, without a slot (llama.cpp) or a place in the schedule (vLLM).
+# Engines answer these outside their request queue: without a slot (llama.cpp) or a scheduling step (vLLM).
 _LIGHT_PATHS = frozenset(
     prefix + path
     for prefix in ("", "/v1")
@@ -22,60 +24,59 @@ _LIGHT_PATHS = frozenset(
         "/chat/completions/control",
     )
 )
-# Below these stands the name of something that one backend has; but for what engines serve there under fixed names.
+# Paths that name a backend-local resource, except the fixed names that engines serve below the same prefixes.
 _NAMED = re.compile(
     r"(?:/v1)?/(?:stream(?:/[^/]+)?"
     r"|(?:responses|chat/completions)/(?!(?:compact|input_tokens|control|render|batch)(?:/|$))[^/]+(?:/.*)?)"
 )
 _RESPONSES = ("/responses", "/v1/responses")
-_NAMES_CONVERSATION = re.compile(rb"(?:^|\n)x-conversation-id:", re.IGNORECASE)
 
 
 class Destination(Enum):
-    """What becomes of a request."""
+    """Who answers a request."""
 
     OPERATORS = "operators"
-    """This proxy answers, to operators only."""
+    """This proxy, for operators only."""
     OWN = "own"
-    """This proxy answers."""
+    """This proxy."""
     BLOCKED = "blocked"
-    """Nobody gets it."""
+    """Nobody: the request is refused."""
     LIGHT = "light"
-    """A backend gets it, and answers beside its work."""
+    """A backend, without using one of its slots."""
     WORK = "work"
-    """A backend gets it, and works on it in one of the places that it has."""
+    """A backend, in one of its slots."""
     NAMED = "named"
-    """As ``LIGHT``, but only the backend can answer that has what the path or the query names."""
+    """As ``LIGHT``, but only the backend that holds the resource in the path or query."""
     TIED = "tied"
-    """As ``WORK``, but it may need what one backend has, or make what is asked for by a name later."""
+    """As ``WORK``, but the request may need a backend-local resource, or create one that later requests name."""
 
 
 ANSWERED_HERE = (Destination.OPERATORS, Destination.OWN)
-"""No backend sees these."""
+"""Destinations that no backend sees."""
 
 
 class Destinations:
-    """All there are.
+    """Finds the destination of a request.
 
     Args:
-        own_paths: those of this proxy's own endpoints.
-        blocks: whether a method and a path are not passed on.
+        own_paths: paths of this proxy's own endpoints.
+        blocks: whether a method and a path are blocked.
     """
 
     def __init__(self, own_paths: Collection[str], blocks: Callable[[str, str], bool]) -> None:
         self._own_paths = own_paths
         self._blocks = blocks
-        self._by_path = lru_cache(maxsize=256)(self._find)  # for the usual few
+        self._by_path = lru_cache(maxsize=256)(self._find)  # clients use few paths
 
     def of(self, method: str, path: str, fields: bytes = b"") -> Destination:
-        """Where a request goes.
+        """The destination of a request.
 
         Args:
             method, path: as sent; the path without the query.
-            fields: lines of the header section, each ending in CRLF.
+            fields: header lines, each ending in CRLF.
         """
         destination = self._by_path(method, path)
-        if destination is Destination.WORK and _NAMES_CONVERSATION.search(fields):
+        if destination is Destination.WORK and names_conversation(fields):
             return Destination.TIED
         return destination
 

@@ -1,4 +1,4 @@
-"""Which requests are not passed on: engines' own control endpoints that would change them for everybody."""
+"""Decides which paths are blocked: engines' control endpoints, which would change an engine for all its clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNUSUAL = re.compile(r"[%\\]|//|/\.|/$")
 
 
 class PathPolicy:
-    """The deny-list, ready for asking."""
+    """The deny-list of BLOCKED_PATHS, indexed for lookups."""
 
     def __init__(self, rules: Iterable[PathRule]) -> None:
         rules = tuple(rules)
@@ -24,7 +24,7 @@ class PathPolicy:
         self._prefixes = tuple(prefix for _, prefix in self._by_prefix)
 
     def blocks(self, method: str, path: str) -> bool:
-        """Whether a request is not passed on."""
+        """Whether the request is blocked."""
         readings = _readings(path) if _UNUSUAL.search(path) else (path,)
         return any(self._matches(method, reading) for reading in readings)
 
@@ -39,8 +39,8 @@ class PathPolicy:
 def _readings(path: str) -> set[str]:
     """Every way in which an engine might read ``path``, which is forwarded as sent.
 
-    As it stands or percent-decoded once or twice, with backslashes as slashes or not, and each of these with and
-    without its doubled slashes, dot segments and last slash. If one reading is blocked the request is.
+    Percent-decoded zero, one or two times, with and without backslashes taken as slashes, and each of these with and
+    without normalization (doubled slashes, dot segments, trailing slash). One blocked reading blocks the request.
     """
     decoded = {path, unquote(path), unquote(unquote(path))}
     slashed = decoded | {reading.replace("\\", "/") for reading in decoded}

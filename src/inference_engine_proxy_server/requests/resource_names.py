@@ -1,11 +1,11 @@
-"""What a request names that lives on one backend alone, and what it will itself be named by. Pure.
+"""Backend-local resources: the names under which requests and replies refer to them. Pure.
 
-Names are bytes: their kind, a blank, and what the engine knows the thing by, which is 256 bytes long at most; anything
-longer names nothing here. Kinds are apart because clients choose the names of their streams, and engines all others.
+A name is bytes: the kind, a blank, and the engine's own id of at most 256 bytes; a longer id names nothing. The kind
+keeps streams apart from other resources, because clients choose the ids of streams and engines choose all others.
 
-Sources: OpenAI's "Responses", and "Chat completions" that are stored; vLLM 0.32.0 keeps responses in memory, with
-``VLLM_ENABLE_RESPONSES_API_STORE``; llama.cpp's streams that go on without their clients: ``/v1/stream?conv_id=`` in
-tools/server/README-dev.md at 181a4a8, "Resumable streaming"; ``/v1/stream/...`` at first, in pull request 23226.
+Sources: OpenAI's "Responses", and stored "Chat completions"; vLLM 0.32.0, which keeps responses in memory with
+``VLLM_ENABLE_RESPONSES_API_STORE``; llama.cpp's resumable streams: ``/v1/stream?conv_id=`` in
+tools/server/README-dev.md at 181a4a8, "Resumable streaming", and ``/v1/stream/...`` at first, in pull request 23226.
 """
 
 from __future__ import annotations
@@ -13,30 +13,23 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote_to_bytes
 
-import msgspec
+from inference_engine_proxy_server.requests.content import RequestContent
+from inference_engine_proxy_server.requests.headers import conversation_id
 
-__all__ = ["is_stream", "name_in_body", "name_in_target", "name_of_response", "name_of_stream"]
+__all__ = ["is_stream", "name_in_content", "name_in_target", "name_of_response", "name_of_stream"]
 
-_LONGEST = 256  # bytes
+_LONGEST_ID_BYTES = 256
 _IN_PATH = re.compile(rb"(?:/v1)?/(stream|responses|chat/completions)/([^/?]++)")
 _IN_QUERY = re.compile(rb"[?&]conv_id=([^&]++)")
 _STREAM = b"stream "
 _RESPONSE = b"responses "
-_STREAM_FIELD = re.compile(rb"(?:^|\n)x-conversation-id:[ \t]*([^\r\n]*?)[ \t]*\r", re.IGNORECASE)
-# Engines give responses ids that begin so; it comes before all that the model has written.
+# Engines write a response's id before any generated text, and all their ids have this prefix.
 _RESPONSE_ID = re.compile(rb'"id": ?"(resp_[A-Za-z0-9_-]{1,200})"')
 _SEARCHED_BYTES = 4096
 
 
-class _Continued(msgspec.Struct):
-    previous_response_id: str | None = None
-
-
-_decoder = msgspec.json.Decoder(_Continued)
-
-
 def name_in_target(target: bytes) -> bytes | None:
-    """What a request's target, path and query, names; ``None``: nothing."""
+    """The resource that a request's path or query names; ``None`` when it names none."""
     found = _IN_PATH.match(target)
     if found is not None:
         return _name(found[1] + b" ", unquote_to_bytes(found[2]))
@@ -44,31 +37,32 @@ def name_in_target(target: bytes) -> bytes | None:
     return None if found is None else _name(_STREAM, unquote_to_bytes(found[1].replace(b"+", b" ")))
 
 
-def name_in_body(body: bytes) -> bytes | None:
-    """The response that the body of another one says it goes on from; ``None``: it begins anew."""
-    try:
-        previous = _decoder.decode(body).previous_response_id
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None  # an engine will say what is wrong with it
-    return _name(_RESPONSE, previous.encode(errors="surrogatepass")) if previous else None
+def name_in_content(content: RequestContent) -> bytes | None:
+    """The response that a request continues; ``None`` when it starts a new conversation."""
+    previous = content.previous_response_id
+    return None if previous is None else _name(_RESPONSE, previous.encode(errors="surrogatepass"))
 
 
-def name_of_stream(fields: bytes) -> bytes | None:
-    """By what a client may ask for its stream again, as its header lines say; ``None``: not at all."""
-    found = _STREAM_FIELD.search(fields)
-    return _name(_STREAM, found[1]) if found is not None and found[1] else None
+def name_of_stream(header_lines: bytes) -> bytes | None:
+    """The name under which the client can resume its stream; ``None`` when its headers give none."""
+    given = conversation_id(header_lines)
+    return None if given is None else _name(_STREAM, given)
 
 
 def name_of_response(beginning: bytes) -> bytes | None:
-    """By what a response may be asked for, as its beginning says, whole or a stream; ``None``: it does not say."""
+    """The name of the response that a reply begins with, whole or streamed; ``None`` when it shows none.
+
+    Args:
+        beginning: the reply's first bytes; 4096 of them are searched.
+    """
     found = _RESPONSE_ID.search(beginning[:_SEARCHED_BYTES])
     return None if found is None else _RESPONSE + found[1]
 
 
 def is_stream(name: bytes) -> bool:
-    """Whether it names a stream."""
+    """Whether ``name`` names a stream."""
     return name.startswith(_STREAM)
 
 
-def _name(kind: bytes, known_by: bytes) -> bytes | None:
-    return kind + known_by if len(known_by) <= _LONGEST else None
+def _name(kind: bytes, engine_id: bytes) -> bytes | None:
+    return kind + engine_id if len(engine_id) <= _LONGEST_ID_BYTES else None

@@ -1,7 +1,7 @@
-"""How many bytes of a text are a token: a guess at first, then for each model what its replies tell. Pure.
+"""Estimates bytes per token: a constant at first, then per model from the token counts in replies. Pure.
 
-The strategy: the median of a model's latest prompts, among which the guess counts as one. So two prompts are enough to
-leave a wrong guess, and an odd one (a picture that is only named in the text) changes nothing.
+The estimate is the median over a model's latest prompts, where the initial constant counts as one prompt. Two prompts
+therefore suffice to leave a wrong constant, and one outlier (a picture that the text only links to) changes nothing.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from statistics import median
 __all__ = ["USUAL_BYTES_A_TOKEN", "TokenSizes"]
 
 USUAL_BYTES_A_TOKEN = 4.0
-"""Of English text; code and other languages have fewer."""
+"""For English text; code and other languages have fewer."""
 
 _FEWEST_BYTES_A_TOKEN = 3.0
-"""Of dense text: code, or Chinese in UTF-8."""
+"""For dense text: code, or Chinese in UTF-8."""
 
-_MODELS = 1024  # those whose replies told something last
-_LATEST = 31
-_ENOUGH = 8  # prompts that have been seen, before one of a kind that has not may be forgotten
-_RARE = 10  # of so many prompts the densest one may be a chance
-_DENSER = 0.9  # times as many bytes as any that has been seen a prompt may have
-_SHORTEST = 256  # tokens of a prompt that says something of its text: of shorter ones the template has its share
+_MODELS = 1024  # most recently learned models that are kept
+_LATEST = 31  # prompts per model
+_ENOUGH = 8  # readings after which the initial constant no longer bounds the dense estimate
+_RARE = 10  # the densest of this many prompts may be an outlier
+_DENSER = 0.9  # a new prompt may have this fraction of the bytes per token that were seen so far
+_SHORTEST = 256  # tokens; in shorter prompts the chat template distorts the ratio
 
 
 class _Latest:
@@ -35,23 +35,23 @@ class _Latest:
 
 
 class TokenSizes:
-    """Bytes a token, by model."""
+    """Bytes per token, by model; ``None`` is the model of requests that name none."""
 
     def __init__(self) -> None:
-        self._models: dict[str | None, _Latest] = {}  # from the longest untold to the latest
+        self._models: dict[str | None, _Latest] = {}  # least recently learned first
 
     def of(self, model: str | None) -> float:
-        """Bytes that a token of ``model`` usually has; ``None`` is as good a name, of requests that give none."""
+        """The usual bytes per token of ``model``."""
         latest = self._models.get(model)
         return USUAL_BYTES_A_TOKEN if latest is None else latest.median
 
     def fewest(self, model: str | None) -> float:
-        """Bytes that a token of ``model`` has where the text is dense: hardly a prompt has more tokens than by that."""
+        """Bytes per token of ``model`` in dense text: few prompts have more tokens than this predicts."""
         latest = self._models.get(model)
         return _FEWEST_BYTES_A_TOKEN if latest is None else latest.fewest
 
     def learn(self, model: str | None, size: int, tokens: int) -> None:
-        """``model`` has read a text of so many bytes as so many tokens."""
+        """Add a reading: ``model`` counted ``tokens`` in a prompt of ``size`` bytes."""
         if tokens < _SHORTEST or size <= 0:
             return
         models = self._models

@@ -1,1 +1,1 @@
-"""The choice of a backend for a request. Pure: no clock, no I/O."""
+"""The choice of a backend for each request, and what routing learns for it. No I/O."""

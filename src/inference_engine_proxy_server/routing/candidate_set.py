@@ -1,61 +1,76 @@
-"""The backends that serve a model, in a form that finds the best of many at once."""
+"""Candidates for a request, with their ranks in a form in which the lowest is found without a Python loop."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.routing.balancer import choose
+from inference_engine_proxy_server.routing.candidate import Candidate
 
 __all__ = ["CandidateSet"]
 
 
 class CandidateSet:
-    """Live backends that serve the same models.
+    """Candidates, and their rank table.
 
     Args:
-        backends: each once.
-        contexts: of each one, in tokens, infinite if it does not tell; ``None``: all are alike.
+        candidates: each once.
+        ranks: rank of each by its load; infinite for one that takes no request.
+        contexts: context of each in tokens, infinite when unknown; ``None`` when all are alike.
 
     Attributes:
-        backends, contexts: those.
-        ranks: what each one's load weighs, by position; infinite while it takes no request. The backends themselves
-            keep this up to date: going through all of them for every request would cost more than it.
-        costs: what one request weighs on each.
+        costs: weight of one request on each.
+        uneven_costs: the same; ``None`` when all are equal.
     """
 
-    __slots__ = ("_costs_if_uneven", "backends", "contexts", "costs", "ranks")
+    __slots__ = ("candidates", "contexts", "costs", "ranks", "uneven_costs")
 
-    def __init__(self, backends: tuple[Backend, ...], contexts: Sequence[float] | None) -> None:
-        self.backends = backends
+    def __init__(
+        self, candidates: Sequence[Candidate], ranks: list[float], contexts: Sequence[float] | None = None
+    ) -> None:
+        self.candidates = candidates
+        self.ranks = ranks
         self.contexts = contexts
-        self.ranks = [math.inf] * len(backends)
-        self.costs = [backend.cost for backend in backends]
-        self._costs_if_uneven: list[float] | None
+        self.costs = [candidate.cost for candidate in candidates]
+        self.uneven_costs: list[float] | None
         self._compare_costs()
-        for at, backend in enumerate(backends):
-            backend.take_seat(self, at)
 
-    def best(self) -> Backend | None:
-        """The one for the next request; ``None``: all are full, or out of rotation."""
-        ranks = self.ranks
-        if not ranks:
-            return None
-        at = choose(ranks, self._costs_if_uneven)
-        return None if ranks[at] == math.inf else self.backends[at]
+    @classmethod
+    def kept_up_to_date(cls, candidates: Sequence[Candidate], contexts: Sequence[float] | None) -> CandidateSet:
+        """A set whose ranks and costs the candidates update: a loop over them for each request would cost more."""
+        made = cls(candidates, [math.inf] * len(candidates), contexts)
+        for at, candidate in enumerate(candidates):
+            candidate.join(made, at)
+        return made
 
-    def note_cost(self, at: int, cost: float) -> None:
-        """From now on one request weighs ``cost`` on the backend at this position."""
+    def __repr__(self) -> str:
+        ranks = {one.backend.url: rank for one, rank in zip(self.candidates, self.ranks, strict=True)}
+        return f"<CandidateSet {ranks}>"
+
+    def free(self) -> list[Candidate]:
+        """The candidates that take a request now."""
+        return [one for one, rank in zip(self.candidates, self.ranks, strict=True) if rank < math.inf]
+
+    def slightly_full(self, requests: float) -> list[Candidate]:
+        """The candidates in rotation that exceed their limit by less than ``requests``."""
+        return [
+            one
+            for one in self.candidates
+            if one.backend.takes_requests and one.load.limit <= one.load.total < one.load.limit + requests
+        ]
+
+    def set_cost(self, at: int, cost: float) -> None:
+        """Set the weight of one request on the candidate at this position."""
         if self.costs[at] != cost:
             self.costs[at] = cost
             self._compare_costs()
 
-    def rerank(self) -> None:
-        """Look at every backend anew: other workers have requests there, too, and tell nobody."""
-        for backend in self.backends:
-            backend.rerank()
+    def recount(self) -> None:
+        """Update all ranks: other workers change the loads without notice."""
+        for candidate in self.candidates:
+            candidate.load.count_others()
+            candidate.rerank()
 
     def _compare_costs(self) -> None:
         is_even = all(cost == self.costs[0] for cost in self.costs)
-        self._costs_if_uneven = None if is_even else self.costs
+        self.uneven_costs = None if is_even else self.costs

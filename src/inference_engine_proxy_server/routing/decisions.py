@@ -1,13 +1,12 @@
-"""Why requests were sent where they were: the latest decisions, with all that was compared.
+"""Explains routing: the latest decisions, with the terms of every candidate that was compared.
 
-To note one costs a few references, and tuples that are there anyway; words are made of it when somebody reads it.
+Recording a decision costs a few references and tuples that exist anyway. It is formatted only when it is read.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,42 +14,44 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.requests.headers import wants_explanation
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
 from inference_engine_proxy_server.wire.exchange import Exchange
 
-__all__ = ["FEWEST", "KEPT", "TIED", "Decision", "Decisions", "Ranked", "Row", "Rule"]
+__all__ = ["KEPT", "TIED", "Decision", "Decisions", "Ranked", "Row", "Rule"]
 
 KEPT = 100
-"""Decisions that are remembered; older ones are forgotten."""
+"""How many decisions are kept."""
 
-_IN_HEADER = 8  # candidates: with their terms some 1.5 KiB, which every reader of header sections takes
+_IN_HEADER = 8  # candidates; with their terms about 1.5 KiB, which every HTTP client accepts in a header section
 _MODEL_CHARACTERS = 200
 _FIELD = b"x-proxy-decision: "
-_ASKED = re.compile(rb"(?:^|\n)x-proxy-explain:[ \t]*1[ \t]*\r\n", re.IGNORECASE)
 
 Row = tuple[float, ...]
 
 
 class Rule(Protocol):
-    """By what is decided."""
+    """A rule by which backends are compared."""
 
     @property
     def name(self) -> str:
-        """Of the policy."""
+        """Name of the policy."""
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Names of the numbers that each candidate comes to; the last one is compared."""
+        """Names of a candidate's terms; the last term is compared."""
 
     @property
     def most_wins(self) -> bool:
-        """Whether the highest of these is best, and not the lowest."""
+        """Whether the highest value of the last term wins instead of the lowest."""
 
 
 class Candidate(Protocol):
-    """Whom a request could be sent to."""
+    """A backend that could have served the request."""
 
-    config: BackendConfig
+    @property
+    def config(self) -> BackendConfig:
+        """Configuration of the backend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +61,15 @@ class _Fixed:
     most_wins: bool = False
 
 
-FEWEST: Rule = _Fixed("least_requests", ("load", "cost", "rank"))
-"""Who has the fewest requests; its rows are :class:`Ranked`."""
 TIED: Rule = _Fixed("tied")
-"""What the request names is on that backend; nothing is compared."""
+"""The request needs a resource of that backend, so nothing is compared."""
 
 
 class Ranked:
-    """What was compared where the fewest requests count: a row of load, cost and rank for each candidate.
+    """The rows of a decision by load: load, cost and rank of each candidate.
 
     Args:
-        ranks, costs: as :func:`~.balancer.choose` takes them; kept as they are now.
+        ranks, costs: as for :func:`~.balancer.choose`; copied.
     """
 
     __slots__ = ("_costs", "_ranks")
@@ -89,14 +88,14 @@ class Decision:
     """One choice among backends.
 
     Attributes:
-        rule: by what it was made.
-        candidates: those that could have been chosen.
-        rows: the numbers of each, in that order, by the rule's terms; empty for one that was not looked at.
-        chosen: one of them.
-        model: that the request asks for; ``None``: none, or not known.
-        prompt_tokens: an estimate; ``None``: nobody has read the prompt.
+        rule: the rule that decided.
+        candidates: the backends that could have been chosen.
+        rows: the terms of each candidate, in the same order; empty for a candidate that was not looked at.
+        chosen: the candidate that was chosen.
+        model: the model that the request names; ``None`` when it names none or nothing read it.
+        prompt_tokens: estimated tokens of the prompt; ``None`` when nothing read the prompt.
         request_id: of the request.
-        at: when it was sent there, in seconds since the epoch.
+        at: when the request was sent, in seconds since the epoch.
     """
 
     rule: Rule
@@ -108,13 +107,13 @@ class Decision:
     request_id: str = ""
     at: float = 0.0
 
-    def told(self, most: int | None = None) -> dict[str, Any]:
-        """It as JSON has it: the chosen one first, then the others from the best on.
+    def as_json(self, most: int | None = None) -> dict[str, Any]:
+        """The decision as a JSON object; the chosen candidate first, then the others from best to worst.
 
         Args:
-            most: so many candidates at most; ``None``: all.
+            most: how many candidates to show; ``None`` for all.
         """
-        pairs = sorted(zip(self.candidates, self.rows, strict=True), key=self._place)
+        pairs = sorted(zip(self.candidates, self.rows, strict=True), key=self._order)
         shown = [{"name": one.config.name, **self._numbers(row)} for one, row in pairs[:most]]
         return {
             "at": round(self.at, 3),
@@ -127,13 +126,13 @@ class Decision:
             "left_out": len(pairs) - len(shown),
         }
 
-    def _place(self, pair: tuple[Candidate, Row]) -> tuple[bool, float]:
+    def _order(self, pair: tuple[Candidate, Row]) -> tuple[bool, float]:
         one, row = pair
         compared = row[-1] if row else math.inf
         return one is not self.chosen, -compared if row and self.rule.most_wins else compared
 
     def _numbers(self, row: Row) -> dict[str, float | None]:
-        """By their terms; ``None`` for what is infinite, or no number: it says that it cannot be."""
+        """The terms by name; ``None`` for an infinite or undefined value, which JSON lacks."""
         return {
             term: round(number, 6) if math.isfinite(number) else None
             for term, number in zip(self.rule.terms, row, strict=False)
@@ -141,29 +140,35 @@ class Decision:
 
 
 class Decisions:
-    """The latest of them.
+    """The latest decisions.
 
     Args:
-        answers_header: whether a reply tells its decision to who asks for it by ``x-proxy-explain: 1``.
+        answers_header: whether a reply carries its decision if the request asks for it by ``x-proxy-explain: 1``.
 
     Attributes:
-        latest: from the oldest to the newest, :data:`KEPT` at most.
+        latest: from the oldest to the newest, at most :data:`KEPT`.
     """
 
     def __init__(self, *, answers_header: bool) -> None:
         self._answers_header = answers_header
         self.latest: deque[Decision] = deque(maxlen=KEPT)
 
-    def note(self, decision: Decision, exchange: Exchange) -> None:
-        """``exchange`` is about to be sent where ``decision`` says; of one that is sent again, the last one counts."""
+    def record(self, decision: Decision, exchange: Exchange) -> bytes:
+        """Record the decision of the next attempt for ``exchange``.
+
+        Returns:
+            The ``common_fields`` of ``exchange``, with the decision's header line if the request asks for it. The line
+            replaces that of an earlier attempt.
+        """
         decision.request_id = exchange.request_id
         decision.at = time.time()
         self.latest.append(decision)
-        if self._answers_header and _ASKED.search(exchange.head.passed_on):
-            kept, _, _ = exchange.limit_fields.partition(_FIELD)
-            told = json.dumps(decision.told(_IN_HEADER), separators=(",", ":")).encode()
-            exchange.limit_fields = exchange.extra_fields = b"%b%b%b\r\n" % (kept, _FIELD, told)
+        if not self._answers_header or not wants_explanation(exchange.head.passed_on):
+            return exchange.common_fields
+        kept, _, _ = exchange.common_fields.partition(_FIELD)
+        value = json.dumps(decision.as_json(_IN_HEADER), separators=(",", ":")).encode()
+        return b"%b%b%b\r\n" % (kept, _FIELD, value)
 
-    def told(self) -> list[dict[str, Any]]:
-        """All, the newest first, each as :meth:`Decision.told` has it."""
-        return [decision.told() for decision in reversed(self.latest)]
+    def as_json(self) -> list[dict[str, Any]]:
+        """All decisions, the newest first."""
+        return [decision.as_json() for decision in reversed(self.latest)]

@@ -1,4 +1,4 @@
-"""Which policy holds for which model."""
+"""Which policy applies to which model."""
 
 from __future__ import annotations
 
@@ -6,39 +6,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from inference_engine_proxy_server.config.fleet import ModelConfig
-from inference_engine_proxy_server.routing.policies import POLICIES, Way
+from inference_engine_proxy_server.routing.choice import Policy
+from inference_engine_proxy_server.routing.policies import POLICIES
 
 __all__ = ["ModelPolicies"]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPolicies:
-    """Policies; ``None`` stands for ``least_requests``, which looks at no prompt.
+    """A default policy, and exceptions.
 
     Attributes:
-        usual: holds for models that are not named.
-        by_model: those that are, by the name that requests ask for.
+        usual: for models without a policy of their own.
+        by_model: policies of other models, by the name in the request.
     """
 
-    usual: Way | None
-    by_model: Mapping[str, Way | None]
+    usual: Policy
+    by_model: Mapping[str, Policy]
 
     @classmethod
-    def of(cls, usual: str, models: Mapping[str, ModelConfig]) -> ModelPolicies:
-        """The same by names of policies, as settings have them."""
+    def named(cls, usual: str, models: Mapping[str, ModelConfig]) -> ModelPolicies:
+        """Policies by their names in the settings."""
         stated = {model: config.balancing_policy for model, config in models.items()}
-        return cls(POLICIES.get(usual), {model: POLICIES.get(name) for model, name in stated.items() if name})
+        return cls(POLICIES[usual], {model: POLICIES[name] for model, name in stated.items() if name})
 
     @property
-    def look_at_prompts(self) -> bool:
-        """Whether any of them does."""
-        return self.usual is not None or any(way is not None for way in self.by_model.values())
+    def read_prompts(self) -> bool:
+        """Whether any policy reads prompts."""
+        return any(policy.reads_prompts for policy in (self.usual, *self.by_model.values()))
 
     @property
     def learn(self) -> bool:
-        """Whether any of them learns from requests."""
-        return any(way is not None and way.learns for way in (self.usual, *self.by_model.values()))
+        """Whether any policy learns from requests."""
+        return any(policy.learns for policy in (self.usual, *self.by_model.values()))
 
-    def way(self, model: str | None) -> Way | None:
-        """The one for requests that ask for ``model``."""
+    def policy(self, model: str | None) -> Policy:
+        """The policy for requests that ask for ``model``."""
         return self.usual if model is None else self.by_model.get(model, self.usual)

@@ -1,244 +1,261 @@
-"""Who of the fleet gets a request: of those that serve it and could take it, the one that the policy names.
-
-Nothing here counts requests, nor weighs evidence: :mod:`~.backend_pool` does both, and tells of what has changed.
-"""
+"""Picks the backend for a request: of those that serve its model, the one that its policy chooses."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Sequence
+import math
+from collections.abc import Collection, Hashable, Sequence
 
 from inference_engine_proxy_server.backends.base import ModelNames
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
-from inference_engine_proxy_server.fleet.backend import Backend, Learning
-from inference_engine_proxy_server.fleet.health_tracker import Health
-from inference_engine_proxy_server.requests.token_sizes import TokenSizes
-from inference_engine_proxy_server.routing.balancer import choose
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
+from inference_engine_proxy_server.fleet.health import Health
+from inference_engine_proxy_server.routing.affinity import Affinity
+from inference_engine_proxy_server.routing.candidate import Candidate
+from inference_engine_proxy_server.routing.candidate_registry import CandidateRegistry
 from inference_engine_proxy_server.routing.candidate_set import CandidateSet
-from inference_engine_proxy_server.routing.context_fit import Need, SizeLearning, contexts_of, differ_somewhere, fitting
-from inference_engine_proxy_server.routing.decisions import FEWEST, TIED, Decision, Ranked, Row, Rule
-from inference_engine_proxy_server.routing.policies import Way
+from inference_engine_proxy_server.routing.choice import Choice, Policy
+from inference_engine_proxy_server.routing.context_fit import Need, fitting
+from inference_engine_proxy_server.routing.decisions import TIED, Decision, Ranked
+from inference_engine_proxy_server.routing.learned import LearnedSnapshot
+from inference_engine_proxy_server.routing.model_policies import ModelPolicies
+from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
 from inference_engine_proxy_server.routing.requirements import Requirements
+from inference_engine_proxy_server.routing.tracker import SizeTracker, Tracker
 
 __all__ = ["Placement"]
 
-_REMEMBERED_MODELS = 1024  # names that clients have asked for
-# Requests beyond its limit that a backend may have which holds what they begin with, though others are free. With
-# BACKEND_QUEUE_ALLOWANCE that is as many as MAX_ALLOWED_DEFERRED lets wait inside it.
-_MAY_WAIT = 2
 
-
-class Placement:
-    """Chooses among the fleet.
+class Placement(FleetObserver):
+    """Picks backends of a fleet. Counts no requests and weighs no evidence.
 
     Args:
-        backends: the fleet, each once.
-        chooser: chooses by policies that look at prompts; ``None``: there is none such, and whoever has the fewest
-            requests is chosen.
-        is_shared: other workers send requests to these backends, too, and tell nobody.
-        explains: somebody wants to know why.
-        retry_after_seconds: when those should ask again whom nobody serves.
+        fleet: the fleet.
+        router: the policies and their knowledge.
+        is_shared: other workers send requests to the backends, too, without notice.
+        records_decisions: whether choices carry a decision that explains them.
+        retry_after_seconds: when clients should try again if no backend serves their request.
 
     Attributes:
-        chooser: that one.
-        token_sizes: what is known of tokens' length.
-        contexts_differ: what is to be read may not fit everywhere.
-        reads_prompts: so that matters, or it does to a policy.
-        decision: how the latest one was chosen; only where that is explained.
+        contexts_differ: whether a prompt may fit some backends only.
+        reads_prompts: whether prompts must be read, for that reason or for a policy.
     """
-
-    decision: Decision
 
     def __init__(
         self,
-        backends: Sequence[Backend],
-        chooser: PromptRouter | None,
+        fleet: Fleet,
+        router: PromptRouter,
         *,
-        is_shared: bool,
-        retry_after_seconds: int,
-        explains: bool = False,
+        is_shared: bool = False,
+        records_decisions: bool = False,
+        retry_after_seconds: int = 1,
     ) -> None:
-        self.chooser = chooser
-        self.token_sizes = TokenSizes() if chooser is None else chooser.token_sizes
+        self.router = router
         self.contexts_differ = self.reads_prompts = False
-        self._backends = backends
         self._is_shared = is_shared
-        self._explains = explains
+        self._records_decisions = records_decisions
         self._retry_after_seconds = retry_after_seconds
-        self._servers: dict[str | None, CandidateSet] = {}  # by model
-        self.take_in(backends)
+        self._clock = fleet.clock
+        self._registry = CandidateRegistry(fleet.clock)
+        self._sets = self._registry.sets
+        self.on_replaced(fleet.backends)
+        fleet.subscribe(self)
 
-    def take_in(self, backends: Sequence[Backend]) -> None:
-        """These are the fleet now."""
-        self._forget_servers()
-        self._backends = backends
-        self.choose_by(self.chooser)
+    # --- changes
 
-    def choose_by(self, chooser: PromptRouter | None) -> None:
-        """Policies have changed; ``chooser`` as at the beginning."""
-        self.chooser = chooser
-        if chooser is not None:
-            self.token_sizes = chooser.token_sizes
-            chooser.take_in(self._backends)
-        self._compare_contexts()
+    def on_replaced(self, backends: Sequence[Backend]) -> None:
+        """See :class:`FleetObserver`."""
+        self._registry.replace(backends)
+        self._look_again()
+
+    def on_reported(self, backend: Backend) -> None:
+        """See :class:`FleetObserver`."""
+        candidate = self._registry.get(backend)
+        if candidate is not None:
+            candidate.work.take_over_memory(backend.health.reported.context_use or 0.0, backend.load.total)
+            self.router.update(self.candidates)
+
+    def on_lost(self, backend: Backend) -> None:
+        """See :class:`FleetObserver`."""
+        candidate = self._registry.get(backend)
+        if candidate is not None:
+            self.router.forget(candidate)
+
+    def on_serving_changed(self) -> None:
+        """See :class:`FleetObserver`."""
+        self._registry.forget_sets()
+        self._look_again()
+
+    def on_reviewed(self, backend: Backend) -> None:
+        """See :class:`FleetObserver`."""
+        candidate = self._registry.get(backend)
+        if candidate is not None:
+            candidate.review(self._clock())
+
+    def set_policies(self, policies: ModelPolicies) -> None:
+        """Choose by ``policies`` from now on."""
+        self.router.set_policies(policies)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self._registry.compare_contexts()
+        self.contexts_differ = self._registry.contexts_differ
+        self.reads_prompts = self.contexts_differ or self.router.policies.read_prompts
+
+    # --- for requests
+
+    @property
+    def candidates(self) -> Sequence[Candidate]:
+        """A candidate for each backend, in the order of the fleet."""
+        return self._registry.candidates
+
+    def learned(self) -> LearnedSnapshot | None:
+        """What was learned about the backends; ``None`` while no policy learns."""
+        if not self.router.policies.learn:
+            return None
+        return LearnedSnapshot.of(self.candidates, self.router.index)
 
     @property
     def has_policies_by_model(self) -> bool:
-        """Whether a request's policy depends on its model."""
-        return self.chooser is not None and bool(self.chooser.policies.by_model)
+        """Whether the policy of a request depends on its model."""
+        return bool(self.router.policies.by_model)
 
-    def way(self, model: str | None) -> Way | None:
-        """The policy for requests that ask for ``model``; ``None``: whoever has the fewest requests gets them."""
-        return None if self.chooser is None else self.chooser.policies.way(model)
+    def policy(self, model: str | None) -> Policy:
+        """The policy for requests that ask for ``model``."""
+        return self.router.policies.policy(model)
 
-    def look_anew(self) -> None:
-        """A backend serves other models than before, or has begun to work, or ceased to."""
-        self._forget_servers()
-        self._compare_contexts()
-
-    def best(self, wanted: Requirements, excluded: Collection[Backend] = ()) -> Backend | None:
-        """The one that a request should go to; ``None``: all are full.
+    def choose(self, requirements: Requirements, excluded: Collection[Backend] = ()) -> Choice | None:
+        """The backend for a request; ``None`` when all are full.
 
         Raises:
-            CapacityError: nobody who serves it works now.
-            ClientError: 404, all live backends are strict about names and none has this one.
+            CapacityError: no backend that serves the request works now.
+            ClientError: 404, all live backends are strict about model names and none has this one.
         """
-        is_usual = wanted.prompt is None and wanted.needs_slot and not excluded
-        if is_usual and (wanted.bond is None or wanted.bond.is_loose):  # whoever serves the model is a candidate
-            servers = self._servers.get(wanted.model) or self._find_servers(wanted.model)
-            if self._is_shared:
-                servers.rerank()
-            best = servers.best()
-            if self._explains and best is not None:
-                self._note(FEWEST, servers.backends, Ranked(servers.ranks, servers.costs), best, wanted)
+        found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
+        if self._is_shared:
+            found.recount()
+        affinity = requirements.affinity
+        prompt = requirements.prompt
+        if affinity is None and prompt is None and not excluded and requirements.needs_slot:
+            choice = requirements.policy.choose(found, None, self.router)
         else:
-            best = self._best_of(self._candidates(wanted, excluded), wanted)
-        return best or self._last_resort(self._candidates(wanted, excluded), wanted)
+            found = self._narrowed(found, requirements, excluded)
+            choice = self._at_home(found, affinity) or requirements.policy.choose(found, prompt, self.router)
+        if choice is None:
+            choice = self._last_resort(found.candidates, requirements)
+        if self._records_decisions and choice is not None:
+            rows = Ranked(found.ranks, found.costs) if choice.rows is None else choice.rows
+            tokens = None if requirements.prompt is None else requirements.prompt.tokens
+            choice.decision = Decision(
+                choice.rule, choice.considered, rows, choice.candidate, requirements.model, tokens
+            )
+        return choice
 
-    def commission(self, wanted: Requirements, backend: Backend) -> Learning | None:
-        """What will be learned from a request that is about to be sent to ``backend``; ``None``: nothing."""
-        if wanted.prompt is None:
+    def track(self, requirements: Requirements, choice: Choice) -> Tracker | None:
+        """Learn from a request that is about to be sent as chosen; ``None`` if nothing can be learned from it."""
+        prompt = requirements.prompt
+        if prompt is None:
             return None
-        learning = None
-        if self.chooser is not None and wanted.way is not None:
-            learning = self.chooser.send(wanted.way, wanted.prompt, backend)
-        return SizeLearning(self.token_sizes, wanted.prompt) if learning is None and self.contexts_differ else learning
+        tracker = self.router.track(requirements.policy, prompt, choice.candidate, choice.view)
+        return SizeTracker(self.router.token_sizes, prompt) if tracker is None and self.contexts_differ else tracker
 
-    def has_other(self, wanted: Requirements, excluded: Collection[Backend]) -> bool:
-        """Whether a backend that is not ``excluded`` takes such requests, were it free."""
-        return any(_is_open(backend, wanted) for backend in self._candidates(wanted, excluded))
+    def has_other(self, requirements: Requirements, excluded: Collection[Backend]) -> bool:
+        """Whether a backend that is not ``excluded`` takes such requests, though it may be full."""
+        found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
+        return any(_is_open(one.backend, requirements) for one in self._eligible(found, requirements, excluded))
 
-    def lane(self, wanted: Requirements) -> Hashable:
-        """Where in the line it waits: those who have the same can be served by the same backends."""
-        if wanted.bond is not None and wanted.bond.is_needed:
-            return wanted.model, wanted.bond.home
-        if wanted.prompt is None:
-            return wanted.model
-        servers, fitting = self._fitting(wanted)
-        return wanted.model if fitting is servers.backends else (wanted.model, *(backend.url for backend in fitting))
+    def lane(self, requirements: Requirements) -> Hashable:
+        """The lane of the queue in which a request waits: the same backends can serve all requests of one lane."""
+        affinity = requirements.affinity
+        if affinity is not None and affinity.is_required:
+            return requirements.model, affinity.home
+        found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
+        fit = self._fitting(found, requirements)
+        model = requirements.model
+        return model if fit is found.candidates else (model, *(one.backend.url for one in fit))
 
-    def _forget_servers(self) -> None:
-        self._servers.clear()
-        for backend in self._backends:
-            backend.seats.clear()
+    # --- candidates
 
-    def _compare_contexts(self) -> None:
-        self.contexts_differ = differ_somewhere(one for one in self._backends if one.is_live)
-        self.reads_prompts = self.contexts_differ or self.chooser is not None
+    def _fitting(self, found: CandidateSet, requirements: Requirements) -> Sequence[Candidate]:
+        """The candidates that the prompt fits; ``found.candidates`` itself if it fits all."""
+        if found.contexts is None or requirements.prompt is None:
+            return found.candidates
+        need = Need.of(requirements.prompt, self.router.token_sizes)
+        return found.candidates if need is None else fitting(found.candidates, found.contexts, need)
 
-    def _candidates(self, wanted: Requirements, excluded: Collection[Backend]) -> list[Backend]:
-        """Those that the request may go to, free or not."""
-        bond = wanted.bond
-        if bond is not None and bond.is_needed and bond.home is not None:
-            return [bond.home] if bond.home.is_live and bond.home not in excluded else []
-        return [backend for backend in self._fitting(wanted)[1] if backend not in excluded]
+    def _eligible(
+        self, found: CandidateSet, requirements: Requirements, excluded: Collection[Backend]
+    ) -> Sequence[Candidate]:
+        """The candidates that may get the request, full or not; ``found.candidates`` itself if all may."""
+        affinity = requirements.affinity
+        if affinity is not None and affinity.is_required and affinity.home is not None:
+            # A home that has left the fleet goes on serving the requests that need it.
+            home = self._registry.get(affinity.home) or self._registry.new_candidate(affinity.home)
+            return [home] if home.backend.is_live and home.backend not in excluded else []
+        fit = self._fitting(found, requirements)
+        return [one for one in fit if one.backend not in excluded] if excluded else fit
 
-    def _fitting(self, wanted: Requirements) -> tuple[CandidateSet, Sequence[Backend]]:
-        """Those who serve the model, and where the prompt fits: the very same tuple, if it fits everywhere."""
-        servers = self._servers.get(wanted.model) or self._find_servers(wanted.model)
-        if servers.contexts is None or wanted.prompt is None:
-            return servers, servers.backends
-        need = Need.of(wanted.prompt, self.token_sizes)
-        return servers, servers.backends if need is None else fitting(servers.backends, servers.contexts, need)
+    def _narrowed(self, found: CandidateSet, requirements: Requirements, excluded: Collection[Backend]) -> CandidateSet:
+        """The candidates that may get the request; ``found`` itself if all may, by their usual ranks."""
+        eligible = self._eligible(found, requirements, excluded)
+        is_required = requirements.affinity is not None and requirements.affinity.is_required
+        if eligible is found.candidates and requirements.needs_slot and not is_required:
+            return found
+        return CandidateSet(eligible, [_rank(one, requirements) for one in eligible])
 
-    def _find_servers(self, model: str | None) -> CandidateSet:
-        """The live backends that serve ``model``.
+    # --- choices
 
-        A name that a live backend lists goes to backends that list it; any other name to those that answer to any
-        name, or are not known to be strict.
-        """
-        found = [backend for backend in self._backends if backend.is_live]
-        if model is not None:
-            found = [backend for backend in found if model in backend.model_ids] or [
-                backend for backend in found if backend.model_names is not ModelNames.STRICT
-            ]
-        if len(self._servers) >= _REMEMBERED_MODELS:
-            self._forget_servers()
-        kind = tuple(found), contexts_of(found, model)
-        same = (servers for servers in self._servers.values() if (servers.backends, servers.contexts) == kind)
-        self._servers[model] = servers = next(same, None) or CandidateSet(*kind)
-        return servers
-
-    def _best_of(self, candidates: Sequence[Backend], wanted: Requirements) -> Backend | None:
-        candidates = [backend for backend in candidates if _is_open(backend, wanted)]
-        free = [backend for backend in candidates if not wanted.needs_slot or backend.load < backend.limit]
-        if not free:
+    def _at_home(self, found: CandidateSet, affinity: Affinity | None) -> Choice | None:
+        """The home backend of the request, if it takes the request now."""
+        if affinity is None or affinity.home is None:
             return None
-        if wanted.bond is not None and wanted.bond.home in free:
-            self._note(TIED, [wanted.bond.home], [()], wanted.bond.home, wanted)
-            return wanted.bond.home
-        if self.chooser is not None and wanted.way is not None and wanted.prompt is not None:
-            full = [backend for backend in candidates if backend.limit <= backend.load < backend.limit + _MAY_WAIT]
-            asked, choice = self.chooser.best(wanted.way, free, full, wanted.prompt)
-            self._note(wanted.way, asked, choice.rows, asked[choice.at], wanted)
-            return asked[choice.at]
-        return self._least_loaded(free, wanted)
+        home = next((one for one in found.free() if one.backend is affinity.home), None)
+        return None if home is None else Choice(home, TIED, [home], [()])
 
-    def _last_resort(self, candidates: Iterable[Backend], wanted: Requirements) -> Backend | None:
-        """The best suspect with a free place, when there is nobody else to wait for; ``None``: waiting makes sense."""
-        is_needed = wanted.bond is not None and wanted.bond.is_needed
-        others = [backend for backend in candidates if not backend.is_draining or is_needed]
-        if any(backend.takes_requests or backend.health.state is not Health.SUSPECT for backend in others):
+    def _last_resort(self, candidates: Sequence[Candidate], requirements: Requirements) -> Choice | None:
+        """The best suspect with a free slot, if there is no other backend to wait for; ``None``: wait for one."""
+        is_required = requirements.affinity is not None and requirements.affinity.is_required
+        others = [one for one in candidates if not one.backend.is_draining or is_required]
+        if any(one.backend.takes_requests or one.backend.health.state is not Health.SUSPECT for one in others):
             return None
         if not others:
-            raise self._why_nobody(wanted)
-        free = [backend for backend in others if backend.load < backend.limit]
-        return self._least_loaded(free, wanted) if free else None
+            raise self._unavailable(requirements)
+        free = [one for one in others if one.has_slot]
+        suspects = CandidateSet(free, [one.rank() for one in free])
+        choice = LEAST_REQUESTS.choose(suspects, None, self.router)
+        if choice is not None:
+            choice.rows = Ranked(suspects.ranks, suspects.costs)
+        return choice
 
-    def _least_loaded(self, backends: Sequence[Backend], wanted: Requirements) -> Backend:
-        ranks = [backend.weighed() for backend in backends]
-        costs = [backend.cost for backend in backends]
-        best = backends[choose(ranks, None if len(set(costs)) == 1 else costs)]
-        self._note(FEWEST, backends, Ranked(ranks, costs), best, wanted)
-        return best
-
-    def _note(
-        self, rule: Rule, candidates: Sequence[Backend], rows: Iterable[Row], chosen: Backend, wanted: Requirements
-    ) -> None:
-        if self._explains:
-            tokens = None if wanted.prompt is None else wanted.prompt.tokens
-            self.decision = Decision(rule, candidates, rows, chosen, wanted.model, tokens)
-
-    def _why_nobody(self, wanted: Requirements) -> ProxyError:
-        if wanted.bond is not None and wanted.bond.is_needed and wanted.bond.home is not None:
-            # Not 404: it may come back, and has then what was asked for, or says itself that it has not.
+    def _unavailable(self, requirements: Requirements) -> ProxyError:
+        affinity, model = requirements.affinity, requirements.model
+        if affinity is not None and affinity.is_required and affinity.home is not None:
+            # Not 404: the backend may come back and still have the resource, or report itself that it lacks it.
             message = "The backend that has what this names is not available."
             return CapacityError(message, code="home_unavailable", retry_after_seconds=self._retry_after_seconds)
-        model = wanted.model
-        live = [backend for backend in self._backends if backend.is_live]
+        backends = self._registry.backends
+        live = [backend for backend in backends if backend.is_live]
         if (
             live
             and model is not None
-            and all(backend.model_names is ModelNames.STRICT for backend in live)
-            and not any(model in backend.model_ids for backend in self._backends)
+            and all(backend.serving.model_names is ModelNames.STRICT for backend in live)
+            and not any(model in backend.serving.model_ids for backend in backends)
         ):
             return ClientError(f"The model '{model[:200]}' is not served here.", status=404, code="model_not_found")
         message = "No backend that serves this is available." if live else "No backend is available."
         return CapacityError(message, retry_after_seconds=self._retry_after_seconds)
 
 
-def _is_open(backend: Backend, wanted: Requirements) -> bool:
-    """Whether a live backend would take it, were it free: also one that is draining, if only that one can."""
-    if wanted.bond is None or not wanted.bond.is_needed:
+def _is_open(backend: Backend, requirements: Requirements) -> bool:
+    """Whether a live backend takes the request unless it is full. A required home does so even while draining."""
+    if requirements.affinity is None or not requirements.affinity.is_required:
         return backend.takes_requests
-    return not wanted.needs_slot or backend.takes_requests or (backend.is_draining and backend.health.takes_requests)
+    return (
+        not requirements.needs_slot or backend.takes_requests or (backend.is_draining and backend.health.takes_requests)
+    )
+
+
+def _rank(candidate: Candidate, requirements: Requirements) -> float:
+    takes_it = _is_open(candidate.backend, requirements) and (not requirements.needs_slot or candidate.has_slot)
+    return candidate.rank() if takes_it else math.inf

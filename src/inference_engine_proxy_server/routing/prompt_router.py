@@ -1,208 +1,204 @@
-"""Chooses by policies that look at prompts, and keeps what such policies know."""
+"""What policies learn from requests: cached prefixes, conversations, pending work."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import nlargest
 
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
-from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
-from inference_engine_proxy_server.routing.context_fit import learn_size
+from inference_engine_proxy_server.routing.candidate import Candidate
+from inference_engine_proxy_server.routing.choice import Policy, PromptView
 from inference_engine_proxy_server.routing.expected_time.pending_work import PendingRequest, compare
 from inference_engine_proxy_server.routing.expected_time.prefix_index import Noted, PrefixIndex
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
-from inference_engine_proxy_server.routing.policies import Asked, Choice, Way
+from inference_engine_proxy_server.routing.tracker import learn_size
 
 __all__ = ["PromptRouter", "RequestTracker"]
 
-_KINDS = 4096  # of beginnings
-_TURNS = 32_768  # conversations whose last place is known: some 4 MB
+_BEGINNINGS = 4096  # remembered
+_TURNS = 32_768  # conversation turns whose backend is remembered: about 4 MB
 _GAIN = 1 / 16
-_MANY = 48  # candidates, of which not each is looked at
+_MANY = 48  # candidates, from which on not each is scored
 _WARM, _DRAWN = 16, 24
-_POLLS = 8  # between two looks at how fast backends are beside each other: what changes is the mean of many answers
+_POLLS = 8  # between two comparisons of the backends' speeds, which are means of many answers
 
 
 class RequestTracker:
-    """A request on one backend, as far as policies learn from it. Whoever relays its reply tells what comes.
+    """Follows one request on one backend, for policies that learn.
 
     Args:
-        chooser: learns.
-        backend: has it.
-        errand: its work there.
-        prompt: is read there.
-        noted: what was thought of that.
+        router: learns from it.
+        candidate: has the request.
+        pending: the request's work there.
+        prompt: its prompt.
+        noted: what the prefix index knew about the prompt when it was sent.
     """
 
-    __slots__ = ("_backend", "_chooser", "_errand", "_is_open", "_noted", "_prompt")
+    __slots__ = ("_candidate", "_is_open", "_noted", "_pending", "_prompt", "_router")
 
     def __init__(
-        self, chooser: PromptRouter, backend: Backend, errand: PendingRequest, prompt: Prompt, noted: Noted
+        self, router: PromptRouter, candidate: Candidate, pending: PendingRequest, prompt: Prompt, noted: Noted
     ) -> None:
-        self._chooser = chooser
-        self._backend = backend
-        self._errand = errand
+        self._router = router
+        self._candidate = candidate
+        self._pending = pending
         self._prompt = prompt
         self._noted = noted
         self._is_open = True
 
     def begin(self) -> None:
-        """The first data of its answer is there."""
+        """The first data of the answer arrived."""
         if self._is_open:
-            self._backend.work.begin(self._errand, self._chooser.clock())
+            self._candidate.work.begin(self._pending, self._router.clock())
 
     def wants_facts(self) -> bool:
-        """Whether what its reply says is worth reading: many at a time say the same."""
-        return self._backend.work.wants_facts(self._chooser.clock())
+        """Whether the facts in the reply are worth parsing: replies that end together report the same."""
+        return self._candidate.work.wants_facts(self._router.clock())
 
     def complete(self, facts: ReplyFacts | None) -> None:
-        """Its answer is complete, and ended with these facts; ``None``: nobody has read them."""
+        """The answer is complete, and reported ``facts``; ``None`` if they were not parsed."""
         if not self._is_open:
             return
         self._is_open = False
-        now, work = self._chooser.clock(), self._backend.work
-        work.end(self._errand, now)
+        now, work = self._router.clock(), self._candidate.work
+        work.end(self._pending, now)
         if facts is None:
             return
         read = facts.read_tokens
         if facts.prompt_tokens is not None and facts.cached_tokens is not None:
             read = facts.prompt_tokens - facts.cached_tokens
-            self._chooser.index.correct(self._noted, facts.prompt_tokens, facts.cached_tokens)
+            self._router.index.correct(self._noted, facts.prompt_tokens, facts.cached_tokens)
             reuse, noted = work.reuse, self._noted
             reuse.sent += facts.prompt_tokens
             reuse.predicted += facts.prompt_tokens * noted.held / max(1, noted.size)
             reuse.cached += facts.cached_tokens
-        learn_size(self._chooser.token_sizes, self._prompt, facts)
+        learn_size(self._router.token_sizes, self._prompt, facts)
         if facts.read_tokens and facts.read_ms:
             work.speeds.note_reading(facts.read_tokens, facts.read_ms / 1000)
-            self._errand.read_seconds = 0.0  # the engine knows better than we
-        work.learn(self._errand, now, read, facts.answer_tokens, facts.written_ms)
+            self._pending.read_seconds = 0.0  # the engine's own measurement is better
+        work.learn(self._pending, now, read, facts.answer_tokens, facts.written_ms)
 
     def close(self) -> None:
-        """Nothing more comes of it, if it is not complete."""
+        """The request is over; if it is not complete, its work is dropped."""
         if self._is_open:
             self._is_open = False
-            self._backend.work.drop(self._errand)
+            self._candidate.work.drop(self._pending)
 
 
 class PromptRouter:
-    """What policies need to know, beside the backends themselves.
+    """The policies, and what they know beside the candidates.
 
     Args:
-        policies: which one names one of several candidates, by model; others may take their place at any time.
+        policies: which policy applies to which model.
+        index_bytes: memory for the prefix index.
+        clock: a monotonic clock, in seconds.
+
+    Attributes:
         index: which backend holds which prompts.
-        token_sizes: what is known of tokens' length.
-        clock: seconds that only grow.
+        token_sizes: how many bytes a token has, by model.
     """
 
-    def __init__(
-        self, policies: ModelPolicies, index: PrefixIndex, token_sizes: TokenSizes, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, policies: ModelPolicies, index_bytes: int, clock: Callable[[], float]) -> None:
         self.policies = policies
-        self.index = index
-        self.token_sizes = token_sizes
+        self.index = PrefixIndex(index_bytes)
+        self.token_sizes = TokenSizes()
         self.clock = clock
-        self._numbers = 0
+        self._index_bytes = index_bytes
         self._turns: dict[int, int] = {}
         self._usually_goes_on = 0.0
+        self._goes_on: dict[int, float] = {}  # by the part of the prompt before the first question
         self._polls = 0
-        self._has_strangers = False
-        self._goes_on: dict[int, float] = {}  # by what comes before the first question
+        self._has_foreign_load = False
 
-    def best(
-        self, way: Way, free: Sequence[Backend], full: Sequence[Backend], prompt: Prompt
-    ) -> tuple[Sequence[Backend], Choice]:
-        """Those who can have ``prompt``, and which does by ``way``; a last choice only if there are no others.
+    def set_policies(self, policies: ModelPolicies) -> None:
+        """Route by ``policies`` from now on. What was learned is kept as long as one of them learns."""
+        self.policies = policies
+        if not policies.learn:
+            self.index = PrefixIndex(self._index_bytes)
+            self._turns.clear()
+            self._goes_on.clear()
 
-        Args:
-            free: any of these, one at least.
-            full: or one of these, if it holds some of it, and ``way`` knows what waiting costs.
-        """
-        candidates = [one for one in free if not one.is_last_choice] or list(free)
-        asked = Asked(prompt)
-        if way.learns:
-            asked = self._asked(prompt)
-            candidates += [one for one in full if one.number in asked.held and not one.is_last_choice]
-            if len(candidates) > _MANY and not self._has_strangers:
-                candidates = _shortlist(candidates, asked.held)
-        return candidates, way.policy(candidates, asked, self.clock())
-
-    def _asked(self, prompt: Prompt) -> Asked:
+    def view(self, prompt: Prompt) -> PromptView:
+        """What was learned about ``prompt``."""
         goes_on = 0.0
-        if self._has_strangers and prompt.shared:
+        if self._has_foreign_load and prompt.shared:
             goes_on = self._goes_on.get(prompt.shared_key, self._usually_goes_on)
         last_at = self._turns.get(prompt.last_turn, -1) if prompt.last_turn else -1
-        return Asked(prompt, self.index.held(prompt), last_at, goes_on)
+        lookup = self.index.look_up(prompt)
+        return PromptView(prompt, lookup.held, last_at, goes_on, lookup)
 
-    def send(self, way: Way, prompt: Prompt, backend: Backend) -> RequestTracker | None:
-        """``prompt`` is about to be sent to ``backend``; ``None``: ``way`` learns nothing from it."""
-        if not way.learns:
-            backend.work.sent_at = self.clock()
+    def shortlist(self, candidates: list[Candidate], view: PromptView) -> list[Candidate]:
+        """Those that hold most of the prompt, and enough random others that a better one is rarely missed.
+
+        All of them where others send requests to the backends, too: replicas agree only if each considers all.
+        """
+        if len(candidates) <= _MANY or self._has_foreign_load:
+            return candidates
+        warm = [one for one in candidates if one.number in view.held]
+        if len(warm) > _WARM:
+            warm = nlargest(_WARM, warm, key=lambda one: (view.held[one.number], -one.load.total))
+        return [*warm, *(one for one in random.sample(candidates, _DRAWN) if one not in warm)]
+
+    def track(
+        self, policy: Policy, prompt: Prompt, candidate: Candidate, view: PromptView | None
+    ) -> RequestTracker | None:
+        """Follow a request that is about to be sent; ``None`` if ``policy`` learns nothing from it.
+
+        Args:
+            policy: of the request.
+            prompt: of the request.
+            candidate: gets the request.
+            view: what the policy saw of the request, just now; ``None`` if it saw nothing.
+        """
+        if not policy.learns:
+            if policy.reads_prompts:
+                candidate.work.sent_at = self.clock()
             return None
-        if self._has_strangers and prompt.shared:
-            self._note_kind(prompt)
+        if self._has_foreign_load and prompt.shared:
+            self._count_beginning(prompt)
         if prompt.turn:
-            self._note_turn(prompt, backend)
-        noted = self.index.note(prompt, backend.number)
+            self._remember_turn(prompt, candidate)
+        lookup = None if view is None else view.lookup
+        noted = self.index.record(lookup or self.index.look_up(prompt), candidate.number)
         unread = max(1.0, prompt.tokens - noted.held / prompt.bytes_a_token)
-        errand = backend.work.send(unread, self.clock(), is_streamed=prompt.is_streamed)
-        return RequestTracker(self, backend, errand, prompt, noted)
+        pending = candidate.work.send(unread, self.clock(), is_streamed=prompt.is_streamed)
+        return RequestTracker(self, candidate, pending, prompt, noted)
 
-    def _note_kind(self, prompt: Prompt) -> None:
+    def update(self, candidates: Sequence[Candidate]) -> None:
+        """Do now and then, when a backend has reported, what need not be done for each request."""
+        self._polls += 1
+        if not self.policies.learn or self._polls < min(_POLLS, len(candidates)):
+            return
+        self._polls = 0
+        compare([one.work for one in candidates])
+        self._has_foreign_load = any(one.load.foreign for one in candidates)
+        self._expect_memory(candidates)
+
+    def forget(self, candidate: Candidate) -> None:
+        """The backend may come back with an empty cache."""
+        self.index.forget(candidate.number)
+
+    def _count_beginning(self, prompt: Prompt) -> None:
         key, known = prompt.shared_key, self._goes_on
         share = known.pop(key, self._usually_goes_on)
         known[key] = share + _GAIN * ((prompt.history > 0) - share)
         self._usually_goes_on += _GAIN * ((prompt.history > 0) - self._usually_goes_on)
-        if len(known) > _KINDS:
+        if len(known) > _BEGINNINGS:
             del known[next(iter(known))]
 
-    def _note_turn(self, prompt: Prompt, backend: Backend) -> None:
+    def _remember_turn(self, prompt: Prompt, candidate: Candidate) -> None:
         turns = self._turns
         turns.pop(prompt.last_turn, None)
-        turns[prompt.turn] = backend.number
+        turns[prompt.turn] = candidate.number
         if len(turns) > _TURNS:
             del turns[next(iter(turns))]
 
-    def take_in(self, backends: Sequence[Backend]) -> None:
-        """These are the fleet now."""
-        # Some may have got their numbers from a chooser before this one.
-        self._numbers = max([self._numbers, *(backend.number + 1 for backend in backends)])
-        for backend in backends:
-            if backend.number < 0:
-                backend.number = self._numbers
-                self._numbers += 1
-
-    def has_told(self, backends: Sequence[Backend]) -> None:
-        """One of them has told its state: a good moment for what need not be done for each request."""
-        self._polls += 1
-        if self._polls < min(_POLLS, len(backends)):
-            return
-        self._polls = 0
-        compare([backend.work for backend in backends])
-        self._has_strangers = any(backend.foreign for backend in backends)
-        for backend in backends:
-            self._expect(backend)
-
-    def _expect(self, backend: Backend) -> None:
-        if backend.memory_tokens is not None:
-            model = backend.models[0]["id"] if backend.models else None  # whatever else it lists has its tokenizer
-            self.index.expect(backend.number, backend.memory_tokens * self.token_sizes.of(model))
-
-    def forget(self, backend: Backend) -> None:
-        """What comes back there may hold nothing."""
-        if backend.number >= 0:
-            self.index.forget(backend.number)
-
-
-def _shortlist(candidates: Sequence[Backend], held: Mapping[int, int]) -> list[Backend]:
-    """Those that hold most of it, and enough of all others that hardly a better one is missed.
-
-    Not for where others send requests, too: the rules by which replicas agree look at all.
-    """
-    warm = [one for one in candidates if one.number in held]
-    if len(warm) > _WARM:
-        warm = nlargest(_WARM, warm, key=lambda one: (held[one.number], -one.load))
-    return [*warm, *(one for one in random.sample(candidates, _DRAWN) if one not in warm)]
+    def _expect_memory(self, candidates: Iterable[Candidate]) -> None:
+        for one in candidates:
+            memory_tokens, models = one.backend.memory_tokens, one.backend.serving.models
+            if memory_tokens is not None:
+                model = models[0]["id"] if models else None  # whatever else the backend lists has the same tokenizer
+                self.index.expect(one.number, memory_tokens * self.token_sizes.of(model))

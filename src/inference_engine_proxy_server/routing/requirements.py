@@ -1,4 +1,4 @@
-"""What a request asks of the fleet."""
+"""What a request requires of a backend."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import msgspec
 
 from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.routing.affinity import Affinity
-from inference_engine_proxy_server.routing.policies import Way
+from inference_engine_proxy_server.routing.choice import Policy
+from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS
 
 __all__ = ["Requirements"]
 
 
 class Requirements(msgspec.Struct, frozen=True, gc=False):
-    """A place that a request asks for. Made once for each, before it is first placed.
+    """The requirements of one request. Created once, before its first attempt.
 
     Attributes:
-        model: the name that the request gives; ``None``: it names none, so all backends serve it.
-        needs_slot: it takes one of the places that a backend has; one that does not never waits for a full one.
-        prompt: what is to be read; ``None``: nobody looks at it.
-        way: the policy that looks at it; ``None``: whoever has the fewest requests is chosen.
-        bond: ties it to one backend; ``None``: nothing does.
+        model: the model that the request names; ``None`` if it names none, so that every backend serves it.
+        needs_slot: it occupies a slot of its backend. A request that needs none never waits for a full backend.
+        prompt: its prompt; ``None`` if it was not read.
+        policy: chooses the backend.
+        affinity: ties the request to one backend; ``None`` if nothing does.
     """
 
     model: str | None = None
     needs_slot: bool = True
     prompt: Prompt | None = None
-    way: Way | None = None
-    bond: Affinity | None = None
+    policy: Policy = LEAST_REQUESTS
+    affinity: Affinity | None = None

@@ -1,1 +1,1 @@
-"""How asynchronous code runs here: light tasks, deadlines and supervised loops."""
+"""Building blocks for asynchronous code: light tasks, deadlines and supervised loops."""

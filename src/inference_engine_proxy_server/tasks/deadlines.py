@@ -1,7 +1,7 @@
-"""One coarse clock for every deadline of every connection.
+"""One coarse timer for the deadlines of all connections.
 
-A timer object per request and per chunk would cost more than the chunk itself. Connections keep a plain number
-instead, and one task looks at all of them a few times a second: a deadline is met late by at most one tick.
+A timer object per request and chunk would cost more than the chunk itself. Instead, each connection stores its deadline
+as a plain number, and one task checks all of them a few times per second. A deadline fires at most one tick late.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ logger = logging.getLogger(__name__)
 
 
 class Timed(Protocol):
-    """Something with a deadline."""
+    """An object with a deadline."""
 
     deadline: float
-    """Reading of the clock after which :meth:`on_deadline` is due; ``NEVER`` switches it off."""
+    """Clock reading at which :meth:`on_deadline` becomes due; ``NEVER`` disables it."""
 
     def on_deadline(self, now: float) -> None:
-        """Act: end the connection, or move ``deadline`` on."""
+        """Act on the deadline: end the connection, or set a later ``deadline``."""
 
 
 class Deadlines:
-    """Watches the deadlines of everything that is registered.
+    """Checks the deadlines of all registered objects.
 
     Args:
-        tick_seconds: how often it looks.
-        clock: seconds that only grow; shared by all who set deadlines.
+        tick_seconds: time between two checks.
+        clock: monotonic clock, in seconds; shared by everything that sets deadlines.
     """
 
     def __init__(self, tick_seconds: float = 0.25, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,15 +43,15 @@ class Deadlines:
         self._watched: set[Timed] = set()
 
     def watch(self, timed: Timed) -> None:
-        """Look at ``timed.deadline`` from now on."""
+        """Start checking ``timed.deadline``."""
         self._watched.add(timed)
 
     def forget(self, timed: Timed) -> None:
-        """Stop looking at it; does nothing if it is not watched."""
+        """Stop checking ``timed``; no effect if it is not watched."""
         self._watched.discard(timed)
 
     async def run(self) -> None:
-        """Look, until cancelled."""
+        """Check the deadlines until cancelled."""
         while True:
             await asyncio.sleep(self._tick_seconds)
             now = self.clock()
@@ -59,6 +59,6 @@ class Deadlines:
                 try:
                     timed.on_deadline(now)
                 except Exception:
-                    # One connection's trouble must not end the deadlines of all others.
+                    # A failure in one connection must not stop the deadlines of all others.
                     self.forget(timed)
-                    logger.exception("a deadline could not be kept")
+                    logger.exception("a deadline handler failed")

@@ -1,11 +1,11 @@
-"""Runs the coroutine of one request for less than what an ``asyncio.Task`` costs.
+"""A cheaper ``asyncio.Task`` for the coroutine of one request.
 
-A task is entered into the loop's books, and has its turn in the loop's next round, at least twice: a fifth of what a
-short request costs. A light task begins at once, and where it waits for a :class:`Completion` it goes on within the
-call that completes it.
+The event loop registers each task and schedules it for its next iteration at least twice, which is a fifth of the cost
+of a short request. A light task starts immediately, and a coroutine that waits for a :class:`Completion` resumes within
+the call that completes it.
 
-What runs in one has no current task. Whatever asks for that (``asyncio.timeout``, all of anyio) must be awaited as a
-task of its own.
+Code in a light task has no current task. Anything that needs one (``asyncio.timeout``, all of anyio) must be awaited as
+a separate task.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ T = TypeVar("T")
 
 
 class Awaited(Protocol):
-    """What a coroutine may wait for: a future, or something like one."""
+    """An object that a coroutine may wait for: a future, or something like one."""
 
     _asyncio_future_blocking: bool
 
     def add_done_callback(self, callback: Callable[[Any], None], /) -> object:
-        """Call ``callback`` when it is done."""
+        """Call ``callback`` when the object is done."""
 
     def cancel(self) -> bool:
-        """Whether it was not done yet, and is now."""
+        """Cancel the object; ``False`` if it was already done."""
 
 
 class LightTask:
-    """Runs ``coroutine``.
+    """Runs a coroutine without an ``asyncio.Task``.
 
     Args:
-        coroutine: what is run.
-        on_end: told of the task when it has ended, and of what it raised; ``None``: it returned.
+        coroutine: the coroutine to run.
+        on_end: called with this task and the coroutine's exception, or ``None`` if the coroutine returned.
     """
 
     __slots__ = ("_awaited", "_coroutine", "_must_cancel", "_on_end")
@@ -50,16 +50,20 @@ class LightTask:
         self._must_cancel = False
 
     def start(self) -> None:
-        """Run it as far as it goes."""
-        self._go_on(None)
+        """Run the coroutine until it first waits, or ends."""
+        self._resume(None)
 
     def cancel(self, msg: object = None) -> None:
-        """Raise ``CancelledError`` where it waits, soon; as of a task, ``msg`` says why and is not used."""
+        """Raise ``CancelledError`` in the coroutine, soon, at the point where it waits.
+
+        Args:
+            msg: ignored; exists for compatibility with ``asyncio.Task``.
+        """
         del msg
         if self._awaited is None or not self._awaited.cancel():
-            self._must_cancel = True  # it is about to go on
+            self._must_cancel = True  # the coroutine is about to resume
 
-    def _go_on(self, done: object) -> None:
+    def _resume(self, done: object) -> None:
         del done
         self._awaited = None
         try:
@@ -76,24 +80,24 @@ class LightTask:
             self._wait_for(awaited)
 
     def _wait_for(self, awaited: Awaited | None) -> None:
-        if awaited is None:  # as asyncio.sleep(0) does: it only lets others go first
-            asyncio.get_running_loop().call_soon(self._go_on, None)
+        if awaited is None:  # asyncio.sleep(0) yields None to let other tasks run first
+            asyncio.get_running_loop().call_soon(self._resume, None)
             return
-        # As a task does: it says to a future that its await has come to who waits for it.
-        awaited._asyncio_future_blocking = False  # noqa: SLF001 - the very name by which futures are known
+        # As asyncio.Task does, to confirm to the future that its await has reached a task.
+        awaited._asyncio_future_blocking = False  # noqa: SLF001 - asyncio recognises futures by this very name
         self._awaited = awaited
-        awaited.add_done_callback(self._go_on)
+        awaited.add_done_callback(self._resume)
         if self._must_cancel and awaited.cancel():
             self._must_cancel = False
 
 
 class Completion(Generic[T]):
-    """A result that will come, for one who waits for it; like a future, but that who waits goes on at once.
+    """A future for a single waiter, which resumes immediately.
 
-    Who waits goes on within :meth:`set_result`, so that must be the last thing that its caller does. Failures are told
-    in the loop's next round, as a future tells everything: they come from within anything.
+    The waiter resumes within :meth:`set_result`, so that call must be its caller's last action. Failures are delivered
+    in the loop's next iteration, as with ordinary futures, because they can originate in the middle of any code.
 
-    An ``asyncio.Task`` may wait for it, too, unless it completes within a task's turn.
+    An ``asyncio.Task`` may also wait for a completion, unless it is completed from within a running task.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_callback", "_error", "_is_done", "_result")
@@ -112,40 +116,45 @@ class Completion(Generic[T]):
         return self.result()
 
     def done(self) -> bool:
-        """Whether it has come, or never will."""
+        """Whether the result or an exception has been set."""
         return self._is_done
 
     def result(self) -> T:
-        """What has come. Raises what it failed with."""
+        """The result; raises the exception if one was set."""
         if self._error is not None:
             raise self._error
         return cast(T, self._result)
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop that runs."""
+        """The running event loop."""
         return asyncio.get_running_loop()
 
     def add_done_callback(self, callback: Callable[[Completion[T]], object], /, *, context: object = None) -> None:
-        """Call ``callback``, that of the one who waits, when it is done; ``context`` is the loop's, and stays so."""
+        """Set the waiter's callback.
+
+        Args:
+            callback: called when the completion is done.
+            context: ignored; exists for compatibility with ``asyncio.Future``.
+        """
         del context
         self._callback = callback
 
     def set_result(self, result: T) -> None:
-        """It is there."""
+        """Complete with ``result``, and resume the waiter immediately."""
         self._result = result
         self._is_done = True
         if self._callback is not None:
             self._callback(self)
 
     def set_exception(self, error: BaseException) -> None:
-        """It will not come."""
+        """Complete with ``error``, and resume the waiter in the loop's next iteration."""
         self._error = error
         self._is_done = True
         if self._callback is not None:
             asyncio.get_running_loop().call_soon(self._callback, self)
 
     def cancel(self, msg: object = None) -> bool:
-        """Nobody wants it any more. Whether it had not come yet."""
+        """Complete with ``CancelledError``; ``False`` if already done."""
         del msg
         if self._is_done:
             return False

@@ -1,4 +1,4 @@
-"""What is written where: events through ``logging`` to standard error, one access line a request to standard output."""
+"""Logs: events go through ``logging`` to standard error, one access line per request goes to standard output."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import TextIO
+
+from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 
 __all__ = ["AccessLog", "configure_logging"]
 
@@ -84,38 +86,28 @@ class AccessLog:
         self._second = 0
         self._second_text = ""
 
-    def write(
-        self,
-        *,
-        client: str,
-        method: str,
-        path: str,
-        status: int,
-        outcome: str,
-        backend: str | None,
-        model: str | None,
-        first_byte_seconds: float | None,
-        seconds: float,
-        sent_bytes: int,
-        request_id: str,
-    ) -> None:
-        """Note one request; ``None`` where something is not known or was not reached. It is written soon after."""
+    def write(self, record: RequestRecord) -> None:
+        """Write the line of a finished request soon after."""
         now = self._now()
+        model = record.model
+        first_byte_seconds = record.first_byte_seconds
         if self._is_json:
             line = json.dumps(
                 {
-                    "time": now, "client": client, "method": method, "path": path, "status": status,
-                    "outcome": outcome, "backend": backend, "model": model and model[:100],
+                    "time": now, "client": record.client, "method": record.method, "path": record.path,
+                    "status": record.status, "outcome": record.outcome, "backend": record.backend,
+                    "model": model and model[:100],
                     "first_byte_seconds": first_byte_seconds and round(first_byte_seconds, 4),
-                    "seconds": round(seconds, 4), "sent_bytes": sent_bytes, "request_id": request_id,
+                    "seconds": round(record.seconds, 4), "sent_bytes": record.sent_bytes,
+                    "request_id": record.request_id,
                 }
             )  # fmt: skip
         else:
             first_byte = "-" if first_byte_seconds is None else f"{first_byte_seconds:.4f}"
             line = (
-                f'{now} {client} "{method} {path}" {status} {outcome} backend={backend or "-"} '
-                f"model={_quoted(model) if model else '-'} first_byte={first_byte} "
-                f"seconds={seconds:.4f} bytes={sent_bytes} id={request_id}"
+                f'{now} {record.client} "{record.method} {record.path}" {record.status} {record.outcome} '
+                f"backend={record.backend or '-'} model={_quoted(model) if model else '-'} first_byte={first_byte} "
+                f"seconds={record.seconds:.4f} bytes={record.sent_bytes} id={record.request_id}"
             )
         self._lines.append(line)
         if len(self._lines) >= _FLUSH_LINES:

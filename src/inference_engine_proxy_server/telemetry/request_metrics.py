@@ -1,4 +1,4 @@
-"""Counters of what has been served. Plain integers on the request path; Prometheus' shapes only when asked."""
+"""Counters and histograms of requests. They are plain integers until Prometheus scrapes them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from inference_engine_proxy_server.telemetry.request_record import RequestRecord
+from inference_engine_proxy_server.wire.outcome import Outcome
+
 __all__ = ["RequestMetrics", "route_of"]
 
 # Seconds, doubling: the OpenTelemetry GenAI conventions' buckets, continued to cover slow local models.
 _BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68)
 
-_SHED_REASONS = ("connections", "event_loop", "memory", "request_bytes", "requests")  # shown from the start, as 0
+_SHED_REASONS = ("connections", "event_loop", "memory", "request_bytes", "requests")  # exposed as 0 from the start
 
 _ROUTES = {
     "/v1/chat/completions": "chat_completions",
@@ -32,12 +35,12 @@ _ROUTES = {
 
 
 def route_of(path: str) -> str:
-    """The kind of request that ``path`` is, from a small fixed set, so that it may be a label."""
+    """The route of ``path``, one of a small fixed set, so that it can be a label."""
     return _ROUTES.get(path, "other")
 
 
 class _Histogram:
-    """Observations of one quantity for one label value."""
+    """A histogram of seconds."""
 
     __slots__ = ("counts", "total")
 
@@ -52,46 +55,54 @@ class _Histogram:
             yield bound, below
 
 
+class _RouteMetrics:
+    """The requests of one route: counts by backend and status, and two histograms."""
+
+    __slots__ = ("durations", "first_bytes", "requests")
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self.durations = _Histogram()
+        self.first_bytes = _Histogram()
+
+
 class RequestMetrics:
     """Counts requests; a collector for prometheus_client's registries."""
 
     def __init__(self) -> None:
-        self._requests: Counter[tuple[str, str, int]] = Counter()
+        self._routes: dict[str, _RouteMetrics] = {}
+        self._by_path: dict[str, _RouteMetrics] = {}  # the same, for the paths that have a route of their own
         self._aborts: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
         self._shed = Counter(dict.fromkeys(_SHED_REASONS, 0))
         self._reloads = Counter(success=0, failure=0)
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
-        self._times: dict[str, tuple[_Histogram, _Histogram]] = {}  # whole durations and first bytes, by route
 
-    def count_request(
-        self, path: str, backend: str | None, status: int, seconds: float, first_byte_seconds: float | None
-    ) -> None:
-        """Count one request that is over.
-
-        Args:
-            path: of the request.
-            backend: base URL of who served it; ``None``: this proxy itself, or nobody.
-            status: of the reply; 499 if the client left before there was one.
-            seconds: from the complete request to the reply's last byte.
-            first_byte_seconds: to its first byte; ``None``: there was none.
-        """
-        route = route_of(path)
-        self._requests[route, backend or "", status] += 1
-        times = self._times.get(route)
-        if times is None:
-            times = self._times[route] = (_Histogram(), _Histogram())
-        durations, first_bytes = times
-        # Not as a method of theirs: every request passes by here.
-        durations.counts[bisect_left(_BUCKETS, seconds)] += 1
-        durations.total += seconds
+    def count_request(self, record: RequestRecord) -> None:
+        """Count a finished request."""
+        # Every request passes here, so the histograms are updated inline.
+        route = self._by_path.get(record.path) or self._route(record.path)
+        route.requests[record.backend or "", record.status] += 1
+        seconds = record.seconds
+        histogram = route.durations
+        histogram.counts[bisect_left(_BUCKETS, seconds)] += 1
+        histogram.total += seconds
+        first_byte_seconds = record.first_byte_seconds
         if first_byte_seconds is not None:
-            first_bytes.counts[bisect_left(_BUCKETS, first_byte_seconds)] += 1
-            first_bytes.total += first_byte_seconds
+            histogram = route.first_bytes
+            histogram.counts[bisect_left(_BUCKETS, first_byte_seconds)] += 1
+            histogram.total += first_byte_seconds
+            if record.outcome is not Outcome.COMPLETE:
+                self._aborts["client" if record.outcome is Outcome.CLIENT_LEFT else "backend"] += 1
 
-    def count_abort(self, side: str) -> None:
-        """Count a reply that began and was not finished; ``side``: ``client`` or ``backend``, who ended it."""
-        self._aborts[side] += 1
+    def _route(self, path: str) -> _RouteMetrics:
+        name = route_of(path)
+        route = self._routes.get(name)
+        if route is None:
+            route = self._routes[name] = _RouteMetrics()
+        if path in _ROUTES:
+            self._by_path[path] = route
+        return route
 
     def count_retry(self, reason: str) -> None:
         """Count a request that is sent again; ``reason``: the code of the error that made it so."""
@@ -112,28 +123,35 @@ class RequestMetrics:
     def collect(self) -> Iterable[Metric]:
         """The families, for a scrape."""
         requests = CounterMetricFamily(
-            "inference_proxy_requests", "Requests that are over.", labels=["route", "backend", "code"]
+            "inference_proxy_requests", "Finished requests.", labels=["route", "backend", "code"]
         )
-        for (route, backend, status), count in self._requests.items():
-            requests.add_metric([route, backend, str(status)], count)
+        for name, route in self._routes.items():
+            for (backend, status), count in route.requests.items():
+                requests.add_metric([name, backend, str(status)], count)
         yield requests
-        yield _counter("inference_proxy_stream_aborts", "Replies begun and not finished.", "side", self._aborts)
-        yield _counter("inference_proxy_retries", "Requests sent again after a failure.", "reason", self._retries)
         yield _counter(
-            "inference_proxy_shed", "Requests and connections refused for want of room.", "reason", self._shed
+            "inference_proxy_stream_aborts", "Replies that began and were not finished.", "side", self._aborts
         )
-        yield _counter("inference_proxy_config_reloads", "Changed settings that were read.", "result", self._reloads)
+        yield _counter("inference_proxy_retries", "Requests repeated after a failure.", "reason", self._retries)
+        yield _counter(
+            "inference_proxy_shed",
+            "Requests and connections refused because a limit was reached.",
+            "reason",
+            self._shed,
+        )
+        yield _counter("inference_proxy_config_reloads", "Reloads of changed settings.", "result", self._reloads)
         for name, text, reading in self._gauges:
             yield GaugeMetricFamily(name, text, value=reading())
         yield _histograms(
             "inference_proxy_request_duration_seconds",
-            "From the whole request to the reply's end.",
-            {route: durations for route, (durations, _) in self._times.items()},
+            "From the complete request to the end of the reply.",
+            {name: route.durations for name, route in self._routes.items()},
         )
         yield _histograms(
-            "inference_proxy_time_to_first_byte_seconds", "From the whole request to the reply's first byte.",
-            {route: first_bytes for route, (_, first_bytes) in self._times.items()},
-        )  # fmt: skip
+            "inference_proxy_time_to_first_byte_seconds",
+            "From the complete request to the first byte of the reply.",
+            {name: route.first_bytes for name, route in self._routes.items()},
+        )
 
 
 def _counter(name: str, text: str, label: str, counts: Counter[str]) -> Metric:

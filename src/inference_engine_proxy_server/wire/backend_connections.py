@@ -1,4 +1,4 @@
-"""All connections to one backend: those in use, and those kept open for the next request."""
+"""Connection pool of one backend: connections in use, and idle ones kept open for the next request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from inference_engine_proxy_server.wire.reply_head import ReplyHead
 __all__ = ["Activity", "BackendConnections", "BackendLimits", "Origin"]
 
 _IDLE_CONNECTIONS = 32  # kept open per backend; nginx's default
-_ADDRESS_SECONDS = 10.0  # how long a resolved name is believed, so that a backend that moved is found again
+_ADDRESS_SECONDS = 10.0  # how long resolved addresses are cached; short, so that a backend that moved is found again
 _OUR_OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -30,11 +30,11 @@ class BackendLimits:
     """Deadlines of connections to backends, in seconds.
 
     Attributes:
-        connect_seconds: to make a connection, name resolution and TLS included.
+        connect_seconds: for establishing a connection, including name resolution and TLS.
         first_byte_seconds: longest wait for a reply's first byte.
-        pause_seconds: longest wait for each next one.
-        idle_seconds: how long a connection is kept open for the next request; below the 5 s after which vLLM
-            and llama.cpp close it themselves, else requests would cross with their closing. 0: not at all.
+        pause_seconds: longest pause between later bytes.
+        idle_seconds: how long a connection is kept open for the next request; 0 keeps none. Must be below the 5 s
+            after which vLLM and llama.cpp close idle connections, or requests would race with the close.
     """
 
     connect_seconds: float
@@ -44,14 +44,15 @@ class BackendLimits:
 
 
 class Activity(NamedTuple):
-    """What a backend does with our clients' requests; times are readings of the clock.
+    """A backend's progress with the requests it has now; times are readings of the clock.
 
     Attributes:
-        last_byte_at: when it last sent a byte of a reply, as far as has been noted; 0: never.
-        waiting_since: since when it has had the request that it has had longest, the time not counted in which a
-            client was behind; ``None``: it has none that it could go on with.
-        answered_sent_at: when the latest of those was sent that it is giving a reply to that is no error; 0: to none.
-        has_begun: one of the replies has begun.
+        last_byte_at: when the backend last sent a byte of a reply, as far as recorded; 0 for never.
+        waiting_since: when the oldest request was sent, not counting time spent waiting for a slow client; ``None`` if
+            there is no request that the backend could make progress with.
+        answered_sent_at: when the most recently sent request was sent to which the backend is sending a reply that is
+            not an error; 0 if there is none.
+        has_begun: at least one of the replies has begun.
     """
 
     last_byte_at: float = 0.0
@@ -62,11 +63,11 @@ class Activity(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a backend is reached.
+    """A backend's network address and path prefix.
 
     Attributes:
-        authority: its ``Host`` field.
-        prefix: path before every request's own; empty, or ``/...`` without a trailing slash.
+        authority: value of the ``Host`` field.
+        prefix: prepended to every request's path; empty, or ``/...`` without a trailing slash.
     """
 
     host: str
@@ -77,7 +78,7 @@ class Origin:
 
     @classmethod
     def of(cls, url: str) -> Origin:
-        """The origin of a base URL that settings have found valid."""
+        """The origin of a base URL, which the settings have already validated."""
         parts = urlsplit(url)
         is_tls = parts.scheme == "https"
         authority = re.sub(r"^.*@", "", parts.netloc).encode()
@@ -89,8 +90,8 @@ class BackendConnections:
     """The connections to one backend.
 
     Attributes:
-        origin: where it is.
-        keeps_alive: whether connections are kept for the next request.
+        origin: the backend's address.
+        keeps_alive: connections are kept open for the next request.
     """
 
     def __init__(self, origin: Origin, limits: BackendLimits, deadlines: Deadlines) -> None:
@@ -101,17 +102,17 @@ class BackendConnections:
         self._memory = HeadMemory[ReplyHead]()
         self._idle: list[BackendConnection] = []
         self._in_use: set[BackendConnection] = set()
-        self._last_byte_at = 0.0  # of what is no longer in use
+        self._last_byte_at = 0.0  # on connections that are no longer in use
         self._tls = ssl.create_default_context() if origin.is_tls else None
         self._addresses: list[str] = []
         self._addresses_until = 0.0
 
     def keep_alive(self, *, wanted: bool) -> None:
-        """Keep connections for the next request from now on, if the settings allow it at all; or do not."""
+        """Set whether connections are kept open for the next request; the settings can rule it out."""
         self.keeps_alive = wanted and self._limits.idle_seconds > 0
 
     def take_idle(self) -> BackendConnection | None:
-        """The connection that was used last and is still good, for one request; ``None``: there is none."""
+        """Take the most recently used idle connection that is still usable; ``None`` if there is none."""
         while self._idle:
             connection = self._idle.pop()
             if not connection.is_stale():
@@ -121,24 +122,24 @@ class BackendConnections:
         return None
 
     async def connect(self) -> BackendConnection:
-        """A new connection, for one request.
+        """Open a connection for one request.
 
         Raises:
-            BackendUnreachable: refused, no such name, or not within the deadline.
-            CapacityError: this machine has no file descriptor or port left; no backend is to blame.
+            BackendUnreachable: refused, name not found, or not within the deadline.
+            CapacityError: this machine is out of file descriptors or ports; the backend is not to blame.
         """
-        connecting = asyncio.get_running_loop().create_task(self._connect())  # it is timed, which needs a task
+        connecting = asyncio.get_running_loop().create_task(self._connect())  # asyncio.timeout needs a task
         try:
             connection = await connecting
         except asyncio.CancelledError:
             if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
-                connecting.result().abort()  # it came in the very moment in which its client left
+                connecting.result().abort()  # it was established at the very moment the client left
             raise
         self._in_use.add(connection)
         return connection
 
-    def give_back(self, connection: BackendConnection) -> None:
-        """One request's use of ``connection`` is over, however it went: keep it for the next, or close it."""
+    def release(self, connection: BackendConnection) -> None:
+        """End one request's use of ``connection``, successful or not: keep it for the next request, or close it."""
         self._in_use.discard(connection)
         if connection.last_byte_at > self._last_byte_at:
             self._last_byte_at = connection.last_byte_at
@@ -152,18 +153,18 @@ class BackendConnections:
         connection.abort()
 
     def discard(self, connection: BackendConnection) -> None:
-        """A question's use of ``connection`` is over: that it was answered says nothing about requests."""
+        """End a probe's use of ``connection``: a reply to a probe says nothing about progress with requests."""
         self._in_use.discard(connection)
         connection.abort()
 
     def activity(self) -> Activity:
-        """What the backend does with requests now."""
+        """The backend's progress with its requests now."""
         serving = [connection for connection in self._in_use if connection.exchange is not None]
         if not serving:
             return Activity(self._last_byte_at)
         now = self._deadlines.clock()
         for connection in serving:
-            connection.look(now)  # by itself each looks so seldom that its bytes could pass for old ones
+            connection.look(now)  # connections check rarely on their own, so their latest bytes would look too old
         waits_since = min(connection.waits_since for connection in serving)
         return Activity(
             max(self._last_byte_at, *(connection.last_byte_at for connection in serving)),
@@ -173,7 +174,7 @@ class BackendConnections:
         )
 
     def unanswered(self) -> list[tuple[BackendConnection, Exchange]]:
-        """Requests that wait for the first byte of their replies, and the connections that have them."""
+        """Requests that wait for their reply's first byte, and their connections."""
         return [
             (connection, connection.exchange)
             for connection in self._in_use
@@ -181,7 +182,7 @@ class BackendConnections:
         ]
 
     def close(self) -> None:
-        """Close what is kept open; requests under way end by themselves."""
+        """Close the idle connections; requests in progress finish on their own."""
         while self._idle:
             self._idle.pop().abort()
 
@@ -190,13 +191,13 @@ class BackendConnections:
         return len(self._idle) < _IDLE_CONNECTIONS
 
     async def _resolve(self) -> list[str]:
-        """The backend's addresses; the last known ones when the name service fails or hangs."""
+        """The backend's addresses; the last known ones when name resolution fails or hangs."""
         if self._deadlines.clock() >= self._addresses_until:
-            if self._addresses:  # one asks; all others go on with what is known
+            if self._addresses:  # one task resolves the name again; the others use the known addresses meanwhile
                 self._addresses_until = self._deadlines.clock() + _ADDRESS_SECONDS
             loop = asyncio.get_running_loop()
             try:
-                async with asyncio.timeout(self._limits.connect_seconds / 2):  # leaves time to use a known address
+                async with asyncio.timeout(self._limits.connect_seconds / 2):  # leaves time to try a known address
                     found = await loop.getaddrinfo(self.origin.host, self.origin.port, type=socket.SOCK_STREAM)
             except OSError:
                 if not self._addresses:
@@ -210,10 +211,10 @@ class BackendConnections:
         try:
             async with asyncio.timeout(self._limits.connect_seconds):
                 connection = await self._connect_to_any(await self._resolve())
-        except (OSError, UnicodeError) as error:  # UnicodeError: what cannot be a host name at all
+        except (OSError, UnicodeError) as error:  # UnicodeError: the text cannot be a host name
             if isinstance(error, OSError) and error.errno in _OUR_OWN_SHORTAGES:
                 raise CapacityError(
-                    "The proxy has no connection left to give.", code="overloaded", retry_after_seconds=1
+                    "The proxy cannot open another connection.", code="overloaded", retry_after_seconds=1
                 ) from error
             self._addresses_until = 0.0
             timed_out = isinstance(error, TimeoutError)
@@ -221,9 +222,10 @@ class BackendConnections:
         return connection
 
     async def _connect_to_any(self, addresses: list[str]) -> BackendConnection:
-        """A connection to the first address that answers; it is tried first from then on."""
+        """Connect to the first address that answers, and try that address first from now on."""
         loop = asyncio.get_running_loop()
-        share_seconds = self._limits.connect_seconds / max(1, len(addresses))  # one that swallows packets leaves time
+        # Per address, so that one that drops all packets leaves time for the others.
+        share_seconds = self._limits.connect_seconds / max(1, len(addresses))
         failure = OSError("the name has no address")
         for address in addresses:
             try:
@@ -240,7 +242,7 @@ class BackendConnections:
             except OSError as error:
                 failure = error
             else:
-                # A new list: others may be walking through the old one.
+                # A new list, because other tasks may be iterating over the old one.
                 self._addresses = sorted(self._addresses, key=lambda known: known != address)
                 return connection
         raise failure

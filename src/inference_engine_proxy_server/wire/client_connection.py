@@ -1,7 +1,4 @@
-"""A client's connection: requests in, one at a time and each whole; replies out; deadlines and back-pressure.
-
-uvicorn makes one of these for each connection it accepts, and shuts it down.
-"""
+"""A client's connection: complete requests in, one at a time, replies out, with deadlines and back-pressure."""
 
 from __future__ import annotations
 
@@ -11,13 +8,14 @@ import socket
 import struct
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 from inference_engine_proxy_server.errors import BackendTimeout, CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.tasks.light_task import LightTask
 from inference_engine_proxy_server.wire.client_context import ClientContext
-from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.reading_pace import ReadingPace
 from inference_engine_proxy_server.wire.request_head import RequestHead
 from inference_engine_proxy_server.wire.request_reader import RequestReader, unreadable_head
@@ -25,29 +23,31 @@ from inference_engine_proxy_server.wire.request_reader import RequestReader, unr
 __all__ = ["CLIENT_GONE", "ClientConnection"]
 
 CLIENT_GONE = 499
-"""Status, in logs and metrics only, of a request whose client left before it was answered (nginx's number)."""
+"""Status of a request whose client left before the reply, in logs and metrics only (nginx's number)."""
 
-_WRITE_BUFFER_BYTES = 64 * 1024  # above it the reply's source is paused; uvicorn and Pingora use the same
-_LINGER_SECONDS = 2.0  # how long a refused request's rest is read and dropped, so that no RST overtakes our answer
+_WRITE_BUFFER_BYTES = 64 * 1024  # above this the reply's source is paused; uvicorn and Pingora use the same
+_LINGER_SECONDS = 2.0  # the rest of a refused request is discarded so long, so that no RST overtakes the answer
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, zero seconds
 
 logger = logging.getLogger(__name__)
 
+E = TypeVar("E", bound=Exchange)
 
-class ClientConnection(asyncio.Protocol):
-    """One client's connection.
 
-    While a reply is under way the connection goes on reading, into a bounded look-ahead: only so is a client's
-    leaving seen at once. A client that closes its sending half is taken to have left, as nginx does.
+class ClientConnection(asyncio.Protocol, Generic[E]):
+    """One client's connection, which uvicorn creates and shuts down.
+
+    During a reply the connection keeps reading, into a bounded look-ahead buffer: this detects at once that a client
+    leaves. A client that closes its sending half counts as gone, as in nginx.
 
     Args:
-        context: what it shares with the others.
-        connections, tasks: the host's books of what is open, which it waits for when it shuts down.
+        context: shared by all connections of clients.
+        connections, tasks: the host's sets of open connections and tasks; the host waits for them at shutdown.
     """
 
     write: Callable[[bytes], None]
 
-    def __init__(self, context: ClientContext, connections: set[ClientConnection], tasks: set[LightTask]) -> None:
+    def __init__(self, context: ClientContext[E], connections: set[ClientConnection[E]], tasks: set[LightTask]) -> None:
         self._context = context
         self._limits = context.limits
         self._load = context.load
@@ -58,21 +58,20 @@ class ClientConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._reader: RequestReader
         self._pace: ReadingPace
-        self._client = ""  # the peer's address and port
-        self._ahead = b""  # what the client sent before it had the reply to what came before that
-        self._exchange: Exchange | None = None
-        self._task: LightTask | None = None  # serves the exchange, which counts as a request while it does
-        self._refused = False  # what still comes is dropped
-        self._draining = False  # no request after this one
+        self._client = ""  # address and port of the peer
+        self._ahead = b""  # bytes that arrived before the reply to the previous request was complete
+        self._exchange: E | None = None
+        self._task: LightTask | None = None  # serves the exchange; while it runs, the exchange counts as a request
+        self._refused = False  # further bytes are discarded
+        self._draining = False  # the current request is the last one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start reading, if there is room for one more."""
+        """Start reading, unless there are too many connections."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self.write = self._transport.write
         peer = transport.get_extra_info("peername")
-        host = str(peer[0]) if isinstance(peer, tuple) else "unknown"
-        self._client = _name_of(host, peer[1]) if isinstance(peer, tuple) else "local"
+        host, self._client = (str(peer[0]), _name_of(*peer[:2])) if isinstance(peer, tuple) else ("unknown", "local")
         self._reader = RequestReader(self._context, host, self._client, self.write)
         self._pace = ReadingPace(self._transport, self._limits.write_stall_seconds)
         self.deadline = self.clock() + self._limits.keep_alive_seconds
@@ -82,7 +81,7 @@ class ClientConnection(asyncio.Protocol):
             self._turn_away()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End whatever the client was waiting for."""
+        """End the exchange under way."""
         del exc
         self._connections.discard(self)
         self._load.leave(self)
@@ -101,7 +100,7 @@ class ClientConnection(asyncio.Protocol):
     # --- requests in
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client sent: a part of its next request, or something sent ahead."""
+        """Take bytes of the next request, or buffer them during a reply."""
         if self._refused:
             return
         if self._exchange is not None or self._ahead or self._pace.is_behind:
@@ -123,30 +122,31 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = self._reader.deadline
 
     def eof_received(self) -> None:
-        """The client sends no more: nobody waits for a reply under way, and a half-sent request stays half."""
+        """The client closed its sending half: it does not wait for a reply, and cannot complete a request."""
         if self._exchange is not None:
             self._transport.abort()
         elif (self._ahead or self._reader.has_begun) and not self._refused:
             self._refuse(ClientError("The request ended before it was complete.", code="incomplete_request"))
 
     def _begin(self, head: RequestHead, content: bytes) -> None:
+        context, load = self._context, self._load
         self._ahead = self._reader.excess
-        request_id = head.request_id or next(self._context.request_ids)
-        self._exchange = exchange = Exchange(self, head, content, request_id, head.sender)
+        request_id = head.request_id or next(context.request_ids)
+        self._exchange = exchange = context.new_exchange(self, head, content, request_id, head.sender)
         self.deadline = exchange.started_at + self._limits.request_seconds
-        if self._draining or self._load.ends_connections:
+        if self._draining or load.ends_connections:
             exchange.keep_alive = False
         try:
-            answering = self._context.handle(exchange)
+            answering = context.handle(exchange)
         except ProxyError as error:
             exchange.fail(error)
             return
-        self._load.requests += 1
+        load.requests += 1
         self._task = task = LightTask(answering, partial(self._served, exchange))
         self._tasks.add(task)
         task.start()
 
-    def _served(self, exchange: Exchange, task: LightTask, error: BaseException | None) -> None:
+    def _served(self, exchange: E, task: LightTask, error: BaseException | None) -> None:
         self._tasks.discard(task)
         if error is None:
             if not exchange.done:
@@ -171,7 +171,8 @@ class ClientConnection(asyncio.Protocol):
         self._refused = not may_stay
         reader.give_up()
         request_id = head.request_id or next(self._context.request_ids)
-        self._exchange = exchange = Exchange(self, head, b"", request_id, head.sender or self._client)
+        client = head.sender or self._client
+        self._exchange = exchange = self._context.new_exchange(self, head, b"", request_id, client)
         exchange.keep_alive = head.keep_alive and may_stay
         exchange.fail(error)
 
@@ -179,7 +180,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             self._context.shed("connections", None)
         except CapacityError as error:
-            if self._load.is_mobbed:
+            if self._load.is_flooded:
                 self._transport.abort()
             else:
                 self._refuse(error)
@@ -187,11 +188,11 @@ class ClientConnection(asyncio.Protocol):
     # --- replies out
 
     def exchange_done(self, exchange: Exchange) -> None:
-        """Go on to the next request, or end the connection in the way that tells the client what happened."""
+        """Continue with the next request, or close so that the client can tell a complete reply from a broken one."""
         if self._task is not None:
             self._load.requests -= 1
         self._exchange = self._task = None
-        self._context.observe(exchange)
+        self._context.observe(exchange)  # type: ignore[arg-type]  # made by the context's new_exchange
         self._reader.release()
         if self._refused:
             self._linger()
@@ -203,17 +204,17 @@ class ClientConnection(asyncio.Protocol):
             self._await_next_request()
 
     def pause_writing(self) -> None:
-        """The client reads slower than the reply comes: stop its source, and see that the client goes on."""
+        """The client reads slower than the reply arrives: pause the source and watch the client's progress."""
         self._watch_pace()
-        if self._exchange is not None and self._exchange.source is not None:
-            self._exchange.source.pause_reading()
+        if self._exchange is not None and (source := self._exchange.source) is not None:
+            source.pause_reading()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
         self._pace.forget()
         self.deadline = self._reply_deadline()
         if self._transport.is_closing():
-            self._watch_pace()  # a part of the last reply still waits for the client
+            self._watch_pace()  # a part of the last reply is still unsent
         elif self._exchange is None:
             self._await_next_request()
         elif self._exchange.source is not None:
@@ -224,22 +225,21 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = min(self._pace.deadline, self._reply_deadline())
 
     def _reply_deadline(self) -> float:
-        exchange = self._exchange
-        return NEVER if exchange is None else exchange.started_at + self._limits.request_seconds
+        return NEVER if self._exchange is None else self._exchange.started_at + self._limits.request_seconds
 
     def _await_next_request(self) -> None:
         if self._pace.is_behind or self._transport.is_closing():
             return
         self.deadline = self.clock() + self._limits.keep_alive_seconds
         if self._ahead:
-            # Not at once: a request may be answered before this returns, and so would be all that are sent ahead of it.
+            # In the next turn: a reply may complete before this returns, and recursion would grow with each request.
             asyncio.get_running_loop().call_soon(self._read_ahead)
 
     def _read_ahead(self) -> None:
         if self._ahead and self._exchange is None and not (self._pace.is_behind or self._transport.is_closing()):
             received, self._ahead = self._ahead, b""
             self._read(received)
-            if len(self._ahead) <= self._limits.head.total_bytes:  # else each request would let in a read more
+            if len(self._ahead) <= self._limits.head.total_bytes:  # otherwise the buffer would grow with each request
                 self._transport.resume_reading()
 
     def _linger(self) -> None:
@@ -259,7 +259,7 @@ class ClientConnection(asyncio.Protocol):
     # --- the host's side
 
     def on_deadline(self, now: float) -> None:
-        """The client took too long: with its request, to take its reply, or to ask again. Or its reply did."""
+        """The client was too slow to send a request, to read a reply, or to reuse the connection; or the reply was."""
         if self._task is not None and now >= self._reply_deadline():
             self.deadline = NEVER
             self._task.cancel()
@@ -277,16 +277,16 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """It waits for a request, and nothing of one has come."""
+        """Whether the connection waits for a request of which no byte has arrived."""
         is_busy = self._exchange is not None or self._reader.has_begun or self._pace.is_behind or self._refused
         return not is_busy and not self._has_unsent()
 
     def close_idle(self) -> None:
-        """Make room for others."""
+        """Close, to make room for another connection."""
         self._close()
 
     def shutdown(self) -> None:
-        """Serve what has begun, then close (called by the host)."""
+        """Finish the request under way, then close; called by the host."""
         self._draining = True
         if self._exchange is not None:
             self._exchange.keep_alive = False

@@ -1,19 +1,20 @@
-"""What all clients' connections share: their bounds, their clock, and who answers them."""
+"""What all connections of clients share: limits, the clock, and the functions that serve their requests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
-from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
-from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.exchange import ClientSide, Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
 
 __all__ = ["ClientContext", "ClientLimits"]
+
+E = TypeVar("E", bound=Exchange)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,12 @@ class ClientLimits:
     Attributes:
         head: bounds of a request's header section.
         body_bytes: longest request body.
-        header_seconds: from a request's first byte to the end of its header section, however it drips.
-        body_seconds: between two reads of a request body.
-        body_total_seconds: for a whole request body, however steadily it comes.
-        request_seconds: from a whole request to the end of its reply; ``NEVER``: as long as it takes.
+        header_seconds: longest time from a request's first byte to the end of its header section.
+        body_seconds: longest pause between two reads of a request body.
+        body_total_seconds: longest time for a whole request body.
+        request_seconds: longest time from a complete request to the end of its reply; ``NEVER`` for no limit.
         keep_alive_seconds: how long a connection may wait for its next request.
-        write_stall_seconds: how long a client that is behind may take next to nothing of its reply.
+        write_stall_seconds: how long a client that reads too slowly may make almost no progress.
     """
 
     head: HeadLimits
@@ -42,23 +43,24 @@ class ClientLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class ClientContext:
-    """What all clients' connections share.
+class ClientContext(Generic[E]):
+    """What all connections of clients share. Policy reaches the connections through these functions only.
 
     Attributes:
         limits: bounds for each connection.
-        deadlines: watches them.
-        load: what they hold together.
-        forwarding: what is told to backends about the way of a request.
-        request_ids: new ones, for requests that bring none.
-        destination_of: what becomes of a request, by its method, its path and the lines of its header section.
-        shed: told which bound keeps a request out (``None``: a connection, before it asks for anything) and raises a
-            ``CapacityError``, unless it is one that must be served all the same.
-        admit: looks at each header section before the body is read, and raises a ``ClientError`` if it is not to be
-            read; what it gives becomes the head's ``access``.
-        handle: answers one exchange, run by a :class:`~.light_task.LightTask`; cancelled when the client leaves. May
+        deadlines: watches the connections.
+        load: what all connections hold together.
+        forwarding: the forwarding headers that backends receive.
+        request_ids: new ids, for requests that bring none.
+        new_exchange: makes an exchange of a connection, a head, a body, a request id and a client address.
+        classify: computes the destination of a request, once per header section.
+        shed: refuses a request, or a connection before its first request (``None``), because of the named bound. Raises
+            ``CapacityError``, unless the request must be served all the same.
+        admit: checks each header section before the body is read; its result becomes the head's ``access``. Raises
+            ``ClientError`` to refuse the request.
+        handle: serves one exchange, run by a :class:`~.light_task.LightTask` and cancelled when the client leaves. May
             raise a ``ProxyError`` itself.
-        observe: told of each exchange once, when it is over, however it ended.
+        observe: called once for each exchange that has ended, however it ended.
     """
 
     limits: ClientLimits
@@ -66,8 +68,9 @@ class ClientContext:
     load: Load
     forwarding: Forwarding
     request_ids: Iterator[str]
-    destination_of: Callable[[str, str, bytes], Destination]
+    new_exchange: Callable[[ClientSide, RequestHead, bytes, str, str], E]
+    classify: Callable[[RequestHead], object]
     shed: Callable[[str, RequestHead | None], None]
-    admit: Callable[[RequestHead], Any]
-    handle: Callable[[Exchange], Coroutine[None, None, None]]
-    observe: Callable[[Exchange], None]
+    admit: Callable[[RequestHead], object]
+    handle: Callable[[E], Coroutine[None, None, None]]
+    observe: Callable[[E], None]

@@ -1,4 +1,4 @@
-"""Small requests of our own to a backend, their replies collected whole: how its state is asked for."""
+"""Small requests of the proxy itself to a backend, such as polls. Their replies are collected whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 from inference_engine_proxy_server.errors import BackendBroke, InvalidReply
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
-from inference_engine_proxy_server.wire.exchange import ReplySource
+from inference_engine_proxy_server.wire.reply_sink import ReplySource
 
 __all__ = ["Inquiry"]
 
@@ -82,10 +82,9 @@ class Inquiry:
 class _Collected:
     """A sink that keeps the whole reply, up to a limit."""
 
-    takes_chunks = False
+    chunks = None
     source: ReplySource | None = None
-    write_through = None
-    last_block = b""
+    pass_through = None
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -107,7 +106,7 @@ class _Collected:
             self.write(body)
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Does nothing: the header section is kept, not sent."""
 
     def write(self, payload: bytes) -> None:
         self.sent_bytes += len(payload)
@@ -115,11 +114,5 @@ class _Collected:
             raise InvalidReply("The backend's state is too long to be read.")
         self._pieces.append(payload)
 
-    def write_chunks(self, block: bytes) -> None:
-        raise NotImplementedError
-
-    def write_last_chunks(self, block: bytes) -> None:
-        raise NotImplementedError
-
     def end(self) -> None:
-        """Nothing more to do."""
+        """Does nothing: the caller awaits the reply's completion."""

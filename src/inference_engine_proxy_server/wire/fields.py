@@ -1,12 +1,12 @@
-"""Field lines of header sections, as both sides of the proxy read them.
+"""Header field parsing shared by requests and replies. Sans-I/O.
 
-Sans-I/O. The strategy: one pattern accepts or refuses the whole section, a second one finds the fields that
-concern the connection rather than the message (RFC 9110, 7.6.1); those are cut out, everything between them
-is passed on as the bytes it came in. What frames the message onward is always written anew, never copied,
-so no disagreement about framing can pass through (RFC 9112, 11.2).
+One pattern accepts or rejects the whole section. A second pattern finds the fields that concern the connection rather
+than the message (RFC 9110, 7.6.1); these are cut out, and all other bytes are forwarded unchanged. The proxy always
+writes its own framing fields instead of copying the received ones, so sender and receiver cannot be led to disagree
+about framing (RFC 9112, 11.2).
 
-Stricter than RFC 9112 allows where leniency has been used for request smuggling: a bare LF, a bare CR, folded
-lines, blanks before a colon, two Content-Length fields and Content-Length beside Transfer-Encoding are refused.
+Parsing is stricter than RFC 9112 wherever leniency has enabled request smuggling: a bare LF, a bare CR, folded lines,
+whitespace before a colon, two Content-Length fields, and Content-Length with Transfer-Encoding are rejected.
 """
 
 from __future__ import annotations
@@ -25,28 +25,32 @@ _ONCE = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect", 
 
 
 class TwiceError(Exception):
-    """A field is there twice that may be there once; the text is its name."""
+    """A field that may occur only once occurs twice; the exception's text is the field's name."""
 
 
 def owned_fields(names: bytes) -> re.Pattern[bytes]:
-    """A pattern for the fields about the connection, and those of ``names``, alternatives in lower case.
+    """A pattern for hop-by-hop fields and the fields in ``names`` (regex alternatives in lower case).
 
-    It matches one field line, from the line feed before it to its own carriage return; its value without blanks around.
+    A match is one field line, from the line feed before it to its own carriage return. Group 2 is the value without
+    surrounding whitespace.
     """
     return re.compile(rb"\n(" + _HOP_BY_HOP + rb"|" + names + rb")" + _VALUE, re.IGNORECASE)
 
 
 def cut(lines: bytes, ours: re.Pattern[bytes]) -> tuple[bytes, dict[bytes, bytes]]:
-    """Split field lines into those to pass on and those that are ours to read (by lower-case name).
+    """Split field lines into those to forward and those for the proxy itself.
 
     Args:
-        lines: with the line feed before the first one, so that all begin alike.
-        ours: which are ours.
+        lines: starting with the line feed before the first field, so that all fields match alike.
+        ours: pattern of the fields for the proxy.
+
+    Returns:
+        The lines to forward, and the proxy's fields as a map from lower-case name to value.
 
     Raises:
-        TwiceError: a field that may be there once is there twice.
+        TwiceError: a field that may occur only once occurs twice.
     """
-    parts = ours.split(lines)  # text to keep, name, value, text to keep, name, value, ..., text to keep
+    parts = ours.split(lines)  # forwarded text, name, value, forwarded text, name, value, ..., forwarded text
     names = parts[1::3]
     owned = dict(zip(map(bytes.lower, names), parts[2::3], strict=True))
     if len(owned) != len(names):
@@ -59,12 +63,12 @@ def cut(lines: bytes, ours: re.Pattern[bytes]) -> tuple[bytes, dict[bytes, bytes
 
 
 def named_by(connection: bytes) -> set[bytes]:
-    """The options of a Connection field, among them names of fields that are for the next hop alone."""
+    """The options of a Connection field, which include the names of fields meant for the next hop only."""
     return {option.strip().lower() for option in connection.split(b",")}
 
 
 def _joined(names: list[bytes], values: list[bytes]) -> dict[bytes, bytes]:
-    """The values by lower-case name where some come more than once, joined as RFC 9110, 5.3, allows for lists."""
+    """Map lower-case names to values; values of repeated fields are joined, as RFC 9110, 5.3, allows for lists."""
     owned: dict[bytes, bytes] = {}
     for name, value in zip(map(bytes.lower, names), values, strict=True):
         if name in owned and name in _ONCE:

@@ -1,7 +1,7 @@
-"""What a request tells the next hop about the way it has come.
+"""Forwarding header fields: which hops a request has passed through.
 
-``X-Forwarded-For``, ``-Proto``, ``-Host``, ``X-Real-IP`` and ``Forwarded`` (RFC 7239) are believed only when a trusted
-proxy sent them; else they are replaced. ``Via`` (RFC 9110, 7.6.3) finds requests that go round in circles.
+``X-Forwarded-For``, ``-Proto``, ``-Host``, ``X-Real-IP`` and ``Forwarded`` (RFC 7239) are kept only when a trusted
+proxy sent them; otherwise they are replaced. ``Via`` (RFC 9110, 7.6.3) detects forwarding loops.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ __all__ = ["Forwarding"]
 
 
 class Forwarding:
-    """What this proxy says, and whom it believes.
+    """Builds the forwarding fields for backends and finds the client's address.
 
     Args:
-        trusted: networks of proxies in front of this one.
-        name: ours in ``Via``, no other process's: two proxies of this kind in a row are no circle.
-        is_tls: clients reach us over TLS.
+        trusted: networks of the trusted proxies in front of this one.
+        name: this proxy's name in ``Via``. Unique to one process, so that two proxies of this kind in a row are not
+            mistaken for a loop.
+        is_tls: clients connect to this proxy over TLS.
     """
 
     def __init__(self, trusted: Sequence[IPv4Network | IPv6Network], *, name: str, is_tls: bool) -> None:
@@ -31,44 +32,45 @@ class Forwarding:
         self._scheme = b"https" if is_tls else b"http"
 
     def trusts(self, address: str) -> bool:
-        """Whether ``address`` is a proxy whose word counts; what is no IP address is not."""
+        """Whether ``address`` belongs to a trusted proxy; ``False`` for text that is not an IP address."""
         try:
             parsed = ipaddress.ip_address(address)
         except ValueError:
             return False
-        mapped = getattr(parsed, "ipv4_mapped", None)  # how an IPv6 socket sees an IPv4 peer
+        mapped = getattr(parsed, "ipv4_mapped", None)  # an IPv6 socket reports IPv4 peers this way
         return any((mapped or parsed) in network for network in self._trusted)
 
     def describe(self, head: RequestHead, peer: str, *, is_trusted: bool) -> bytes:
-        """The lines to pass on with ``head``, which came from ``peer``.
+        """The forwarding field lines to send with ``head``, which ``peer`` sent.
 
         Raises:
-            ClientError: 508, the request has been here before.
+            ClientError: 508, the request has already passed through this proxy.
         """
-        way = head.way
-        via = way.get(b"via")
+        received = head.way
+        via = received.get(b"via")
         if via is not None and self._name in via:
-            message = "The request has come back to this proxy: one of its backends leads to it."
+            message = "The request has looped: a backend sent it back to this proxy."
             raise ClientError(message, status=508, code="loop_detected")
-        told = way if is_trusted else {}
-        before = told.get(b"x-forwarded-for")
-        host = told.get(b"x-forwarded-host") or head.host
+        trusted = received if is_trusted else {}
+        earlier = trusted.get(b"x-forwarded-for")
+        host = trusted.get(b"x-forwarded-host") or head.host
         lines = [
-            b"x-forwarded-for: %b\r\n" % (b"%b, %b" % (before, peer.encode()) if before else peer.encode()),
-            b"x-forwarded-proto: %b\r\n" % (told.get(b"x-forwarded-proto") or self._scheme),
+            b"x-forwarded-for: %b\r\n" % (b"%b, %b" % (earlier, peer.encode()) if earlier else peer.encode()),
+            b"x-forwarded-proto: %b\r\n" % (trusted.get(b"x-forwarded-proto") or self._scheme),
             b"x-forwarded-host: %b\r\n" % host if host else b"",
-            *(b"%b: %b\r\n" % (name, told[name]) for name in (b"x-real-ip", b"forwarded") if name in told),
+            *(b"%b: %b\r\n" % (name, trusted[name]) for name in (b"x-real-ip", b"forwarded") if name in trusted),
             b"via: %b1.%d %b\r\n" % (via + b", " if via else b"", head.minor_version, self._name),
         ]
         return b"".join(lines)
 
     def client_of(self, head: RequestHead) -> str | None:
-        """The address of the client itself, as the trusted proxy that sent ``head`` tells it; ``None``: it does not.
+        """The original client's address, as reported by the trusted proxy that sent ``head``; ``None`` if not reported.
 
-        That is the last one in X-Forwarded-For that is no trusted proxy: what stands before it, the client wrote.
+        This is the last address in X-Forwarded-For that is not a trusted proxy. The client itself may have forged
+        everything before it.
         """
-        for told in reversed(head.way.get(b"x-forwarded-for", b"").split(b",")):
-            address = _without_port(told.strip().decode("latin-1"))
+        for hop in reversed(head.way.get(b"x-forwarded-for", b"").split(b",")):
+            address = _without_port(hop.strip().decode("latin-1"))
             if address and not self.trusts(address):
                 return address if _is_address(address) else None
         return None
@@ -81,7 +83,7 @@ def _without_port(text: str) -> str:
 
 
 def _is_address(text: str) -> bool:
-    if "%" in text:  # a zone of this machine's links, which may have anything in its name
+    if "%" in text:  # an IPv6 zone, whose name may contain any character
         return False
     try:
         ipaddress.ip_address(text)

@@ -1,7 +1,7 @@
-"""Chunked bodies: where they end, and what their payload is. Sans-I/O.
+"""Decoder and encoder for chunked bodies. Sans-I/O.
 
-RFC 9112, 7.1, read strictly: sizes are plain hexadecimal of at most 16 digits, lines end in CRLF and nothing
-else, extensions and trailer fields are bounded and dropped.
+Follows RFC 9112, 7.1, strictly: sizes are plain hexadecimal of at most 16 digits, lines end in CRLF only, and
+extensions and trailer fields are limited in length and dropped.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ __all__ = ["SMALL_CHUNKS", "ChunkedBody", "InvalidChunk", "TooLongBody", "last_c
 _PLAIN_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*+)?")
 _TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+")
-_LINE_BYTES = 4096  # of one size line with its extensions, and of all trailer lines; nginx's bound
+_LINE_BYTES = 4096  # limit for a size line with its extensions, and for all trailer lines together; nginx's limit
 
 last_chunk = b"0\r\n\r\n"
 
 SMALL_CHUNKS = {b"%x" % size: size for size in range(1, 4096)}
-"""The size that a chunk's plain size line says, for the chunks that one token makes. Nothing else is in it, so finding
-a line here is checking it too."""
+"""Chunk size by plain size line, for chunks as small as one token produces. A line found here is valid: it contains
+nothing but the size."""
 
 
 def one_chunk(payload: bytes) -> bytes:
-    """``payload``, not empty, as a chunk of its own."""
+    """``payload``, which must not be empty, encoded as one chunk."""
     return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
 _Reader = Callable[[bytes, int, list[bytes]], int]
-"""Reads one part of a body at a position of a block, appends payload found, and returns the position after it."""
+"""Parses one element of a body at a position in a block, appends the payload found, returns the position after it."""
 
 
 class InvalidChunk(Exception):
@@ -37,37 +37,37 @@ class InvalidChunk(Exception):
 
 
 class TooLongBody(Exception):
-    """The chunks announced so far are longer than the body may be."""
+    """The chunk sizes announced so far exceed the body's limit."""
 
 
 class ChunkedBody:
-    """Reads one chunked body, however its bytes are split.
+    """Incremental parser for one chunked body.
 
     Args:
-        limit_bytes: of the payload; ``None``: it may be endless.
+        limit_bytes: longest payload allowed; ``None`` for no limit.
 
     Attributes:
-        between_chunks: no chunk has been read in part.
-        complete: the body's last byte has been read.
-        excess: bytes that came after it; they belong to the next message.
+        between_chunks: the parser is at a chunk boundary.
+        complete: the body's last byte has been parsed.
+        excess: bytes after the body's end; they belong to the next message.
     """
 
     __slots__ = ("_left", "_line", "_missing", "_read", "_trailer_bytes", "between_chunks", "complete", "excess")
 
     def __init__(self, limit_bytes: int | None = None) -> None:
-        self._left = limit_bytes  # of the limit, by what has been announced
+        self._left = limit_bytes  # the limit minus all chunk sizes announced so far
         self.complete = False
         self.excess = b""
         self._read: _Reader = self._size_line
         self.between_chunks = True
-        self._line = b""  # the beginning of a line whose end has not come yet
-        self._missing = 0  # bytes of the current chunk's payload still to come
+        self._line = b""  # start of an incomplete line
+        self._missing = 0  # payload bytes of the current chunk still to come
         self._trailer_bytes = 0
 
     def whole_chunks(self, block: bytes) -> bool:
-        """Whether ``block`` is nothing but whole chunks without extensions, which may be passed on as they are.
+        """Whether ``block`` consists of complete chunks without extensions, which can be forwarded unchanged.
 
-        If so they count as read; if not, nothing changes and ``block`` is to be fed.
+        If it does, they count as parsed. If not, the parser's state is unchanged and ``block`` must go to :meth:`feed`.
         """
         if not self.between_chunks:
             return False
@@ -88,11 +88,11 @@ class ChunkedBody:
         return True
 
     def feed(self, block: bytes) -> list[bytes]:
-        """The pieces of payload in ``block``, in order and none empty.
+        """Parse ``block`` and return its pieces of payload, in order; none is empty.
 
         Raises:
             InvalidChunk: the bytes are not a chunked body.
-            TooLongBody: they are longer than allowed.
+            TooLongBody: the body exceeds its limit.
         """
         payload: list[bytes] = []
         if self._line:
@@ -152,7 +152,7 @@ class ChunkedBody:
         return end + 2
 
     def _line_end(self, block: bytes, position: int) -> int | None:
-        """Where the line at ``position`` ends; ``None`` after keeping its beginning when its end has not come."""
+        """The end of the line at ``position``; if the line is incomplete, stores its start and returns ``None``."""
         end = block.find(b"\n", position)
         line_bytes = (end if end >= 0 else len(block)) - position
         if line_bytes > _LINE_BYTES or (end >= 0 and (end == position or block[end - 1] != 13)):

@@ -1,4 +1,7 @@
-"""Header sections that come again: those of one client, or of one backend, mostly differ in the body's length alone."""
+"""One-entry cache of parsed header sections.
+
+Successive header sections from one client or one backend mostly differ in Content-Length only.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from typing import Generic, Protocol, TypeVar
 
 __all__ = ["HeadMemory"]
 
-# The digits of a field that the parser has found to be there once at most, and valid.
+# The parser has already checked that the field is valid and occurs at most once.
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*+([0-9]++)", re.IGNORECASE)
-_MOST_DIGITS = 18  # as the parser allows
+_MOST_DIGITS = 18  # the parser's limit
 
 
 class Head(Protocol):
-    """What was read of a header section."""
+    """A parsed header section."""
 
     content_length: int | None
 
@@ -22,10 +25,11 @@ H = TypeVar("H", bound=Head)
 
 
 class HeadMemory(Generic[H]):
-    """The last section that was read, and what it said.
+    """Caches the last parsed section.
 
-    A section that is the same but for the digits of its Content-Length says the same but for its length: reading is
-    a pure function of the section, and those digits have no other effect. Comparing is several times cheaper.
+    If two sections differ in the digits of Content-Length only, their parsed heads differ in ``content_length`` only:
+    parsing is a pure function of the section, and those digits have no other effect. Comparing bytes is several times
+    cheaper than parsing.
     """
 
     __slots__ = ("_after", "_before", "_head", "_section")
@@ -33,13 +37,13 @@ class HeadMemory(Generic[H]):
     def __init__(self) -> None:
         self._section = b""
         self._before = b""
-        self._after: bytes | None = None  # None: the section has no Content-Length
+        self._after: bytes | None = None  # None if the section has no Content-Length
         self._head: H | None = None
 
     def recall(self, section: bytes) -> H | None:
-        """What ``section`` says, if it is the last one again; else ``None``.
+        """The parsed head of ``section`` if it equals the cached section except for the length; else ``None``.
 
-        It is the same object each time, so its length is this section's until the next one comes.
+        Every call returns the same object, whose ``content_length`` the next call overwrites.
         """
         head, after = self._head, self._after
         if head is None or section == self._section:
@@ -48,13 +52,13 @@ class HeadMemory(Generic[H]):
             return None
         digits = section[len(self._before) : len(section) - len(after)]
         if not digits.isdigit() or digits[0] == 48 or len(digits) > _MOST_DIGITS:
-            return None  # a length of 0, too: it may be written in one way only, which the parser knows
+            return None  # including "0": leading zeros are invalid, and the parser checks that
         head.content_length = int(digits)
         self._section = section
         return head
 
     def remember(self, section: bytes, head: H) -> None:
-        """Keep what the parser has read of a valid ``section``."""
+        """Cache ``head``, the result of parsing a valid ``section``."""
         length = _LENGTH.search(section)
         self._head = head
         self._section = section

@@ -1,30 +1,32 @@
-"""A backend's reply to a client that has been told something before, so that its status is out already."""
+"""A backend's reply to a client that has already received SSE comments, and with them the status 200."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from inference_engine_proxy_server.errors import InvalidReply, stream_event_of
-from inference_engine_proxy_server.wire.exchange import Exchange, ReplySource, is_event_stream
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.reply_fields import is_event_stream
+from inference_engine_proxy_server.wire.reply_sink import ChunkSink, ReplySource
 
 __all__ = ["LateReply"]
 
-_ERROR_BYTES = 64 * 1024  # of an engine's own error, which is told in one event
+_ERROR_BYTES = 64 * 1024  # longest error body of an engine that fits into an error event
 
 
 class LateReply:
-    """Continues the stream of events of ``exchange`` with the reply's; any other reply becomes its last event.
+    """Continues the event stream of ``exchange`` with the reply's events; any other reply becomes an error event.
 
-    A :class:`~.reply_sink.ReplySink`; ``status`` is the backend's, 0 before it is known.
+    A :class:`~.reply_sink.ReplySink`.
+
+    Attributes:
+        status: the backend's; 0 before it is known.
     """
 
-    write_through: Callable[[bytes], None] | None = None  # each block is looked at
+    pass_through = None  # each block is inspected
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.status = 0
-        self.last_block = b""
-        self._error: bytearray | None = None  # what is not a stream of events; ``None``: it is one
+        self._error: bytearray | None = None  # the body of a reply that is no event stream; ``None`` for a stream
 
     @property
     def source(self) -> ReplySource | None:
@@ -37,23 +39,19 @@ class LateReply:
 
     @property
     def sent_bytes(self) -> int:
-        """Also counts what is kept for the last event: that the backend goes on is told by it."""
+        """Includes the bytes kept for the error event, so that they count as progress of the backend."""
         return self.exchange.sent_bytes + len(self._error or b"")
 
-    @sent_bytes.setter
-    def sent_bytes(self, count: int) -> None:
-        raise NotImplementedError  # only who writes through counts for himself
-
     @property
-    def takes_chunks(self) -> bool:
-        """See :class:`Exchange`."""
-        return self._error is None and self.exchange.takes_chunks
+    def chunks(self) -> ChunkSink | None:
+        """The exchange's; ``None`` for the body of an error."""
+        return self.exchange.chunks if self._error is None else None
 
     def begin(self, status: int, reason: bytes, fields: bytes, content_length: int | None) -> None:
-        """The backend's header section, of which nothing can be passed on any more."""
+        """Take the backend's header section, which can no longer be passed on."""
         del reason, content_length
         self.status = status
-        self.exchange.is_only_told = False
+        self.exchange.has_only_comments = False
         if status != 200 or not is_event_stream(fields):
             self._error = bytearray()
 
@@ -64,7 +62,7 @@ class LateReply:
             self.write(body)
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Does nothing: the header section was sent with the first comment."""
 
     def write(self, payload: bytes) -> None:
         """Take a piece of the body."""
@@ -73,15 +71,7 @@ class LateReply:
             return
         self._error += payload
         if len(self._error) > _ERROR_BYTES:
-            raise InvalidReply("The backend's error is too long to be told in an event.")
-
-    def write_chunks(self, block: bytes) -> None:
-        """Take whole chunks as they are."""
-        self.exchange.write_chunks(block)
-
-    def write_last_chunks(self, block: bytes) -> None:
-        """Take the last chunks as they are."""
-        self.exchange.write_last_chunks(block)
+            raise InvalidReply("The backend's error is too long for an error event.")
 
     def end(self) -> None:
         """The reply is complete."""

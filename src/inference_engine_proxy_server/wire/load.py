@@ -1,7 +1,7 @@
-"""What the clients hold at the moment, and how much of it they may hold.
+"""The resources that clients hold now, and their limits.
 
-Plain numbers, because every request passes by them: ``overload.overload_guard`` changes the bounds,
-and the connections compare.
+Plain numbers, because every request checks them: ``overload.overload_guard`` sets the limits, and client connections
+compare with them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Protocol
 
 __all__ = ["Load", "OpenConnection"]
 
-_LOOK_SECONDS = 0.1  # between two searches for idle connections: one that finds none looks at all of them
-_FOUND_AT_A_TIME = 1024  # so that a burst of new connections is one search
+_SEARCH_SECONDS = 0.1  # between two searches for idle connections, as a search that finds none scans all connections
+_SEARCH_RESULTS = 1024  # enough for a burst of new connections to need only one search
 
 
 class OpenConnection(Protocol):
@@ -23,28 +23,28 @@ class OpenConnection(Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """It waits for a request, and nothing of one has come."""
+        """The connection waits for a request, and no byte of one has arrived."""
 
     def close_idle(self) -> None:
-        """Close it; it is idle."""
+        """Close the connection, which must be idle."""
 
 
 class Load:
-    """The clients' connections, and what their requests take.
+    """The clients' connections, and the resources that their requests use.
 
     Args:
-        clock: seconds that only grow.
-        most_connections, most_requests, most_body_bytes: bounds.
+        clock: monotonic clock, in seconds.
+        most_connections, most_requests, most_body_bytes: limits.
 
     Attributes:
-        requests: how many are being served.
-        body_bytes: of the bodies of those, and of what has come of others.
-        ends_connections: no connection is kept open after its next reply.
-        connections: those that are served; who was turned away is not among them.
+        requests: number of requests being served.
+        body_bytes: total size of buffered request bodies, including incomplete ones.
+        ends_connections: every connection closes after its next reply.
+        connections: the admitted connections, without the rejected ones.
     """
 
     __slots__ = (
-        "_clock", "_idle", "_look_at", "_turned_away", "body_bytes", "connections", "ends_connections",
+        "_clock", "_idle", "_rejected", "_search_at", "body_bytes", "connections", "ends_connections",
         "most_body_bytes", "most_connections", "most_requests", "requests",
     )  # fmt: skip
 
@@ -64,39 +64,42 @@ class Load:
         self.body_bytes = 0
         self.ends_connections = False
         self.connections: set[OpenConnection] = set()
-        self._turned_away: set[OpenConnection] = set()
-        self._idle: list[tuple[OpenConnection, float]] = []  # with the deadline it had, the longest idle one last
-        self._look_at = 0.0
+        self._rejected: set[OpenConnection] = set()
+        self._idle: list[tuple[OpenConnection, float]] = []  # with its deadline when found; the longest idle one last
+        self._search_at = 0.0
 
     def enter(self, connection: OpenConnection) -> bool:
-        """Whether a new connection may stay; an idle one is closed for it if need be. :meth:`leave` must follow."""
+        """Admit a new connection, closing an idle one if necessary; ``False`` rejects it.
+
+        :meth:`leave` must follow in both cases.
+        """
         if len(self.connections) < self.most_connections or self.close_longest_idle():
             self.connections.add(connection)
             return True
-        self._turned_away.add(connection)
+        self._rejected.add(connection)
         return False
 
     @property
-    def is_mobbed(self) -> bool:
-        """So many are being turned away that there is no room even to tell them."""
-        return len(self._turned_away) > max(self.most_connections / 10, 8)
+    def is_flooded(self) -> bool:
+        """Too many rejected connections are open to send each of them an error reply."""
+        return len(self._rejected) > max(self.most_connections / 10, 8)
 
     def leave(self, connection: OpenConnection) -> None:
-        """The connection is over."""
+        """Forget a connection that has ended."""
         self.connections.discard(connection)
-        self._turned_away.discard(connection)
+        self._rejected.discard(connection)
 
     def close_longest_idle(self) -> bool:
-        """Close the connection that has waited for a request for longest; ``False``: none waits."""
+        """Close the connection that has been idle for longest; ``False`` if no connection is idle."""
         now = self._clock()
-        if not self._idle and now >= self._look_at:
+        if not self._idle and now >= self._search_at:
             idle = ((connection, connection.deadline) for connection in self.connections if connection.is_idle)
-            self._idle = heapq.nsmallest(_FOUND_AT_A_TIME, idle, key=lambda found: found[1])[::-1]
-            if len(self._idle) < _FOUND_AT_A_TIME:  # else there are more
-                self._look_at = now + _LOOK_SECONDS
+            self._idle = heapq.nsmallest(_SEARCH_RESULTS, idle, key=lambda found: found[1])[::-1]
+            if len(self._idle) < _SEARCH_RESULTS:  # otherwise there may be more
+                self._search_at = now + _SEARCH_SECONDS
         while self._idle:
             connection, deadline = self._idle.pop()
-            if connection.is_idle and connection.deadline == deadline:  # else it has been used since
+            if connection.is_idle and connection.deadline == deadline:  # not used since the search
                 connection.close_idle()
                 return True
         return False

@@ -1,4 +1,4 @@
-"""Whether a client takes what is sent to it."""
+"""Detects clients that have stopped reading their reply."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from inference_engine_proxy_server.tasks.deadlines import NEVER
 
 __all__ = ["ReadingPace"]
 
-_LEAST_BYTES = 16 * 1024  # to be taken in each period by who is behind; in a minute that is 2 kbit/s, a modem's share
+_LEAST_BYTES = 16 * 1024  # to be read per period by a slow client; in a minute, that is 2 kbit/s, less than any modem
 
 
 class ReadingPace:
-    """Watches a client while it is behind; who keeps up, as readers of tokens do, is not watched at all.
+    """Measures a client's reading speed while it is behind. A client that keeps up is not measured.
 
-    What counts is what has left this machine, not what its kernel has taken: that may be megabytes at a time, and then
-    nothing for minutes, however steadily a slow client reads.
+    Only bytes that the client has acknowledged count, not bytes that the kernel has accepted: the kernel accepts
+    megabytes at once and then nothing for minutes, however steadily a slow client reads.
 
     Args:
         transport: the client's connection.
-        period_seconds: in which it must take a little.
+        period_seconds: the client must read a minimum amount in each period.
 
     Attributes:
-        is_behind: it is being watched.
-        deadline: when to look again.
+        is_behind: the client is being measured.
+        deadline: when the current period ends.
     """
 
     __slots__ = ("_period_seconds", "_transport", "_unsent_bytes", "deadline", "is_behind")
@@ -40,20 +40,20 @@ class ReadingPace:
         self.deadline = NEVER
 
     def watch(self, now: float) -> None:
-        """From now on it must take a little of what waits for it in each period."""
+        """Start measuring: from now on, the client must read the minimum in each period."""
         self._unsent_bytes = self._count_unsent()
         self.is_behind = True
         self.deadline = now + self._period_seconds
 
     def forget(self) -> None:
-        """It keeps up."""
+        """Stop measuring: the client has caught up."""
         self.is_behind = False
 
     def goes_on(self, now: float) -> bool:
-        """Whether it took enough since the last look, so that it may go on; it then has another period."""
+        """Whether the client read enough in the period that ends now; if so, start the next period."""
         unsent_bytes = self._count_unsent()
-        taken = self._unsent_bytes - unsent_bytes
-        if taken < _LEAST_BYTES:
+        read_bytes = self._unsent_bytes - unsent_bytes
+        if read_bytes < _LEAST_BYTES:
             return False
         self._unsent_bytes = unsent_bytes
         self.deadline = now + self._period_seconds
@@ -61,6 +61,6 @@ class ReadingPace:
 
     def _count_unsent(self) -> int:
         in_kernel = array.array("i", [0])
-        with contextlib.suppress(OSError, ValueError):  # it is closed, and what it still has to send is the kernel's
+        with contextlib.suppress(OSError, ValueError):  # the socket is closed; the kernel sends the rest on its own
             fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, in_kernel)
         return in_kernel[0] + self._transport.get_write_buffer_size()

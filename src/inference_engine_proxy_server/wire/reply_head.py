@@ -1,4 +1,4 @@
-"""A reply's header section: checked as a whole, read where we must."""
+"""Reply header sections: validated as a whole, parsed only where the proxy needs to."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from inference_engine_proxy_server.wire.head_memory import HeadMemory
 
 __all__ = ["ReplyHead", "ReplyHeadReader", "parse_reply_head"]
 
-_HEAD_BYTES = 64 * 1024  # of a header section; generous, an engine's own are under 1 KiB
+_HEAD_BYTES = 64 * 1024  # limit for a header section; generous, engines send less than 1 KiB
 _HEAD_FIELDS = 200
-_INTERIM_REPLIES = 10  # 1xx replies before the final one
+_INTERIM_REPLIES = 10  # limit for 1xx replies before the final one
 
 _REPLY = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])((?: [\t\x20-\x7e\x80-\xff]*+)?)\r\n" + FIELD_LINES)
 _OWNED = owned_fields(rb"content-length|x-backend|x-request-id")
@@ -20,16 +20,16 @@ _KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=([0-9]{1,6})")
 
 
 class ReplyHead:
-    """A backend's reply's header section, checked.
+    """A validated header section of a backend's reply.
 
     Attributes:
         status: 100-999.
-        reason: the reason phrase as sent, with the blank before it.
+        reason: the reason phrase as sent, with the space before it.
         keep_alive: the backend will keep the connection open.
-        keep_alive_seconds: how long it says it will; ``None`` when it does not say.
-        content_length: bytes of the body; ``None`` when chunked or ended by the connection's end.
-        chunked: the body comes in chunks.
-        passed_on: the other fields' lines as sent, each ending in CRLF.
+        keep_alive_seconds: the idle timeout that the backend announces; ``None`` if it announces none.
+        content_length: bytes of the body; ``None`` if the body is chunked or ends with the connection.
+        chunked: the body is chunked.
+        passed_on: the field lines to forward, as sent, each ending in CRLF.
     """
 
     __slots__ = ("chunked", "content_length", "keep_alive", "keep_alive_seconds", "passed_on", "reason", "status")
@@ -44,7 +44,7 @@ class ReplyHead:
 
 
 def parse_reply_head(section: bytes) -> ReplyHead:
-    """Read a reply's header section: from the status line to the last field's CRLF.
+    """Parse a reply's header section, from the status line to the last field's CRLF.
 
     Raises:
         InvalidReply: not valid HTTP/1.1.
@@ -74,39 +74,39 @@ def parse_reply_head(section: bytes) -> ReplyHead:
     head.chunked = coding is not None
     head.content_length = int(length) if length is not None else None
     if head.status == 204 and (head.chunked or length is not None):
-        head.keep_alive = False  # it has no body, and says that it has one: what comes next is not to be trusted
+        head.keep_alive = False  # 204 has no body, but the reply announces one: do not trust what follows
     if head.chunked and not minor_version:
-        head.keep_alive = False  # RFC 9112, 6.1: framing from an HTTP/1.0 sender is not to be trusted further
+        head.keep_alive = False  # RFC 9112, 6.1: do not trust chunked framing from an HTTP/1.0 sender
     return head
 
 
 class ReplyHeadReader:
-    """Finds the final reply's header section in what a backend sends, however its bytes are split.
+    """Extracts the final reply's header section from the bytes that a backend sends.
 
     Args:
-        memory: of the sections that came before; shared by all connections to one backend.
+        memory: cache of the last section, shared by all connections to one backend.
     """
 
     __slots__ = ("_interim", "_memory", "_received")
 
     def __init__(self, memory: HeadMemory[ReplyHead]) -> None:
         self._memory = memory
-        self._received = b""  # the beginning of a section
+        self._received = b""  # start of an incomplete section
         self._interim = 0
 
     def restart(self) -> None:
-        """Another request has been sent."""
+        """Prepare for the reply to the next request."""
         self._received = b""
         self._interim = 0
 
     def feed(self, data: bytes) -> tuple[ReplyHead, bytes] | None:
-        """Take the next bytes of the connection.
+        """Parse the connection's next bytes.
 
         Returns:
-            The section that is now whole, and what came after it; ``None``: more must come.
+            The complete header section and the bytes after it; ``None`` while the section is incomplete.
 
         Raises:
-            InvalidReply: it is not valid HTTP, or too long, or an interim reply that nobody asked for.
+            InvalidReply: the section is not valid HTTP or too long, or the backend sent an unsolicited interim reply.
         """
         received = self._received + data if self._received else data
         while (end := received.find(b"\r\n\r\n", 0, _HEAD_BYTES)) >= 0:
@@ -117,7 +117,7 @@ class ReplyHeadReader:
                 return head, received
             self._interim += 1
             if head.status == 101 or self._interim > _INTERIM_REPLIES:
-                raise InvalidReply("The backend sent an interim reply that nobody asked for.")
+                raise InvalidReply("The backend sent an unsolicited interim reply.")
         if len(received) > _HEAD_BYTES or received.count(b"\n") != received.count(b"\r\n"):
             raise InvalidReply("The backend's reply is not valid HTTP.")
         self._received = received
@@ -126,7 +126,7 @@ class ReplyHeadReader:
     def _read(self, section: bytes) -> ReplyHead:
         head = self._memory.recall(section)
         if head is None:
-            if section.count(b"\n") > _HEAD_FIELDS + 1:  # and the status line
+            if section.count(b"\n") > _HEAD_FIELDS + 1:  # one for the status line
                 raise InvalidReply("The backend's reply has too many header fields.")
             head = parse_reply_head(section)
             self._memory.remember(section, head)

@@ -1,36 +1,71 @@
-"""Where a backend's reply goes, as the connection that it comes on sees it."""
+"""The receiver of a backend's reply, as the backend's connection sees it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from inference_engine_proxy_server.wire.exchange import ReplySource
-
-__all__ = ["HeldReply", "ReplySink"]
+__all__ = ["ChunkSink", "HeldReply", "PassThrough", "ReplySink", "ReplySource"]
 
 
 class HeldReply(NamedTuple):
-    """A reply that has come and waits for a decision; ``fields``: the lines of its header section."""
+    """A reply whose header section has arrived and whose body waits for a decision.
+
+    Attributes:
+        fields: lines of its header section.
+    """
 
     status: int
     fields: bytes
 
 
-class ReplySink(Protocol):
-    """Where a reply goes; :class:`~.exchange.Exchange` is one. See there for what each method means."""
+class ReplySource(Protocol):
+    """Where a reply's bytes come from; it is paused while the client reads too slowly."""
 
-    source: ReplySource | None
+    def pause_reading(self) -> None:
+        """Send no more until :meth:`resume_reading`."""
+
+    def resume_reading(self) -> None:
+        """Continue."""
+
+
+class PassThrough(Protocol):
+    """A sink that takes whole chunks without a call of its own in between.
+
+    The caller of ``write_through`` updates ``sent_bytes`` and ``last_block`` itself.
+    """
+
     sent_bytes: int
     last_block: bytes
+    write_through: Callable[[bytes], None]
+
+
+class ChunkSink(Protocol):
+    """Takes whole chunks, framing included."""
+
+    def write_chunks(self, block: bytes) -> None:
+        """Take whole chunks, the last chunk not among them."""
+
+    def write_last_chunks(self, block: bytes) -> None:
+        """Take whole chunks, the last chunk at their end."""
+
+
+class ReplySink(Protocol):
+    """Receives a reply; :class:`~.exchange.Exchange` is one and documents each method."""
+
+    source: ReplySource | None
 
     @property
-    def takes_chunks(self) -> bool:
-        """Whole chunks may be written as they are."""
+    def sent_bytes(self) -> int:
+        """Bytes received so far; they only grow while the reply makes progress."""
 
     @property
-    def write_through(self) -> Callable[[bytes], None] | None:
-        """Takes whole chunks with nothing in between."""
+    def chunks(self) -> ChunkSink | None:
+        """Takes whole chunks as they are; ``None`` when the body must be written in pieces without chunk framing."""
+
+    @property
+    def pass_through(self) -> PassThrough | None:
+        """The sink's direct path for whole chunks; ``None`` when each block needs a method call."""
 
     def begin(self, status: int, reason: bytes, fields: bytes, content_length: int | None) -> None:
         """Open the reply."""
@@ -39,16 +74,10 @@ class ReplySink(Protocol):
         """Open the reply and take its whole body."""
 
     def flush(self) -> None:
-        """Let the header section go."""
+        """Send the header section."""
 
     def write(self, payload: bytes) -> None:
         """Take a piece of the body."""
-
-    def write_chunks(self, block: bytes) -> None:
-        """Take whole chunks as they are."""
-
-    def write_last_chunks(self, block: bytes) -> None:
-        """Take the last chunks as they are."""
 
     def end(self) -> None:
         """The reply is complete."""

@@ -1,4 +1,4 @@
-"""A request's body, read whole before a backend is chosen for it."""
+"""A request's body, which is buffered completely before a backend is selected."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ __all__ = ["RequestBody"]
 
 
 class RequestBody:
-    """Collects one body up to a limit, however its bytes are split.
+    """Buffers one body up to a limit.
 
     Args:
-        head: says how the body is framed.
+        head: the request's header section, which defines the framing.
         limit_bytes: the longest body allowed.
 
     Attributes:
-        complete: the body's last byte has been read.
-        excess: bytes that came after it; they belong to the next request.
+        complete: the body's last byte has been received.
+        excess: bytes after the body's end; they belong to the next request.
 
     Raises:
-        ClientError: 413, the body is announced or found to be longer than allowed.
+        ClientError: 413, the announced or actual body is longer than allowed.
     """
 
     __slots__ = ("_chunks", "_limit_bytes", "_missing", "_pieces", "complete", "excess")
@@ -38,14 +38,14 @@ class RequestBody:
 
     @property
     def content(self) -> bytes:
-        """What has been read so far."""
+        """The bytes received so far."""
         return b"".join(self._pieces)
 
     def feed(self, block: bytes) -> int:
-        """Take the next bytes of the connection.
+        """Add the connection's next bytes.
 
         Returns:
-            How many bytes longer the body is now.
+            How many bytes the body has grown.
 
         Raises:
             ClientError: the body is too long (413), or its chunks are malformed (400).
@@ -58,7 +58,8 @@ class RequestBody:
             self.excess = block[len(piece) :]
             return len(piece)
         try:
-            piece = b"".join(self._chunks.feed(block))  # one object a read: chunks of one byte would cost 40 each
+            # One object per read: a bytes object for each one-byte chunk would take 40 bytes of memory.
+            piece = b"".join(self._chunks.feed(block))
         except InvalidChunk as error:
             raise ClientError("The request's chunked body is malformed.", code="invalid_framing") from error
         except TooLongBody as error:

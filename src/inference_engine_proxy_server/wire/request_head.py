@@ -1,4 +1,4 @@
-"""A request's header section: checked as a whole, read where we must, and written anew for a backend."""
+"""A request's header section: validated as a whole, read where the proxy needs it, rewritten for a backend."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.wire.fields import (
     FIELD_LINES,
     LENGTH,
@@ -49,7 +48,7 @@ class HeadLimits:
 
 
 class RequestHead:
-    """A request's header section, checked.
+    """A valid header section of a request.
 
     Attributes:
         method: as sent; methods are case-sensitive.
@@ -57,19 +56,19 @@ class RequestHead:
         path: ``target`` without its query.
         host: the Host field; empty when an HTTP/1.0 client sent none.
         minor_version: 0 or 1 of HTTP/1.x.
-        keep_alive: the client wants the connection kept open.
+        keep_alive: the client wants the connection to stay open.
         content_length: bytes of the body; ``None`` when chunked or when there is no body.
         chunked: the body comes in chunks.
         expects_continue: the client waits for ``100 Continue`` before it sends the body.
         request_id: the client's own ``x-request-id`` if it is a valid one.
-        authorization, api_key: the fields ``Authorization`` and ``X-Api-Key``; ``None``: not there.
-        credentials: their lines, but for those that Connection says are for us alone.
-        way: what the sender says about the way that the request has come: ``Via``, ``Forwarded``, ``X-Forwarded-*``
-            and ``X-Real-IP``, by lower-case name.
+        authorization, api_key: the fields ``Authorization`` and ``X-Api-Key``; ``None`` when absent.
+        credentials: their lines, without those that ``Connection`` declares hop-by-hop.
+        way: the forwarding fields as received: ``Via``, ``Forwarded``, ``X-Forwarded-*`` and ``X-Real-IP``, by
+            lower-case name.
         passed_on: the other fields' lines as sent, each ending in CRLF.
-        sender: who sent it, for the log; empty before that is known.
-        access: what its sender may do, as found for this section or one like it; ``None``: nobody has asked.
-        destination: what becomes of it; ``BLOCKED`` before that is known.
+        sender: the client's name in the log; empty before it is known.
+        destination: the result of ``ClientContext.classify``, opaque here; ``None`` before the call.
+        access: the result of ``ClientContext.admit`` for this section or an equal one, opaque here; ``None`` before.
     """
 
     __slots__ = (
@@ -94,12 +93,12 @@ class RequestHead:
     way: Mapping[bytes, bytes]
     passed_on: bytes
     sender: str
+    destination: Any
     access: Any
-    destination: Destination
 
     @property
     def is_preflight(self) -> bool:
-        """Whether a browser asks if its page may send a request (Fetch standard, "CORS-preflight request")."""
+        """Whether this is a CORS preflight request (Fetch standard)."""
         return self.method == "OPTIONS" and _PREFLIGHT.search(self.passed_on) is not None
 
     def for_backend(
@@ -110,10 +109,10 @@ class RequestHead:
         Args:
             authority: the backend's ``Host``.
             prefix: path of the backend's base URL, empty or ``/...`` without a trailing slash.
-            request_id: goes along as ``x-request-id``.
-            body_bytes: the body's length; it always goes out with a Content-Length.
-            credentials: header lines for the backend to know us, or the client, by; may be empty.
-            close: ask the backend to close the connection after its reply.
+            request_id: value of ``x-request-id``.
+            body_bytes: length of the body, which is always sent with a Content-Length.
+            credentials: header lines that authenticate the proxy or the client; may be empty.
+            close: whether the backend should close the connection after its reply.
         """
         has_body = self.content_length is not None or self.chunked
         return b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%bx-request-id: %b\r\n%b%b\r\n" % (
@@ -130,10 +129,11 @@ class RequestHead:
 
 
 def check_lines(received: bytes, limits: HeadLimits) -> None:
-    """Refuse a request's header section, or the beginning of one, as soon as its lines cannot be right.
+    """Check the lines of a header section that may be incomplete.
 
     Raises:
-        ClientError: it does not begin with a method, its first line is too long, or a line does not end in CRLF.
+        ClientError: the section does not begin with a method, its first line is too long, or a line does not end in
+            CRLF.
     """
     if len(received) > _METHOD_BYTES and not _METHOD.match(received):
         raise _no_method(received)
@@ -144,13 +144,13 @@ def check_lines(received: bytes, limits: HeadLimits) -> None:
 
 
 def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
-    """Read a request's header section.
+    """Parse a request's header section.
 
     Args:
         section: from the request line to the last field's CRLF, without the blank line.
 
     Raises:
-        ClientError: not valid, or over the limits; its status says how.
+        ClientError: the section is invalid or exceeds a limit; the status tells which.
     """
     check_lines(section, limits)
     if section.count(b"\n") > limits.field_count + 1:
@@ -178,8 +178,7 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
     _read_credentials(head, owned, named_by(connection))
     head.way = {name: value for name, value in owned.items() if name in _WAY}
     head.sender = ""
-    head.access = None
-    head.destination = Destination.BLOCKED
+    head.destination = head.access = None
     expect = owned.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise ClientError("The only expectation understood is 100-continue.", status=417, code="expectation_failed")
@@ -189,12 +188,12 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
 
 
 def valid_request_id(value: bytes | None) -> str | None:
-    """``value`` as text if it may stand in logs and header fields as it is, else ``None``."""
+    """``value`` as text if it is safe in logs and header fields, else ``None``."""
     return value.decode() if value is not None and _REQUEST_ID.fullmatch(value) else None
 
 
 def _origin_form(method: bytes, target: bytes) -> bytes:
-    """The target as path and query; an absolute form's authority is dropped: backends come only from settings."""
+    """The target as path and query. The authority of an absolute form is dropped: only settings name backends."""
     if method in (b"CONNECT", b"TRACE"):
         raise ClientError("This method is not supported.", status=405, code="method_not_allowed")
     if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
@@ -225,7 +224,7 @@ def _read_request_framing(head: RequestHead, owned: dict[bytes, bytes]) -> None:
         if length is not None:
             raise ClientError("Content-Length beside Transfer-Encoding.", code="invalid_framing")
         if coding.lower() != b"chunked":
-            # RFC 9112, 6.1: a coding that is not understood; 6.3: a length that cannot be told
+            # RFC 9112, 6.1: an unknown coding is 501; 6.3: an undefined length is 400
             status = 501 if _ENDS_IN_CHUNKED.fullmatch(coding) else 400
             raise ClientError("The only transfer coding understood is chunked.", status=status, code="invalid_framing")
         if not head.minor_version:
@@ -237,9 +236,9 @@ def _read_request_framing(head: RequestHead, owned: dict[bytes, bytes]) -> None:
 
 
 def _why_refused(section: bytes) -> ClientError:
-    """The most telling error for a section that the pattern refused."""
+    """The most specific error for a section that the pattern refused."""
     if not _METHOD.match(section):
-        return _no_method(section)  # as when only its beginning was there
+        return _no_method(section)  # the same error as for its first bytes
     line = section.partition(b"\n")[0]
     words = line.rstrip(b"\r").split(b" ")
     version = words[-1]
@@ -249,7 +248,7 @@ def _why_refused(section: bytes) -> ClientError:
 
 
 def _no_method(received: bytes) -> ClientError:
-    """The error for what does not begin with a method; the bytes after where one would end must not change it."""
+    """The error for a section without a method; it must not depend on how many bytes have arrived."""
     if _LONG_METHOD.match(received):
         return ClientError("This method is not supported.", status=501, code="method_not_supported")
     return ClientError("The request is not valid HTTP.", code="malformed_request")

@@ -1,12 +1,12 @@
-"""Cuts a connection's bytes into requests, one at a time and each whole, and sees that a request may come at all."""
+"""Splits a connection's bytes into complete requests, and checks early whether each request is admitted."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.wire.client_context import ClientContext
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
@@ -19,35 +19,36 @@ _BLANK_LINES = re.compile(rb"\A(?:\r\n)++")
 
 
 class RequestReader:
-    """Takes the bytes of one connection.
+    """Reads the requests of one connection.
 
     Args:
-        context: what all connections share.
+        context: shared by all connections of clients.
         peer: the peer's address.
-        client: how the log names the peer.
+        client: the peer's name in the log.
         write: sends an interim reply.
 
     Attributes:
-        head: of the request that is arriving, when that much of it has come.
-        excess: what came after the last whole request.
-        held_bytes: how much of :attr:`.Load.body_bytes` is this connection's.
-        deadline: when the request must be whole, or more of it must have come; ``NEVER``: nothing of it has come.
-        is_in_step: the request that is refused has been read to its end.
+        head: of the request that is arriving; ``None`` until its header section is complete.
+        excess: bytes after the last complete request.
+        held_bytes: this connection's part of :attr:`.Load.body_bytes`.
+        deadline: when the request must be complete, or more of it must have arrived; ``NEVER`` before its first byte.
+        is_in_step: whether a refused request has been read to its end, so that the next one can be read.
     """
 
     __slots__ = (
-        "_body", "_body_deadline", "_client", "_clock", "_context", "_is_trusted", "_limits", "_load", "_memory",
-        "_peer", "_received", "_write", "deadline", "excess", "head", "held_bytes", "is_in_step",
+        "_body", "_body_deadline", "_client", "_clock", "_context", "_head_bytes", "_is_trusted", "_limits", "_load",
+        "_memory", "_peer", "_received", "_write", "deadline", "excess", "head", "held_bytes", "is_in_step",
     )  # fmt: skip
 
-    def __init__(self, context: ClientContext, peer: str, client: str, write: Callable[[bytes], None]) -> None:
+    def __init__(self, context: ClientContext[Any], peer: str, client: str, write: Callable[[bytes], None]) -> None:
         self._context = context
         self._limits = context.limits
+        self._head_bytes = context.limits.head.total_bytes
         self._load = context.load
         self._clock = context.deadlines.clock
         self._peer = peer
         self._client = client
-        self._is_trusted = context.forwarding.trusts(peer)  # the peer is a proxy whose word about its clients counts
+        self._is_trusted = context.forwarding.trusts(peer)  # the peer is a trusted proxy
         self._write = write
         self._memory = HeadMemory[RequestHead]()
         self._received = b""  # of a header section
@@ -61,25 +62,25 @@ class RequestReader:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a part of a request has come."""
+        """Whether a part of a request has arrived."""
         return bool(self._received) or self.head is not None
 
     def feed(self, data: bytes) -> tuple[RequestHead, bytes] | None:
         """Take the next bytes of the connection.
 
         Returns:
-            The request that is now whole, head and body; ``None``: more must come.
+            Head and body of the request that is now complete; ``None`` when more bytes are needed.
 
         Raises:
-            ClientError: it is no request that will be served.
-            CapacityError: there is no room for it now.
+            ClientError: the request is invalid or not admitted.
+            CapacityError: there is no room for the request now.
         """
         if self._body is not None and self.head is not None:
             return self._read_body(self._body, self.head, data)
         received = self._received + data if self._received else data
-        if received.startswith(b"\r\n"):  # RFC 9112, 2.2: some clients end a body with a line break too many
+        if received.startswith(b"\r\n"):  # RFC 9112, 2.2: some clients send an extra line break after a body
             received = _BLANK_LINES.sub(b"", received, count=1)
-        end = received.find(b"\r\n\r\n", 0, self._limits.head.total_bytes)
+        end = received.find(b"\r\n\r\n", 0, self._head_bytes)
         if end < 0:
             self._await_rest_of_head(received)
             return None
@@ -96,7 +97,7 @@ class RequestReader:
         if load.requests >= load.most_requests:
             self._ask_for_room(head, size)
         head.access = self._context.admit(head)
-        # The usual case: all of it in one read.
+        # The usual case: the whole request in one read.
         if head.content_length == size <= self._limits.body_bytes and load.body_bytes + size <= load.most_body_bytes:
             load.body_bytes += size
             self.held_bytes = size
@@ -107,12 +108,12 @@ class RequestReader:
         return self._begin_body(head, rest)
 
     def release(self) -> None:
-        """The request that was whole is over."""
+        """The complete request has been served."""
         self._load.body_bytes -= self.held_bytes
         self.held_bytes = 0
 
     def give_up(self) -> None:
-        """What has come so far will never be a whole request."""
+        """Discard the bytes of an incomplete request."""
         self.release()
         self.head = self._body = None
         self._received = self.excess = b""
@@ -123,7 +124,7 @@ class RequestReader:
         self.head = head = parse_request_head(section, self._limits.head)
         forwarding = self._context.forwarding
         head.sender = (self._is_trusted and forwarding.client_of(head)) or self._client
-        head.destination = self._context.destination_of(head.method, head.path, head.passed_on)
+        head.destination = self._context.classify(head)
         head.passed_on += forwarding.describe(head, self._peer, is_trusted=self._is_trusted)
         return head
 
@@ -137,14 +138,14 @@ class RequestReader:
         self._received = received
 
     def _ask_for_room(self, head: RequestHead, size: int) -> None:
-        # Who asks again and again while we are overloaded should not make us accept connections as well.
+        # A client that retries during overload should keep its connection, not open a new one each time.
         self.is_in_step = head.content_length == size
         self._context.shed("requests", head)
         self.is_in_step = False
 
     def _begin_body(self, head: RequestHead, rest: bytes) -> tuple[RequestHead, bytes] | None:
         body = self._body = RequestBody(head, self._limits.body_bytes)
-        # Only what has come is counted: a client that announces much and sends nothing must not keep others out.
+        # Only received bytes count: a client that announces a large body and sends nothing must not block others.
         if self._load.body_bytes + (head.content_length or 0) > self._load.most_body_bytes:
             self._context.shed("request_bytes", head)
         if head.expects_continue and not rest and not body.complete:
@@ -174,7 +175,7 @@ class RequestReader:
 
 
 def unreadable_head() -> RequestHead:
-    """Stands for a header section that could not be read, so that its refusal is answered and logged as any reply."""
+    """A placeholder for an unreadable header section, so that its refusal is sent and logged like any reply."""
     head = RequestHead()
     head.method = head.path = "-"
     head.target = b"-"
@@ -188,6 +189,5 @@ def unreadable_head() -> RequestHead:
     head.way = {}
     head.passed_on = b""
     head.sender = ""
-    head.access = None
-    head.destination = Destination.OWN
+    head.destination = head.access = None
     return head

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
-from inference_engine_proxy_server.wire.exchange import ReplySource
 from inference_engine_proxy_server.wire.framing import ChunkedBody
+from inference_engine_proxy_server.wire.reply_sink import ReplySource
 
 __all__ = ["GET", "LIMITS", "Sink", "ask", "connections_to"]
 
@@ -43,11 +43,16 @@ class Sink:
         self.ended = 0
         self.sent_bytes = 0
         self.last_block = b""
+        self.write_through: Callable[[bytes], None] = self._keep
         self.on_piece: Callable[[bytes], None] = self.pieces.append
 
     @property
-    def write_through(self) -> Callable[[bytes], None] | None:
-        return self._keep if self.takes_chunks and (self.flushed or self.sent_bytes) else None
+    def chunks(self) -> Sink | None:
+        return self if self.takes_chunks else None
+
+    @property
+    def pass_through(self) -> Sink | None:
+        return self if self.takes_chunks and (self.flushed or self.sent_bytes) else None
 
     @property
     def body(self) -> bytes:
@@ -112,5 +117,5 @@ async def ask(
         async with asyncio.timeout(20):
             await connection.request([request], sink, is_head=is_head)
     finally:
-        connections.give_back(connection)
+        connections.release(connection)
     return sink

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from inference_engine_proxy_server.errors import CapacityError
 from inference_engine_proxy_server.requests.destinations import Destination
@@ -25,7 +25,8 @@ from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestH
 
 __all__ = ["LIMITS", "Client", "Front", "Handler", "Reply", "shed", "until"]
 
-Handler = Callable[[Exchange], Coroutine[None, None, None]]
+Handler = Callable[[Any], Coroutine[None, None, None]]
+"""Answers an exchange of the type that the front makes."""
 
 LIMITS = ClientLimits(
     head=HeadLimits(line_bytes=1024, total_bytes=4096, field_count=20),
@@ -167,10 +168,11 @@ class Front:
         limits: ClientLimits = LIMITS,
         *,
         send_buffer_bytes: int = 0,
-        destination_of: Callable[[str, str, bytes], Destination] = lambda *_: Destination.WORK,
+        classify: Callable[[RequestHead], Destination] = lambda _: Destination.WORK,
+        new_exchange: Callable[..., Exchange] = Exchange,
     ) -> None:
-        self.observed: list[Exchange] = []
-        self.connections: set[ClientConnection] = set()
+        self.observed: list[Any] = []
+        self.connections: set[ClientConnection[Exchange]] = set()
         self.tasks: set[LightTask] = set()
         self._deadlines = Deadlines(tick_seconds=0.01)
         self.load = Load(self._deadlines.clock)
@@ -181,7 +183,8 @@ class Front:
             self.load,
             Forwarding((), name="this-proxy", is_tls=False),
             ids,
-            destination_of,
+            new_exchange,
+            classify,
             shed,
             lambda _: None,
             handle,

@@ -1,3 +1,5 @@
+"""Rate limits of API keys."""
+
 from __future__ import annotations
 
 import contextlib
@@ -37,12 +39,12 @@ def fields(of: Allowance, now: float) -> dict[str, str]:
 
 
 def serve(of: Allowance, now: float, tokens: int = 0) -> None:
-    """One request that is over at once."""
+    """One request that ends at once."""
     of.begin(now)
     of.end(tokens, now)
 
 
-def test_without_limits_nothing_is_counted_but_what_is_under_way() -> None:
+def test_without_limits_only_requests_in_progress_are_counted() -> None:
     free = allowance()
 
     for _ in range(1000):
@@ -54,10 +56,10 @@ def test_without_limits_nothing_is_counted_but_what_is_under_way() -> None:
     assert not free.counts_tokens
 
 
-# --- requests a minute
+# --- requests per minute
 
 
-def test_a_minutes_worth_of_requests_may_come_at_once_and_no_more() -> None:
+def test_at_most_the_requests_of_a_minute_may_come_at_once() -> None:
     three = allowance(requests_per_minute=3)
 
     for _ in range(3):
@@ -68,7 +70,7 @@ def test_a_minutes_worth_of_requests_may_come_at_once_and_no_more() -> None:
     assert error.retry_after_seconds == 20
 
 
-def test_requests_come_back_evenly() -> None:
+def test_the_limit_refills_evenly() -> None:
     three = allowance(requests_per_minute=3)
     for _ in range(3):
         serve(three, 0)
@@ -79,7 +81,7 @@ def test_requests_come_back_evenly() -> None:
     serve(three, 40)
 
 
-def test_who_was_quiet_for_long_has_a_minutes_worth_and_no_more() -> None:
+def test_a_long_pause_saves_up_no_more_than_a_minute() -> None:
     three = allowance(requests_per_minute=3)
     serve(three, 0)
 
@@ -89,7 +91,7 @@ def test_who_was_quiet_for_long_has_a_minutes_worth_and_no_more() -> None:
     refusal(three, 10_000)
 
 
-def test_a_refused_request_uses_nothing() -> None:
+def test_a_refused_request_is_not_counted() -> None:
     one = allowance(requests_per_minute=1)
     serve(one, 0)
 
@@ -99,7 +101,7 @@ def test_a_refused_request_uses_nothing() -> None:
     serve(one, 60)
 
 
-def test_waiting_as_long_as_was_said_is_enough() -> None:
+def test_a_wait_of_retry_after_is_long_enough() -> None:
     for limit in (1, 2, 7, 59, 60, 61, 1000):
         some = allowance(requests_per_minute=limit)
         for _ in range(limit):
@@ -109,10 +111,10 @@ def test_waiting_as_long_as_was_said_is_enough() -> None:
         serve(some, wait)
 
 
-# --- tokens a minute
+# --- tokens per minute
 
 
-def test_tokens_count_when_the_answer_is_there() -> None:
+def test_tokens_are_counted_when_the_request_ends() -> None:
     hundred = allowance(tokens_per_minute=100)
     hundred.begin(0)
 
@@ -122,7 +124,7 @@ def test_tokens_count_when_the_answer_is_there() -> None:
     assert hundred.left(0)["tokens_left"] == 70
 
 
-def test_a_long_answer_makes_a_debt_that_must_be_paid_first() -> None:
+def test_tokens_beyond_the_limit_delay_the_next_request() -> None:
     hundred = allowance(tokens_per_minute=100)
     serve(hundred, 0, tokens=150)
 
@@ -134,7 +136,7 @@ def test_a_long_answer_makes_a_debt_that_must_be_paid_first() -> None:
     serve(hundred, 31)
 
 
-def test_requests_that_began_before_the_limit_was_reached_may_end() -> None:
+def test_requests_that_started_before_the_limit_was_reached_may_finish() -> None:
     hundred = allowance(tokens_per_minute=100)
     for _ in range(3):
         hundred.begin(0)
@@ -148,7 +150,7 @@ def test_requests_that_began_before_the_limit_was_reached_may_end() -> None:
     assert hundred.in_flight == 0
 
 
-def test_a_request_that_the_tokens_refuse_uses_no_request() -> None:
+def test_a_request_refused_by_the_token_limit_is_not_counted() -> None:
     both = allowance(requests_per_minute=10, tokens_per_minute=10)
     serve(both, 0, tokens=10)
     before = both.left(0)["requests_left"]
@@ -158,10 +160,10 @@ def test_a_request_that_the_tokens_refuse_uses_no_request() -> None:
     assert both.left(0)["requests_left"] == before
 
 
-# --- requests at a time
+# --- concurrent requests
 
 
-def test_no_more_requests_at_a_time_than_allowed() -> None:
+def test_concurrent_requests_are_limited() -> None:
     two = allowance(concurrent_requests=2)
     two.begin(0)
     two.begin(0)
@@ -175,7 +177,7 @@ def test_no_more_requests_at_a_time_than_allowed() -> None:
     two.begin(0)
 
 
-def test_a_request_that_concurrency_refuses_uses_no_request() -> None:
+def test_a_request_refused_by_concurrency_is_not_counted() -> None:
     both = allowance(concurrent_requests=1, requests_per_minute=2)
     both.begin(0)
 
@@ -184,7 +186,7 @@ def test_a_request_that_concurrency_refuses_uses_no_request() -> None:
     assert both.left(0)["requests_left"] == 1
 
 
-# --- what is told
+# --- replies
 
 
 @pytest.mark.parametrize("limit", [1, 2, 60, 10**9])
@@ -199,7 +201,7 @@ def test_retry_after_is_between_1_and_120_seconds(limit: int, debt: int) -> None
     assert 1 <= wait <= 120
 
 
-def test_header_lines_are_those_of_openai() -> None:
+def test_the_header_lines_are_those_of_openai() -> None:
     both = allowance(requests_per_minute=60, tokens_per_minute=1000)
     serve(both, 0, tokens=250)
 
@@ -213,7 +215,7 @@ def test_header_lines_are_those_of_openai() -> None:
     }
 
 
-def test_only_limits_that_there_are_have_lines() -> None:
+def test_only_configured_limits_have_header_lines() -> None:
     assert fields(allowance(requests_per_minute=60), 0) == {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "60",
@@ -222,10 +224,10 @@ def test_only_limits_that_there_are_have_lines() -> None:
     assert not fields(allowance(concurrent_requests=1), 0)
 
 
-# --- a file that is read again
+# --- reloaded keys
 
 
-def test_a_key_that_was_read_again_unchanged_keeps_its_level() -> None:
+def test_an_unchanged_reloaded_key_keeps_its_level() -> None:
     allowances = Allowances(lambda: 0.0)
     first = key(requests_per_minute=2, tokens_per_minute=100, concurrent_requests=5)
     before = allowances.of(first)
@@ -240,7 +242,7 @@ def test_a_key_that_was_read_again_unchanged_keeps_its_level() -> None:
 
 
 @pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_minute", "concurrent_requests"])
-def test_a_new_limit_holds_at_once_and_the_others_keep_their_levels(limit: str) -> None:
+def test_a_changed_limit_applies_at_once_and_the_others_keep_their_levels(limit: str) -> None:
     allowances = Allowances(lambda: 0.0)
     limits = {"requests_per_minute": 9, "tokens_per_minute": 9, "concurrent_requests": 9}
     serve(allowances.of(key(**limits)), 0, tokens=3)
@@ -258,7 +260,7 @@ def test_a_new_limit_holds_at_once_and_the_others_keep_their_levels(limit: str) 
     refusal(after, 0)
 
 
-def test_a_limit_that_was_lifted_is_none() -> None:
+def test_a_removed_limit_no_longer_applies() -> None:
     allowances = Allowances(lambda: 0.0)
     limited = ApiKey("alice", b"", requests_per_minute=1, tokens_per_minute=1, concurrent_requests=1)
     allowances.of(limited).begin(0)
@@ -269,7 +271,7 @@ def test_a_limit_that_was_lifted_is_none() -> None:
     assert (free.in_flight, free.fields(0), free.counts_tokens) == (2, b"", False)
 
 
-def test_new_limits_do_not_forget_what_is_under_way() -> None:
+def test_changed_limits_still_count_requests_in_progress() -> None:
     allowances = Allowances(lambda: 0.0)
     before = allowances.of(ApiKey("alice", b"", concurrent_requests=2))
     before.begin(0)
@@ -282,7 +284,7 @@ def test_new_limits_do_not_forget_what_is_under_way() -> None:
     assert after.in_flight == 1
 
 
-def test_each_name_has_an_allowance_of_its_own() -> None:
+def test_each_key_name_has_its_own_allowance() -> None:
     allowances = Allowances(lambda: 0.0)
     alice, bob = (allowances.of(ApiKey(name, b"", requests_per_minute=1)) for name in ("alice", "bob"))
 
@@ -292,13 +294,13 @@ def test_each_name_has_an_allowance_of_its_own() -> None:
     serve(bob, 0)
 
 
-# --- whatever comes
+# --- random sequences
 
 PAUSES = st.lists(st.floats(0, 200, allow_subnormal=False), max_size=150)
 
 
 @given(limit=st.integers(1, 50), pauses=PAUSES)
-def test_never_more_requests_than_the_limit_and_what_came_back_meanwhile(limit: int, pauses: list[float]) -> None:
+def test_requests_never_exceed_the_limit_and_its_refill(limit: int, pauses: list[float]) -> None:
     some = allowance(requests_per_minute=limit)
     now = 0.0
     admitted: list[float] = []
@@ -314,9 +316,7 @@ def test_never_more_requests_than_the_limit_and_what_came_back_meanwhile(limit: 
 
 
 @given(limit=st.integers(1, 5000), pauses=PAUSES, answers=st.lists(st.integers(0, 20_000), min_size=1))
-def test_tokens_beyond_the_limit_are_at_most_one_answer_at_a_time(
-    limit: int, pauses: list[float], answers: list[int]
-) -> None:
+def test_tokens_exceed_the_limit_by_at_most_one_answer(limit: int, pauses: list[float], answers: list[int]) -> None:
     some = allowance(tokens_per_minute=limit)
     now, used = 0.0, 0
     for number, pause in enumerate(pauses):
@@ -333,16 +333,14 @@ def test_tokens_beyond_the_limit_are_at_most_one_answer_at_a_time(
 
 
 @given(limit=st.integers(1, 1000), uses=st.lists(st.tuples(st.floats(0, 100), st.integers(0, 5000)), max_size=50))
-def test_header_lines_are_always_whole_numbers_that_a_client_can_read(
-    limit: int, uses: list[tuple[float, int]]
-) -> None:
+def test_the_header_lines_are_always_valid_integers(limit: int, uses: list[tuple[float, int]]) -> None:
     some = allowance(requests_per_minute=limit, tokens_per_minute=limit)
     now = 0.0
     for pause, tokens in uses:
         now += pause
         with contextlib.suppress(CapacityError):
             serve(some, now, tokens)
-        told = fields(some, now)
-        assert all(re.fullmatch(r"\d+s?", value) for value in told.values())
-        assert 0 <= int(told["x-ratelimit-remaining-requests"]) <= limit
-        assert math.isfinite(float(told["x-ratelimit-reset-tokens"].removesuffix("s")))
+        lines = fields(some, now)
+        assert all(re.fullmatch(r"\d+s?", value) for value in lines.values())
+        assert 0 <= int(lines["x-ratelimit-remaining-requests"]) <= limit
+        assert math.isfinite(float(lines["x-ratelimit-reset-tokens"].removesuffix("s")))

@@ -1,4 +1,4 @@
-"""Who is let in, by the header section alone. That nothing else is let in is seen end to end, too."""
+"""Which requests may pass, by their header sections. End-to-end tests cover the same."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def head_of(request: str, *lines: str | bytes) -> RequestHead:
 
 
 def admitted(at: Gate, request: str, *lines: str | bytes) -> Access | None:
-    """What the gate says of it."""
+    """The permissions that the gate grants."""
     return at.admit(head_of(request, *lines))
 
 
@@ -55,7 +55,7 @@ def name(access: Access | None) -> str | None:
 
 
 def status(at: Gate, request: str, *lines: str | bytes) -> int:
-    """The status it is refused with; 200 if it is not."""
+    """The status of the refusal; 200 if the request passes."""
     try:
         admitted(at, request, *lines)
     except ClientError as error:
@@ -64,7 +64,7 @@ def status(at: Gate, request: str, *lines: str | bytes) -> int:
 
 
 def operators_status(at: Gate, request: str, *lines: str) -> int:
-    """The same on the operators' port."""
+    """The same on the admin port."""
     try:
         at.admit_operator(head_of(request, *lines))
     except ClientError as error:
@@ -72,7 +72,7 @@ def operators_status(at: Gate, request: str, *lines: str) -> int:
     return 200
 
 
-# --- keys of clients
+# --- client keys
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def operators_status(at: Gate, request: str, *lines: str) -> int:
         pytest.param([f"Authorization: Bearer {ALICE}", "Connection: authorization"], id="called hop-by-hop"),
     ],
 )
-def test_a_good_key_is_let_in(lines: list[str]) -> None:
+def test_a_valid_key_passes(lines: list[str]) -> None:
     assert name(admitted(gate(), CHAT, *lines)) == "alice"
 
 
@@ -127,26 +127,26 @@ def test_a_good_key_is_let_in(lines: list[str]) -> None:
         pytest.param(["Origin: http://a", "Access-Control-Request-Method: POST"], id="like a preflight, but a POST"),
     ],
 )
-def test_all_else_is_401(lines: list[str | bytes]) -> None:
+def test_anything_else_is_refused_with_401(lines: list[str | bytes]) -> None:
     assert status(gate(), CHAT, *lines) == 401
 
 
 @pytest.mark.parametrize("field", ["Authorization: Bearer", "X-Api-Key:"])
-def test_a_field_that_comes_twice_is_400_even_if_both_are_good(field: str) -> None:
+def test_a_repeated_key_header_is_refused_with_400(field: str) -> None:
     assert status(gate(), CHAT, f"{field} {ALICE}", f"{field.lower()} {ALICE}") == 400
     assert status(gate(), CHAT, f"{field} {ALICE}", f"{field} {BOB}") == 400
 
 
-def test_a_refusal_tells_a_missing_key_from_a_wrong_one() -> None:
-    for lines, said in (([], "An API key is needed"), (["X-Api-Key: wrong"], "not valid here")):
-        with pytest.raises(ClientError, match=said) as caught:
+def test_a_refusal_distinguishes_a_missing_key_from_a_wrong_one() -> None:
+    for lines, message in (([], "An API key is required"), (["X-Api-Key: wrong"], "not valid here")):
+        with pytest.raises(ClientError, match=message) as caught:
             admitted(gate(), CHAT, *lines)
         assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
 
 
 @pytest.mark.parametrize("path", OPEN_PATHS)
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_open_paths_need_no_key_and_a_wrong_one_does_no_harm(method: str, path: str) -> None:
+def test_open_paths_need_no_key_and_ignore_a_wrong_one(method: str, path: str) -> None:
     assert admitted(gate(), f"{method} {path}") is None
     assert admitted(gate(), f"{method} {path}?x=1", "Authorization: Bearer wrong") is None
     assert name(admitted(gate(), f"{method} {path}", f"X-Api-Key: {BOB}")) == "bob"
@@ -168,8 +168,8 @@ def test_open_paths_need_no_key_and_a_wrong_one_does_no_harm(method: str, path: 
         "OPTIONS *",
     ],
 )
-def test_everything_else_needs_a_key(request_line: str) -> None:
-    is_root = request_line == "GET http://a?/health"  # its path is "/"
+def test_all_other_paths_need_a_key(request_line: str) -> None:
+    is_root = request_line == "GET http://a?/health"  # the path of this target is "/"
     assert status(gate(), request_line) == (200 if is_root else 401)
     assert name(admitted(gate(), request_line, f"X-Api-Key: {BOB}")) == "bob"
 
@@ -178,19 +178,19 @@ def test_a_preflight_needs_no_key() -> None:
     assert admitted(gate(), "OPTIONS /v1/chat/completions", "Access-Control-Request-Method: POST") is None
 
 
-def test_without_keys_everybody_is_let_in() -> None:
+def test_without_configured_keys_every_request_passes() -> None:
     for lines in ([], ["Authorization: Bearer whatever"], ["Authorization: Basic YTpi"]):
         assert admitted(gate(keys=False), CHAT, *lines) is None
 
 
 @given(value=st.binary(max_size=60).filter(lambda value: not {10, 13, 0} & set(value)), field=st.booleans())
-def test_no_other_bytes_are_a_key(value: bytes, field: bool) -> None:
+def test_random_bytes_are_no_key(value: bytes, field: bool) -> None:
     line = b"X-Api-Key: " + value if field else b"Authorization: Bearer " + value
 
     assert status(gate(), CHAT, line) in (400, 401)
 
 
-# --- a header section that came before, which is read once and let in each time
+# --- repeated header sections, which are parsed once and admitted each time
 
 
 def gate_over(ring: KeyRing) -> Gate:
@@ -203,8 +203,8 @@ def gate_over(ring: KeyRing) -> Gate:
     )
 
 
-def let_in(at: Gate, head: RequestHead) -> str | None:
-    """Whose request it is, as a connection asks for each one; ``None``: refused."""
+def key_name(at: Gate, head: RequestHead) -> str | None:
+    """The key's name, as a connection asks for each request; ``None`` when refused."""
     try:
         head.access = at.admit(head)
     except ClientError:
@@ -212,40 +212,40 @@ def let_in(at: Gate, head: RequestHead) -> str | None:
     return name(head.access)
 
 
-def test_a_key_that_expires_is_refused_however_often_it_was_let_in() -> None:
+def test_an_expired_key_is_refused_even_if_it_passed_before() -> None:
     now = [0.0]
     key = ApiKey("alice", digest_of(ALICE.encode()), expires_at=10.0)
     at, head = gate_over(KeyRing([key], None, lambda: now[0])), head_of(CHAT, f"X-Api-Key: {ALICE}")
-    assert [let_in(at, head), let_in(at, head)] == ["alice", "alice"]
+    assert [key_name(at, head), key_name(at, head)] == ["alice", "alice"]
 
     now[0] = 10.0
 
-    assert [let_in(at, head), let_in(at, head)] == [None, None]
+    assert [key_name(at, head), key_name(at, head)] == [None, None]
 
 
-def test_a_key_that_was_taken_away_is_refused_however_often_it_was_let_in(tmp_path: Path) -> None:
+def test_a_removed_key_is_refused_even_if_it_passed_before(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
     file.write_text(f"keys: [{{name: alice, secret: {ALICE}}}]")
     ring = KeyRing([], file, lambda: 0.0)
     at, head = gate_over(ring), head_of(CHAT, f"X-Api-Key: {ALICE}")
-    assert [let_in(at, head), let_in(at, head)] == ["alice", "alice"]
+    assert [key_name(at, head), key_name(at, head)] == ["alice", "alice"]
 
     for content, who in ((f"[{{name: bob, secret: {ALICE}}}]", "bob"), (f"[{{name: bob, secret: {BOB}}}]", None)):
         file.write_text(f"keys: {content}")
-        ring.look_again()
+        ring.reload_if_changed()
 
-        assert [let_in(at, head), let_in(at, head)] == [who, who]
+        assert [key_name(at, head), key_name(at, head)] == [who, who]
 
 
-def test_new_limits_of_a_key_hold_for_it_however_often_it_was_let_in(tmp_path: Path) -> None:
+def test_changed_limits_apply_to_a_key_that_passed_before(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
     file.write_text(f"keys: [{{name: alice, secret: {ALICE}}}]")
     ring = KeyRing([], file, lambda: 0.0)
     at, head = gate_over(ring), head_of(CHAT, f"X-Api-Key: {ALICE}")
-    assert let_in(at, head) == "alice"
+    assert key_name(at, head) == "alice"
 
     file.write_text(f"keys: [{{name: alice, secret: {ALICE}, models: [m], concurrent_requests: 3}}]")
-    ring.look_again()
+    ring.reload_if_changed()
 
     access = at.admit(head)
     assert access is not None
@@ -253,19 +253,19 @@ def test_new_limits_of_a_key_hold_for_it_however_often_it_was_let_in(tmp_path: P
     assert access.allowance.key.concurrent_requests == 3
 
 
-# --- keys of operators
+# --- operator keys
 
 
 @pytest.mark.parametrize("path", ["/admin", "/admin/", "/admin/keys", "/admin/../v1/models", "/admin//", "/admin?x"])
 @pytest.mark.parametrize("keys", [True, False])
-def test_admin_is_off_without_a_key_for_it(path: str, *, keys: bool) -> None:
+def test_admin_is_disabled_without_an_admin_key(path: str, *, keys: bool) -> None:
     for lines in ([], [f"X-Api-Key: {ALICE}"], ["Authorization: Bearer None"], ["X-Api-Key:"]):
         for method in ("GET", "POST", "OPTIONS"):
             assert status(gate(keys=keys), f"{method} {path}", *lines) == 404
 
 
 @pytest.mark.parametrize("keys", [True, False])
-def test_admin_is_for_its_own_key_only(*, keys: bool) -> None:
+def test_admin_accepts_only_the_admin_key(*, keys: bool) -> None:
     at = gate(keys=keys, admin=ADMIN, metrics=METRICS)
     for method in ("GET", "HEAD", "POST", "DELETE", "OPTIONS"):
         for secret in (ALICE, METRICS, f"{ADMIN}x", ADMIN[:-1]):
@@ -274,7 +274,7 @@ def test_admin_is_for_its_own_key_only(*, keys: bool) -> None:
         assert status(at, f"{method} /admin/keys", f"Authorization: Bearer {ADMIN}") == 200
 
 
-def test_an_operators_key_is_no_clients_key() -> None:
+def test_an_operator_key_is_not_a_client_key() -> None:
     at = gate(admin=ADMIN, metrics=METRICS)
 
     assert status(at, CHAT, f"X-Api-Key: {ADMIN}") == 401
@@ -283,7 +283,7 @@ def test_an_operators_key_is_no_clients_key() -> None:
 
 @pytest.mark.parametrize("keys", [True, False])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_metrics_are_for_their_own_key_if_there_is_one(method: str, *, keys: bool) -> None:
+def test_metrics_need_the_metrics_key_if_there_is_one(method: str, *, keys: bool) -> None:
     at = gate(keys=keys, metrics=METRICS)
 
     assert status(at, f"{method} /metrics") == 401
@@ -293,7 +293,7 @@ def test_metrics_are_for_their_own_key_if_there_is_one(method: str, *, keys: boo
     assert status(gate(keys=keys), f"{method} /metrics") == 200
 
 
-def test_what_is_no_reading_of_metrics_is_a_clients_request() -> None:
+def test_a_post_to_metrics_is_a_client_request() -> None:
     at = gate(metrics=METRICS)
 
     assert status(at, "POST /metrics", f"X-Api-Key: {METRICS}") == 401
@@ -301,7 +301,7 @@ def test_what_is_no_reading_of_metrics_is_a_clients_request() -> None:
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/admin", "/admin/keys"])
-def test_what_is_for_operators_is_on_their_own_port_alone_if_there_is_one(path: str) -> None:
+def test_operator_paths_move_to_the_admin_port_if_there_is_one(path: str) -> None:
     at = gate(admin=ADMIN, metrics=METRICS, operators_elsewhere=True)
 
     for secret in (ADMIN, METRICS, ALICE):
@@ -325,7 +325,7 @@ def test_what_is_for_operators_is_on_their_own_port_alone_if_there_is_one(path: 
         ("OPTIONS *", ADMIN, 404),
     ],
 )
-def test_no_engine_can_be_reached_on_the_operators_port(request_line: str, secret: str, expected: int) -> None:
+def test_the_admin_port_reaches_no_engine(request_line: str, secret: str, expected: int) -> None:
     at = gate(admin=ADMIN, metrics=METRICS, operators_elsewhere=True)
 
     assert operators_status(at, request_line, f"X-Api-Key: {secret}") == expected
@@ -347,7 +347,7 @@ def test_no_engine_can_be_reached_on_the_operators_port(request_line: str, secre
         (set(), "m", False),
     ],
 )
-def test_a_key_with_models_permits_these_by_name_and_nothing_without_a_name(
+def test_a_key_with_models_permits_only_these_by_name(
     models: set[str] | None, model: str | None, *, permitted: bool
 ) -> None:
     key = ApiKey("a", b"", models=None if models is None else frozenset(models))

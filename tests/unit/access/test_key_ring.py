@@ -1,3 +1,5 @@
+"""The valid keys, and reloads of their file."""
+
 from __future__ import annotations
 
 import asyncio
@@ -39,25 +41,25 @@ def ring(file: Path) -> KeyRing:
     return KeyRing([parse_key(f"alice:{ALICE}")], file, lambda: NOW)
 
 
-def test_a_key_is_found_by_its_secret_wherever_it_is_written(ring: KeyRing) -> None:
+def test_a_key_from_settings_or_file_is_found_by_its_secret(ring: KeyRing) -> None:
     assert (name_of(ring, ALICE), name_of(ring, BOB)) == ("alice", "bob")
     assert names_in(ring) == {"alice", "bob"}
 
 
 @pytest.mark.parametrize("secret", ["", " ", ALICE[:-1], f"{ALICE} ", ALICE.upper(), f"alice:{ALICE}", "alice", CAROL])
-def test_nothing_else_is_a_secret(ring: KeyRing, secret: str) -> None:
+def test_no_other_text_is_a_secret(ring: KeyRing, secret: str) -> None:
     assert name_of(ring, secret) is None
 
 
-def test_without_a_file_the_settings_keys_are_all_there_is() -> None:
+def test_without_a_file_there_are_only_the_keys_of_the_settings() -> None:
     ring = KeyRing([parse_key(f"alice:{ALICE}")], None, lambda: NOW)
 
-    ring.look_again()
+    ring.reload_if_changed()
 
     assert names_in(ring) == {"alice"}
 
 
-def test_a_key_is_good_until_it_expires_and_never_after() -> None:
+def test_a_key_is_valid_until_it_expires() -> None:
     times = [NOW]
     ring = KeyRing([ApiKey("a", digest_of(ALICE.encode()), expires_at=NOW + 1)], None, lambda: times[0])
     assert name_of(ring, ALICE) == "a"
@@ -69,45 +71,45 @@ def test_a_key_is_good_until_it_expires_and_never_after() -> None:
     assert name_of(ring, ALICE) is None
 
 
-def test_expiry_in_the_file_holds(file: Path) -> None:
+def test_expiry_dates_in_the_file_apply(file: Path) -> None:
     for expires, name in (("2027-01-14", None), ("2027-01-15", "a"), ("2027-01-15T08:00:00Z", None)):
         file.write_text(f"keys: [{{name: a, secret: {BOB}, expires: {expires}}}]")
 
         assert name_of(KeyRing([], file, lambda: NOW), BOB) == name, expires
 
 
-def test_a_changed_file_is_taken_up(ring: KeyRing, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_file_is_reloaded(ring: KeyRing, file: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     file.write_text(listing(carol=CAROL, bob2=BOB))
 
-    ring.look_again()
+    ring.reload_if_changed()
 
     assert (name_of(ring, ALICE), name_of(ring, BOB), name_of(ring, CAROL)) == ("alice", "bob2", "carol")
     assert [record.getMessage() for record in caplog.records] == ["keys: 3 keys are valid now"]
 
 
-def test_a_key_that_was_taken_out_of_the_file_is_no_key(ring: KeyRing, file: Path) -> None:
+def test_a_key_removed_from_the_file_is_no_longer_valid(ring: KeyRing, file: Path) -> None:
     file.write_text(listing(carol=CAROL))
 
-    ring.look_again()
+    ring.reload_if_changed()
 
     assert name_of(ring, BOB) is None
 
 
-def test_a_file_of_the_same_size_that_was_moved_into_its_place_is_taken_up(ring: KeyRing, file: Path) -> None:
+def test_a_replaced_file_of_the_same_size_is_reloaded(ring: KeyRing, file: Path) -> None:
     other = file.with_name("new.yaml")
     other.write_text(listing(rob=BOB))
     os.utime(other, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
     assert other.stat().st_size == file.stat().st_size
 
     other.replace(file)
-    ring.look_again()
+    ring.reload_if_changed()
 
     assert names_in(ring) == {"alice", "rob"}
 
 
-def test_a_link_that_leads_to_another_file_is_taken_up(tmp_path: Path) -> None:
-    """So secrets are mounted in Kubernetes."""
+def test_a_link_that_points_to_another_file_is_reloaded(tmp_path: Path) -> None:
+    """Kubernetes mounts secrets in this way."""
     for version, name in (("1", "bob"), ("2", "rob")):
         (tmp_path / version).mkdir()
         (tmp_path / version / "keys.yaml").write_text(listing(**{name: BOB}))
@@ -117,7 +119,7 @@ def test_a_link_that_leads_to_another_file_is_taken_up(tmp_path: Path) -> None:
 
     (tmp_path / "next").symlink_to("2")
     (tmp_path / "next").replace(link)
-    ring.look_again()
+    ring.reload_if_changed()
 
     assert names_in(ring) == {"rob"}
 
@@ -134,75 +136,75 @@ def test_a_link_that_leads_to_another_file_is_taken_up(tmp_path: Path) -> None:
         pytest.param(f"keys: [{{name: carol, secret: {CAROL}, expires: 2027-02-31}}]", id="no such day"),
     ],
 )
-def test_a_file_with_a_mistake_is_refused_as_a_whole_and_said_once(
+def test_an_invalid_file_is_refused_as_a_whole_and_logged_once(
     ring: KeyRing, file: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     file.write_text(content)
 
-    ring.look_again()
-    ring.look_again()
+    ring.reload_if_changed()
+    ring.reload_if_changed()
 
     assert names_in(ring) == {"alice", "bob"}
     assert (name_of(ring, BOB), name_of(ring, CAROL)) == ("bob", None)
     [record] = caplog.records
     assert record.levelname == "ERROR"
     assert record.getMessage().startswith(f"keys: {file}")
-    assert record.getMessage().endswith("; the keys before that stay valid")
+    assert record.getMessage().endswith("; the previous keys stay valid")
     assert "planted" not in caplog.text
 
 
-def test_a_removed_file_leaves_the_keys_as_they_were_and_is_said_once(
+def test_a_removed_file_keeps_the_previous_keys_and_is_logged_once(
     ring: KeyRing, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file.unlink()
 
-    ring.look_again()
-    ring.look_again()
+    ring.reload_if_changed()
+    ring.reload_if_changed()
 
     assert names_in(ring) == {"alice", "bob"}
     assert [record.getMessage() for record in caplog.records] == [
-        f"keys: {file}: No such file or directory; the keys before that stay valid"
+        f"keys: {file}: No such file or directory; the previous keys stay valid"
     ]
 
 
 @pytest.mark.parametrize("before", ["no file", "a mistake"])
-def test_a_file_that_is_good_again_is_taken_up(ring: KeyRing, file: Path, before: str) -> None:
+def test_a_repaired_file_is_reloaded(ring: KeyRing, file: Path, before: str) -> None:
     file.unlink()
     if before == "a mistake":
         file.write_text("keys: 1")
-    ring.look_again()
+    ring.reload_if_changed()
 
     file.write_text(listing(carol=CAROL))
-    ring.look_again()
+    ring.reload_if_changed()
 
     assert names_in(ring) == {"alice", "carol"}
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (listing(alice=CAROL), "two keys have the name alice"),
-        (listing(carol=ALICE), "the keys alice and carol have one secret"),
-        (listing(carol="short"), "keys.0: a secret has 16 characters"),
+        (listing(carol=ALICE), "the keys alice and carol have the same secret"),
+        (listing(carol="short"), "keys.0: a secret must have 16 characters"),
     ],
 )
-def test_nothing_starts_with_a_file_that_has_a_mistake(file: Path, content: str, said: str) -> None:
+def test_an_invalid_file_prevents_the_start(file: Path, content: str, message: str) -> None:
     file.write_text(content)
 
-    with pytest.raises(KeyFileError, match=said) as caught:
+    with pytest.raises(KeyFileError, match=message) as caught:
         KeyRing([parse_key(f"alice:{ALICE}")], file, lambda: NOW)
 
     assert str(caught.value).startswith(f"{file}: ")
     assert "planted" not in str(caught.value)
 
 
-def test_nothing_starts_with_a_file_that_is_not_there(file: Path) -> None:
+def test_a_missing_file_prevents_the_start(file: Path) -> None:
     with pytest.raises(KeyFileError, match="No such file"):
         KeyRing([], file.with_name("other.yaml"), lambda: NOW)
 
 
 async def test_the_file_is_watched(ring: KeyRing, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference_engine_proxy_server.access.key_ring._LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("inference_engine_proxy_server.config.file_watch._POLL_SECONDS", 0.001)
     other = file.with_name("other.yaml")
     other.write_text(listing(carol=CAROL))
 
@@ -214,7 +216,7 @@ async def test_the_file_is_watched(ring: KeyRing, file: Path, monkeypatch: pytes
         for write, names in ((file.unlink, {"alice", "bob"}), (link, {"alice", "carol"})):
             write()
             async with asyncio.timeout(10):
-                while names_in(ring) != names:  # noqa: ASYNC110 - it has no events for tests
+                while names_in(ring) != names:  # noqa: ASYNC110 - a key ring has no events
                     await asyncio.sleep(0.001)
     finally:
         watch.cancel()

@@ -1,4 +1,4 @@
-"""Tokens of a request, by the replies of real engines as they pass: with their chunks' framing."""
+"""Tokens of a request, from recorded replies with their chunk framing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import recorded
 from inference_engine_proxy_server.access.usage import tokens_used
 
-TAIL_BYTES = 16 * 1024  # as much as is kept of a reply
+TAIL_BYTES = 16 * 1024  # the part of a reply that is kept
 FOLDER = Path(recorded.__file__).parent
 
 
@@ -53,7 +53,7 @@ def used(name: str, body_bytes: int = 0) -> int:
     ],
 )
 @pytest.mark.parametrize("body_bytes", [0, 10**6])
-def test_what_the_engine_says_counts(name: str, tokens: int, body_bytes: int) -> None:
+def test_reported_tokens_count(name: str, tokens: int, body_bytes: int) -> None:
     assert used(name, body_bytes) == tokens
 
 
@@ -64,13 +64,13 @@ def test_what_the_engine_says_counts(name: str, tokens: int, body_bytes: int) ->
         pytest.param("vllm/completions-stream-raw", 60, 3 + 5, id="completion"),
     ],
 )
-def test_where_the_engine_says_nothing_it_is_estimated(name: str, body_bytes: int, tokens: int) -> None:
+def test_tokens_are_estimated_when_the_engine_reports_none(name: str, body_bytes: int, tokens: int) -> None:
     assert b"_tokens" not in reply(name)[1]
 
     assert tokens * 0.6 <= used(name, body_bytes) <= tokens * 2.5
 
 
-def test_a_long_stream_is_estimated_by_the_length_of_its_last_events() -> None:
+def test_a_long_stream_is_estimated_from_the_length_of_its_last_events() -> None:
     event = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n'
     stream = b"".join(event % (b"x" * (number % 9)) for number in range(5000))
 
@@ -78,7 +78,7 @@ def test_a_long_stream_is_estimated_by_the_length_of_its_last_events() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-server/v1-messages-stream-raw", "vllm/v1-messages-stream-raw"])
-def test_the_prompt_is_estimated_when_only_the_beginning_of_a_long_stream_told_it(name: str) -> None:
+def test_the_prompt_is_estimated_when_only_the_beginning_of_a_long_stream_reported_it(name: str) -> None:
     body = reply(name)[1]
     tail = re.sub(rb'"input_tokens":\d+,', b"", body.partition(b"event: content_block_delta")[2])
     [answer] = re.findall(rb'"output_tokens":(\d+)', tail)
@@ -86,25 +86,25 @@ def test_the_prompt_is_estimated_when_only_the_beginning_of_a_long_stream_told_i
     assert tokens_used(40_000, tail, 10**6) == 10_000 + int(answer)
 
 
-def test_a_stream_that_broke_off_is_estimated_as_far_as_it_went() -> None:
+def test_an_interrupted_stream_is_estimated_as_far_as_it_was_sent() -> None:
     body = reply("llama-server/v1-messages-stream-raw")[1]
     begun = body[: body.index(b"event: content_block_stop")].replace(b',"output_tokens":0', b"")
 
     assert 21 + 5 + 5 <= tokens_used(10**6, begun, len(begun)) <= 21 + 5 + 12
 
 
-def test_a_model_that_writes_such_words_is_not_believed() -> None:
+def test_generated_text_that_looks_like_usage_is_ignored() -> None:
     said = b'{"choices":[{"message":{"content":"{\\"total_tokens\\": 0, \\"input_tokens\\": 0}"}}]}'
 
     assert tokens_used(400, said, 400) == 100 + 100
 
 
-def test_an_answer_that_is_no_text_is_estimated_by_its_length() -> None:
+def test_a_binary_answer_is_estimated_from_its_length() -> None:
     assert tokens_used(400, b"\x00" * 1000, 4000) == 100 + 1000
 
 
 @given(body_bytes=st.integers(0, 2**40), tail=st.binary(min_size=1, max_size=300), more=st.integers(0, 2**40))
-def test_whatever_a_reply_is_it_uses_a_number_of_tokens(body_bytes: int, tail: bytes, more: int) -> None:
+def test_any_reply_gives_a_number_of_tokens(body_bytes: int, tail: bytes, more: int) -> None:
     tokens = tokens_used(body_bytes, tail, len(tail) + more)
 
     assert isinstance(tokens, int)

@@ -1,4 +1,4 @@
-"""An engine in somebody else's package, with nothing of this project edited."""
+"""An engine in a third-party package, which works without any edit in this project."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NovelBackend(BaseBackend):
         return float(reply.body), reply.status == 200
 """
 
-# A process of its own, so that the package is found as an installed one is, and not because a test imported it.
+# Runs in its own process, so that the package is found because it is installed and not because a test imported it.
 USES_IT = """
 import asyncio, json
 from inference_engine_proxy_server.backends.base import Reply, Thresholds
@@ -49,7 +49,7 @@ asyncio.run(main())
 """
 
 
-def test_it_is_found_by_owner_and_by_name_and_tells_its_state(tmp_path: Path) -> None:
+def test_an_installed_engine_is_found_by_owner_and_by_name(tmp_path: Path) -> None:
     package = tmp_path / "novel_engine"
     package.mkdir()
     (package / "__init__.py").write_text(ENGINE)

@@ -1,3 +1,5 @@
+"""The llama.cpp engine, against recorded and made-up replies."""
+
 from __future__ import annotations
 
 import pytest
@@ -8,7 +10,7 @@ from recorded import answering, recorded
 
 HEALTHY = recorded("llama-server", "health-ready")
 METRICS = recorded("llama-server", "metrics-after")
-# Cut from whole answers of 2 kB (build 11549) and 233 bytes (a router, build 11434).
+# Excerpts of complete replies of 2 kB (build 11549) and 233 bytes (a router, build 11434).
 PROPS = Reply(200, b'{"default_generation_settings":{"n_ctx":2048},"total_slots":2,"is_sleeping":false}')
 ROUTER_PROPS = Reply(200, b'{"role":"router","max_instances":4,"model_alias":"llama-server","model_path":"none"}')
 SINGLE = {
@@ -54,14 +56,14 @@ async def test_a_recorded_idle_server_is_ready_and_idle() -> None:
     }
 
 
-async def test_a_recorded_embedded_server_is_read_the_same() -> None:
+async def test_a_recorded_embedded_server_is_understood_too() -> None:
     answers = {"/health": HEALTHY, "/metrics": recorded("xllamacpp", "metrics")}
     state = await backend({**answers, "/v1/models": recorded("xllamacpp", "v1-models")}).fetch_state()
     assert (state.ready, state.requests_processing, state.model_names) == (True, 0.0, ModelNames.ANY)
     assert state.progress is not None
 
 
-async def test_loading_is_neither_live_nor_a_failure() -> None:
+async def test_a_loading_server_is_starting_and_not_live() -> None:
     loading = recorded("llama-server", "models-loading")
     asked: list[str] = []
     answers = {"/health": recorded("llama-server", "health-loading"), "/metrics": loading, "/v1/models": loading}
@@ -71,14 +73,14 @@ async def test_loading_is_neither_live_nor_a_failure() -> None:
 
 
 @pytest.mark.parametrize("status", [401, 404, 500, 503])
-async def test_a_health_that_is_not_200_excludes_and_is_named(status: int) -> None:
+async def test_a_health_status_other_than_200_makes_it_not_live(status: int) -> None:
     state = await backend({**SINGLE, "/health": Reply(status, b"")}).fetch_state()
     assert (state.ready, state.live, state.starting) == (False, False, False)
     assert state.reason == f"GET /health answered {status}"
 
 
 @pytest.mark.parametrize("error", [TimeoutError, ConnectionRefusedError, UnreadableState])
-async def test_a_health_that_does_not_answer_is_raised(error: type[Exception]) -> None:
+async def test_a_missing_health_reply_raises(error: type[Exception]) -> None:
     with pytest.raises(error):
         await backend({**SINGLE, "/health": error()}).fetch_state()
 
@@ -97,7 +99,7 @@ async def test_a_health_that_does_not_answer_is_raised(error: type[Exception]) -
         Reply(500, metrics("9", "9").body),
     ],
 )
-async def test_metrics_that_are_off_slow_or_broken_leave_it_ready_with_unknown_load(answer: Reply | Exception) -> None:
+async def test_unusable_metrics_leave_it_ready_with_unknown_load(answer: Reply | Exception) -> None:
     state = await backend({**SINGLE, "/metrics": answer}).fetch_state()
     assert (state.ready, state.live) == (True, True)
     assert (state.requests_processing, state.requests_waiting) == (None, None)
@@ -115,7 +117,7 @@ async def test_metrics_that_are_off_slow_or_broken_leave_it_ready_with_unknown_l
     ],
     ids=lambda answer: repr(answer)[:40],
 )
-async def test_progress_that_is_not_told_is_unknown(answer: Reply | Exception) -> None:
+async def test_progress_is_unknown_without_its_metric(answer: Reply | Exception) -> None:
     state = await backend({**SINGLE, "/metrics": answer}).fetch_state()
     assert (state.ready, state.progress) == (True, None)
 
@@ -138,13 +140,13 @@ async def test_progress_that_is_not_told_is_unknown(answer: Reply | Exception) -
     ],
     ids=lambda answer: repr(answer)[:60],
 )
-async def test_slots_that_are_not_told_are_unknown_and_harm_nothing(answer: Reply | Exception) -> None:
+async def test_unusable_props_leave_it_ready_with_unknown_capacity(answer: Reply | Exception) -> None:
     state = await backend({**SINGLE, "/props": answer}).fetch_state()
     assert (state.ready, state.live, state.reason, state.capacity) == (True, True, "", None)
     assert (state.requests_processing, state.progress) == (0.0, 206.0)
 
 
-async def test_another_server_at_the_same_address_has_its_own_slots() -> None:
+async def test_slots_are_read_at_every_poll() -> None:
     answers: dict[str, Reply | Exception] = {**SINGLE}
     polled = backend(answers)
     assert (await polled.fetch_state()).capacity == 2
@@ -162,19 +164,19 @@ async def test_another_server_at_the_same_address_has_its_own_slots() -> None:
         ("6", "junk", ""),
     ],
 )
-async def test_above_a_threshold_it_is_busy_but_live(processing: str, deferred: str, reason: str) -> None:
+async def test_a_load_above_a_threshold_makes_it_busy_but_live(processing: str, deferred: str, reason: str) -> None:
     state = await backend({**SINGLE, "/metrics": metrics(processing, deferred)}).fetch_state()
     assert (state.ready, state.live, state.reason) == (not reason, True, reason)
 
 
-async def test_a_router_refuses_unknown_names_and_its_load_and_capacity_are_unknown() -> None:
+async def test_a_router_is_strict_about_names_and_reports_no_load() -> None:
     asked: list[str] = []
     state = await backend({**ROUTER}, asked).fetch_state()
     assert (state.ready, state.requests_processing, state.model_names) == (True, None, ModelNames.STRICT)
     assert (state.capacity, state.progress) == (None, None)
     assert [model["id"] for model in state.models or ()] == ["tiny-a", "tiny-b"]
-    assert state.contexts == {"tiny-a": 1024}  # the other one is not loaded
-    # Asking for one model's metrics would load it, or keep it from being unloaded.
+    assert state.contexts == {"tiny-a": 1024}  # tiny-b is not loaded
+    # A poll of one model's metrics would load the model, or keep it from being unloaded.
     assert sorted(asked) == ["/health", "/metrics", "/props", "/v1/models"]
 
 
@@ -183,10 +185,10 @@ async def test_without_a_models_list_the_handling_of_names_is_unknown() -> None:
     assert (state.ready, state.models, state.model_names) == (True, None, ModelNames.UNKNOWN)
 
 
-async def test_load_is_processing_and_deferred() -> None:
+async def test_the_load_is_processing_plus_deferred() -> None:
     assert await backend({**SINGLE, "/metrics": metrics("2", "3")}).fetch_metrics() == (5.0, True)
     assert await backend({**SINGLE, "/metrics": metrics("7", "3")}).fetch_metrics() == (10.0, False)
 
 
-def test_its_connections_are_not_kept() -> None:
+def test_connections_are_not_kept_alive() -> None:
     assert not LlamaCppBackend.reuses_connections

@@ -1,3 +1,5 @@
+"""The fallback engine, against made-up replies."""
+
 from __future__ import annotations
 
 import pytest
@@ -23,28 +25,28 @@ async def test_a_healthy_server_is_ready_with_unknown_load() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "contexts"), [("8192", {"m": 8192}), ("null", {}), ("0", {}), ("-1", {}), ("true", {}), ('"8192"', {})]
+    ("length", "contexts"), [("8192", {"m": 8192}), ("null", {}), ("0", {}), ("-1", {}), ("true", {}), ('"8192"', {})]
 )
-async def test_a_context_is_believed_if_it_can_be_one(told: str, contexts: dict[str, int]) -> None:
-    models = Reply(200, b'{"data": [{"id": "m", "max_model_len": %b}, {"id": "n"}]}' % told.encode())
+async def test_only_a_positive_integer_is_a_context_length(length: str, contexts: dict[str, int]) -> None:
+    models = Reply(200, b'{"data": [{"id": "m", "max_model_len": %b}, {"id": "n"}]}' % length.encode())
     state = await backend({"/health": Reply(200, b""), "/v1/models": models}).fetch_state()
     assert state.contexts == contexts
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 501])
-async def test_without_a_health_page_the_models_list_proves_life(status: int) -> None:
+async def test_without_a_health_page_a_models_list_makes_it_live(status: int) -> None:
     state = await backend({"/health": Reply(status, b""), "/v1/models": MODELS}).fetch_state()
     assert (state.ready, state.live) == (True, True)
     assert state.models
 
 
 @pytest.mark.parametrize("answer", [Reply(401, b""), Reply(403, b""), Reply(200, b"<html>")])
-async def test_a_models_list_that_wants_a_key_or_cannot_be_read_proves_life_too(answer: Reply) -> None:
+async def test_a_models_list_that_is_forbidden_or_unreadable_makes_it_live_too(answer: Reply) -> None:
     state = await backend({"/v1/models": answer}).fetch_state()
     assert (state.ready, state.live, state.models) == (True, True, None)
 
 
-async def test_it_is_ready_while_its_models_list_is_slow() -> None:
+async def test_a_slow_models_list_leaves_it_ready() -> None:
     state = await backend({"/health": Reply(200, b""), "/v1/models": TimeoutError()}).fetch_state()
     assert (state.ready, state.models) == (True, None)
 
@@ -59,19 +61,19 @@ async def test_it_is_ready_while_its_models_list_is_slow() -> None:
         ({}, "GET /v1/models answered 404"),
     ],
 )
-async def test_other_answers_exclude(answers: dict[str, Reply | Exception], reason: str) -> None:
+async def test_other_statuses_make_it_not_live(answers: dict[str, Reply | Exception], reason: str) -> None:
     state = await backend({"/v1/models": MODELS, **answers} if "/health" in answers else answers).fetch_state()
     assert (state.ready, state.live, state.reason) == (False, False, reason)
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/models"])
 @pytest.mark.parametrize("error", [TimeoutError, ConnectionRefusedError, UnreadableState])
-async def test_no_answer_where_its_life_is_read_from_is_raised(path: str, error: type[Exception]) -> None:
+async def test_a_missing_reply_on_the_health_path_raises(path: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         await backend({path: error()}).fetch_state()
 
 
-async def test_its_load_is_never_told_as_zero_while_it_is_ready() -> None:
+async def test_a_ready_server_never_reports_a_load_of_zero() -> None:
     with pytest.raises(UnreadableState):
         await backend({"/health": Reply(200, b"")}).fetch_metrics()
     assert await backend({"/health": Reply(503, b"")}).fetch_metrics() == (0.0, False)

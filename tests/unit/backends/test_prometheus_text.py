@@ -57,25 +57,25 @@ def test_well_formed_lines_are_summed(page: bytes, total: float) -> None:
 
 
 @pytest.mark.parametrize("page", SKIPPED.values(), ids=SKIPPED.keys())
-def test_other_names_and_malformed_lines_are_left_out(page: bytes) -> None:
+def test_other_names_and_malformed_lines_are_skipped(page: bytes) -> None:
     assert sum_samples(page, ["load"]) == {}
     assert sum_samples(b"load 1\n" + page + b"\nload 2\n", ["load"]) == {"load": 3.0}
 
 
-def test_nan_is_passed_on() -> None:
+def test_nan_is_kept() -> None:
     assert math.isnan(sum_samples(b"load 1\nload NaN\n", ["load"])["load"])
 
 
-def test_labels_are_told_as_written() -> None:
+def test_labels_are_kept_as_written() -> None:
     page = b'state{name="awake"} 1\nstate 0\n'
     assert list(samples(page, "state")) == [Sample(b'{name="awake"}', 1.0), Sample(b"", 0.0)]
 
 
-def test_several_names_are_summed_apart() -> None:
+def test_each_name_has_its_own_sum() -> None:
     assert sum_samples(b"a 1\nb 2\na 3\n", ["a", "b", "c"]) == {"a": 4.0, "b": 2.0}
 
 
-# Names that contain one another, as the real ones do.
+# Names that contain one another, as in real pages.
 _names = st.sampled_from(["load", "load_by_reason", "over_load", "l", "my:load", "load1"])
 _label_values = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 _labels = st.dictionaries(st.sampled_from(["engine", "load", "le"]), _label_values, max_size=3)
@@ -101,16 +101,16 @@ def _escape(value: str) -> str:
 
 
 @given(st.lists(_lines(), max_size=12))
-def test_agrees_with_the_official_parser(lines: list[str]) -> None:
+def test_results_agree_with_the_official_parser(lines: list[str]) -> None:
     page = "\n".join(lines) + "\n"
     expected: dict[str, float] = defaultdict(float)
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             expected[sample.name] += sample.value
-    told = sum_samples(page.encode(), ["load", "load_by_reason", "over_load", "l", "my:load", "load1"])
-    assert told == pytest.approx(dict(expected), nan_ok=True)
+    sums = sum_samples(page.encode(), ["load", "load_by_reason", "over_load", "l", "my:load", "load1"])
+    assert sums == pytest.approx(dict(expected), nan_ok=True)
 
 
 @given(st.binary(max_size=200))
-def test_no_page_breaks_it(junk: bytes) -> None:
+def test_no_page_raises(junk: bytes) -> None:
     sum_samples(b"load" + junk + b"\nload 1\n", ["load", "l"])

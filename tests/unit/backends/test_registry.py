@@ -1,3 +1,5 @@
+"""Discovery of engines, and detection of the engine of a backend."""
+
 from __future__ import annotations
 
 import importlib
@@ -27,7 +29,7 @@ class {name}(BaseBackend):
 
 
 def install(directory: Path, module: str, text: str, *names: str, attribute: str = "Engine") -> None:
-    """A package with one module, installed as far as entry points can tell."""
+    """A package with one module and the metadata of an installed one."""
     (directory / f"{module}.py").write_text(text)
     about = directory / f"{module}-1.0.dist-info"
     about.mkdir()
@@ -36,13 +38,15 @@ def install(directory: Path, module: str, text: str, *names: str, attribute: str
     (about / "entry_points.txt").write_text(f"[inference_engine_proxy_server.backends]\n{lines}")
 
 
-def test_the_engines_of_this_package_are_found() -> None:
+def test_the_built_in_engines_are_discovered() -> None:
     engines = discover_engines()
     assert engines.by_provider == {"llamacpp": LlamaCppBackend, "vllm": VLLMBackend}
     assert engines.fallback is OpenAIBackend
 
 
-def test_two_engines_of_one_package_cannot_claim_one_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_engines_of_one_package_cannot_claim_the_same_provider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "clashing_engines"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -53,9 +57,7 @@ def test_two_engines_of_one_package_cannot_claim_one_provider(tmp_path: Path, mo
         discover_engines(importlib.import_module("clashing_engines"))
 
 
-def test_an_engine_that_another_module_imports_does_not_clash_with_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_imported_engine_does_not_conflict_with_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "sharing_engines"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -66,7 +68,7 @@ def test_an_engine_that_another_module_imports_does_not_clash_with_itself(
     assert {engine.__name__ for engine in engines.by_provider.values()} == {"One"}
 
 
-def test_an_entry_point_wins_over_an_engine_of_this_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_point_overrides_a_built_in_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "better_vllm", ENGINE_MODULE.format(name="Engine"), "better")
     monkeypatch.syspath_prepend(tmp_path)
     by_provider = discover_engines().by_provider
@@ -74,7 +76,7 @@ def test_an_entry_point_wins_over_an_engine_of_this_package(tmp_path: Path, monk
     assert by_provider["llamacpp"] is LlamaCppBackend
 
 
-def test_of_two_entry_points_the_first_by_name_wins(
+def test_the_first_of_two_entry_points_by_name_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     install(tmp_path, "later_engine", ENGINE_MODULE.format(name="Engine"), "b")
@@ -83,11 +85,11 @@ def test_of_two_entry_points_the_first_by_name_wins(
     by_provider = discover_engines().by_provider
     assert by_provider["thing"].__module__ == by_provider["a"].__module__ == "earlier_engine"
     assert by_provider["b"].__module__ == "later_engine"
-    assert "thing is already claimed by" in caplog.text
+    assert "the provider thing belongs to" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("text", "attribute", "told"),
+    ("text", "attribute", "message"),
     [
         ("raise RuntimeError('made on Friday')", "Engine", "made on Friday"),
         ("import a_module_that_is_not_there", "Engine", "a_module_that_is_not_there"),
@@ -97,21 +99,21 @@ def test_of_two_entry_points_the_first_by_name_wins(
         (ENGINE_MODULE.format(name="Engine"), "BaseBackend", "not a complete subclass"),
     ],
 )
-def test_a_broken_entry_point_is_logged_and_left_out(
+def test_a_broken_entry_point_is_logged_and_skipped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     request: pytest.FixtureRequest,
     text: str,
     attribute: str,
-    told: str,
+    message: str,
 ) -> None:
-    module = f"broken_engine_{request.node.callspec.indices['text']}"  # a module is imported once a process
+    module = f"broken_engine_{request.node.callspec.indices['text']}"  # a process imports a module only once
     install(tmp_path, module, text, "broken", attribute=attribute)
     monkeypatch.syspath_prepend(tmp_path)
     assert discover_engines().by_provider == {"llamacpp": LlamaCppBackend, "vllm": VLLMBackend}
     assert "'broken'" in caplog.text
-    assert told in caplog.text
+    assert message in caplog.text
 
 
 def owned_by(*owners: object) -> Reply:
@@ -145,13 +147,13 @@ def owned_by(*owners: object) -> Reply:
         (UnreadableState(), None),
     ],
 )
-async def test_a_backend_is_known_by_the_owner_of_its_models(
+async def test_the_owner_of_the_models_identifies_the_engine(
     answer: Reply | Exception, engine: type[object] | None
 ) -> None:
     assert await identify(ENGINES, answering({"/v1/models": answer})) is engine
 
 
 @pytest.mark.parametrize("error", [TimeoutError, ConnectionRefusedError])
-async def test_no_answer_is_raised(error: type[Exception]) -> None:
+async def test_detection_raises_without_a_reply(error: type[Exception]) -> None:
     with pytest.raises(error):
         await identify(ENGINES, answering({"/v1/models": error()}))

@@ -1,4 +1,4 @@
-"""By the replies of real engines as they pass: with their chunks' framing."""
+"""Token counts and timings, from recorded replies with their chunk framing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def body_of(name: str) -> bytes:
         ("vllm/v1-responses", ReplyFacts(24, 0, 4)),
     ],
 )
-def test_what_real_engines_say_is_read(name: str, facts: ReplyFacts) -> None:
+def test_recorded_replies_are_understood(name: str, facts: ReplyFacts) -> None:
     assert read_facts(body_of(name)) == facts
 
 
@@ -66,23 +66,23 @@ def test_what_real_engines_say_is_read(name: str, facts: ReplyFacts) -> None:
         (b"", (None, None, None)),
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_not_made_up(reply: bytes, facts: tuple[int | None, int | None, int | None]) -> None:
+def test_missing_numbers_stay_none(reply: bytes, facts: tuple[int | None, int | None, int | None]) -> None:
     assert read_facts(reply) == ReplyFacts(*facts)
 
 
-def test_an_old_llama_server_does_not_say_what_it_had() -> None:
+def test_an_old_llama_server_reports_no_cached_tokens() -> None:
     timings = b'{"timings":{"prompt_n":9,"prompt_ms":2.5,"predicted_n":3,"predicted_ms":4}}'
     assert read_facts(timings) == ReplyFacts(None, None, 3, 9, 2.5, 4.0)
 
 
-def test_the_prompt_of_a_long_stream_is_read_from_its_beginning() -> None:
+def test_the_prompt_tokens_of_a_long_stream_come_from_its_beginning() -> None:
     body = body_of("llama-server/v1-messages-stream-raw")
     assert read_facts(body[:700] + b"data: {}\n\n" * 100 + body[-300:]) == ReplyFacts(26, 21, 6)
     assert read_facts(body[-300:]) == ReplyFacts(None, None, 6)
 
 
 @given(st.binary(max_size=300))
-def test_no_reply_is_too_odd(reply: bytes) -> None:
+def test_no_reply_raises(reply: bytes) -> None:
     for start in (b"", b'"usage":{', b'"timings": {"prompt_n":'):
         assert isinstance(read_facts(start + reply), ReplyFacts)
 
@@ -99,5 +99,5 @@ def test_no_reply_is_too_odd(reply: bytes) -> None:
         (b'{"usage": {}}', False),
     ],
 )
-def test_a_stream_says_that_nothing_more_comes(reply: bytes, is_over: bool) -> None:
+def test_the_final_event_of_a_stream_is_recognized(reply: bytes, is_over: bool) -> None:
     assert says_its_end(reply) is is_over

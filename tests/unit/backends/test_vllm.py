@@ -1,3 +1,5 @@
+"""The vLLM engine, against recorded and made-up replies."""
+
 from __future__ import annotations
 
 import pytest
@@ -13,7 +15,7 @@ AWAKE = {
     "/v1/models": recorded("vllm", "v1-models"),
     "/is_paused": recorded("vllm", "err-404"),
 }
-# The names before vLLM's engine "V1": no engine label, another name of the KV cache usage, no sleep state.
+# The metrics before vLLM's "V1" engine: no engine label, another name for the KV cache usage, no sleep state.
 OLD_PAGE = b"""# TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{model_name="tiny"} 2.0
 # TYPE vllm:num_requests_swapped gauge
@@ -30,7 +32,7 @@ def backend(answers: dict[str, Reply | Exception], asked: list[str] | None = Non
 
 
 def page(**values: str) -> bytes:
-    """The recorded page with some metrics of its engine 0 set: by name, or by the label of the sleep state."""
+    """The recorded page with other values for engine 0, by metric name or by the label of the sleep state."""
     text = METRICS.body.decode()
     for name, value in values.items():
         head = f'vllm:{name}{{engine="0",model_name="tiny"}} '
@@ -60,14 +62,14 @@ async def test_a_recorded_idle_server_is_ready_and_idle() -> None:
     }
 
 
-async def test_waiting_by_reason_is_not_counted_again() -> None:
+async def test_waiting_by_reason_is_not_counted_twice() -> None:
     text = page(num_requests_waiting="4.0").replace(b'reason="capacity"} 0.0', b'reason="capacity"} 4.0')
     state = await backend({**AWAKE, "/metrics": Reply(200, text)}).fetch_state()
     assert b'reason="capacity"} 4.0' in text
     assert state.requests_waiting == 4.0
 
 
-async def test_all_engines_and_models_are_summed_and_the_fullest_cache_is_shown() -> None:
+async def test_engines_and_models_are_summed_and_the_fullest_cache_is_shown() -> None:
     second = b"".join(
         b'vllm:%s{engine="1",model_name="other"} %s\n' % sample
         for sample in (
@@ -86,7 +88,7 @@ async def test_all_engines_and_models_are_summed_and_the_fullest_cache_is_shown(
     ("labels", "tokens"),
     [
         (['block_size="16",engine="0",kv_cache_size_tokens="1000",num_gpu_blocks="200"'] * 2, 2000),
-        (['block_size="16",engine="0",num_gpu_blocks="200"'] * 2, 3200),  # of all engines, said by each
+        (['block_size="16",engine="0",num_gpu_blocks="200"'] * 2, 3200),  # of all engines, repeated by each
         (['block_size="16",kv_cache_size_tokens="None",num_gpu_blocks="200"'], 3200),
         (['block_size="16",num_gpu_blocks="None",num_gpu_blocks_override="200"'], None),
         (['block_size="16",num_gpu_blocks="0"'], None),
@@ -94,7 +96,7 @@ async def test_all_engines_and_models_are_summed_and_the_fullest_cache_is_shown(
         ([], None),
     ],
 )
-async def test_its_memory_is_that_of_all_its_engines(labels: list[str], tokens: int | None) -> None:
+async def test_memory_is_summed_over_all_engines(labels: list[str], tokens: int | None) -> None:
     lines = "".join(f"vllm:cache_config_info{{{one}}} 1.0\n" for one in labels)
     state = await backend({**AWAKE, "/metrics": Reply(200, lines.encode())}).fetch_state()
     assert state.memory_tokens == tokens
@@ -112,7 +114,7 @@ async def test_old_metric_names_are_understood() -> None:
     [
         ([("2.0", "4.0")], 2),
         ([("2.0", "0.0")], None),
-        # A long prompt takes the whole token budget of a step: fewer run, though more have run before.
+        # A long prompt takes the whole token budget of a step, so fewer requests run than before.
         ([("6.0", "0.0"), ("1.0", "5.0")], 6),
         ([("1.0", "5.0"), ("6.0", "1.0")], 6),
         ([("6.0", "1.0"), ("6.0", "0.0")], None),
@@ -121,7 +123,7 @@ async def test_old_metric_names_are_understood() -> None:
         ([("3.0", "NaN")], None),
     ],
 )
-async def test_its_capacity_is_the_most_it_has_run_told_while_others_wait(
+async def test_capacity_is_the_most_it_has_run_and_is_known_while_others_wait(
     seen: list[tuple[str, str]], capacity: int | None
 ) -> None:
     answers: dict[str, Reply | Exception] = {**AWAKE}
@@ -132,7 +134,7 @@ async def test_its_capacity_is_the_most_it_has_run_told_while_others_wait(
     assert state.capacity == capacity
 
 
-async def test_what_ran_before_it_failed_may_have_run_in_another_server() -> None:
+async def test_a_failure_resets_the_capacity() -> None:
     answers: dict[str, Reply | Exception] = {**AWAKE, "/metrics": Reply(200, page(num_requests_running="6"))}
     polled = backend(answers)
     await polled.fetch_state()
@@ -152,19 +154,19 @@ async def test_what_ran_before_it_failed_may_have_run_in_another_server() -> Non
         {"kv_cache_usage_perc": "0.0"},
     ],
 )
-async def test_its_progress_moves_with_tokens_and_with_the_cache_that_a_prompt_fills(moved: dict[str, str]) -> None:
+async def test_progress_changes_with_tokens_and_with_cache_usage(moved: dict[str, str]) -> None:
     before = {"generation_tokens_total": "10.0", "prompt_tokens_total": "100.0", "kv_cache_usage_perc": "0.25"}
-    told = [
+    states = [
         (await backend({**AWAKE, "/metrics": Reply(200, page(**values))}).fetch_state()).progress
         for values in (before, before, before | moved)
     ]
-    assert told[0] == told[1] == 110.25
-    assert told[2] not in (None, 110.25)
+    assert states[0] == states[1] == 110.25
+    assert states[2] not in (None, 110.25)
 
 
-async def test_progress_of_an_engine_that_is_not_the_fullest_counts() -> None:
+async def test_progress_covers_every_engine() -> None:
     second = b'vllm:kv_cache_usage_perc{engine="1",model_name="tiny"} %s\n'
-    told = [
+    states = [
         (
             await backend(
                 {**AWAKE, "/metrics": Reply(200, page(kv_cache_usage_perc="0.5") + second % usage)}
@@ -172,11 +174,11 @@ async def test_progress_of_an_engine_that_is_not_the_fullest_counts() -> None:
         )
         for usage in (b"0.1", b"0.2")
     ]
-    assert told[0].progress != told[1].progress
+    assert states[0].progress != states[1].progress
 
 
 @pytest.mark.parametrize("name", ["generation_tokens_total", "prompt_tokens_total", "kv_cache_usage_perc"])
-async def test_progress_is_unknown_when_a_part_of_it_is(name: str) -> None:
+async def test_progress_is_unknown_when_a_part_is_missing(name: str) -> None:
     missing = page().replace(b"\nvllm:" + name.encode() + b"{", b"\nvllm:other{")
     for text in (missing, page(**{name: "NaN"}), page(**{name: "+Inf"})):
         state = await backend({**AWAKE, "/metrics": Reply(200, text)}).fetch_state()
@@ -197,12 +199,12 @@ async def test_a_long_queue_does_not_make_it_busy() -> None:
         {"weights_offloaded": "1.0"},
     ],
 )
-async def test_asleep_it_is_not_live_although_its_health_is_200(states: dict[str, str]) -> None:
+async def test_a_sleeping_server_is_not_live_despite_a_healthy_status(states: dict[str, str]) -> None:
     state = await backend({**AWAKE, "/metrics": Reply(200, page(**states))}).fetch_state()
     assert (state.ready, state.live, state.reason) == (False, False, "asleep")
 
 
-async def test_one_sleeping_engine_of_several_counts() -> None:
+async def test_one_sleeping_engine_makes_the_server_not_live() -> None:
     text = page() + b'vllm:engine_sleep_state{engine="1",model_name="tiny",sleep_state="awake"} 0.0\n'
     assert (await backend({**AWAKE, "/metrics": Reply(200, text)}).fetch_state()).reason == "asleep"
 
@@ -221,12 +223,12 @@ async def test_one_sleeping_engine_of_several_counts() -> None:
     ],
     ids=repr,
 )
-async def test_paused_it_is_not_live(answer: Reply | Exception, reason: str) -> None:
+async def test_a_paused_server_is_not_live(answer: Reply | Exception, reason: str) -> None:
     state = await backend({**AWAKE, "/is_paused": answer}).fetch_state()
     assert (state.ready, state.live, state.reason) == (not reason, not reason, reason)
 
 
-async def test_a_server_that_has_no_is_paused_is_asked_once() -> None:
+async def test_a_server_without_is_paused_is_asked_once() -> None:
     asked: list[str] = []
     polled = backend({**AWAKE}, asked)
     for _ in range(3):
@@ -235,13 +237,13 @@ async def test_a_server_that_has_no_is_paused_is_asked_once() -> None:
 
 
 @pytest.mark.parametrize("trouble", [Reply(503, b""), ConnectionRefusedError()])
-async def test_after_trouble_it_may_be_another_server_and_is_asked_again(trouble: Reply | OSError) -> None:
+async def test_is_paused_is_asked_again_after_a_failure(trouble: Reply | OSError) -> None:
     answers: dict[str, Reply | Exception] = {**AWAKE}
     polled = backend(answers)
     await polled.fetch_state()
     answers |= {"/health": trouble, "/is_paused": Reply(200, b'{"is_paused":true}')}
     if isinstance(trouble, OSError):
-        with pytest.raises(OSError):  # noqa: PT011 - which one is told above
+        with pytest.raises(OSError):  # noqa: PT011 - the parameters give the type
             await polled.fetch_state()
     else:
         await polled.fetch_state()
@@ -249,7 +251,7 @@ async def test_after_trouble_it_may_be_another_server_and_is_asked_again(trouble
     assert (await polled.fetch_state()).reason == "paused"
 
 
-async def test_a_dead_engine_excludes() -> None:
+async def test_a_dead_engine_makes_it_not_live() -> None:
     asked: list[str] = []
     state = await backend({**AWAKE, "/health": Reply(503, b"")}, asked).fetch_state()
     assert (state.ready, state.live, state.reason) == (False, False, "GET /health answered 503")
@@ -257,7 +259,7 @@ async def test_a_dead_engine_excludes() -> None:
 
 
 @pytest.mark.parametrize("error", [TimeoutError, ConnectionRefusedError, UnreadableState])
-async def test_a_health_that_does_not_answer_is_raised(error: type[Exception]) -> None:
+async def test_a_missing_health_reply_raises(error: type[Exception]) -> None:
     with pytest.raises(error):
         await backend({**AWAKE, "/health": error()}).fetch_state()
 
@@ -275,14 +277,14 @@ async def test_a_health_that_does_not_answer_is_raised(error: type[Exception]) -
     ],
     ids=lambda answer: repr(answer)[:40],
 )
-async def test_metrics_that_are_off_slow_or_broken_leave_it_ready_with_unknown_load(answer: Reply | Exception) -> None:
+async def test_unusable_metrics_leave_it_ready_with_unknown_load(answer: Reply | Exception) -> None:
     state = await backend({**AWAKE, "/metrics": answer}).fetch_state()
     assert (state.ready, state.live, state.model_names) == (True, True, ModelNames.STRICT)
     assert (state.requests_processing, state.requests_waiting, state.capacity) == (None, None, None)
     assert state.models
 
 
-async def test_figures_that_json_cannot_hold_are_left_out() -> None:
+async def test_figures_that_json_cannot_represent_are_skipped() -> None:
     text = page(kv_cache_usage_perc="NaN", prompt_tokens_total="+Inf")
     state = await backend({**AWAKE, "/metrics": Reply(200, text)}).fetch_state()
     assert set(state.figures) == {

@@ -1,4 +1,4 @@
-"""Keys as people write them: in API_KEYS and in the file; and that no secret is kept or said."""
+"""Keys in API_KEYS and in the file of keys; no secret is stored or shown."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "keys.yaml"
 
 
-def complaint_about(file: Path) -> str:
+def error_of(file: Path) -> str:
     with pytest.raises(KeyFileError) as caught:
         read_key_file(file)
-    assert caught.value.__cause__ is None or isinstance(caught.value.__cause__, OSError)  # it would be printed, too
+    assert caught.value.__cause__ is None or isinstance(
+        caught.value.__cause__, OSError
+    )  # a traceback would print it, too
     return str(caught.value)
 
 
@@ -72,42 +74,42 @@ def test_a_secret_may_have_colons() -> None:
         pytest.param("alice:planted-planted-planted\n", id="line break after the secret"),
     ],
 )
-def test_what_is_no_key_is_refused_without_repeating_it(text: str) -> None:
+def test_an_invalid_key_is_refused_without_repeating_it(text: str) -> None:
     with pytest.raises(ValueError, match=r"NAME:SECRET|16 characters") as caught:
         parse_key(text)
 
     assert "planted" not in str(caught.value)
 
 
-def test_sixteen_characters_are_enough() -> None:
+def test_a_secret_of_sixteen_characters_is_long_enough() -> None:
     assert parse_key("alice:0123456789abcdef").name == "alice"
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         (f"alice:{SECRET},alice:{OTHER}", "two keys have the name alice"),
-        (f"alice:{SECRET},bob:{SECRET}", "the keys alice and bob have one secret"),
+        (f"alice:{SECRET},bob:{SECRET}", "the keys alice and bob have the same secret"),
     ],
 )
-def test_a_name_and_a_secret_stand_for_one_key_only(keys: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said) as caught:
+def test_two_keys_cannot_share_a_name_or_a_secret(keys: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
         keys_by_digest(map(parse_key, keys.split(",")))
 
     assert "planted" not in str(caught.value)
 
 
-def test_a_new_secret_is_one_that_is_accepted_and_never_the_same() -> None:
+def test_new_secrets_are_valid_and_unique() -> None:
     secrets = {new_secret() for _ in range(100)}
 
     assert len({parse_key(f"a:{secret}").digest for secret in secrets}) == 100
     assert all(len(secret) == len("sk-") + 43 for secret in secrets)  # 256 bits in base64
 
 
-# --- nothing of a secret is kept
+# --- secrets are neither stored nor shown
 
 
-def test_a_key_keeps_and_shows_nothing_of_its_secret() -> None:
+def test_a_key_neither_stores_nor_shows_its_secret() -> None:
     key = parse_key(f"alice:{SECRET}")
 
     assert key.digest == hashlib.sha256(SECRET.encode()).digest()
@@ -129,7 +131,7 @@ def test_settings_show_no_secret() -> None:
 
 
 @pytest.mark.parametrize("name", ["API_KEYS", "BACKEND_API_KEY", "ADMIN_KEY", "METRICS_KEY"])
-def test_a_refused_setting_with_a_secret_is_not_repeated(name: str) -> None:
+def test_a_refused_secret_is_not_repeated(name: str) -> None:
     for value in ("planted é", f"{SECRET} {SECRET}", f"alice:{SECRET},alice:{SECRET}é", f"x {SECRET}"):
         with pytest.raises(SettingsError, match=name) as caught:
             load_settings({name: value}, NO_FILE)
@@ -140,7 +142,7 @@ def test_a_refused_setting_with_a_secret_is_not_repeated(name: str) -> None:
 # --- the file
 
 
-def test_a_file_gives_keys_with_their_limits(file: Path) -> None:
+def test_a_file_has_keys_with_their_limits(file: Path) -> None:
     file.write_text(f"""\
 keys:
   - name: alice
@@ -169,7 +171,7 @@ keys:
     ]
 
 
-def test_a_key_may_be_for_no_model_at_all(file: Path) -> None:
+def test_a_key_may_permit_no_model_at_all(file: Path) -> None:
     file.write_text(f"keys: [{{name: a, sha256: {DIGEST}, models: []}}]")
 
     assert read_key_file(file)[0].models == frozenset()
@@ -184,7 +186,7 @@ def test_a_key_may_be_for_no_model_at_all(file: Path) -> None:
         pytest.param("2027-01-31T12:00:00+02:00", "2027-01-31T10:00:00", id="time with an offset"),
         pytest.param("'2027-01-31T12:00:00+02:00'", "2027-01-31T10:00:00", id="time with an offset as text"),
         pytest.param("2027-01-31 12:00:00", "2027-01-31T12:00:00", id="time without a zone is UTC"),
-        pytest.param("9999-12-31", "9999-12-31T23:59:59.999999", id="the last date there is"),
+        pytest.param("9999-12-31", "9999-12-31T23:59:59.999999", id="the last possible date"),
     ],
 )
 def test_expiry_is_a_date_or_a_time(file: Path, written: str, at: str) -> None:
@@ -196,10 +198,12 @@ def test_expiry_is_a_date_or_a_time(file: Path, written: str, at: str) -> None:
 @pytest.mark.parametrize(
     ("entry", "place"),
     [
-        pytest.param(f"secret: {SECRET}, sha256: {DIGEST}", "keys.0: either 'sha256' or 'secret'", id="both"),
-        pytest.param("priority: 1", "keys.0: either 'sha256' or 'secret'", id="neither"),
-        pytest.param("secret: planted", "keys.0: a secret has 16 characters", id="short secret"),
-        pytest.param("secret: planted planted planted", "keys.0: a secret has 16 characters", id="blank in the secret"),
+        pytest.param(f"secret: {SECRET}, sha256: {DIGEST}", "keys.0: set either 'sha256' or 'secret'", id="both"),
+        pytest.param("priority: 1", "keys.0: set either 'sha256' or 'secret'", id="neither"),
+        pytest.param("secret: planted", "keys.0: a secret must have 16 characters", id="short secret"),
+        pytest.param(
+            "secret: planted planted planted", "keys.0: a secret must have 16 characters", id="blank in the secret"
+        ),
         pytest.param("secret: [planted-planted-planted]", "keys.0.secret", id="list as a secret"),
         pytest.param("sha256: planted", "keys.0.sha256", id="no digest"),
         pytest.param(f"sha256: {DIGEST}0", "keys.0.sha256", id="digest too long"),
@@ -221,19 +225,19 @@ def test_expiry_is_a_date_or_a_time(file: Path, written: str, at: str) -> None:
         pytest.param(f"sha256: {DIGEST}, name: 'a b'", "keys.0.name", id="blank in the name"),
     ],
 )
-def test_a_mistake_in_an_entry_is_named_by_its_place(file: Path, entry: str, place: str) -> None:
+def test_an_error_in_an_entry_names_its_place(file: Path, entry: str, place: str) -> None:
     file.write_text(f"keys: [{{name: alice, {entry}}}]")
 
-    said = complaint_about(file)
+    message = error_of(file)
 
-    assert said.startswith(f"{file}: {place}")
-    assert "planted" not in said
-    assert DIGEST not in said
-    assert "\n" not in said
+    assert message.startswith(f"{file}: {place}")
+    assert "planted" not in message
+    assert DIGEST not in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         pytest.param(f"keys: {SECRET}", "keys", id="no list"),
         pytest.param(f"keys: [{SECRET}]", "keys.0", id="no object"),
@@ -250,54 +254,54 @@ def test_a_mistake_in_an_entry_is_named_by_its_place(file: Path, entry: str, pla
         pytest.param("[" * 5000, "is not YAML", id="endless nesting"),
     ],
 )
-def test_what_is_no_file_of_keys_is_refused_without_repeating_it(file: Path, text: str, said: str) -> None:
+def test_an_invalid_file_is_refused_without_repeating_its_content(file: Path, text: str, message: str) -> None:
     file.write_text(text)
 
-    complaint = complaint_about(file)
+    error_text = error_of(file)
 
-    assert complaint.startswith(str(file))
-    assert said in complaint
-    assert "planted" not in complaint
-    assert "\n" not in complaint
+    assert error_text.startswith(str(file))
+    assert message in error_text
+    assert "planted" not in error_text
+    assert "\n" not in error_text
 
 
-def test_what_is_no_text_is_refused(file: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(file: Path) -> None:
     file.write_bytes(b"keys: \xff\xfe")
 
-    assert complaint_about(file) == f"{file} is not YAML"
+    assert error_of(file) == f"{file} is not YAML"
 
 
-def test_what_cannot_be_opened_is_said(file: Path) -> None:
-    assert complaint_about(file) == f"{file}: No such file or directory"
-    assert complaint_about(file.parent) == f"{file.parent}: Is a directory"
+def test_a_file_that_cannot_be_opened_is_refused_with_the_reason(file: Path) -> None:
+    assert error_of(file) == f"{file}: No such file or directory"
+    assert error_of(file.parent) == f"{file.parent}: Is a directory"
 
 
 @given(st.binary(max_size=200) | st.text(alphabet="keys: -[]{}nam\n\"'2701-:&*!|>#\t", max_size=200).map(str.encode))
-def test_whatever_stands_in_a_file_it_gives_keys_or_one_line(content: bytes) -> None:
-    class Written(type(Path())):  # type: ignore[misc]  # a file whose content is at hand
+def test_any_content_gives_keys_or_one_line_of_error(content: bytes) -> None:
+    class Written(type(Path())):  # type: ignore[misc]  # a file with the given content
         def read_text(self, *_: object, **__: object) -> str:
             return content.decode("utf-8")
 
-    complaint = ""
+    error_text = ""
     try:
         keys = read_key_file(Written("keys.yaml"))
     except KeyFileError as error:
-        complaint, keys = str(error), []
+        error_text, keys = str(error), []
 
-    assert "\n" not in complaint
+    assert "\n" not in error_text
     assert all(isinstance(key, ApiKey) for key in keys)
 
 
-def test_keys_made_in_code_are_taken_as_they_are() -> None:
+def test_keys_created_in_code_are_kept_unchanged() -> None:
     key = ApiKey("a", digest_of(b"x"), models=frozenset({"m"}))
 
     assert Settings(api_keys=(key,)).api_keys == (key,)
 
 
-def test_an_empty_file_is_refused_as_its_editor_may_be_about_to_write_it(tmp_path: Path) -> None:
+def test_an_empty_file_is_refused_because_it_may_be_unfinished(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
     file.write_text("# nothing yet\n")
-    with pytest.raises(KeyFileError, match=r"keys\.yaml is empty; without keys it says 'keys: \[\]'$"):
+    with pytest.raises(KeyFileError, match=r"keys\.yaml is empty; if that is intended, write 'keys: \[\]'$"):
         read_key_file(file)
 
     file.write_text("keys: []")

@@ -1,4 +1,4 @@
-"""The fleet file: what it may say, what is refused and how, and that its schema and its documents say the same."""
+"""The fleet file: valid content, error messages, and that its schema and documentation agree with the code."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from inference_engine_proxy_server.config.base_urls import name_of, server_of
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig, completed
 from inference_engine_proxy_server.config.fleet_file import FleetFile, FleetFileError, read_fleet_file
 from inference_engine_proxy_server.config.fleet_form import fleet_file_schema
@@ -38,15 +39,15 @@ def read(file: Path, environ: Mapping[str, str] | None = None) -> FleetFile:
     return read_fleet_file(file, environ or {}, VARIABLES)
 
 
-def complaint_about(file: Path, environ: Mapping[str, str] | None = None) -> str:
+def error_of(file: Path, environ: Mapping[str, str] | None = None) -> str:
     with pytest.raises(FleetFileError) as caught:
         read(file, environ)
-    assert caught.value.__cause__ is None  # it would be printed, too
-    said = str(caught.value)
-    assert "planted" not in said
-    assert "\n" not in said
-    assert not re.search(r"pydantic|FleetForm|BackendEntry|dictionary|instance", said)
-    return said
+    assert caught.value.__cause__ is None  # a traceback would print it, too
+    message = str(caught.value)
+    assert "planted" not in message
+    assert "\n" not in message
+    assert not re.search(r"pydantic|FleetForm|BackendEntry|dictionary|instance", message)
+    return message
 
 
 def entry_of(file: Path, entry: str) -> BackendConfig:
@@ -54,10 +55,10 @@ def entry_of(file: Path, entry: str) -> BackendConfig:
     return read(file).backends[0]
 
 
-# --- what it may say
+# --- valid files
 
 
-def test_a_file_tells_everything_about_a_backend(file: Path) -> None:
+def test_a_file_can_set_everything_about_a_backend(file: Path) -> None:
     file.write_text(f"""\
 backends:
   - url: HTTP://LLM-1:8080/base/
@@ -99,7 +100,7 @@ settings:
 
 
 @pytest.mark.parametrize("text", ["settings: {}", "{}", "settings: {API_KEYS_FILE: ''}"])
-def test_a_file_may_say_nothing_on_purpose(file: Path, text: str) -> None:
+def test_a_file_may_set_nothing_on_purpose(file: Path, text: str) -> None:
     file.write_text(text)
 
     assert read(file).backends == ()
@@ -116,11 +117,11 @@ def test_a_file_may_say_nothing_on_purpose(file: Path, text: str) -> None:
         ("models: ['org/model:latest']", "models", ("org/model:latest",)),
     ],
 )
-def test_values_at_the_edge_are_taken(file: Path, entry: str, field: str, value: object) -> None:
+def test_values_at_the_limits_are_accepted(file: Path, entry: str, field: str, value: object) -> None:
     assert getattr(entry_of(file, entry), field) == value
 
 
-def test_a_backend_may_repeat_what_another_one_says(file: Path) -> None:
+def test_a_backend_may_merge_another_one_by_yaml_anchor(file: Path) -> None:
     file.write_text("backends: [&one {url: http://a, weight: 2}, {<<: *one, url: http://b}]")
 
     assert [(backend.url, backend.weight) for backend in read(file).backends] == [("http://a", 2), ("http://b", 2)]
@@ -135,50 +136,41 @@ def test_a_file_may_begin_with_a_byte_order_mark(file: Path) -> None:
 # --- keys
 
 
-def test_a_key_may_stand_in_a_variable(file: Path) -> None:
+def test_a_key_may_come_from_a_variable(file: Path) -> None:
     file.write_text("backends: [{url: http://a, api_key_env: KEY_OF_A}]")
 
     assert read(file, {"KEY_OF_A": f" {KEY}\n"}).backends[0].api_key == SecretStr(KEY)
 
 
 @pytest.mark.parametrize(
-    ("environ", "said"),
+    ("environ", "message"),
     [
         ({}, "the environment variable that it names is not set"),
         ({"planted_key": " "}, "the environment variable that it names is not set"),
-        ({"planted_key": "planted é"}, "a key has no blanks and no letters beyond ASCII"),
+        ({"planted_key": "planted é"}, "must be printable ASCII without blanks"),
     ],
 )
-def test_a_variable_without_a_key_is_refused_without_naming_it(
-    file: Path, environ: Mapping[str, str], said: str
+def test_a_variable_without_a_valid_key_is_refused_without_naming_it(
+    file: Path, environ: Mapping[str, str], message: str
 ) -> None:
     file.write_text("backends: [{url: http://a}, {url: http://b, api_key_env: planted_key}]")
 
-    assert complaint_about(file, environ) == f"{file}: backends.1.api_key_env: {said}"
+    assert error_of(file, environ) == f"{file}: backends.1.api_key_env: {message}"
 
 
-def test_nothing_shows_a_key(file: Path) -> None:
+def test_no_representation_shows_a_key(file: Path) -> None:
     file.write_text(f"backends: [{{url: http://a, api_key: {KEY}}}]\nsettings: {{ADMIN_KEY: {KEY}}}")
     found = read(file)
-    settings = Settings(backends=("http://a",)).described_by(found.backends)
+    configuration = Configuration.of(Settings(backends=("http://a",)), found.backends)
 
-    for shown in (found, found.backends[0], settings, settings.fleet):
+    for shown in (found, found.backends[0], configuration, configuration.fleet):
         assert "planted" not in f"{shown!r} {shown}"
 
 
-def test_a_changed_fleet_brings_what_is_said_of_its_models() -> None:
-    models = {"m": ModelConfig("rendezvous")}
-    changed = Settings(backends=("http://b",)).described_by((), models)
-
-    settings = Settings(backends=("http://a",), port=1).with_fleet_of(changed)
-
-    assert (settings.port, settings.backends, settings.models) == (1, ("http://b",), models)
+# --- one configuration for each backend
 
 
-# --- one for each backend
-
-
-def test_backends_that_nobody_describes_have_defaults_and_a_name() -> None:
+def test_a_backend_without_description_has_defaults_and_a_name() -> None:
     key = SecretStr("k")
 
     assert completed(["http://a", "http://[::1]:8080/x"], [], key) == (
@@ -187,7 +179,7 @@ def test_backends_that_nobody_describes_have_defaults_and_a_name() -> None:
     )
 
 
-def test_described_backends_keep_their_own_key_and_get_the_url_that_is_asked_for() -> None:
+def test_a_described_backend_keeps_its_own_key_and_takes_the_configured_url() -> None:
     own = SecretStr("own")
 
     assert completed(["http://a:80"], [BackendConfig("http://a", "x", api_key=own)], SecretStr("k")) == (
@@ -195,7 +187,7 @@ def test_described_backends_keep_their_own_key_and_get_the_url_that_is_asked_for
     )
 
 
-def test_no_two_backends_have_one_name() -> None:
+def test_every_backend_has_a_unique_name() -> None:
     urls = ["http://a:443", "https://a", "http://a", "https://a/x"]
 
     assert [backend.name for backend in completed(urls, [])] == ["http://a:443", "https://a", "a:80", "a:443/x"]
@@ -205,20 +197,20 @@ def test_no_two_backends_have_one_name() -> None:
     ("one", "other"),
     [("http://a", "http://a:80"), ("https://a/x", "https://a:443/x"), ("http://[::1]", "http://[::1]:80")],
 )
-def test_a_default_port_makes_no_other_server(one: str, other: str) -> None:
+def test_an_explicit_default_port_means_the_same_server(one: str, other: str) -> None:
     assert (server_of(one), name_of(one)) == (server_of(other), name_of(other))
 
 
-# --- what is refused
+# --- errors
 
-WEIGHT = "a number above 0 and up to 1000 is needed"
-CAPACITY = "a whole number from 1 to 1000000 is needed"
-BLANK = "a value is needed, or leave the line out"
-NAME = "up to 64 letters, digits, '.', '_' and '-' are needed"
+WEIGHT = "must be a number above 0 and up to 1000"
+CAPACITY = "must be a whole number from 1 to 1000000"
+BLANK = "must have a value; to leave it unset, remove the line"
+NAME = "must be up to 64 letters, digits, '.', '_' or '-'"
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ("weight: 0", f"weight: {WEIGHT}"),
         ("weight: 1000.5", f"weight: {WEIGHT}"),
@@ -228,137 +220,143 @@ NAME = "up to 64 letters, digits, '.', '_' and '-' are needed"
         ("weight: ", f"weight: {BLANK}"),
         ("capacity: 0", f"capacity: {CAPACITY}"),
         ("capacity: 1.5", f"capacity: {CAPACITY}"),
-        ("max_requests_processing: -1", "max_requests_processing: a whole number from 0 to 1000000 is needed"),
-        ("max_requests_waiting: many", "max_requests_waiting: a whole number from 0 to 1000000 is needed"),
+        ("max_requests_processing: -1", "max_requests_processing: must be a whole number from 0 to 1000000"),
+        ("max_requests_waiting: many", "max_requests_waiting: must be a whole number from 0 to 1000000"),
         ("name: a b", f"name: {NAME}"),
         ("name: ''", f"name: {NAME}"),
         (f"name: {'a' * 65}", f"name: {NAME}"),
-        ("name: 1", "name: a text is needed"),
+        ("name: 1", "name: must be text"),
         ("engine: 'llama cpp'", f"engine: {NAME}"),
-        ("models: a", "models: a list is needed"),
-        ("models: []", "models: at least one is needed, or leave the line out"),
-        ("models: [1]", "models.0: a text is needed"),
-        ("models: ['']", "models.0: a text is needed"),
+        ("models: a", "models: must be a list"),
+        ("models: []", "models: must not be empty; to leave it unset, remove the line"),
+        ("models: [1]", "models.0: must be text"),
+        ("models: ['']", "models.0: must not be empty"),
         ("models: ", f"models: {BLANK}"),
         ("api_key: ", f"api_key: {BLANK}"),
-        ("api_key: ''", "api_key: a key has no blanks and no letters beyond ASCII"),
-        ("api_key: planted secret", "api_key: a key has no blanks and no letters beyond ASCII"),
-        ("api_key: [planted]", "api_key: a text is needed"),
-        ("api_key_env: sk-planted", "api_key_env: the name of an environment variable is needed"),
-        (f"api_key: {KEY}, api_key_env: A", "'api_key' and 'api_key_env' cannot stand together"),
-        ("weigth: 2", "weigth is not known; did you mean weight?"),
-        ("max_request_processing: 2", "max_request_processing is not known; did you mean max_requests_processing?"),
-        ("key: planted", "key is not known; did you mean api_key?"),
-        ("tls: planted", "tls is not known; there are url, name, engine, weight, "),
-        (f"{KEY}: x", "*** is not known; there are url, name, "),
+        ("api_key: ''", "api_key: must be printable ASCII without blanks"),
+        ("api_key: planted secret", "api_key: must be printable ASCII without blanks"),
+        ("api_key: [planted]", "api_key: must be text"),
+        ("api_key_env: sk-planted", "api_key_env: must be the name of an environment variable"),
+        (f"api_key: {KEY}, api_key_env: A", "set 'api_key' or 'api_key_env', not both"),
+        ("weigth: 2", "weigth is unknown; did you mean weight?"),
+        ("max_request_processing: 2", "max_request_processing is unknown; did you mean max_requests_processing?"),
+        ("key: planted", "key is unknown; did you mean api_key?"),
+        ("tls: planted", "tls is unknown; use one of: url, name, engine, weight, "),
+        (f"{KEY}: x", "*** is unknown; use one of: url, name, "),
     ],
 )
-def test_a_mistake_in_a_backend_is_one_line_with_its_place(file: Path, entry: str, said: str) -> None:
+def test_an_error_in_a_backend_is_one_line_with_its_place(file: Path, entry: str, message: str) -> None:
     file.write_text(f"backends: [{{url: http://b}}, {{url: http://a, {entry}}}]")
 
-    complaint = complaint_about(file)
+    error_text = error_of(file)
 
-    place = "backends.1: " if said.startswith("'") else "backends.1."
-    assert complaint.startswith(f"{file}: {place}{said}")
+    place = "backends.1: " if message.startswith("set '") else "backends.1."
+    assert error_text.startswith(f"{file}: {place}{message}")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("backends: [{name: a}]", "backends.0.url is needed"),
-        ("backends: [{ulr: http://a}]", "backends.0.ulr is not known; did you mean url?"),
+        ("backends: [{name: a}]", "backends.0.url is missing"),
+        ("backends: [{ulr: http://a}]", "backends.0.ulr is unknown; did you mean url?"),
         ("backends: [{url: llm-1:8080}]", "backends.0.url: 'llm-1:8080' must begin with http:// or https://"),
         (
             "backends: [{url: 'http://x:planted@a'}]",
             "backends.0.url: a URL with a user name or password is not supported",
         ),
-        ("backends: [{url: http://a}, {url: 'http://A:80/'}]", "backends: 'http://a:80' is there twice"),
+        ("backends: [{url: http://a}, {url: 'http://A:80/'}]", "backends: 'http://a:80' is listed twice"),
         ("backends: [{url: http://a, name: x}, {url: http://b, name: x}]", "backends: two backends have the name x"),
-        ("backends: http://a", "backends: a list is needed"),
-        ("backends: []", "backends: at least one is needed, or leave the line out"),
-        ("backends: ", "backends: a list is needed"),
-        ("backends: [http://a]", "backends.0: names with values are needed"),
-        ("backend: [{url: http://a}]", "backend is not known; did you mean backends?"),
-        ("x: 1", "x is not known; there are backends, models, settings"),
-        (f"{KEY}: 1", "*** is not known; there are backends, models, settings"),
+        ("backends: http://a", "backends: must be a list"),
+        ("backends: []", "backends: must not be empty; to leave it unset, remove the line"),
+        ("backends: ", "backends: must be a list"),
+        ("backends: [http://a]", "backends.0: must be a mapping"),
+        ("backend: [{url: http://a}]", "backend is unknown; did you mean backends?"),
+        ("x: 1", "x is unknown; use one of: backends, models, settings"),
+        (f"{KEY}: 1", "*** is unknown; use one of: backends, models, settings"),
         (
             "models: {org/a-long-name:latest: {balancing_policy: rendevous}}",
-            "models.org/a-long-name:latest.balancing_policy: one of least_requests, expected_time, power_of_two, ",
+            "models.org/a-long-name:latest.balancing_policy: must be one of least_requests, expected_time, ",
         ),
-        ("models: {m: {balancing_policy: 1}}", "models.m.balancing_policy: one of least_requests, "),
+        ("models: {m: {balancing_policy: 1}}", "models.m.balancing_policy: must be one of least_requests, "),
         ("models: {m: {balancing_policy: }}", f"models.m.balancing_policy: {BLANK}"),
-        ("models: {m: {balancing: x}}", "models.m.balancing is not known; did you mean balancing_policy?"),
-        ("models: {m: {x: 1}}", "models.m.x is not known; there is balancing_policy"),
-        ("models: {m: }", "models.m: names with values are needed"),
-        ("models: {'a planted key': 1}", "models.***: names with values are needed"),
-        ("models: {'': {}}", "models..***: a text is needed"),
-        ("models: [m]", "models: names with values are needed"),
-        ("[]", "names with values are needed"),
-        (KEY, "names with values are needed"),
-        ("settings: [PORT]", "settings: names with values are needed"),
-        ("settings: ", "settings: names with values are needed"),
-        ("settings: {PORT: }", "settings.PORT: a text, a number, true or false, or a list of these is needed"),
-        ("settings: {PORT: {a: b}}", "settings.PORT: a text, a number, true or false, or a list of these is needed"),
+        ("models: {m: {balancing: x}}", "models.m.balancing is unknown; did you mean balancing_policy?"),
+        ("models: {m: {x: 1}}", "models.m.x is unknown; use one of: balancing_policy"),
+        ("models: {m: }", "models.m: must be a mapping"),
+        ("models: {'a planted key': 1}", "models.***: must be a mapping"),
+        ("models: {'': {}}", "models..***: must not be empty"),
+        ("models: [m]", "models: must be a mapping"),
+        ("[]", "must be a mapping"),
+        (KEY, "must be a mapping"),
+        ("settings: [PORT]", "settings: must be a mapping"),
+        ("settings: ", "settings: must be a mapping"),
+        ("settings: {PORT: }", "settings.PORT: must be text, a number, true or false, or a list of these"),
+        ("settings: {PORT: {a: b}}", "settings.PORT: must be text, a number, true or false, or a list of these"),
         (
             "settings: {API_KEYS_FILE: 2027-01-31}",
-            "settings.API_KEYS_FILE: a text, a number, true or false, or a list of these is needed",
+            "settings.API_KEYS_FILE: must be text, a number, true or false, or a list of these",
         ),
-        ("settings: {QUEUE_TIMEOUT: 1}", "settings.QUEUE_TIMEOUT is not known; did you mean QUEUE_TIMEOUT_SECONDS?"),
-        ("settings: {log-level: info}", "settings.log-level is not known; did you mean LOG_LEVEL?"),
+        ("settings: {QUEUE_TIMEOUT: 1}", "settings.QUEUE_TIMEOUT is unknown; did you mean QUEUE_TIMEOUT_SECONDS?"),
+        ("settings: {log-level: info}", "settings.log-level is unknown; did you mean LOG_LEVEL?"),
         (
             "settings: {HF_TOKEN: planted}",
-            "settings.HF_TOKEN is not known; `inference-proxy settings` lists those that are",
+            "settings.HF_TOKEN is unknown; `inference-proxy settings` lists all names",
         ),
-        (f"settings: {{{KEY}: 1}}", "settings.*** is not known; `inference-proxy settings` lists those that are"),
-        ("settings: {PORT: 1, port: 2}", "settings.PORT is there twice"),
-        ("settings: {backends: http://a}", "settings.BACKENDS is not for this file: the file's own list 'backends'"),
-        ("settings: {CONFIG_FILE: a}", "settings.CONFIG_FILE is not for this file: it names this file"),
-        ("settings: {model: a}", "settings.MODEL is not for this file: only Docker Compose uses it, which reads .env"),
-        ("settings: {1: a}", "settings.1.***: a text is needed"),
+        (f"settings: {{{KEY}: 1}}", "settings.*** is unknown; `inference-proxy settings` lists all names"),
+        ("settings: {PORT: 1, port: 2}", "settings.PORT is set twice"),
+        (
+            "settings: {backends: http://a}",
+            "settings.BACKENDS cannot be set in this file: use the file's list 'backends'",
+        ),
+        ("settings: {CONFIG_FILE: a}", "settings.CONFIG_FILE cannot be set in this file: it names this file"),
+        (
+            "settings: {model: a}",
+            "settings.MODEL cannot be set in this file: only Docker Compose uses it, and reads it from .env",
+        ),
+        ("settings: {1: a}", "settings.1.***: must be text"),
     ],
 )
-def test_a_mistake_in_the_file_is_one_line_with_its_place(file: Path, text: str, said: str) -> None:
+def test_an_error_in_the_file_is_one_line_with_its_place(file: Path, text: str, message: str) -> None:
     file.write_text(text)
 
-    assert complaint_about(file).startswith(f"{file}: {said}")
+    assert error_of(file).startswith(f"{file}: {message}")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        pytest.param("", " is empty; with nothing to say it says 'settings: {}'", id="empty"),
-        pytest.param("# nothing yet\n", " is empty; with nothing to say it says 'settings: {}'", id="comment"),
+        pytest.param("", " is empty; if that is intended, write 'settings: {}'", id="empty"),
+        pytest.param("# nothing yet\n", " is empty; if that is intended, write 'settings: {}'", id="comment"),
         pytest.param(f"backends: [\n{KEY}", " is not YAML, line 2", id="bracket left open"),
         pytest.param(f"backends: !{KEY} x", " is not YAML, line 1", id="unknown tag"),
         pytest.param("? [a]\n: b", " is not YAML, line 1", id="list as a name"),
         pytest.param(
-            "backends: 2027-02-31", " is not YAML, or has a date or a number that there is not", id="no such day"
+            "backends: 2027-02-31", " is not YAML, or contains an impossible date or number", id="no such day"
         ),
-        pytest.param("[" * 5000, " is not YAML, or has a date or a number that there is not", id="endless nesting"),
-        pytest.param("backends: []\n\nbackends: []", " has a name twice, line 3", id="two lists"),
-        pytest.param("backends:\n- url: http://a\n  url: http://b", " has a name twice, line 3", id="two URLs"),
+        pytest.param("[" * 5000, " is not YAML, or contains an impossible date or number", id="endless nesting"),
+        pytest.param("backends: []\n\nbackends: []", " repeats a name, line 3", id="two lists"),
+        pytest.param("backends:\n- url: http://a\n  url: http://b", " repeats a name, line 3", id="two URLs"),
     ],
 )
-def test_what_is_no_file_of_a_fleet_is_refused_without_repeating_it(file: Path, text: str, said: str) -> None:
+def test_an_invalid_file_is_refused_without_repeating_its_content(file: Path, text: str, message: str) -> None:
     file.write_text(text)
 
-    assert complaint_about(file) == f"{file}{said}"
+    assert error_of(file) == f"{file}{message}"
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("missing", "No such file or directory"), (".", "Is a directory"), ("a\0b", "there is no such file")],
 )
-def test_what_cannot_be_opened_is_said(tmp_path: Path, name: str, reason: str) -> None:
+def test_a_file_that_cannot_be_opened_is_refused_with_the_reason(tmp_path: Path, name: str, reason: str) -> None:
     path = tmp_path / name
 
-    assert complaint_about(path) == f"CONFIG_FILE is {str(path)!r}: {reason}"
+    assert error_of(path) == f"CONFIG_FILE is {str(path)!r}: {reason}"
 
 
-def test_what_is_no_text_is_refused(file: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(file: Path) -> None:
     file.write_bytes(b"backends: \xff\xfe")
 
-    assert complaint_about(file) == f"CONFIG_FILE is {str(file)!r}: it is not UTF-8 text"
+    assert error_of(file) == f"CONFIG_FILE is {str(file)!r}: it is not UTF-8 text"
 
 
 PIECES = [
@@ -401,35 +399,35 @@ KEYS_OF_YAML = [
 @given(
     st.binary(max_size=200) | st.lists(st.sampled_from(PIECES + KEYS_OF_YAML), max_size=30).map("".join).map(str.encode)
 )
-def test_whatever_stands_in_a_file_it_gives_a_fleet_or_one_line(content: bytes) -> None:
-    class Written(type(Path())):  # type: ignore[misc]  # a file whose content is at hand
+def test_any_content_gives_a_fleet_or_one_line_of_error(content: bytes) -> None:
+    class Written(type(Path())):  # type: ignore[misc]  # a file with the given content
         def read_text(self, *_: object, **__: object) -> str:
             return content.decode("utf-8")
 
-    complaint = ""
+    error_text = ""
     try:
         assert isinstance(read(Written("fleet.yaml")), FleetFile)
     except FleetFileError as error:
-        complaint = str(error)
+        error_text = str(error)
 
-    assert len(complaint.splitlines()) <= 1
+    assert len(error_text.splitlines()) <= 1
 
 
-# --- the schema and the documents
+# --- schema and documentation
 
 
 def is_valid(text: str) -> bool:
     return bool(jsonschema.Draft202012Validator(SCHEMA).is_valid(yaml.safe_load(text)))
 
 
-def test_schema_is_a_schema_and_the_published_one_is_that_of_the_code() -> None:
+def test_the_published_schema_is_valid_and_matches_the_code() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
-    # `inference-proxy fleet schema > docs/fleet.schema.json` writes it anew.
+    # To update it: inference-proxy fleet schema > docs/fleet.schema.json
     assert json.loads((ROOT / "docs" / "fleet.schema.json").read_text()) == SCHEMA
 
 
-def test_example_can_be_used_and_follows_the_schema(file: Path) -> None:
+def test_the_example_is_valid_and_follows_the_schema(file: Path) -> None:
     file.write_text(EXAMPLE)
 
     assert len(read(file).backends) == 2
@@ -441,13 +439,13 @@ def test_example_can_be_used_and_follows_the_schema(file: Path) -> None:
     assert is_valid(uncommented)
 
 
-def test_page_shows_the_example_as_it_is() -> None:
+def test_the_page_shows_the_example_unchanged() -> None:
     (shown,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
     assert EXAMPLE.endswith(f"\n\n{shown}")
 
 
-def test_page_tells_every_field_of_a_backend_and_of_a_model_and_nothing_else() -> None:
+def test_the_page_documents_exactly_the_fields_of_backends_and_models() -> None:
     forms = SCHEMA["$defs"]
     fields: dict[str, Any] = forms["BackendEntry"]["properties"] | forms["ModelEntry"]["properties"]
 
@@ -466,7 +464,7 @@ def test_page_tells_every_field_of_a_backend_and_of_a_model_and_nothing_else() -
         "{}",
     ],
 )
-def test_schema_allows_what_may_be_written(text: str) -> None:
+def test_the_schema_accepts_valid_files(text: str) -> None:
     assert is_valid(text)
 
 
@@ -485,9 +483,9 @@ def test_schema_allows_what_may_be_written(text: str) -> None:
         "settings: {QUEUE_TIMEOUT_SECONDS: 0}", "settings: {PORT: null}", "settings: {LOG_LEVEL: loud}",
     ],
 )  # fmt: skip
-def test_schema_refuses_what_the_program_refuses(file: Path, text: str) -> None:
+def test_the_schema_refuses_what_the_program_refuses(file: Path, text: str) -> None:
     file.write_text(text)
 
     assert not is_valid(text)
-    if not re.search("70000|SECONDS: 0|loud", text):  # what a setting's value may be is not this file's concern
-        complaint_about(file)
+    if not re.search("70000|SECONDS: 0|loud", text):  # reading this file does not validate setting values
+        error_of(file)

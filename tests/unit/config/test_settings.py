@@ -1,3 +1,5 @@
+"""Settings: their sources, values, and error messages."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -8,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.settings import PathRule, Settings, as_variable
 from inference_engine_proxy_server.config.sources import SettingsError, load_settings
 
@@ -31,7 +32,7 @@ def env_file(tmp_path: Path) -> Path:
     return tmp_path / ".env"
 
 
-def test_nothing_given_gives_the_documented_defaults() -> None:
+def test_without_any_value_the_documented_defaults_apply() -> None:
     settings = from_environment({})
 
     assert settings == Settings()
@@ -43,7 +44,7 @@ def test_nothing_given_gives_the_documented_defaults() -> None:
     assert settings.backend_header is True
 
 
-def test_settings_made_in_code_read_no_environment(monkeypatch: pytest.MonkeyPatch, env_file: Path) -> None:
+def test_settings_created_in_code_read_no_environment(monkeypatch: pytest.MonkeyPatch, env_file: Path) -> None:
     monkeypatch.setenv("PORT", "1")
     env_file.write_text("PORT=2\n")
     monkeypatch.chdir(env_file.parent)
@@ -52,21 +53,21 @@ def test_settings_made_in_code_read_no_environment(monkeypatch: pytest.MonkeyPat
     assert Settings(backends=("http://127.0.0.1:1",), port=0).backends == ("http://127.0.0.1:1",)
 
 
-def test_rules_made_in_code_are_taken_as_they_are() -> None:
+def test_rules_created_in_code_are_kept_unchanged() -> None:
     rules = (PathRule("GET", "/a", is_prefix=True), PathRule(None, "/b", is_prefix=False))
 
     assert Settings(blocked_paths=rules).blocked_paths == rules
     assert list(map(str, rules)) == ["GET /a*", "/b"]
 
 
-def test_settings_cannot_be_changed_or_misspelt() -> None:
+def test_settings_are_frozen_and_have_no_unknown_names() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1  # type: ignore[misc]
     with pytest.raises(ValidationError, match="not permitted"):
         Settings(prot=1)  # type: ignore[call-arg]
 
 
-def test_first_source_that_has_a_value_wins_and_is_named(env_file: Path) -> None:
+def test_the_first_source_with_a_value_wins_and_is_named(env_file: Path) -> None:
     env_file.write_text("PORT=1\nHOST=from-file\nMODEL=from-file\n")
     environ = {"PORT": "2", "HOST": "from-environment", "LOG_LEVEL": "error"}
 
@@ -79,7 +80,7 @@ def test_first_source_that_has_a_value_wins_and_is_named(env_file: Path) -> None
     assert list(loaded.origins) == EVERY_VARIABLE
 
 
-def test_empty_value_counts_as_not_given(env_file: Path) -> None:
+def test_an_empty_value_counts_as_not_set(env_file: Path) -> None:
     env_file.write_text("PORT=1\nMODEL=\nHOST\n")
 
     loaded = load_settings({"PORT": "  ", "BACKENDS": ""}, env_file)
@@ -90,7 +91,7 @@ def test_empty_value_counts_as_not_given(env_file: Path) -> None:
     assert loaded.origins["BACKENDS"] == "default"
 
 
-def test_empty_blocked_paths_lifts_the_list(env_file: Path) -> None:
+def test_an_empty_blocked_paths_blocks_nothing(env_file: Path) -> None:
     env_file.write_text("BLOCKED_PATHS=/sleep\n")
 
     loaded = load_settings({"BLOCKED_PATHS": ""}, env_file)
@@ -137,7 +138,7 @@ def test_control_endpoints_are_blocked_by_default() -> None:
         ("BLOCKED_PATHS", "/*", (PathRule(None, "/", is_prefix=True),)),
     ],
 )
-def test_good_values_are_understood(name: str, text: str, value: object) -> None:
+def test_valid_values_are_parsed(name: str, text: str, value: object) -> None:
     assert getattr(from_environment({name: text}), name.lower()) == value
 
 
@@ -146,25 +147,25 @@ NOT_A_RULE = "is not a rule like /sleep, POST /props or POST /slots/* (paths wit
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "needed"),
+    ("name", "text", "requirement"),
     [
-        ("PORT", "abc", "a whole number from 0 to 65535 is needed"),
-        ("PORT", "65536", "a whole number from 0 to 65535 is needed"),
-        ("PORT", "-1", "a whole number from 0 to 65535 is needed"),
-        ("PORT", "80.5", "a whole number from 0 to 65535 is needed"),
-        ("HOST", "0.0.0.0:80", "an IP address or a host name, without a port, is needed"),
-        ("HOST", "http://a", "an IP address or a host name, without a port, is needed"),
-        ("METRICS_CACHE_TTL_SECONDS", "0", "a number of seconds above 0 and up to 86400 is needed"),
-        ("METRICS_CACHE_TTL_SECONDS", "nan", "a number of seconds above 0 and up to 86400 is needed"),
-        ("BACKEND_TIMEOUT_SECONDS", "inf", "a number of seconds above 0 and up to 86400 is needed"),
-        ("BACKEND_TIMEOUT_SECONDS", "5m", "a number of seconds above 0 and up to 86400 is needed"),
-        ("DRAIN_TIMEOUT_SECONDS", "-1", "a number of seconds from 0 to 86400 is needed"),
-        ("MAX_ALLOWED_DEFERRED", "-1", "a whole number from 0 to 1000000 is needed"),
-        ("MAX_REQUEST_BODY_BYTES", "64MiB", "a whole number of bytes from 1 to 1099511627776 is needed"),
-        ("ACCESS_LOG", "maybe", "true or false is needed"),
-        ("LOG_LEVEL", "loud", "one of debug, info, warning, error is needed"),
-        ("LOG_FORMAT", "xml", "one of text, json is needed"),
-        ("BACKENDS", ",", "at least one base URL like http://llm-1:8080 is needed"),
+        ("PORT", "abc", "must be a whole number from 0 to 65535"),
+        ("PORT", "65536", "must be a whole number from 0 to 65535"),
+        ("PORT", "-1", "must be a whole number from 0 to 65535"),
+        ("PORT", "80.5", "must be a whole number from 0 to 65535"),
+        ("HOST", "0.0.0.0:80", "must be an IP address or a host name, without a port"),
+        ("HOST", "http://a", "must be an IP address or a host name, without a port"),
+        ("METRICS_CACHE_TTL_SECONDS", "0", "must be a number of seconds above 0 and up to 86400"),
+        ("METRICS_CACHE_TTL_SECONDS", "nan", "must be a number of seconds above 0 and up to 86400"),
+        ("BACKEND_TIMEOUT_SECONDS", "inf", "must be a number of seconds above 0 and up to 86400"),
+        ("BACKEND_TIMEOUT_SECONDS", "5m", "must be a number of seconds above 0 and up to 86400"),
+        ("DRAIN_TIMEOUT_SECONDS", "-1", "must be a number of seconds from 0 to 86400"),
+        ("MAX_ALLOWED_DEFERRED", "-1", "must be a whole number from 0 to 1000000"),
+        ("MAX_REQUEST_BODY_BYTES", "64MiB", "must be a whole number of bytes from 1 to 1099511627776"),
+        ("ACCESS_LOG", "maybe", "must be true or false"),
+        ("LOG_LEVEL", "loud", "must be one of debug, info, warning, error"),
+        ("LOG_FORMAT", "xml", "must be one of text, json"),
+        ("BACKENDS", ",", "must list at least one base URL like http://llm-1:8080"),
         ("BACKENDS", "llm-1:8080", "'llm-1:8080' must begin with http:// or https://"),
         ("BACKENDS", "http://a,ftp://b", "'ftp://b' must begin with http:// or https://"),
         ("BACKENDS", "http://", f"'http://' {NOT_A_BASE_URL}"),
@@ -175,8 +176,8 @@ NOT_A_RULE = "is not a rule like /sleep, POST /props or POST /slots/* (paths wit
         ("BACKENDS", "http://a b", f"'http://a b' {NOT_A_BASE_URL}"),
         ("BACKENDS", "http://a?x=1", "'http://a?x=1' must not have a query (?) or fragment (#)"),
         ("BACKENDS", "http://a/#x", "'http://a/#x' must not have a query (?) or fragment (#)"),
-        ("BACKENDS", "http://a,http://A:80/", "'http://a:80' is there twice"),
-        ("BACKENDS", "https://a/x/,https://a:443/x", "'https://a:443/x' is there twice"),
+        ("BACKENDS", "http://a,http://A:80/", "'http://a:80' is listed twice"),
+        ("BACKENDS", "https://a/x/,https://a:443/x", "'https://a:443/x' is listed twice"),
         ("BLOCKED_PATHS", "sleep", f"'sleep' {NOT_A_RULE}"),
         ("BLOCKED_PATHS", "/a,POST", f"'POST' {NOT_A_RULE}"),
         ("BLOCKED_PATHS", "/a*b", f"'/a*b' {NOT_A_RULE}"),
@@ -184,17 +185,17 @@ NOT_A_RULE = "is not a rule like /sleep, POST /props or POST /slots/* (paths wit
         ("BLOCKED_PATHS", "/%73leep", f"'/%73leep' {NOT_A_RULE}"),
     ],
 )
-def test_bad_value_is_one_line_that_says_what_is_needed(name: str, text: str, needed: str) -> None:
-    assert problems_with({name: text}) == [f"{name} is {text!r}: {needed}"]
+def test_an_invalid_value_is_one_line_that_says_what_is_valid(name: str, text: str, requirement: str) -> None:
+    assert problems_with({name: text}) == [f"{name} is {text!r}: {requirement}"]
 
 
-def test_every_wrong_variable_has_a_line_of_its_own(env_file: Path) -> None:
+def test_every_invalid_variable_has_its_own_line(env_file: Path) -> None:
     env_file.write_text("PORT=abc\n")
 
     assert [line.split()[0] for line in problems_with({"LOG_LEVEL": "loud"}, env_file)] == ["PORT", "LOG_LEVEL"]
 
 
-def test_missing_backends_is_a_problem_only_where_they_are_required() -> None:
+def test_missing_backends_are_an_error_only_where_required() -> None:
     with pytest.raises(
         SettingsError, match=r"BACKENDS is not set: .* such as BACKENDS=http://127.0.0.1:8080"
     ) as caught:
@@ -204,31 +205,31 @@ def test_missing_backends_is_a_problem_only_where_they_are_required() -> None:
     assert load_settings({"BACKENDS": "http://a"}, NO_FILE, backends_required=True).settings.backends == ("http://a",)
 
 
-def test_password_in_a_refused_url_is_not_shown() -> None:
+def test_a_password_in_a_refused_url_is_hidden() -> None:
     assert problems_with({"BACKENDS": "http://user:secret@a,http://b"}) == [
         "BACKENDS is 'http://***@a,http://b': a URL with a user name or password is not supported"
     ]
 
 
-def test_very_long_value_is_cut() -> None:
+def test_a_very_long_value_is_truncated() -> None:
     (line,) = problems_with({"PORT": "9" * 10_000})
 
-    assert line == f"PORT is '{'9' * 200}...': a whole number from 0 to 65535 is needed"
+    assert line == f"PORT is '{'9' * 200}...': must be a whole number from 0 to 65535"
 
 
 @given(st.sampled_from(EVERY_VARIABLE), st.text() | st.text("0123456789.,:/-*[]ahtpsPOST "))
-def test_any_text_is_a_value_or_one_line(name: str, text: str) -> None:
-    complaint = ""
+def test_any_text_is_a_valid_value_or_one_line_of_error(name: str, text: str) -> None:
+    error_text = ""
     try:
         from_environment({name: text})
     except SettingsError as error:
-        complaint = str(error)
+        error_text = str(error)
 
-    assert len(complaint.splitlines()) <= 1
-    assert not complaint or complaint.startswith(f"{name} is ")
+    assert len(error_text.splitlines()) <= 1
+    assert not error_text or error_text.startswith(f"{name} is ")
 
 
-def test_env_file_may_have_comments_quotes_and_windows_line_ends(env_file: Path) -> None:
+def test_an_env_file_may_have_comments_quotes_and_windows_line_ends(env_file: Path) -> None:
     env_file.write_bytes(b"\xef\xbb\xbfPORT=1 # one\r\n\r\n# two\r\nexport MODEL='a b $HOME #1'\r\nHF_TOKEN=x\r\n")
 
     loaded = load_settings({}, env_file)
@@ -245,13 +246,13 @@ def test_env_file_may_have_comments_quotes_and_windows_line_ends(env_file: Path)
         (b"MODEL=\xff\n", [".env cannot be read: it is not UTF-8 text"]),
     ],
 )
-def test_env_file_that_cannot_be_understood_stops_the_start(env_file: Path, content: bytes, problem: list[str]) -> None:
+def test_an_invalid_env_file_prevents_the_start(env_file: Path, content: bytes, problem: list[str]) -> None:
     env_file.write_bytes(content)
 
     assert problems_with({}, env_file) == problem
 
 
-def test_env_file_that_is_a_directory_stops_the_start(env_file: Path) -> None:
+def test_an_env_file_that_is_a_directory_prevents_the_start(env_file: Path) -> None:
     env_file.mkdir()
 
     assert problems_with({}, env_file) == [".env cannot be read: Is a directory"]
@@ -266,7 +267,7 @@ def fleet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "fleet.yaml"
 
 
-def test_fleet_file_is_the_last_source_before_the_default(env_file: Path, fleet_file: Path) -> None:
+def test_the_fleet_file_is_the_last_source_before_the_default(env_file: Path, fleet_file: Path) -> None:
     fleet_file.write_text("""\
 backends: [{url: http://a, weight: 2}, {url: http://b}]
 settings: {port: 1, HOST: 10.0.0.0, Queue_Timeout_Seconds: 60, ACCESS_LOG: off, LOG_LEVEL: error}
@@ -304,7 +305,7 @@ settings: {port: 1, HOST: 10.0.0.0, Queue_Timeout_Seconds: 60, ACCESS_LOG: off, 
         ("BLOCKED_PATHS", "''", ()),
     ],
 )
-def test_setting_in_the_fleet_file_may_be_written_as_yaml_writes_it(
+def test_a_setting_in_the_fleet_file_may_have_a_yaml_type(
     fleet_file: Path, name: str, written: str, value: object
 ) -> None:
     fleet_file.write_text(f"settings: {{{name}: {written}}}")
@@ -314,35 +315,35 @@ def test_setting_in_the_fleet_file_may_be_written_as_yaml_writes_it(
     assert (getattr(loaded.settings, name.lower()), loaded.origins[name]) == (value, "config file")
 
 
-def test_wrong_value_in_the_fleet_file_is_one_line_that_names_the_file(fleet_file: Path) -> None:
+def test_an_invalid_value_in_the_fleet_file_is_one_line_that_names_the_file(fleet_file: Path) -> None:
     fleet_file.write_text("settings: {port: 70000, QUEUE_TIMEOUT_SECONDS: 1m, ADMIN_KEY: planted secret}")
 
     assert problems_with({"CONFIG_FILE": "fleet.yaml", "LOG_LEVEL": "loud"}) == [
-        "fleet.yaml: settings.PORT is '70000': a whole number from 0 to 65535 is needed",
-        "fleet.yaml: settings.QUEUE_TIMEOUT_SECONDS is '1m': a number of seconds above 0 and up to 86400 is needed",
-        "fleet.yaml: settings.ADMIN_KEY is '***': a key has no blanks and no letters beyond ASCII",
-        "LOG_LEVEL is 'loud': one of debug, info, warning, error is needed",
+        "fleet.yaml: settings.PORT is '70000': must be a whole number from 0 to 65535",
+        "fleet.yaml: settings.QUEUE_TIMEOUT_SECONDS is '1m': must be a number of seconds above 0 and up to 86400",
+        "fleet.yaml: settings.ADMIN_KEY is '***': must be printable ASCII without blanks",
+        "LOG_LEVEL is 'loud': must be one of debug, info, warning, error",
     ]
 
 
-def test_fleet_file_that_cannot_be_used_is_one_line_and_no_other_complaint_follows_from_it(fleet_file: Path) -> None:
+def test_an_unusable_fleet_file_is_one_line_without_consequential_errors(fleet_file: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings({"CONFIG_FILE": "fleet.yaml"}, NO_FILE, backends_required=True)
 
     assert str(caught.value) == "CONFIG_FILE is 'fleet.yaml': No such file or directory"
 
 
-def test_backends_of_the_environment_go_before_the_list_in_the_fleet_file(fleet_file: Path) -> None:
+def test_backends_in_the_environment_override_the_list_in_the_fleet_file(fleet_file: Path) -> None:
     fleet_file.write_text("backends: [{url: 'http://a:80/', name: first, weight: 2}, {url: http://b}]")
 
     loaded = load_settings({"CONFIG_FILE": "fleet.yaml", "BACKENDS": "http://c,http://a"}, NO_FILE)
 
     assert loaded.settings.backends == ("http://c", "http://a")
-    assert [(backend.url, backend.name, backend.weight) for backend in loaded.settings.fleet] == [
+    assert [(backend.url, backend.name, backend.weight) for backend in loaded.configuration.fleet] == [
         ("http://c", "c:80", 1),
         ("http://a", "first", 2),
     ]
-    assert loaded.warnings == ("fleet.yaml: http://b is not used, as BACKENDS (environment) does not list it",)
+    assert loaded.warnings == ("fleet.yaml: http://b is not used: BACKENDS (environment) does not list it",)
 
 
 def test_empty_backends_leave_the_list_to_the_fleet_file(fleet_file: Path) -> None:
@@ -353,43 +354,22 @@ def test_empty_backends_leave_the_list_to_the_fleet_file(fleet_file: Path) -> No
     assert loaded.settings.backends == ("http://a",)
 
 
-def test_fleet_file_without_backends_does_not_stand_for_backends(fleet_file: Path) -> None:
+def test_a_fleet_file_without_backends_does_not_replace_backends(fleet_file: Path) -> None:
     fleet_file.write_text("settings: {PORT: 1}")
 
     with pytest.raises(SettingsError, match=r"^BACKENDS is not set"):
         load_settings({"CONFIG_FILE": "fleet.yaml"}, NO_FILE, backends_required=True)
 
 
-def test_key_that_the_fleet_file_names_may_stand_in_the_environment_or_in_dot_env(
+def test_a_key_that_the_fleet_file_names_may_come_from_the_environment_or_dot_env(
     fleet_file: Path, env_file: Path
 ) -> None:
     fleet_file.write_text("backends: [{url: http://a, api_key_env: KEY_A}, {url: http://b, api_key_env: KEY_B}]")
     env_file.write_text("KEY_A=from-dot-env\nKEY_B=not-this\n")
 
-    settings = load_settings({"CONFIG_FILE": "fleet.yaml", "KEY_A": "", "KEY_B": "b"}, env_file).settings
+    fleet = load_settings({"CONFIG_FILE": "fleet.yaml", "KEY_A": "", "KEY_B": "b"}, env_file).configuration.fleet
 
-    assert [key.get_secret_value() for backend in settings.fleet if (key := backend.api_key)] == ["from-dot-env", "b"]
-
-
-def test_settings_made_in_code_have_a_fleet_too() -> None:
-    settings = Settings(backends=("http://a", "http://b:1/x"), backend_api_key="k")
-
-    assert [(backend.url, backend.name) for backend in settings.fleet] == [
-        ("http://a", "a:80"),
-        ("http://b:1/x", "b:1/x"),
-    ]
-    assert all(backend.api_key == settings.backend_api_key for backend in settings.fleet)
-    assert Settings().fleet == ()
-
-
-def test_what_is_known_of_backends_follows_them_into_a_copy_and_makes_settings_differ() -> None:
-    plain = Settings(backends=("http://a", "http://b"))
-    settings = plain.described_by([BackendConfig("http://b:80", "second", weight=3)])
-
-    assert [backend.weight for backend in settings.fleet] == [1, 3]
-    assert [backend.name for backend in settings.model_copy(update={"backends": ("http://b",)}).fleet] == ["second"]
-    assert settings != plain
-    assert plain.fleet[1].weight == 1
+    assert [key.get_secret_value() for backend in fleet if (key := backend.api_key)] == ["from-dot-env", "b"]
 
 
 @pytest.mark.parametrize(
@@ -402,20 +382,20 @@ def test_what_is_known_of_backends_follows_them_into_a_copy_and_makes_settings_d
         ("LOGLEVEL", "LOG_LEVEL"),
     ],
 )
-def test_misspelt_name_in_env_file_is_pointed_out(env_file: Path, written: str, meant: str) -> None:
+def test_a_misspelt_name_in_the_env_file_gives_a_warning(env_file: Path, written: str, meant: str) -> None:
     env_file.write_text(f"{written}=1\n")
 
-    assert load_settings({}, env_file).warnings == (f".env: {written} is not known; did you mean {meant}?",)
+    assert load_settings({}, env_file).warnings == (f".env: {written} is not a setting; did you mean {meant}?",)
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "COMPOSE_PROJECT_NAME", "HTTPS_PORT", "MODEL_2", "VLLM_IMAGE", "TZ"])
-def test_foreign_name_in_env_file_is_nobodys_business(env_file: Path, name: str) -> None:
+def test_a_foreign_name_in_the_env_file_is_ignored(env_file: Path, name: str) -> None:
     env_file.write_text(f"{name}=1\n")
 
     assert load_settings({}, env_file).warnings == ()
 
 
-def test_every_value_can_be_written_back_as_its_variable() -> None:
+def test_every_value_survives_a_round_trip_through_its_variable() -> None:
     settings = Settings(
         backends=("http://a", "http://b:1/x"),
         backend_timeout_seconds=0.25,
@@ -430,35 +410,27 @@ def test_every_value_can_be_written_back_as_its_variable() -> None:
     assert from_environment(variables) == settings
 
 
-def test_address_that_ends_with_zero_is_shown_whole() -> None:
+def test_an_address_that_ends_with_zero_is_shown_in_full() -> None:
     assert as_variable(Settings(host="0.0.0.0").host) == "0.0.0.0"  # noqa: S104 - nothing listens
 
 
-def test_every_setting_says_what_it_is_in_one_sentence() -> None:
+def test_every_setting_has_a_description_of_one_sentence() -> None:
     for field in Settings.model_fields.values():
         assert field.description
         assert field.description.endswith(".")
         assert "\n" not in field.description
 
 
-def test_base_url_that_ends_with_the_path_of_the_api_gives_a_warning() -> None:
+def test_a_base_url_that_ends_with_v1_gives_a_warning() -> None:
     loaded = load_settings({"BACKENDS": "http://a/v1,http://b/base"}, Path("missing"))
 
-    assert loaded.warnings == ("BACKENDS: http://a/v1 ends with /v1, which requests bring with them: leave it out",)
+    assert loaded.warnings == (
+        "BACKENDS: http://a/v1 ends with /v1, but request paths already begin with it: remove it",
+    )
 
 
-def test_refused_key_is_not_repeated() -> None:
+def test_a_refused_key_is_not_repeated() -> None:
     for name in ("API_KEYS", "ADMIN_KEY", "METRICS_KEY", "BACKEND_API_KEY"):
         with pytest.raises(SettingsError) as caught:
             load_settings({name: "planted secret"}, Path("missing"))
         assert "planted" not in str(caught.value)
-
-
-def test_taking_over_the_fleet_of_others_changes_nothing_else() -> None:
-    described = (BackendConfig(url="http://b:1", name="b", weight=3),)
-    others = Settings(backends=("http://b:1",), backend_api_key="key-of-the-engines", port=1).described_by(described)
-
-    settings = Settings(backends=("http://a:1",), port=2).with_fleet_of(others)
-
-    assert settings.fleet == others.fleet
-    assert settings.port == 2

@@ -12,21 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
-from inference_engine_proxy_server.dispatch.fair_share import FairShare
-from inference_engine_proxy_server.dispatch.forwarder import Forwarder
-from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
-from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.request_head import parse_request_head
 from support.fakes.engine import EngineConnection, FakeEngine, Script, http_reply
 from support.fakes.front import LIMITS, until
 from support.fakes.memory import turns
-from support.pools import READY, make_pool, publish
+from support.pools import READY, Pool, make_forwarder, make_pool, publish, requests_under_budget
 from support.ports import unused_url
 
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n5\r\ndata:\r\n"
@@ -90,13 +86,10 @@ class Client:
 class Proxy:
     """A forwarder, and the requests that are on their way through it."""
 
-    def __init__(self, pool: BackendPool) -> None:
+    def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        updates = QueueUpdates(pool.line, to_all=False)
-        self.forwarder = Forwarder(
-            pool, RequestMetrics(), FairShare(takes_priority_header=True), updates, names_backend=True
-        )
-        self.requests: list[tuple[Exchange, asyncio.Task[None]]] = []
+        self.forwarder = make_forwarder(pool)
+        self.requests: list[tuple[ProxiedRequest, asyncio.Task[None]]] = []
 
     def ask(self, *, path: str = "/v1/completions", wants_updates: bool = False) -> int:
         """Send a request; returns which it is."""
@@ -104,7 +97,7 @@ class Proxy:
         head = parse_request_head(b"POST %b HTTP/1.1\r\nHost: x\r\n%b" % (path.encode(), fields), LIMITS.head)
         head.destination = Destination.WORK
         body = b'{"model": "m", "stream": true}'
-        exchange = Exchange(Client(), head, body, "id", "192.0.2.1:1")
+        exchange = ProxiedRequest(Client(), head, body, "id", "192.0.2.1:1")
         self.requests.append((exchange, asyncio.get_running_loop().create_task(self.forwarder.forward(exchange))))
         return len(self.requests) - 1
 
@@ -130,15 +123,16 @@ class Proxy:
 
     def check_base(self) -> None:
         """Nothing is left of any request."""
-        line = self.pool.line
+        line = self.pool.queue
         assert line.count == 0
         assert not line._lanes  # noqa: SLF001 - what no request may leave behind, as all below
         assert not line._deadlines._watched - self._connections()  # noqa: SLF001
-        assert self.forwarder._budget._under_way == 0  # noqa: SLF001
+        assert requests_under_budget(self.forwarder) == 0
         for backend in self.pool.backends:
-            assert (backend.leases, backend.load) == (0, 0)
+            assert (backend.load.leases, backend.load.total) == (0, 0)
             assert not backend.connections._in_use  # noqa: SLF001
-            assert backend.trial is None or not backend.trial.is_open
+            trial = backend._trial  # noqa: SLF001
+            assert trial is None or not trial.is_open
 
     def _connections(self) -> set[object]:
         return {idle for backend in self.pool.backends for idle in backend.connections._idle}  # noqa: SLF001
@@ -256,7 +250,7 @@ def test_many_clients_that_leave_at_any_moment_leave_nothing_behind(
                     backend = draw.choice(proxy.pool.backends)
                     _evidence(draw)(proxy.pool)
                     told = replace(READY, capacity=capacity)
-                    proxy.pool.publish(backend, told, own_at_poll=backend.leases, asked_at=proxy.pool.clock())
+                    proxy.pool.publish(backend, told, own_at_poll=backend.load.leases, asked_at=proxy.pool.clock())
 
             async with asyncio.TaskGroup() as tasks:
                 refresher = tasks.create_task(be_refresher())
@@ -267,26 +261,26 @@ def test_many_clients_that_leave_at_any_moment_leave_nothing_behind(
                 await until(lambda: len(proxy.requests) == len(clients))
                 await proxy.finish()
                 refresher.cancel()
-            await until(lambda: proxy.pool.line.count == 0)
+            await until(lambda: proxy.pool.queue.count == 0)
             proxy.check_base()
 
     asyncio.run(scenario())
 
 
-def _evidence(draw: random.Random) -> Callable[[BackendPool], None]:
+def _evidence(draw: random.Random) -> Callable[[Pool], None]:
     """Something that happens to a backend, now and then."""
 
-    def nothing(pool: BackendPool) -> None:
+    def nothing(pool: Pool) -> None:
         del pool
 
-    def timeout(pool: BackendPool) -> None:
+    def timeout(pool: Pool) -> None:
         pool.report_timeout(draw.choice(pool.backends))
 
-    def gone(pool: BackendPool) -> None:
+    def gone(pool: Pool) -> None:
         told = replace(READY, ready=False, live=False, reason="gone")
         pool.publish(draw.choice(pool.backends), told, own_at_poll=0, asked_at=pool.clock())
 
-    def pause(pool: BackendPool) -> None:
+    def pause(pool: Pool) -> None:
         pool.report_request_to_wait(draw.choice(pool.backends), 0.01)
 
     return draw.choice([nothing, nothing, nothing, timeout, gone, pause])

@@ -10,6 +10,7 @@ from inference_engine_proxy_server.access.allowances import Allowance
 from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.config.api_keys import ApiKey
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.requests.prompt import Prompt, read_prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 from inference_engine_proxy_server.wire.exchange import Exchange
@@ -39,10 +40,10 @@ def read(body: bytes) -> Prompt:
 
 def exchange(
     body: bytes = b"", fields: bytes = b"", *, key: ApiKey | None = None, client: str = "192.0.2.1:4711"
-) -> Exchange:
+) -> ProxiedRequest:
     head = parse_request_head(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n" + fields, LIMITS.head)
     head.access = None if key is None else Access(key, Allowance(key, 0.0))
-    return Exchange(NoClient(), head, body, "id", client)
+    return ProxiedRequest(NoClient(), head, body, "id", client)
 
 
 def stating(priority: str) -> bytes:

@@ -11,11 +11,11 @@ from dataclasses import replace
 import pytest
 
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits
-from inference_engine_proxy_server.fleet.backend import Backend, Lease
-from inference_engine_proxy_server.fleet.health_tracker import Health
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.wire.client_connection import CLIENT_GONE
-from inference_engine_proxy_server.wire.exchange import Outcome
+from inference_engine_proxy_server.wire.outcome import Outcome
 from support.fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply
 from support.fakes.front import until
 from support.pools import READY, ForwardingFront, publish
@@ -91,8 +91,8 @@ async def test_a_refused_connection_moves_the_request_and_takes_the_backend_out(
             replies = [await proxy.post(path="/v1/responses") for _ in range(16)]
             assert {status_of(reply) for reply in replies} == {200}
             dead, other = proxy.pool.backends
-            assert (dead.takes_requests, dead.recheck.is_set(), dead.leases) == (False, True, 0)
-            assert (other.takes_requests, other.leases) == (True, 0)
+            assert (dead.takes_requests, dead.recheck.is_set(), dead.load.leases) == (False, True, 0)
+            assert (other.takes_requests, other.load.leases) == (True, 0)
 
 
 async def test_nobody_reachable_is_503_with_retry_after() -> None:
@@ -160,7 +160,7 @@ async def test_a_request_that_kills_engines_on_kept_connections_kills_two_at_mos
                 assert status_of(await proxy.post()) == 200
                 publish(proxy.pool)
                 leases = [
-                    Lease(other, lambda: None) for other in proxy.pool.backends[1:]
+                    proxy.pool.occupy(other) for other in proxy.pool.backends[1:]
                 ]  # so that the first is chosen first
                 assert status_of(await proxy.post()) == 502
                 for lease in leases:
@@ -202,7 +202,7 @@ async def test_a_timeout_is_504_and_not_repeated() -> None:
     async with FakeEngine(never_answers) as silent, FakeEngine(never_answers) as other:
         async with ForwardingFront(silent, other, first_byte_seconds=0.05) as proxy:
             reply = await proxy.post()
-            assert all(backend.leases == 0 for backend in proxy.pool.backends)
+            assert all(backend.load.leases == 0 for backend in proxy.pool.backends)
     assert (status_of(reply), error_of(reply)["code"]) == (504, "backend_timeout")
     assert len(silent.requests) + len(other.requests) == 1
 
@@ -268,7 +268,7 @@ async def test_a_client_that_leaves_closes_the_backends_connection(path: str, be
         client.leave()
         await engine.connections[0].ended
         assert engine.connections[0].ended_at - left_at < 1
-        await until(lambda: proxy.pool.backends[0].leases == 0)
+        await until(lambda: proxy.pool.backends[0].load.leases == 0)
         assert proxy.pool.backends[0].takes_requests
         assert [exchange.outcome for exchange in proxy.observed] == [Outcome.CLIENT_LEFT]
         assert proxy.observed[0].status == (200 if begun else CLIENT_GONE)
@@ -307,7 +307,7 @@ async def test_an_engine_without_keep_alive_is_told_to_close() -> None:
 def chosen_first(proxy: ForwardingFront, index: int) -> Iterator[Backend]:
     """Make one backend look less loaded than the others."""
     first = proxy.pool.backends[index]
-    leases = [Lease(other, lambda: None) for other in proxy.pool.backends if other is not first for _ in range(3)]
+    leases = [proxy.pool.occupy(other) for other in proxy.pool.backends if other is not first for _ in range(3)]
     yield first
     for lease in leases:
         lease.close()
@@ -434,7 +434,7 @@ async def test_a_declined_request_gives_its_share_of_the_budget_back_however_it_
                 for backend in proxy.pool.backends:
                     proxy.pool.report_success(backend, proxy.pool.clock())
                 publish(proxy.pool)
-                leases = [Lease(second, lambda: None), *(Lease(third, lambda: None) for _ in range(2))]
+                leases = [proxy.pool.occupy(second), *(proxy.pool.occupy(third) for _ in range(2))]
                 assert first.takes_requests
                 assert second.takes_requests
                 assert status_of(await proxy.post()) in (200, 503)
@@ -492,7 +492,7 @@ async def test_a_request_that_waits_in_vain_is_served_by_another(ends: object) -
             assert [status_of(await reply) for reply in replies] == [200] * 3
             for connection in stuck.connections:
                 await connection.ended
-            assert (backend.leases, len(other.requests)) == (0, 3)
+            assert (backend.load.leases, len(other.requests)) == (0, 3)
 
 
 async def test_a_stream_that_has_begun_is_not_taken_back() -> None:
@@ -584,11 +584,11 @@ async def test_a_request_waits_for_a_place_and_is_served() -> None:
             replies = [clients.create_task(proxy.post()) for _ in range(3)]
             for served in range(3):
                 await until(lambda served=served: len(engine.requests) == served + 1)  # type: ignore[misc]
-                await until(lambda served=served: proxy.pool.line.count == 2 - served)  # type: ignore[misc]
+                await until(lambda served=served: proxy.pool.queue.count == 2 - served)  # type: ignore[misc]
                 assert proxy.pool.requests_in_flight == 1
                 engine.answer_one()
         assert [status_of(reply.result()) for reply in replies] == [200] * 3
-        assert (proxy.pool.line.count, proxy.pool.requests_in_flight) == (0, 0)
+        assert (proxy.pool.queue.count, proxy.pool.requests_in_flight) == (0, 0)
 
 
 async def test_a_client_that_leaves_while_it_waits_is_never_heard_of_by_an_engine() -> None:
@@ -599,9 +599,9 @@ async def test_a_client_that_leaves_while_it_waits_is_never_heard_of_by_an_engin
             await until(lambda: engine.requests)
             leaving = await proxy.connect()
             leaving.send(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
-            await until(lambda: proxy.pool.line.count)
+            await until(lambda: proxy.pool.queue.count)
             leaving.leave()
-            await until(lambda: not proxy.pool.line.count)
+            await until(lambda: not proxy.pool.queue.count)
             assert proxy.observed[0].outcome is Outcome.CLIENT_LEFT
             engine.answer_one()
             assert status_of(await first) == 200
@@ -614,7 +614,7 @@ async def test_a_full_line_is_429_at_once() -> None:
             limit_to(proxy, 1)
             async with asyncio.TaskGroup() as clients:
                 replies = [clients.create_task(proxy.post()) for _ in range(2)]
-                await until(lambda: engine.requests and proxy.pool.line.count)
+                await until(lambda: engine.requests and proxy.pool.queue.count)
                 refused = await proxy.post()
                 assert (status_of(refused), error_of(refused)["code"]) == (429, "queue_full")
                 assert b"\r\nretry-after: 30\r\n" in refused
@@ -650,7 +650,7 @@ async def test_a_request_that_states_a_higher_priority_is_served_first() -> None
                     f"X-Priority: {priority}\r\nContent-Length: 2\r\n\r\n{{}}"
                 )
                 clients.create_task(proxy.send(request.encode()))
-                await until(lambda place=place: proxy.pool.line.count == place + 1)  # type: ignore[misc]
+                await until(lambda place=place: proxy.pool.queue.count == place + 1)  # type: ignore[misc]
             for served in range(4):
                 await until(lambda served=served: len(engine.requests) == served + 1)  # type: ignore[misc]
                 engine.answer_one()
@@ -678,10 +678,10 @@ async def test_a_request_that_an_engine_declined_is_served_before_those_that_wai
             waiting = [await proxy.connect() for _ in range(2)]
             for place, client in enumerate(waiting):
                 client.send(request_of("waiting"))
-                await until(lambda place=place: proxy.pool.line.count == place + 1)  # type: ignore[misc]
+                await until(lambda place=place: proxy.pool.queue.count == place + 1)  # type: ignore[misc]
             declining.connections[0].cue.set()
             await until(lambda: len(declining.requests) == 2)  # the first that waits has got the place
-            await until(lambda: proxy.pool.line.count == 2)
+            await until(lambda: proxy.pool.queue.count == 2)
             other.answer_one()
             await until(lambda: len(other.requests) == 2)
             assert b"declined" in other.requests[1]
@@ -696,9 +696,9 @@ async def test_a_request_that_waits_for_another_engine_holds_up_nobody() -> None
                 first.send(request_of("first"))
                 await until(lambda: other.requests)
             declined.send(request_of("declined"))
-            await until(lambda: proxy.pool.line.count)
+            await until(lambda: proxy.pool.queue.count)
             assert (await usual.ask(request_of("usual"))).status == 200
-            assert proxy.pool.line.count == 1
+            assert proxy.pool.queue.count == 1
             other.answer_one()
             other.answer_one()
             assert (await declined.reply()).status == 200
@@ -730,9 +730,9 @@ async def test_a_reply_that_begins_in_the_line_names_no_backend_that_declined_it
         FakeEngine(answering(STREAM_HEAD + chunk(EVENT) + b"0\r\n\r\n")) as full,
         ForwardingFront(declining, full) as proxy,
     ):
-        place = proxy.pool.place(Requirements("m"), [proxy.pool.backends[0]])
+        place = proxy.pool.try_lease(Requirements("m"), [proxy.pool.backends[0]])
         assert place is not None
-        proxy.pool.backends[1].limit = 1
+        proxy.pool.backends[1].load.limit = 1
         body = b'{"model": "m", "stream": true}'
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Queue-Updates: true\r\n"
         client = await proxy.connect()

@@ -1,4 +1,4 @@
-"""Whose turn it is when requests must wait; with places of the test's own, and a clock that is moved by hand."""
+"""Requests wait in the right order and within bounds; with fake leases, and a clock that tests move by hand."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from support.fakes.memory import run, turns
 
 
-class Desk:
-    """Places at some lanes' desks, and the line before them.
+class Lanes:
+    """The free slots of some lanes, and the queue before them.
 
     Attributes:
-        free: places, by lane.
-        given: who got one, in order.
+        free: number of free slots, by lane.
+        served: names of the requests that got a lease, in order.
         now: reading of the clock.
     """
 
     def __init__(self, *, requests: int = 100, seconds: float = 30, **free: int) -> None:
         self.now = 1000.0
         self.free = Counter(free)
-        self.taken: list[Seat] = []
-        self.given: list[str] = []
+        self.taken: list[FakeLease] = []
+        self.served: list[str] = []
         self.deadlines = Deadlines(clock=lambda: self.now)
-        self.line = RequestQueue[Seat](QueueLimits(requests, seconds), self.deadlines)
-        self.tasks: list[asyncio.Task[Seat]] = []
-        self.waiters: list[QueuedRequest[Seat]] = []
+        self.queue = RequestQueue[FakeLease](QueueLimits(requests, seconds), self.deadlines)
+        self.tasks: list[asyncio.Task[FakeLease]] = []
+        self.requests: list[QueuedRequest[FakeLease]] = []
 
     async def join(
         self,
@@ -45,23 +45,23 @@ class Desk:
         tokens: float = 1.0,
         priority: float = 0,
         takes_free: bool = False,
-    ) -> asyncio.Task[Seat]:
-        """Let a request wait; it is in line when this returns, or with ``takes_free`` in a place that was free."""
+    ) -> asyncio.Task[FakeLease]:
+        """Let a request wait, or with ``takes_free`` take a free slot at once; done when this returns."""
 
-        def take() -> Seat | None:
+        def take() -> FakeLease | None:
             if not self.free[lane]:
                 return None
             self.free[lane] -= 1
-            self.given.append(name)
-            self.taken.append(Seat(self, lane))
+            self.served.append(name)
+            self.taken.append(FakeLease(self, lane))
             return self.taken[-1]
 
-        waiter = QueuedRequest(lane, name if sender is None else sender, tokens, priority, take, self.line)
-        self.waiters.append(waiter)
+        request = QueuedRequest(lane, name if sender is None else sender, tokens, priority, take, self.queue)
+        self.requests.append(request)
 
-        async def come() -> Seat:
-            seat = take() if takes_free and not self.line.is_waited_for(lane) else None
-            return seat or await self.line.wait(waiter)
+        async def come() -> FakeLease:
+            lease = take() if takes_free and not self.queue.has_waiting(lane) else None
+            return lease or await self.queue.wait(request)
 
         task = asyncio.get_running_loop().create_task(come())
         self.tasks.append(task)
@@ -69,19 +69,19 @@ class Desk:
         return task
 
     async def serve(self, count: int = 1, lane: str = "m") -> None:
-        """Let ``count`` requests come in, one after the other, and be done at once."""
+        """Let ``count`` waiting requests get a lease, one after the other, and end at once."""
         for _ in range(count):
             self.free[lane] += 1
-            self.line.dispatch()
+            self.queue.dispatch()
             self.free[lane] = 0
         await turns(2)
 
     def pass_time(self, seconds: float) -> None:
-        """Let deadlines come, as the coarse clock would."""
+        """Let deadlines expire, as the coarse clock would."""
         self.now += seconds
-        for waiter in self.waiters:
-            if waiter.deadline <= self.now:
-                waiter.on_deadline(self.now)
+        for request in self.requests:
+            if request.deadline <= self.now:
+                request.on_deadline(self.now)
 
     async def close(self) -> None:
         for task in self.tasks:
@@ -91,134 +91,134 @@ class Desk:
         for task in self.tasks:
             if not task.cancelled():
                 task.exception()
-        assert self.line.count == 0
+        assert self.queue.count == 0
 
 
-class Seat:
-    """A place at a desk."""
+class FakeLease:
+    """A lease on a slot of one lane."""
 
-    def __init__(self, desk: Desk, lane: str) -> None:
-        self._desk = desk
+    def __init__(self, lanes: Lanes, lane: str) -> None:
+        self._lanes = lanes
         self._lane = lane
         self.closed = 0
 
     def close(self) -> None:
         self.closed += 1
-        self._desk.free[self._lane] += 1
-        self._desk.line.dispatch()
+        self._lanes.free[self._lane] += 1
+        self._lanes.queue.dispatch()
 
 
-# --- whose turn it is
+# --- order
 
 
-async def test_among_equals_who_came_first_goes_first() -> None:
-    desk = Desk()
+async def test_requests_of_equal_priority_go_in_order_of_arrival() -> None:
+    lanes = Lanes()
     for name in "abcd":
-        await desk.join(name)
-    await desk.serve(4)
-    assert desk.given == ["a", "b", "c", "d"]
+        await lanes.join(name)
+    await lanes.serve(4)
+    assert lanes.served == ["a", "b", "c", "d"]
 
 
 async def test_higher_priority_goes_first() -> None:
-    desk = Desk()
+    lanes = Lanes()
     for name, priority in (("low", -5), ("usual", 0), ("high", 7), ("again", float("inf")), ("high too", 7)):
-        await desk.join(name, priority=priority)
-    await desk.serve(5)
-    assert desk.given == ["again", "high", "high too", "usual", "low"]
+        await lanes.join(name, priority=priority)
+    await lanes.serve(5)
+    assert lanes.served == ["again", "high", "high too", "usual", "low"]
 
 
-async def test_one_that_floods_the_line_waits_behind_its_own_requests() -> None:
-    desk = Desk(requests=200)
+async def test_sender_that_floods_the_queue_waits_behind_its_own_requests() -> None:
+    lanes = Lanes(requests=200)
     for _ in range(100):
-        await desk.join("flood")
-    await desk.join("now and then")
-    await desk.serve(2)
-    assert desk.given == ["flood", "now and then"]
-    await desk.serve(99)
-    assert desk.line.count == 0
+        await lanes.join("flood")
+    await lanes.join("now and then")
+    await lanes.serve(2)
+    assert lanes.served == ["flood", "now and then"]
+    await lanes.serve(99)
+    assert lanes.queue.count == 0
 
 
-async def test_who_asks_again_and_again_is_not_kept_back_by_a_flood() -> None:
-    desk = Desk(requests=1000)
+async def test_steady_sender_is_not_held_back_by_a_flood() -> None:
+    lanes = Lanes(requests=1000)
     for _ in range(500):
-        await desk.join("flood")
+        await lanes.join("flood")
     for _ in range(50):
-        await desk.join("polite")
-        await desk.serve(2)
-    assert desk.given.count("polite") == 50
-    await desk.close()
+        await lanes.join("polite")
+        await lanes.serve(2)
+    assert lanes.served.count("polite") == 50
+    await lanes.close()
 
 
-async def test_a_newcomer_makes_up_for_nothing_that_it_did_not_ask_for() -> None:
-    desk = Desk()
+async def test_new_sender_gets_no_credit_for_the_past() -> None:
+    lanes = Lanes()
     for _ in range(20):
-        await desk.join("a")
-        await desk.join("b")
-    await desk.serve(20)
+        await lanes.join("a")
+        await lanes.join("b")
+    await lanes.serve(20)
     for _ in range(10):
-        await desk.join("newcomer")
-    await desk.serve(9)
-    assert 3 <= Counter(desk.given[20:])["newcomer"] <= 4
-    await desk.close()
+        await lanes.join("newcomer")
+    await lanes.serve(9)
+    assert 3 <= Counter(lanes.served[20:])["newcomer"] <= 4
+    await lanes.close()
 
 
-async def test_a_share_is_counted_in_tokens_not_in_requests() -> None:
-    desk = Desk(requests=1000)
+async def test_shares_are_counted_in_tokens_not_in_requests() -> None:
+    lanes = Lanes(requests=1000)
     for _ in range(200):
-        await desk.join("large", tokens=1000)
-        await desk.join("small", tokens=100)
-    await desk.serve(110)
-    shares = Counter(desk.given)
+        await lanes.join("large", tokens=1000)
+        await lanes.join("small", tokens=100)
+    await lanes.serve(110)
+    shares = Counter(lanes.served)
     assert 98 <= shares["small"] <= 101
-    await desk.close()
+    await lanes.close()
 
 
-async def test_who_waits_for_a_busy_model_holds_up_nobody_else() -> None:
-    desk = Desk()
-    await desk.join("first, for the busy one", lane="busy", priority=9)
-    await desk.join("second", lane="free")
-    await desk.join("third", lane="free")
-    await desk.serve(2, lane="free")
-    assert desk.given == ["second", "third"]
-    assert (desk.line.is_waited_for("busy"), desk.line.is_waited_for("free")) == (True, False)
-    await desk.close()
+async def test_requests_for_a_busy_model_do_not_block_others() -> None:
+    lanes = Lanes()
+    await lanes.join("first, for the busy one", lane="busy", priority=9)
+    await lanes.join("second", lane="free")
+    await lanes.join("third", lane="free")
+    await lanes.serve(2, lane="free")
+    assert lanes.served == ["second", "third"]
+    assert (lanes.queue.has_waiting("busy"), lanes.queue.has_waiting("free")) == (True, False)
+    await lanes.close()
 
 
-async def test_all_places_that_there_are_are_given_out_at_once_in_order_over_all_lanes() -> None:
-    desk = Desk()
+async def test_all_free_slots_are_granted_at_once_in_order_over_all_lanes() -> None:
+    lanes = Lanes()
     for name, lane, priority in (("a1", "a", 0), ("b1", "b", 5), ("a2", "a", 9), ("b2", "b", 1)):
-        await desk.join(name, lane=lane, priority=priority)
-    desk.free.update(a=2, b=2)
-    desk.line.dispatch()
-    assert desk.given == ["a2", "b1", "b2", "a1"]
+        await lanes.join(name, lane=lane, priority=priority)
+    lanes.free.update(a=2, b=2)
+    lanes.queue.dispatch()
+    assert lanes.served == ["a2", "b1", "b2", "a1"]
     await turns(2)
 
 
-async def test_a_request_is_told_which_it_is() -> None:
-    desk = Desk()
+async def test_position_counts_the_requests_ahead_in_the_lane() -> None:
+    lanes = Lanes()
     for name, priority in (("a", 0), ("b", 0), ("c", 1)):
-        await desk.join(name, priority=priority)
-    await desk.join("elsewhere", lane="other", priority=9)
-    assert [desk.line.position(waiter) for waiter in desk.waiters] == [2, 2, 1, 1]
-    desk.tasks[2].cancel()
+        await lanes.join(name, priority=priority)
+    await lanes.join("elsewhere", lane="other", priority=9)
+    assert [lanes.queue.position(request) for request in lanes.requests] == [2, 2, 1, 1]
+    lanes.tasks[2].cancel()
     await turns(2)
-    assert [desk.line.position(waiter) for waiter in desk.waiters[:2]] == [1, 1]
-    await desk.close()
+    assert [lanes.queue.position(request) for request in lanes.requests[:2]] == [1, 1]
+    await lanes.close()
 
 
 # --- bounds
 
 
-async def test_a_full_line_is_429_and_says_when_to_come_back() -> None:
-    desk = Desk(requests=2, seconds=17)
-    await desk.join()
-    await desk.join()
+async def test_full_queue_is_429_with_retry_after() -> None:
+    lanes = Lanes(requests=2, seconds=17)
+    await lanes.join()
+    await lanes.join()
     with pytest.raises(CapacityError) as raised:
-        await (await desk.join())
+        await (await lanes.join())
     assert (raised.value.status, raised.value.code) == (429, "queue_full")
-    assert raised.value.retry_after_seconds == 17  # nothing is known of the rate: when places become free for sure
-    assert (desk.line.count, desk.line.rejections) == (2, 1)
-    await desk.close()
+    assert raised.value.retry_after_seconds == 17  # the dispatch rate is unknown: by then the queue has been dismissed
+    assert (lanes.queue.count, lanes.queue.rejections) == (2, 1)
+    await lanes.close()
 
 
 @pytest.mark.parametrize(
@@ -226,63 +226,63 @@ async def test_a_full_line_is_429_and_says_when_to_come_back() -> None:
     [(0.1, 9, (1, 1.6)), (0.01, 0, (1, 1)), (2.0, 19, (36, 45)), (9.0, 19, (119, 120))],
     ids=["ten a second", "at least a second", "one in two seconds", "two minutes at most"],
 )
-async def test_when_to_come_back_follows_from_the_rate_of_late(
+async def test_retry_after_follows_the_recent_dispatch_rate(
     every_seconds: float, waiting: int, expected: tuple[float, float]
 ) -> None:
-    desk = Desk(requests=1000)
-    await desk.join("stays", lane="other")
+    lanes = Lanes(requests=1000)
+    await lanes.join("stays", lane="other")
     for _ in range(500):
-        await desk.join()
-        await desk.serve()
-        desk.now += every_seconds
-        if desk.now > 1100:
+        await lanes.join()
+        await lanes.serve()
+        lanes.now += every_seconds
+        if lanes.now > 1100:
             break
     for _ in range(waiting - 1):
-        await desk.join()
+        await lanes.join()
     least, most = expected
-    assert least <= desk.line.retry_after_seconds() <= most
-    await desk.close()
+    assert least <= lanes.queue.retry_after_seconds() <= most
+    await lanes.close()
 
 
-async def test_a_rate_of_long_ago_says_nothing() -> None:
-    desk = Desk(seconds=17)
-    await desk.join()
-    await desk.serve()
-    assert desk.line.seconds_for(1) is not None
-    desk.now += 1000
-    assert desk.line.seconds_for(1) is None
-    assert desk.line.retry_after_seconds() == 17
+async def test_old_dispatch_rate_is_no_estimate() -> None:
+    lanes = Lanes(seconds=17)
+    await lanes.join()
+    await lanes.serve()
+    assert lanes.queue.seconds_for(1) is not None
+    lanes.now += 1000
+    assert lanes.queue.seconds_for(1) is None
+    assert lanes.queue.retry_after_seconds() == 17
 
 
-async def test_who_has_waited_for_too_long_is_503() -> None:
-    desk = Desk(seconds=30)
-    task = await desk.join()
-    desk.pass_time(29.9)
-    assert desk.line.count == 1
-    desk.pass_time(0.2)
+async def test_request_that_waited_too_long_is_503() -> None:
+    lanes = Lanes(seconds=30)
+    task = await lanes.join()
+    lanes.pass_time(29.9)
+    assert lanes.queue.count == 1
+    lanes.pass_time(0.2)
     with pytest.raises(CapacityError) as raised:
         await task
     assert (raised.value.status, raised.value.code) == (503, "queue_timeout")
     assert raised.value.retry_after_seconds is not None
-    assert (desk.line.count, desk.line.timeouts) == (0, 1)
-    await desk.serve()
-    assert desk.given == []
+    assert (lanes.queue.count, lanes.queue.timeouts) == (0, 1)
+    await lanes.serve()
+    assert lanes.served == []
 
 
-def test_the_coarse_clock_sends_away_who_waits_and_forgets_who_does_not() -> None:
+def test_deadlines_end_waits_and_forget_requests_that_left() -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         deadlines = Deadlines(clock=loop.time)
-        line = RequestQueue[Seat](QueueLimits(10, 30), deadlines)
+        line = RequestQueue[FakeLease](QueueLimits(10, 30), deadlines)
         watch = loop.create_task(deadlines.run())
-        waiters = [QueuedRequest("m", "s", 1.0, 0, lambda: None, line) for _ in range(2)]
-        tasks = [loop.create_task(line.wait(waiter)) for waiter in waiters]
+        requests = [QueuedRequest("m", "s", 1.0, 0, lambda: None, line) for _ in range(2)]
+        tasks = [loop.create_task(line.wait(request)) for request in requests]
         await asyncio.sleep(29)
         tasks[0].cancel()
         await asyncio.sleep(1.5)
         assert tasks[0].cancelled()
         assert isinstance(tasks[1].exception(), CapacityError)
-        assert [waiter.deadline for waiter in waiters][1] == NEVER
+        assert [request.deadline for request in requests][1] == NEVER
         assert line.timeouts == 1
         watch.cancel()
         await asyncio.wait([watch])
@@ -290,95 +290,95 @@ def test_the_coarse_clock_sends_away_who_waits_and_forgets_who_does_not() -> Non
     run(scenario())
 
 
-async def test_who_waits_in_vain_is_told_at_once_and_holds_up_nobody() -> None:
-    desk = Desk()
+async def test_request_that_waits_in_vain_fails_at_once_and_blocks_no_other() -> None:
+    lanes = Lanes()
 
-    def refuse() -> Seat:
+    def refuse() -> FakeLease:
         raise CapacityError("nobody is there")
 
-    waiter = QueuedRequest("gone", "s", 1.0, 9, refuse, desk.line)
-    task = asyncio.get_running_loop().create_task(desk.line.wait(waiter))
+    request = QueuedRequest("gone", "s", 1.0, 9, refuse, lanes.queue)
+    task = asyncio.get_running_loop().create_task(lanes.queue.wait(request))
     await turns(1)
-    await desk.join("other")
-    await desk.serve()
+    await lanes.join("other")
+    await lanes.serve()
     with pytest.raises(CapacityError, match="nobody is there"):
         await task
-    assert desk.given == ["other"]
+    assert lanes.served == ["other"]
 
 
-# --- who leaves
+# --- leaving
 
 
-async def test_who_leaves_is_passed_by() -> None:
-    desk = Desk()
+async def test_request_that_left_is_skipped() -> None:
+    lanes = Lanes()
     for name in "abc":
-        await desk.join(name)
-    desk.tasks[0].cancel()
+        await lanes.join(name)
+    lanes.tasks[0].cancel()
     await turns(2)
-    assert desk.line.count == 2
-    await desk.serve(2)
-    assert desk.given == ["b", "c"]
+    assert lanes.queue.count == 2
+    await lanes.serve(2)
+    assert lanes.served == ["b", "c"]
 
 
-async def test_who_is_just_leaving_gets_no_place() -> None:
-    desk = Desk()
+async def test_request_that_is_leaving_gets_no_lease() -> None:
+    lanes = Lanes()
     for name in "ab":
-        await desk.join(name)
-    desk.tasks[0].cancel()  # and has had no turn yet to leave the line
-    desk.free["m"] = 1
-    desk.line.dispatch()
+        await lanes.join(name)
+    lanes.tasks[0].cancel()  # it has not run since, so it is still in the queue
+    lanes.free["m"] = 1
+    lanes.queue.dispatch()
     await turns(3)
-    assert (desk.given, desk.line.count) == (["b"], 0)
-    assert desk.tasks[0].cancelled()
+    assert (lanes.served, lanes.queue.count) == (["b"], 0)
+    assert lanes.tasks[0].cancelled()
 
 
-async def test_a_place_that_comes_in_the_very_moment_of_leaving_goes_to_the_next() -> None:
-    desk = Desk()
+async def test_lease_granted_at_the_moment_of_leaving_goes_to_the_next_request() -> None:
+    lanes = Lanes()
     for name in "ab":
-        await desk.join(name)
-    desk.free["m"] = 1
-    desk.line.dispatch()
-    desk.tasks[0].cancel()
+        await lanes.join(name)
+    lanes.free["m"] = 1
+    lanes.queue.dispatch()
+    lanes.tasks[0].cancel()
     await turns(4)
-    assert desk.given == ["a", "b"]
-    assert [seat.closed for seat in desk.taken] == [1, 0]
-    assert desk.tasks[0].cancelled()
+    assert lanes.served == ["a", "b"]
+    assert [lease.closed for lease in lanes.taken] == [1, 0]
+    assert lanes.tasks[0].cancelled()
 
 
-async def test_who_is_just_leaving_when_its_time_is_over_does_no_harm() -> None:
-    desk = Desk(seconds=30)
-    task = await desk.join()
+async def test_timeout_of_a_request_that_is_leaving_does_no_harm() -> None:
+    lanes = Lanes(seconds=30)
+    task = await lanes.join()
     task.cancel()
-    desk.pass_time(31)
+    lanes.pass_time(31)
     await turns(2)
     assert task.cancelled()
-    assert (desk.line.count, desk.line.timeouts) == (0, 0)
+    assert (lanes.queue.count, lanes.queue.timeouts) == (0, 0)
 
 
 async def test_leaving_twice_does_no_harm() -> None:
-    desk = Desk()
-    task = await desk.join()
+    lanes = Lanes()
+    task = await lanes.join()
     task.cancel()
     await turns(1)
     task.cancel()
     await turns(1)
-    assert desk.line.count == 0
+    assert lanes.queue.count == 0
 
 
-async def test_who_left_is_forgotten_also_behind_one_that_stays() -> None:
-    desk = Desk(requests=10)
-    await desk.join("stays")
+async def test_requests_that_left_are_forgotten_behind_one_that_stays() -> None:
+    lanes = Lanes(requests=10)
+    await lanes.join("stays")
     for _ in range(5000):
-        task = await desk.join("leaves", lane=f"{len(desk.tasks) % 3}")
+        task = await lanes.join("leaves", lane=f"{len(lanes.tasks) % 3}")
         task.cancel()
         await turns(1)
-    kept = sum(len(lane) for lane in desk.line._lanes.values())  # noqa: SLF001 - that it is bounded
-    assert desk.line.count == 1
+    kept = sum(len(lane) for lane in lanes.queue._lanes.values())  # noqa: SLF001 - that it is bounded
+    assert lanes.queue.count == 1
     assert kept < 1500
-    await desk.close()
+    await lanes.close()
 
 
-# --- whatever happens
+# --- any sequence of events
 
 _senders = st.sampled_from(["a", "b", "c"])
 _lanes = st.sampled_from(["x", "y"])
@@ -393,57 +393,66 @@ _steps = st.one_of(
 
 
 async def take_steps(steps: list[tuple[Any, ...]], seed: int) -> None:
-    desk = Desk(requests=8)
+    lanes = Lanes(requests=8)
     places: Counter[str] = Counter()
     draw = random.Random(seed)
     for step in steps:
         match step:
             case ("join", str(lane), str(sender), int(priority)):
-                await desk.join(sender, lane, tokens=draw.uniform(1, 50), priority=priority, takes_free=True)
-            case ("cancel", int(which)) if desk.tasks:
-                desk.tasks[which % len(desk.tasks)].cancel()
+                await lanes.join(sender, lane, tokens=draw.uniform(1, 50), priority=priority, takes_free=True)
+            case ("cancel", int(which)) if lanes.tasks:
+                lanes.tasks[which % len(lanes.tasks)].cancel()
             case ("free", str(lane), int(count)):
                 places[lane] += count
-                desk.free[lane] += count
-                desk.line.dispatch()
-            case ("close", int(which)) if done := [task for task in desk.tasks if seat_of(task) is not None]:
-                seat = seat_of(done[which % len(done)])
-                assert seat is not None
-                if not seat.closed:
-                    seat.close()
+                lanes.free[lane] += count
+                lanes.queue.dispatch()
+            case ("close", int(which)) if done := [task for task in lanes.tasks if seat_of(task) is not None]:
+                lease = seat_of(done[which % len(done)])
+                assert lease is not None
+                if not lease.closed:
+                    lease.close()
             case ("time", float(seconds)):
-                desk.pass_time(seconds)
+                lanes.pass_time(seconds)
             case ("turn", int(count)):
                 await turns(count)
-        assert 0 <= desk.line.count <= 8
+        assert 0 <= lanes.queue.count <= 8
     await turns(3)
-    assert desk.line.count == sum(not task.done() for task in desk.tasks)
+    assert lanes.queue.count == sum(not task.done() for task in lanes.tasks)
     for lane in places:
-        held = [seat for task in desk.tasks if (seat := seat_of(task)) and not seat.closed]
-        assert desk.free[lane] + sum(seat._lane == lane for seat in held) == places[lane]  # noqa: SLF001
-        assert not (desk.free[lane] and desk.line.is_waited_for(lane))
-    got = [seat for task in desk.tasks if (seat := seat_of(task)) is not None]
+        held = [lease for task in lanes.tasks if (lease := seat_of(task)) and not lease.closed]
+        assert lanes.free[lane] + sum(lease._lane == lane for lease in held) == places[lane]  # noqa: SLF001
+        assert not (lanes.free[lane] and lanes.queue.has_waiting(lane))
+    got = [lease for task in lanes.tasks if (lease := seat_of(task)) is not None]
     assert len(set(got)) == len(got)
-    await desk.close()
-    assert all(seat.closed <= 1 for seat in desk.taken)
-    assert not desk.line.is_waited_for("x")
-    assert not desk.line._lanes  # noqa: SLF001 - nothing is kept of those who left
+    await lanes.close()
+    assert all(lease.closed <= 1 for lease in lanes.taken)
+    assert not lanes.queue.has_waiting("x")
+    assert not lanes.queue._lanes  # noqa: SLF001 - nothing is kept of those who left
 
 
-def seat_of(task: asyncio.Task[Seat]) -> Seat | None:
-    """What it got; ``None``: nothing, or nothing yet."""
+def seat_of(task: asyncio.Task[FakeLease]) -> FakeLease | None:
+    """The lease that the request got; ``None`` if it got none, or none yet."""
     return task.result() if task.done() and not task.cancelled() and task.exception() is None else None
 
 
 @given(st.lists(_steps, max_size=60), st.integers(0, 1000))
-def test_whatever_happens_no_place_is_lost_or_given_twice(steps: list[tuple[Any, ...]], seed: int) -> None:
+def test_no_lease_is_lost_or_granted_twice_whatever_happens(steps: list[tuple[Any, ...]], seed: int) -> None:
     run(take_steps(steps, seed))
 
 
-async def test_who_lost_a_place_always_fits_in_and_goes_first() -> None:
-    desk = Desk(requests=1)
-    await desk.join("in line")
-    await desk.join("lost its place", priority=FIRST)
-    assert desk.line.count == 2
-    await desk.serve(2)
-    assert desk.given == ["lost its place", "in line"]
+async def test_request_that_lost_its_lease_always_fits_and_goes_first() -> None:
+    lanes = Lanes(requests=1)
+    await lanes.join("in line")
+    await lanes.join("lost its place", priority=FIRST)
+    assert lanes.queue.count == 2
+    await lanes.serve(2)
+    assert lanes.served == ["lost its place", "in line"]
+
+
+async def test_queue_in_a_debugger_shows_its_requests() -> None:
+    lanes = Lanes()
+    await lanes.join("a", lane="m", sender="key one")
+    assert repr(lanes.queue) == "<RequestQueue 1 waiting in 1 lanes>"
+    assert repr(lanes.requests[0]) == "<QueuedRequest waits lane='m' sender='key one' priority=0>"
+    await lanes.close()
+    assert repr(lanes.requests[0]).startswith("<QueuedRequest left")

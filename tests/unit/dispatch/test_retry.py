@@ -56,7 +56,7 @@ OTHER, SAME, NONE = NextAttempt.OTHER_BACKEND, NextAttempt.SAME_ON_FRESH_CONNECT
         pytest.param(InvalidReply(""), CHAT, False, 0, NONE, id="not HTTP"),
     ],
 )
-def test_what_may_be_sent_again(
+def test_next_attempt_depends_on_failure_and_request(
     error: BackendError, request_line: tuple[str, str], begun: bool, losses: int, expected: NextAttempt
 ) -> None:
     method, path = request_line
@@ -64,7 +64,7 @@ def test_what_may_be_sent_again(
 
 
 @pytest.mark.parametrize(("connect_timeouts", "expected"), [(0, OTHER), (1, OTHER), (2, OTHER), (3, NONE), (4, NONE)])
-def test_three_connections_that_time_out_are_enough(connect_timeouts: int, expected: NextAttempt) -> None:
+def test_request_is_given_up_after_three_connect_timeouts(connect_timeouts: int, expected: NextAttempt) -> None:
     method, path = CHAT
     assert (
         next_attempt(
@@ -111,16 +111,16 @@ class Clock:
         return self.now
 
 
-def test_three_may_be_repeated_however_few_requests_there_are() -> None:
+def test_three_requests_may_be_repeated_however_few_there_are() -> None:
     budget = RetryBudget(Clock())
     assert [budget.take(in_flight=1) for _ in range(4)] == [True, True, True, False]
 
 
-def test_one_that_is_over_makes_no_room_for_more_than_a_fifth_in_all() -> None:
+def test_at_most_a_fifth_of_all_requests_is_repeated() -> None:
     budget = RetryBudget(Clock())
     for _ in range(3):
         assert budget.take(in_flight=1)
-        budget.give_back()
+        budget.release()
     assert not budget.take(in_flight=1)
 
 
@@ -129,21 +129,21 @@ def test_a_fifth_of_the_requests_under_way_may_be_repeated_at_a_time() -> None:
     assert budget.take(in_flight=100)
     budget.requests += 10_000
     assert sum(budget.take(in_flight=100) for _ in range(100)) == 19
-    budget.give_back()
+    budget.release()
     assert [budget.take(in_flight=100) for _ in range(2)] == [True, False]
 
 
-def test_what_was_repeated_long_ago_counts_no_more() -> None:
+def test_old_repeats_stop_counting() -> None:
     clock = Clock()
     budget = RetryBudget(clock)
     for _ in range(3):
         budget.take(in_flight=1)
-        budget.give_back()
+        budget.release()
     clock.now += 10_000
     assert [budget.take(in_flight=1) for _ in range(4)] == [True, True, True, False]
 
 
-def test_a_quiet_time_does_not_save_up_repeats() -> None:
+def test_quiet_time_saves_up_no_repeats() -> None:
     clock = Clock()
     budget = RetryBudget(clock)
     budget.take(in_flight=1)
@@ -153,7 +153,7 @@ def test_a_quiet_time_does_not_save_up_repeats() -> None:
 
 
 @pytest.mark.parametrize("requests_a_second", [1, 20, 1000])
-def test_a_fleet_that_always_declines_is_asked_a_fifth_more_and_a_few(requests_a_second: int) -> None:
+def test_fleet_that_always_declines_gets_a_fifth_more_requests_and_a_few(requests_a_second: int) -> None:
     clock = Clock()
     budget = RetryBudget(clock)
     seconds, repeated = 200, 0
@@ -163,14 +163,14 @@ def test_a_fleet_that_always_declines_is_asked_a_fifth_more_and_a_few(requests_a
             budget.requests += 1
             if budget.take(in_flight=requests_a_second):
                 repeated += 1
-                budget.give_back()
+                budget.release()
     windows = seconds / 10
     assert repeated <= 0.2 * requests_a_second * seconds + 3 * (windows + 1)
     assert repeated >= 0.15 * requests_a_second * seconds
 
 
 @given(st.lists(st.sampled_from(["request", "take", "give back", "wait"]), max_size=300), st.integers(0, 9))
-def test_what_is_under_way_is_never_more_than_a_fifth_or_three(steps: list[str], seed: int) -> None:
+def test_repeats_under_way_never_exceed_a_fifth_or_three(steps: list[str], seed: int) -> None:
     clock, draw = Clock(), random.Random(seed)
     budget = RetryBudget(clock)
     under_way = 0
@@ -186,4 +186,4 @@ def test_what_is_under_way_is_never_more_than_a_fifth_or_three(steps: list[str],
                 assert under_way <= max(3, 0.2 * in_flight + 1)
         elif under_way:
             under_way -= 1
-            budget.give_back()
+            budget.release()

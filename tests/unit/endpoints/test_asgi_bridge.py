@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
-from inference_engine_proxy_server.wire.exchange import Outcome
+from inference_engine_proxy_server.wire.outcome import Outcome
 from support.fakes.front import Front, until
 
 Message = MutableMapping[str, Any]
@@ -22,7 +22,7 @@ def get(path: str, method: str = "GET", version: str = "1.1", fields: str = "", 
     return f"{method} {path} HTTP/{version}\r\nHost: a:1\r\n{fields}\r\n{body}".encode()
 
 
-async def test_an_application_learns_what_was_asked() -> None:
+async def test_application_receives_the_request() -> None:
     scopes: list[Message] = []
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
@@ -41,7 +41,7 @@ async def test_an_application_learns_what_was_asked() -> None:
         assert scope["headers"][:2] == [(b"host", b"a:1"), (b"x-a", b"1")]
 
 
-async def test_a_head_is_asked_as_a_get_and_has_no_body() -> None:
+async def test_head_is_passed_as_get_and_answered_without_a_body() -> None:
     app = FastAPI()
 
     @app.get("/")
@@ -56,7 +56,7 @@ async def test_a_head_is_asked_as_a_get_and_has_no_body() -> None:
         assert (await client.ask(get("/", version="1.0"))).version == "HTTP/1.1"
 
 
-async def test_a_streamed_reply_goes_out_piece_by_piece_with_our_framing() -> None:
+async def test_streamed_reply_goes_out_in_pieces_with_own_framing() -> None:
     release = asyncio.Event()
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
@@ -80,7 +80,7 @@ async def test_a_streamed_reply_goes_out_piece_by_piece_with_our_framing() -> No
         assert await client.read(13) == b"3\r\ntwo\r\n0\r\n\r\n"
 
 
-async def test_an_application_that_fails_is_answered_for(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failure_of_the_application_is_answered(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         raise ZeroDivisionError
 
@@ -90,7 +90,7 @@ async def test_an_application_that_fails_is_answered_for(caplog: pytest.LogCaptu
         assert "ZeroDivisionError" in caplog.text
 
 
-async def test_a_client_that_leaves_ends_the_call() -> None:
+async def test_client_that_leaves_ends_the_call() -> None:
     waiting = asyncio.Event()
     ended: list[str] = []
 

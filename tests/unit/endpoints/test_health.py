@@ -62,7 +62,7 @@ async def test_health_has_every_key_of_the_contract_with_its_type(fleet: Fleet) 
         assert metrics["ready"] is detail["ready"]
 
 
-async def test_health_tells_more_for_people_who_look_for_a_reason(fleet: Fleet) -> None:
+async def test_health_shows_reasons(fleet: Fleet) -> None:
     busy, gone = await fleet.engine(processing=7, waiting=2), unused_url()
     proxy = await fleet.proxy(busy, gone)
 
@@ -76,7 +76,7 @@ async def test_health_tells_more_for_people_who_look_for_a_reason(fleet: Fleet) 
     assert (of_gone["live"], of_gone["reason"], of_gone["models"]) == (False, "it cannot be reached", [])
 
 
-async def test_health_counts_the_requests_that_a_backend_has_of_ours(fleet: Fleet) -> None:
+async def test_health_counts_the_requests_of_this_proxy(fleet: Fleet) -> None:
     engine = await fleet.engine()
     proxy = await fleet.proxy(engine)
     engine.freed.clear()
@@ -109,12 +109,12 @@ async def test_head_of_an_own_path_is_its_get_without_the_body(fleet: Fleet) -> 
 
         assert (head.status_code, head.content) == (200, b""), path
         assert head.headers["content-type"] == get.headers["content-type"]
-        about_as_long = pytest.approx(len(get.content), rel=0.1)  # time goes on between the two
+        about_as_long = pytest.approx(len(get.content), rel=0.1)  # timestamps differ
         assert int(head.headers["content-length"]) == about_as_long, path
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
-async def test_only_get_and_head_of_our_paths_are_ours(fleet: Fleet, method: str) -> None:
+async def test_only_get_and_head_of_own_paths_are_answered(fleet: Fleet, method: str) -> None:
     engine = await fleet.engine()
     proxy = await fleet.proxy(engine)
 
@@ -125,7 +125,7 @@ async def test_only_get_and_head_of_our_paths_are_ours(fleet: Fleet, method: str
         assert engine.asked[-1][:2] == (method, path)
 
 
-async def test_paths_that_only_resemble_ours_are_passed_on(fleet: Fleet) -> None:
+async def test_paths_that_only_resemble_own_ones_are_passed_on(fleet: Fleet) -> None:
     engine = await fleet.engine()
     proxy = await fleet.proxy(engine)
 
@@ -138,7 +138,7 @@ async def test_paths_that_only_resemble_ours_are_passed_on(fleet: Fleet) -> None
         writer.close()
 
 
-async def test_a_query_does_not_keep_a_path_from_being_ours(fleet: Fleet) -> None:
+async def test_own_path_with_a_query_is_answered(fleet: Fleet) -> None:
     proxy = await fleet.proxy(await fleet.engine())
 
     assert (await proxy.http.get("/health?x=1")).json()["total_backends"] == 1
@@ -163,7 +163,7 @@ async def test_readyz_is_503_once_the_process_is_stopping(draining: bool, status
     pool = make_pool(["http://127.0.0.1:1"], Deadlines())
     publish(pool)
     app = FastAPI()
-    app.include_router(health_router(pool, lambda: draining, names_need_key=False))
+    app.include_router(health_router(pool.fleet, lambda: draining, names_need_key=False))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://proxy") as client:
         assert (await client.get("/readyz")).status_code == status
 

@@ -34,7 +34,7 @@ async def test_entries_are_as_the_engine_wrote_them(fleet: Fleet) -> None:
     assert await _listing(proxy) == {"object": "list", "data": [entry | {"owned_by": "llamacpp"}]}
 
 
-async def test_a_web_page_of_any_origin_may_read_the_list(fleet: Fleet) -> None:
+async def test_web_page_of_any_origin_may_read_the_list(fleet: Fleet) -> None:
     proxy = await fleet.proxy(await fleet.engine())
 
     reply = await proxy.http.get("/v1/models", headers={"Origin": "http://page"})

@@ -99,7 +99,7 @@ async def test_documentation_pages_need_no_other_host(fleet: Fleet, path: str) -
     assert reply.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_what_the_documentation_pages_load_says_its_type(fleet: Fleet) -> None:
+async def test_files_of_the_documentation_pages_have_media_types(fleet: Fleet) -> None:
     proxy = await fleet.proxy(await fleet.engine())
 
     for name, media_type in {
@@ -123,7 +123,7 @@ def _references(part: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-TW.md"])
-def test_readme_lists_our_own_paths_and_no_others(name: str) -> None:
+def test_readme_lists_own_paths_and_no_others(name: str) -> None:
     readme = (Path(__file__).parents[3] / name).read_text()
     rows = re.findall(r"^\| (`(?:GET|ANY) [^|]*) \|", readme, re.MULTILINE)
 

@@ -49,7 +49,7 @@ def _value(samples: Samples, name: str, **labels: str) -> float | None:
 
 
 async def _requests(proxy: Proxy) -> dict[tuple[str, str, str], float]:
-    """Requests that are over, by route, backend and code; without the one that asks."""
+    """Numbers of completed requests by route, backend and code, except for this one."""
     return {
         (labels["route"], labels["backend"], labels["code"]): value
         for (name, pairs), value in (await _samples(proxy)).items()
@@ -62,7 +62,7 @@ async def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_e
     proxy = await fleet.proxy(engine, gone)
     await gone.stop()
     engine.processing = 1
-    for _ in range(20):  # a retry is certain after some: of two equal backends one is picked by chance
+    for _ in range(20):  # one of two equal backends is picked at random, so a retry is certain after some requests
         await proxy.http.post(CHAT, json={})
     engine.freed.clear()
     engine.begins = True
@@ -100,11 +100,11 @@ async def test_each_request_is_counted_once_by_route_backend_and_code(fleet: Fle
         ("other", engine.url, "200"): 2,
         ("models", "", "200"): 1,
         ("other", "", "403"): 1,
-        ("other", "", "200"): 1,  # the first look at the metrics
+        ("other", "", "200"): 1,  # the first request for the metrics
     }
 
 
-async def test_request_that_nobody_could_take_is_counted(fleet: Fleet) -> None:
+async def test_request_that_no_backend_could_take_is_counted(fleet: Fleet) -> None:
     proxy = await fleet.proxy(unused_url())
 
     await proxy.http.post(CHAT, json={})
@@ -212,7 +212,7 @@ async def test_durations_are_cumulative_histograms_of_each_route(fleet: Fleet) -
         assert 0 < total < 60
 
 
-async def test_gauges_tell_the_state_of_each_backend(fleet: Fleet) -> None:
+async def test_gauges_show_the_state_of_each_backend(fleet: Fleet) -> None:
     ready, busy, gone = await fleet.engine(processing=2, waiting=1), await fleet.engine(processing=7), unused_url()
     proxy = await fleet.proxy(ready, busy, gone)
 

@@ -1,4 +1,4 @@
-"""What our own paths answer is what `/openapi.json` says of them, whatever they are asked."""
+"""The answers of own paths conform to `/openapi.json`, whatever the request."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from support.engine import Engine
 from support.program import Proxy
 
-# Other methods than GET and HEAD are passed on, so what they are answered is the engine's business.
+# Requests with methods other than GET and HEAD are passed on, so the engine answers them.
 OWN = "^/(health|livez|readyz|v1/models|metrics)?$"
 
 
 async def _findings(url: str, folder: Path) -> str:
-    """What schemathesis has to say against the paths; empty: nothing."""
+    """The report of schemathesis; empty if it found no failure."""
     options = "--checks all --exclude-checks unsupported_method --max-examples 30 --no-color --include-path-regex"
     command = (sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", *options.split(), OWN)
     asking = await asyncio.create_subprocess_exec(*command, cwd=folder, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT)
@@ -28,8 +28,8 @@ async def _findings(url: str, folder: Path) -> str:
     return told.decode() if asking.returncode else ""
 
 
-async def test_our_own_paths_answer_as_described(tmp_path: Path) -> None:
+async def test_own_paths_answer_as_described(tmp_path: Path) -> None:
     async with Engine() as engine:
-        with await asyncio.to_thread(Proxy, tmp_path, [engine.url]) as proxy:  # it asks the engine before it listens
+        with await asyncio.to_thread(Proxy, tmp_path, [engine.url]) as proxy:  # it polls the engine before it listens
             findings = await _findings(proxy.url, tmp_path)
     assert not findings, findings

@@ -76,7 +76,7 @@ async def test_page_may_run_its_own_script_and_nothing_else(fleet: Fleet) -> Non
     assert not re.search(r"\s(on[a-z]+|style)=", reply.text.partition("<script>")[0])
 
 
-async def test_page_makes_no_markup_of_what_the_network_says(fleet: Fleet) -> None:
+async def test_page_turns_no_answer_into_markup(fleet: Fleet) -> None:
     proxy = await fleet.proxy(await fleet.engine())
 
     page = (await proxy.http.get("/", headers={"accept": BROWSER})).text

@@ -1,4 +1,4 @@
-"""What a backend tells of its models holds for every name they answer to."""
+"""Reported facts about a model hold for every name that it answers to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGE: ModelEntry = {"id": "large"}
 
 def a_backend(*models: ModelEntry, **contexts: int) -> Backend:
     [backend] = make_pool(["http://192.0.2.1:1"], Deadlines()).backends
-    backend.take_over_models(
+    backend.update_serving(
         BackendState(ready=True, models=models, model_names=ModelNames.ANY, contexts=contexts, memory_tokens=1)
     )
     return backend
@@ -27,20 +27,20 @@ def a_backend(*models: ModelEntry, **contexts: int) -> Backend:
     ("name", "tokens"), [("small", 1024), ("s", 1024), ("large", 8192), ("unloaded", None), ("?", None), (None, None)]
 )
 def test_each_model_has_a_context_of_its_own(name: str | None, tokens: int | None) -> None:
-    assert a_backend(SMALL, LARGE, {"id": "unloaded"}, small=1024, large=8192).context_of(name) == tokens
+    assert a_backend(SMALL, LARGE, {"id": "unloaded"}, small=1024, large=8192).serving.context_of(name) == tokens
 
 
 @pytest.mark.parametrize("name", ["small", "s", "any", None])
-def test_the_only_model_answers_to_every_name(name: str | None) -> None:
-    assert a_backend(SMALL, small=1024).context_of(name) == 1024
+def test_context_of_the_only_model_holds_for_every_name(name: str | None) -> None:
+    assert a_backend(SMALL, small=1024).serving.context_of(name) == 1024
 
 
-def test_what_is_not_told_this_time_holds_on() -> None:
+def test_facts_missing_in_a_report_keep_their_last_value() -> None:
     backend = a_backend(SMALL, small=1024)
-    backend.take_over_models(BackendState(ready=True))
-    assert backend.context_of("small") == 1024
+    backend.update_serving(BackendState(ready=True))
+    assert backend.serving.context_of("small") == 1024
     for told, known in ((7, 7), (None, 7), (9, 9)):
         state = BackendState(ready=True, memory_tokens=told)
-        backend.take_over_load(state, own_at_poll=0, allowance=0, now=0.0)
+        backend.update_load(state, own_at_poll=0, allowance=0, now=0.0)
         assert backend.memory_tokens == known
-    assert backend.places == math.inf
+    assert backend.load.slots == math.inf

@@ -1,4 +1,4 @@
-"""How the state of backends is kept fresh; over real sockets, on scripted engines."""
+"""Backends are polled again and again; over real sockets, on scripted engines."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import pytest
 
 from inference_engine_proxy_server.backends.base import Thresholds
 from inference_engine_proxy_server.backends.registry import discover_engines
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from support.fakes.engine import EngineConnection, FakeEngine, Script, http_reply
 from support.fakes.front import until
-from support.pools import make_pool
+from support.pools import Pool, make_pool
 
 MODELS = b'{"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "%b"}]}'
 LLAMACPP_METRICS = b"llamacpp:requests_processing %d\nllamacpp:requests_deferred 0\n"
@@ -29,7 +28,13 @@ def telling(
     processing: Callable[[], int] = lambda: 0,
     others: Mapping[str, bytes | asyncio.Event] | None = None,
 ) -> Script:
-    """Answers the polls as a llama.cpp server does; ``others``: by path, another reply, or an event to wait for."""
+    """Answers polls as a llama.cpp server does.
+
+    Args:
+        owner: the provider of the model.
+        processing: number of requests that the engine works on.
+        others: by path, a different reply, or an event to wait for.
+    """
 
     async def script(connection: EngineConnection) -> None:
         request = await connection.request()
@@ -53,10 +58,10 @@ def telling(
 @asynccontextmanager
 async def refreshing(
     *engines: FakeEngine | str, seconds: float = 0.02, tests_suspects: bool = False
-) -> AsyncIterator[BackendPool]:
-    """A pool whose backends are asked every so many seconds."""
+) -> AsyncIterator[Pool]:
+    """A pool whose backends are polled at an interval of ``seconds``."""
     pool = make_pool(engines, Deadlines())
-    refresher = CacheRefresher(pool, discover_engines(), Thresholds(6, 3), seconds, tests_suspects=tests_suspects)
+    refresher = CacheRefresher(pool.fleet, discover_engines(), Thresholds(6, 3), seconds, tests_suspects=tests_suspects)
     async with asyncio.TaskGroup() as background:
         running = background.create_task(refresher.run())
         yield pool
@@ -67,17 +72,17 @@ def asked(engine: FakeEngine) -> Counter[str]:
     return Counter(request.split(b" ")[1].decode() for request in engine.requests)
 
 
-async def test_what_a_backend_tells_is_published() -> None:
+async def test_reported_state_is_published() -> None:
     async with FakeEngine(telling(processing=lambda: 4)) as engine, refreshing(engine) as pool:
         backend = pool.backends[0]
         await until(lambda: backend.takes_requests)
-        assert backend.model_ids == {"m"}
-        assert (backend.load, backend.health.told.requests_processing) == (4, 4)
+        assert backend.serving.model_ids == {"m"}
+        assert (backend.load.total, backend.health.reported.requests_processing) == (4, 4)
         assert backend.connections.keeps_alive is False
-        assert time.time() - backend.told_at < 5
+        assert time.time() - backend.reported_at < 5
 
 
-async def test_above_the_thresholds_it_is_busy_and_comes_back() -> None:
+async def test_backend_above_the_thresholds_is_busy_until_it_is_below() -> None:
     loads = [9]
     async with FakeEngine(telling(processing=lambda: loads[0])) as engine, refreshing(engine) as pool:
         backend = pool.backends[0]
@@ -87,7 +92,7 @@ async def test_above_the_thresholds_it_is_busy_and_comes_back() -> None:
         await until(lambda: backend.takes_requests)
 
 
-async def test_a_backend_that_hangs_delays_nobody_and_is_not_asked_twice() -> None:
+async def test_backend_that_hangs_delays_no_other_and_is_not_polled_twice() -> None:
     never = asyncio.Event()
     async with FakeEngine(telling(others={"/v1/models": never})) as hanging, FakeEngine(telling()) as quick:
         async with refreshing(hanging, quick) as pool:
@@ -96,11 +101,11 @@ async def test_a_backend_that_hangs_delays_nobody_and_is_not_asked_twice() -> No
             assert [backend.takes_requests for backend in pool.backends] == [False, True]
 
 
-async def test_a_hanging_metrics_page_excludes_nobody() -> None:
+async def test_hanging_metrics_page_does_not_exclude_a_backend() -> None:
     never = asyncio.Event()
     async with FakeEngine(telling(others={"/metrics": never})) as engine, refreshing(engine, seconds=1) as pool:
         await until(lambda: pool.backends[0].takes_requests)
-        assert pool.backends[0].health.told.requests_processing is None
+        assert pool.backends[0].health.reported.requests_processing is None
 
 
 @pytest.mark.parametrize(
@@ -113,14 +118,14 @@ async def test_a_hanging_metrics_page_excludes_nobody() -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "/metrics"])
-async def test_the_loop_survives_any_reply(page: bytes, path: str) -> None:
+async def test_loop_survives_any_reply(page: bytes, path: str) -> None:
     async with FakeEngine(telling(others={path: page})) as engine, refreshing(engine) as pool:
         await until(lambda: asked(engine)[path] >= 2)
         engine.script = telling()
         await until(lambda: pool.backends[0].takes_requests)
 
 
-async def test_a_backend_that_goes_is_out_and_joins_again_when_it_is_back() -> None:
+async def test_backend_that_goes_down_joins_again_when_it_is_back() -> None:
     async with FakeEngine(telling()) as engine, refreshing(engine) as pool:
         backend = pool.backends[0]
         await until(lambda: backend.takes_requests)
@@ -133,7 +138,7 @@ async def test_a_backend_that_goes_is_out_and_joins_again_when_it_is_back() -> N
         server.close()
 
 
-async def test_what_comes_back_as_another_engine_is_known_as_that() -> None:
+async def test_engine_is_identified_again_after_a_refused_poll() -> None:
     async with FakeEngine(telling()) as engine, refreshing(engine) as pool:
         backend = pool.backends[0]
         await until(lambda: backend.takes_requests)
@@ -144,14 +149,14 @@ async def test_what_comes_back_as_another_engine_is_known_as_that() -> None:
         await until(lambda: backend.connections.keeps_alive)
 
 
-async def test_a_reported_failure_is_looked_into_at_once() -> None:
+async def test_failed_backend_is_polled_at_once() -> None:
     async with FakeEngine(telling()) as engine, refreshing(engine, seconds=60) as pool:
         backend = pool.backends[0]
         pool.report_failure(backend, "it broke a connection")
         await until(lambda: backend.takes_requests)
 
 
-async def test_a_loading_backend_is_starting_not_failing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_loading_backend_is_starting_not_failing(caplog: pytest.LogCaptureFixture) -> None:
     loading = http_reply(b'{"error":{"message":"Loading model","type":"unavailable_error","code":503}}', 503)
     async with (
         FakeEngine(telling(others={"/v1/models": loading, "/health": loading})) as engine,
@@ -165,18 +170,18 @@ async def test_a_loading_backend_is_starting_not_failing(caplog: pytest.LogCaptu
     assert not [record for record in caplog.records if record.exc_info]
 
 
-async def test_the_first_round_does_not_wait_for_the_dead_for_long() -> None:
+async def test_first_round_does_not_wait_long_for_a_dead_backend() -> None:
     never = asyncio.Event()
     async with FakeEngine(telling(others={"/v1/models": never})) as hanging, FakeEngine(telling()) as quick:
         pool = make_pool([hanging, quick], Deadlines())
-        refresher = CacheRefresher(pool, discover_engines(), Thresholds(6, 3), 60)
+        refresher = CacheRefresher(pool.fleet, discover_engines(), Thresholds(6, 3), 60)
         before = time.monotonic()
         await refresher.first_round()
         assert time.monotonic() - before < 20
         assert [backend.takes_requests for backend in pool.backends] == [False, True]
 
 
-async def test_polls_are_not_in_step() -> None:
+async def test_polls_of_a_fleet_do_not_coincide() -> None:
     times: list[float] = []
 
     def note() -> int:
@@ -189,14 +194,14 @@ async def test_polls_are_not_in_step() -> None:
     assert max(gaps) - min(gaps) > 0.01  # plus and minus a fifth of the interval
 
 
-def stick(pool: BackendPool) -> None:
-    """Let requests wait there in vain."""
+def stick(pool: Pool) -> None:
+    """Let the backend leave requests without an answer."""
     for _ in range(2):
         pool.report_timeout(pool.backends[0])
     assert pool.backends[0].health.is_stuck
 
 
-async def test_one_that_seems_stuck_is_asked_for_a_token_if_that_is_wanted() -> None:
+async def test_stuck_backend_is_tested_with_one_token_if_configured() -> None:
     async with FakeEngine(telling()) as engine, refreshing(engine, tests_suspects=True) as pool:
         await until(lambda: pool.backends[0].takes_requests)
         stick(pool)
@@ -209,7 +214,7 @@ async def test_one_that_seems_stuck_is_asked_for_a_token_if_that_is_wanted() -> 
 @pytest.mark.parametrize(
     "options", [{"tests_suspects": False}, {"tests_suspects": True}], ids=["nobody wants it", "its slots are full"]
 )
-async def test_one_that_seems_stuck_is_not_asked_for_a_token(options: dict[str, bool]) -> None:
+async def test_stuck_backend_is_not_tested_by_default(options: dict[str, bool]) -> None:
     slots = {"/props": http_reply(b'{"total_slots": 1}')}
     async with FakeEngine(telling(processing=lambda: 1, others=slots)) as engine:
         async with refreshing(engine, **options) as pool:
@@ -221,7 +226,7 @@ async def test_one_that_seems_stuck_is_not_asked_for_a_token(options: dict[str, 
     assert not any(request.startswith(b"POST ") for request in engine.requests)
 
 
-async def test_one_that_fails_its_test_stays_a_suspect() -> None:
+async def test_backend_that_fails_its_test_stays_suspect() -> None:
     failing = {"/v1/completions": http_reply(b"{}", 500)}
     async with FakeEngine(telling(others=failing)) as engine, refreshing(engine, tests_suspects=True) as pool:
         await until(lambda: pool.backends[0].takes_requests)

@@ -1,4 +1,4 @@
-"""How evidence about a backend is weighed; without a backend, and with a clock that is moved by hand."""
+"""Evidence about a backend decides its health; without a backend, and with a clock that tests move by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_engine_proxy_server.backends.base import BackendState
-from inference_engine_proxy_server.fleet.health_tracker import Health, HealthRules, HealthTracker
+from inference_engine_proxy_server.fleet.health import Health, HealthRules
+from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.wire.backend_connections import Activity
 
 RULES = HealthRules(evidence_seconds=6, suspect_after_seconds=60, slow_start_seconds=30)
@@ -16,17 +17,17 @@ BUSY = BackendState(ready=False, reason="12 requests wait there")
 LOADING = BackendState(ready=False, live=False, starting=True, reason="it loads its model")
 ASLEEP = BackendState(ready=False, live=False, reason="it is asleep")
 IDLE = Activity()
-NOBODY_TO_BLAME = ""
+NO_REASON = ""
 
 
 class Case:
-    """A tracker, and what happens to it.
+    """A tracker, and the events it is state of.
 
     Attributes:
         health: under test.
         now: reading of the clock.
-        activity: what its backend does with our requests.
-        draw: the next random number.
+        activity: of the backend's connections.
+        draw: the next random number from 0 to below 1.
     """
 
     def __init__(self, *, first: BackendState | None = READY, rules: HealthRules = RULES) -> None:
@@ -38,22 +39,22 @@ class Case:
             self.answer(first)
 
     def wait(self, seconds: float, step: float = 1.0) -> None:
-        """Let time pass, with an answer that all is well every ``step`` seconds."""
+        """Let time pass, with an answered poll every ``step`` seconds."""
         while seconds > 0:
             self.now += min(step, seconds)
             seconds -= step
-            self.answer(self.health.told)
+            self.answer(self.health.reported)
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass, and look."""
+        """Let time pass, and review."""
         self.now += seconds
         self.look()
 
     def look(self) -> None:
         self.health.review(self.now, self.activity)
 
-    def answer(self, told: BackendState = READY, asked_at: float | None = None) -> None:
-        self.health.answered(told, asked_at=self.now if asked_at is None else asked_at, now=self.now)
+    def answer(self, state: BackendState = READY, asked_at: float | None = None) -> None:
+        self.health.answered(state, asked_at=self.now if asked_at is None else asked_at, now=self.now)
         self.look()
 
     def be_silent(self, times: int = 1) -> None:
@@ -76,7 +77,7 @@ class Case:
         self.look()
 
     def restart(self) -> None:
-        """Break a connection, and be back at once."""
+        """Break a connection, and answer the next poll at once."""
         self.lose()
         self.now += 0.01
         self.answer()
@@ -99,7 +100,7 @@ class Case:
 
     @property
     def suspended_seconds(self) -> float:
-        """For how much longer, found by waiting; it is on trial after that."""
+        """The rest of the suspension, measured by waiting for the trial."""
         assert self.health.state is Health.SUSPECT
         began = self.now
         while not self.health.on_trial:
@@ -111,7 +112,7 @@ class Case:
 # --- lost connections
 
 
-def test_one_that_broke_a_connection_is_out_but_what_waits_there_may_still_be_answered() -> None:
+def test_backend_that_broke_a_connection_leaves_the_rotation_but_keeps_its_requests() -> None:
     case = Case()
     case.lose(is_refused=False)
     assert (case.state(), case.health.takes_requests) == (Health.DOWN, False)
@@ -121,7 +122,7 @@ def test_one_that_broke_a_connection_is_out_but_what_waits_there_may_still_be_an
     assert (case.state(), case.health.is_in_question) == (Health.UP, False)
 
 
-def test_one_that_broke_a_connection_and_does_not_answer_is_lost_with_what_waits_there() -> None:
+def test_backend_that_broke_a_connection_and_does_not_answer_is_stuck() -> None:
     for question in (Case.refuse_question, Case.be_silent):
         case = Case()
         case.lose(is_refused=False)
@@ -129,13 +130,13 @@ def test_one_that_broke_a_connection_and_does_not_answer_is_lost_with_what_waits
         assert (case.state(), case.health.is_in_question, case.health.is_stuck) == (Health.DOWN, False, True)
 
 
-def test_one_that_refused_a_connection_is_lost_at_once() -> None:
+def test_backend_that_refused_a_connection_is_stuck_at_once() -> None:
     case = Case()
     case.lose(is_refused=True)
     assert (case.health.is_in_question, case.health.is_stuck) == (False, True)
 
 
-def test_all_connections_that_break_together_are_one_failure() -> None:
+def test_connections_that_break_together_are_one_failure() -> None:
     case = Case()
     for _ in range(30):
         case.lose(is_refused=False)
@@ -144,17 +145,17 @@ def test_all_connections_that_break_together_are_one_failure() -> None:
     assert case.state() is Health.UP
 
 
-# --- told by itself
+# --- reports
 
 
-def test_before_the_first_answer_it_is_starting() -> None:
+def test_backend_is_starting_before_its_first_answer() -> None:
     case = Case(first=None)
     case.look()
     assert (case.state(), case.health.takes_requests, case.health.reason) == (Health.STARTING, False, "not asked yet")
 
 
 @pytest.mark.parametrize(
-    ("told", "state", "takes_requests"),
+    ("reported", "state", "takes_requests"),
     [
         (READY, Health.UP, True),
         (BUSY, Health.BUSY, False),
@@ -163,12 +164,12 @@ def test_before_the_first_answer_it_is_starting() -> None:
     ],
     ids=["ready", "busy", "loading", "asleep"],
 )
-def test_what_it_tells_is_believed(told: BackendState, state: Health, takes_requests: bool) -> None:
-    case = Case(first=told)
-    assert (case.state(), case.health.takes_requests, case.health.reason) == (state, takes_requests, told.reason)
+def test_reported_state_decides(reported: BackendState, state: Health, takes_requests: bool) -> None:
+    case = Case(first=reported)
+    assert (case.state(), case.health.takes_requests, case.health.reason) == (state, takes_requests, reported.reason)
 
 
-def test_the_time_of_a_state_is_when_it_began() -> None:
+def test_since_is_when_the_state_began() -> None:
     case = Case()
     began = case.now
     case.wait(10)
@@ -180,7 +181,7 @@ def test_the_time_of_a_state_is_when_it_began() -> None:
 # --- silence
 
 
-def test_one_that_is_silent_is_busy_and_the_last_choice() -> None:
+def test_silent_backend_is_busy_and_the_last_choice() -> None:
     case = Case()
     case.be_silent()
     assert (case.state(), case.health.takes_requests, case.health.is_last_choice) == (Health.BUSY, True, True)
@@ -189,7 +190,7 @@ def test_one_that_is_silent_is_busy_and_the_last_choice() -> None:
     assert (case.state(), case.health.is_last_choice, case.health.is_silent) == (Health.UP, False, False)
 
 
-def test_one_that_is_silent_for_too_long_is_down() -> None:
+def test_backend_that_is_silent_for_too_long_is_down() -> None:
     case = Case()
     case.be_silent(2)
     case.sleep(RULES.evidence_seconds)
@@ -200,14 +201,14 @@ def test_one_that_is_silent_for_too_long_is_down() -> None:
     assert case.state() is Health.UP
 
 
-def test_a_single_silence_condemns_nobody_however_long_it_took() -> None:
+def test_single_silence_never_takes_a_backend_down() -> None:
     case = Case()
     case.be_silent()
-    case.sleep(1000)  # our own process may have stood still
+    case.sleep(1000)  # the proxy itself may have stood still
     assert case.state() is Health.BUSY
 
 
-def test_one_that_is_silent_while_bytes_flow_is_the_last_choice_for_as_long_as_they_do() -> None:
+def test_silent_backend_stays_the_last_choice_while_bytes_flow() -> None:
     case = Case()
     for _ in range(100):
         case.be_silent()
@@ -220,22 +221,22 @@ def test_one_that_is_silent_while_bytes_flow_is_the_last_choice_for_as_long_as_t
     assert case.state() is Health.DOWN
 
 
-def test_one_that_is_silent_and_was_busy_gets_nothing() -> None:
+def test_busy_backend_that_falls_silent_gets_no_request() -> None:
     case = Case(first=BUSY)
     case.be_silent()
     assert (case.state(), case.health.takes_requests) == (Health.BUSY, False)
 
 
-# --- no connection
+# --- refused polls
 
 
-def test_a_refused_question_means_down() -> None:
+def test_refused_poll_means_down() -> None:
     case = Case()
     case.refuse_question()
     assert (case.state(), case.health.reason, case.health.is_stuck) == (Health.DOWN, "it cannot be reached", True)
 
 
-def test_refused_questions_must_be_three_while_bytes_are_fresh() -> None:
+def test_three_refused_polls_mean_down_while_bytes_are_fresh() -> None:
     case = Case()
     case.activity = Activity(last_byte_at=case.now - 2.0, waiting_since=case.now - 9, has_begun=True)
     case.refuse_question(2)
@@ -244,7 +245,7 @@ def test_refused_questions_must_be_three_while_bytes_are_fresh() -> None:
     assert case.state() is Health.DOWN
 
 
-def test_an_answer_between_refused_questions_makes_them_count_anew() -> None:
+def test_answer_resets_the_count_of_refused_polls() -> None:
     case = Case()
     case.activity = Activity(last_byte_at=case.now, waiting_since=case.now - 9, has_begun=True)
     case.refuse_question(2)
@@ -253,14 +254,14 @@ def test_an_answer_between_refused_questions_makes_them_count_anew() -> None:
     assert case.state() is Health.UP
 
 
-def test_bytes_that_are_not_fresh_do_not_speak_against_a_refused_question() -> None:
+def test_old_bytes_do_not_outweigh_a_refused_poll() -> None:
     case = Case()
     case.activity = Activity(last_byte_at=case.now - 2.1, waiting_since=case.now - 9, has_begun=True)
     case.refuse_question()
     assert case.state() is Health.DOWN
 
 
-def test_a_lost_connection_means_down_until_an_answer_that_was_asked_for_later() -> None:
+def test_lost_connection_means_down_until_a_later_poll_is_answered() -> None:
     case = Case()
     asked_at = case.now
     case.now += 0.5
@@ -273,7 +274,7 @@ def test_a_lost_connection_means_down_until_an_answer_that_was_asked_for_later()
     assert case.state() is Health.UP
 
 
-def test_bytes_of_other_replies_do_not_bring_back_one_that_lost_a_connection() -> None:
+def test_bytes_of_other_replies_do_not_bring_back_a_lost_backend() -> None:
     case = Case()
     case.lose()
     case.activity = Activity(last_byte_at=case.now + 1, waiting_since=case.now - 9, has_begun=True)
@@ -291,23 +292,23 @@ def test_five_failures_in_a_row_suspend() -> None:
     case.fail()
     assert (case.state(), case.health.takes_requests) == (Health.SUSPECT, False)
     assert case.health.reason == "5 requests in a row failed, the last one because it answered 500"
-    assert not case.health.is_stuck  # it answers, if badly
+    assert not case.health.is_stuck  # it does answer, though with errors
 
 
-def test_lost_connections_are_failures_too() -> None:
+def test_lost_connections_count_as_failures() -> None:
     case = Case()
     case.fail(4)
     case.restart()
     assert case.state() is Health.SUSPECT
 
 
-def test_failures_suspend_nobody_when_too_few_would_be_left() -> None:
+def test_failures_do_not_suspend_if_too_few_backends_would_be_left() -> None:
     case = Case()
     case.fail(50, may_suspend=False)
     assert (case.state(), case.health.takes_requests, case.health.is_last_choice) == (Health.UP, True, True)
 
 
-def test_a_success_that_was_sent_after_the_last_failure_makes_them_count_anew() -> None:
+def test_success_of_a_later_request_resets_the_count_of_failures() -> None:
     case = Case()
     case.fail(4)
     case.now += 1
@@ -317,7 +318,7 @@ def test_a_success_that_was_sent_after_the_last_failure_makes_them_count_anew() 
     assert case.state() is Health.UP
 
 
-def test_a_success_that_was_sent_before_the_last_failure_counts_for_nothing() -> None:
+def test_success_of_an_earlier_request_does_not_count() -> None:
     case = Case()
     case.fail(4)
     case.now += 1
@@ -327,7 +328,7 @@ def test_a_success_that_was_sent_before_the_last_failure_counts_for_nothing() ->
     assert case.state() is Health.SUSPECT
 
 
-def test_one_that_failed_is_the_last_choice_until_it_answers_for_its_state() -> None:
+def test_failed_backend_is_the_last_choice_until_it_answers_a_poll() -> None:
     case = Case()
     asked_at = case.now
     case.now += 0.1
@@ -339,7 +340,7 @@ def test_one_that_failed_is_the_last_choice_until_it_answers_for_its_state() -> 
     assert (case.health.is_last_choice, case.health.is_doubtful) == (False, True)
 
 
-def test_what_failed_while_it_was_loading_was_no_failure() -> None:
+def test_failures_during_a_start_do_not_count() -> None:
     case = Case()
     case.fail(5)
     assert case.state() is Health.SUSPECT
@@ -356,7 +357,7 @@ def test_what_failed_while_it_was_loading_was_no_failure() -> None:
 # --- suspension and trial
 
 
-def test_a_suspension_takes_five_seconds_more_with_each_fall_and_a_minute_at_most() -> None:
+def test_each_fall_lengthens_the_suspension_by_five_seconds_up_to_a_minute() -> None:
     case = Case()
     case.fail(5)
     lengths = [case.suspended_seconds]
@@ -366,7 +367,7 @@ def test_a_suspension_takes_five_seconds_more_with_each_fall_and_a_minute_at_mos
     assert lengths == [5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 60, 60]
 
 
-def test_a_suspension_varies_by_a_fifth_so_that_a_fleet_does_not_come_back_in_step() -> None:
+def test_suspension_varies_by_a_fifth() -> None:
     case = Case()
     case.draw = 0.999
     case.fail(5)
@@ -376,19 +377,19 @@ def test_a_suspension_varies_by_a_fifth_so_that_a_fleet_does_not_come_back_in_st
     assert case.health.on_trial
 
 
-def test_requests_that_were_under_way_when_it_was_suspended_do_not_lengthen_the_suspension() -> None:
+def test_failures_of_requests_under_way_do_not_lengthen_a_suspension() -> None:
     case = Case()
     case.fail(40)
     assert case.suspended_seconds == 5
 
 
-def test_requests_that_time_out_together_do_not_lengthen_the_suspension() -> None:
+def test_timeouts_that_come_together_do_not_lengthen_a_suspension() -> None:
     case = Case()
     case.time_out(40)
     assert case.suspended_seconds == 5
 
 
-def test_a_good_trial_brings_it_back_with_a_slow_start() -> None:
+def test_successful_trial_ends_a_suspension_with_a_slow_start() -> None:
     case = Case()
     case.fail(5)
     case.wait(5)
@@ -401,7 +402,7 @@ def test_a_good_trial_brings_it_back_with_a_slow_start() -> None:
     assert case.health.share(case.now + 31) == 1
 
 
-def test_a_bad_trial_suspends_for_longer_however_few_would_be_left() -> None:
+def test_failed_trial_lengthens_the_suspension_however_few_backends_are_left() -> None:
     case = Case()
     case.fail(5)
     case.wait(5)
@@ -410,7 +411,7 @@ def test_a_bad_trial_suspends_for_longer_however_few_would_be_left() -> None:
     assert case.suspended_seconds == 10
 
 
-def test_a_trial_that_loses_its_connection_is_one_fall() -> None:
+def test_trial_that_loses_its_connection_is_one_fall() -> None:
     case = Case()
     case.fail(5)
     case.wait(5)
@@ -422,10 +423,10 @@ def test_a_trial_that_loses_its_connection_is_one_fall() -> None:
     case.lose()
     case.now += 0.001
     case.answer()
-    assert case.suspended_seconds == pytest.approx(15, abs=0.5)  # that it also flaps shortens nothing
+    assert case.suspended_seconds == pytest.approx(15, abs=0.5)  # flapping does not shorten it
 
 
-def test_a_trial_that_times_out_suspends_for_longer() -> None:
+def test_trial_that_times_out_lengthens_the_suspension() -> None:
     case = Case()
     case.fail(5)
     case.wait(5)
@@ -433,7 +434,7 @@ def test_a_trial_that_times_out_suspends_for_longer() -> None:
     assert case.suspended_seconds == 10
 
 
-def test_one_that_dies_while_it_is_suspended_gets_no_trial() -> None:
+def test_suspended_backend_that_goes_down_gets_no_trial() -> None:
     case = Case()
     case.fail(5)
     case.refuse_question()
@@ -441,14 +442,14 @@ def test_one_that_dies_while_it_is_suspended_gets_no_trial() -> None:
     assert (case.state(), case.health.on_trial, case.health.takes_requests) == (Health.DOWN, False, False)
 
 
-def test_good_answers_for_its_state_do_not_end_a_suspension_for_failures() -> None:
+def test_answered_polls_do_not_end_a_suspension_for_failures() -> None:
     case = Case()
     case.fail(5)
     case.wait(1000)
     assert (case.state(), case.health.on_trial) == (Health.SUSPECT, True)
 
 
-def test_a_success_of_what_was_sent_before_the_suspension_does_not_end_it() -> None:
+def test_success_of_a_request_from_before_the_suspension_does_not_end_it() -> None:
     case = Case()
     case.fail(5)
     case.now += 1
@@ -456,7 +457,7 @@ def test_a_success_of_what_was_sent_before_the_suspension_does_not_end_it() -> N
     assert case.state() is Health.SUSPECT
 
 
-def test_a_good_reply_that_has_only_begun_ends_a_suspension_if_it_was_sent_later() -> None:
+def test_reply_that_has_begun_ends_a_suspension_if_its_request_was_sent_later() -> None:
     case = Case()
     case.fail(5)
     suspended_at = case.now
@@ -479,7 +480,7 @@ def progress(value: float) -> BackendState:
     return BackendState(ready=True, progress=value)
 
 
-def test_work_that_does_not_move_for_a_minute_is_stuck() -> None:
+def test_work_that_stands_still_for_a_minute_is_stuck() -> None:
     case = Case(first=progress(7))
     case.activity = working(case.now)
     case.wait(59)
@@ -489,7 +490,7 @@ def test_work_that_does_not_move_for_a_minute_is_stuck() -> None:
     assert case.health.reason == "nothing has moved there for 60 s"
 
 
-def test_a_reply_that_began_and_stands_still_is_stuck_without_a_counter_too() -> None:
+def test_reply_that_stands_still_is_stuck_even_without_a_progress_counter() -> None:
     case = Case()
     case.activity = working(case.now, last_byte_at=case.now + 20, has_begun=True)
     case.wait(79)
@@ -498,14 +499,14 @@ def test_a_reply_that_began_and_stands_still_is_stuck_without_a_counter_too() ->
     assert (case.state(), case.health.is_stuck) == (Health.SUSPECT, True)
 
 
-def test_a_long_wait_for_the_first_byte_proves_nothing_without_a_counter() -> None:
+def test_long_wait_for_the_first_byte_proves_nothing_without_a_progress_counter() -> None:
     case = Case()
     case.activity = working(case.now)
     case.wait(600)
     assert case.state() is Health.UP
 
 
-def test_a_counter_that_moves_speaks_for_it() -> None:
+def test_progress_counter_that_moves_proves_work() -> None:
     case = Case(first=progress(0))
     case.activity = working(case.now)
     for steps in range(20):
@@ -514,7 +515,7 @@ def test_a_counter_that_moves_speaks_for_it() -> None:
     assert case.state() is Health.UP
 
 
-def test_work_is_only_as_old_as_its_oldest_request() -> None:
+def test_work_is_as_old_as_its_oldest_request() -> None:
     case = Case(first=progress(0))
     case.wait(600)
     case.activity = working(case.now)
@@ -522,14 +523,14 @@ def test_work_is_only_as_old_as_its_oldest_request() -> None:
     assert case.state() is Health.UP
 
 
-def test_a_backend_without_work_is_never_stuck() -> None:
+def test_backend_without_work_is_never_stuck() -> None:
     case = Case(first=progress(0))
     case.wait(600)
     assert case.state() is Health.UP
 
 
 @pytest.mark.parametrize("by", ["a counter that moves", "a byte"])
-def test_one_that_stood_still_comes_back_when_work_is_seen_to_move(by: str) -> None:
+def test_backend_that_stood_still_comes_back_when_work_moves(by: str) -> None:
     case = Case(first=progress(0))
     case.activity = working(case.now)
     case.wait(60)
@@ -544,7 +545,7 @@ def test_one_that_stood_still_comes_back_when_work_is_seen_to_move(by: str) -> N
     assert case.health.share(case.now) == 0.1
 
 
-def test_bytes_that_flow_do_not_end_a_suspension_for_failures() -> None:
+def test_flowing_bytes_do_not_end_a_suspension_for_failures() -> None:
     case = Case(first=progress(0))
     case.fail(5)
     case.now += 1
@@ -553,7 +554,7 @@ def test_bytes_that_flow_do_not_end_a_suspension_for_failures() -> None:
     assert case.state() is Health.SUSPECT
 
 
-def test_two_requests_without_an_answer_in_time_suspend() -> None:
+def test_two_timeouts_in_a_row_suspend() -> None:
     case = Case()
     case.time_out()
     assert (case.state(), case.health.is_last_choice, case.health.is_doubtful) == (Health.UP, True, True)
@@ -562,7 +563,7 @@ def test_two_requests_without_an_answer_in_time_suspend() -> None:
     assert case.health.reason == "it leaves requests without an answer"
 
 
-def test_a_success_between_makes_timeouts_count_anew() -> None:
+def test_success_resets_the_count_of_timeouts() -> None:
     case = Case()
     case.time_out()
     case.now += 1
@@ -574,7 +575,7 @@ def test_a_success_between_makes_timeouts_count_anew() -> None:
 # --- flapping
 
 
-def test_a_restart_and_one_more_are_harmless_and_a_third_is_flapping() -> None:
+def test_third_restart_is_flapping() -> None:
     case = Case()
     for _ in range(2):
         case.restart()
@@ -585,7 +586,7 @@ def test_a_restart_and_one_more_are_harmless_and_a_third_is_flapping() -> None:
     assert case.suspended_seconds == 5
 
 
-def test_each_fall_of_one_that_flaps_suspends_it_for_longer() -> None:
+def test_each_fall_of_a_flapping_backend_lengthens_its_suspension() -> None:
     case = Case()
     lengths = []
     for fall in range(5):
@@ -612,7 +613,7 @@ def test_falls_are_forgiven_after_a_minute_of_good_health(busy_meanwhile: bool) 
                 case.answer(READY)
 
 
-def test_falls_are_not_forgiven_sooner() -> None:
+def test_falls_are_not_forgiven_within_a_minute() -> None:
     case = Case()
     for _ in range(2):
         case.restart()
@@ -622,7 +623,7 @@ def test_falls_are_not_forgiven_sooner() -> None:
     assert case.state() is Health.SUSPECT
 
 
-def test_one_that_never_worked_yet_does_not_flap() -> None:
+def test_backend_that_never_worked_does_not_flap() -> None:
     case = Case(first=None)
     for _ in range(10):
         case.refuse_question()
@@ -633,10 +634,10 @@ def test_one_that_never_worked_yet_does_not_flap() -> None:
     assert (case.state(), case.health.share(case.now)) == (Health.UP, 1)
 
 
-# --- a pause that it asked for
+# --- pauses
 
 
-def test_one_that_asks_for_a_pause_gets_it() -> None:
+def test_backend_that_asks_for_a_pause_gets_it() -> None:
     case = Case()
     case.ask_for_rest(10)
     assert (case.state(), case.health.takes_requests, case.health.reason) == (
@@ -647,10 +648,10 @@ def test_one_that_asks_for_a_pause_gets_it() -> None:
     case.wait(9.9)
     assert case.state() is Health.BUSY
     case.wait(0.1)
-    assert (case.state(), case.health.share(case.now)) == (Health.UP, 1)  # it did nothing wrong
+    assert (case.state(), case.health.share(case.now)) == (Health.UP, 1)  # a pause is no failure
 
 
-def test_no_pause_is_longer_than_half_a_minute() -> None:
+def test_pause_lasts_at_most_half_a_minute() -> None:
     case = Case()
     case.ask_for_rest(86400)
     case.wait(29)
@@ -666,7 +667,7 @@ def test_silence_does_not_end_a_pause() -> None:
     assert not case.health.takes_requests
 
 
-def test_a_trial_waits_for_the_end_of_a_pause() -> None:
+def test_trial_waits_for_the_end_of_a_pause() -> None:
     case = Case()
     case.fail(4)
     case.ask_for_rest(20)
@@ -680,14 +681,14 @@ def test_a_trial_waits_for_the_end_of_a_pause() -> None:
 # --- slow start
 
 
-def test_the_first_start_is_not_slow() -> None:
+def test_first_start_is_not_slow() -> None:
     case = Case(first=LOADING)
     case.wait(5)
     case.answer()
     assert (case.state(), case.health.share(case.now)) == (Health.UP, 1)
 
 
-def test_one_that_only_was_busy_does_not_start_slowly() -> None:
+def test_backend_that_was_only_busy_does_not_start_slowly() -> None:
     case = Case()
     case.answer(BUSY)
     case.wait(5)
@@ -695,7 +696,7 @@ def test_one_that_only_was_busy_does_not_start_slowly() -> None:
     assert case.health.share(case.now) == 1
 
 
-def test_one_that_was_down_starts_slowly_though_it_loads_first() -> None:
+def test_backend_that_was_down_starts_slowly_after_loading() -> None:
     case = Case()
     case.refuse_question()
     case.now += 1
@@ -711,7 +712,7 @@ def test_slow_start_can_be_switched_off() -> None:
     assert (case.state(), case.health.share(case.now)) == (Health.UP, 1)
 
 
-# --- whatever happens
+# --- any sequence of events
 
 _told = st.sampled_from([READY, BUSY, LOADING, ASLEEP, progress(1), progress(2)])
 _ago = st.sampled_from([0.0, 0.5, 5.0, 70.0])
@@ -734,8 +735,8 @@ def happen(case: Case, event: tuple[object, ...]) -> None:  # noqa: C901 - a tab
     match event:
         case ("wait", float(seconds)):
             case.sleep(seconds)
-        case ("answer", BackendState() as told, float(ago)):
-            case.answer(told, asked_at=case.now - ago)
+        case ("answer", BackendState() as state, float(ago)):
+            case.answer(state, asked_at=case.now - ago)
         case ("silent", int(times)):
             case.be_silent(times)
         case ("refuse", int(times)):
@@ -770,13 +771,13 @@ def check(case: Case) -> None:
     if health.is_stuck:
         assert health.state in (Health.DOWN, Health.SUSPECT)
     assert health.is_stuck or health.state is not Health.DOWN
-    assert (health.reason == NOBODY_TO_BLAME) == (health.state is Health.UP)
+    assert (health.reason == NO_REASON) == (health.state is Health.UP)
     assert 0 < health.share(case.now) <= 1
     assert health.since <= case.now
 
 
 @given(st.lists(_events, max_size=40), st.floats(0, 0.999))
-def test_whatever_happens_it_is_consistent_and_comes_back_to_good_health(
+def test_any_sequence_of_events_leaves_a_consistent_tracker_that_recovers(
     events: list[tuple[object, ...]], draw: float
 ) -> None:
     case = Case(first=None)
@@ -784,7 +785,7 @@ def test_whatever_happens_it_is_consistent_and_comes_back_to_good_health(
     for event in events:
         happen(case, event)
         check(case)
-    # All is well from now on, but for requests that nobody sends until there is a trial.
+    # All is well from now on; requests are sent only in trials.
     case.activity = IDLE
     waited = 0.0
     case.now += 0.01
@@ -801,7 +802,7 @@ def test_whatever_happens_it_is_consistent_and_comes_back_to_good_health(
     assert (case.state(), case.health.takes_requests, case.health.is_doubtful) == (Health.UP, True, False)
 
 
-def test_what_tries_a_stuck_backend_is_not_left_there_for_ever() -> None:
+def test_trial_of_a_stuck_backend_does_not_wait_for_ever() -> None:
     case = Case()
     case.activity = Activity(last_byte_at=case.now, waiting_since=case.now, has_begun=True)
     case.wait(RULES.suspect_after_seconds + 1)

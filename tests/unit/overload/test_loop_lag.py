@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from inference_engine_proxy_server.overload.loop_lag import BlockerWitness, LoopLag
+from inference_engine_proxy_server.overload.loop_lag import LoopBlockDetector, LoopLag
 
 
 class Clock:
@@ -17,12 +17,12 @@ class Clock:
 
 
 def sleep(lag: LoopLag, clock: Clock, late_seconds: float) -> None:
-    lag.expect(0.1)
+    lag.begin_sleep(0.1)
     clock.now += 0.1 + late_seconds
-    lag.look()
+    lag.end_sleep()
 
 
-def test_lag_is_how_much_later_than_wanted_a_sleeper_wakes() -> None:
+def test_lag_is_the_delay_with_which_a_sleeping_task_wakes_up() -> None:
     lag = LoopLag(clock := Clock())
     for late in (0.0, 0.5, 0.02):
         sleep(lag, clock, late)
@@ -40,9 +40,9 @@ def test_lag_is_how_much_later_than_wanted_a_sleeper_wakes() -> None:
         ([0.6, 1.0, 0.0], False),
         ([60.0], False),
     ],
-    ids=["not-yet", "a-second", "little", "interrupted", "two-looks", "recovered", "one-long-stop"],
+    ids=["not-yet", "a-second", "little", "interrupted", "two-measurements", "recovered", "one-long-block"],
 )
-def test_lag_lasts_when_it_was_too_much_at_each_look_for_a_second(lates: list[float], is_lasting: bool) -> None:
+def test_lag_is_lasting_if_each_measurement_in_a_second_was_too_high(lates: list[float], is_lasting: bool) -> None:
     lag = LoopLag(clock := Clock())
     for late in lates:
         sleep(lag, clock, late)
@@ -55,22 +55,22 @@ def blocks_for(seconds: float) -> None:
         pass
 
 
-def test_witness_sees_where_it_stood() -> None:
+def test_detector_records_the_stack_of_blocking_code() -> None:
     before = signal.getsignal(signal.SIGALRM)
-    with BlockerWitness(0.05) as witness:
-        witness.postpone()
+    with LoopBlockDetector(0.05) as detector:
+        detector.rearm()
         blocks_for(0.2)
-        seen = witness.seen
-    assert seen.startswith("blocks_for (test_loop_lag.py:")
-    assert " < test_witness_sees_where_it_stood (test_loop_lag.py:" in seen
-    assert seen.count(" < ") == 5
+        stack = detector.blocking_stack
+    assert stack.startswith("blocks_for (test_loop_lag.py:")
+    assert " < test_detector_records_the_stack_of_blocking_code (test_loop_lag.py:" in stack
+    assert stack.count(" < ") == 5
     assert signal.getsignal(signal.SIGALRM) == before
 
 
-def test_witness_that_is_always_postponed_sees_nothing_and_nothing_comes_after_it() -> None:
-    with BlockerWitness(0.1) as witness:
+def test_detector_records_nothing_while_rearmed_and_stops_its_timer_at_exit() -> None:
+    with LoopBlockDetector(0.1) as detector:
         for _ in range(10):
-            witness.postpone()
+            detector.rearm()
             blocks_for(0.02)
-    blocks_for(0.15)  # a timer that still ran would end this process
-    assert witness.seen == ""
+    blocks_for(0.15)  # SIGALRM from a timer still running would kill this process
+    assert detector.blocking_stack == ""

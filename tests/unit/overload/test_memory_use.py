@@ -22,25 +22,27 @@ from inference_engine_proxy_server.overload.memory_use import MemoryUse, contain
         ("4:cpu,memory:/", {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
     ],
 )
-def test_limit_of_a_container(tmp_path: Path, groups: str, files: dict[str, str], limit: int | None) -> None:
+def test_container_limit_is_the_lowest_limit_of_all_enclosing_groups(
+    tmp_path: Path, groups: str, files: dict[str, str], limit: int | None
+) -> None:
     for name, content in {"proc/self/cgroup": groups + "\n", **files}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     assert container_limit_bytes(tmp_path) == limit
 
 
-def test_processes_share_the_limit_of_their_container(tmp_path: Path) -> None:
+def test_the_container_limit_is_divided_by_the_number_of_processes(tmp_path: Path) -> None:
     for name, content in {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "1000\n"}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     assert container_limit_bytes(tmp_path, processes=4) == 250
 
 
-def test_where_there_are_no_control_groups_there_is_no_limit(tmp_path: Path) -> None:
+def test_there_is_no_limit_without_control_groups(tmp_path: Path) -> None:
     assert container_limit_bytes(tmp_path) is None
 
 
-def test_share_is_that_of_the_memory_that_is_really_in_use() -> None:
+def test_share_is_resident_memory_divided_by_the_limit() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     memory = MemoryUse(2 * peak)
     before = memory.share()
@@ -49,9 +51,9 @@ def test_share_is_that_of_the_memory_that_is_really_in_use() -> None:
     assert memory.share() - before == pytest.approx(len(block) / (2 * peak), rel=0.2)
 
 
-def test_without_a_limit_nothing_is_in_use() -> None:
+def test_share_is_zero_without_a_limit() -> None:
     assert MemoryUse(None).share() == 0.0
 
 
-def test_giving_back_does_no_harm() -> None:
-    MemoryUse(None).give_back()
+def test_trim_raises_no_error() -> None:
+    MemoryUse(None).trim()

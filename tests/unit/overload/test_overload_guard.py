@@ -22,22 +22,22 @@ from support.fakes.front import until
 
 
 class Memory(MemoryUse):
-    """Has the share in use that a test says."""
+    """Memory use that a test sets."""
 
     def __init__(self) -> None:
         super().__init__(None)
         self.in_use = 0.0
-        self.given_back = 0
+        self.trim_count = 0
 
     def share(self) -> float:
         return self.in_use
 
-    def give_back(self) -> None:  # type: ignore[override]
-        self.given_back += 1
+    def trim(self) -> None:  # type: ignore[override]
+        self.trim_count += 1
 
 
 class Guarded:
-    """A guard, and all that it sees and does."""
+    """A guard with its inputs and effects."""
 
     def __init__(self) -> None:
         self.load = Load(time.monotonic, most_requests=10)
@@ -51,7 +51,7 @@ class Guarded:
         )
 
     def reason(self) -> str:
-        """Why the next request would be refused; empty: it would not."""
+        """Why the next request would be refused; empty if it would be admitted."""
         if self.load.requests < self.load.most_requests:
             return ""
         self.shed.clear()
@@ -86,7 +86,7 @@ async def running(guard: OverloadGuard) -> AsyncIterator[None]:
         task.cancel()
 
 
-def test_a_refusal_says_when_to_ask_again_and_is_counted() -> None:
+def test_a_refusal_has_retry_after_and_is_counted() -> None:
     guarded = Guarded()
     with pytest.raises(CapacityError) as caught:
         guarded.guard.shed("requests", head_of("/v1/chat/completions"))
@@ -94,7 +94,7 @@ def test_a_refusal_says_when_to_ask_again_and_is_counted() -> None:
     assert guarded.shed == {"requests": 1}
 
 
-def test_our_own_paths_are_never_refused_but_for_their_bodies() -> None:
+def test_own_paths_are_never_refused_except_for_their_bodies() -> None:
     guarded = Guarded()
     guarded.guard.shed("requests", head_of("/health"))
     assert not guarded.shed
@@ -102,7 +102,7 @@ def test_our_own_paths_are_never_refused_but_for_their_bodies() -> None:
         guarded.guard.shed("request_bytes", head_of("/health"))
 
 
-def test_a_connection_is_refused_whatever_it_would_ask_for() -> None:
+def test_a_connection_beyond_the_limit_is_refused() -> None:
     guarded = Guarded()
     with pytest.raises(CapacityError):
         guarded.guard.shed("connections", None)
@@ -119,14 +119,14 @@ def test_a_refusal_costs_far_less_than_a_millisecond() -> None:
     assert time.process_time() - began < 0.5
 
 
-async def test_when_the_event_loop_is_late_for_a_second_requests_are_refused_until_it_recovers(
+async def test_requests_are_refused_after_a_second_of_lag_until_the_event_loop_recovers(
     guarded: Guarded, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     for _ in range(6):
         assert guarded.reason() == ""
-        time.sleep(0.4)  # noqa: ASYNC251 - that is the trouble
-        for _ in range(3):  # turns, in which the guard wakes up and goes to sleep again
+        time.sleep(0.4)  # noqa: ASYNC251 - blocks the loop on purpose
+        for _ in range(3):  # loop iterations in which the guard wakes up and goes to sleep again
             await asyncio.sleep(0)
         if guarded.reason():
             break
@@ -139,16 +139,16 @@ async def test_when_the_event_loop_is_late_for_a_second_requests_are_refused_unt
     assert guarded.load.most_requests == 10
 
 
-async def test_one_long_stop_refuses_nobody_and_names_who_stopped_it(
+async def test_one_long_block_is_logged_and_refuses_no_request(
     guarded: Guarded, caplog: pytest.LogCaptureFixture
 ) -> None:
-    time.sleep(1.3)  # noqa: ASYNC251 - that is the trouble
-    await until(lambda: "the event loop stood still" in caplog.text)
-    assert "at: test_one_long_stop_refuses_nobody_and_names_who_stopped_it (test_overload_guard.py:" in caplog.text
+    time.sleep(1.3)  # noqa: ASYNC251 - blocks the loop on purpose
+    await until(lambda: "the event loop was blocked" in caplog.text)
+    assert "at: test_one_long_block_is_logged_and_refuses_no_request (test_overload_guard.py:" in caplog.text
     assert guarded.reason() == ""
 
 
-async def test_when_memory_is_short_connections_end_and_memory_is_given_back(
+async def test_when_memory_is_short_connections_end_and_memory_is_trimmed(
     guarded: Guarded, caplog: pytest.LogCaptureFixture
 ) -> None:
     guarded.memory.in_use = 0.84
@@ -157,7 +157,7 @@ async def test_when_memory_is_short_connections_end_and_memory_is_given_back(
     guarded.memory.in_use = 0.86
     await until(lambda: guarded.load.ends_connections)
     assert guarded.reason() == ""
-    assert guarded.memory.given_back == 1
+    assert guarded.memory.trim_count == 1
     assert "memory is short: 86 % of the limit is in use" in caplog.text
     guarded.memory.in_use = 0.5
     await until(lambda: not guarded.load.ends_connections)
@@ -173,7 +173,7 @@ async def test_when_memory_is_full_one_request_at_a_time_is_served(guarded: Guar
     await until(lambda: guarded.load.most_requests == 10)
 
 
-async def test_trouble_that_comes_and_goes_is_logged_once(
+async def test_a_recurring_problem_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, guarded: Guarded, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -187,18 +187,18 @@ async def test_trouble_that_comes_and_goes_is_logged_once(
     guarded.memory.in_use = 0.9
     await until(lambda: guarded.load.ends_connections)
     guarded.memory.in_use = 0.1
-    await until(lambda: "over: memory is short" in caplog.text)
+    await until(lambda: "resolved: memory is short" in caplog.text)
 
 
-async def test_draining_ends_connections_for_good(guarded: Guarded) -> None:
-    guarded.guard.drain()
+async def test_shutdown_ends_connections_for_good(guarded: Guarded) -> None:
+    guarded.guard.begin_shutdown()
     assert guarded.load.ends_connections
     await asyncio.sleep(0.05)
     assert guarded.load.ends_connections
 
 
 class Idle:
-    """A connection that waits for a request until it is closed."""
+    """A connection that is idle until it is closed."""
 
     deadline = 1.0
     is_idle = True
@@ -207,7 +207,7 @@ class Idle:
         self.is_idle = False
 
 
-async def test_when_no_file_can_be_opened_that_is_said_once_and_idle_connections_are_closed(
+async def test_running_out_of_files_is_logged_once_and_closes_idle_connections(
     monkeypatch: pytest.MonkeyPatch, guarded: Guarded, caplog: pytest.LogCaptureFixture
 ) -> None:
     connections = [Idle() for _ in range(100)]

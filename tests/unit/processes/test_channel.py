@@ -17,31 +17,31 @@ def ends() -> Iterator[Ends]:
     other.close()
 
 
-def test_messages_come_whole_and_in_order_whatever_is_in_them(ends: Ends) -> None:
+def test_messages_arrive_whole_and_in_order_whatever_they_contain(ends: Ends) -> None:
     one, other = ends
-    one.tell(SIGNAL, "15")
-    one.tell(SERVING)
-    one.tell(DRAIN, "http://a:1/ä b")
+    one.send(SIGNAL, "15")
+    one.send(SERVING)
+    one.send(DRAIN, "http://a:1/ä b")
 
-    assert other.hear() == [(SIGNAL, "15"), (SERVING, ""), (DRAIN, "http://a:1/ä b")]
-    assert other.hear() == []
+    assert other.receive() == [(SIGNAL, "15"), (SERVING, ""), (DRAIN, "http://a:1/ä b")]
+    assert other.receive() == []
 
 
-def test_what_was_said_last_is_heard_before_the_end_is(ends: Ends) -> None:
+def test_the_last_message_is_received_before_the_close(ends: Ends) -> None:
     one, other = ends
-    one.tell(SERVING)
+    one.send(SERVING)
     one.close()
 
-    assert other.hear() == [(SERVING, "")]
-    assert other.hear() is None
+    assert other.receive() == [(SERVING, "")]
+    assert other.receive() is None
 
 
-def test_who_does_not_listen_or_has_gone_stops_nobody(ends: Ends) -> None:
+def test_an_end_that_does_not_read_or_is_closed_does_not_block_the_sender(ends: Ends) -> None:
     one, other = ends
     for _ in range(10_000):
-        one.tell(DRAIN, "http://a:1" * 10)
-    assert len(other.hear() or ()) > 100
+        one.send(DRAIN, "http://a:1" * 10)
+    assert len(other.receive() or ()) > 100
 
     other.close()
-    one.tell(SERVING)
-    assert one.hear() is None
+    one.send(SERVING)
+    assert one.receive() is None

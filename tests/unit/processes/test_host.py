@@ -20,8 +20,8 @@ print(connection_limit())
 
 
 @pytest.mark.parametrize(("files", "connections"), [(256, 102), (1000, 400)])
-def test_clients_get_two_fifths_of_the_files(files: int, connections: int) -> None:
-    # In a process of its own, as a limit that was lowered stays so.
+def test_connection_limit_is_two_fifths_of_the_file_limit(files: int, connections: int) -> None:
+    # In a separate process, because a lowered limit cannot be raised again.
     done = subprocess.run(
         [sys.executable, "-c", _PRINT_LIMIT, str(files)], capture_output=True, text=True, check=True, timeout=60
     )
@@ -34,7 +34,7 @@ def stack() -> Iterator[ExitStack]:
         yield one
 
 
-def test_connections_to_a_shared_port_are_spread_over_all_who_listen(stack: ExitStack) -> None:
+def test_connections_to_a_shared_port_are_distributed_over_all_listeners(stack: ExitStack) -> None:
     port = SharedPort("PORT", "127.0.0.1", 0)
     listeners = [stack.enter_context(port.listener()) for _ in range(3)]
     assert {listener.getsockname() for listener in listeners} == {port.address}
@@ -53,7 +53,7 @@ def test_connections_to_a_shared_port_are_spread_over_all_who_listen(stack: Exit
     assert min(accepted.values()) > 20  # 50 expected each; 20 is five standard deviations away
 
 
-def test_nobody_else_gets_a_port_by_sharing_it(stack: ExitStack) -> None:
+def test_a_shared_port_cannot_be_taken_a_second_time(stack: ExitStack) -> None:
     port = SharedPort("PORT", "127.0.0.1", 0)
     stack.enter_context(port.listener())
     for take in (listen, SharedPort):
@@ -61,6 +61,6 @@ def test_nobody_else_gets_a_port_by_sharing_it(stack: ExitStack) -> None:
             take("PORT", "127.0.0.1", port.address[1])
 
 
-def test_urls_have_brackets_around_addresses_with_colons() -> None:
+def test_ipv6_addresses_in_urls_have_brackets() -> None:
     assert url_of(("127.0.0.1", 80), is_tls=False) == "http://127.0.0.1:80"
     assert url_of(("::1", 443, 0, 0), is_tls=True) == "https://[::1]:443"

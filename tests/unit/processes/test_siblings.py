@@ -21,14 +21,14 @@ peer.connect(bytes.fromhex(sys.argv[1]))
 try:
     peer.sendall(b"name\\n")
     print(peer.recv(100))
-except OSError:  # as it has not been listened to
+except OSError:  # the worker has closed the connection without reading
     print(b"")
 """
 
 
 @asynccontextmanager
 async def workers(*answers: Answers | None) -> AsyncIterator[list[Siblings]]:
-    """One for each of ``answers``, which it gives; ``None``: it gives none."""
+    """One worker per item of ``answers``, which it gives; a worker with ``None`` gives no answers."""
     made = inboxes(len(answers))
     addresses = [inbox.getsockname() for inbox in made]
     them = [Siblings(addresses, number) for number in range(len(answers))]
@@ -49,24 +49,24 @@ def named(name: str) -> Answers:
     return {"name": lambda: name.encode(), "long": lambda: name.encode() * 300_000}
 
 
-async def test_each_sibling_is_asked_and_nobody_else() -> None:
+async def test_a_worker_asks_each_sibling_but_not_itself() -> None:
     async with workers(named("a"), named("b"), named("c")) as them:
         assert await them[0].ask("name") == {1: b"b", 2: b"c"}
         assert await them[2].ask("long") == {0: b"a" * 300_000, 1: b"b" * 300_000}
 
 
-async def test_who_is_alone_asks_nobody() -> None:
+async def test_a_single_process_has_no_siblings_to_ask() -> None:
     assert Siblings().others == ()
     assert await Siblings().ask("name") == {}
 
 
-async def test_who_is_silent_has_no_answer_and_delays_it_by_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_sibling_has_no_answer_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(siblings, "_ANSWER_SECONDS", 0.1)
     async with workers(named("a"), None, named("c")) as them:
         assert await them[0].ask("name") == {1: None, 2: b"c"}
 
 
-async def test_who_is_gone_has_no_answer() -> None:
+async def test_a_dead_sibling_has_no_answer() -> None:
     made = inboxes(2)
     addresses = [inbox.getsockname() for inbox in made]
     made[1].close()
@@ -74,7 +74,7 @@ async def test_who_is_gone_has_no_answer() -> None:
     made[0].close()
 
 
-async def test_an_answer_that_breaks_off_is_none() -> None:
+async def test_a_truncated_answer_is_none() -> None:
     async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"100\nhalf")
         writer.close()
@@ -85,10 +85,10 @@ async def test_an_answer_that_breaks_off_is_none() -> None:
     first.close()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
 async def test_other_users_get_no_answer() -> None:
     async with workers(named("a"), named("b")) as them:
-        address: Sequence[int] = them[0]._addresses[1]  # noqa: SLF001 - what a stranger could find out from the kernel
+        address: Sequence[int] = them[0]._addresses[1]  # noqa: SLF001 - other users can learn it from the kernel
         ask = [sys.executable, "-c", _ASK, bytes(address).hex()]
         done = await asyncio.to_thread(subprocess.run, ask, capture_output=True, timeout=20, check=True)
         assert done.stdout == b"b''\n"

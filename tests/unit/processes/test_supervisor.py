@@ -1,4 +1,4 @@
-"""The supervisor with workers that do what a test says, in a process of its own."""
+"""The supervisor in a separate process, with workers scripted by each test."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.server import make_supervisor
 
 _PROGRAM = """
 import os, select, signal, sys, time
 from inference_engine_proxy_server.processes.channel import SERVING
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.processes.host import SharedPort
 from inference_engine_proxy_server.telemetry.logs import configure_logging
@@ -27,13 +29,13 @@ configure_logging("info", "text")
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda *_: None)
 
-def serves_until_told(post):
-    post.channel.tell(SERVING)
-    select.select([post.channel], [], [])
+def serves_until_stopped(context):
+    context.channel.send(SERVING)
+    select.select([context.channel], [], [])
     return 0
 
-def serve(post):
-    number = post.siblings.number
+def serve(context):
+    number = context.siblings.number
 {serve}
 
 def say_started():
@@ -42,12 +44,12 @@ def say_started():
 ports = [SharedPort("PORT", "127.0.0.1", 0)]
 print(ports[0].address[1], flush=True)
 settings = Settings(workers=2, backends="http://a:1")
-sys.exit(Supervisor(settings, ports, serve, lambda: None, say_started).run())
+sys.exit(Supervisor(Configuration.of(settings), ports, serve, lambda: None, say_started).run())
 """
 
 
 class Running:
-    """The program, whose workers do ``serve``."""
+    """The running program, whose workers execute ``serve``."""
 
     def __init__(self, folder: Path, serve: str) -> None:
         self._log = folder / "log"
@@ -74,8 +76,8 @@ class Running:
             self.process.wait()
 
 
-def test_all_start_before_it_is_said_and_it_ends_well_when_told(tmp_path: Path) -> None:
-    running = Running(tmp_path, "return serves_until_told(post)")
+def test_start_is_announced_once_and_sigterm_ends_with_exit_code_0(tmp_path: Path) -> None:
+    running = Running(tmp_path, "return serves_until_stopped(context)")
     running.wait_for("started")
     running.process.send_signal(signal.SIGTERM)
     assert (running.ended(), running.log.count("started")) == (0, 1)
@@ -90,12 +92,12 @@ def test_all_start_before_it_is_said_and_it_ends_well_when_told(tmp_path: Path) 
         ("os.kill(os.getpid(), signal.SIGKILL)", "signal SIGKILL"),
     ],
 )
-def test_a_worker_that_cannot_start_ends_all(tmp_path: Path, end: str, how: str) -> None:
+def test_a_worker_that_cannot_start_ends_all_processes(tmp_path: Path, end: str, how: str) -> None:
     running = Running(
         tmp_path,
         f"""
         if number == 0:
-            return serves_until_told(post)
+            return serves_until_stopped(context)
         {end}
         """,
     )
@@ -104,30 +106,30 @@ def test_a_worker_that_cannot_start_ends_all(tmp_path: Path, end: str, how: str)
     assert "started" not in running.log
 
 
-def test_one_that_dies_again_and_again_is_replaced_ever_later_and_nobody_waits_for_it(tmp_path: Path) -> None:
+def test_a_worker_that_keeps_dying_restarts_after_growing_pauses_and_gets_no_connections(tmp_path: Path) -> None:
     running = Running(
         tmp_path,
         """
         if number == 0:
-            post.listeners[0].setblocking(False)
-            post.channel.tell(SERVING)
+            context.listeners[0].setblocking(False)
+            context.channel.send(SERVING)
             accepted = []
-            while not select.select([post.channel], [], [], 0.005)[0]:
+            while not select.select([context.channel], [], [], 0.005)[0]:
                 try:
-                    accepted.append(post.listeners[0].accept())
+                    accepted.append(context.listeners[0].accept())
                 except BlockingIOError:
                     pass
             print("accepted", len(accepted), flush=True)
             return 0
-        post.channel.tell(SERVING)
+        context.channel.send(SERVING)
         time.sleep(0.1)
         return 7
         """,
     )
-    running.wait_for("worker 1 ended with exit code 7; another one takes its place in 1 s")
+    running.wait_for("worker 1 ended with exit code 7; its replacement starts in 1 s")
     port = int(running.log.splitlines()[0])
     _connect(port, times=20)
-    running.wait_for("takes its place in 2 s")
+    running.wait_for("its replacement starts in 2 s")
     running.process.send_signal(signal.SIGTERM)
     assert running.ended() == 0
     assert "accepted 20" in running.log
@@ -139,14 +141,14 @@ def _connect(port: int, times: int) -> None:
             pass
 
 
-def test_elsewhere_than_on_linux_it_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_workers_are_refused_on_other_systems_than_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(OSError, match="WORKERS above 1 needs Linux"):
-        make_supervisor(Settings(workers=2, port=0, backends=("http://a:1",)), None, None)
+        make_supervisor(Configuration.of(Settings(workers=2, port=0, backends=("http://a:1",))), None, None)
 
 
-def test_one_that_fails_while_all_stop_makes_the_end_a_failure(tmp_path: Path) -> None:
-    running = Running(tmp_path, "return serves_until_told(post) or number")
+def test_a_worker_that_fails_during_shutdown_makes_the_exit_code_1(tmp_path: Path) -> None:
+    running = Running(tmp_path, "return serves_until_stopped(context) or number")
     running.wait_for("started")
     running.process.send_signal(signal.SIGINT)
     assert running.ended() == 1

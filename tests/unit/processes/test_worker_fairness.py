@@ -23,7 +23,7 @@ def test_a_free_place_is_for_whoever_has_fewest_of_those_who_wait(
     board = SharedLeases(len(leases))
     for worker, (has, waits) in enumerate(zip(leases, waiting, strict=True)):
         board.leases[worker] = has
-        WorkerFairness(board, worker).note_waiting(waits)
+        WorkerFairness(board, worker).publish_waiting(waits)
 
     assert WorkerFairness(board, 0).is_ours() is is_ours
     assert any(WorkerFairness(board, worker).is_ours() for worker, waits in enumerate(waiting) if waits)

@@ -1,4 +1,4 @@
-"""The parts of a conversation are found in its bytes."""
+"""The parts of a conversation, by their byte offsets."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def a_conversation(*contents: str, roles: tuple[str, ...] = ("system", "user", "
 
 
 def parts_after(before: int, messages: bytes) -> Parts | None:
-    """The parts of a text in which ``messages`` follow one another with nothing between them."""
+    """The parts of a text that ends with ``messages``, without separators."""
     raws = msgspec.json.decode(messages, type=list[msgspec.Raw])
     return parts_of(raws, before, before + sum(len(memoryview(raw)) for raw in raws))
 
 
-def test_what_comes_before_the_first_question_is_shared() -> None:
+def test_the_shared_part_ends_at_the_first_question() -> None:
     parts = parts_after(500, a_conversation("s" * 1000, "hi"))
 
     assert parts is not None
@@ -36,7 +36,7 @@ def test_history_ends_before_the_last_message() -> None:
     assert 2000 < parts.history < 2200
 
 
-def test_a_turn_ends_where_the_next_one_says_that_the_last_one_did() -> None:
+def test_the_last_turn_of_a_request_is_the_turn_of_the_previous_request() -> None:
     messages = a_conversation("s", "q", "a", "more")
     first = parts_after(0, a_conversation("s", "q"))
     second = parts_after(0, messages)
@@ -49,7 +49,7 @@ def test_a_turn_ends_where_the_next_one_says_that_the_last_one_did() -> None:
     assert first.first_question == second.first_question == b'{"role":"user","content":"q"}'
 
 
-def test_blanks_between_messages_belong_to_none() -> None:
+def test_blanks_between_messages_are_not_counted() -> None:
     parts = parts_after(0, b'[ {"role": "user", "content": "{"} ,\n {"role": "user", "content": "}"}\n]')
 
     assert parts == Parts(0, 32, 32, 64, 0, b'{"role": "user", "content": "{"}')
@@ -63,7 +63,7 @@ def test_blanks_between_messages_belong_to_none() -> None:
         '{"role": "\\u0075ser", "content": "q"}',
     ],
 )
-def test_a_question_is_known_however_it_is_written(question: str) -> None:
+def test_a_user_message_is_recognized_in_any_notation(question: str) -> None:
     parts = parts_after(0, f'[{{"role": "system", "content": "\\"role\\": \\"user\\""}}, {question}]'.encode())
 
     assert parts is not None
@@ -73,9 +73,9 @@ def test_a_question_is_known_however_it_is_written(question: str) -> None:
 @pytest.mark.parametrize(
     "messages", [b"[]", b"[1]", b'["user"]', b'[{"role": "tool"}]', b'[{"role": "users"}]', b"[[]]"]
 )
-def test_what_is_no_conversation_has_no_parts(messages: bytes) -> None:
+def test_without_a_user_message_there_are_no_parts(messages: bytes) -> None:
     assert parts_after(0, messages) is None
 
 
-def test_key_is_the_same_in_every_process() -> None:
+def test_the_key_is_the_same_in_every_process() -> None:
     assert key_of(b"http://llm-1:8080") == 0xA6CBDA868E2053AF

@@ -1,4 +1,4 @@
-"""Where requests go."""
+"""Destinations of requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def blocks(method: str, path: str) -> bool:
         ("PUT", "/v1/chat/completions", Destination.LIGHT),
         ("POST", "/slots/0", Destination.BLOCKED),
         ("GET", "/slots/0", Destination.LIGHT),
-        ("GET", "/health", Destination.OWN),  # though the deny-list has it
+        ("GET", "/health", Destination.OWN),  # despite the deny-list
         ("HEAD", "/v1/models", Destination.OWN),
         ("POST", "/v1/models", Destination.WORK),
         ("GET", "/v1/models/", Destination.LIGHT),
@@ -54,13 +54,13 @@ def blocks(method: str, path: str) -> bool:
         ("POST", "/v1/chat/completions/batch", Destination.WORK),
     ],
 )
-def test_method_and_path_say_what_becomes_of_a_request(method: str, path: str, expected: Destination) -> None:
+def test_method_and_path_decide_the_destination(method: str, path: str, expected: Destination) -> None:
     destinations = Destinations(OWN_PATHS, blocks)
     assert [destinations.of(method, path) for _ in range(2)] == [expected, expected]
     assert (expected in ANSWERED_HERE) is (expected in (Destination.OWN, Destination.OPERATORS))
 
 
-def test_work_that_names_its_conversation_is_tied() -> None:
+def test_work_with_a_conversation_id_is_tied() -> None:
     of = Destinations(OWN_PATHS, blocks).of
     fields = b"accept: */*\r\nX-Conversation-ID: 7\r\n"
     assert of("POST", "/v1/chat/completions", fields) is Destination.TIED

@@ -41,7 +41,7 @@ POLICY = PathPolicy(
         ("POST", "/v1/%7Euser/", False),
     ],
 )
-def test_a_rule_holds_however_the_path_is_spelt(method: str, path: str, blocked: bool) -> None:
+def test_a_rule_applies_to_every_spelling_of_a_path(method: str, path: str, blocked: bool) -> None:
     assert POLICY.blocks(method, path) is blocked
 
 
@@ -53,7 +53,7 @@ def test_without_rules_nothing_is_blocked() -> None:
     ("method", "path"),
     [("POST", "/v1/chat/completions"), ("GET", "/slots"), ("GET", "/props"), ("POST", "/tokenize"), ("GET", "/models")],
 )
-def test_the_default_rules_leave_the_rest_alone(method: str, path: str) -> None:
+def test_the_default_rules_allow_other_paths(method: str, path: str) -> None:
     assert not PathPolicy(Settings().blocked_paths).blocks(method, path)
 
 
@@ -65,5 +65,5 @@ def test_the_default_rules_leave_the_rest_alone(method: str, path: str) -> None:
         ("POST", "/models/load"), ("POST", "/models/unload"), ("POST", "/lora-adapters"), ("GET", "/tools"),
     ],
 )  # fmt: skip
-def test_the_default_rules_block_what_changes_an_engine(method: str, path: str) -> None:
+def test_the_default_rules_block_control_endpoints(method: str, path: str) -> None:
     assert PathPolicy(Settings().blocked_paths).blocks(method, path)

@@ -1,3 +1,5 @@
+"""Prompts: size, hashes of their beginnings, sessions, and keys."""
+
 from __future__ import annotations
 
 import json
@@ -9,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_engine_proxy_server.requests.content import read_content
 from inference_engine_proxy_server.requests.prompt import ENDS, Prompt, read_prompt
-from inference_engine_proxy_server.requests.requested_model import requested_model
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 
 CHAT = "/v1/chat/completions"
@@ -27,7 +29,7 @@ def chat(*contents: str, **members: object) -> dict[str, Any]:
 
 
 def shared(one: Prompt, other: Prompt) -> int:
-    """Bytes of the blocks that both begin with, by their chains."""
+    """Bytes of the whole blocks that both begin with, by their chains."""
     same = 0
     for mine, theirs, end in zip(one.chain, other.chain, ENDS, strict=False):
         if mine != theirs:
@@ -39,7 +41,7 @@ def shared(one: Prompt, other: Prompt) -> int:
 # --- blocks
 
 
-def test_blocks_are_fine_first_and_grow_with_what_stands_before_them() -> None:
+def test_block_sizes_grow_with_their_offset() -> None:
     sizes = [end - start for start, end in zip((0, *ENDS), ENDS, strict=False)]
     assert sizes[:17] == [512] * 16 + [1024]
     assert all(size == 512 or size * 8 <= end for size, end in zip(sizes, ENDS, strict=True))
@@ -47,14 +49,14 @@ def test_blocks_are_fine_first_and_grow_with_what_stands_before_them() -> None:
 
 
 @given(st.lists(st.text(max_size=900), min_size=1, max_size=6), st.text(max_size=900))
-def test_a_conversation_that_grows_keeps_every_whole_block_it_had(turns: list[str], more: str) -> None:
+def test_a_growing_conversation_keeps_all_its_whole_blocks(turns: list[str], more: str) -> None:
     before, after = read(chat(*turns)), read(chat(*turns, more))
     assert list(after.chain[: len(before.chain)]) == list(before.chain)
     assert len(before.chain) == sum(end <= before.size for end in ENDS)
 
 
 @given(st.text("abc", max_size=3000), st.text("abc", max_size=3000), st.text("abc", max_size=1500))
-def test_chains_agree_just_as_far_as_the_prompts_do(start: str, one: str, other: str) -> None:
+def test_chains_agree_exactly_as_far_as_the_prompts(start: str, one: str, other: str) -> None:
     first, second = read({"prompt": start + one}), read({"prompt": start + other})
     alike = len(start)
     for mine, theirs in zip(one, other, strict=False):
@@ -66,7 +68,7 @@ def test_chains_agree_just_as_far_as_the_prompts_do(start: str, one: str, other:
     )
 
 
-def test_a_prompt_that_ends_where_a_block_does_shares_that_block_with_what_follows() -> None:
+def test_a_prompt_that_ends_at_a_block_boundary_shares_that_block_with_its_continuation() -> None:
     body = chat("x" * (512 - len(json.dumps(chat("")["messages"])) + 2))
     grown = chat(body["messages"][0]["content"], "more")
     assert read(body).size == 512
@@ -84,18 +86,18 @@ def test_a_prompt_that_ends_where_a_block_does_shares_that_block_with_what_follo
         chat("b" * 2000),
     ],
 )
-def test_what_makes_another_prompt_makes_another_chain(other: dict[str, Any]) -> None:
+def test_every_part_of_a_prompt_changes_its_chain(other: dict[str, Any]) -> None:
     assert shared(read(chat("a" * 2000)), read(other)) == 0
 
 
-def test_tools_and_system_stand_before_the_messages_wherever_they_are_in_the_body() -> None:
+def test_tools_and_system_precede_the_messages_in_any_member_order() -> None:
     start = {"tools": [{"name": "x" * 600}], "system": "y" * 600}
     one = read({"model": "tiny", "messages": [{"content": "a" * 600}], **start})
     other = read({**start, "model": "tiny", "messages": [{"content": "b" * 600}]})
     assert shared(one, other) == 1024
 
 
-def test_sampling_parameters_do_not_matter() -> None:
+def test_sampling_parameters_do_not_change_the_chain() -> None:
     one, other = read(chat("a" * 3000, temperature=0)), read(chat("a" * 3000, temperature=1, seed=7))
     assert shared(one, other) == ENDS[len(one.chain) - 1] > 2500
 
@@ -107,22 +109,22 @@ def test_prompts_of_every_kind_have_chains(member: str, text: object) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank", "/embedding", "/tokenize"])
-def test_what_no_engine_reuses_has_no_chain_and_still_a_size(path: str) -> None:
+def test_a_prompt_that_engines_never_cache_has_a_size_but_no_chain(path: str) -> None:
     prompt = read({"input": "w" * 3000}, path)
     assert not prompt.chain
     assert prompt.size == 3001
 
 
-def test_where_no_prompt_is_found_the_body_tells_the_size() -> None:
+def test_without_a_prompt_the_size_is_that_of_the_body() -> None:
     body = json.dumps({"query": "q", "documents": ["d" * 3000]}).encode()
     assert read(body, "/v1/rerank").size == len(body)
 
 
-def test_even_the_longest_prompt_has_a_chain_of_bounded_length() -> None:
+def test_the_chain_of_a_very_long_prompt_has_bounded_length() -> None:
     assert len(read({"prompt": "x" * 3_000_000}).chain) == len(ENDS) == 128
 
 
-# --- odd bodies
+# --- malformed bodies
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_even_the_longest_prompt_has_a_chain_of_bounded_length() -> None:
         b"--x\r\n" + b"a" * 4000,
     ],
 )  # fmt: skip
-def test_an_odd_body_has_its_length_and_no_chain(body: bytes) -> None:
+def test_a_malformed_body_has_its_length_and_no_chain(body: bytes) -> None:
     prompt = read(body)
     assert prompt.size == len(body)
     assert prompt.tokens == len(body) / 4
@@ -149,7 +151,7 @@ def test_an_odd_body_has_its_length_and_no_chain(body: bytes) -> None:
 
 
 @given(st.binary(max_size=300), st.binary(max_size=100))
-def test_no_request_is_too_odd(body: bytes, fields: bytes) -> None:
+def test_no_request_raises(body: bytes, fields: bytes) -> None:
     for start in (b"", b"{", b'{"messages":', b'{"model":"\\ud800","prompt":'):
         read_prompt(b"/v1/x?model=%ff", "/v1/x", fields, start + body, TokenSizes())
 
@@ -162,23 +164,23 @@ def test_no_request_is_too_odd(body: bytes, fields: bytes) -> None:
         b'{"messages": ["' + b"\xc3(" * 400 + b'"]}',
     ],
 )
-def test_engines_judge_what_is_in_a_prompt(body: bytes) -> None:
+def test_the_content_of_a_prompt_is_not_validated(body: bytes) -> None:
     prompt = read(body)
     assert len(prompt.chain) == (prompt.size >= 512)
 
 
-# --- what else a request says
+# --- other members
 
 
 @given(
     st.fixed_dictionaries({}, optional={"model": st.one_of(st.none(), st.text(), st.integers()), "prompt": st.text()})
 )
-def test_the_model_is_the_one_that_routing_finds_without_a_prompt(body: dict[str, Any]) -> None:
+def test_the_model_is_the_same_with_and_without_reading_the_prompt(body: dict[str, Any]) -> None:
     content = json.dumps(body).encode()
-    assert read(content).model == requested_model(CHAT.encode(), content)
+    assert read(content).model == read_content(CHAT.encode(), content).model
 
 
-def test_a_model_is_found_where_the_body_is_no_json_or_has_odd_members() -> None:
+def test_the_model_is_found_in_forms_queries_and_bodies_with_invalid_members() -> None:
     form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n--x--\r\n'
     assert read(form).model == "whisper-1"
     assert read(b"", "/props?model=a").model == "a"
@@ -200,11 +202,13 @@ def test_a_model_is_found_where_the_body_is_no_json_or_has_odd_members() -> None
         (b"", {}, None),
     ],
 )
-def test_a_session_is_what_clients_call_so(fields: bytes, members: dict[str, Any], session: str | None) -> None:
+def test_the_session_comes_from_the_headers_or_the_cache_key(
+    fields: bytes, members: dict[str, Any], session: str | None
+) -> None:
     assert read(chat("hi", **members), fields=fields).session == session
 
 
-def test_bounds_and_streams_are_what_engines_take_for_such() -> None:
+def test_only_valid_answer_limits_and_stream_flags_count() -> None:
     assert read(chat("hi", max_tokens=7)).answer_tokens == 7
     assert read(chat("hi", max_tokens=7, max_completion_tokens=0)).answer_tokens == 0
     assert read(chat("hi", max_tokens=True, n_predict=-1)).answer_tokens is None
@@ -212,7 +216,7 @@ def test_bounds_and_streams_are_what_engines_take_for_such() -> None:
     assert not read(chat("hi", stream=1)).is_streamed
 
 
-def test_a_picture_counts_as_what_engines_make_of_it() -> None:
+def test_a_picture_counts_as_a_fixed_number_of_tokens() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBORw0K" * 50_000}}
     text = "word " * 2000
     prompt = read({"messages": [{"role": "user", "content": [{"type": "text", "text": text}, picture, picture]}]})
@@ -234,14 +238,14 @@ def test_a_picture_counts_as_what_engines_make_of_it() -> None:
         (b"--boundary\r\n", "/v1/audio/transcriptions", False),
     ],
 )
-def test_what_is_read_part_by_part_is_not_one_text(body: Any, path: str, is_one_text: bool) -> None:
+def test_a_list_of_independent_texts_is_not_one_text(body: Any, path: str, is_one_text: bool) -> None:
     assert read(body, path).is_one_text is is_one_text
 
 
-# --- where it is placed
+# --- keys
 
 
-def test_a_placement_follows_the_session_else_the_beginning() -> None:
+def test_the_placement_key_comes_from_the_session_else_from_the_beginning() -> None:
     one, other = chat("a" * 600 + "b"), chat("a" * 600 + "c")
     assert read(one).placement_key == read(other).placement_key
     assert read(one).placement_key != read(chat("b" * 600)).placement_key
@@ -250,18 +254,18 @@ def test_a_placement_follows_the_session_else_the_beginning() -> None:
     assert read(b"\xff" * 9).placement_key != read(b"\xfe" * 9).placement_key
 
 
-def test_placements_are_the_same_in_all_processes_and_chains_are_not() -> None:
+def test_placement_keys_are_the_same_in_all_processes_and_chains_are_not() -> None:
     program = (
         "from inference_engine_proxy_server.requests.prompt import read_prompt\n"
         "from inference_engine_proxy_server.requests.token_sizes import TokenSizes\n"
         "p = read_prompt(b'/', '/', b'', b'{\"prompt\": \"' + b'a' * 600 + b'\"}', TokenSizes())\n"
         "print(p.placement_key, p.chain[0])"
     )
-    told = {
+    outputs = {
         tuple(
             subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout.split()
         )
         for _ in range(2)
     }
-    assert len({key for key, _ in told}) == 1
-    assert len({first for _, first in told}) == 2
+    assert len({key for key, _ in outputs}) == 1
+    assert len({first for _, first in outputs}) == 2

@@ -1,4 +1,4 @@
-"""What requests and replies name."""
+"""Names of backend-local resources in requests and replies."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from inference_engine_proxy_server.requests.content import read_content
 from inference_engine_proxy_server.requests.resource_names import (
     is_stream,
-    name_in_body,
+    name_in_content,
     name_in_target,
     name_of_response,
     name_of_stream,
@@ -33,7 +34,7 @@ from inference_engine_proxy_server.requests.resource_names import (
         (b"/v1/stream?conv_id=" + b"x" * 257, None),
     ],
 )
-def test_path_or_query_names_what_is_asked_for(target: bytes, name: bytes | None) -> None:
+def test_a_path_or_query_names_a_resource(target: bytes, name: bytes | None) -> None:
     assert name_in_target(target) == name
 
 
@@ -51,8 +52,8 @@ def test_path_or_query_names_what_is_asked_for(target: bytes, name: bytes | None
         (b"", None),
     ],
 )
-def test_a_body_names_the_response_that_it_goes_on_from(body: bytes, name: bytes | None) -> None:
-    assert name_in_body(body) == name
+def test_a_body_names_the_response_that_it_continues(body: bytes, name: bytes | None) -> None:
+    assert name_in_content(read_content(b"/v1/responses", body)) == name
 
 
 @pytest.mark.parametrize(
@@ -82,5 +83,5 @@ def test_a_header_names_a_stream(fields: bytes, name: bytes | None) -> None:
         (b" " * 4096 + b'"id":"resp_1"', None),
     ],
 )
-def test_a_response_is_named_where_it_begins(beginning: bytes, name: bytes | None) -> None:
+def test_the_beginning_of_a_reply_names_its_response(beginning: bytes, name: bytes | None) -> None:
     assert name_of_response(beginning) == name

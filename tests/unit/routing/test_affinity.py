@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 
 from inference_engine_proxy_server.backends.base import BackendState
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.errors import CapacityError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
@@ -18,7 +17,7 @@ from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from support.fakes.engine import FakeEngine, answering, http_reply
 from support.fakes.front import until
-from support.pools import READY, ForwardingFront, make_pool, publish
+from support.pools import READY, ForwardingFront, Pool, make_pool, publish
 from support.ports import unused_url
 
 LACKS = http_reply(b"its own 404", 404)
@@ -26,7 +25,7 @@ ASK = b"GET /v1/responses/resp_1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\
 BUSY = BackendState(ready=False, reason="busy", requests_processing=9.0, models=READY.models)
 
 
-def two_backends(*, capacity: int | None = None) -> BackendPool:
+def two_backends(*, capacity: int | None = None) -> Pool:
     """A pool of two that are ready, and have no connections."""
     pool = make_pool(["http://127.0.0.1:1", "http://127.0.0.1:2"], Deadlines())
     publish(pool, replace(READY, capacity=capacity))
@@ -36,7 +35,7 @@ def two_backends(*, capacity: int | None = None) -> BackendPool:
 def tied_to(
     home: Backend | None, *, needed: bytes | None = b"responses resp_1", needs_slot: bool = True
 ) -> Requirements:
-    return Requirements("m", needs_slot, bond=Affinity(needed, None, home, makes_response=False, ends=False))
+    return Requirements("m", needs_slot, affinity=Affinity(needed, None, home, creates_response=False, deletes=False))
 
 
 def status_of(reply: bytes) -> int:
@@ -56,22 +55,22 @@ async def front(*replies: bytes) -> AsyncIterator[tuple[ForwardingFront, list[Fa
 
 def test_the_names_that_were_of_use_last_are_known_and_no_more_than_there_is_room_for() -> None:
     backends = two_backends().backends
-    bonds = AffinityTable(lambda: backends)
-    assert bonds.home(None) is bonds.home(b"a") is None
-    bonds.note(b"a", backends[0])
-    bonds.note(b"b", backends[0])
-    bonds.note(b"a", backends[1])
+    table = AffinityTable(lambda: backends)
+    assert table.home(None) is table.home(b"a") is None
+    table.remember(b"a", backends[0])
+    table.remember(b"b", backends[0])
+    table.remember(b"a", backends[1])
     for number in range(65_535):
-        bonds.note(b"%d" % number, backends[0])
-    assert (bonds.home(b"a"), bonds.home(b"b"), bonds.home(b"0")) == (backends[1], None, backends[0])
+        table.remember(b"%d" % number, backends[0])
+    assert (table.home(b"a"), table.home(b"b"), table.home(b"0")) == (backends[1], None, backends[0])
 
 
 def test_who_has_left_the_fleet_is_not_known() -> None:
     fleet = list(two_backends().backends)
-    bonds = AffinityTable(lambda: fleet)
-    bonds.note(b"a", fleet[0])
+    table = AffinityTable(lambda: fleet)
+    table.remember(b"a", fleet[0])
     del fleet[0]
-    assert bonds.home(b"a") is None
+    assert table.home(b"a") is None
 
 
 # --- who gets a place
@@ -95,7 +94,7 @@ def test_who_needs_a_home_that_is_full_waits_for_it_alone() -> None:
 def test_who_needs_a_home_that_is_full_and_draining_waits_for_it() -> None:
     pool = two_backends(capacity=1)
     home = pool.backends[0]
-    pool.drain(home)
+    pool.set_draining(home)
     place = pool.lease(tied_to(home))
     assert place is not None
     assert pool.lease(tied_to(home)) is None
@@ -138,7 +137,7 @@ def test_a_conversation_goes_elsewhere_rather_than_wait() -> None:
     assert pool.placement.lane(wanted) == pool.placement.lane(Requirements("m"))
     places = [pool.lease(wanted), pool.lease(wanted)]
     assert [place.backend for place in places if place is not None] == [home, other]
-    pool.drain(home)
+    pool.set_draining(home)
     for place in places:
         assert place is not None
         place.close()
@@ -195,7 +194,7 @@ async def test_a_stream_that_says_200_before_anybody_has_answered_makes_nobody_a
             waiting = asyncio.get_running_loop().create_task(
                 proxy.send(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
             )
-            await until(lambda: proxy.pool.line.count == 1)
+            await until(lambda: proxy.pool.queue.count == 1)
             await asyncio.sleep(0.05)
             for place in places:
                 assert place is not None

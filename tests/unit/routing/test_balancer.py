@@ -38,7 +38,7 @@ def test_lowest_fresh_load_wins(candidates: list[Place], chosen: str) -> None:
     assert choose_backend(candidates).name == chosen
 
 
-def test_ties_fall_at_random_over_all_who_tie() -> None:
+def test_ties_are_broken_at_random_among_all_that_tie() -> None:
     candidates = [Place("a", 1), Place("b", 1), Place("loaded", 2), Place("c", 1)]
     wins = Counter(choose_backend(candidates).name for _ in range(600))
     assert set(wins) == {"a", "b", "c"}
@@ -46,7 +46,7 @@ def test_ties_fall_at_random_over_all_who_tie() -> None:
 
 
 @pytest.mark.parametrize("idle", [1, 5, 60])
-def test_in_a_large_fleet_an_idle_one_is_found_and_all_that_are_idle_alike(idle: int) -> None:
+def test_idle_backends_of_a_large_fleet_are_found_alike(idle: int) -> None:
     ranks = [0.0] * idle + [1.0, 2.0, LAST_CHOICE] * 20
     draw = random.Random(7).random
     wins = Counter(choose(ranks, None, draw) for _ in range(200 * idle))
@@ -54,13 +54,13 @@ def test_in_a_large_fleet_an_idle_one_is_found_and_all_that_are_idle_alike(idle:
     assert min(wins.values()) > 130  # 200 expected each; that is five standard deviations away
 
 
-def test_the_draw_is_among_those_who_tie_only() -> None:
+def test_only_tied_backends_are_drawn() -> None:
     candidates = [Place("a", 1), Place("loaded", 2), Place("b", 1)]
     assert choose_backend(candidates, draw=lambda: 0.0).name == "a"
     assert choose_backend(candidates, draw=lambda: 0.999).name == "b"
 
 
-def test_a_backend_of_twice_the_weight_gets_twice_as_many() -> None:
+def test_backend_of_twice_the_weight_gets_twice_the_requests() -> None:
     loads = {"large": 0, "small": 0}
     for _ in range(90):
         places = [Place("large", loads["large"], cost=0.5), Place("small", loads["small"], cost=1)]
@@ -68,13 +68,13 @@ def test_a_backend_of_twice_the_weight_gets_twice_as_many() -> None:
     assert loads == {"large": 60, "small": 30}
 
 
-def test_one_that_has_just_come_back_has_enough_when_others_have_less_than_ten_times_as_much() -> None:
+def test_backend_at_a_tenth_of_its_share_gets_a_tenth_of_the_requests() -> None:
     back = Place("back", 1, cost=10)
     assert choose_backend([back, Place("usual", 9)]).name == "usual"
     assert choose_backend([back, Place("usual", 11)]).name == "back"
 
 
-def test_ties_fall_by_shares() -> None:
+def test_ties_are_broken_by_shares() -> None:
     candidates = [Place("back", 0, cost=10), Place("loaded", 1), Place("usual", 0, cost=1)]
     draws = [number / 1100 for number in range(1100)]
     wins = Counter(choose_backend(candidates, draw=lambda at=at: at).name for at in draws)  # type: ignore[misc]
@@ -82,13 +82,13 @@ def test_ties_fall_by_shares() -> None:
     assert 99 <= wins["back"] <= 101
 
 
-def test_no_cost_is_so_high_that_a_last_choice_goes_first() -> None:
+def test_last_choice_goes_last_at_any_cost() -> None:
     costly, last = Place("costly", 50, cost=100), Place("last", 0, is_last_choice=True, cost=0.01)
     assert choose_backend([last, costly]).name == "costly"
     assert choose_backend([costly, last]).name == "costly"
 
 
-def test_the_order_of_the_candidates_does_not_matter() -> None:
+def test_order_of_candidates_does_not_matter() -> None:
     places = [Place("last", 0, is_last_choice=True), Place("c", 3, cost=0.5), Place("a", 1), Place("b", 2, cost=2)]
     for candidates in itertools.permutations(places):
         assert choose_backend(candidates).name == "a"
@@ -96,7 +96,7 @@ def test_the_order_of_the_candidates_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("tied", [2, 20, 63, 64, 65, 200, 256])
-def test_in_a_large_fleet_too_ties_fall_evenly(tied: int) -> None:
+def test_ties_are_broken_evenly_in_large_fleets(tied: int) -> None:
     draw = random.Random(tied)
     names = draw.sample(range(256), tied)
     ranks = [0.0 if name in names else 1.0 for name in range(256)]

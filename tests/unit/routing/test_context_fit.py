@@ -1,4 +1,4 @@
-"""A prompt fits where its tokens have room, by the densest text that its model was seen to read."""
+"""A prompt goes where it fits, judged by the densest text that its model was seen to read."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
-from inference_engine_proxy_server.dispatch.backend_pool import BackendPool
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.prompt import Prompt, read_prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
+from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.context_fit import Need, contexts_of, differ_somewhere, fitting
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from support.fakes.engine import FakeEngine, answering, http_reply
-from support.pools import READY, ForwardingFront, make_pool
+from support.pools import READY, ForwardingFront, Pool, make_pool
 
 CHAT = "/v1/chat/completions"
 SMALL, LARGE, SILENT = 1024.0, 8192.0, math.inf
@@ -34,25 +34,26 @@ def backends(count: int) -> list[Backend]:
 
 
 def positions(contexts: list[float], need: Need, *, draining: int = -1, bounds_max_tokens: bool = False) -> list[int]:
-    """Where it fits."""
+    """Positions of the contexts that ``need`` fits."""
     there = backends(len(contexts))
     for at, one in enumerate(there):
         one.is_draining = at == draining
-        one.bounds_max_tokens = bounds_max_tokens
-    return [there.index(one) for one in fitting(there, contexts, need)]
+        one.serving = replace(one.serving, bounds_max_tokens=bounds_max_tokens)
+    candidates = [Candidate(one, number) for number, one in enumerate(there)]
+    return [one.number for one in fitting(candidates, contexts, need)]
 
 
-def telling(backend: Backend, contexts: dict[str, int | None], *, names: ModelNames = ModelNames.STRICT) -> Backend:
-    told = {name: tokens for name, tokens in contexts.items() if tokens is not None}
+def reporting(backend: Backend, contexts: dict[str, int | None], *, names: ModelNames = ModelNames.STRICT) -> Backend:
+    reported = {name: tokens for name, tokens in contexts.items() if tokens is not None}
     models = tuple({"id": name} for name in contexts)
-    backend.take_over_models(BackendState(ready=True, models=models, model_names=names, contexts=told))
+    backend.update_serving(BackendState(ready=True, models=models, model_names=names, contexts=reported))
     return backend
 
 
-# --- what is needed
+# --- need
 
 
-def test_it_is_the_prompt_were_it_dense_and_some_answer() -> None:
+def test_need_is_a_dense_prompt_plus_some_answer() -> None:
     need = need_of({"prompt": "x" * 3000})
     assert need is not None
     assert need.tokens == pytest.approx(1000 + 256, rel=0.01)
@@ -60,14 +61,14 @@ def test_it_is_the_prompt_were_it_dense_and_some_answer() -> None:
 
 
 @pytest.mark.parametrize(("bound", "counted"), [(4, 4), (256, 256), (30_000, 256)])
-def test_an_answer_needs_what_it_may_have_but_not_more_than_is_worth_having(bound: int, counted: int) -> None:
+def test_need_includes_at_most_256_tokens_of_the_allowed_answer(bound: int, counted: int) -> None:
     need = need_of({"prompt": "x" * 3000, "max_tokens": bound})
     assert need is not None
     assert need.tokens == pytest.approx(1000 + counted, rel=0.01)
     assert need.answer_tokens == bound
 
 
-def test_it_is_what_the_densest_texts_tell() -> None:
+def test_need_follows_the_densest_texts_of_the_model() -> None:
     sizes = TokenSizes()
     for number in range(20):
         sizes.learn("tiny", (4000, 8000)[number % 2], 2000)
@@ -76,18 +77,18 @@ def test_it_is_what_the_densest_texts_tell() -> None:
     assert need.tokens == pytest.approx(2000 + 256, rel=0.01)
 
 
-def test_a_picture_is_not_text() -> None:
+def test_picture_does_not_count_as_text() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBORw0K" * 50_000}}
     need = need_of({"messages": [{"role": "user", "content": [picture]}]})
     assert need is not None
     assert need.tokens < 2000
 
 
-def test_there_is_no_telling_what_many_texts_need() -> None:
+def test_need_of_many_texts_is_unknown() -> None:
     assert need_of({"input": ["x" * 9000] * 100}, "/v1/embeddings") is None
 
 
-# --- where that is
+# --- fit
 
 
 @pytest.mark.parametrize(
@@ -100,22 +101,24 @@ def test_there_is_no_telling_what_many_texts_need() -> None:
         (8193, [SMALL, LARGE, SILENT], [2]),
     ],
 )
-def test_it_goes_where_it_fits_or_where_most_fits(tokens: int, contexts: list[float], fits: list[int]) -> None:
+def test_prompt_goes_where_it_fits_or_else_to_the_longest_context(
+    tokens: int, contexts: list[float], fits: list[int]
+) -> None:
     assert positions(contexts, Need(tokens, 0)) == fits
 
 
-def test_who_is_draining_is_nobody_to_wait_for() -> None:
+def test_draining_backend_is_not_waited_for() -> None:
     assert positions([SMALL, LARGE], Need(2000, 0), draining=1) == [0]
     assert positions([LARGE], Need(9000, 0), draining=0) == []
 
 
-def test_an_answer_that_is_asked_to_be_too_long_is_refused_by_some() -> None:
+def test_longest_answer_must_fit_where_the_backend_bounds_it() -> None:
     need = Need(500, 2000)
     assert positions([SMALL, LARGE], need) == [0, 1]
     assert positions([SMALL, LARGE], need, bounds_max_tokens=True) == [1]
 
 
-# --- whether it matters
+# --- differences
 
 
 @pytest.mark.parametrize(
@@ -129,30 +132,30 @@ def test_an_answer_that_is_asked_to_be_too_long_is_refused_by_some() -> None:
         ({"m": 1024, "n": 512}, {"m": 1024, "o": 8192}, False),
     ],
 )
-def test_contexts_differ_where_the_same_model_has_different_ones(
+def test_contexts_differ_if_one_model_has_different_ones(
     one: dict[str, int | None], other: dict[str, int | None], differ: bool
 ) -> None:
     first, second = backends(2)
-    assert differ_somewhere([telling(first, one), telling(second, other)]) is differ
+    assert differ_somewhere([reporting(first, one), reporting(second, other)]) is differ
 
 
-def test_who_answers_to_any_name_serves_those_that_nobody_lists() -> None:
+def test_non_strict_backends_serve_unlisted_models() -> None:
     first, second = backends(2)
-    telling(first, {"m": 1024}, names=ModelNames.ANY)
-    telling(second, {"n": 8192}, names=ModelNames.ANY)
+    reporting(first, {"m": 1024}, names=ModelNames.ANY)
+    reporting(second, {"n": 8192}, names=ModelNames.ANY)
     assert differ_somewhere([first, second])
     assert contexts_of([first, second], "unlisted") == [1024, 8192]
 
 
-# --- in the pool
+# --- placement
 
 
-def uneven_pool(policy: str) -> BackendPool:
-    """Two backends with a place each, of which the second one has the longer context."""
+def uneven_pool(policy: str) -> Pool:
+    """Two backends with one slot each; the second has the longer context."""
     pool = make_pool(["http://192.0.2.1:1", "http://192.0.2.1:2"], Deadlines(), policy=policy)
     for backend, tokens in zip(pool.backends, (SMALL, LARGE), strict=True):
-        told = replace(READY, capacity=1, contexts={"m": int(tokens)})
-        pool.publish(backend, told, own_at_poll=0, asked_at=pool.clock())
+        reported = replace(READY, capacity=1, contexts={"m": int(tokens)})
+        pool.publish(backend, reported, own_at_poll=0, asked_at=pool.clock())
     return pool
 
 
@@ -162,12 +165,12 @@ def prompt_of(size: int) -> Prompt:
 
 
 @pytest.mark.parametrize("policy", ["least_requests", "expected_time", "power_of_two"])
-def test_who_waits_for_the_longer_context_holds_up_nobody_else(policy: str) -> None:
+def test_request_that_waits_for_the_longer_context_blocks_no_other(policy: str) -> None:
     pool = uneven_pool(policy)
     small, large = pool.backends
     assert pool.placement.reads_prompts
-    way = pool.placement.way("m")
-    short, long = (Requirements("m", prompt=prompt_of(size), way=way) for size in (40, 6000))
+    way = pool.placement.policy("m")
+    short, long = (Requirements("m", prompt=prompt_of(size), policy=way) for size in (40, 6000))
     first = pool.lease(long)
     assert first is not None
     assert first.backend is large
@@ -177,38 +180,38 @@ def test_who_waits_for_the_longer_context_holds_up_nobody_else(policy: str) -> N
     assert other is not None
     assert other.backend is small
     other.close()
-    assert pool.place(long) is None
+    assert pool.try_lease(long) is None
     first.close()
-    second = pool.place(long)
+    second = pool.try_lease(long)
     assert second is not None
     assert second.backend is large
 
 
 @pytest.mark.parametrize("policy", ["least_requests", "expected_time"])
-def test_a_longer_context_that_leaves_is_not_waited_for(policy: str) -> None:
+def test_draining_backend_with_the_longer_context_is_not_waited_for(policy: str) -> None:
     pool = uneven_pool(policy)
     small, large = pool.backends
-    pool.drain(large)
-    lease = pool.lease(Requirements("m", prompt=prompt_of(6000), way=pool.placement.way("m")))
+    pool.set_draining(large)
+    lease = pool.lease(Requirements("m", prompt=prompt_of(6000), policy=pool.placement.policy("m")))
     assert lease is not None
     assert lease.backend is small
 
 
-def test_prompts_are_not_read_where_all_have_the_same_context() -> None:
+def test_prompts_are_not_read_if_all_contexts_are_alike() -> None:
     pool = uneven_pool("least_requests")
     small, large = pool.backends
-    pool.publish(small, large.health.told, own_at_poll=0, asked_at=pool.clock())
+    pool.publish(small, large.health.reported, own_at_poll=0, asked_at=pool.clock())
     assert not pool.placement.reads_prompts
 
 
 @pytest.mark.parametrize("policy", ["least_requests", "expected_time"])
-async def test_who_declines_is_not_replaced_by_one_where_it_does_not_fit(policy: str) -> None:
+async def test_declined_request_does_not_move_to_a_backend_it_does_not_fit(policy: str) -> None:
     short, long = (b'{"model": "m", "max_tokens": 1, "prompt": "%b"}' % (b"x" * size) for size in (40, 6000))
     answers, declines = FakeEngine(answering(http_reply(b"{}"))), FakeEngine(answering(http_reply(b"busy", 503)))
     async with answers, declines, ForwardingFront(answers, declines, policy=policy) as proxy:
         for backend, tokens in zip(proxy.pool.backends, (SMALL, LARGE), strict=True):
-            told = replace(READY, contexts={"m": int(tokens)})
-            proxy.pool.publish(backend, told, own_at_poll=0, asked_at=proxy.pool.clock())
+            reported = replace(READY, contexts={"m": int(tokens)})
+            proxy.pool.publish(backend, reported, own_at_poll=0, asked_at=proxy.pool.clock())
         refused = await proxy.post(long, path="/v1/completions")
         assert refused.startswith(b"HTTP/1.1 503")
         assert refused.endswith(b"busy")

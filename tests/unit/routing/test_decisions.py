@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
-from inference_engine_proxy_server.routing.decisions import FEWEST, TIED, Decision, Ranked
-from inference_engine_proxy_server.routing.policies import POLICIES
+from inference_engine_proxy_server.routing.decisions import TIED, Decision, Ranked
+from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS, POLICIES
 
 
 @dataclass
@@ -21,28 +21,28 @@ FLEET = [OneOf(BackendConfig(f"http://llm-{number}:80", f"llm-{number}")) for nu
 
 def test_chosen_one_is_told_first_and_then_the_others_from_the_best_on() -> None:
     rows = [(0.3,), (0.1,), (), (0.2,)]
-    told = Decision(POLICIES["power_of_two"], FLEET[:4], rows, FLEET[3]).told()
+    told = Decision(POLICIES["power_of_two"], FLEET[:4], rows, FLEET[3]).as_json()
     assert [one["name"] for one in told["candidates"]] == ["llm-3", "llm-1", "llm-0", "llm-2"]
     assert [one.get("load") for one in told["candidates"]] == [0.2, 0.1, 0.3, None]
     assert (told["policy"], told["chosen"], told["left_out"]) == ("power_of_two", "llm-3", 0)
 
 
 def test_highest_is_best_where_most_wins() -> None:
-    told = Decision(POLICIES["rendezvous"], FLEET[:3], [(0.5,), (0.9,), (0.7,)], FLEET[1]).told()
+    told = Decision(POLICIES["rendezvous"], FLEET[:3], [(0.5,), (0.9,), (0.7,)], FLEET[1]).as_json()
     assert [one["weight"] for one in told["candidates"]] == [0.9, 0.7, 0.5]
 
 
 def test_only_so_many_are_told() -> None:
-    told = Decision(FEWEST, FLEET, Ranked(range(12), [1.0] * 12), FLEET[11]).told(3)
+    told = Decision(LEAST_REQUESTS, FLEET, Ranked(range(12), [1.0] * 12), FLEET[11]).as_json(3)
     assert [one["name"] for one in told["candidates"]] == ["llm-11", "llm-0", "llm-1"]
     assert told["left_out"] == 9
 
 
 def test_fewest_requests_are_told_by_load_share_and_rank_as_they_were() -> None:
     ranks = [6.0, LAST_CHOICE + 1.0, math.inf]
-    decision = Decision(FEWEST, FLEET[:3], Ranked(ranks, [2.0, 0.5, 1.0]), FLEET[0])
+    decision = Decision(LEAST_REQUESTS, FLEET[:3], Ranked(ranks, [2.0, 0.5, 1.0]), FLEET[0])
     ranks[0] = 7.0
-    assert decision.told()["candidates"] == [
+    assert decision.as_json()["candidates"] == [
         {"name": "llm-0", "load": 3.0, "cost": 2.0, "rank": 6.0},
         {"name": "llm-1", "load": 2.0, "cost": 0.5, "rank": LAST_CHOICE + 1.0},
         {"name": "llm-2", "load": None, "cost": 1.0, "rank": None},
@@ -50,6 +50,6 @@ def test_fewest_requests_are_told_by_load_share_and_rank_as_they_were() -> None:
 
 
 def test_long_name_of_a_model_is_cut() -> None:
-    told = Decision(TIED, FLEET[:1], [()], FLEET[0], model="m" * 10_000).told()
+    told = Decision(TIED, FLEET[:1], [()], FLEET[0], model="m" * 10_000).as_json()
     assert told["model"] == "m" * 200
     assert told["candidates"] == [{"name": "llm-0"}]

@@ -1,4 +1,4 @@
-"""Each policy chooses what its description says."""
+"""Each policy chooses by its documented rule."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
+from inference_engine_proxy_server.fleet.backend_load import BackendLoad
 from inference_engine_proxy_server.requests.conversation import key_of
 from inference_engine_proxy_server.requests.prompt import Prompt, read_prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
+from inference_engine_proxy_server.routing.choice import PromptView
 from inference_engine_proxy_server.routing.expected_time.pending_work import PendingWork, compare
+from inference_engine_proxy_server.routing.expected_time.scoring import expected_time
 from inference_engine_proxy_server.routing.policies import (
     POLICIES,
-    Asked,
-    expected_time,
+    PromptPolicy,
     power_of_two,
     rendezvous,
     round_robin,
@@ -38,19 +40,12 @@ def _work() -> PendingWork:
 class OneOf:
     number: int
     work: PendingWork = field(default_factory=_work)
-    leases: int = 0
-    foreign: float = 0.0
-    limit: float = math.inf
-    places: float = math.inf
+    load: BackendLoad = field(default_factory=BackendLoad)
     cost: float = 1.0
 
     @property
-    def place_key(self) -> int:
+    def url_key(self) -> int:
         return key_of(b"http://backend-%d" % self.number)
-
-    @property
-    def load(self) -> float:
-        return self.leases + self.foreign
 
 
 def a_fleet(count: int = 4) -> list[OneOf]:
@@ -58,7 +53,7 @@ def a_fleet(count: int = 4) -> list[OneOf]:
 
 
 def send(one: OneOf, tokens: float, now: float = 0.0) -> None:
-    one.leases += 1
+    one.load.leases += 1
     one.work.send(tokens, now, is_streamed=True)
 
 
@@ -71,14 +66,14 @@ def a_prompt(*contents: str, session: str = "") -> Prompt:
     )
 
 
-def asked(prompt: Prompt, held: Mapping[int, int] | None = None, goes_on: float = 0.0) -> Asked:
-    return Asked(prompt, held or {}, -1, goes_on)
+def asked(prompt: Prompt, held: Mapping[int, int] | None = None, goes_on: float = 0.0) -> PromptView:
+    return PromptView(prompt, held or {}, -1, goes_on)
 
 
 QUESTION = a_prompt("s" * 4000, "q" * 4000)
 
 
-def test_prompt_goes_where_least_is_to_be_read_before_it() -> None:
+def test_prompt_goes_where_least_is_read_before_it() -> None:
     fleet = a_fleet(3)
     send(fleet[0], 9000)
     send(fleet[1], 100)
@@ -97,11 +92,11 @@ def test_prompt_goes_where_it_is_held_until_another_would_be_faster() -> None:
     assert expected_time(fleet, asked(QUESTION, held), 0.0).at == 0
 
 
-def test_full_backend_costs_until_a_place_is_free() -> None:
+def test_full_backend_costs_the_time_until_a_slot_is_free() -> None:
     fleet = a_fleet(2)
     for one in fleet:
-        one.places = 1
-    fleet[0].leases = 1
+        one.load.slots = 1
+    fleet[0].load.leases = 1
 
     assert expected_time(fleet, asked(QUESTION), 0.0).at == 1
 
@@ -133,9 +128,9 @@ def test_equal_backends_take_turns() -> None:
     for number in range(4):
         now = 10.0 * (number + 1)
         chosen.append(expected_time(fleet, asked(QUESTION), now).at)
-        errand = fleet[chosen[-1]].work.send(QUESTION.tokens, now, is_streamed=True)
-        fleet[chosen[-1]].work.begin(errand, now + 1)
-        fleet[chosen[-1]].work.end(errand, now + 2)
+        pending = fleet[chosen[-1]].work.send(QUESTION.tokens, now, is_streamed=True)
+        fleet[chosen[-1]].work.begin(pending, now + 1)
+        fleet[chosen[-1]].work.end(pending, now + 2)
 
     assert sorted(chosen) == [0, 1, 2, 3]
 
@@ -153,10 +148,11 @@ def test_one_shared_prefix_makes_no_hot_spot() -> None:
     assert max(chosen.values()) <= 18
 
 
-def test_replicas_agree_where_a_conversation_goes_on_that_only_one_of_them_knows() -> None:
+def test_replicas_agree_on_the_home_of_a_conversation_that_one_of_them_knows() -> None:
     one, other = a_fleet(8), a_fleet(8)
     for backend in (*one, *other):
-        backend.leases = backend.foreign = 3
+        backend.load.leases = 3
+        backend.load.set_foreign(3)
     for number in range(20):
         words = f"{number} " * 2000
         first = expected_time(one, asked(a_prompt("s" * 4000, words), goes_on=0.9), 0.0).at
@@ -168,7 +164,8 @@ def test_replicas_agree_where_a_conversation_goes_on_that_only_one_of_them_knows
 def test_session_name_goes_before_the_first_question() -> None:
     fleet = a_fleet(8)
     for backend in fleet:
-        backend.leases = backend.foreign = 3
+        backend.load.leases = 3
+        backend.load.set_foreign(3)
     homes = {
         expected_time(fleet, asked(a_prompt("s" * 4000, f"{number}", session="mine"), goes_on=0.9), 0.0).at
         for number in range(8)
@@ -177,7 +174,7 @@ def test_session_name_goes_before_the_first_question() -> None:
     assert len(homes) == 1
 
 
-def test_alone_a_proxy_needs_no_rule() -> None:
+def test_single_replica_follows_no_rule() -> None:
     fleet = a_fleet(8)
     chosen = set()
     for number in range(8):
@@ -189,14 +186,14 @@ def test_alone_a_proxy_needs_no_rule() -> None:
     assert len(chosen) == 8
 
 
-def test_better_of_two() -> None:
+def test_power_of_two_takes_the_less_loaded_of_two() -> None:
     fleet = a_fleet(2)
-    fleet[0].leases = 5
+    fleet[0].load.leases = 5
 
     assert {power_of_two(fleet, asked(QUESTION), 0.0).at for _ in range(20)} == {1}
 
 
-def test_turns() -> None:
+def test_round_robin_takes_turns() -> None:
     fleet = a_fleet(3)
     chosen = []
     for now in range(1, 7):
@@ -208,7 +205,7 @@ def test_turns() -> None:
 
 
 @pytest.mark.parametrize("gone", [0, 3])
-def test_prompt_keeps_its_place_while_others_leave(gone: int) -> None:
+def test_rendezvous_moves_only_the_prompts_of_a_backend_that_leaves(gone: int) -> None:
     fleet = a_fleet(8)
     prompts = [a_prompt(f"{number} " * 400, "q") for number in range(100)]
     homes = [rendezvous(fleet, asked(prompt), 0.0).at for prompt in prompts]
@@ -222,52 +219,53 @@ def test_prompt_keeps_its_place_while_others_leave(gone: int) -> None:
     assert moved == [at for at, home in enumerate(homes) if home == gone]
 
 
-@pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_tells_a_number_for_each_of_its_terms(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in POLICIES if POLICIES[name].reads_prompts])
+def test_every_policy_has_a_number_for_each_of_its_terms(name: str) -> None:
     fleet = a_fleet(5)
-    way = POLICIES[name]
+    policy = POLICIES[name]
+    assert isinstance(policy, PromptPolicy)
 
-    choice = way.policy(fleet, asked(QUESTION), 1.0)
+    scores = policy.scoring(fleet, asked(QUESTION), 1.0)
 
-    assert len(choice.rows) == len(fleet)
-    assert {len(row) for row in choice.rows} <= {len(way.terms), 0}
-    best = max if way.most_wins else min
-    assert choice.rows[choice.at][-1] == best(row[-1] for row in choice.rows if row)
+    assert len(scores.rows) == len(fleet)
+    assert {len(row) for row in scores.rows} <= {len(policy.terms), 0}
+    best = max if policy.most_wins else min
+    assert scores.rows[scores.at][-1] == best(row[-1] for row in scores.rows if row)
 
 
-def test_seconds_that_are_expected_add_up() -> None:
+def test_expected_seconds_add_up() -> None:
     fleet = a_fleet(4)
     for number, one in enumerate(fleet):
-        one.places = 2
+        one.load.slots = 2
         one.cost = 1 + number
-        one.foreign = number
+        one.load.set_foreign(number)
         one.work.take_over_memory(number / 4, 1.0)
         send(one, 1000.0 * number)
 
-    choice = expected_time(fleet, asked(QUESTION, {2: 4000}, goes_on=0.9), 0.0)
+    scores = expected_time(fleet, asked(QUESTION, {2: 4000}, goes_on=0.9), 0.0)
 
-    for one, (held, place, before, own, crowd, memory, home, cost) in zip(fleet, choice.rows, strict=True):
+    for one, (held, place, before, own, crowd, memory, home, cost) in zip(fleet, scores.rows, strict=True):
         assert held >= (1000 if one.number == 2 else 0)
         assert min(place, before, own, crowd, memory) >= 0 >= home
         whole = place + before + own + crowd + memory + home
         assert cost == pytest.approx(whole * one.cost if whole > 0 else whole / one.cost)
-        assert own == pytest.approx((QUESTION.tokens - held) / one.work.reads * 2)  # beside the one before it
-    assert [row[2] for row in choice.rows] == sorted(row[2] for row in choice.rows)
-    assert choice.rows[3][1] > 0 == choice.rows[0][1]  # only one of these has no place
+        assert own == pytest.approx((QUESTION.tokens - held) / one.work.reads * 2)  # shared with one prompt
+    assert [row[2] for row in scores.rows] == sorted(row[2] for row in scores.rows)
+    assert scores.rows[3][1] > 0 == scores.rows[0][1]  # only the last one has no free slot
 
 
-def test_chance_looks_at_two_and_tells_of_no_others() -> None:
+def test_power_of_two_has_rows_for_two_candidates_only() -> None:
     fleet = a_fleet(6)
     for number, one in enumerate(fleet):
-        one.leases = number
+        one.load.leases = number
 
-    choice = power_of_two(fleet, asked(QUESTION), 0.0)
+    scores = power_of_two(fleet, asked(QUESTION), 0.0)
 
-    assert [row == () or row == (at,) for at, row in enumerate(choice.rows)] == [True] * 6
-    assert sum(row != () for row in choice.rows) == 2
+    assert [row == () or row == (at,) for at, row in enumerate(scores.rows)] == [True] * 6
+    assert sum(row != () for row in scores.rows) == 2
 
 
-def test_who_never_got_anything_has_had_nothing_for_ever() -> None:
+def test_candidate_that_never_got_a_request_is_idle_for_ever() -> None:
     fleet = a_fleet(2)
     send(fleet[0], 1, now=3.0)
 

@@ -10,7 +10,7 @@ from support.fakes.front import until
 
 
 class Clock:
-    """Stands still until it is set; counts how often it is read."""
+    """A clock that advances only when a test sets it, and counts how often it is read."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -21,12 +21,12 @@ class Clock:
         return self.now
 
     async def ticks(self) -> None:
-        """Wait until the deadlines have been looked at, in full, at least once."""
+        """Wait until all deadlines have been checked at least once."""
         reads = self.reads
         await until(lambda: self.reads > reads + 1)
 
 
-class RunningProxy:
+class Watched:
     def __init__(self, deadline: float, on_due: Callable[[], None] = lambda: None) -> None:
         self.deadline = deadline
         self.calls: list[float] = []
@@ -50,11 +50,11 @@ async def deadlines(clock: Clock) -> AsyncIterator[Deadlines]:
     yield deadlines
     task.cancel()
     await asyncio.wait([task])
-    assert task.cancelled(), "it ended by itself"
+    assert task.cancelled(), "the task ended by itself"
 
 
-async def test_a_deadline_is_met_once_when_it_is_reached_and_not_before(clock: Clock, deadlines: Deadlines) -> None:
-    watched, other = RunningProxy(105), RunningProxy(NEVER)
+async def test_a_deadline_fires_once_and_not_early(clock: Clock, deadlines: Deadlines) -> None:
+    watched, other = Watched(105), Watched(NEVER)
     deadlines.watch(watched)
     deadlines.watch(other)
     await clock.ticks()
@@ -64,8 +64,8 @@ async def test_a_deadline_is_met_once_when_it_is_reached_and_not_before(clock: C
     assert (watched.calls, other.calls) == ([105], [])
 
 
-async def test_a_deadline_may_be_moved(clock: Clock, deadlines: Deadlines) -> None:
-    watched = RunningProxy(105)
+async def test_a_deadline_can_be_postponed(clock: Clock, deadlines: Deadlines) -> None:
+    watched = Watched(105)
     deadlines.watch(watched)
     watched.deadline = 110
     clock.now = 107
@@ -76,8 +76,8 @@ async def test_a_deadline_may_be_moved(clock: Clock, deadlines: Deadlines) -> No
     assert watched.calls == [111]
 
 
-async def test_what_is_forgotten_is_not_called(clock: Clock, deadlines: Deadlines) -> None:
-    watched = RunningProxy(105)
+async def test_a_forgotten_deadline_does_not_fire(clock: Clock, deadlines: Deadlines) -> None:
+    watched = Watched(105)
     deadlines.watch(watched)
     deadlines.forget(watched)
     deadlines.forget(watched)
@@ -86,36 +86,36 @@ async def test_what_is_forgotten_is_not_called(clock: Clock, deadlines: Deadline
     assert not watched.calls
 
 
-async def test_a_deadline_met_may_end_the_watch_of_others(clock: Clock, deadlines: Deadlines) -> None:
-    watched: list[RunningProxy] = []
+async def test_a_handler_may_forget_other_deadlines(clock: Clock, deadlines: Deadlines) -> None:
+    watched: list[Watched] = []
 
     def forget_all() -> None:
         for one in watched:
             deadlines.forget(one)
 
-    watched += [RunningProxy(105, forget_all) for _ in range(5)]
+    watched += [Watched(105, forget_all) for _ in range(5)]
     for one in watched:
         deadlines.watch(one)
     clock.now = 106
     await clock.ticks()
     assert all(one.calls == [106] for one in watched)
-    deadlines.watch(late := RunningProxy(106))
+    deadlines.watch(late := Watched(106))
     await clock.ticks()
     assert late.calls == [106]
 
 
-async def test_one_that_fails_does_not_end_the_others(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_handler_does_not_stop_other_deadlines(caplog: pytest.LogCaptureFixture) -> None:
     def fails() -> None:
         raise RuntimeError
 
     clock = Clock()
     deadlines = Deadlines(tick_seconds=0.001, clock=clock)
-    failing, other = RunningProxy(99.0, fails), RunningProxy(99.0)
+    failing, other = Watched(99.0, fails), Watched(99.0)
     deadlines.watch(failing)
     running = asyncio.get_running_loop().create_task(deadlines.run())
     await clock.ticks()
     deadlines.watch(other)
     await until(lambda: other.calls)
     assert len(failing.calls) == 1
-    assert "a deadline could not be kept" in caplog.text
+    assert "a deadline handler failed" in caplog.text
     running.cancel()

@@ -13,7 +13,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keep_running_module, "_PAUSE_SECONDS", 0.001)
 
 
-async def test_what_crashes_is_told_by_name_and_begun_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_crashed_task_is_logged_by_name_and_restarted(caplog: pytest.LogCaptureFixture) -> None:
     runs = 0
 
     async def run() -> None:
@@ -28,11 +28,11 @@ async def test_what_crashes_is_told_by_name_and_begun_again(caplog: pytest.LogCa
         await keep_running("laundry", run)
 
     assert runs == 4
-    assert caplog.text.count("the background task 'laundry' has crashed; it is started again") == 3
+    assert caplog.text.count("background task 'laundry' crashed; restarting it") == 3
     assert "RuntimeError: oh" in caplog.text
 
 
-async def test_what_is_cancelled_ends() -> None:
+async def test_a_cancelled_task_ends() -> None:
     async with asyncio.TaskGroup() as group:
         task = group.create_task(keep_running("sleep", lambda: asyncio.sleep(1000)))
         await asyncio.sleep(0)
@@ -40,7 +40,7 @@ async def test_what_is_cancelled_ends() -> None:
     assert task.cancelled()
 
 
-async def test_what_ends_is_not_begun_again() -> None:
+async def test_a_task_that_returns_is_not_restarted() -> None:
     runs = []
 
     async def run() -> None:

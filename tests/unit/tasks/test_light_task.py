@@ -24,14 +24,14 @@ class Run:
         return [type(error) for error in self.ended] == [asyncio.CancelledError]
 
 
-async def test_it_begins_at_once_and_ends_at_once_if_it_waits_for_nothing() -> None:
+async def test_a_coroutine_that_never_waits_runs_to_its_end_at_once() -> None:
     async def waits_for_nothing() -> None:
         return
 
     assert Run(waits_for_nothing()).ended == [None]
 
 
-async def test_it_tells_what_was_raised() -> None:
+async def test_the_exception_is_passed_to_on_end() -> None:
     error = ValueError()
 
     async def fails() -> None:
@@ -40,12 +40,12 @@ async def test_it_tells_what_was_raised() -> None:
     assert Run(fails()).ended == [error]
 
 
-async def test_it_goes_on_within_the_call_that_completes_what_it_waits_for() -> None:
+async def test_a_waiter_resumes_within_set_result() -> None:
     completion, got = Completion[int](), []
 
     async def waits() -> None:
         got.append(await completion)
-        got.append(await completion)  # of which nothing more is to be waited for
+        got.append(await completion)  # already done, so this does not wait
 
     run = Run(waits())
     assert not run.ended
@@ -55,7 +55,7 @@ async def test_it_goes_on_within_the_call_that_completes_what_it_waits_for() -> 
     assert (run.ended, got) == ([None], [7, 7])
 
 
-async def test_a_failure_reaches_it_in_the_next_round_of_the_loop() -> None:
+async def test_a_failure_reaches_the_waiter_in_the_next_loop_iteration() -> None:
     completion, error = Completion[int](), ValueError()
 
     async def waits() -> None:
@@ -70,7 +70,7 @@ async def test_a_failure_reaches_it_in_the_next_round_of_the_loop() -> None:
     assert run.ended == [error]
 
 
-async def test_it_waits_for_futures_tasks_and_its_turn_as_any_task_does() -> None:
+async def test_a_light_task_can_wait_for_futures_tasks_and_sleeps() -> None:
     future = asyncio.get_running_loop().create_future()
 
     async def doubled(number: int) -> int:
@@ -93,7 +93,7 @@ async def test_it_waits_for_futures_tasks_and_its_turn_as_any_task_does() -> Non
     assert (run.ended, got) == ([None], [8])
 
 
-async def test_a_future_that_fails_raises_in_it() -> None:
+async def test_a_failed_future_raises_in_the_coroutine() -> None:
     future, error = asyncio.get_running_loop().create_future(), ValueError()
 
     async def waits() -> None:
@@ -107,7 +107,7 @@ async def test_a_future_that_fails_raises_in_it() -> None:
 
 
 @pytest.mark.parametrize("what", ["completion", "future", "task", "turn"])
-async def test_it_can_be_cancelled_whatever_it_waits_for(what: str) -> None:
+async def test_a_light_task_can_be_cancelled_whatever_it_waits_for(what: str) -> None:
     tidied = []
     inner: list[asyncio.Task[None]] = []
 
@@ -127,7 +127,7 @@ async def test_it_can_be_cancelled_whatever_it_waits_for(what: str) -> None:
 
     run = Run(waits())
     run.task.cancel()
-    assert not run.ended  # never from within whoever cancels it
+    assert not run.ended  # never within the call to cancel
     await turns(4)
 
     assert run.was_cancelled
@@ -136,9 +136,9 @@ async def test_it_can_be_cancelled_whatever_it_waits_for(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["completion", "future"])
-async def test_a_result_that_has_come_does_not_keep_it_from_being_cancelled(what: str) -> None:
+async def test_a_result_already_set_does_not_prevent_cancellation(what: str) -> None:
     waited_for: Any = Completion[int]() if what == "completion" else asyncio.get_running_loop().create_future()
-    is_failure = what == "completion"  # its results are never under way
+    is_failure = what == "completion"  # a completion delivers results immediately, but failures later
     got = []
 
     async def waits() -> None:
@@ -146,7 +146,7 @@ async def test_a_result_that_has_come_does_not_keep_it_from_being_cancelled(what
             await waited_for
         finally:
             got.append(waited_for.done())
-            await asyncio.sleep(0)  # it may still wait, for what it tidies up
+            await asyncio.sleep(0)  # clean-up code may still wait
 
     run = Run(waits())
     if is_failure:
@@ -160,25 +160,25 @@ async def test_a_result_that_has_come_does_not_keep_it_from_being_cancelled(what
     assert got == [True]
 
 
-async def test_it_can_be_cancelled_by_what_it_calls() -> None:
+async def test_a_light_task_can_be_cancelled_from_within_its_own_coroutine() -> None:
     runs: list[Run] = []
     reached = []
 
     async def waits() -> None:
         await asyncio.sleep(0)
         runs[0].task.cancel()
-        reached.append("the rest of its turn")
+        reached.append("code up to the next await")
         await Completion[int]()
-        reached.append("more")
+        reached.append("code after it")
 
     runs.append(Run(waits()))
     await turns(4)
 
     assert runs[0].was_cancelled
-    assert reached == ["the rest of its turn"]
+    assert reached == ["code up to the next await"]
 
 
-async def test_what_has_ended_can_be_cancelled_to_no_effect() -> None:
+async def test_cancelling_an_ended_light_task_has_no_effect() -> None:
     async def waits_for_nothing() -> None:
         return
 
@@ -189,7 +189,7 @@ async def test_what_has_ended_can_be_cancelled_to_no_effect() -> None:
     assert run.ended == [None]
 
 
-async def test_a_usual_task_may_wait_for_a_completion_too() -> None:
+async def test_an_asyncio_task_can_wait_for_a_completion() -> None:
     async def waits(completion: Completion[int]) -> int:
         return await completion
 

@@ -17,6 +17,7 @@ import pytest
 from inference_engine_proxy_server.telemetry.logs import AccessLog
 from support.engine import Engine
 from support.fleet import Fleet
+from support.records import request_record
 from support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
@@ -66,12 +67,7 @@ def one_line() -> Callable[..., str]:
 
 
 def _write(log: AccessLog, **fields: Any) -> None:
-    usual: dict[str, Any] = {
-        "client": "127.0.0.1:5", "method": "POST", "path": CHAT, "status": 200, "outcome": "complete",
-        "backend": "http://b", "model": "m", "first_byte_seconds": 0.25, "seconds": 1.5, "sent_bytes": 99,
-        "request_id": "id-1",
-    }  # fmt: skip
-    log.write(**(usual | fields))
+    log.write(request_record(**fields))
 
 
 def _text(line: str) -> dict[str, str]:

@@ -8,6 +8,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics, route_of
+from inference_engine_proxy_server.wire.outcome import Outcome
+from support.records import request_record
+
+PATH = "/v1/completions"
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ def test_nothing_is_counted_before_the_first_request(metrics: RequestMetrics) ->
 def test_observation_is_in_the_first_bucket_whose_bound_it_does_not_exceed(
     metrics: RequestMetrics, shown: CollectorRegistry, seconds: float, first_bucket: str
 ) -> None:
-    metrics.count_request("/v1/completions", None, 200, seconds, None)
+    metrics.count_request(request_record(path=PATH, seconds=seconds))
 
     samples = next(family for family in shown.collect() if family.name == "inference_proxy_request_duration_seconds")
     buckets = {sample.labels["le"]: sample.value for sample in samples.samples if sample.name.endswith("_bucket")}
@@ -72,7 +76,7 @@ def test_sums_and_counts_are_those_of_the_requests(metrics: RequestMetrics, show
     times = [random.uniform(0, 400) for _ in range(50)]
 
     for seconds in times:
-        metrics.count_request("/v1/completions", "http://a", 200, seconds, seconds / 2)
+        metrics.count_request(request_record(path=PATH, seconds=seconds, first_byte_seconds=seconds / 2))
 
     route = {"route": "completions"}
     assert shown.get_sample_value("inference_proxy_request_duration_seconds_count", route) == 50
@@ -82,21 +86,32 @@ def test_sums_and_counts_are_those_of_the_requests(metrics: RequestMetrics, show
 
 
 def test_request_without_a_first_byte_has_a_duration_only(metrics: RequestMetrics, shown: CollectorRegistry) -> None:
-    metrics.count_request("/v1/completions", None, 499, 1.0, None)
+    metrics.count_request(request_record(path=PATH, status=499, first_byte_seconds=None))
 
     route = {"route": "completions"}
     assert shown.get_sample_value("inference_proxy_request_duration_seconds_count", route) == 1
     assert shown.get_sample_value("inference_proxy_time_to_first_byte_seconds_count", route) == 0
 
 
-def test_aborts_and_retries_are_counted_by_their_reason(metrics: RequestMetrics, shown: CollectorRegistry) -> None:
-    metrics.count_abort("client")
-    metrics.count_abort("client")
-    metrics.count_abort("backend")
-    metrics.count_retry("backend_timeout")
+def test_unfinished_replies_are_counted_by_the_side_that_ended_them(
+    metrics: RequestMetrics, shown: CollectorRegistry
+) -> None:
+    for outcome, first_byte_seconds in (
+        (Outcome.CLIENT_LEFT, 0.1),
+        (Outcome.CLIENT_LEFT, 0.1),
+        (Outcome.CLIENT_LEFT, None),  # no reply to abort
+        (Outcome.BROKEN, 0.1),
+        (Outcome.COMPLETE, 0.1),
+    ):
+        metrics.count_request(request_record(outcome=outcome, first_byte_seconds=first_byte_seconds))
 
     assert shown.get_sample_value("inference_proxy_stream_aborts_total", {"side": "client"}) == 2
     assert shown.get_sample_value("inference_proxy_stream_aborts_total", {"side": "backend"}) == 1
+
+
+def test_retries_are_counted_by_reason(metrics: RequestMetrics, shown: CollectorRegistry) -> None:
+    metrics.count_retry("backend_timeout")
+
     assert shown.get_sample_value("inference_proxy_retries_total", {"reason": "backend_timeout"}) == 1
 
 

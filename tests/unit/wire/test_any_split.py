@@ -1,4 +1,4 @@
-"""However the network splits and delays bytes, they mean the same; and no bytes make us write an ambiguous request."""
+"""Splits and delays by the network never change a message's meaning, and no input yields an ambiguous request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support.fakes.rules import (
 
 @st.composite
 def mutated(draw: st.DrawFn, messages: Sequence[bytes]) -> bytes:
-    """Some of ``messages`` after each other, and in half of the cases with something wrong in them."""
+    """Some of ``messages`` in a row; in half of the cases, with an error in them."""
     stream = b"".join(draw(st.lists(st.sampled_from(messages), min_size=1, max_size=9)))
     for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
         start = draw(st.integers(0, len(stream)))
@@ -48,13 +48,13 @@ DELAYS = st.builds(
 
 
 @given(REQUESTS, CUTS, DELAYS)
-@example(b"\r\n\r\n" + GET, [2], AT_ONCE)  # a line break too many, and one more
-@example(b"GET /" + b"l" * 50 + b" HTTP/1.1\r\n" + HOST + b"\r\n", [61], AT_ONCE)  # a line nearly too long
-@example(b"GET / HTTP/1.1\n" + HOST + b"X: 1\r\n" * 9 + b"\r\n", [15], AT_ONCE)  # two faults: the first one counts
+@example(b"\r\n\r\n" + GET, [2], AT_ONCE)  # two superfluous line breaks
+@example(b"GET /" + b"l" * 50 + b" HTTP/1.1\r\n" + HOST + b"\r\n", [61], AT_ONCE)  # a line just short enough
+@example(b"GET / HTTP/1.1\n" + HOST + b"X: 1\r\n" * 9 + b"\r\n", [15], AT_ONCE)  # two errors: the first one counts
 @example(b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"1" * 300 + b"\n\r\n\r\n", range(3000), AT_ONCE)
 @example(CHUNKED + b"\r\n29\r\n" + b"x" * 41 + b"X\r\n", range(3000), AT_ONCE)
 @settings(max_examples=600)
-def test_requests_mean_the_same_however_they_are_split_and_delayed(
+def test_requests_are_parsed_alike_however_they_are_split_and_delayed(
     stream: bytes, cuts: list[int], delays: Delays
 ) -> None:
     assert run(seen(pieces(stream, cuts), delays)) == run(seen([stream], AT_ONCE))
@@ -62,12 +62,12 @@ def test_requests_mean_the_same_however_they_are_split_and_delayed(
 
 @given(mutated(REPLIES + BAD_REPLIES), CUTS, st.booleans(), st.booleans(), st.booleans())
 @settings(max_examples=600)
-def test_a_reply_means_the_same_however_it_is_split(
+def test_a_reply_is_parsed_alike_however_it_is_split(
     stream: bytes, cuts: Sequence[int], is_head: bool, ends: bool, takes_chunks: bool
 ) -> None:
     whole = run(relayed([stream], is_head=is_head, ends=ends, takes_chunks=False))
     split = run(relayed(pieces(stream, cuts), is_head=is_head, ends=ends, takes_chunks=takes_chunks))
-    if whole.fault is not None:  # payload that was read together with a fault is not passed on
+    if whole.fault is not None:  # payload parsed in the same block as an error is not forwarded
         assert split.payload.startswith(whole.payload)
         whole = replace(whole, payload=split.payload)
     assert split == whole
@@ -75,7 +75,7 @@ def test_a_reply_means_the_same_however_it_is_split(
 
 @given(REQUESTS, CUTS, st.booleans())
 @settings(max_examples=400)
-def test_whatever_a_client_sends_a_backend_gets_one_plain_request(
+def test_any_client_input_yields_one_unambiguous_request_to_the_backend(
     stream: bytes, cuts: Sequence[int], close: bool
 ) -> None:
     for exchange, sent in run(backend_requests(pieces(stream, cuts), close=close)):  # PA29
@@ -84,7 +84,7 @@ def test_whatever_a_client_sends_a_backend_gets_one_plain_request(
 
 
 @given(st.lists(st.sampled_from([b"x-a", b"X-B", b"Accept", b"Host", b"Content-Length", b"close", b"Via"]), min_size=1))
-def test_what_a_client_says_is_for_us_alone_a_backend_does_not_get(named: list[bytes]) -> None:
+def test_fields_named_in_connection_are_not_forwarded_to_a_backend(named: list[bytes]) -> None:
     fields = b"".join(b"%b: 1\r\n" % name for name in (b"X-A", b"x-b", b"accept", b"x-c"))
     stream = post(b"hello", b"Connection: " + b" ,\t".join(named) + b"\r\n" + fields)
     ((exchange, sent),) = run(backend_requests([stream], close=False))

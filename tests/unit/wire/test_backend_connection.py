@@ -16,7 +16,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def then_closes(*blocks: bytes) -> Script:
-    """Answers one request and closes."""
+    """Answers one request, and closes the connection."""
 
     async def script(connection: EngineConnection) -> None:
         await connection.request()
@@ -27,7 +27,7 @@ def then_closes(*blocks: bytes) -> Script:
 
 
 def then_resets(block: bytes) -> Script:
-    """Answers one request, waits for its cue, as an RST overtakes what has not been read, and breaks the connection."""
+    """Answers one request, waits for its cue, and resets the connection; an early RST would overtake unread bytes."""
 
     async def script(connection: EngineConnection) -> None:
         await connection.request()
@@ -54,7 +54,7 @@ REPLIES = {
 
 
 @pytest.mark.parametrize(("reply", "body", "length"), REPLIES.values(), ids=REPLIES)
-async def test_a_reply_is_relayed_and_its_connection_used_again(reply: bytes, body: bytes, length: int | None) -> None:
+async def test_a_reply_is_relayed_and_its_connection_reused(reply: bytes, body: bytes, length: int | None) -> None:
     async with FakeEngine(answering(reply)) as engine, connections_to(engine.url) as connections:
         for _ in range(2):
             sink = await ask(connections)
@@ -89,7 +89,7 @@ async def test_status_reason_and_fields_are_relayed() -> None:
         assert (sink.status, sink.reason, sink.fields) == (418, b" I'm a teapot", b"X-One: 1\r\n")
 
 
-async def test_whole_chunks_are_relayed_as_they_came() -> None:
+async def test_whole_chunks_are_relayed_unchanged() -> None:
     block = b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"
     async with FakeEngine(answering(CHUNKED + block)) as engine, connections_to(engine.url) as connections:
         sink = await ask(connections, sink=Sink(takes_chunks=True))
@@ -97,13 +97,13 @@ async def test_whole_chunks_are_relayed_as_they_came() -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, len(STREAMED)))
-async def test_chunks_that_pass_as_they_are_make_the_same_body_cut_at_any_byte(cut: int) -> None:
+async def test_chunks_relayed_unchanged_make_the_same_body_split_at_any_byte(cut: int) -> None:
     async def in_two_blocks(connection: EngineConnection) -> None:
         await connection.request()
         connection.send(CHUNKED)
         await until(lambda: sink.flushed)
         connection.send(STREAMED[:cut])
-        await until(lambda: sink.sent_bytes or cut <= len(b"6\r\n"))  # of a mere size line nothing goes on
+        await until(lambda: sink.sent_bytes or cut <= len(b"6\r\n"))  # nothing is forwarded for a size line alone
         connection.send(STREAMED[cut:])
 
     sink = Sink(takes_chunks=True)
@@ -139,7 +139,7 @@ async def test_payload_that_looks_like_a_chunk_is_payload() -> None:
         pytest.param(b"5\nhello\r\n", id="a bare line feed"),
     ],
 )
-async def test_what_only_looks_like_a_chunk_does_not_pass(block: bytes) -> None:
+async def test_a_block_that_only_looks_like_a_chunk_is_not_relayed_unchanged(block: bytes) -> None:
     async def head_first(connection: EngineConnection) -> None:
         await connection.request()
         connection.send(CHUNKED)
@@ -169,7 +169,7 @@ async def test_a_body_that_ends_with_the_connection_is_complete_then(version: by
         assert connections.take_idle() is None
 
 
-async def test_a_head_goes_on_before_its_body_comes() -> None:
+async def test_a_head_is_forwarded_before_its_body_arrives() -> None:
     release = asyncio.Event()
 
     async def pauses(connection: EngineConnection) -> None:
@@ -198,7 +198,7 @@ NOT_REUSED = {
 
 
 @pytest.mark.parametrize("reply", NOT_REUSED.values(), ids=NOT_REUSED)
-async def test_a_doubtful_connection_is_not_used_again(reply: bytes) -> None:
+async def test_a_connection_in_doubtful_state_is_not_reused(reply: bytes) -> None:
     async with FakeEngine(answering(reply)) as engine, connections_to(engine.url) as connections:
         for _ in range(2):
             assert (await ask(connections)).body == b"hello"
@@ -242,7 +242,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("reply", BAD.values(), ids=BAD)
-async def test_what_is_no_valid_reply_is_refused_and_its_connection_ended(reply: bytes) -> None:
+async def test_an_invalid_reply_is_refused_and_its_connection_closed(reply: bytes) -> None:
     async with FakeEngine(answering(reply)) as engine, connections_to(engine.url) as connections:
         sink = Sink()
         with pytest.raises(InvalidReply):
@@ -251,7 +251,7 @@ async def test_what_is_no_valid_reply_is_refused_and_its_connection_ended(reply:
         assert (sink.ended, connections.take_idle()) == (0, None)
 
 
-async def test_interim_replies_are_counted_however_they_come() -> None:
+async def test_interim_replies_are_counted_however_they_are_split() -> None:
     async def for_ever(connection: EngineConnection) -> None:
         await connection.request()
         while not connection.ended.done():
@@ -313,7 +313,7 @@ async def says_nothing(connection: EngineConnection) -> None:
 
 
 @pytest.mark.parametrize("script", [says_nothing, drips, drips_interims, stalls])
-async def test_a_backend_that_takes_too_long_is_left(script: Script) -> None:
+async def test_a_backend_that_misses_a_deadline_is_abandoned(script: Script) -> None:
     async with FakeEngine(script) as engine, connections_to(engine.url, IMPATIENT) as connections:  # BF03, BF21, BF37
         sink = Sink()
         with pytest.raises(BackendTimeout):
@@ -322,7 +322,7 @@ async def test_a_backend_that_takes_too_long_is_left(script: Script) -> None:
         await engine.connections[0].ended
 
 
-async def test_a_slow_reply_is_not_late_while_it_goes_on() -> None:
+async def test_a_slow_reply_is_not_late_while_it_makes_progress() -> None:
     async def slowly(connection: EngineConnection) -> None:
         await connection.request()
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n")
@@ -335,7 +335,7 @@ async def test_a_slow_reply_is_not_late_while_it_goes_on() -> None:
         assert (await ask(connections)).body == b"a" * 30
 
 
-async def test_while_the_client_is_behind_the_backend_is_not_late() -> None:
+async def test_a_backend_is_not_late_while_its_client_is_behind() -> None:
     async with FakeEngine(stalls) as engine, connections_to(engine.url, IMPATIENT) as connections:
         connection = await connections.connect()
         sink = Sink()
@@ -343,17 +343,17 @@ async def test_while_the_client_is_behind_the_backend_is_not_late() -> None:
         await until(lambda: sink.pieces)
         assert sink.source is connection
         connection.pause_reading()
-        await asyncio.sleep(0.3)  # twice what it may take
+        await asyncio.sleep(0.3)  # twice the allowed time
         assert not result.done()
         connection.resume_reading()
         with pytest.raises(BackendTimeout):
             await result
-        connection.pause_reading()  # the client's side may still say so
+        connection.pause_reading()  # the client's side may still do so
         connection.resume_reading()
-        connections.give_back(connection)
+        connections.release(connection)
 
 
-async def test_a_sink_that_pauses_stops_the_reading_and_loses_nothing() -> None:
+async def test_a_paused_sink_stops_reading_and_loses_nothing() -> None:
     size = 64_000_000
     piece = bytes(range(256)) * 1000
 
@@ -392,21 +392,21 @@ async def test_a_sink_that_pauses_stops_the_reading_and_loses_nothing() -> None:
         connection.resume_reading()
         await result
         assert received == size
-        connections.give_back(connection)
+        connections.release(connection)
 
 
-async def test_a_connection_paused_at_its_replys_end_reads_again_for_the_next() -> None:
+async def test_a_connection_paused_at_the_end_of_a_reply_reads_the_next_one() -> None:
     async with FakeEngine(answering(http_reply())) as engine, connections_to(engine.url) as connections:
         sink = Sink()
         connection = await connections.connect()
         sink.on_piece = lambda _: connection.pause_reading()
         await connection.request([GET], sink, is_head=False)
-        connections.give_back(connection)
+        connections.release(connection)
         assert (await ask(connections)).body == b"hello"
         assert len(engine.connections) == 1
 
 
-async def test_a_request_that_is_cancelled_ends_the_connection_at_once() -> None:
+async def test_a_cancelled_request_closes_its_connection_at_once() -> None:
     async with FakeEngine(stalls) as engine, connections_to(engine.url) as connections:
         sink = Sink()
         task = asyncio.get_running_loop().create_task(ask(connections, sink=sink))
@@ -418,7 +418,7 @@ async def test_a_request_that_is_cancelled_ends_the_connection_at_once() -> None
         assert connections.take_idle() is None
 
 
-async def test_when_the_backend_was_last_heard_is_known_afterwards() -> None:
+async def test_the_time_of_the_last_byte_stays_known_after_the_reply() -> None:
     async with FakeEngine(answering(http_reply())) as engine, connections_to(engine.url) as connections:
         before = asyncio.get_running_loop().time()
         assert connections.activity() == Activity(last_byte_at=0.0, waiting_since=None)

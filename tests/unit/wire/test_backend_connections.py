@@ -38,22 +38,22 @@ def test_an_origin_is_read_from_a_base_url(url: str, origin: Origin) -> None:
 
 
 async def in_use(connections: BackendConnections, count: int) -> list[BackendConnection]:
-    """``count`` connections, each of which has served a request and has not been given back."""
+    """``count`` connections, each of which has served a request and has not been released."""
     opened = [await connections.connect() for _ in range(count)]
     for connection in opened:
         await connection.request([GET], Sink(), is_head=False)
     return opened
 
 
-async def test_the_connection_used_last_is_used_first() -> None:
+async def test_the_most_recently_used_connection_is_reused_first() -> None:
     async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
         first, second, third = await in_use(connections, 3)
         for connection in (second, third, first):
-            connections.give_back(connection)
+            connections.release(connection)
         assert [connections.take_idle() for _ in range(4)] == [first, third, second, None]
 
 
-async def test_an_idle_connection_is_closed_after_its_time() -> None:
+async def test_an_idle_connection_is_closed_after_the_idle_time() -> None:
     limits = replace(LIMITS, idle_seconds=0.1)
     async with FakeEngine(OK) as engine, connections_to(engine.url, limits) as connections:
         await ask(connections)
@@ -65,12 +65,12 @@ async def test_an_idle_connection_is_closed_after_its_time() -> None:
     ("promise", "kept_seconds"),
     [(b"", 10), (b"timeout=5, max=100", 4), (b"timeout=60", 10), (b"timeout=1", 0), (b"timeout=0", 0), (b"max=5", 10)],
 )
-async def test_a_backends_own_idle_limit_is_kept_with_a_second_to_spare(promise: bytes, kept_seconds: int) -> None:
+async def test_a_connection_is_kept_a_second_less_than_the_backend_announces(promise: bytes, kept_seconds: int) -> None:
     reply = http_reply(fields=b"Keep-Alive: " + promise + b"\r\n" if promise else b"")
     async with FakeEngine(answering(reply)) as engine, connections_to(engine.url) as connections:
         (connection,) = await in_use(connections, 1)
         now = asyncio.get_running_loop().time()
-        connections.give_back(connection)
+        connections.release(connection)
         if kept_seconds:
             assert connection.deadline == pytest.approx(now + kept_seconds, abs=0.9)
             assert connections.take_idle() is connection
@@ -79,29 +79,29 @@ async def test_a_backends_own_idle_limit_is_kept_with_a_second_to_spare(promise:
             await engine.connections[0].ended
 
 
-async def test_so_many_connections_are_kept_and_no_more() -> None:
+async def test_at_most_32_idle_connections_are_kept() -> None:
     async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
         for connection in await in_use(connections, 35):
-            connections.give_back(connection)
+            connections.release(connection)
         await until(lambda: sum(connection.ended.done() for connection in engine.connections) == 3)
         assert sum(connections.take_idle() is not None for _ in range(40)) == 32
 
 
-async def test_dead_connections_make_room() -> None:
+async def test_stale_connections_are_dropped_to_make_room() -> None:
     async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
         *others, last = await in_use(connections, 33)
         for connection in others:
-            connections.give_back(connection)
+            connections.release(connection)
         for connection_of_engine in engine.connections[:32]:
             connection_of_engine.reset()
         await until(lambda: all(connection.is_stale() for connection in others))
-        connections.give_back(last)
+        connections.release(last)
         assert connections.take_idle() is last
         assert connections.take_idle() is None
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-async def test_connections_are_kept_only_if_that_is_wanted(*, wanted: bool) -> None:
+async def test_connections_are_kept_only_if_wanted_and_allowed(*, wanted: bool) -> None:
     async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
         connections.keep_alive(wanted=wanted)
         assert connections.keeps_alive is wanted
@@ -112,7 +112,7 @@ async def test_connections_are_kept_only_if_that_is_wanted(*, wanted: bool) -> N
         assert not connections.keeps_alive
 
 
-async def test_closing_closes_what_is_kept() -> None:
+async def test_close_closes_idle_connections() -> None:
     async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
         await ask(connections)
         connections.close()
@@ -120,8 +120,8 @@ async def test_closing_closes_what_is_kept() -> None:
         assert connections.take_idle() is None
 
 
-@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 408 Request Timeout\r\n\r\n"], ids=["closed", "spoke-unasked"])
-async def test_a_stale_connection_is_noticed_before_the_event_loop_does(said: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 408 Request Timeout\r\n\r\n"], ids=["closed", "unsolicited-reply"])
+async def test_a_stale_connection_is_detected_before_the_event_loop_sees_it(sent: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # BF05
         listener.setblocking(False)
         loop = asyncio.get_running_loop()
@@ -134,16 +134,17 @@ async def test_a_stale_connection_is_noticed_before_the_event_loop_does(said: by
                 await loop.sock_recv(engine, 1000)
                 await loop.sock_sendall(engine, http_reply())
                 await result
-                connections.give_back(connection)
-                if said:
-                    engine.send(said)
+                connections.release(connection)
+                if sent:
+                    engine.send(sent)
                 else:
                     engine.close()
-                time.sleep(0.15)  # noqa: ASYNC251 - the loop must not look; one that has just rested is not looked at
+                # Longer than a connection counts as just used, and without letting the loop see the engine's action.
+                time.sleep(0.15)  # noqa: ASYNC251
                 assert connections.take_idle() is None
 
 
-async def test_a_connection_that_speaks_unasked_is_closed() -> None:
+async def test_an_idle_connection_with_an_unsolicited_reply_is_closed() -> None:
     async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
         await ask(connections)
         engine.connections[0].send(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
@@ -152,7 +153,7 @@ async def test_a_connection_that_speaks_unasked_is_closed() -> None:
 
 
 @pytest.mark.parametrize("end", [EngineConnection.finish, EngineConnection.reset], ids=["fin", "rst"])
-async def test_a_reused_connection_that_breaks_is_told_from_a_new_one(end: Callable[[EngineConnection], None]) -> None:
+async def test_an_error_on_a_reused_connection_is_marked(end: Callable[[EngineConnection], None]) -> None:
     async def ends_at_the_second(connection: EngineConnection) -> None:
         await connection.request()
         connection.send(http_reply())
@@ -168,18 +169,18 @@ async def test_a_reused_connection_that_breaks_is_told_from_a_new_one(end: Calla
         assert (await ask(connections)).body == b"hello"
 
 
-async def test_a_refused_connection_is_unreachable() -> None:
+async def test_a_backend_that_refuses_connections_is_unreachable() -> None:
     async with connections_to(unused_url()) as connections:  # BF01
         with pytest.raises(BackendUnreachable):
             await connections.connect()
 
 
-async def test_a_backend_that_does_not_accept_is_unreachable_in_time() -> None:
+async def test_a_backend_that_does_not_accept_is_unreachable_at_the_deadline() -> None:
     with socket.socket() as listener:  # BF02
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:  # the kernel drops what does not fit into the accept queue
+        for filler in fillers:  # the kernel drops connections that do not fit into the accept queue
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())
         limits = replace(LIMITS, connect_seconds=0.2)
@@ -190,7 +191,7 @@ async def test_a_backend_that_does_not_accept_is_unreachable_in_time() -> None:
             filler.close()
 
 
-async def test_a_backend_that_speaks_no_tls_is_unreachable() -> None:
+async def test_a_backend_without_tls_at_an_https_url_is_unreachable() -> None:
     async def speaks_plainly(connection: EngineConnection) -> None:
         await connection.first_bytes()
         connection.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -201,13 +202,13 @@ async def test_a_backend_that_speaks_no_tls_is_unreachable() -> None:
                 await connections.connect()
 
 
-async def test_a_shortage_of_ours_is_not_the_backends_fault() -> None:
+async def test_running_out_of_file_descriptors_is_not_the_backends_fault() -> None:
     async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:  # OV12
         await ask(connections)
         connections.close()
-        await turns(3)  # its number is free again
+        await turns(3)  # until the closed connection's descriptor is free
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        spare = os.dup(0)  # the lowest number that is free
+        spare = os.dup(0)  # the lowest free descriptor
         os.close(spare)
         resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
         try:
@@ -218,7 +219,7 @@ async def test_a_shortage_of_ours_is_not_the_backends_fault() -> None:
 
 
 class Resolver:
-    """A name service that answers with ``addresses``, or fails, or hangs, and counts how often it is asked."""
+    """A name resolver that returns ``addresses``, fails or hangs, and counts its calls."""
 
     def __init__(self, *addresses: str) -> None:
         self.addresses = addresses
@@ -237,7 +238,7 @@ class Resolver:
 
 @pytest.fixture
 def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resolver]:
-    """Makes every name have the given addresses, and forgets them at once, so that each connection asks again."""
+    """Resolves every name to the given addresses, cached for no time by default, so each connection resolves again."""
 
     def install(*addresses: str, remember_seconds: float = 0.0) -> Resolver:
         resolver = Resolver(*addresses)
@@ -252,23 +253,23 @@ def named(engine: FakeEngine) -> str:
     return f"http://llm.example:{engine.port}"
 
 
-async def test_the_next_address_is_tried_and_remembered(resolve: Callable[..., Resolver]) -> None:
+async def test_the_next_address_is_tried_and_then_preferred(resolve: Callable[..., Resolver]) -> None:
     resolver = resolve(REFUSED, "127.0.0.1", remember_seconds=100)
     async with FakeEngine(OK) as engine, connections_to(named(engine)) as connections:  # BF44
         for _ in range(3):
-            connections.give_back(await connections.connect())
+            connections.release(await connections.connect())
         assert resolver.asked == 1
         assert len(engine.connections) == 3
 
 
-async def test_connections_made_at_once_do_not_mix_up_each_others_addresses(resolve: Callable[..., Resolver]) -> None:
+async def test_concurrent_connects_do_not_disturb_each_others_addresses(resolve: Callable[..., Resolver]) -> None:
     resolve(REFUSED, "127.0.0.1", remember_seconds=100)
     async with FakeEngine(OK) as engine, connections_to(named(engine)) as connections:
 
         async def after_turns(turns: int) -> None:
             for _ in range(turns):
                 await asyncio.sleep(0)
-            connections.give_back(await connections.connect())
+            connections.release(await connections.connect())
 
         async with asyncio.TaskGroup() as group:
             for turns in range(30):
@@ -276,13 +277,13 @@ async def test_connections_made_at_once_do_not_mix_up_each_others_addresses(reso
         assert len(engine.connections) == 30
 
 
-async def test_no_address_that_answers_is_unreachable(resolve: Callable[..., Resolver]) -> None:
+async def test_a_backend_is_unreachable_if_no_address_answers(resolve: Callable[..., Resolver]) -> None:
     resolver = resolve(REFUSED, "127.0.0.3", remember_seconds=100)
     async with FakeEngine(OK) as engine, connections_to(named(engine)) as connections:
         for _ in range(2):
             with pytest.raises(BackendUnreachable):
                 await connections.connect()
-        assert resolver.asked == 2  # what did not work is not believed any longer
+        assert resolver.asked == 2  # addresses that did not work are not cached
         resolver.addresses = ()
         with pytest.raises(BackendUnreachable):
             await connections.connect()
@@ -301,7 +302,9 @@ async def test_a_name_that_does_not_resolve_is_unreachable(
             await connections.connect()
 
 
-async def test_a_name_service_that_hangs_is_unreachable_in_time(resolve: Callable[..., Resolver]) -> None:
+async def test_a_backend_is_unreachable_at_the_deadline_if_name_resolution_hangs(
+    resolve: Callable[..., Resolver],
+) -> None:
     resolve().hangs = True
     async with connections_to("http://llm.example", replace(LIMITS, connect_seconds=0.1)) as connections:
         with pytest.raises(BackendUnreachable):
@@ -317,27 +320,27 @@ def hangs(resolver: Resolver) -> None:
 
 
 @pytest.mark.parametrize("trouble", [fails, hangs])
-async def test_a_name_service_in_trouble_leaves_the_last_known_address(
+async def test_the_last_known_address_is_used_while_name_resolution_fails(
     resolve: Callable[..., Resolver], trouble: Callable[[Resolver], None]
 ) -> None:
     resolver = resolve("127.0.0.1")
     limits = replace(LIMITS, connect_seconds=1)
     async with FakeEngine(OK) as engine, connections_to(named(engine), limits) as connections:
-        connections.give_back(await connections.connect())
+        connections.release(await connections.connect())
         trouble(resolver)
-        connections.give_back(await connections.connect())
+        connections.release(await connections.connect())
         assert len(engine.connections) == resolver.asked == 2
 
 
 async def test_a_backend_that_moved_is_found_again(resolve: Callable[..., Resolver]) -> None:
     resolver = resolve("127.0.0.1")
     async with FakeEngine(OK) as engine, connections_to(named(engine)) as connections:
-        connections.give_back(await connections.connect())
+        connections.release(await connections.connect())
         resolver.addresses = (REFUSED,)
         with pytest.raises(BackendUnreachable):
             await connections.connect()
         resolver.addresses = ("127.0.0.1",)
-        connections.give_back(await connections.connect())
+        connections.release(await connections.connect())
         assert len(engine.connections) == 2
 
 

@@ -1,4 +1,4 @@
-"""Requests in: what a client may send, how fast, and how much."""
+"""Incoming requests: syntax, deadlines and limits."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.outcome import Outcome
 from support.fakes.front import LIMITS, Client, Front, Reply, until
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 async def echo(exchange: Exchange) -> None:
-    """Answers with what it was asked."""
+    """Replies with the received request."""
     head = exchange.head
     exchange.respond(200, b"", b"%b %b %b" % (head.method.encode(), head.target, exchange.body))
 
@@ -58,13 +59,13 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("request_bytes", REQUESTS.values(), ids=REQUESTS)
-async def test_a_request_is_the_same_however_it_is_split(request_bytes: bytes) -> None:
+async def test_a_request_is_parsed_alike_however_it_is_split(request_bytes: bytes) -> None:
     async with Front(echo) as front:
         client = await front.connect()
         for size in (1, 2, 3, 7, len(request_bytes)):
             for start in range(0, len(request_bytes), size):
                 client.send(request_bytes[start : start + size])
-                await asyncio.sleep(0)  # on its own way: a segment of its own
+                await asyncio.sleep(0)  # so that the bytes travel in a separate segment
             assert (await client.reply()).body == b"POST /a hello"
         assert await reports_statuses(front, 5) == [200] * 5
 
@@ -128,7 +129,7 @@ def test_a_head_is_judged_alike_whole_and_byte_by_byte(section: bytes) -> None:
         "PA10-last-bare", "PA20-version-2", "PA06-chunk", "PA01-two-framings", "long-body", "CF20-expectation",
     ],
 )  # fmt: skip
-async def test_a_request_that_is_refused_is_answered_once_and_ends_the_connection(sent: bytes, status: int) -> None:
+async def test_a_refused_request_gets_one_reply_and_ends_the_connection(sent: bytes, status: int) -> None:
     async with Front(echo) as front:
         client = await front.connect()
         reply = await client.ask(sent)
@@ -138,7 +139,7 @@ async def test_a_request_that_is_refused_is_answered_once_and_ends_the_connectio
         assert await reports_statuses(front, 1) == [status]
 
 
-async def test_what_follows_a_whole_request_is_the_next_one() -> None:
+async def test_bytes_after_a_complete_request_belong_to_the_next_one() -> None:
     async with Front(echo) as front:  # CF17
         client = await front.connect()
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhigarbage\r\n\r\n")
@@ -147,14 +148,14 @@ async def test_what_follows_a_whole_request_is_the_next_one() -> None:
         assert await client.rest() == b""
 
 
-async def test_a_client_that_waits_to_be_told_to_go_on_is_told() -> None:
+async def test_a_client_that_expects_100_continue_gets_it() -> None:
     async with Front(echo) as front:  # CF19
         client = await front.connect()
         ask = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
         client.send(ask)
         assert (await client.head())[0] == 100
         assert (await client.ask(b"hello")).body == b"POST / hello"
-        assert (await client.ask(ask + b"hello")).body == b"POST / hello"  # it did not wait
+        assert (await client.ask(ask + b"hello")).body == b"POST / hello"  # the client did not wait for 100
         chunked = ask.replace(b"Content-Length: 5", b"Transfer-Encoding: chunked")
         assert (await client.ask(chunked + b"5\r\nhello\r\n0\r\n\r\n")).body == b"POST / hello"
         assert (await client.ask(ask.replace(b"5", b"0"))).body == b"POST / "
@@ -162,7 +163,7 @@ async def test_a_client_that_waits_to_be_told_to_go_on_is_told() -> None:
         assert (old.status, old.body) == (200, b"POST / hello")
 
 
-async def test_a_client_that_waits_with_too_long_a_body_is_refused_instead() -> None:
+async def test_a_client_that_expects_100_continue_for_too_long_a_body_is_refused() -> None:
     async with Front(echo) as front:
         client = await front.connect()
         sent = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 200000\r\n\r\n"
@@ -172,7 +173,7 @@ async def test_a_client_that_waits_with_too_long_a_body_is_refused_instead() -> 
 @pytest.mark.parametrize(
     "framing", [b"Content-Length: 900000", b"Transfer-Encoding: chunked"], ids=["length", "chunked"]
 )
-async def test_the_refusal_reaches_a_client_that_is_still_sending(framing: bytes) -> None:
+async def test_a_refusal_reaches_a_client_that_is_still_sending(framing: bytes) -> None:
     async with Front(echo) as front:  # CF21
         client = await front.connect()
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\n" + framing + b"\r\n\r\n")
@@ -185,16 +186,16 @@ async def test_the_refusal_reaches_a_client_that_is_still_sending(framing: bytes
         await until(lambda: not front.connections)
 
 
-async def test_after_a_refusal_nothing_is_read_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reading_stops_soon_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inference_engine_proxy_server.wire.client_connection._LINGER_SECONDS", 0.05)
     async with Front(echo) as front:
         client = await front.connect()
         assert (await client.ask(b"nonsense\r\n\r\n")).status == 400
         client.send(b"more")
-        await until(lambda: not front.connections)  # though the client stays
+        await until(lambda: not front.connections)  # although the client stays
 
 
-async def test_a_request_that_stops_in_its_middle_is_refused() -> None:
+async def test_an_incomplete_request_is_refused_after_its_deadline() -> None:
     for part in (b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhel"):
         async with Front(echo) as front:  # CF16
             client = await front.connect()
@@ -207,7 +208,7 @@ async def test_a_request_that_stops_in_its_middle_is_refused() -> None:
 
 
 async def drip(client: Client, block: bytes, front: Front) -> Reply:
-    """Send ``block`` byte by byte, for ever, until there is a reply."""
+    """Send ``block`` repeatedly, byte by byte, until there is a reply."""
 
     async def send() -> None:
         while not front.observed:
@@ -219,7 +220,7 @@ async def drip(client: Client, block: bytes, front: Front) -> Reply:
         return await client.reply()
 
 
-async def test_a_head_that_drips_is_late_at_an_absolute_time() -> None:
+async def test_a_head_sent_byte_by_byte_has_an_absolute_deadline() -> None:
     async with Front(echo, replace(LIMITS, header_seconds=0.2)) as front:  # CF12
         client = await front.connect()
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\nX: ")
@@ -228,7 +229,7 @@ async def test_a_head_that_drips_is_late_at_an_absolute_time() -> None:
         assert await client.rest() == b""
 
 
-async def test_line_breaks_before_a_request_do_not_put_its_deadline_off() -> None:
+async def test_line_breaks_before_a_request_do_not_extend_its_deadline() -> None:
     async with Front(echo, replace(LIMITS, header_seconds=0.2)) as front:
         client = await front.connect()
         async with asyncio.TaskGroup() as sender:
@@ -242,10 +243,10 @@ async def drip_line_breaks(client: Client) -> None:
     while True:
         for byte in (b"\r", b"\n"):
             client.send(byte)
-            await asyncio.sleep(0.02)  # the slowness itself, not a wait for something
+            await asyncio.sleep(0.02)  # slow on purpose
 
 
-async def test_a_refused_body_is_answered_under_the_requests_own_id() -> None:
+async def test_the_refusal_of_a_body_has_the_requests_id() -> None:
     async with Front(echo) as front:
         client = await front.connect()
         head = b"POST / HTTP/1.1\r\nHost: a\r\nX-Request-Id: mine\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -253,27 +254,27 @@ async def test_a_refused_body_is_answered_under_the_requests_own_id() -> None:
         assert (reply.status, reply.fields["x-request-id"]) == (400, "mine")
 
 
-async def test_a_body_is_late_when_nothing_of_it_comes() -> None:
+async def test_a_body_that_stalls_is_late() -> None:
     async with Front(echo, replace(LIMITS, body_seconds=0.2)) as front:  # CF13
         client = await front.connect()
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhel")
         assert (await client.reply()).status == 408
 
 
-async def test_a_body_that_comes_slowly_is_not_late() -> None:
+async def test_a_slow_body_is_not_late() -> None:
     async with Front(echo, replace(LIMITS, body_seconds=0.4, header_seconds=0.1)) as front:
         client = await front.connect()
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 30\r\n\r\n")
         for _ in range(30):
             client.send(b"a")
-            await asyncio.sleep(0.02)  # the slowness itself, not a wait for something
+            await asyncio.sleep(0.02)  # slow on purpose
         assert (await client.reply()).status == 200
 
 
 @pytest.mark.parametrize(
     ("framing", "piece"), [(b"Content-Length: 9000", b"a"), (b"Transfer-Encoding: chunked", b"1\r\na\r\n")]
 )
-async def test_a_whole_body_has_a_deadline_however_steadily_it_comes(framing: bytes, piece: bytes) -> None:
+async def test_a_whole_body_has_a_deadline_however_steadily_it_arrives(framing: bytes, piece: bytes) -> None:
     async with Front(echo, replace(LIMITS, body_total_seconds=0.2)) as front:  # CF13
         client = await front.connect()
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\n" + framing + b"\r\n\r\n")
@@ -293,7 +294,7 @@ async def test_an_idle_connection_is_closed(first: bytes) -> None:
         assert len(front.observed) == bool(first)
 
 
-async def test_a_request_under_way_is_not_idle() -> None:
+async def test_a_connection_with_a_request_in_progress_is_not_idle() -> None:
     async def waits_longer(exchange: Exchange) -> None:
         await asyncio.sleep(0.3)
         await echo(exchange)
@@ -304,7 +305,7 @@ async def test_a_request_under_way_is_not_idle() -> None:
         assert (await client.ask(GET)).status == 200
 
 
-async def test_what_is_sent_ahead_is_read_up_to_a_bound() -> None:
+async def test_pipelined_bytes_are_read_up_to_a_limit() -> None:
     release = asyncio.Event()
 
     async def waits(exchange: Exchange) -> None:
@@ -318,12 +319,12 @@ async def test_what_is_sent_ahead_is_read_up_to_a_bound() -> None:
         connection = next(iter(front.connections))
         await until(lambda: len(connection._ahead) > LIMITS.head.total_bytes)  # noqa: SLF001
         release.set()
-        for _ in range(200):  # each request answered makes room for no more than itself
+        for _ in range(200):  # each answered request makes room only for itself
             assert (await client.reply()).status == 200
-            assert len(connection._ahead) < 600_000  # noqa: SLF001 - two reads of the event loop
+            assert len(connection._ahead) < 600_000  # noqa: SLF001 - two reads by the event loop
 
 
-async def test_reading_goes_on_when_what_was_sent_ahead_is_answered() -> None:
+async def test_reading_resumes_when_pipelined_requests_have_been_answered() -> None:
     async with Front(echo) as front:
         client = await front.connect()
         request = GET.replace(b"Host", b"X: " + b"a" * 3000 + b"\r\nHost")
@@ -333,7 +334,7 @@ async def test_reading_goes_on_when_what_was_sent_ahead_is_answered() -> None:
         assert (await client.ask(GET)).status == 200
 
 
-async def test_any_number_of_requests_sent_at_once_is_answered_and_others_are_not_kept_waiting() -> None:
+async def test_any_number_of_pipelined_requests_is_answered_without_delaying_other_clients() -> None:
     order: list[bytes] = []
 
     async def notes(exchange: Exchange) -> None:

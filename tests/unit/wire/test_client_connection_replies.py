@@ -1,4 +1,4 @@
-"""Replies out: who is answered how, who is too slow, who has left, and what a broken reply looks like."""
+"""Outgoing replies: framing, slow and departed clients, broken replies, deadlines and shutdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from inference_engine_proxy_server.errors import BackendBroke, CapacityError, ProxyError
-from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.outcome import Outcome
 from support.fakes.front import LIMITS, Client, Front, until
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -23,7 +24,7 @@ async def says_hello(exchange: Exchange) -> None:
 
 
 def streams(*pieces: bytes, fields: bytes = EVENTS, length: int | None = None) -> Callable[[Exchange], None]:
-    """Begins a reply and leaves it open."""
+    """Begins a reply, and leaves it open."""
 
     def begin(exchange: Exchange) -> None:
         exchange.begin(200, b" OK", fields, length)
@@ -43,7 +44,7 @@ def breaks_after(begin: Callable[[Exchange], None]) -> Callable[[Exchange], Coro
 
 
 class Waiting:
-    """A handler that begins a reply, or does not, and then waits for ever; and what became of it."""
+    """A handler that may begin a reply and then waits forever, and how the handler ended."""
 
     def __init__(self, begin: Callable[[Exchange], None] = lambda _: None) -> None:
         self._begin = begin
@@ -75,7 +76,7 @@ async def test_a_client_that_leaves_ends_its_request(leave: Callable[[Client], N
 
 
 @pytest.mark.parametrize("leave", [Client.leave, Client.reset, Client.half_close], ids=["fin", "rst", "half-close"])
-async def test_a_client_that_leaves_its_stream_ends_it(leave: Callable[[Client], None]) -> None:
+async def test_a_client_that_leaves_ends_its_stream(leave: Callable[[Client], None]) -> None:
     handler = Waiting(streams(b"data: 1\n\n"))
     async with Front(handler) as front:
         client = await front.connect()
@@ -87,7 +88,7 @@ async def test_a_client_that_leaves_its_stream_ends_it(leave: Callable[[Client],
         assert [(exchange.status, exchange.outcome) for exchange in front.observed] == [(200, Outcome.CLIENT_LEFT)]
 
 
-async def test_a_reply_that_is_completed_as_its_client_leaves_is_observed_once() -> None:
+async def test_a_reply_completed_while_its_client_leaves_is_observed_once() -> None:
     started = asyncio.Event()
 
     async def completes_late(exchange: Exchange) -> None:
@@ -106,7 +107,7 @@ async def test_a_reply_that_is_completed_as_its_client_leaves_is_observed_once()
         assert [exchange.outcome for exchange in front.observed] == [Outcome.CLIENT_LEFT]
 
 
-async def test_a_client_that_leaves_between_requests_is_no_exchange() -> None:
+async def test_a_client_that_leaves_between_requests_causes_no_exchange() -> None:
     async with Front(says_hello) as front:
         client = await front.connect()
         await client.ask(GET)
@@ -115,7 +116,7 @@ async def test_a_client_that_leaves_between_requests_is_no_exchange() -> None:
         assert [exchange.status for exchange in front.observed] == [200]
 
 
-async def test_an_unexpected_error_is_answered_with_the_request_id(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_reply_to_an_unexpected_error_has_the_request_id(caplog: pytest.LogCaptureFixture) -> None:
     async def fails(exchange: Exchange) -> None:
         raise ValueError(exchange.head.path)
 
@@ -127,11 +128,11 @@ async def test_an_unexpected_error_is_answered_with_the_request_id(caplog: pytes
         assert (error["code"], error["request_id"]) == ("internal_error", "mine")
         assert "ValueError" not in error["message"]
         assert "request mine: unexpected error" in caplog.text
-        assert (await client.ask(GET)).status == 500  # the connection is still good
+        assert (await client.ask(GET)).status == 500  # the connection is still usable
         assert len(front.observed) == 2
 
 
-async def test_an_error_of_ours_is_answered_as_it_says() -> None:
+async def test_a_proxy_error_determines_the_reply() -> None:
     async def full(_: Exchange) -> None:
         raise CapacityError("Full.", retry_after_seconds=7)
 
@@ -141,7 +142,7 @@ async def test_an_error_of_ours_is_answered_as_it_says() -> None:
         assert (reply.status, reply.fields["retry-after"]) == (503, "7")
 
 
-async def test_a_request_that_the_host_cancels_is_told_that_we_stop() -> None:
+async def test_a_request_cancelled_by_the_host_gets_a_reply_about_the_shutdown() -> None:
     handler = Waiting()
     async with Front(handler) as front:
         client = await front.connect()
@@ -187,7 +188,7 @@ async def test_a_stream_broken_between_events_ends_with_one_error_event(path: by
     ],
     ids=["inside-an-event", "no-events", "known-length"],
 )
-async def test_another_broken_reply_just_ends_early(begin: Callable[[Exchange], None], received: bytes) -> None:
+async def test_any_other_broken_reply_just_ends_early(begin: Callable[[Exchange], None], received: bytes) -> None:
     async with Front(breaks_after(begin)) as front:
         client = await front.connect()
         client.send(GET)
@@ -196,7 +197,7 @@ async def test_another_broken_reply_just_ends_early(begin: Callable[[Exchange], 
         assert [exchange.outcome for exchange in front.observed] == [Outcome.BROKEN]
 
 
-async def test_a_broken_reply_that_only_the_connections_end_ends_is_reset() -> None:
+async def test_a_broken_reply_without_framing_ends_in_a_reset() -> None:
     release = asyncio.Event()
 
     async def breaks(exchange: Exchange) -> None:
@@ -213,7 +214,7 @@ async def test_a_broken_reply_that_only_the_connections_end_ends_is_reset() -> N
         assert await client.is_reset()
 
 
-async def test_http_1_0_gets_no_chunks_and_its_replys_end_is_the_connections() -> None:
+async def test_http_1_0_gets_no_chunks_and_its_reply_ends_with_the_connection() -> None:
     async def handle(exchange: Exchange) -> None:
         streams(b"data: 1\n\n", b"data: 2\n\n")(exchange)
         exchange.end()
@@ -225,7 +226,7 @@ async def test_http_1_0_gets_no_chunks_and_its_replys_end_is_the_connections() -
         assert (reply.fields["connection"], reply.body) == ("close", b"data: 1\n\ndata: 2\n\n")
 
 
-async def test_http_1_0_is_kept_open_only_if_it_asks_for_it() -> None:
+async def test_an_http_1_0_connection_is_kept_open_only_on_request() -> None:
     async with Front(says_hello) as front:
         client = await front.connect()
         for _ in range(2):
@@ -236,7 +237,7 @@ async def test_http_1_0_is_kept_open_only_if_it_asks_for_it() -> None:
         assert await client.rest() == b""
 
 
-async def test_a_client_that_asks_for_the_end_gets_it() -> None:
+async def test_a_connection_is_closed_if_the_client_asks_for_it() -> None:
     async with Front(says_hello) as front:
         client = await front.connect()
         reply = await client.ask(GET.replace(b"Host", b"Connection: close\r\nHost"))
@@ -245,7 +246,7 @@ async def test_a_client_that_asks_for_the_end_gets_it() -> None:
 
 
 @pytest.mark.parametrize(("method", "status"), [(b"HEAD", 200), (b"GET", 204), (b"GET", 304)])
-async def test_replies_without_body_leave_the_connection_in_step(method: bytes, status: int) -> None:
+async def test_replies_without_body_keep_the_connection_in_sync(method: bytes, status: int) -> None:
     async def handle(exchange: Exchange) -> None:
         exchange.respond(status, b"", b"hello")
 
@@ -258,7 +259,7 @@ async def test_replies_without_body_leave_the_connection_in_step(method: bytes, 
 
 
 class Source:
-    """Counts how often it is told to wait and to go on."""
+    """Counts how often it is paused and resumed."""
 
     def __init__(self) -> None:
         self.paused = 0
@@ -271,7 +272,7 @@ class Source:
         self.resumed += 1
 
 
-async def test_a_client_that_falls_behind_stops_the_source_until_it_has_caught_up() -> None:
+async def test_a_slow_client_pauses_the_source_until_it_has_caught_up() -> None:
     source = Source()
     size = 500_000
 
@@ -300,7 +301,7 @@ CLOSE = GET.replace(b"Host", b"Connection: close\r\nHost")
 
 
 @pytest.mark.parametrize("ask", [GET, CLOSE], ids=["keep-alive", "close"])
-async def test_a_client_that_takes_nothing_is_cut_off(ask: bytes) -> None:
+async def test_a_client_that_reads_nothing_is_cut_off(ask: bytes) -> None:
     async with Front(big, replace(LIMITS, write_stall_seconds=0.1), send_buffer_bytes=SMALL) as front:  # CF11
         client = await front.connect(receive_buffer_bytes=SMALL)
         client.send(ask)
@@ -308,7 +309,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(ask: bytes) -> None:
         await until(lambda: not front.connections)
 
 
-async def test_a_stream_whose_client_takes_nothing_is_ended() -> None:
+async def test_a_stream_whose_client_reads_nothing_is_ended() -> None:
     handler = Waiting(streams(bytes(300_000)))
     async with Front(handler, replace(LIMITS, write_stall_seconds=0.1), send_buffer_bytes=SMALL) as front:
         client = await front.connect(receive_buffer_bytes=SMALL)
@@ -317,13 +318,13 @@ async def test_a_stream_whose_client_takes_nothing_is_ended() -> None:
         assert [exchange.outcome for exchange in front.observed] == [Outcome.CLIENT_LEFT]
 
 
-async def test_a_client_that_takes_all_but_the_last_bytes_is_cut_off() -> None:
+async def test_a_client_that_reads_all_but_the_last_bytes_is_cut_off() -> None:
     async with Front(big, replace(LIMITS, write_stall_seconds=0.1), send_buffer_bytes=SMALL) as front:
         client = await front.connect(receive_buffer_bytes=SMALL)
         client.send(CLOSE)
         await client.head()
         connection = next(iter(front.connections))
-        transport = connection._transport  # noqa: SLF001 - how much still waits shows nowhere else
+        transport = connection._transport  # noqa: SLF001 - nothing public shows the unsent bytes
         while transport.get_write_buffer_size() > 16_384:  # the event loop's low-water mark
             await client.read(500)
         client.stop_reading()
@@ -331,7 +332,7 @@ async def test_a_client_that_takes_all_but_the_last_bytes_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize("size", [300_000, 60_000], ids=["much", "less-than-the-write-buffer"])
-async def test_a_client_that_takes_its_reply_slowly_but_steadily_gets_it_all(size: int) -> None:
+async def test_a_client_that_reads_slowly_but_steadily_gets_the_whole_reply(size: int) -> None:
     async def handle(exchange: Exchange) -> None:
         exchange.respond(200, b"", bytes(size))
 
@@ -342,11 +343,11 @@ async def test_a_client_that_takes_its_reply_slowly_but_steadily_gets_it_all(siz
         await client.head()
         for _ in range(30):
             await client.read(size // 30)
-            await asyncio.sleep(0.03)  # the slowness itself
+            await asyncio.sleep(0.03)  # slow on purpose
         assert await client.rest() == b""
 
 
-async def test_a_client_that_takes_its_reply_byte_by_byte_is_cut_off() -> None:
+async def test_a_client_that_reads_byte_by_byte_is_cut_off() -> None:
     limits = replace(LIMITS, write_stall_seconds=0.6)
     handler = Waiting(streams(bytes(300_000)))
     async with Front(handler, limits, send_buffer_bytes=SMALL) as front:  # CF14
@@ -363,15 +364,15 @@ async def test_a_client_that_takes_its_reply_byte_by_byte_is_cut_off() -> None:
 async def takes_next_to_nothing(client: Client) -> None:
     while True:
         await client.read(100)
-        await asyncio.sleep(0.01)  # the slowness itself
+        await asyncio.sleep(0.01)  # slow on purpose
 
 
-async def test_a_client_that_reads_its_tokens_as_slowly_as_they_come_is_never_behind() -> None:
+async def test_a_client_that_reads_tokens_as_they_arrive_is_never_behind() -> None:
     async def handle(exchange: Exchange) -> None:
         exchange.begin(200, b" OK", EVENTS, None)
         for _ in range(30):
             exchange.write(b"data: 1\n\n")
-            await asyncio.sleep(0.02)  # the slowness itself
+            await asyncio.sleep(0.02)  # slow on purpose
         exchange.end()
 
     async with Front(handle, replace(LIMITS, write_stall_seconds=0.05)) as front:
@@ -382,11 +383,11 @@ async def test_a_client_that_reads_its_tokens_as_slowly_as_they_come_is_never_be
 IN_TIME = replace(LIMITS, request_seconds=0.2)
 
 
-async def test_a_reply_that_does_not_begin_in_time_is_a_504_and_ends_what_it_waited_for() -> None:
+async def test_a_reply_that_does_not_begin_in_time_becomes_a_504_and_cancels_its_request() -> None:
     handler = Waiting()
     async with Front(handler, IN_TIME) as front:
         client = await front.connect()
-        for number in (1, 2):  # the connection is still good
+        for number in (1, 2):  # the connection is still usable
             reply = await client.ask(GET)
             assert (reply.status, json.loads(reply.body)["error"]["code"]) == (504, "request_timeout")
             assert reply.fields["x-should-retry"] == "false"
@@ -410,7 +411,7 @@ async def test_a_stream_that_does_not_end_in_time_ends_with_one_error_event() ->
         assert [exchange.outcome for exchange in front.observed] == [Outcome.BROKEN]
 
 
-async def test_a_reply_that_its_client_does_not_take_has_the_same_deadline() -> None:
+async def test_a_reply_that_its_client_does_not_read_has_the_same_deadline() -> None:
     handler = Waiting(streams(bytes(300_000)))
     async with Front(handler, IN_TIME, send_buffer_bytes=SMALL) as front:
         client = await front.connect(receive_buffer_bytes=SMALL)
@@ -419,7 +420,7 @@ async def test_a_reply_that_its_client_does_not_take_has_the_same_deadline() -> 
         assert [exchange.outcome for exchange in front.observed] == [Outcome.BROKEN]
 
 
-async def test_what_is_cut_off_in_time_still_waits_for_its_client_only_so_long() -> None:
+async def test_a_reply_cut_off_at_its_deadline_waits_for_its_client_only_briefly() -> None:
     limits = replace(IN_TIME, write_stall_seconds=0.3)
     async with Front(Waiting(streams(bytes(300_000))), limits, send_buffer_bytes=SMALL) as front:
         client = await front.connect(receive_buffer_bytes=SMALL)
@@ -428,9 +429,9 @@ async def test_what_is_cut_off_in_time_still_waits_for_its_client_only_so_long()
         await until(lambda: not front.connections)
 
 
-async def test_a_reply_in_time_is_not_touched_and_the_next_one_has_its_own_time() -> None:
+async def test_a_reply_in_time_is_complete_and_the_next_one_has_its_own_deadline() -> None:
     async def takes_a_while(exchange: Exchange) -> None:
-        await asyncio.sleep(0.12)  # the slowness itself
+        await asyncio.sleep(0.12)  # slow on purpose
         await says_hello(exchange)
 
     async with Front(takes_a_while, replace(LIMITS, request_seconds=0.5)) as front:
@@ -439,7 +440,7 @@ async def test_a_reply_in_time_is_not_touched_and_the_next_one_has_its_own_time(
             assert (await client.ask(GET)).body == b"hello"
 
 
-async def test_the_next_request_waits_until_the_client_has_taken_the_reply() -> None:
+async def test_the_next_request_waits_until_the_client_has_read_the_reply() -> None:
     async with Front(big, send_buffer_bytes=SMALL) as front:
         client = await front.connect(receive_buffer_bytes=SMALL)
         client.send(GET + GET)
@@ -459,7 +460,7 @@ async def test_on_shutdown_an_idle_connection_is_closed() -> None:
         assert await client.rest() == b""
 
 
-async def test_on_shutdown_a_request_under_way_is_answered_and_then_the_connection_is_closed() -> None:
+async def test_on_shutdown_a_request_in_progress_is_answered_before_the_connection_closes() -> None:
     release = asyncio.Event()
 
     async def waits(exchange: Exchange) -> None:

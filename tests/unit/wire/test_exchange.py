@@ -8,8 +8,9 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from inference_engine_proxy_server.errors import BackendBroke, CapacityError, ClientError, InvalidReply, ProxyError
-from inference_engine_proxy_server.wire.exchange import Exchange, Outcome
+from inference_engine_proxy_server.errors import BackendBroke, CapacityError, InvalidReply
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.request_head import HeadLimits, parse_request_head
 
 LIMITS = HeadLimits(line_bytes=1000, total_bytes=1000, field_count=10)
@@ -17,7 +18,7 @@ EVENTS = b"content-type: text/event-stream; charset=utf-8\r\n"
 
 
 class Connection:
-    """A client's side that keeps what it is given; its clock counts the times it is read."""
+    """A client side that records its output; its clock counts its readings."""
 
     def __init__(self) -> None:
         self.blocks: list[bytes] = []
@@ -39,9 +40,9 @@ def exchange_for(
     return Exchange(connection, head, b"", "id-1", "1.2.3.4:5"), connection
 
 
-def test_the_header_section_goes_out_with_the_first_piece_of_body() -> None:
+def test_the_header_section_is_sent_with_the_first_piece_of_body() -> None:
     exchange, connection = exchange_for()
-    exchange.extra_fields = b"x-backend: b\r\n"
+    exchange.backend_fields = b"x-backend: b\r\n"
     exchange.begin(200, b" OK", b"server: x\r\n", 10)
     assert not connection.blocks
     assert not exchange.begun
@@ -54,9 +55,9 @@ def test_the_header_section_goes_out_with_the_first_piece_of_body() -> None:
     assert (exchange.sent_bytes, exchange.status, exchange.first_byte_at) == (len(head) + 10, 200, 2.0)
 
 
-def test_a_whole_reply_goes_out_in_one_block() -> None:
+def test_a_whole_reply_is_sent_in_one_block() -> None:
     exchange, connection = exchange_for()
-    exchange.extra_fields = b"x-backend: b\r\n"
+    exchange.backend_fields = b"x-backend: b\r\n"
     exchange.write_whole(200, b" OK", b"server: x\r\n", b"hello")
     exchange.end()
     head = b"HTTP/1.1 200 OK\r\nserver: x\r\ncontent-length: 5\r\nx-request-id: id-1\r\nx-backend: b\r\n\r\n"
@@ -64,7 +65,7 @@ def test_a_whole_reply_goes_out_in_one_block() -> None:
     assert (exchange.sent_bytes, exchange.status, exchange.begun) == (len(head) + 5, 200, True)
 
 
-def test_nothing_stays_of_a_reply_that_was_opened_and_then_found_malformed() -> None:
+def test_nothing_is_sent_of_a_reply_found_malformed_after_its_head() -> None:
     exchange, connection = exchange_for()
     exchange.begin(200, b" OK", b"", None)
     exchange.fail(InvalidReply("The backend's chunked reply is malformed."))
@@ -122,7 +123,7 @@ def test_framing_fits_the_client_the_method_and_the_status(
     assert exchange.takes_chunks is (b"chunked" in framing)
 
 
-def test_whole_chunks_are_passed_on_as_they_are() -> None:
+def test_whole_chunks_are_sent_unchanged() -> None:
     exchange, connection = exchange_for()
     exchange.begin(200, b"", b"", None)
     exchange.write_chunks(b"1\r\na\r\n1\r\nb\r\n")
@@ -132,7 +133,7 @@ def test_whole_chunks_are_passed_on_as_they_are() -> None:
     assert len(connection.done) == 1
 
 
-def test_a_reply_of_our_own_has_its_reason_and_length() -> None:
+def test_the_proxys_own_reply_has_reason_and_length() -> None:
     exchange, connection = exchange_for()
     exchange.respond(404, b"content-type: text/plain\r\n", b"no")
     status, date, *fields = connection.blocks[0].split(b"\r\n")
@@ -144,7 +145,7 @@ def test_a_reply_of_our_own_has_its_reason_and_length() -> None:
     assert connection.blocks[0].startswith(b"HTTP/1.1 599 \r\n")
 
 
-def test_before_the_reply_began_failing_is_a_whole_reply() -> None:
+def test_a_failure_before_the_reply_began_becomes_a_whole_reply() -> None:
     exchange, connection = exchange_for()
     exchange.begin(200, b" OK", EVENTS, None)  # never sent
     exchange.fail(CapacityError("Full.", retry_after_seconds=3))
@@ -156,41 +157,7 @@ def test_before_the_reply_began_failing_is_a_whole_reply() -> None:
     assert (exchange.outcome, exchange.status, connection.done) == (Outcome.COMPLETE, 503, [exchange])
 
 
-OPTIONS = b"OPTIONS /v1/chat/completions HTTP/1.1"
-ASKS = b"Origin: http://page\r\nAccess-Control-Request-Method: POST\r\n"
-
-
-def test_a_preflight_that_no_backend_can_answer_lets_the_page_get_the_error_itself() -> None:
-    exchange, connection = exchange_for(OPTIONS, ASKS)
-    exchange.fail(CapacityError("Full.", retry_after_seconds=3))
-    status, _date, *fields = connection.blocks[0].split(b"\r\n")
-    assert status == b"HTTP/1.1 204 No Content"
-    assert fields == [
-        b"access-control-allow-origin: *",
-        b"access-control-allow-methods: *",
-        b"access-control-allow-headers: authorization, *",
-        b"x-request-id: id-1",
-        b"",
-        b"",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("line", "fields", "error"),
-    [
-        (OPTIONS, b"Origin: http://page\r\n", CapacityError("m")),
-        (b"POST /v1/chat/completions HTTP/1.1", ASKS, CapacityError("m")),
-        (OPTIONS, ASKS, ClientError("m", status=403)),
-    ],
-    ids=["no-preflight", "another-method", "refused"],
-)
-def test_whatever_else_fails_is_answered_with_its_error(line: bytes, fields: bytes, error: ProxyError) -> None:
-    exchange, _ = exchange_for(line, fields)
-    exchange.fail(error)
-    assert exchange.status == error.status
-
-
-def test_failing_after_the_end_does_nothing() -> None:
+def test_a_failure_after_the_end_has_no_effect() -> None:
     exchange, connection = exchange_for()
     exchange.respond(200, b"", b"a")
     exchange.fail(BackendBroke("Gone."))
@@ -228,7 +195,7 @@ INSIDE_AN_EVENT = {
 
 
 @pytest.mark.parametrize("send", BETWEEN_EVENTS.values(), ids=BETWEEN_EVENTS)
-def test_a_stream_broken_between_events_gets_one_that_says_so(send: Callable[[Exchange], None]) -> None:
+def test_a_stream_broken_between_events_gets_an_error_event(send: Callable[[Exchange], None]) -> None:
     exchange, connection = exchange_for()
     exchange.begin(200, b"", EVENTS, None)
     send(exchange)
@@ -243,7 +210,7 @@ def test_a_stream_broken_between_events_gets_one_that_says_so(send: Callable[[Ex
 
 
 @pytest.mark.parametrize("send", INSIDE_AN_EVENT.values(), ids=INSIDE_AN_EVENT)
-def test_a_stream_broken_inside_an_event_just_ends(send: Callable[[Exchange], None]) -> None:
+def test_a_stream_broken_inside_an_event_ends_without_an_error_event(send: Callable[[Exchange], None]) -> None:
     exchange, connection = exchange_for()
     exchange.begin(200, b"", EVENTS, None)
     send(exchange)
@@ -262,7 +229,7 @@ def test_a_stream_broken_inside_an_event_just_ends(send: Callable[[Exchange], No
     ],
     ids=["json", "known-length", "encoded"],
 )
-def test_what_is_no_stream_of_events_gets_none(fields: bytes, length: int | None) -> None:
+def test_a_broken_reply_that_is_no_event_stream_gets_no_error_event(fields: bytes, length: int | None) -> None:
     exchange, connection = exchange_for()
     exchange.begin(200, b"", fields, length)
     exchange.write(b"data: 1\n\n")
@@ -271,7 +238,7 @@ def test_what_is_no_stream_of_events_gets_none(fields: bytes, length: int | None
     assert exchange.outcome is Outcome.BROKEN
 
 
-def test_a_stream_to_an_http_1_0_client_ends_with_an_event_without_chunks() -> None:
+def test_a_broken_stream_to_an_http_1_0_client_ends_with_an_unchunked_event() -> None:
     exchange, connection = exchange_for(b"POST /v1/messages HTTP/1.0")
     exchange.begin(200, b"", EVENTS, None)
     exchange.write(b"data: 1\n\n")
@@ -280,7 +247,7 @@ def test_a_stream_to_an_http_1_0_client_ends_with_an_event_without_chunks() -> N
     assert exchange.ends_with_connection
 
 
-def test_what_comes_after_the_client_left_goes_nowhere() -> None:
+def test_output_after_the_client_has_left_is_discarded() -> None:
     exchange, connection = exchange_for()
     exchange.begin(200, b"", b"", None)
     exchange.client_left()

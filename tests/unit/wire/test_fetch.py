@@ -29,7 +29,7 @@ async def status_and_body(connections: BackendConnections, timeout_seconds: floa
     ],
     ids=["as-long-as-allowed", "empty", "chunked"],
 )
-async def test_a_reply_is_collected_whole(reply: bytes, status: int, body: bytes) -> None:
+async def test_fetch_returns_the_whole_reply(reply: bytes, status: int, body: bytes) -> None:
     async with FakeEngine(answering(reply)) as engine, connections_to(engine.url + "/base") as connections:
         assert await status_and_body(connections) == (status, body)
         (request,) = engine.requests
@@ -39,7 +39,7 @@ async def test_a_reply_is_collected_whole(reply: bytes, status: int, body: bytes
         assert not any(line.startswith(b"connection:") for line in lines)
 
 
-async def test_questions_that_belong_together_share_a_connection_where_the_backend_keeps_it() -> None:
+async def test_fetches_of_one_poll_share_a_connection_if_the_backend_keeps_it() -> None:
     async def closes_after_two(connection: EngineConnection) -> None:
         for _ in range(2):
             await connection.request()
@@ -51,10 +51,10 @@ async def test_questions_that_belong_together_share_a_connection_where_the_backe
             with closing(Inquiry(connections, limit_bytes=10)) as inquiry:
                 for _ in range(4):
                     assert (await inquiry.fetch("/", timeout_seconds=20)).status == 200
-            assert len(engine.connections) == 2 * inquiries  # the next inquiry wants to see it accept a connection
+            assert len(engine.connections) == 2 * inquiries  # each inquiry checks that the backend accepts a connection
 
 
-async def test_a_reply_that_ends_the_connection_is_followed_by_another_one() -> None:
+async def test_a_new_connection_is_opened_after_a_reply_that_closes_it() -> None:
     reply = http_reply().replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
     async with FakeEngine(answering(reply)) as engine, connections_to(engine.url) as connections:
         with closing(Inquiry(connections, limit_bytes=10)) as inquiry:
@@ -63,7 +63,7 @@ async def test_a_reply_that_ends_the_connection_is_followed_by_another_one() -> 
         assert len(engine.connections) == 2
 
 
-async def test_its_connection_serves_nobody_else() -> None:
+async def test_a_fetch_connection_is_not_used_for_requests() -> None:
     async with FakeEngine(answering(http_reply())) as engine, connections_to(engine.url) as connections:
         await status_and_body(connections)
         assert connections.take_idle() is None
@@ -88,7 +88,7 @@ async def test_a_reply_too_long_or_malformed_is_refused(reply: bytes) -> None:
         await engine.connections[0].ended
 
 
-async def test_a_reply_not_complete_in_time_is_given_up() -> None:
+async def test_a_reply_that_is_not_complete_in_time_is_abandoned() -> None:
     async def stalls(connection: EngineConnection) -> None:
         await connection.request()
         connection.send(CHUNKED)
@@ -100,7 +100,7 @@ async def test_a_reply_not_complete_in_time_is_given_up() -> None:
         assert connections.activity().last_byte_at == 0
 
 
-async def test_a_backend_that_is_not_there_or_breaks_is_told() -> None:
+async def test_an_unreachable_or_broken_backend_raises_an_error() -> None:
     async def breaks(connection: EngineConnection) -> None:
         await connection.request()
         connection.reset()

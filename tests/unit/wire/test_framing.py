@@ -13,7 +13,7 @@ EXTENSIONS = st.sampled_from([b"", b"", b";a", b';a="b;c"', b"; x = y"])
 TRAILERS = st.sampled_from([b"", b"X-Sum: 1\r\n", b"A:\r\nB: \t2\r\n"])
 CUTS = st.lists(st.integers(min_value=0, max_value=4000), max_size=30)
 Read = tuple[bytes, bool, bytes]
-"""Payload, whether the body is complete, and what came after it."""
+"""Payload, whether the body is complete, and the bytes after it."""
 
 
 def pieces(block: bytes, cuts: list[int]) -> list[bytes]:
@@ -22,7 +22,7 @@ def pieces(block: bytes, cuts: list[int]) -> list[bytes]:
 
 
 def read(blocks: list[bytes], *, passing_whole_chunks: bool = False) -> Read:
-    """What a body amounts to; ``passing_whole_chunks``: as the relay reads it, which feeds only the rest."""
+    """Parse ``blocks``; with ``passing_whole_chunks``, as the relay does, which feeds only blocks it cannot forward."""
     body = ChunkedBody()
     payload: list[bytes] = []
     excess = b""
@@ -41,7 +41,7 @@ def read(blocks: list[bytes], *, passing_whole_chunks: bool = False) -> Read:
 
 @given(PAYLOADS, st.lists(EXTENSIONS, min_size=9, max_size=9), TRAILERS, st.binary(max_size=20), CUTS)
 @example([b"hello"], [b""] * 9, b"", b"", list(range(40)))
-def test_any_split_of_a_body_is_the_same_body(
+def test_a_body_is_parsed_alike_however_it_is_split(
     payloads: list[bytes], extensions: list[bytes], trailers: bytes, after: bytes, cuts: list[int]
 ) -> None:
     chunks = [
@@ -57,7 +57,7 @@ def test_any_split_of_a_body_is_the_same_body(
 
 
 @given(PAYLOADS, CUTS)
-def test_our_own_chunks_are_whole_and_read_back(payloads: list[bytes], cuts: list[int]) -> None:
+def test_encoded_chunks_are_whole_and_decode_to_the_same_payload(payloads: list[bytes], cuts: list[int]) -> None:
     blocks = [one_chunk(payload) for payload in payloads]
     body = ChunkedBody()
     assert all(body.whole_chunks(block) and not body.complete for block in blocks)
@@ -75,7 +75,7 @@ GARBAGE = st.binary(max_size=60) | st.lists(
 
 
 @given(GARBAGE, CUTS)
-def test_garbage_is_an_invalid_chunk_or_a_body_however_it_is_split(garbage: bytes, cuts: list[int]) -> None:
+def test_garbage_is_judged_alike_however_it_is_split(garbage: bytes, cuts: list[int]) -> None:
     def result(blocks: list[bytes], *, passing_whole_chunks: bool = False) -> Read | None:
         try:
             return read(blocks, passing_whole_chunks=passing_whole_chunks)
@@ -121,7 +121,7 @@ INVALID = {
 
 
 @pytest.mark.parametrize("block", INVALID.values(), ids=INVALID)
-def test_what_is_no_chunked_body_is_refused(block: bytes) -> None:
+def test_an_invalid_chunked_body_is_refused(block: bytes) -> None:
     with pytest.raises(InvalidChunk):
         read([block])
     with pytest.raises(InvalidChunk):
@@ -142,7 +142,7 @@ def test_what_is_no_chunked_body_is_refused(block: bytes) -> None:
     ],
     ids=["excess", "part-of-chunk", "part-of-end", "part-of-size", "extension", "trailer", "huge"],
 )
-def test_what_is_not_only_whole_chunks_changes_nothing(block: bytes) -> None:
+def test_a_block_with_anything_but_whole_chunks_leaves_the_state_unchanged(block: bytes) -> None:
     body = ChunkedBody()
     assert not body.whole_chunks(block)
     assert not body.complete
@@ -160,7 +160,7 @@ def test_nothing_is_whole_inside_a_chunk() -> None:
     assert not body.whole_chunks(b"1\r\na\r\n")
 
 
-def test_after_a_fed_chunk_whole_chunks_are_whole_again() -> None:
+def test_whole_chunks_are_recognised_after_a_fed_chunk() -> None:
     body = ChunkedBody()
     body.feed(b"1\r\n")
     body.feed(b"a\r\n")

@@ -14,7 +14,8 @@ POST = b"POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\nX-One: 1\r\nX-R
 GET = b"GET /v1/x HTTP/1.1\r\nHost: a\r\nX-One: 1\r\n"
 
 
-def said(head: RequestHead | ReplyHead) -> dict[str, object]:
+def values(head: RequestHead | ReplyHead) -> dict[str, object]:
+    """All parsed values of ``head``."""
     return {name: getattr(head, name) for name in head.__slots__}
 
 
@@ -25,21 +26,21 @@ def remembering(section: bytes) -> HeadMemory[RequestHead]:
 
 
 @pytest.mark.parametrize("section", [POST, GET])
-def test_the_same_section_says_the_same(section: bytes) -> None:
+def test_an_identical_section_is_recalled(section: bytes) -> None:
     recalled = remembering(section).recall(section)
 
     assert recalled is not None
-    assert said(recalled) == said(parse_request_head(section, LIMITS))
+    assert values(recalled) == values(parse_request_head(section, LIMITS))
 
 
 @pytest.mark.parametrize("name", [b"Content-Length", b"content-length", b"CONTENT-LENGTH"])
-def test_another_length_is_another_length_and_nothing_else(name: bytes) -> None:
+def test_a_section_with_another_length_is_recalled_with_that_length(name: bytes) -> None:
     before, after = POST.replace(b"Content-Length", name), POST.replace(b"Content-Length: 12", name + b": 34567")
 
     recalled = remembering(before).recall(after)
 
     assert recalled is not None
-    assert said(recalled) == said(parse_request_head(after, LIMITS))
+    assert values(recalled) == values(parse_request_head(after, LIMITS))
     assert recalled.content_length == 34567
 
 
@@ -57,20 +58,20 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("other", [*(POST.replace(b"12", length) for length in LENGTHS), *CHANGES])
-def test_whatever_else_differs_is_left_to_the_parser(other: bytes) -> None:
+def test_a_section_with_any_other_difference_is_not_recalled(other: bytes) -> None:
     assert remembering(POST).recall(other) is None
 
 
-def test_a_section_without_length_comes_again_as_a_whole_or_not_at_all() -> None:
+def test_a_section_without_length_is_recalled_only_if_identical() -> None:
     assert remembering(GET).recall(GET + b"Content-Length: 5\r\n") is None
     assert remembering(GET).recall(GET[:-2]) is None
 
 
-def test_nothing_is_known_at_first() -> None:
+def test_nothing_is_recalled_at_first() -> None:
     assert HeadMemory[RequestHead]().recall(b"") is None
 
 
-def test_replies_too() -> None:
+def test_reply_heads_are_recalled_too() -> None:
     section = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nkeep-alive: timeout=7\r\nserver: s\r\n"
     memory = HeadMemory[ReplyHead]()
     memory.remember(section, parse_reply_head(section))
@@ -79,7 +80,7 @@ def test_replies_too() -> None:
     recalled = memory.recall(other)
 
     assert recalled is not None
-    assert said(recalled) == said(parse_reply_head(other))
+    assert values(recalled) == values(parse_reply_head(other))
 
 
 _FIELDS = [
@@ -93,7 +94,7 @@ _FIELDS = [
 
 
 @given(st.lists(st.lists(st.sampled_from(_FIELDS), max_size=3), min_size=2, max_size=6))
-def test_remembering_never_changes_what_a_section_says(sequence: list[list[bytes]]) -> None:
+def test_a_recalled_head_always_equals_the_parsed_one(sequence: list[list[bytes]]) -> None:
     memory = HeadMemory[RequestHead]()
     for fields in sequence:
         section = b"POST / HTTP/1.1\r\nHost: a\r\n" + b"".join(field + b"\r\n" for field in fields)
@@ -103,5 +104,5 @@ def test_remembering_never_changes_what_a_section_says(sequence: list[list[bytes
         except ClientError:
             assert recalled is None
             continue
-        assert recalled is None or said(recalled) == said(parsed)
+        assert recalled is None or values(recalled) == values(parsed)
         memory.remember(section, parsed)

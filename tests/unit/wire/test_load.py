@@ -6,7 +6,7 @@ from inference_engine_proxy_server.wire.load import Load
 
 
 class Connection:
-    """Idle since a deadline was set, until it is used or closed."""
+    """A connection that is idle until it is used or closed."""
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
@@ -53,15 +53,15 @@ def test_idle_connections_are_closed_from_the_longest_idle_one_on(load: Load, co
         assert closed(connections) == expected
 
 
-def test_who_was_used_since_it_was_found_is_not_idle_for_longest(load: Load, connections: list[Connection]) -> None:
+def test_a_connection_used_since_the_search_is_skipped(load: Load, connections: list[Connection]) -> None:
     assert load.close_longest_idle()
-    connections[3].deadline = 9.0  # served, and idle again
-    connections[0].is_idle = False  # being served
+    connections[3].deadline = 9.0  # was used, and is idle again
+    connections[0].is_idle = False  # is in use
     assert load.close_longest_idle()
     assert closed(connections) == [1.0, 4.0]
 
 
-def test_a_search_that_found_nobody_is_not_repeated_at_once(
+def test_a_search_without_results_is_not_repeated_at_once(
     load: Load, clock: Clock, connections: list[Connection]
 ) -> None:
     for connection in connections:
@@ -73,16 +73,16 @@ def test_a_search_that_found_nobody_is_not_repeated_at_once(
     assert load.close_longest_idle()
 
 
-def test_who_is_turned_away_takes_no_place(load: Load, connections: list[Connection]) -> None:
+def test_rejected_connections_do_not_count_towards_the_limit(load: Load, connections: list[Connection]) -> None:
     for connection in connections:
         connection.is_idle = False
     refused = [Connection(5.0) for _ in range(9)]
     for connection in refused:
-        assert not load.is_mobbed
+        assert not load.is_flooded
         assert not load.enter(connection)
-    assert load.is_mobbed
+    assert load.is_flooded
     load.leave(refused[0])
-    assert not load.is_mobbed
+    assert not load.is_flooded
     load.leave(connections[0])
     assert load.enter(Connection(6.0))
 

@@ -1,4 +1,4 @@
-"""What is refused when the clients hold as much as they may, and that all of it comes back."""
+"""Limits on connections, requests and body bytes: what is refused, and when the load is released."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def says_hello(exchange: Exchange) -> None:
 
 
 class Gate:
-    """A handler that answers once it is opened."""
+    """A handler that answers once opened."""
 
     def __init__(self) -> None:
         self.opened = asyncio.Event()
@@ -39,7 +39,7 @@ def is_refusal(reply: Reply) -> bool:
     return (reply.status, reply.fields["retry-after"]) == (503, "1") and b'"code": "overloaded"' in reply.body
 
 
-async def test_a_request_too_many_is_refused_before_its_body_is_read() -> None:
+async def test_a_request_beyond_the_limit_is_refused_before_its_body_is_read() -> None:
     gate = Gate()
     async with Front(gate) as front:
         front.load.most_requests = 1
@@ -57,7 +57,7 @@ async def test_a_request_too_many_is_refused_before_its_body_is_read() -> None:
         assert front.load.requests == 0
 
 
-async def test_who_is_refused_with_a_whole_request_may_ask_again_on_the_same_connection() -> None:
+async def test_a_refused_complete_request_leaves_its_connection_open() -> None:
     async with Front(says_hello) as front:
         client = await front.connect()
         front.load.most_requests = 0
@@ -69,7 +69,7 @@ async def test_who_is_refused_with_a_whole_request_may_ask_again_on_the_same_con
         assert (await client.ask(GET)).status == 200
 
 
-async def test_many_requests_at_once_are_refused_with_the_connection() -> None:
+async def test_pipelined_requests_beyond_the_limit_are_refused_with_their_connection() -> None:
     async with Front(says_hello) as front:
         client = await front.connect()
         front.load.most_requests = 0
@@ -78,14 +78,14 @@ async def test_many_requests_at_once_are_refused_with_the_connection() -> None:
         assert await client.rest() == b""
 
 
-async def test_our_own_paths_are_served_all_the_same() -> None:
+async def test_own_paths_are_served_beyond_the_limit() -> None:
     async with Front(says_hello) as front:
         front.load.most_requests = 0
         client = await front.connect()
         assert (await client.ask(GET.replace(b"/ ", b"/health "))).status == 200
 
 
-async def test_replies_end_their_connections_when_told_so() -> None:
+async def test_replies_close_their_connections_while_the_load_requires_it() -> None:
     async with Front(says_hello) as front:
         client = await front.connect()
         assert "connection" not in (await client.ask(GET)).fields
@@ -96,7 +96,7 @@ async def test_replies_end_their_connections_when_told_so() -> None:
 
 @pytest.mark.parametrize("handle", [says_hello, fails])
 @pytest.mark.parametrize("request_bytes", [BEGUN + bytes(600), CHUNKED + b"3\r\nabc\r\n0\r\n\r\n"])
-async def test_what_a_request_holds_comes_back_with_its_reply(handle: Callable, request_bytes: bytes) -> None:  # type: ignore[type-arg]
+async def test_a_requests_load_is_released_with_its_reply(handle: Callable, request_bytes: bytes) -> None:  # type: ignore[type-arg]
     async with Front(handle) as front:
         client = await front.connect()
         for split in (len(request_bytes), 60, 100):
@@ -108,7 +108,7 @@ async def test_what_a_request_holds_comes_back_with_its_reply(handle: Callable, 
 
 
 @pytest.mark.parametrize("sent", [BEGUN, BEGUN + bytes(600), CHUNKED + b"190\r\n" + bytes(400)])
-async def test_what_a_request_holds_comes_back_when_its_client_leaves(sent: bytes) -> None:
+async def test_a_requests_load_is_released_when_its_client_leaves(sent: bytes) -> None:
     async with Front(Gate()) as front:
         client = await front.connect()
         client.send(sent)
@@ -118,7 +118,7 @@ async def test_what_a_request_holds_comes_back_when_its_client_leaves(sent: byte
         assert (front.load.requests, front.load.body_bytes) == (0, 0)
 
 
-async def test_what_has_come_of_a_malformed_body_comes_back() -> None:
+async def test_the_load_of_a_malformed_body_is_released() -> None:
     async with Front(says_hello) as front:
         client = await front.connect()
         client.send(CHUNKED + b"190\r\n" + bytes(400) + b"\r\n")
@@ -128,7 +128,7 @@ async def test_what_has_come_of_a_malformed_body_comes_back() -> None:
 
 
 @pytest.mark.parametrize("sent", [BEGUN, BEGUN + bytes(600), CHUNKED + b"3e8\r\n" + bytes(1000)])
-async def test_a_body_that_finds_no_room_is_refused(sent: bytes) -> None:
+async def test_a_body_beyond_the_byte_limit_is_refused(sent: bytes) -> None:
     gate = Gate()
     async with Front(gate) as front:
         front.load.most_body_bytes = 1500
@@ -143,7 +143,7 @@ async def test_a_body_that_finds_no_room_is_refused(sent: bytes) -> None:
         assert (await served.reply()).status == 200
 
 
-async def test_a_chunked_body_is_refused_when_it_grows_beyond_what_is_left() -> None:
+async def test_a_chunked_body_is_refused_once_it_exceeds_the_byte_limit() -> None:
     async with Front(says_hello) as front:
         front.load.most_body_bytes = 1000
         client = await front.connect()
@@ -153,7 +153,7 @@ async def test_a_chunked_body_is_refused_when_it_grows_beyond_what_is_left() -> 
         assert front.load.body_bytes == 0
 
 
-async def test_bodies_that_are_announced_and_do_not_come_keep_nobody_out() -> None:
+async def test_announced_bodies_count_only_as_they_arrive() -> None:
     async with Front(says_hello) as front:
         front.load.most_body_bytes = 1500
         for _ in range(5):
@@ -172,7 +172,7 @@ async def connected(front: Front, count: int) -> list[Client]:
     return clients
 
 
-async def test_the_longest_idle_connection_makes_room_for_a_new_one() -> None:
+async def test_the_longest_idle_connection_is_closed_for_a_new_one() -> None:
     async with Front(says_hello) as front:
         front.load.most_connections = 3
         first, second, third = await connected(front, 3)
@@ -198,7 +198,7 @@ async def test_a_burst_of_new_connections_closes_as_many_idle_ones() -> None:
 
 
 @pytest.mark.parametrize("sent", [GET, GET[:10], BEGUN], ids=["being-served", "head-begun", "body-begun"])
-async def test_a_connection_in_use_makes_no_room_and_the_new_one_is_told(sent: bytes) -> None:
+async def test_a_new_connection_is_refused_if_all_connections_are_in_use(sent: bytes) -> None:
     gate = Gate()
     async with Front(gate) as front:
         front.load.most_connections = 1
@@ -217,7 +217,7 @@ async def test_a_connection_in_use_makes_no_room_and_the_new_one_is_told(sent: b
             assert (await busy.reply()).status == 200
 
 
-async def test_when_a_connection_has_been_closed_there_is_room_again() -> None:
+async def test_a_closed_connection_makes_room_for_a_new_one() -> None:
     async with Front(Gate()) as front:
         front.load.most_connections = 1
         busy = await front.connect()
@@ -229,7 +229,7 @@ async def test_when_a_connection_has_been_closed_there_is_room_again() -> None:
         await until(lambda: front.load.requests)
 
 
-async def test_a_mob_is_not_even_told() -> None:
+async def test_a_flood_of_rejected_connections_gets_no_replies() -> None:
     async with Front(Gate()) as front:
         front.load.most_connections = 1
         (await front.connect()).send(GET)
@@ -237,4 +237,4 @@ async def test_a_mob_is_not_even_told() -> None:
         for _ in range(30):
             await front.connect()
         await until(lambda: len(front.observed) == 8)
-        await until(lambda: len(front.connections) <= 9)  # the others are not held
+        await until(lambda: len(front.connections) <= 9)  # the others have been dropped

@@ -9,12 +9,12 @@ from inference_engine_proxy_server.wire.reply_head import parse_reply_head
 
 
 @given(st.binary(max_size=200))
-def test_garbage_is_refused_and_nothing_else(section: bytes) -> None:
+def test_garbage_raises_invalid_reply_and_no_other_error(section: bytes) -> None:
     with pytest.raises(InvalidReply):
         parse_reply_head(section)
 
 
-def test_a_reply_is_read_as_sent() -> None:
+def test_a_reply_head_is_parsed() -> None:
     head = parse_reply_head(
         b"HTTP/1.1 404 Not Found\r\nServer: x\r\nContent-Length: 3\r\nKeep-Alive: timeout=5, max=100\r\n"
         b"X-Request-Id: theirs\r\nX-Backend: theirs\r\nContent-Encoding: gzip\r\n"
@@ -41,7 +41,7 @@ def test_a_reply_needs_no_reason_and_no_fields() -> None:
     ],
     ids=["1.1", "1.1-close", "1.0", "1.0-keep-alive", "BF19-1.0-chunked"],
 )
-def test_whether_a_backend_keeps_the_connection(reply: bytes, *, keep_alive: bool) -> None:
+def test_keep_alive_follows_version_and_connection_field(reply: bytes, *, keep_alive: bool) -> None:
     assert parse_reply_head(reply).keep_alive is keep_alive
 
 
@@ -73,6 +73,6 @@ def test_a_bad_reply_is_refused(reply: bytes) -> None:
         parse_reply_head(reply)
 
 
-def test_fields_about_the_backends_connection_are_not_passed_on() -> None:
+def test_hop_by_hop_fields_of_the_backend_are_not_forwarded() -> None:
     reply = b"HTTP/1.1 200 OK\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nUpgrade: h2c\r\nTrailer: x\r\nX-End: 2\r\n"
     assert parse_reply_head(reply).passed_on == b"X-End: 2\r\n"

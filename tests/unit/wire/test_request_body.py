@@ -40,13 +40,13 @@ def test_no_body_is_complete_at_once(framing: bytes) -> None:
     assert (body.complete, body.content, body.excess) == (True, b"", b"")
 
 
-def test_a_body_announced_too_long_is_refused_unread() -> None:
+def test_a_body_whose_announced_length_exceeds_the_limit_is_refused_unread() -> None:
     with pytest.raises(ClientError) as refusal:
         RequestBody(LENGTH, 4)
     assert refusal.value.status == 413
 
 
-def test_a_chunked_body_is_refused_when_it_is_found_too_long() -> None:
+def test_a_chunked_body_is_refused_once_its_chunks_exceed_the_limit() -> None:
     body = RequestBody(CHUNKED, 4)
     body.feed(b"4\r\nhell\r\n")
     with pytest.raises(ClientError) as refusal:
@@ -54,15 +54,15 @@ def test_a_chunked_body_is_refused_when_it_is_found_too_long() -> None:
     assert refusal.value.status == 413
 
 
-def test_malformed_chunks_are_the_clients_fault() -> None:
+def test_malformed_chunks_get_400() -> None:
     with pytest.raises(ClientError) as refusal:
         RequestBody(CHUNKED, 100).feed(b"5\r\nhelloX")
     assert (refusal.value.status, refusal.value.code) == (400, "invalid_framing")
 
 
-def test_tiny_chunks_do_not_cost_many_times_their_bytes() -> None:
+def test_memory_held_for_tiny_chunks_stays_below_twice_their_payload() -> None:
     body = RequestBody(CHUNKED, 1_000_000)
     for _ in range(4):
         body.feed(b"2\r\n\xc3\xa4\r\n" * 2_000)
-    held = sum(sys.getsizeof(piece) for piece in body._pieces)  # noqa: SLF001 - what memory it holds shows nowhere else
+    held = sum(sys.getsizeof(piece) for piece in body._pieces)  # noqa: SLF001 - nothing public shows the memory held
     assert held < 2 * len(body.content)

@@ -42,7 +42,7 @@ def test_a_request_is_read_as_sent() -> None:
     assert head.passed_on == b"X-One:  1 \r\n"
 
 
-def test_a_request_onward_has_our_host_our_framing_and_its_other_fields() -> None:
+def test_a_forwarded_request_has_the_proxys_host_and_framing_and_the_clients_other_fields() -> None:
     head = request(b"Accept: */*\r\nHost: a\r\nContent-Length: 7\r\nX-Last: z\r\n")
     assert head.for_backend(b"engine:1", b"/base", "id-1", 7, credentials=b"", close=True) == (
         b"POST /base/v1/completions?x=1 HTTP/1.1\r\nhost: engine:1\r\nAccept: */*\r\nX-Last: z\r\n"
@@ -50,11 +50,11 @@ def test_a_request_onward_has_our_host_our_framing_and_its_other_fields() -> Non
     )
 
 
-def test_a_request_without_body_goes_onward_without_length() -> None:
+def test_a_request_without_body_is_forwarded_without_length() -> None:
     assert fields_onward(request()) == [b"host: engine:1", b"x-request-id: id-1"]
 
 
-def test_a_chunked_request_goes_onward_with_a_length() -> None:
+def test_a_chunked_request_is_forwarded_with_a_length() -> None:
     head = request(b"Host: a\r\nTransfer-Encoding: Chunked\r\n")
     assert head.chunked
     assert head.content_length is None
@@ -148,7 +148,7 @@ def test_a_bad_request_line_is_refused(line: bytes, status: int) -> None:
     assert refusal(HOST, line).status == status
 
 
-def test_the_limits_themselves_are_allowed() -> None:
+def test_sizes_at_the_limits_are_allowed() -> None:
     assert len(request(HOST + b"X: 1\r\n" * 9).passed_on) == 9 * len(b"X: 1\r\n")
     target = b"/" + b"a" * (LIMITS.line_bytes - len("GET / HTTP/1.1"))
     assert request(line=b"GET " + target + b" HTTP/1.1").target == target
@@ -169,7 +169,7 @@ def test_the_authority_of_an_absolute_target_is_dropped(target: bytes, origin_fo
     assert request(line=b"GET " + target + b" HTTP/1.1").target == origin_form
 
 
-def test_options_may_ask_about_the_server_as_a_whole() -> None:
+def test_options_may_target_the_whole_server() -> None:
     head = request(line=b"OPTIONS * HTTP/1.1")
     assert head.path == "*"
     assert head.for_backend(b"b", b"/prefix", "id", 0, credentials=b"", close=False).startswith(
@@ -189,11 +189,11 @@ def test_options_may_ask_about_the_server_as_a_whole() -> None:
         (b"0", b"Connection: close\r\n", False),
     ],
 )
-def test_who_keeps_the_connection(version: bytes, connection: bytes, *, keep_alive: bool) -> None:
+def test_keep_alive_follows_version_and_connection(version: bytes, connection: bytes, *, keep_alive: bool) -> None:
     assert request(HOST + connection, b"GET / HTTP/1." + version).keep_alive is keep_alive
 
 
-def test_version_1_0_needs_no_host_has_no_codings_and_expects_nothing() -> None:
+def test_http_1_0_needs_no_host_and_has_neither_codings_nor_expectations() -> None:
     line = b"POST / HTTP/1.0"
     assert request(b"", line).host == b""
     assert refusal(b"Transfer-Encoding: chunked\r\n", line).status == 400
@@ -201,7 +201,7 @@ def test_version_1_0_needs_no_host_has_no_codings_and_expects_nothing() -> None:
     assert request(b"Host: a\r\nExpect: 100-Continue\r\n").expects_continue
 
 
-def test_fields_about_the_connection_are_not_passed_on() -> None:
+def test_hop_by_hop_fields_are_not_forwarded() -> None:
     head = request(
         b"Host: a\r\nConnection: keep-alive, X-Private ,Authorization\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\n"
         b"TE: trailers\r\nTrailer: x\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\nx-private: 1\r\nX-Kept: 2\r\n"
@@ -210,7 +210,7 @@ def test_fields_about_the_connection_are_not_passed_on() -> None:
     assert request(b"Expect: 100-continue\r\nHost: a\r\nConnection: close\r\nClose: 1\r\n").passed_on == b"Close: 1\r\n"
 
 
-def test_fields_named_in_connection_do_not_take_ours_away() -> None:
+def test_fields_named_in_connection_do_not_remove_the_proxys_own() -> None:
     head = request(LENGTH + b"Connection: Host, Content-Length, X-Request-Id\r\n")  # PA21
     assert fields_onward(head) == [b"host: engine:1", b"x-request-id: id-1", b"content-length: 7"]
 
@@ -226,7 +226,7 @@ def test_a_request_id_is_taken_only_if_it_is_harmless(value: bytes, *, accepted:
     assert head.passed_on == b""
 
 
-def test_two_request_ids_are_none() -> None:
+def test_two_request_ids_count_as_none() -> None:
     assert request(HOST + b"X-Request-Id: a\r\nX-Request-Id: b\r\n").request_id is None
 
 
@@ -256,7 +256,7 @@ LINE = st.sampled_from(
 
 
 @given(LINE, st.lists(FIELD, max_size=6).map(b"".join), st.booleans())
-def test_whatever_comes_in_one_framing_goes_out(line: bytes, fields: bytes, close: bool) -> None:
+def test_any_accepted_request_is_forwarded_with_exactly_one_framing(line: bytes, fields: bytes, close: bool) -> None:
     try:  # PA29
         head = request(fields, line)
     except ClientError:

@@ -1,1 +1,1 @@
-"""What the ``expected_time`` policy learns: cached prefixes, pending work and engine speeds."""
+"""State that the ``expected_time`` policy learns: cached prefixes, pending work and engine speeds."""

@@ -1,7 +1,7 @@
-"""What of this proxy's requests a backend has still to read, and how many answers it is writing.
+"""A backend's pending work: prompts that it has yet to read (prefill), and answers that it is writing (decode).
 
-The order in which prompts were sent is the order in which engines read them. So the first token of one answer tells
-that all prompts before it have been read, also those of answers that come in one piece and show nothing until then.
+Engines read prompts in the order in which they were sent. The first token of one answer therefore shows that all
+earlier prompts have been read, including those of answers that are not streamed and show nothing until complete.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from inference_engine_proxy_server.routing.expected_time.speeds import Speeds, f
 
 __all__ = ["PendingRequest", "PendingWork", "Reuse", "compare"]
 
-_GAIN = 1 / 32  # of each answer in the mean of how long answers take
+_GAIN = 1 / 32  # weight of each answer in the moving average of answer durations
 _USUAL_ANSWER_SECONDS = 5.0
-_FACTS_SECONDS = 0.005  # between two replies that are read: when so many come at a time, they say the same
-_LIKE = 1.6  # times as fast as usual, or as slow, can be chance
+_FACTS_SECONDS = 0.005  # between two replies that are parsed: more would add no information
+_LIKE = 1.6  # speeds that differ by less than this factor count as equal, because the difference may be chance
 
 
 class Reuse(msgspec.Struct, gc=False):
-    """Tokens of prompts, in those requests whose replies have told both how many they had and how many were cached.
+    """Prompt token counts, over all requests whose replies report both the prompt's tokens and the cached ones.
 
     Attributes:
-        sent: all of them.
-        predicted: those that the backend was thought to hold when it got them.
-        cached: those that it held, as it says.
+        sent: all prompt tokens.
+        predicted: tokens that the backend was expected to have cached when the request was sent.
+        cached: tokens that the backend reports as cached.
     """
 
     sent: int = 0
@@ -37,15 +37,15 @@ class Reuse(msgspec.Struct, gc=False):
 
 
 class PendingRequest:
-    """One request's work on one backend.
+    """One request's pending work on one backend.
 
     Attributes:
-        unread: tokens of its prompt that the backend does not hold, as far as is known.
-        is_streamed: its first token will be seen.
-        due: when that is expected.
-        read_seconds: how long its prompt was read; 0 until it is seen, or if it was read together with others.
-        began_at: when its answer began.
-        streams: answers that were written then, its own included.
+        unread: tokens of its prompt that the backend is not expected to have cached.
+        is_streamed: the answer is streamed, so that its first token can be observed.
+        due: when the first token is expected.
+        read_seconds: how long the backend read the prompt; 0 while unknown, or if several prompts were read together.
+        began_at: when the answer began.
+        streams: number of answers being written at that time, including its own.
     """
 
     __slots__ = ("began_at", "due", "is_streamed", "read_seconds", "streams", "unread")
@@ -60,23 +60,24 @@ class PendingRequest:
 
 
 class PendingWork:
-    """Of one backend.
+    """The pending work and the speeds of one backend.
 
     Attributes:
-        speeds: how fast it works.
-        unread: tokens of prompts that it has not read.
-        writing: answers under way.
-        reads: tokens of prompts in a second.
-        sent_at: when it last got a request; before the first one 0.
-        answers: of those that it has given, how many have told how long they took.
-        answer_seconds: that, of late, from the first token to the last.
-        step_seconds, stream_seconds: what a token of each answer takes, and how much more for each answer at a time.
-        reuse: what it did not have to read.
+        speeds: speeds learned from this backend's own requests.
+        unread: total prompt tokens that the backend has yet to read.
+        writing: number of answers being written.
+        reads: reading speed, in prompt tokens per second.
+        sent_at: when the last request was sent; 0 before the first one.
+        answers: number of answers whose duration was measured.
+        answer_seconds: moving average of answer durations, from the first token to the last.
+        step_seconds, stream_seconds: the time for one token of each answer is ``step_seconds``, plus ``stream_seconds``
+            for each concurrent answer.
+        reuse: how much of the prompts was cached.
     """
 
     __slots__ = (
-        "_facts_at", "_fill", "_filled_by", "_reading", "_since", "answer_seconds", "answers", "reads", "reuse",
-        "sent_at", "speeds", "step_seconds", "stream_seconds", "unread", "writing",
+        "_facts_at", "_memory_use", "_memory_use_load", "_reading", "_reading_since", "answer_seconds", "answers",
+        "reads", "reuse", "sent_at", "speeds", "step_seconds", "stream_seconds", "unread", "writing",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -90,123 +91,129 @@ class PendingWork:
         self.answer_seconds = _USUAL_ANSWER_SECONDS
         self.step_seconds = self.speeds.step_seconds
         self.stream_seconds = self.speeds.stream_seconds
-        self._fill = 0.0  # of its memory for contexts, when it last told it
-        self._filled_by = 0.0  # requests that it had then
+        self._memory_use = 0.0  # last reported share of the KV cache in use
+        self._memory_use_load = 0.0  # number of requests at that time
         self._reading: dict[PendingRequest, None] = {}
-        self._facts_at = -math.inf  # when one of its replies was last read
-        self._since = 0.0  # when it began to read what it is reading
+        self._facts_at = -math.inf  # when one of its replies was last parsed
+        self._reading_since = 0.0  # when the backend began to read the first prompt in ``_reading``
 
     @property
     def reading(self) -> int:
-        """Prompts that it has not read."""
+        """Number of prompts that the backend has yet to read."""
         return len(self._reading)
 
     def take_over_memory(self, fill: float, load: float) -> None:
-        """It tells what share of its memory for contexts is in use, having so many requests."""
-        self._fill = fill
-        self._filled_by = load
+        """Record the reported share of the KV cache in use (0 to 1), and the number of requests at that time."""
+        self._memory_use = fill
+        self._memory_use_load = load
 
     def fill_with(self, load: float) -> float:
-        """The share of its memory for contexts that so many requests should use; 0: it tells nothing."""
-        return self._fill * load / max(1.0, self._filled_by)
+        """The expected share of the KV cache in use with ``load`` requests; 0 if the backend reports none."""
+        return self._memory_use * load / max(1.0, self._memory_use_load)
 
     def seconds_ahead(self, now: float) -> float:
-        """How long it will be reading what it has been sent."""
-        while self._reading:  # what will show nothing when its prompt has been read
+        """The time until the backend has read all prompts sent to it."""
+        while self._reading:  # remove due requests that are not streamed, whose first token cannot be observed
             first = next(iter(self._reading))
             if first.is_streamed or first.due > now:
-                return max(0.0, self.unread / self.reads - (now - self._since))
+                return max(0.0, self.unread / self.reads - (now - self._reading_since))
             self._has_read(first, first.due)
         return 0.0
 
     def seconds_of_answer(self, most_tokens: float) -> float:
-        """What an answer that may have so many tokens takes from the first to the last."""
+        """The expected duration of an answer of at most ``most_tokens``, from the first token to the last."""
         return min(self.answer_seconds, most_tokens * (self.step_seconds + self.stream_seconds * self.writing))
 
     def send(self, unread: float, now: float, *, is_streamed: bool) -> PendingRequest:
-        """It gets a prompt of so many tokens that it does not hold."""
+        """Add a request whose prompt has ``unread`` tokens that the backend has not cached."""
         ahead = self.seconds_ahead(now)
-        errand = PendingRequest(unread, is_streamed=is_streamed)
-        errand.due = now + ahead + unread / self.reads + self.speeds.seconds_a_token(self.writing)
+        request = PendingRequest(unread, is_streamed=is_streamed)
+        request.due = now + ahead + unread / self.reads + self.speeds.seconds_a_token(self.writing)
         if not self._reading:
-            self._since = now
-        self._reading[errand] = None
+            self._reading_since = now
+        self._reading[request] = None
         self.unread += unread
         self.sent_at = now
-        return errand
+        return request
 
-    def begin(self, errand: PendingRequest, now: float) -> None:
-        """The first token of its answer is there."""
-        if errand not in self._reading:
+    def begin(self, request: PendingRequest, now: float) -> None:
+        """Record the first token of the request's answer."""
+        if request not in self._reading:
             return
-        since, is_next = self._since, next(iter(self._reading)) is errand
-        while errand in self._reading:
+        since, is_next = self._reading_since, next(iter(self._reading)) is request
+        while request in self._reading:
             self._has_read(next(iter(self._reading)), now)
         if is_next:
-            errand.read_seconds = now - since
+            request.read_seconds = now - since
 
-    def end(self, errand: PendingRequest, now: float) -> None:
-        """Its answer is complete."""
-        was_seen = errand not in self._reading and errand.is_streamed
-        self.begin(errand, now)
+    def end(self, request: PendingRequest, now: float) -> None:
+        """Record the end of the request's answer."""
+        was_seen = request not in self._reading and request.is_streamed
+        self.begin(request, now)
         self.writing -= 1
         if was_seen:
             self.answers += 1
             gain = max(_GAIN, 1 / self.answers)
-            self.answer_seconds += gain * (now - errand.began_at - self.answer_seconds)
+            self.answer_seconds += gain * (now - request.began_at - self.answer_seconds)
 
     def learn(
         self,
-        errand: PendingRequest,
+        request: PendingRequest,
         now: float,
         read_tokens: float | None,
         answer_tokens: float | None,
         written_ms: float | None = None,
     ) -> None:
-        """Its answer tells what it took: tokens that were read, and written, and for how long; ``None``: it does not.
+        """Learn speeds from a complete answer.
 
-        The engine's own time goes before ours: what the network and a slow client take is not in it.
+        Args:
+            request: the answer's request.
+            now: when the answer ended.
+            read_tokens: prompt tokens that the engine reports as read; ``None`` if unknown.
+            answer_tokens: tokens that the engine reports as written; ``None`` if unknown.
+            written_ms: writing time that the engine reports; ``None`` if unknown. Preferred to the proxy's own
+                measurement, which includes delays by the network and by a slow client.
         """
         speeds = self.speeds
-        if errand.read_seconds > 0:
-            # A prompt that comes while a step is under way waits for its end first: half a step on average.
-            waited = 1.5 * speeds.seconds_a_token(errand.streams)
-            tokens = errand.unread if read_tokens is None else read_tokens
-            speeds.note_reading(tokens, max(errand.read_seconds / 4, errand.read_seconds - waited))
-        if answer_tokens is None or (written_ms is None and not errand.is_streamed):
+        if request.read_seconds > 0:
+            # A prompt that arrives during a decoding step waits for the step's end first, half a step on average.
+            waited = 1.5 * speeds.seconds_a_token(request.streams)
+            tokens = request.unread if read_tokens is None else read_tokens
+            speeds.note_reading(tokens, max(request.read_seconds / 4, request.read_seconds - waited))
+        if answer_tokens is None or (written_ms is None and not request.is_streamed):
             return
-        seconds = now - errand.began_at if written_ms is None else written_ms / 1000
-        speeds.note_writing(answer_tokens - 1, seconds, (errand.streams + self.writing + 1) / 2)
+        seconds = now - request.began_at if written_ms is None else written_ms / 1000
+        speeds.note_writing(answer_tokens - 1, seconds, (request.streams + self.writing + 1) / 2)
 
     def wants_facts(self, now: float) -> bool:
-        """Whether to read what the reply says that has just ended."""
+        """Whether the reply that has just ended should be parsed for its facts."""
         if now - self._facts_at < _FACTS_SECONDS:
             return False
         self._facts_at = now
         return True
 
-    def drop(self, errand: PendingRequest) -> None:
-        """It will not be done: it was not delivered, or nobody waits for it any more."""
-        if errand in self._reading:
-            del self._reading[errand]
-            self.unread -= errand.unread
+    def drop(self, request: PendingRequest) -> None:
+        """Remove a request that was not delivered, or whose client has left."""
+        if request in self._reading:
+            del self._reading[request]
+            self.unread -= request.unread
         else:
             self.writing -= 1
 
-    def _has_read(self, errand: PendingRequest, now: float) -> None:
-        del self._reading[errand]
-        self.unread = self.unread - errand.unread if self._reading else 0.0
-        self._since = max(self._since, now)
+    def _has_read(self, request: PendingRequest, now: float) -> None:
+        del self._reading[request]
+        self.unread = self.unread - request.unread if self._reading else 0.0
+        self._reading_since = max(self._reading_since, now)
         self.writing += 1
-        errand.began_at = now
-        errand.streams = self.writing
+        request.began_at = now
+        request.streams = self.writing
 
 
 def compare(works: Sequence[PendingWork]) -> None:
-    """Let each be as fast as all are, or as many times slower or faster as it reads.
+    """Set the speeds that routing uses: the fleet's median, scaled for a backend that reads clearly slower or faster.
 
-    What differs between like machines is chance: a speed of one backend rests on its latest few requests, and a line
-    of its own on about as many answers at a time. It would say more than the loads do.
+    Small differences between similar machines are chance: a backend's reading speed rests on its latest few requests,
+    and its line for writing on answers at about the same concurrency. Such noise would outweigh differences in load.
     """
     fill_gaps([work.speeds for work in works])
     reads = median(work.speeds.reads for work in works)

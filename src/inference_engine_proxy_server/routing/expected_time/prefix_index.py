@@ -1,49 +1,64 @@
-"""Which backend holds which beginnings of prompts, as far as what was sent there tells.
+"""Index of prompt prefixes by the backends that are expected to have them cached.
 
-The strategy: a radix tree over prompts' blocks, kept flat. A run is a stretch of blocks that no two prompts part in; it
-is found by its first block's hash, which stands for all that comes before it, so a tree needs no links. A look-up steps
-from run to run, and most prompts have two or three: what they share, and their own.
+The index is a radix tree over the prompts' blocks, stored flat. A run is a sequence of blocks within which no two known
+prompts diverge. It is keyed by the hash of its first block; that hash covers the whole prefix, so the tree needs no
+links. A look-up steps from run to run. Most prompts consist of two or three runs: a shared part, and their own.
 
-How long an engine keeps a run is not told by any. Each backend has a clock that advances with the bytes that are read
-there anew, since room for them is taken from what was unused for longest; a run is held until the clock has gone on by
-what the engine keeps, which starts as a guess and follows what replies say (:meth:`PrefixIndex.correct`).
+No engine reports how long it keeps a run. Therefore, each backend has a clock, which advances by the number of uncached
+prompt bytes that the backend reads, because the engine makes room for them by evicting the least recently used ones. A
+run counts as cached until the clock has advanced by the cache's estimated size. The estimate starts as a guess and
+follows the replies (:meth:`PrefixIndex.correct`).
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import msgspec
 
 from inference_engine_proxy_server.requests.prompt import ENDS, Prompt
 
-__all__ = ["Noted", "PrefixIndex"]
+__all__ = ["Lookup", "Noted", "PrefixIndex"]
 
-_USUALLY_KEPT = 1 << 20  # bytes, some 260,000 tokens: an engine on one or two GPUs, or llama.cpp's 8 GiB in the host
+_USUALLY_KEPT = 1 << 20  # bytes, about 260,000 tokens: an engine on one or two GPUs, or llama.cpp's 8 GiB of RAM
 _HASH_BYTES = 8
-# As a process grows by a full index: with what malloc rounds up and cannot use again. Tables are counted as they are.
+# Measured growth of a process per item in a full index, including malloc's rounding and fragmentation. Tables are
+# counted at their actual size.
 _RUN_BYTES = 350
 _HOLDER_BYTES = 88
-_SHARD_BYTES = 1 << 20  # of the budget for each table: one of 2,000 runs grows in some 50 us, one of all in 10 ms
-_SLACK = 1.1  # of what is reported: a token is not as long in one part of a prompt as in another
-_DOUBT = 16  # one loss takes a 16th of what is thought to be kept, those that follow it at once more and more
+_SHARD_BYTES = 1 << 20  # of the budget per table: a table of 2,000 runs grows in about 50 us, a single one in 10 ms
+_SLACK = 1.1  # tolerance for reported tokens: token lengths vary within a prompt
+_DOUBT = 16  # one loss lowers the estimate by a 16th, consecutive losses by more and more
 
 
 class _Run(msgspec.Struct, gc=False):
-    """Blocks that have always come together. ``holders``: backend -> its clock when it began to read them."""
+    """Blocks that have always occurred together. ``holders``: backend -> its clock when it last began to read them."""
 
     hashes: bytes
     holders: dict[int, int]
 
 
-class Noted(msgspec.Struct, gc=False):
-    """What was thought of a backend when a prompt was sent there.
+class Lookup(msgspec.Struct, gc=False):
+    """What the index knows about a prompt. Valid until the next prompt is recorded.
 
     Attributes:
-        backend: its number.
+        prompt: the prompt.
+        path: the runs that it begins with, each with the number of blocks up to its end.
+        held: bytes of the prompt that each backend holds, for backends that hold any.
+    """
+
+    prompt: Prompt
+    path: list[tuple[_Run, int]]
+    held: dict[int, int]
+
+
+class Noted(msgspec.Struct, gc=False):
+    """The index's expectation of a backend at the time a prompt was sent there.
+
+    Attributes:
+        backend: the backend's number.
         size: bytes of the prompt.
-        held: how many of them it was thought to hold.
-        ages: the runs that it ever had: where each ends, and how many bytes it has read since it had that.
+        held: bytes of the prompt that the backend was expected to have cached.
+        ages: the prompt's runs that the backend has ever read: the end of each run in bytes, and the number of uncached
+            bytes that the backend has read since.
     """
 
     backend: int
@@ -53,92 +68,97 @@ class Noted(msgspec.Struct, gc=False):
 
 
 class _CacheEstimate(msgspec.Struct):
-    """One backend: its clock, what it keeps by our estimate, what it told, since when it has forgotten nothing."""
+    """One backend's cache.
+
+    Attributes:
+        clock: uncached prompt bytes that the backend has read.
+        keeps: estimated size of the cache, in prompt bytes.
+        reported: the size that the backend reports, in prompt bytes; ``None`` if it reports none.
+        emptied_at: the clock when the cache was last emptied.
+        losses: number of consecutive replies that reported less than expected.
+    """
 
     clock: int = 0
     keeps: float = float(_USUALLY_KEPT)
-    told: float | None = None
+    reported: float | None = None
     emptied_at: int = 0
     losses: int = 0
 
     def oldest(self) -> int:
-        """The clock at which what was read is still there."""
+        """The lowest clock reading whose runs are expected to be still cached."""
         return int(max(self.emptied_at, self.clock - self.keeps))
 
 
 class PrefixIndex:
-    """Which backends hold which beginnings. Backends are small numbers, given by whoever uses it.
+    """Index of prefixes by backend. Backends are small numbers that the caller assigns.
 
     Args:
-        budget_bytes: the most memory that it takes; what was unused for longest goes first. At least 64 KiB.
+        budget_bytes: memory limit, at least 64 KiB; the least recently used runs are dropped first.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
         count = max(1, budget_bytes // _SHARD_BYTES)
-        self._shards: list[dict[int, _Run]] = [{} for _ in range(count)]  # each from the longest unused to the latest
+        self._shards: list[dict[int, _Run]] = [{} for _ in range(count)]  # each ordered by last use, oldest first
         self._tables = [shard.__sizeof__() for shard in self._shards]
         self._bytes = sum(self._tables)
         self._runs = 0
-        self._hand = 0  # the shard that gives up a run next
+        self._hand = 0  # index of the shard that drops a run next
         self._shelves: list[_CacheEstimate] = []
         self._oldest: list[int] = []  # of each shelf, for who looks at many
-        self._sought: Prompt | None = None  # what was looked up last, and nothing has been noted since
-        self._sought_path: list[tuple[_Run, int]] = []
 
     @property
     def bytes_used(self) -> int:
-        """Memory that it takes."""
+        """Memory used by the index."""
         return self._bytes
 
     def __len__(self) -> int:
-        """Runs of blocks in it."""
+        """Number of runs in the index."""
         return self._runs
 
     def keeps(self, backend: int) -> float:
-        """How many bytes of prompts ``backend`` keeps, by the present estimate."""
+        """The estimated cache size of ``backend``, in prompt bytes."""
         return self._shelf(backend).keeps
 
     def expect(self, backend: int, keeps_bytes: float) -> None:
-        """``backend`` tells that it keeps so much, which is above 0. What replies say goes on from there.
+        """Set the cache size that ``backend`` reports, in prompt bytes, above 0. Replies refine it from there.
 
-        Where it tells another size, what was learned stays the same part of it: mostly the tokens are as many, and
-        their bytes have become better known.
+        When the reported size changes, the estimate changes in proportion: usually the cache still has as many tokens,
+        and only their average length in bytes has become better known.
         """
         shelf = self._shelf(backend)
-        if shelf.told == keeps_bytes:
+        if shelf.reported == keeps_bytes:
             return
-        shelf.keeps = keeps_bytes if shelf.told is None else shelf.keeps * keeps_bytes / shelf.told
-        shelf.told = keeps_bytes
+        shelf.keeps = keeps_bytes if shelf.reported is None else shelf.keeps * keeps_bytes / shelf.reported
+        shelf.reported = keeps_bytes
         self._oldest[backend] = shelf.oldest()
 
     def forget(self, backend: int) -> None:
-        """``backend`` holds nothing any more: it has been restarted, or its number is another's now."""
+        """Empty the cache of ``backend``: it was restarted, or its number now belongs to another backend."""
         shelf = self._shelf(backend)
-        shelf.clock += 1  # above all that was noted
+        shelf.clock += 1  # greater than the clock of every recorded run
         shelf.emptied_at = shelf.clock
         shelf.losses = 0
         self._oldest[backend] = shelf.oldest()
 
-    def held(self, prompt: Prompt) -> Mapping[int, int]:
-        """How many bytes of ``prompt`` each backend holds that holds some."""
-        found: dict[int, int] = {}
+    def look_up(self, prompt: Prompt) -> Lookup:
+        """Find out which backends hold how much of ``prompt``."""
+        held: dict[int, int] = {}
         oldest = self._oldest
-        self._sought, self._sought_path = prompt, self._path(prompt)
-        for run, stop in self._sought_path:
+        path = self._path(prompt)
+        for run, stop in path:
             end = ENDS[stop - 1]
-            found |= {backend: end for backend, read_at in run.holders.items() if read_at >= oldest[backend]}
-        return found
+            held |= {backend: end for backend, read_at in run.holders.items() if read_at >= oldest[backend]}
+        return Lookup(prompt, path, held)
 
-    def note(self, prompt: Prompt, backend: int) -> Noted:
-        """``prompt`` is sent to ``backend``, and will be there. Returns what was thought before."""
+    def record(self, lookup: Lookup, backend: int) -> Noted:
+        """Record that the prompt of ``lookup`` is sent to ``backend``. Returns what was known before."""
+        prompt = lookup.prompt
         shelf = self._shelf(backend)
         clock, oldest = shelf.clock, self._oldest[backend]
         held = at = 0
         ages = []
-        path = self._sought_path if self._sought is prompt else self._path(prompt)
-        self._sought = None
-        for found, stop in path:
+        for found, stop in lookup.path:
             run = found
             if stop - at < len(run.hashes) // _HASH_BYTES:
                 run = self._split(prompt.chain[at], run, stop - at)
@@ -161,11 +181,12 @@ class PrefixIndex:
         return Noted(backend, prompt.size, held, ages)
 
     def correct(self, noted: Noted, prompt_tokens: int, cached_tokens: int) -> None:
-        """The engine had ``cached_tokens`` of what was noted, and has all of its ``prompt_tokens`` now.
+        """Adjust the estimate to a reply: the engine had ``cached_tokens`` of the prompt's ``prompt_tokens`` cached.
 
-        So nothing of this prompt is to be forgotten; but what was lost tells that all that was unused for as long is
-        lost as well, and what was not that more is kept than was thought. That less was there than it seems can
-        have other reasons (another request was still reading it, a slot was taken), so one loss is no proof.
+        The whole prompt is cached now, so its own runs stay. But a run that was lost implies that all runs unused for
+        as long are lost as well, and a run that was cached unexpectedly implies that the cache is larger than
+        estimated. A single loss proves nothing, because it can have other causes: another request was still reading the
+        prompt, or a slot was occupied.
         """
         if not noted.ages or prompt_tokens <= 0:
             return
@@ -177,19 +198,19 @@ class PrefixIndex:
                 kept_age, start = age, end
                 shelf.losses = 0
             elif (start + end) / 2 > cached * _SLACK + ENDS[0]:
-                if age <= shelf.keeps:  # else it was as we thought
+                if age <= shelf.keeps:  # otherwise the loss was expected
                     shelf.losses += 1
                     shelf.keeps = _less(shelf.keeps, age, shelf.losses)
                 break
         if kept_age > shelf.keeps:
             shelf.keeps = min(kept_age, 2 * shelf.keeps + ENDS[0])
-        shelf.clock += max(0, noted.held - cached)  # so much more was read anew
+        shelf.clock += max(0, noted.held - cached)  # uncached bytes that were expected to be cached
         self._oldest[noted.backend] = shelf.oldest()
 
     # --- the runs
 
     def _path(self, prompt: Prompt) -> list[tuple[_Run, int]]:
-        """The runs that ``prompt`` begins with, each with the number of its blocks up to where they agree."""
+        """The runs that ``prompt`` starts with, each with the number of blocks that match up to its end."""
         chain = prompt.chain
         hashes = chain.tobytes()
         path = []
@@ -209,7 +230,7 @@ class PrefixIndex:
         return path
 
     def _split(self, first: int, run: _Run, blocks: int) -> _Run:
-        """Part ``run``, found by ``first``, after so many blocks. Returns its front part."""
+        """Split ``run``, keyed by ``first``, after ``blocks`` blocks. Returns its front part."""
         cut = blocks * _HASH_BYTES
         front = _Run(run.hashes[:cut], run.holders.copy())
         self._put(first, front)
@@ -217,7 +238,7 @@ class PrefixIndex:
         return front
 
     def _put(self, first: int, run: _Run) -> None:
-        """Let ``run`` be found by ``first``; one that was is not any more."""
+        """Store ``run`` under the key ``first``, replacing any other run."""
         at = first % len(self._shards)
         known = self._shards[at].pop(first, None)
         if known is not None:
@@ -228,7 +249,7 @@ class PrefixIndex:
         self._renew(first, run)
 
     def _renew(self, first: int, run: _Run) -> None:
-        """``run`` is the latest to be used."""
+        """Mark ``run`` as the most recently used one."""
         at = first % len(self._shards)
         shard = self._shards[at]
         shard.pop(first, None)
@@ -253,9 +274,9 @@ class PrefixIndex:
 
 
 def _less(keeps: float, lost_age: int, losses: int) -> float:
-    """What a backend keeps after all, if it did not keep what it had read so many bytes ago."""
+    """The lowered estimate for a cache that has lost a run of age ``lost_age``, after ``losses`` consecutive losses."""
     if lost_age > keeps / 2:
-        return lost_age - 1  # what is unused for longest goes first, so nothing older is there
+        return lost_age - 1  # least recently used runs are evicted first, so no older run is cached
     return keeps * (1 - min(losses / _DOUBT, 0.5))
 
 
@@ -264,7 +285,7 @@ def _bytes_of(run: _Run) -> int:
 
 
 def _blocks_alike(known: bytes, given: bytes) -> int:
-    """How many hashes two runs begin with alike, one at least: where one agrees, so do all before it."""
+    """The number of leading hashes that two runs share, at least one. If two hashes agree, so do all before them."""
     low, high = 1, min(len(known), len(given)) // _HASH_BYTES
     while low < high:
         middle = (low + high + 1) // 2

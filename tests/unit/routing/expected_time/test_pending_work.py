@@ -1,4 +1,4 @@
-"""What a backend has still to read follows what is sent there and the first tokens that come back."""
+"""Pending work follows from the requests sent to a backend and the first tokens of its answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def a_workload(reads: float = 1000.0) -> PendingWork:
     return work
 
 
-def test_what_is_ahead_is_what_was_sent_less_the_time_since() -> None:
+def test_seconds_ahead_is_the_reading_time_of_all_prompts_minus_elapsed_time() -> None:
     work = a_workload()
     work.send(2000, 10.0, is_streamed=True)
     work.send(1000, 10.5, is_streamed=True)
@@ -23,7 +23,7 @@ def test_what_is_ahead_is_what_was_sent_less_the_time_since() -> None:
     assert work.seconds_ahead(11.0) == pytest.approx(2.0)
 
 
-def test_first_token_tells_that_all_before_it_has_been_read() -> None:
+def test_a_first_token_shows_that_all_earlier_prompts_have_been_read() -> None:
     work = a_workload()
     work.send(2000, 0.0, is_streamed=False)
     second = work.send(1000, 0.0, is_streamed=True)
@@ -34,7 +34,7 @@ def test_first_token_tells_that_all_before_it_has_been_read() -> None:
     assert (work.reading, work.unread, work.writing) == (1, 500, 2)
 
 
-def test_answer_in_one_piece_counts_as_read_when_it_should_be() -> None:
+def test_a_prompt_whose_answer_is_not_streamed_counts_as_read_when_due() -> None:
     work = a_workload()
     work.send(1000, 0.0, is_streamed=False)
     assert work.reading == 1
@@ -43,7 +43,7 @@ def test_answer_in_one_piece_counts_as_read_when_it_should_be() -> None:
     assert (work.reading, work.writing) == (0, 1)
 
 
-def test_stream_that_is_late_is_still_ahead_of_nobody_for_less_than_no_time() -> None:
+def test_seconds_ahead_is_not_negative_if_a_streamed_answer_is_overdue() -> None:
     work = a_workload()
     work.send(1000, 0.0, is_streamed=True)
 
@@ -52,13 +52,13 @@ def test_stream_that_is_late_is_still_ahead_of_nobody_for_less_than_no_time() ->
 
 
 @pytest.mark.parametrize("has_begun", [True, False])
-def test_request_that_fails_leaves_nothing(has_begun: bool) -> None:
+def test_a_dropped_request_leaves_no_pending_work(has_begun: bool) -> None:
     work = a_workload()
-    errand = work.send(1000, 0.0, is_streamed=True)
+    request = work.send(1000, 0.0, is_streamed=True)
     if has_begun:
-        work.begin(errand, 1.0)
+        work.begin(request, 1.0)
 
-    work.drop(errand)
+    work.drop(request)
 
     assert (work.reading, work.unread, work.writing) == (0, 0, 0)
 
@@ -66,56 +66,56 @@ def test_request_that_fails_leaves_nothing(has_begun: bool) -> None:
 def test_reading_speed_is_learned_from_first_tokens() -> None:
     work = PendingWork()
     for start in (0.0, 10.0, 20.0):
-        errand = work.send(4000, start, is_streamed=True)
-        work.begin(errand, start + 2.0)
-        work.end(errand, start + 4.0)
-        work.learn(errand, start + 4.0, 4000, 100)
+        request = work.send(4000, start, is_streamed=True)
+        work.begin(request, start + 2.0)
+        work.end(request, start + 4.0)
+        work.learn(request, start + 4.0, 4000, 100)
 
     assert work.speeds.reads == pytest.approx(2000, rel=0.05)
 
 
-def test_what_the_engine_had_was_not_read() -> None:
+def test_cached_tokens_do_not_count_as_read() -> None:
     work = PendingWork()
     for start in (0.0, 10.0, 20.0):
-        errand = work.send(4000, start, is_streamed=True)
-        work.begin(errand, start + 2.0)
-        work.end(errand, start + 4.0)
-        work.learn(errand, start + 4.0, 1000, 100)
+        request = work.send(4000, start, is_streamed=True)
+        work.begin(request, start + 2.0)
+        work.end(request, start + 4.0)
+        work.learn(request, start + 4.0, 1000, 100)
 
     assert work.speeds.reads == pytest.approx(500, rel=0.05)
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
-def test_how_long_an_answer_was_written_the_engine_knows_better_than_its_slow_client(is_streamed: bool) -> None:
+def test_writing_time_reported_by_the_engine_is_preferred_to_the_measured_one(is_streamed: bool) -> None:
     work = PendingWork()
     for start in (0.0, 100.0, 200.0):
-        errand = work.send(4000, start, is_streamed=is_streamed)
-        work.begin(errand, start + 2.0)
-        work.end(errand, start + 60.0)
-        work.learn(errand, start + 60.0, 4000, 101, written_ms=1000.0)
+        request = work.send(4000, start, is_streamed=is_streamed)
+        work.begin(request, start + 2.0)
+        work.end(request, start + 60.0)
+        work.learn(request, start + 60.0, 4000, 101, written_ms=1000.0)
 
     assert work.speeds.seconds_a_token(1) == pytest.approx(0.01)
 
 
-def test_answer_in_one_piece_tells_nothing_of_writing_unless_the_engine_does() -> None:
+def test_an_answer_that_is_not_streamed_teaches_no_writing_speed_without_an_engine_report() -> None:
     work = PendingWork()
     before = work.speeds.seconds_a_token(1)
     for start in (0.0, 100.0, 200.0):
-        errand = work.send(4000, start, is_streamed=False)
-        work.end(errand, start + 60.0)
-        work.learn(errand, start + 60.0, 4000, 101)
+        request = work.send(4000, start, is_streamed=False)
+        work.end(request, start + 60.0)
+        work.learn(request, start + 60.0, 4000, 101)
 
     assert work.speeds.seconds_a_token(1) == before
 
 
-def test_memory_fills_up_with_the_load_between_two_polls() -> None:
+def test_expected_memory_use_grows_with_the_load_between_two_polls() -> None:
     work = PendingWork()
     work.take_over_memory(0.5, 10)
 
     assert work.fill_with(12) == pytest.approx(0.6)
 
 
-def test_slow_machine_has_longer_steps_for_its_own_answers_are_few() -> None:
+def test_a_slow_reader_without_writing_measurements_gets_proportionally_slower_writing() -> None:
     works = [a_workload(), a_workload(), a_workload(reads=250.0)]
     for work in works[:2]:
         for streams in (1, 10, 20):
@@ -129,12 +129,12 @@ def test_slow_machine_has_longer_steps_for_its_own_answers_are_few() -> None:
 
 
 def answered(work: PendingWork, seconds: float) -> None:
-    errand = work.send(10, 0.0, is_streamed=True)
-    work.begin(errand, 1.0)
-    work.end(errand, 1.0 + seconds)
+    request = work.send(10, 0.0, is_streamed=True)
+    work.begin(request, 1.0)
+    work.end(request, 1.0 + seconds)
 
 
-def test_answers_take_as_long_as_the_first_of_them_did() -> None:
+def test_expected_answer_duration_is_the_mean_of_the_first_answers() -> None:
     work, other = PendingWork(), PendingWork()
     answered(work, 0.2)
     assert work.answer_seconds == pytest.approx(0.2)
@@ -146,7 +146,7 @@ def test_answers_take_as_long_as_the_first_of_them_did() -> None:
     assert other.answer_seconds == pytest.approx(0.3)
 
 
-def test_one_long_answer_changes_little_after_many() -> None:
+def test_one_long_answer_after_many_changes_the_expected_duration_little() -> None:
     work = PendingWork()
     for _ in range(100):
         answered(work, 0.2)
@@ -155,7 +155,7 @@ def test_one_long_answer_changes_little_after_many() -> None:
     assert work.answer_seconds < 0.6
 
 
-def test_an_answer_is_no_longer_than_its_bound_allows() -> None:
+def test_expected_answer_duration_is_capped_by_the_requests_token_limit() -> None:
     work = PendingWork()
     answered(work, 4.0)
 
@@ -163,7 +163,7 @@ def test_an_answer_is_no_longer_than_its_bound_allows() -> None:
     assert work.seconds_of_answer(100_000) == pytest.approx(4.0)
 
 
-def test_of_replies_that_come_all_at_once_one_is_read() -> None:
+def test_only_one_of_several_simultaneous_replies_is_parsed() -> None:
     work = a_workload()
 
     assert [work.wants_facts(100 + after) for after in (0, 0.001, 0.004, 0.006, 0.01, 0.012)] == [

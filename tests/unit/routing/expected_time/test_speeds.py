@@ -27,7 +27,7 @@ def writing(step: float, stream: float, requests: int = 40) -> Speeds:
 # --- reading
 
 
-def test_reading_is_as_fast_as_it_was() -> None:
+def test_reading_speed_is_learned_from_measurements() -> None:
     assert reading_at(5000).reads == pytest.approx(5000)
 
 
@@ -46,7 +46,7 @@ def test_a_real_change_is_followed_within_ten_requests(factor: float) -> None:
     assert speeds.reads == pytest.approx(5000 * factor)
 
 
-def test_short_prompts_that_take_a_whole_step_do_not_hide_how_fast_long_ones_are() -> None:
+def test_short_prompts_that_take_a_whole_step_do_not_distort_the_reading_speed() -> None:
     speeds = Speeds()
     for at in range(15):
         tokens = 4000 if at % 3 == 0 else 8
@@ -54,7 +54,7 @@ def test_short_prompts_that_take_a_whole_step_do_not_hide_how_fast_long_ones_are
     assert speeds.reads == pytest.approx(5000, rel=0.05)
 
 
-def test_a_noisy_one_is_known_within_a_tenth() -> None:
+def test_reading_speed_is_within_ten_percent_despite_noise_and_stalls() -> None:
     speeds, draw = Speeds(), random.Random(1)
     for _ in range(200):
         tokens = draw.uniform(100, 8000)
@@ -64,7 +64,7 @@ def test_a_noisy_one_is_known_within_a_tenth() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-10, 1e9), st.floats(-10, 1e6)), max_size=40))
-def test_no_report_makes_reading_worth_nothing(reports: list[tuple[float, float]]) -> None:
+def test_reading_speed_is_positive_after_any_measurements(reports: list[tuple[float, float]]) -> None:
     speeds = Speeds()
     for tokens, seconds in reports:
         speeds.note_reading(tokens, seconds)
@@ -75,13 +75,13 @@ def test_no_report_makes_reading_worth_nothing(reports: list[tuple[float, float]
 
 
 @pytest.mark.parametrize(("step", "stream"), [(0.02, 0.001), (0.007, 0.0008), (0.02, 0.0), (0.0, 0.005)])
-def test_writing_is_a_step_and_something_for_each_stream(step: float, stream: float) -> None:
+def test_time_per_token_is_a_step_plus_a_share_for_each_stream(step: float, stream: float) -> None:
     speeds = writing(step, stream)
     for streams in (1, 4, 16):
         assert speeds.seconds_a_token(streams) == pytest.approx(step + stream * streams, rel=0.02)
 
 
-def test_with_always_as_many_streams_it_is_what_it_was() -> None:
+def test_constant_concurrency_yields_the_measured_time_and_no_steeper_line() -> None:
     speeds = Speeds()
     for _ in range(30):
         speeds.note_writing(100, 2.5, 4)
@@ -97,7 +97,7 @@ def test_one_stalled_answer_moves_the_line_by_less_than_a_quarter() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.05, 0.2, 0.5, 1.4, 3, 20])
-def test_a_real_change_of_writing_is_followed_within_twenty_requests(factor: float) -> None:
+def test_a_real_change_of_writing_speed_is_followed_within_twenty_requests(factor: float) -> None:
     speeds = writing(0.02, 0.001)
     for at in range(20):
         streams = 1 + at % 8
@@ -106,7 +106,7 @@ def test_a_real_change_of_writing_is_followed_within_twenty_requests(factor: flo
 
 
 @given(st.lists(st.tuples(st.integers(-1, 10**6), st.floats(-10, 1e6), st.floats(0, 500)), max_size=40))
-def test_no_report_makes_more_streams_faster(reports: list[tuple[int, float, float]]) -> None:
+def test_more_streams_are_never_faster_after_any_measurements(reports: list[tuple[int, float, float]]) -> None:
     speeds = Speeds()
     for report in reports:
         speeds.note_writing(*report)
@@ -114,10 +114,10 @@ def test_no_report_makes_more_streams_faster(reports: list[tuple[int, float, flo
     assert speeds.seconds_a_token(1) > 0
 
 
-# --- what is not known
+# --- unknown speeds
 
 
-def test_two_requests_tell_too_little() -> None:
+def test_two_requests_are_too_few_to_know_a_speed() -> None:
     speeds = Speeds()
     at_first = speeds.reads, speeds.seconds_a_token(1)
     for _ in range(2):
@@ -128,7 +128,7 @@ def test_two_requests_tell_too_little() -> None:
     assert not speeds.writing_is_known
 
 
-def test_a_new_backend_is_as_the_median_of_the_others() -> None:
+def test_a_new_backend_gets_the_median_speeds_of_the_others() -> None:
     new = Speeds()
     known = [writing(step, step / 10) for step in (0.01, 0.02, 0.9)]
     for one, rate in zip(known, (100, 5000, 6000), strict=True):
@@ -141,7 +141,7 @@ def test_a_new_backend_is_as_the_median_of_the_others() -> None:
     assert not new.is_known
 
 
-def test_where_nothing_is_known_all_are_alike() -> None:
+def test_all_backends_have_equal_speeds_while_none_is_known() -> None:
     fleet = [Speeds(), Speeds()]
     fill_gaps(fleet)
     assert fleet[0].reads == fleet[1].reads > 0

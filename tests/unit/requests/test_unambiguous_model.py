@@ -1,4 +1,4 @@
-"""A key's models: no request names one to us and another one to an engine."""
+"""The model for permissions: no request names one model to the proxy and another one to an engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_engine_proxy_server.requests.asked_model import asked_model
+from inference_engine_proxy_server.requests.unambiguous_model import unambiguous_model
 from inference_engine_proxy_server.wire.request_head import HeadLimits, parse_request_head
 
 LIMITS = HeadLimits(line_bytes=8192, total_bytes=32_768, field_count=100)
@@ -19,7 +19,8 @@ FORM = "multipart/form-data; boundary=X"
 def model_of(body: bytes | str = b"", *, target: str = "/v1/x", content_type: str = JSON) -> str | None:
     content = body if isinstance(body, bytes) else body.encode()
     section = f"POST {target} HTTP/1.1\r\nHost: a\r\nContent-Type: {content_type}\r\n"
-    return asked_model(parse_request_head(section.encode(), LIMITS), content)
+    head = parse_request_head(section.encode(), LIMITS)
+    return unambiguous_model(head.target, head.passed_on, content)
 
 
 def part(name: str, value: str = "ours", *, disposition: str = "", more: str = "") -> str:
@@ -70,7 +71,7 @@ def test_the_model_of_a_json_object(body: bytes | str, model: str | None) -> Non
 @pytest.mark.parametrize(
     "body", [b'\xef\xbb\xbf{"model":"theirs"}', '{"model":"theirs"}'.encode("utf-16"), b"x", b"--"]
 )
-def test_the_query_does_not_speak_for_a_body_that_we_cannot_read(body: bytes) -> None:
+def test_an_unreadable_body_hides_the_model_of_the_query(body: bytes) -> None:
     assert model_of(body, target="/v1/x?model=ours") is None
 
 
@@ -95,7 +96,7 @@ def test_the_model_of_a_query(target: str, model: str | None) -> None:
 
 
 def test_body_and_query_must_agree() -> None:
-    """llama.cpp's router reads the query of a GET, whatever its body says."""
+    """llama.cpp's router reads the query of a GET and ignores its body."""
     assert model_of('{"model":"ours"}', target="/props?model=ours") == "ours"
     assert model_of('{"model":"ours"}', target="/props?model=theirs") is None
     assert model_of('{"messages":[]}', target="/props?model=ours") is None
@@ -152,12 +153,12 @@ def test_the_model_of_a_form(body: str, model: str | None) -> None:
         (JSON, None),
     ],
 )
-def test_a_form_is_read_as_its_content_type_says(content_type: str, model: str | None) -> None:
+def test_the_boundary_of_a_form_comes_from_its_content_type(content_type: str, model: str | None) -> None:
     assert model_of(OURS + END, content_type=content_type) == model
 
 
 @given(st.binary(max_size=100), st.text("modelMODEL=&%6d", max_size=20))
-def test_whatever_comes_is_a_name_or_none(body: bytes, query: str) -> None:
+def test_any_request_gives_a_name_or_none(body: bytes, query: str) -> None:
     model = model_of(body, target=f"/x?{query}")
 
     assert model is None or isinstance(model, str)
@@ -166,7 +167,7 @@ def test_whatever_comes_is_a_name_or_none(body: bytes, query: str) -> None:
 @given(
     st.dictionaries(st.sampled_from(["model", "Model", "mode", "x"]), st.text(max_size=5) | st.none() | st.integers())
 )
-def test_a_name_that_is_found_is_what_other_readers_find(members: dict[str, object]) -> None:
+def test_a_found_name_is_what_other_json_readers_find(members: dict[str, object]) -> None:
     model = model_of(json.dumps(members))
 
     assert model is None or members["model"] == model

@@ -1,0 +1,26 @@
+"""``inference-proxy serve``: runs the proxy."""
+
+from __future__ import annotations
+
+import argparse
+
+from inference_engine_proxy_server.cli.console import Subparsers, address_options, load
+
+__all__ = ["add_parser"]
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser("serve", parents=[address_options()], help="run the proxy in front of BACKENDS")
+    parser.add_argument(
+        "--backends", metavar="URL[,URL...]", help="base URLs of the engine servers; overrides BACKENDS"
+    )
+    parser.set_defaults(command=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    command_line = {"PORT": arguments.port, "HOST": arguments.host, "BACKENDS": arguments.backends}
+    loaded = load(command_line, backends_required=True)
+    from inference_engine_proxy_server.server import run
+
+    return run(loaded.configuration, load=lambda: load(command_line, backends_required=True).configuration)

@@ -1,0 +1,52 @@
+"""Everything that the operator configures, as one frozen object: settings, the fleet, and per-model settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig, completed
+from inference_engine_proxy_server.config.settings import Settings
+
+__all__ = ["Configuration"]
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The configuration of one proxy.
+
+    Attributes:
+        settings: all settings.
+        fleet: one entry for each of the backends in ``settings``, in their order.
+        models: per-model settings, by the names that requests use.
+    """
+
+    settings: Settings
+    fleet: tuple[BackendConfig, ...]
+    models: Mapping[str, ModelConfig]
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        described: Iterable[BackendConfig] = (),
+        models: Mapping[str, ModelConfig] = MappingProxyType({}),
+    ) -> Configuration:
+        """The configuration that ``settings`` and a fleet file give together.
+
+        Args:
+            settings: decide which backends there are.
+            described: the fleet file's backends; a backend without a description gets the defaults.
+            models: the fleet file's models.
+        """
+        fleet = completed(settings.backends, described, settings.backend_api_key)
+        return cls(settings, fleet, MappingProxyType(dict(models)))
+
+    def with_fleet_of(self, other: Configuration) -> Configuration:
+        """The same settings with the fleet and models of ``other``."""
+        fleet_settings = {
+            "backends": other.settings.backends,
+            "backend_api_key": other.settings.backend_api_key,
+        }
+        return Configuration(self.settings.model_copy(update=fleet_settings), other.fleet, other.models)

@@ -1,0 +1,41 @@
+"""Learns from a reply which backend holds the resource that the request names or creates."""
+
+from __future__ import annotations
+
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.requests.resource_names import name_of_response
+from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
+
+__all__ = ["AffinityObserver"]
+
+
+class AffinityObserver(ReplyObserver):
+    """Reads the first block of one reply.
+
+    Args:
+        table: remembers what is learned.
+        exchange: the request; its reply has not begun.
+        affinity: of the request.
+        backend: gives the reply.
+    """
+
+    __slots__ = ("_backend", "_creates_response", "_exchange", "_resource", "_table")
+
+    def __init__(self, table: AffinityTable, exchange: Exchange, affinity: Affinity, backend: Backend) -> None:
+        self._table = table
+        self._exchange = exchange
+        self._backend = backend
+        self._creates_response = affinity.creates_response
+        # A stream that began with comments has the status 200, whatever the backend answers.
+        self._resource = None if affinity.deletes or exchange.has_only_comments else affinity.resource
+
+    def begin(self, block: bytes) -> None:
+        """A successful reply proves that the backend holds the resource."""
+        if self._exchange.status >= 400:
+            return
+        created = name_of_response(block) if self._creates_response else None
+        for name in (self._resource, created):
+            if name is not None:
+                self._table.remember(name, self._backend)

@@ -1,0 +1,43 @@
+"""Reports a reply's beginning and end to the tracker of its request, so that routing learns from it."""
+
+from __future__ import annotations
+
+from inference_engine_proxy_server.backends.reply_facts import read_facts, says_its_end
+from inference_engine_proxy_server.routing.tracker import Tracker
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.outcome import Outcome
+from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
+
+__all__ = ["LearningObserver"]
+
+
+class LearningObserver(ReplyObserver):
+    """Tells ``tracker`` when the first data of the reply arrives and what the complete reply reports.
+
+    Args:
+        exchange: the request; its reply has not begun.
+        tracker: of the request.
+    """
+
+    __slots__ = ("_excerpt", "_exchange", "_tracker")
+
+    def __init__(self, exchange: Exchange, tracker: Tracker) -> None:
+        self._exchange = exchange
+        self._excerpt = exchange.observers.excerpt()
+        self._tracker = tracker
+
+    def begin(self, block: bytes) -> None:
+        """The engine has read the prompt."""
+        del block
+        self._tracker.begin()
+
+    def end(self, outcome: Outcome) -> None:
+        """Report a complete reply. A refused request was neither read nor answered.
+
+        Many clients leave as soon as the last event has arrived, before the end of the reply; that reply is complete.
+        """
+        tracker = self._tracker
+        if self._exchange.status >= 400:
+            return
+        if outcome is Outcome.COMPLETE or says_its_end(self._excerpt.read()):
+            tracker.complete(read_facts(self._excerpt.read()) if tracker.wants_facts() else None)

@@ -1,0 +1,167 @@
+"""Grants leases: one request's claim on one backend, at once or when its turn comes in the queue.
+
+Everything here but the search for freed slots is synchronous. No ``await`` can come between the choice of a backend and
+its lease, so a burst cannot send two requests to one free slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+from inference_engine_proxy_server.dispatch.request_queue import RequestQueue
+from inference_engine_proxy_server.dispatch.retry import is_repeatable
+from inference_engine_proxy_server.errors import RequestMoved
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
+from inference_engine_proxy_server.processes.worker_fairness import Fairness
+from inference_engine_proxy_server.routing.choice import Choice
+from inference_engine_proxy_server.routing.placement import Placement
+from inference_engine_proxy_server.routing.requirements import Requirements
+from inference_engine_proxy_server.routing.tracker import Tracker
+
+__all__ = ["Dispatcher", "Lease"]
+
+_LOOK_SECONDS = 0.02  # between two looks for slots that other workers freed
+_LOOKS_LEFT_TO_OTHERS = 3
+
+
+class Lease:
+    """One request's claim on one backend, from its selection to the last byte. Closing it twice does no harm.
+
+    Args:
+        choice: the selected backend, and why it was selected; kept.
+        dispatcher: fills the slot when it becomes free.
+
+    Attributes:
+        backend: the selected backend.
+        tracker: what routing learns from the request; ``None`` if it learns nothing.
+    """
+
+    __slots__ = ("_dispatcher", "backend", "choice", "is_open", "tracker")
+
+    def __init__(self, choice: Choice, dispatcher: Dispatcher) -> None:
+        candidate = choice.candidate
+        self.choice = choice
+        self.backend = candidate.backend
+        self.tracker: Tracker | None = None
+        self.is_open = True
+        self._dispatcher = dispatcher
+        candidate.load.leases += 1
+        candidate.rerank()
+
+    def __repr__(self) -> str:
+        return f"<Lease {'open' if self.is_open else 'closed'} on {self.backend!r}>"
+
+    def close(self) -> None:
+        """End the claim."""
+        if self.is_open:
+            self.is_open = False
+            if self.tracker is not None:
+                self.tracker.close()
+            candidate = self.choice.candidate
+            candidate.load.leases -= 1
+            candidate.rerank()
+            if self._dispatcher.queue.count:
+                self._dispatcher.fill_slots()
+
+
+class Dispatcher(FleetObserver):
+    """Grants leases.
+
+    Args:
+        fleet: the backends.
+        placement: chooses among them.
+        queue: requests that wait for a slot.
+        fairness: decides whether this worker or another one may fill a slot that became free.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        placement: Placement,
+        queue: RequestQueue[Lease],
+        fairness: Fairness,
+    ) -> None:
+        self.fleet = fleet
+        self.placement = placement
+        self.queue = queue
+        self._fairness = fairness
+        fleet.subscribe(self)
+
+    def lease(self, requirements: Requirements, excluded: Collection[Backend] = ()) -> Lease | None:
+        """A lease on the best backend; ``None`` when all are full, or when earlier requests wait for the same ones.
+
+        Args:
+            requirements: of the request.
+            excluded: backends that failed the request. Such a request goes before those that wait.
+
+        Raises:
+            CapacityError: no backend that serves the request works now.
+            ClientError: 404, all live backends are strict about model names and none has this one.
+        """
+        if (
+            self.queue.count
+            and requirements.needs_slot
+            and not excluded
+            and self.queue.has_waiting(self.placement.lane(requirements))
+        ):
+            return None
+        return self.try_lease(requirements, excluded)
+
+    def try_lease(self, requirements: Requirements, excluded: Collection[Backend] = ()) -> Lease | None:
+        """As :meth:`lease`, for a request whose turn it is."""
+        choice = self.placement.choose(requirements, excluded)
+        if choice is None:
+            return None
+        lease = Lease(choice, self)
+        if requirements.prompt is not None:
+            lease.tracker = self.placement.track(requirements, choice)
+        if lease.backend.health.on_trial:
+            lease.backend.begin_trial(lease)
+            choice.candidate.review_rotation()
+        return lease
+
+    @property
+    def requests_in_flight(self) -> int:
+        """Leases of this worker on all backends."""
+        return sum(backend.load.leases for backend in self.fleet.backends)
+
+    def fill_slots(self) -> None:
+        """Let waiting requests have the free slots, unless it is another worker's turn."""
+        if self.queue.count and self._fairness.is_ours():
+            self.queue.dispatch()
+
+    async def fill_slots_of_siblings(self) -> None:
+        """Look again and again for slots that other workers freed, until cancelled."""
+        left = 0
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            self._fairness.publish_waiting(self.queue.count)
+            # Slots that other workers leave unused for several looks are not for them: they wait for another model.
+            left = 0 if self._fairness.is_ours() else (left + 1) % _LOOKS_LEFT_TO_OTHERS
+            if not left and self.queue.count:
+                self.queue.dispatch()
+
+    # --- changes
+
+    def on_replaced(self, backends: Sequence[Backend]) -> None:
+        """See :class:`FleetObserver`."""
+        del backends
+        self.fill_slots()
+
+    def on_reviewed(self, backend: Backend) -> None:
+        """See :class:`FleetObserver`."""
+        del backend
+        self.fill_slots()
+
+    def on_stuck(self, backend: Backend) -> None:
+        """Take unanswered requests back from ``backend`` if another backend may serve them."""
+        for connection, request in backend.connections.unanswered():
+            if not isinstance(request, ProxiedRequest):
+                continue
+            head = request.head
+            is_movable = not request.losses and is_repeatable(head.method, head.path)
+            if is_movable and self.placement.has_other(request.requirements, (backend,)):
+                connection.give_up(RequestMoved("The backend did not answer."))

@@ -1,0 +1,105 @@
+"""A consistent view of the whole fleet, for whatever shows it to people or programs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from inference_engine_proxy_server.backends.base import BackendState
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.health import Health
+from inference_engine_proxy_server.fleet.serving import Serving
+
+__all__ = ["BackendSnapshot", "FleetSnapshot"]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSnapshot:
+    """One backend at one time. More attributes than a class should have: each is shown under its own name.
+
+    Attributes:
+        name: from the configuration.
+        url: base URL.
+        state: health.
+        reason: why it is not up; empty when it is.
+        since: when it got into this state, in seconds since the epoch.
+        is_live: it works, even if it is busy or suspended.
+        takes_requests: it is in rotation.
+        is_draining: an operator took it out of rotation.
+        is_last_choice: it gets a request only when no other backend is free.
+        leases: requests of this worker.
+        requests_in_flight: requests of all workers.
+        load: all its requests, foreign ones included, as far as known.
+        limit: the load at which it is full; infinite when unknown.
+        weight: its configured weight.
+        share: the part of its usual share of requests that it gets now, up to 1.
+        serving: its models.
+        reported: its latest report.
+        reported_at: when it reported, in seconds since the epoch; 0 before the first report.
+    """
+
+    name: str
+    url: str
+    state: Health
+    reason: str
+    since: float
+    is_live: bool
+    takes_requests: bool
+    is_draining: bool
+    is_last_choice: bool
+    leases: int
+    requests_in_flight: int
+    load: float
+    limit: float
+    weight: float
+    share: float
+    serving: Serving
+    reported: BackendState
+    reported_at: float
+
+    @classmethod
+    def of(cls, backend: Backend, now: float) -> BackendSnapshot:
+        """``backend`` as it is now; ``now`` is a reading of the fleet's clock."""
+        health, load = backend.health, backend.load
+        return cls(
+            name=backend.config.name,
+            url=backend.url,
+            state=health.state,
+            reason=health.reason,
+            since=time.time() - (now - health.since),
+            is_live=backend.is_live,
+            takes_requests=backend.takes_requests,
+            is_draining=backend.is_draining,
+            is_last_choice=backend.is_last_choice,
+            leases=load.leases,
+            requests_in_flight=load.proxy_leases,
+            load=load.total,
+            limit=load.limit,
+            weight=backend.config.weight,
+            share=health.share(now),
+            serving=backend.serving,
+            reported=health.reported,
+            reported_at=backend.reported_at,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSnapshot:
+    """The fleet at one time.
+
+    Attributes:
+        backends: in the order of the configuration.
+    """
+
+    backends: tuple[BackendSnapshot, ...]
+
+    @classmethod
+    def of(cls, backends: Iterable[Backend], now: float) -> FleetSnapshot:
+        """``backends`` as they are now; ``now`` is a reading of the fleet's clock."""
+        return cls(tuple(BackendSnapshot.of(backend, now) for backend in backends))
+
+    @property
+    def live(self) -> tuple[BackendSnapshot, ...]:
+        """The backends that work."""
+        return tuple(backend for backend in self.backends if backend.is_live)

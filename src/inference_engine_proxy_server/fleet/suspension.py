@@ -1,0 +1,68 @@
+"""Suspension: a backend that answers polls but fails requests gets none for a while, and longer each time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+__all__ = ["Suspension"]
+
+_SECONDS = 5.0  # times the number of falls; Envoy's 30 s is long for an idle GPU
+_LONGEST_SECONDS = 60.0
+_JITTER = 0.2
+_HARMLESS_FALLS = 2  # a restart, and one more; with the third fall the backend is flapping
+
+
+class Suspension:
+    """The suspension of one backend.
+
+    Args:
+        draw: returns a random number from 0 to below 1.
+
+    Attributes:
+        is_active: the backend is suspended, or on trial after that.
+        stands_still: it is suspended because its work does not move, so that it ends when work moves.
+        reason: why it is suspended, for people.
+        began_at: when the latest suspension began.
+        until: when a request may try the backend; -inf if it is not suspended.
+        falls: times that the backend left the rotation by failing, since it was last well for long enough.
+    """
+
+    __slots__ = ("_draw", "began_at", "falls", "is_active", "reason", "stands_still", "until")
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        self._draw = draw
+        self.is_active = False
+        self.stands_still = False
+        self.reason = ""
+        self.began_at = -math.inf
+        self.until = -math.inf
+        self.falls = 0
+
+    def __repr__(self) -> str:
+        return f"<Suspension active={self.is_active} until={self.until:g} falls={self.falls} {self.reason!r}>"
+
+    def begin(self, now: float, reason: str, *, stands_still: bool) -> None:
+        """Suspend the backend, which has fallen once more."""
+        self.falls += 1
+        self._begin(now, reason, self.falls, stands_still=stands_still)
+
+    def begin_if_flapping(self, now: float) -> bool:
+        """Suspend a backend that comes back if it has fallen too often; whether it has."""
+        if self.falls <= _HARMLESS_FALLS:
+            return False
+        self._begin(now, "it keeps failing", self.falls - _HARMLESS_FALLS, stands_still=False)
+        return True
+
+    def lift(self) -> None:
+        """End the suspension."""
+        self.is_active = self.stands_still = False
+        self.until = -math.inf
+
+    def _begin(self, now: float, reason: str, times: int, *, stands_still: bool) -> None:
+        seconds = min(_SECONDS * times, _LONGEST_SECONDS)
+        self.is_active = True
+        self.stands_still = stands_still
+        self.reason = reason
+        self.began_at = now
+        self.until = max(self.until, now + seconds * (1 + _JITTER * self._draw()))

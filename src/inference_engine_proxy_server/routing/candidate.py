@@ -1,0 +1,96 @@
+"""A backend as routing sees it: the backend itself, and what routing keeps about it."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.requests.conversation import key_of
+from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
+from inference_engine_proxy_server.routing.expected_time.pending_work import PendingWork
+
+__all__ = ["Candidate"]
+
+
+class _RankTable(Protocol):
+    @property
+    def ranks(self) -> list[float]: ...
+
+    def set_cost(self, at: int, cost: float) -> None: ...
+
+
+class Candidate:
+    """One backend that may be chosen.
+
+    Args:
+        backend: the backend.
+        number: its number in the prefix index.
+
+    Attributes:
+        load: requests of the backend.
+        url_key: 64 bits of its URL, the same in all replicas of the proxy.
+        work: the prompts and answers of this proxy that it is working on.
+        cost: weight of one request: 1 for a backend of weight 1 in good health, more for a smaller share.
+    """
+
+    __slots__ = ("_handicap", "_tables", "backend", "cost", "load", "number", "url_key", "work")
+
+    def __init__(self, backend: Backend, number: int) -> None:
+        self.backend = backend
+        self.load = backend.load
+        self.number = number
+        self.url_key = key_of(backend.url.encode())
+        self.work = PendingWork()
+        self.cost = 1.0
+        self._handicap = math.inf  # added to the rank by load; infinite while the backend is out of rotation
+        self._tables: list[tuple[_RankTable, int]] = []
+
+    def __repr__(self) -> str:
+        return f"<Candidate {self.number} cost={self.cost:g} of {self.backend!r}>"
+
+    @property
+    def config(self) -> BackendConfig:
+        """Configuration of the backend."""
+        return self.backend.config
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether the backend is not full."""
+        return self.load.total < self.load.limit
+
+    def rank(self) -> float:
+        """The rank by load, whether or not the backend is full or in rotation: the lowest goes first."""
+        return self.load.total * self.cost + (LAST_CHOICE if self.backend.is_last_choice else 0.0)
+
+    def review(self, now: float) -> None:
+        """Adopt the state of the backend; ``now`` is a reading of the clock."""
+        backend = self.backend
+        self.cost = 1 / (backend.config.weight * backend.health.share(now))
+        for table, at in self._tables:
+            table.set_cost(at, self.cost)
+        self.review_rotation()
+
+    def review_rotation(self) -> None:
+        """Adopt whether the backend is in rotation."""
+        backend = self.backend
+        self._handicap = math.inf if not backend.takes_requests else LAST_CHOICE if backend.is_last_choice else 0.0
+        self.rerank()
+
+    def rerank(self) -> None:
+        """Update the rank in all rank tables; called whenever a lease begins or ends."""
+        load = self.load
+        total = load.leases + load.others  # load.total, inlined: every request comes here twice
+        rank = total * self.cost + self._handicap if total < load.limit else math.inf
+        for table, at in self._tables:
+            table.ranks[at] = rank
+
+    def join(self, table: _RankTable, at: int) -> None:
+        """Keep position ``at`` of ``table`` up to date, until :meth:`leave_all`."""
+        self._tables.append((table, at))
+        self.rerank()
+
+    def leave_all(self) -> None:
+        """Forget all rank tables."""
+        self._tables.clear()

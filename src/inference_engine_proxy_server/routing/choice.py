@@ -1,0 +1,132 @@
+"""The vocabulary of policies: what they look at, and what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from inference_engine_proxy_server.fleet.backend_load import BackendLoad
+from inference_engine_proxy_server.requests.prompt import Prompt
+from inference_engine_proxy_server.routing.candidate import Candidate
+from inference_engine_proxy_server.routing.candidate_set import CandidateSet
+from inference_engine_proxy_server.routing.decisions import Decision, Row, Rule
+from inference_engine_proxy_server.routing.expected_time.pending_work import PendingWork
+from inference_engine_proxy_server.routing.expected_time.prefix_index import Lookup
+
+__all__ = ["CandidateView", "Choice", "Knowledge", "Policy", "PromptView", "Scores", "Scoring"]
+
+
+class CandidateView(Protocol):
+    """What a scoring function sees of a :class:`~.candidate.Candidate`."""
+
+    @property
+    def number(self) -> int:
+        """The number of the backend in the prefix index."""
+
+    @property
+    def url_key(self) -> int:
+        """64 bits of the backend's URL, the same in all replicas of the proxy."""
+
+    @property
+    def work(self) -> PendingWork:
+        """The prompts and answers of this proxy that it is working on."""
+
+    @property
+    def load(self) -> BackendLoad:
+        """Its requests."""
+
+    @property
+    def cost(self) -> float:
+        """The weight of one request there."""
+
+
+class PromptView(NamedTuple):
+    """What a scoring function sees of a request.
+
+    Attributes:
+        prompt: its prompt.
+        held: bytes of the prompt that each backend holds in its cache, by the backend's number; only if above 0.
+        last_at: number of the backend that had the conversation's previous turn; -1 when unknown.
+        goes_on: the share of requests with the same beginning that continue a conversation.
+        lookup: the prefix lookup that ``held`` comes from; ``None`` when there was none.
+    """
+
+    prompt: Prompt
+    held: Mapping[int, int] = {}
+    last_at: int = -1
+    goes_on: float = 0.0
+    lookup: Lookup | None = None
+
+
+class Scores(NamedTuple):
+    """What a scoring function returns.
+
+    Attributes:
+        at: position of the best candidate.
+        rows: numbers of each candidate, named by the terms of the policy; empty for one that was not considered.
+    """
+
+    at: int
+    rows: Sequence[Row]
+
+
+Scoring = Callable[[Sequence[CandidateView], PromptView, float], Scores]
+"""Scores candidates (at least one) for a request, at a time of the monotonic clock. Pure."""
+
+
+class Choice(msgspec.Struct):
+    """A candidate for a request, and why it was chosen.
+
+    Attributes:
+        candidate: the chosen one.
+        rule: the policy, or other rule, that chose it.
+        considered: the candidates that were compared.
+        rows: numbers of each of them, named by the terms of the rule; ``None``: their ranks by load, which are copied
+            only where decisions are recorded.
+        view: what the policy saw of the request; ``None`` if it looked at no prompt.
+        decision: a record of the choice; ``None`` if no one reads it.
+    """
+
+    candidate: Candidate
+    rule: Rule
+    considered: Sequence[Candidate]
+    rows: Iterable[Row] | None = None
+    view: PromptView | None = None
+    decision: Decision | None = None
+
+
+class Knowledge(Protocol):
+    """What policies know beside the candidates; see :class:`~.prompt_router.PromptRouter`."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """A monotonic clock, in seconds."""
+
+    def view(self, prompt: Prompt) -> PromptView:
+        """What was learned about ``prompt``."""
+
+    def shortlist(self, candidates: list[Candidate], view: PromptView) -> list[Candidate]:
+        """Those of ``candidates`` that are worth scoring."""
+
+
+class Policy(Rule, Protocol):
+    """Chooses one of several candidates."""
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether the choice depends on the prompt, so that it must be read."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether the choice depends on what earlier requests left behind: caches, conversations, pending work."""
+
+    def choose(self, candidates: CandidateSet, prompt: Prompt | None, knowledge: Knowledge) -> Choice | None:
+        """The candidate for a request; ``None`` when none takes a request now.
+
+        Args:
+            candidates: candidates with their ranks.
+            prompt: of the request; ``None`` if it was not read.
+            knowledge: what was learned from earlier requests.
+        """

@@ -1,0 +1,115 @@
+"""The ``expected_time`` policy: the backend where the first token comes soonest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from inference_engine_proxy_server.routing.choice import CandidateView, PromptView, Scores
+from inference_engine_proxy_server.routing.rendezvous import highest
+
+__all__ = ["TERMS", "expected_time"]
+
+TERMS = ("held_tokens", "place", "before", "own", "crowd", "memory", "home", "cost")
+"""Names of the numbers in each row."""
+
+# One more answer lengthens each later step for every request there that waits for its first token meanwhile. Longer
+# steps also lengthen answers, so that more of them run at a time.
+_CROWD = 4.0
+_MEMORY_SECONDS = 0.05  # of half-full memory; the last tenth costs ten times as much: full memory starts nothing
+_NEAR = 0.08  # costs this close to the lowest count as equal: no estimate is more precise
+_NEAR_SECONDS = 0.002
+# Replicas of the proxy do not talk to each other. A replica knows what another one sent to a backend only by a rule
+# that all of them follow. A request that breaks the rule is read again, there and wherever the others look for it.
+_AGREEMENT = 4.0
+_LIKELY = 0.3  # probability above which a conversation is expected to go on
+_SHARED_TRUST = 0.7  # probability that a shared beginning is where the rule puts it
+_LEFT_BEHIND = 0.5  # a conversation that moves leaves behind cached tokens that no other request can use
+
+
+def expected_time(candidates: Sequence[CandidateView], request: PromptView, now: float) -> Scores:
+    """Score by the time to the first token, plus what the request costs others, in seconds.
+
+    The cost of a candidate is the time until a slot is free, until earlier prompts have been read, and until this
+    prompt has been read, except for its cached part; plus what the prompts lose that are read at the same time, what
+    one more answer costs the answers under way, and what it costs that memory gets scarce.
+    """
+    leases = sum(one.load.leases for one in candidates)
+    foreign = sum(one.load.foreign for one in candidates)
+    foreign_share = foreign / (foreign + leases) if leases else 0.0
+    unread_each = sum(one.work.unread for one in candidates) / leases if leases else 0.0
+    known = _known_tokens(candidates, request, foreign_share)
+    home, credit = _home(candidates, request, known, foreign_share)
+    tokens, bound = request.prompt.tokens, request.prompt.answer_tokens
+    max_tokens = math.inf if bound is None else bound
+    rows = []
+    for at, one in enumerate(candidates):
+        work, load, total = one.work, one.load, one.load.total
+        reads = work.reads
+        over = total + 1 - load.slots
+        # A slot becomes free whenever an answer ends; all answers are assumed to be as long as this one.
+        slot = over * work.seconds_of_answer(max_tokens) / load.slots if over > 0 else 0.0
+        ahead = work.seconds_ahead(now) + load.foreign * unread_each / reads
+        own = max(1.0, tokens - known[at]) / reads * (1 + work.reading)
+        crowd = _CROWD * (work.step_seconds + work.stream_seconds * total)
+        fill = min(0.99, work.fill_with(total + 1))
+        memory = _MEMORY_SECONDS * fill / (1 - fill)
+        belonging = -credit / reads if at == home else 0.0
+        cost = slot + ahead + own + crowd + memory + belonging
+        cost = cost * one.cost if cost > 0 else cost / one.cost
+        rows.append((known[at], slot, ahead, own, crowd, memory, belonging, cost))
+    return Scores(_cheapest(candidates, [row[-1] for row in rows]), rows)
+
+
+def _cheapest(candidates: Sequence[CandidateView], costs: list[float]) -> int:
+    """Of the candidates near the lowest cost, the one that got its last request longest ago.
+
+    That spaces prompts, so that fewer of them meet in one step of an engine.
+    """
+    least = min(costs)
+    most = least + abs(least) * _NEAR + _NEAR_SECONDS
+    near = [at for at, cost in enumerate(costs) if cost <= most]
+    return near[0] if len(near) == 1 else min(near, key=lambda at: candidates[at].work.sent_at)
+
+
+def _known_tokens(candidates: Sequence[CandidateView], request: PromptView, foreign_share: float) -> list[float]:
+    """Tokens of the prompt that each candidate has: as recorded here, or as the rule of all replicas implies."""
+    prompt, held = request.prompt, request.held
+    known = [held.get(one.number, 0) / prompt.bytes_a_token for one in candidates]
+    if request.last_at in held:  # that backend has the answer, too
+        at = next((at for at, one in enumerate(candidates) if one.number == request.last_at), None)
+        if at is not None:
+            known[at] = max(known[at], prompt.history / prompt.bytes_a_token)
+    if foreign_share and prompt.shared:
+        at = highest(candidates, prompt.shared_key)
+        known[at] = max(known[at], foreign_share * _SHARED_TRUST * prompt.shared / prompt.bytes_a_token)
+    return known
+
+
+def _home(
+    candidates: Sequence[CandidateView], request: PromptView, known: list[float], foreign_share: float
+) -> tuple[int, float]:
+    """The home of the conversation by the rule of all replicas, and its worth in tokens; -1 when it has none.
+
+    A known conversation belongs where it is. An unknown or new one belongs where its key falls: among all candidates if
+    requests with the same beginning usually go on, else among those that hold most of the prompt. Raises the home's
+    entry in ``known``: if the conversation went on through another replica, it went on there.
+    """
+    prompt = request.prompt
+    most = max(known)
+    is_known = prompt.history > 0 and most * prompt.bytes_a_token > prompt.opening
+    history = prompt.history / prompt.bytes_a_token
+    if not foreign_share:  # a single replica needs no rule
+        return (known.index(most), _LEFT_BEHIND * history) if is_known else (-1, 0.0)
+    goes_on = max(request.goes_on, float(prompt.history > 0))
+    if is_known:
+        home = known.index(most)
+    elif goes_on > _LIKELY:
+        home = highest(candidates, prompt.conversation_key)
+    else:
+        warmest = [at for at, tokens in enumerate(known) if tokens >= 0.999 * most]
+        home = warmest[highest([candidates[at] for at in warmest], prompt.conversation_key)]
+    if not history:
+        return home, foreign_share * goes_on * _AGREEMENT * prompt.tokens
+    known[home] += foreign_share * max(0.0, history - known[home])
+    return home, (_LEFT_BEHIND * is_known + foreign_share * _AGREEMENT) * history

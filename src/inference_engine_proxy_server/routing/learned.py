@@ -1,0 +1,74 @@
+"""What routing has learned about each backend, for metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from inference_engine_proxy_server.routing.candidate import Candidate
+from inference_engine_proxy_server.routing.expected_time.prefix_index import PrefixIndex
+
+__all__ = ["BackendLearning", "LearnedSnapshot"]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendLearning:
+    """What was learned about one backend.
+
+    Attributes:
+        url: base URL of the backend.
+        prompt_tokens: tokens of prompts whose replies reported cached tokens.
+        predicted_tokens: those of them that the proxy expected to be cached.
+        cached_tokens: those of them that were cached.
+        prompts_reading: prompts that the backend has not read yet.
+        reads_per_second: prompt tokens that it reads in a second; ``None`` while unknown.
+        seconds_per_token: time for a token of each answer, with as many answers at a time as it writes now; ``None``
+            while unknown.
+        kept_prompt_bytes: bytes of prompts that its cache is estimated to keep.
+    """
+
+    url: str
+    prompt_tokens: float
+    predicted_tokens: float
+    cached_tokens: float
+    prompts_reading: int
+    reads_per_second: float | None
+    seconds_per_token: float | None
+    kept_prompt_bytes: float
+
+    @classmethod
+    def of(cls, candidate: Candidate, index: PrefixIndex) -> BackendLearning:
+        """What was learned about the backend of ``candidate``."""
+        work = candidate.work
+        speeds, reuse = work.speeds, work.reuse
+        return cls(
+            url=candidate.backend.url,
+            prompt_tokens=reuse.sent,
+            predicted_tokens=reuse.predicted,
+            cached_tokens=reuse.cached,
+            prompts_reading=work.reading,
+            reads_per_second=speeds.reads if speeds.is_known else None,
+            seconds_per_token=speeds.seconds_a_token(max(1, work.writing)) if speeds.writing_is_known else None,
+            kept_prompt_bytes=index.keeps(candidate.number),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedSnapshot:
+    """What was learned about the fleet.
+
+    Attributes:
+        backends: what was learned about each backend.
+        index_bytes: memory of the prefix index.
+        index_runs: runs of blocks in the prefix index.
+    """
+
+    backends: tuple[BackendLearning, ...]
+    index_bytes: int
+    index_runs: int
+
+    @classmethod
+    def of(cls, candidates: Iterable[Candidate], index: PrefixIndex) -> LearnedSnapshot:
+        """What was learned about the backends of ``candidates``."""
+        backends = tuple(BackendLearning.of(candidate, index) for candidate in candidates)
+        return cls(backends, index.bytes_used, len(index))

@@ -1,0 +1,38 @@
+"""The record of a finished request, which the access log and the metrics receive."""
+
+from __future__ import annotations
+
+import msgspec
+
+from inference_engine_proxy_server.wire.outcome import Outcome
+
+__all__ = ["RequestRecord"]
+
+
+class RequestRecord(msgspec.Struct, frozen=True, gc=False):
+    """One finished request.
+
+    Attributes:
+        client: address and port of the client.
+        method, path: of the request; the path without its query.
+        status: of the reply; 499 if the client left before there was one.
+        outcome: how the exchange ended.
+        backend: base URL of the backend that served the request; ``None`` for a reply of the proxy itself.
+        model: the model that the request names; ``None`` when it names none or nothing read it.
+        first_byte_seconds: from the complete request to the reply's first byte; ``None`` without a reply.
+        seconds: from the complete request to the end of the reply.
+        sent_bytes: length of the reply, header section included.
+        request_id: the value of ``x-request-id``.
+    """
+
+    client: str
+    method: str
+    path: str
+    status: int
+    outcome: Outcome
+    backend: str | None
+    model: str | None
+    first_byte_seconds: float | None
+    seconds: float
+    sent_bytes: int
+    request_id: str

@@ -1,0 +1,196 @@
+"""Parses the replies on a backend's connection and relays each to its sink, byte for byte as it arrives.
+
+A reply is validated as strictly as a request is. Any doubt is an :class:`InvalidReply`, and the connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from inference_engine_proxy_server.errors import BackendError, InvalidReply
+from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
+from inference_engine_proxy_server.tasks.light_task import Completion
+from inference_engine_proxy_server.wire.framing import SMALL_CHUNKS, ChunkedBody, InvalidChunk
+from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.reply_head import ReplyHead, ReplyHeadReader
+from inference_engine_proxy_server.wire.reply_sink import HeldReply, PassThrough, ReplySink
+
+__all__ = ["ReplyRelay"]
+
+_BODILESS = frozenset({204, 304})
+_PROGRESS_SECONDS = 0.5  # between two looks for progress; reading the clock for each chunk would cost more
+
+
+class ReplyRelay(asyncio.Protocol):
+    """The receiving half of a :class:`~.backend_connection.BackendConnection`.
+
+    Args:
+        deadlines: the clock, and the watch over the connection.
+        memory: of the replies' header sections; shared by all connections to one backend.
+        pause_seconds: longest pause within a reply.
+
+    Attributes:
+        deadline: when to look for progress next, see :class:`~.deadlines.Timed`.
+        is_reusable: the last reply is complete and the backend accepts another request on this connection.
+        keep_alive_seconds: how long the backend keeps an idle connection open; ``None`` when it does not say.
+        last_byte_at: when the backend was last seen to have sent something; 0 before that.
+    """
+
+    __slots__ = (
+        "_body", "_clock", "_head", "_head_reader", "_held_rest", "_held_statuses", "_missing", "_pass_through",
+        "_pause_seconds", "_progress_bytes", "_progress_seconds", "_quiet_since", "_reply_to_head", "_result",
+        "_served", "_sink", "_transport", "deadline", "is_reusable", "keep_alive_seconds", "last_byte_at",
+    )  # fmt: skip
+
+    def __init__(self, deadlines: Deadlines, memory: HeadMemory[ReplyHead], pause_seconds: float) -> None:
+        self._clock = deadlines.clock
+        self.deadline = NEVER
+        self.last_byte_at = 0.0
+        self.is_reusable = False
+        self.keep_alive_seconds: int | None = None
+        self._transport: asyncio.Transport
+        self._head_reader = ReplyHeadReader(memory)
+        self._sink: ReplySink | None = None
+        self._result: Completion[HeldReply | None] | None = None
+        self._held_statuses: frozenset[int] = frozenset()
+        self._held_rest: bytes | None = None  # bytes after the header section of a held reply; None: none is held
+        self._reply_to_head = False  # the request was a HEAD, so its reply has no body
+        self._head: ReplyHead | None = None
+        self._body: ChunkedBody | None = None
+        self._missing = -1  # bytes left of a body of known length; -1: the body ends with the connection
+        self._pass_through: PassThrough | None = None  # takes the next whole chunk directly
+        self._served = 0  # replies completed; above 0 the backend may have closed the connection as idle
+        self._pause_seconds = pause_seconds
+        self._progress_seconds = min(_PROGRESS_SECONDS, pause_seconds / 4)
+        self._progress_bytes = 0  # bytes of the reply at the last look
+        self._quiet_since = 0.0  # when the backend last made progress, or could be heard again
+
+    def data_received(self, data: bytes) -> None:
+        """Relay what the backend sent."""
+        # Every streamed token passes here, in one frame. A block that is exactly one whole chunk costs no clock, no
+        # further call and no check beyond recognizing it.
+        stream = self._pass_through
+        if stream is not None:
+            line_end = data.find(b"\r\n", 0, 5)
+            size = SMALL_CHUNKS.get(data[:line_end])
+            if size is not None and len(data) == line_end + size + 4 and data.endswith(b"\r\n"):
+                stream.sent_bytes += len(data)
+                stream.last_block = data
+                stream.write_through(data)
+                return
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        sink = self._sink
+        if sink is None:
+            self._transport.abort()  # the backend sent bytes without a request
+            return
+        try:
+            if self._body is not None:
+                self._relay_chunked(sink, self._body, data)
+            elif self._head is not None:
+                self._relay(sink, data)
+            else:
+                self._read_head(sink, data)
+        except (InvalidReply, InvalidChunk) as error:
+            self._refuse(error)
+
+    def _read_head(self, sink: ReplySink, data: bytes) -> None:
+        found = self._head_reader.feed(data)
+        if found is None:
+            return  # the deadline stays: a header section that drips is late all the same
+        head, rest = found
+        self._head = head
+        self._missing = -1 if head.content_length is None else head.content_length
+        if head.status in self._held_statuses:
+            self._hold(head, rest)
+        else:
+            self._open(sink, head, rest)
+
+    def _hold(self, head: ReplyHead, rest: bytes) -> None:
+        self._transport.pause_reading()
+        self.deadline = NEVER  # the requester decides at once
+        self._held_rest = rest
+        result, self._result = self._result, None
+        if result is not None and not result.done():
+            result.set_result(HeldReply(head.status, head.passed_on))
+
+    def _open(self, sink: ReplySink, head: ReplyHead, rest: bytes) -> None:
+        missing = self._missing
+        has_no_body = self._reply_to_head or head.status in _BODILESS
+        if missing == len(rest) and not has_no_body:  # the whole reply in one read, as usual without streaming
+            sink.write_whole(head.status, head.reason, head.passed_on, rest)
+            self.last_byte_at = self._clock()
+            self._complete(sink)
+            return
+        sink.begin(head.status, head.reason, head.passed_on, None if missing < 0 else missing)
+        self._mark_progress(sink, self._clock())
+        if has_no_body or not missing:
+            self._complete(sink, excess=rest)
+            return
+        if head.chunked:
+            self._body = ChunkedBody()
+        if rest and self._body is not None:
+            self._relay_chunked(sink, self._body, rest)
+        elif rest:
+            self._relay(sink, rest)
+        else:
+            sink.flush()
+            self._pass_through = sink.pass_through if head.chunked else None
+
+    def _relay_chunked(self, sink: ReplySink, body: ChunkedBody, data: bytes) -> None:
+        chunks = sink.chunks
+        if chunks is None or not body.whole_chunks(data):
+            for piece in body.feed(data):
+                sink.write(piece)
+        elif body.complete:
+            chunks.write_last_chunks(data)
+        else:
+            chunks.write_chunks(data)
+        if body.complete:
+            self._complete(sink, excess=body.excess)
+        else:
+            self._pass_through = sink.pass_through if body.between_chunks else None
+
+    def _relay(self, sink: ReplySink, data: bytes) -> None:
+        missing, excess = self._missing, b""
+        if missing < 0:
+            sink.write(data)
+            return
+        if len(data) > missing:
+            data, excess = data[:missing], data[missing:]
+        self._missing = missing = missing - len(data)
+        sink.write(data)
+        if not missing:
+            self._complete(sink, excess)
+
+    def _complete(self, sink: ReplySink, excess: bytes = b"") -> None:
+        head, result = self._head, self._result
+        self._sink = self._result = self._pass_through = None
+        self.deadline = NEVER
+        self._served += 1
+        transport = self._transport
+        ends_here = excess or transport.is_closing() or transport.get_write_buffer_size()
+        if head is not None and head.keep_alive and not ends_here:
+            transport.resume_reading()
+            self.is_reusable = True
+            self.keep_alive_seconds = head.keep_alive_seconds
+        sink.end()
+        if result is not None and not result.done():
+            result.set_result(None)
+
+    def _mark_progress(self, sink: ReplySink, now: float) -> None:
+        self._progress_bytes = sink.sent_bytes
+        self.last_byte_at = self._quiet_since = now
+        self.deadline = now + self._progress_seconds
+
+    def _refuse(self, error: InvalidReply | InvalidChunk) -> None:
+        chunked = InvalidReply("The backend's chunked reply is malformed.")
+        self._fail(chunked if isinstance(error, InvalidChunk) else error)
+
+    def _fail(self, error: BackendError) -> None:
+        result = self._result
+        self._sink = self._result = self._pass_through = self._held_rest = None
+        self._transport.abort()
+        if result is not None and not result.done():
+            result.set_exception(error)

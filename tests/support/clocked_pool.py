@@ -1,0 +1,107 @@
+"""A pool on a clock that tests move by hand, and what its backends report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from inference_engine_proxy_server.backends.base import BackendState, ModelNames
+from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.dispatch.leases import Lease
+from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.backend_load import BackendLoad
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.health import HealthRules
+from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
+from inference_engine_proxy_server.routing.requirements import Requirements
+from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
+from support.pools import Pool
+
+__all__ = [
+    "BUSY",
+    "LOADING",
+    "REFRESH_SECONDS",
+    "Clock",
+    "lease_of",
+    "make_pool",
+    "pass_time",
+    "publish",
+    "ready",
+    "ready_pool",
+    "suspend",
+]
+
+REFRESH_SECONDS = 3.0
+BUSY = BackendState(ready=False, reason="busy", requests_processing=9.0)
+LOADING = BackendState(ready=False, live=False, reason="loading")
+
+
+class Clock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_pool(clock: Clock, count: int, *, allowance: int = 0, weights: Sequence[float] = ()) -> Pool:
+    """A pool of ``count`` backends, none of which has reported yet."""
+    limits = BackendLimits(connect_seconds=1, first_byte_seconds=1, pause_seconds=1, idle_seconds=1)
+    rules = HealthRules(evidence_seconds=2 * REFRESH_SECONDS, suspect_after_seconds=60, slow_start_seconds=30)
+    deadlines = Deadlines(clock=clock)
+    backends = [
+        Backend(
+            BackendConfig(url, url.partition("://")[2], weight=weight),
+            BackendConnections(Origin.of(url), limits, deadlines),
+            HealthTracker(rules, clock(), lambda: 0.0),
+            BackendLoad(),
+        )
+        for url, weight in ((f"http://127.0.0.1:{at + 1}", [*weights, *[1] * count][at]) for at in range(count))
+    ]
+    fleet = Fleet(backends, REFRESH_SECONDS, allowance, clock)
+    return Pool(fleet, RequestQueue[Lease](QueueLimits(requests=100, seconds=30), deadlines))
+
+
+def ready_pool(clock: Clock, count: int, *, capacity: int | None = None, allowance: int = 0) -> Pool:
+    """A pool of ``count`` backends that are all ready."""
+    pool = make_pool(clock, count, allowance=allowance)
+    for index in range(count):
+        publish(pool, index, replace(ready(), capacity=capacity))
+    return pool
+
+
+def suspend(pool: Pool, index: int) -> None:
+    """Let a backend fail often enough to be suspended."""
+    for _ in range(5):
+        pool.report_failure(pool.backends[index], "it answered 500")
+
+
+def pass_time(pool: Pool, clock: Clock, seconds: float) -> None:
+    """Let time pass; then every backend repeats its latest report."""
+    clock.now += seconds
+    for index, backend in enumerate(pool.backends):
+        publish(pool, index, backend.health.reported)
+
+
+def lease_of(pool: Pool, model: str | None = "m", excluded: Sequence[Backend] = ()) -> Lease:
+    """A lease, which the pool must grant."""
+    found = pool.lease(Requirements(model), excluded)
+    assert found is not None
+    return found
+
+
+def ready(
+    processing: float | None = 0.0, models: Sequence[str] = ("m",), names: ModelNames = ModelNames.STRICT
+) -> BackendState:
+    entries = tuple({"id": model} for model in models)
+    return BackendState(ready=True, requests_processing=processing, models=entries, model_names=names)
+
+
+def publish(pool: Pool, index: int, state: BackendState, own_at_poll: int | None = None) -> None:
+    backend = pool.backends[index]
+    own = backend.load.leases if own_at_poll is None else own_at_poll
+    pool.publish(backend, state, own_at_poll=own, asked_at=pool.clock())

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+from inference_engine_proxy_server.errors import BackendBroke, CapacityError, ClientError, ProxyError
+from inference_engine_proxy_server.wire.outcome import Outcome
+from inference_engine_proxy_server.wire.request_head import parse_request_head
+from unit.wire.test_exchange import LIMITS, Connection
+
+POST = b"POST /v1/chat/completions HTTP/1.1"
+OPTIONS = b"OPTIONS /v1/chat/completions HTTP/1.1"
+PREFLIGHT = b"Origin: http://page\r\nAccess-Control-Request-Method: POST\r\n"
+
+
+def request_for(line: bytes = POST, fields: bytes = b"") -> tuple[ProxiedRequest, Connection]:
+    connection = Connection()
+    head = parse_request_head(line + b"\r\nHost: a\r\n" + fields, LIMITS)
+    return ProxiedRequest(connection, head, b"", "id-1", "1.2.3.4:5"), connection
+
+
+def test_a_preflight_that_no_backend_can_answer_is_passed() -> None:
+    request, connection = request_for(OPTIONS, PREFLIGHT)
+    request.fail(CapacityError("Full.", retry_after_seconds=3))
+    status, _date, *fields = connection.blocks[0].split(b"\r\n")
+    assert status == b"HTTP/1.1 204 No Content"
+    assert fields == [
+        b"access-control-allow-origin: *",
+        b"access-control-allow-methods: *",
+        b"access-control-allow-headers: authorization, *",
+        b"x-request-id: id-1",
+        b"",
+        b"",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "fields", "error"),
+    [
+        (OPTIONS, b"Origin: http://page\r\n", CapacityError("m")),
+        (POST, PREFLIGHT, CapacityError("m")),
+        (OPTIONS, PREFLIGHT, ClientError("m", status=403)),
+    ],
+    ids=["no-preflight", "another-method", "refused"],
+)
+def test_any_other_failed_request_gets_its_error(line: bytes, fields: bytes, error: ProxyError) -> None:
+    request, _ = request_for(line, fields)
+    request.fail(error)
+    assert request.status == error.status
+
+
+def test_a_request_that_fails_before_its_reply_names_no_backend() -> None:
+    request, connection = request_for()
+    request.backend, request.backend_fields = "http://a", b"x-backend: http://a\r\n"
+    request.common_fields = b"x-ratelimit-limit-requests: 1\r\n"
+    request.fail(BackendBroke("Gone."))
+    assert request.record(9.0).backend is None
+    assert b"x-backend" not in connection.blocks[0]
+    assert b"x-ratelimit-limit-requests: 1\r\n" in connection.blocks[0]
+
+
+def test_a_record_has_the_times_since_the_request_was_complete() -> None:
+    request, _ = request_for()  # the connection's clock counts its readings: the request is complete at 1.0
+    request.model, request.backend = "m", "http://a"
+    request.respond(200, b"", b"hello")
+    record = request.record(9.0)
+    assert (record.first_byte_seconds, record.seconds) == (1.0, 8.0)
+    assert (record.status, record.outcome) == (200, Outcome.COMPLETE)
+    assert (record.client, record.method, record.path) == ("1.2.3.4:5", "POST", "/v1/chat/completions")
+    assert (record.backend, record.model, record.request_id) == ("http://a", "m", "id-1")
+    assert record.sent_bytes == request.sent_bytes > 5
+
+
+def test_a_record_without_a_reply_has_no_first_byte() -> None:
+    request, _ = request_for()
+    request.client_left()
+    record = request.record(3.0)
+    assert (record.first_byte_seconds, record.outcome) == (None, Outcome.CLIENT_LEFT)

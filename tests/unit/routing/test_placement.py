@@ -1,0 +1,237 @@
+"""Each request goes to a backend that serves it, and to suspects only as a last resort."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from inference_engine_proxy_server.backends.base import BackendState, ModelNames
+from inference_engine_proxy_server.errors import CapacityError, ClientError
+from inference_engine_proxy_server.fleet.health import Health
+from inference_engine_proxy_server.routing.affinity import Affinity
+from inference_engine_proxy_server.routing.requirements import Requirements
+from support.clocked_pool import (
+    BUSY,
+    LOADING,
+    REFRESH_SECONDS,
+    Clock,
+    lease_of,
+    make_pool,
+    pass_time,
+    publish,
+    ready,
+    ready_pool,
+    suspend,
+)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_request_goes_to_backends_that_list_its_model(clock: Clock) -> None:
+    pool = make_pool(clock, 3)
+    publish(pool, 0, ready(models=["a"]))
+    publish(pool, 1, ready(models=["b"]))
+    publish(pool, 2, ready(models=["c"], names=ModelNames.ANY))
+    assert {lease_of(pool, "b").backend.url for _ in range(6)} == {pool.backends[1].url}
+
+
+@pytest.mark.parametrize("names", [ModelNames.ANY, ModelNames.UNKNOWN])
+def test_unlisted_model_goes_to_non_strict_backends(clock: Clock, names: ModelNames) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"]))
+    publish(pool, 1, ready(models=["b"], names=names))
+    assert {lease_of(pool, "other").backend.url for _ in range(6)} == {pool.backends[1].url}
+
+
+def test_unlisted_model_is_404_if_all_live_backends_are_strict(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"]))
+    with pytest.raises(ClientError) as raised:
+        lease_of(pool, "other")
+    assert (raised.value.status, raised.value.code) == (404, "model_not_found")
+
+
+def test_model_of_a_backend_that_is_down_is_503_not_404(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"]))
+    publish(pool, 1, ready(models=["b"]))
+    pool.report_refused_connection(pool.backends[1])
+    with pytest.raises(CapacityError):
+        lease_of(pool, "b")
+
+
+def test_excluded_backend_is_not_chosen(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready())
+    publish(pool, 1, ready())
+    chosen = {lease_of(pool, "m", excluded=[pool.backends[0]]).backend.url for _ in range(6)}
+    assert chosen == {pool.backends[1].url}
+
+
+def test_backend_with_an_old_load_report_counts_its_leases_only_and_ranks_last(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(processing=3))
+    publish(pool, 1, ready(processing=3))
+    clock.now += 2 * REFRESH_SECONDS + 0.1
+    publish(pool, 0, ready(processing=None))  # only its /metrics hangs
+    publish(pool, 1, ready(processing=5))
+    stale = pool.backends[0]
+    assert (stale.load.total, stale.is_last_choice, stale.takes_requests) == (0, True, True)
+    assert lease_of(pool, "m").backend is pool.backends[1]
+
+
+def test_backend_that_never_reported_a_load_ranks_with_the_others(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(processing=None))
+    publish(pool, 1, ready(processing=1))
+    assert lease_of(pool, "m").backend is pool.backends[0]
+
+
+def test_treatment_of_other_names_holds_as_long_as_the_models(clock: Clock) -> None:
+    pool = make_pool(clock, 1)
+    publish(pool, 0, ready(models=["a"], names=ModelNames.STRICT))
+    publish(pool, 0, BackendState(ready=True, models=None))
+    with pytest.raises(ClientError):
+        lease_of(pool, "other")
+
+
+def test_model_answers_to_its_aliases(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"], names=ModelNames.ANY))
+    entry = {"id": "long-name", "aliases": ["short", 7]}
+    publish(pool, 1, BackendState(ready=True, models=(entry,), model_names=ModelNames.STRICT))
+    assert {lease_of(pool, "short").backend.url for _ in range(6)} == {pool.backends[1].url}
+
+
+@pytest.mark.parametrize("state", [BUSY, LOADING])
+def test_backend_that_is_not_ready_gets_no_request(clock: Clock, state: BackendState) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, state)
+    publish(pool, 1, ready())
+    assert {lease_of(pool, None).backend.url for _ in range(10)} == {pool.backends[1].url}
+
+
+def test_fleet_without_a_live_backend_is_503_with_retry_after(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, LOADING)
+    with pytest.raises(CapacityError) as raised:
+        lease_of(pool, "m")
+    assert (raised.value.status, raised.value.code) == (503, "no_backend_available")
+    assert raised.value.retry_after_seconds == REFRESH_SECONDS
+
+
+def test_request_waits_for_the_full_backend_that_lists_its_model(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, replace(ready(models=["a"]), capacity=1))
+    publish(pool, 1, ready(models=["b"], names=ModelNames.ANY))
+    assert lease_of(pool, "a").backend is pool.backends[0]
+    assert pool.lease(Requirements("a")) is None  # no other model may answer under this name
+
+
+def test_request_without_a_model_may_go_to_any_backend(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"]))
+    publish(pool, 1, ready(models=["b"]))
+    assert {lease_of(pool, None).backend for _ in range(2)} == set(pool.backends)
+
+
+def test_number_of_remembered_model_names_is_bounded(clock: Clock) -> None:
+    pool = make_pool(clock, 1)
+    publish(pool, 0, ready(names=ModelNames.ANY))
+    for number in range(5000):
+        lease_of(pool, f"made up {number}").close()
+    assert len(pool.placement._sets) <= 1024  # noqa: SLF001 - that it is bounded
+
+
+def test_backend_of_three_times_the_weight_gets_three_times_the_requests(clock: Clock) -> None:
+    pool = make_pool(clock, 2, weights=[3, 1])
+    for index in range(2):
+        publish(pool, index, ready())
+    shares = Counter(lease_of(pool).backend.url for _ in range(80))
+    assert shares == {pool.backends[0].url: 60, pool.backends[1].url: 20}
+
+
+def test_backend_that_comes_back_gets_its_share_gradually(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    pool.report_broken_connection(pool.backends[0])
+    pass_time(pool, clock, 1)
+    shares = []
+    for _ in range(4):
+        leases = [lease_of(pool) for _ in range(110)]
+        shares.append(Counter(lease.backend.url for lease in leases)[pool.backends[0].url])
+        for lease in leases:
+            lease.close()
+        pass_time(pool, clock, 10)
+    assert shares[0] == 10
+    assert shares == sorted(shares)
+    assert shares[-1] == 55
+
+
+def test_suspended_backend_gets_no_request_while_others_work(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    suspend(pool, 0)
+    assert pool.backends[0].health.state is Health.SUSPECT
+    assert {lease_of(pool).backend for _ in range(6)} == {pool.backends[1]}
+
+
+async def test_request_waits_for_a_busy_backend_rather_than_go_to_a_suspect(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    suspend(pool, 0)
+    publish(pool, 1, BUSY)
+    assert pool.lease(Requirements("m")) is None
+
+
+def test_suspects_get_requests_when_no_other_backend_is_left(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    suspend(pool, 0)
+    publish(pool, 1, LOADING)
+    assert {lease_of(pool).backend for _ in range(3)} == {pool.backends[0]}
+
+
+def test_full_suspect_gets_no_request(clock: Clock) -> None:
+    pool = ready_pool(clock, 2, capacity=1)
+    suspend(pool, 0)
+    publish(pool, 1, LOADING)
+    lease_of(pool)
+    assert pool.lease(Requirements("m")) is None
+
+
+def test_suspect_that_failed_the_request_is_no_last_resort(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    suspend(pool, 0)
+    publish(pool, 1, LOADING)
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"), [pool.backends[0]])
+
+
+def test_draining_suspect_is_no_last_resort(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    suspend(pool, 0)
+    publish(pool, 1, LOADING)
+    pool.set_draining(pool.backends[0])
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"))
+
+
+def test_backend_that_asked_for_a_pause_gets_no_request_until_it_is_over(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    pool.report_request_to_wait(pool.backends[0], 10)
+    assert {lease_of(pool).backend for _ in range(6)} == {pool.backends[1]}
+    pass_time(pool, clock, 10)
+    assert lease_of(pool).backend is pool.backends[0]
+
+
+def test_home_that_left_the_fleet_still_serves_requests_that_need_it(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    home, other = pool.backends
+    needs_home = Requirements("m", affinity=Affinity(b"response", None, home, False, False))
+    pool.replace([other])
+    lease = pool.lease(needs_home)
+    assert lease is not None
+    assert lease.backend is home
+    assert {lease_of(pool).backend for _ in range(4)} == {other}

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from inference_engine_proxy_server.errors import BackendBroke
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.outcome import Outcome
+from inference_engine_proxy_server.wire.reply_excerpt import ReplyExcerpt
+from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
+from support.fakes.back import GET, connections_to
+from support.fakes.engine import EngineConnection, FakeEngine
+from support.fakes.front import until
+from unit.wire.test_exchange import EVENTS, Connection, exchange_for
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Recorder(ReplyObserver):
+    """Records its calls."""
+
+    def __init__(self, *, wants_blocks: bool = True) -> None:
+        self.wants_blocks = wants_blocks
+        self.calls: list[tuple[str, object]] = []
+
+    def begin(self, block: bytes) -> None:
+        self.calls.append(("begin", block))
+
+    def take(self, block: bytes) -> None:
+        self.calls.append(("take", block))
+
+    def end(self, outcome: Outcome) -> None:
+        self.calls.append(("end", outcome))
+
+    def blocks(self) -> list[object]:
+        return [block for call, block in self.calls if call == "take"]
+
+
+def observed(*observers: ReplyObserver) -> tuple[Exchange, Connection]:
+    exchange, connection = exchange_for()
+    for observer in observers:
+        exchange.observers.add(observer)
+    return exchange, connection
+
+
+def excerpted() -> tuple[Exchange, Connection, ReplyExcerpt]:
+    exchange, connection = exchange_for()
+    return exchange, connection, exchange.observers.excerpt()
+
+
+def chunk(number: int) -> bytes:
+    event = b"data: %d\n\n" % number
+    return b"%x\r\n%b\r\n" % (len(event), event)
+
+
+def stream(exchange: Exchange, count: int) -> None:
+    """Send ``count`` chunks as a backend's connection does: directly as soon as that is possible."""
+    exchange.begin(200, b"", EVENTS, None)
+    for number in range(count):
+        direct = exchange.pass_through
+        if direct is None:
+            exchange.write_chunks(chunk(number))
+        else:
+            direct.write_through(chunk(number))
+    exchange.write_last_chunks(LAST_CHUNK)
+    exchange.end()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_observer_sees_every_block_of_a_stream_whatever_the_others_want(count: int) -> None:
+    observers = [Recorder(wants_blocks=bool(number % 2)) for number in range(count)]
+    all_blocks = [*map(chunk, range(20)), LAST_CHUNK]
+    exchange, connection = observed(*observers)
+    stream(exchange, 20)
+    assert b"".join(connection.blocks).endswith(b"".join(all_blocks))
+    for observer in observers:
+        assert observer.calls[0] == ("begin", chunk(0))
+        assert observer.calls[-1] == ("end", Outcome.COMPLETE)
+        assert observer.blocks() == (all_blocks if observer.wants_blocks else [])
+
+
+def test_a_whole_reply_is_one_block() -> None:
+    recorder = Recorder()
+    exchange, _ = observed(recorder)
+    exchange.respond(200, b"", b"hello")
+    assert recorder.calls == [("begin", b"hello"), ("take", b"hello"), ("end", Outcome.COMPLETE)]
+
+
+@pytest.mark.parametrize("outcome", [Outcome.BROKEN, Outcome.CLIENT_LEFT])
+def test_an_unfinished_reply_ends_once_with_its_outcome(outcome: Outcome) -> None:
+    recorder = Recorder()
+    exchange, _ = observed(recorder)
+    exchange.begin(200, b"", b"", None)
+    exchange.write(b"a")
+    if outcome is Outcome.CLIENT_LEFT:
+        exchange.client_left()
+    exchange.fail(BackendBroke("Gone."))
+    assert [call for call in recorder.calls if call[0] == "end"] == [("end", outcome)]
+
+
+def test_an_observer_of_a_failed_attempt_sees_nothing_of_the_next_one() -> None:
+    failed, stays = Recorder(), Recorder()
+    exchange, _ = observed(stays, failed)
+    exchange.observers.remove(failed)
+    stream(exchange, 2)
+    assert failed.calls == []
+    assert stays.blocks() == [chunk(0), chunk(1), LAST_CHUNK]
+
+
+def test_an_observer_added_after_comments_begins_with_the_reply() -> None:
+    early, late = Recorder(), Recorder()
+    exchange, _ = observed(early)
+    exchange.send_comment(b": queued\n\n")
+    exchange.observers.add(late)
+    exchange.write_chunks(chunk(0))
+    assert late.calls == [("begin", chunk(0)), ("take", chunk(0))]
+    assert [call for call, _ in early.calls] == ["begin", "take", "take"]
+
+
+@pytest.mark.parametrize("observers", [(), (Recorder(wants_blocks=False),)], ids=["none", "one-without-blocks"])
+def test_a_stream_takes_the_direct_path_unless_an_observer_wants_blocks(observers: tuple[ReplyObserver, ...]) -> None:
+    exchange, connection = observed(*observers)
+    exchange.begin(200, b"", EVENTS, None)
+    exchange.flush()
+    exchange.write_chunks(chunk(0))
+    assert exchange.pass_through is exchange
+    assert exchange.write_through == connection.write
+
+
+def test_a_client_that_takes_no_chunks_has_no_direct_path() -> None:
+    exchange, connection = exchange_for(b"GET /x HTTP/1.0")
+    excerpt = exchange.observers.excerpt()
+    exchange.begin(200, b"", EVENTS, None)
+    exchange.write(b"data: 1\n\n")
+    assert exchange.pass_through is None
+    assert excerpt.read() == b"data: 1\n\n"
+    assert connection.blocks[-1].endswith(b"data: 1\n\n")
+
+
+# --- the excerpt
+
+
+def test_all_observers_share_one_excerpt() -> None:
+    exchange, _, excerpt = excerpted()
+    assert exchange.observers.excerpt() is excerpt
+
+
+def test_a_short_reply_is_kept_whole() -> None:
+    exchange, _, excerpt = excerpted()
+    exchange.begin(200, b"", b"", 10)
+    exchange.write(b"hello")
+    exchange.write(b"world")
+    assert excerpt.read() == b"helloworld"
+
+
+def test_a_long_reply_is_kept_at_both_ends_within_a_bound() -> None:
+    exchange, _, excerpt = excerpted()
+    exchange.begin(200, b"", b"", 10_000_000)
+    exchange.write(b"first" + b"x" * 60_000)
+    for _ in range(100):
+        exchange.write(b"y" * 60_000)
+    exchange.write(b'z"usage"')
+    kept = excerpt.read()
+    assert kept.startswith(b"firstxxx")
+    assert kept.endswith(b'yyyz"usage"')
+    assert len(kept) < 70_000
+
+
+def test_one_long_block_is_kept_once() -> None:
+    excerpt = ReplyExcerpt()
+    excerpt.take(b"a" * 4096 + b"b" * 100)
+    assert excerpt.read() == b"a" * 4096 + b"b" * 100
+
+
+@pytest.mark.parametrize("flushes_first", [True, False])
+def test_an_excerpt_of_a_stream_is_its_first_and_last_blocks(flushes_first: bool) -> None:
+    exchange, connection, excerpt = excerpted()
+    exchange.begin(200, b"", EVENTS, None)
+    if flushes_first:
+        exchange.flush()
+        assert exchange.pass_through is None
+    exchange.write_chunks(chunk(0))
+    assert exchange.pass_through is not None
+    for number in range(1, 100):
+        exchange.write_through(chunk(number))
+    exchange.write_last_chunks(LAST_CHUNK)
+    assert b"".join(connection.blocks).endswith(b"".join(map(chunk, range(100))) + LAST_CHUNK)
+    assert excerpt.read() == chunk(0) + b"".join(map(chunk, range(85, 100))) + LAST_CHUNK
+
+
+async def test_an_excerpt_is_taken_of_a_stream_relayed_from_a_backend() -> None:
+    exchange, connection, excerpt = excerpted()
+
+    def passed(number: int) -> bool:
+        return bool(connection.blocks) and connection.blocks[-1].endswith(chunk(number))
+
+    async def token_by_token(engine: EngineConnection) -> None:
+        await engine.request()
+        engine.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for number in range(40):
+            engine.send(chunk(number))
+            await until(partial(passed, number))
+        engine.send(LAST_CHUNK)
+
+    async with FakeEngine(token_by_token) as engine, connections_to(engine.url) as connections:
+        backend = await connections.connect()
+        await backend.request([GET], exchange, is_head=False)
+        connections.release(backend)
+    assert len(connection.blocks) >= 41
+    assert excerpt.read() == chunk(0) + b"".join(map(chunk, range(25, 40))) + LAST_CHUNK
+    assert exchange.sent_bytes == sum(map(len, connection.blocks))
