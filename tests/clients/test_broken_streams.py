@@ -123,7 +123,9 @@ async def browser(script: str, proxy: Proxy, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("program", "code"), [(OPENAI, "backend_disconnected"), (ANTHROPIC, "api_error")], ids=["openai", "anthropic"]
 )
-async def test_sdk_of_node_raises(proxy: Proxy, inside: bool, tmp_path: Path, program: str, code: str) -> None:
+async def test_node_sdk_raises_on_a_broken_stream(
+    proxy: Proxy, inside: bool, tmp_path: Path, program: str, code: str
+) -> None:
     seen = await node(program, proxy, tmp_path)
 
     assert not seen["ended"]
@@ -134,7 +136,7 @@ async def test_sdk_of_node_raises(proxy: Proxy, inside: bool, tmp_path: Path, pr
         assert (seen["isApiError"], seen["code"]) == (True, code)
 
 
-async def test_fetch_of_a_browser_fails(proxy: Proxy, inside: bool, tmp_path: Path) -> None:
+async def test_browser_fetch_fails_on_a_broken_stream(proxy: Proxy, inside: bool, tmp_path: Path) -> None:
     """Before that it reads what has come, if it gets to it: Chromium drops what waits when the connection breaks."""
     seen = await browser(FETCH, proxy, tmp_path)
 
@@ -146,7 +148,7 @@ async def test_fetch_of_a_browser_fails(proxy: Proxy, inside: bool, tmp_path: Pa
         assert ('data: {"error": ' in seen["told"]) == (not inside)
 
 
-async def test_event_source_of_a_browser_gets_the_event_that_says_so_and_then_an_error(
+async def test_browser_event_source_gets_the_error_event_and_then_an_error(
     proxy: Proxy, inside: bool, tmp_path: Path
 ) -> None:
     """It would ask again by itself, as it does after any end of its stream."""

@@ -76,7 +76,7 @@ def is_processing(server: LlamaServer, count: int) -> bool:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-async def test_an_ipv6_address_is_told_from_its_port(
+async def test_ipv6_address_is_logged_apart_from_its_port(
     tmp_path: Path, log_format: str, shared_server: LlamaServer
 ) -> None:
     with Proxy(tmp_path, [shared_server.url], HOST="::1", LOG_FORMAT=log_format) as proxy:

@@ -28,13 +28,13 @@ def operators_url(proxy: Proxy) -> str:
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/admin", "/admin/keys"])
-async def test_clients_do_not_get_there(proxy: Proxy, path: str) -> None:
+async def test_client_port_has_no_operator_paths(proxy: Proxy, path: str) -> None:
     reply = await send(proxy.url, path, headers=BEARER)
 
     assert (reply.status, reply.json["error"]["code"]) == (404, "not_here")
 
 
-async def test_operators_do(operators_url: str) -> None:
+async def test_admin_port_serves_operator_paths(operators_url: str) -> None:
     assert (await send(operators_url, "/admin/keys", headers=BEARER)).json == {"keys": []}
     assert (await send(operators_url, "/admin/keys")).status == 401
     assert (await send(operators_url, "/metrics")).status == 200
@@ -52,9 +52,7 @@ async def test_operators_do(operators_url: str) -> None:
         ("GET", "/x"),
     ],
 )
-async def test_no_engine_is_reached_on_the_operators_port(
-    operators_url: str, proxy: Proxy, method: str, path: str
-) -> None:
+async def test_admin_port_reaches_no_engine(operators_url: str, proxy: Proxy, method: str, path: str) -> None:
     reply = await send(operators_url, path, method=method, headers=BEARER)
 
     assert (reply.status, reply.json["error"]["code"]) == (404, "not_here")

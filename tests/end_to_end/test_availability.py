@@ -24,7 +24,7 @@ async def backends_of(proxy: Proxy, count: int) -> set[str]:
     return {reply.headers["x-backend"] for reply in replies}
 
 
-async def test_loading_server_gets_nothing_and_joins_when_it_is_ready(
+async def test_loading_server_gets_no_request_until_it_is_ready(
     start_proxy: StartProxy, start_servers: StartServers, tiny_model: Path, large_model: Path, free_port: int
 ) -> None:
     [ready] = start_servers(1, tiny_model)
@@ -64,7 +64,7 @@ async def test_fleet_that_only_loads_is_not_ready(start_proxy: StartProxy, large
     assert {(reply.status, reply.json["error"]["code"]) for reply in seen} == {(503, "no_backend_available")}
 
 
-async def test_full_server_is_passed_by(start_proxy: StartProxy, two_slow_servers: list[LlamaServer]) -> None:
+async def test_full_server_gets_no_request(start_proxy: StartProxy, two_slow_servers: list[LlamaServer]) -> None:
     full, free = two_slow_servers
     proxy = start_proxy(full, free, MAX_ALLOWED_REQUEST_QUEUE="1", QUEUE_TIMEOUT_SECONDS="0.5", **QUICK)
     async with AsyncExitStack() as foreign:
@@ -94,7 +94,9 @@ async def occupy(server: LlamaServer, stack: AsyncExitStack) -> None:
         assert await stream.head() == 200
 
 
-async def test_frozen_server_delays_nobody_else(start_proxy: StartProxy, two_servers: list[LlamaServer]) -> None:
+async def test_frozen_server_delays_no_request_to_another(
+    start_proxy: StartProxy, two_servers: list[LlamaServer]
+) -> None:
     frozen, other = two_servers
     proxy = start_proxy(frozen, other, METRICS_CACHE_TTL_SECONDS="0.5")
     frozen.freeze()
@@ -133,7 +135,7 @@ async def answers_until_only(proxy: Proxy, server: LlamaServer) -> AsyncIterator
         assert (reply.status, reply.headers["x-backend"]) == (200, server.url)
 
 
-async def test_nobody_up_is_said_at_once_and_heals_by_itself(
+async def test_fleet_without_a_live_backend_is_503_at_once_and_recovers(
     start_proxy: StartProxy, tiny_model: Path, free_port: int
 ) -> None:
     proxy = start_proxy(f"http://127.0.0.1:{free_port}")
@@ -157,7 +159,7 @@ async def is_ready(proxy: Proxy) -> bool:
     return (await send(proxy.url, "/readyz")).status == 200
 
 
-async def test_anthropic_clients_get_errors_of_their_dialect(start_proxy: StartProxy, free_port: int) -> None:
+async def test_anthropic_clients_get_errors_in_their_format(start_proxy: StartProxy, free_port: int) -> None:
     proxy = start_proxy(f"http://127.0.0.1:{free_port}")
 
     reply = await send(proxy.url, "/v1/messages", {"messages": [], "max_tokens": 1}, headers={"x-request-id": "a.1"})

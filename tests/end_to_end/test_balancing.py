@@ -66,7 +66,7 @@ async def test_burst_between_two_polls_is_spread_evenly(
     assert max(shares.values()) <= 18
 
 
-async def test_burst_counts_the_work_of_others(start_proxy: StartProxy, four_servers: list[LlamaServer]) -> None:
+async def test_burst_takes_foreign_load_into_account(start_proxy: StartProxy, four_servers: list[LlamaServer]) -> None:
     idle, *loaded = four_servers
     async with AsyncExitStack() as foreign:
         for server in loaded * 3:
@@ -85,7 +85,7 @@ async def test_burst_counts_the_work_of_others(start_proxy: StartProxy, four_ser
     assert 16 <= shares[idle.url] <= 20
 
 
-async def test_servers_without_metrics_are_used_by_own_leases(
+async def test_servers_without_metrics_are_balanced_by_leases(
     start_proxy: StartProxy, start_servers: StartServers, slow_model: Path
 ) -> None:
     servers = start_servers(2, slow_model, "--no-metrics")

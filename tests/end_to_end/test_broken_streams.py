@@ -76,7 +76,7 @@ def told_and_raised(ask: Ask, url: str) -> tuple[str, Exception | None]:
     return told, None
 
 
-async def test_openais_sdk_raises_what_the_last_event_says(between: Proxy) -> None:
+async def test_openai_sdk_raises_the_error_of_the_last_event(between: Proxy) -> None:
     told, error = await asyncio.to_thread(told_and_raised, openai_chat, between.url)
 
     assert told == TOLD * 2
@@ -84,7 +84,7 @@ async def test_openais_sdk_raises_what_the_last_event_says(between: Proxy) -> No
     assert error.code == "backend_disconnected"
 
 
-async def test_openais_sdk_raises_when_an_event_is_cut(inside: Proxy) -> None:
+async def test_openai_sdk_raises_when_an_event_is_cut(inside: Proxy) -> None:
     told, error = await asyncio.to_thread(told_and_raised, openai_chat, inside.url)
 
     assert told == TOLD
@@ -92,7 +92,7 @@ async def test_openais_sdk_raises_when_an_event_is_cut(inside: Proxy) -> None:
 
 
 @pytest.mark.parametrize("ask", [anthropic_events, anthropic_text])
-async def test_anthropics_sdk_raises_what_the_last_event_says(between: Proxy, ask: Ask) -> None:
+async def test_anthropic_sdk_raises_the_error_of_the_last_event(between: Proxy, ask: Ask) -> None:
     told, error = await asyncio.to_thread(told_and_raised, ask, between.url)
 
     assert told == TOLD * 2
@@ -102,7 +102,7 @@ async def test_anthropics_sdk_raises_what_the_last_event_says(between: Proxy, as
 
 
 @pytest.mark.parametrize("ask", [anthropic_events, anthropic_text])
-async def test_anthropics_sdk_raises_when_an_event_is_cut(inside: Proxy, ask: Ask) -> None:
+async def test_anthropic_sdk_raises_when_an_event_is_cut(inside: Proxy, ask: Ask) -> None:
     told, error = await asyncio.to_thread(told_and_raised, ask, inside.url)
 
     assert told == TOLD
@@ -115,7 +115,7 @@ def curl(url: str, version: str) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.mark.parametrize("version", BROKEN)
-async def test_curl_fails_after_the_event_that_says_so(between: Proxy, version: str) -> None:
+async def test_curl_fails_after_the_error_event(between: Proxy, version: str) -> None:
     ended = await asyncio.to_thread(curl, between.url, version)
 
     assert ended.returncode == BROKEN[version]

@@ -61,7 +61,7 @@ async def test_long_prompts_are_always_answered_and_short_ones_use_all_servers(
     assert set(await ask_all(proxy, long)) == {large.url}
 
 
-async def test_what_fits_is_known_from_what_was_answered(
+async def test_fit_is_learned_from_replies(
     start_proxy: StartProxy, small: LlamaServer, large: LlamaServer, policy: str
 ) -> None:
     proxy = start_proxy(small, large, BALANCING_POLICY=policy)
@@ -71,7 +71,7 @@ async def test_what_fits_is_known_from_what_was_answered(
         assert (reply.status, reply.headers["x-backend"]) == (200, large.url)
 
 
-async def test_what_fits_nowhere_gets_the_error_of_the_longest(
+async def test_prompt_that_fits_nowhere_gets_the_error_of_the_longest_context(
     start_proxy: StartProxy, small: LlamaServer, large: LlamaServer, policy: str
 ) -> None:
     proxy = start_proxy(small, large, BALANCING_POLICY=policy)
@@ -82,16 +82,14 @@ async def test_what_fits_nowhere_gets_the_error_of_the_longest(
         assert (reply.status, reply.headers["x-backend"], error["n_ctx"]) == (400, large.url, 4096)
 
 
-async def test_where_all_are_alike_a_server_may_refuse(
+async def test_servers_with_equal_contexts_decide_themselves(
     start_proxy: StartProxy, small: LlamaServer, policy: str
 ) -> None:
     proxy = start_proxy(small, BALANCING_POLICY=policy)
     assert (await ask(proxy, LONG)).status == 400
 
 
-async def test_health_shows_how_long_contexts_are(
-    start_proxy: StartProxy, small: LlamaServer, large: LlamaServer
-) -> None:
+async def test_health_shows_context_lengths(start_proxy: StartProxy, small: LlamaServer, large: LlamaServer) -> None:
     proxy = start_proxy(small, large)
     details = (await send(proxy.url, "/health")).json["details"]
     assert [list(one["contexts"].values()) for one in details] == [[1024], [4096]]

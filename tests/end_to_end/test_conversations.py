@@ -59,7 +59,7 @@ async def stop(proxy: Proxy, conversation: str) -> Reply:
     return await send(proxy.url, f"/v1/stream?conv_id={quote(conversation)}", method="DELETE")
 
 
-async def test_a_client_that_left_finds_the_rest_of_its_stream(
+async def test_client_that_disconnected_can_resume_its_stream(
     start_proxy: StartProxy, servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(*servers)
@@ -77,7 +77,7 @@ async def test_a_client_that_left_finds_the_rest_of_its_stream(
         assert whole.body.endswith(DONE)
 
 
-async def test_a_stream_that_its_client_left_goes_on_until_it_is_stopped(
+async def test_stream_without_its_client_continues_until_it_is_stopped(
     start_proxy: StartProxy, servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(*servers)
@@ -92,7 +92,7 @@ async def test_a_stream_that_its_client_left_goes_on_until_it_is_stopped(
     assert (await again(proxy, "left")).status == 404
 
 
-async def test_a_proxy_that_has_just_started_finds_and_stops_streams_by_asking(
+async def test_restarted_proxy_finds_and_stops_streams_by_asking(
     start_proxy: StartProxy, servers: list[LlamaServer]
 ) -> None:
     first = start_proxy(*servers)
@@ -109,7 +109,7 @@ async def test_a_proxy_that_has_just_started_finds_and_stops_streams_by_asking(
     await eventually(lambda: sum(map(processing, servers)) == 0, seconds=1)
 
 
-async def test_a_conversation_goes_on_where_it_was(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+async def test_conversation_stays_on_its_backend(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers)
     for number in range(4):
         turns = [await begin_and_leave(proxy, f"turns {number}", tokens=4) for _ in range(4)]

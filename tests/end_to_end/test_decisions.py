@@ -51,7 +51,9 @@ async def decisions(proxy: Proxy, query: str = "") -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("policy", TERMS)
-async def test_every_policy_says_why(start_proxy: StartProxy, servers: list[LlamaServer], policy: str) -> None:
+async def test_every_policy_explains_its_decision(
+    start_proxy: StartProxy, servers: list[LlamaServer], policy: str
+) -> None:
     proxy = start_proxy(*servers, BALANCING_POLICY=policy, EXPLAIN_HEADER="true", ADMIN_KEY=KEY)
     replies = [await ask(proxy, LONG, f"Question {number}.", headers=WHY) for number in range(3)]
     told = await decisions(proxy)
@@ -65,7 +67,7 @@ async def test_every_policy_says_why(start_proxy: StartProxy, servers: list[Llam
         assert all(candidate.keys() - {"name"} == TERMS[policy] for candidate in one["candidates"])
 
 
-async def test_seconds_are_plausible(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+async def test_explained_seconds_are_plausible(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers, BALANCING_POLICY="expected_time", ADMIN_KEY=KEY)
     first = await ask(proxy, LONG, "Begin.")
     again = await ask(proxy, LONG, "Begin.", "Well.", "Go on.")
@@ -81,7 +83,9 @@ async def test_seconds_are_plausible(start_proxy: StartProxy, servers: list[Llam
     assert here["cost"] < elsewhere["cost"]
 
 
-async def test_nobody_is_told_where_that_is_not_allowed(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+async def test_decisions_are_hidden_where_they_are_not_allowed(
+    start_proxy: StartProxy, servers: list[LlamaServer]
+) -> None:
     proxy = start_proxy(*servers, ADMIN_KEY=KEY)
     assert "x-proxy-decision" not in (await ask(proxy, "a", headers=WHY)).headers  # EXPLAIN_HEADER
     proxy = start_proxy(*servers)
@@ -89,14 +93,14 @@ async def test_nobody_is_told_where_that_is_not_allowed(start_proxy: StartProxy,
     assert (await send(proxy.url, "/admin/decisions", headers=BEARER)).status == 404  # ADMIN_KEY
 
 
-async def test_only_who_asks_is_told(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+async def test_decision_is_sent_only_on_request(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers, EXPLAIN_HEADER="true", BACKEND_HEADER="false")
     assert "x-proxy-decision" not in (await ask(proxy, "a")).headers
     assert "x-proxy-decision" not in (await ask(proxy, "a", headers={"x-proxy-explain": "0"})).headers
     assert "x-proxy-decision" in (await ask(proxy, "a", headers=WHY)).headers
 
 
-async def test_name_of_a_model_cannot_end_the_header(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+async def test_model_name_cannot_end_the_header(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers, EXPLAIN_HEADER="true")
     name = "\u6a21\r\nx-evil: 1\r\n\r\n\x7f"
     reply = await ask(proxy, "a", headers=WHY, model=name)
@@ -105,7 +109,7 @@ async def test_name_of_a_model_cannot_end_the_header(start_proxy: StartProxy, se
     assert json.loads(reply.headers["x-proxy-decision"])["model"] == name
 
 
-async def test_decision_that_is_told_is_that_of_who_answered(tmp_path: Path) -> None:
+async def test_decision_header_names_the_backend_that_answered(tmp_path: Path) -> None:
     async with Engine(says(http_reply(status=503))) as busy, Engine(says(http_reply())) as well:
         settings = {"EXPLAIN_HEADER": "true", "ADMIN_KEY": KEY}
         async with program(tmp_path, busy, well, **settings) as proxy:
@@ -119,7 +123,7 @@ async def test_decision_that_is_told_is_that_of_who_answered(tmp_path: Path) -> 
     assert len({one["request_id"] for one in told}) < len(told)  # some were sent twice
 
 
-async def test_decisions_of_all_workers_are_told_by_whichever_is_asked(tmp_path: Path) -> None:
+async def test_any_worker_lists_the_decisions_of_all_workers(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS="2", ADMIN_KEY=KEY) as proxy:
         replies = [await proxy.post() for _ in range(30)]
         answers = [await send(proxy.url, "/admin/decisions?limit=100", headers=BEARER) for _ in range(6)]

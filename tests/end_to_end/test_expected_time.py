@@ -40,7 +40,7 @@ async def ask(proxy: Proxy, messages: list[Message], *, stream: bool = False, an
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_conversation_goes_on_where_it_began(
+async def test_conversation_continues_on_its_first_backend(
     start_proxy: StartProxy, servers: list[LlamaServer], stream: bool
 ) -> None:
     proxy = start_proxy(*servers, **POLICY)
@@ -56,7 +56,7 @@ async def test_a_conversation_goes_on_where_it_began(
                 assert usage["prompt_tokens_details"]["cached_tokens"] > usage["prompt_tokens"] / 2
 
 
-async def test_conversations_of_different_beginnings_are_spread(
+async def test_conversations_with_different_prefixes_are_spread(
     start_proxy: StartProxy, servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(*servers, **POLICY)
@@ -65,7 +65,7 @@ async def test_conversations_of_different_beginnings_are_spread(
     assert min(shares.values()) >= 2
 
 
-async def test_a_shared_beginning_makes_no_hot_spot(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+async def test_shared_prefix_makes_no_hot_spot(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers, **POLICY)
     await ask(proxy, [system("a"), user("Begin.")])
     # It takes so long to answer them that to wait for the one that has read this takes longer than to read it again.
@@ -77,7 +77,9 @@ async def test_a_shared_beginning_makes_no_hot_spot(start_proxy: StartProxy, ser
 
 
 @pytest.mark.parametrize("policy", ["power_of_two", "round_robin", "rendezvous"])
-async def test_other_policies_serve_everybody(start_proxy: StartProxy, servers: list[LlamaServer], policy: str) -> None:
+async def test_other_policies_serve_all_requests(
+    start_proxy: StartProxy, servers: list[LlamaServer], policy: str
+) -> None:
     proxy = start_proxy(*servers, BALANCING_POLICY=policy)
     backends = [(await ask(proxy, [system(name), user("Begin.")])).headers["x-backend"] for name in "abcdefgh"]
     again = [(await ask(proxy, [system(name), user("Begin.")])).headers["x-backend"] for name in "abcdefgh"]

@@ -43,7 +43,9 @@ class Stream:
             self.complete = call.complete
 
 
-async def test_server_killed_under_load(start_proxy: StartProxy, two_slow_servers: list[LlamaServer]) -> None:
+async def test_killing_a_server_under_load_breaks_only_its_streams(
+    start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
+) -> None:
     victim, other = two_slow_servers
     proxy = start_proxy(victim, other, **SOON)
     streams = [Stream() for _ in range(20)]

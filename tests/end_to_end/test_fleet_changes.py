@@ -28,7 +28,7 @@ async def rest_of(stream: Call) -> list[bytes]:
     return events
 
 
-async def test_a_changed_fleet_file_is_taken_up_and_streams_go_on(
+async def test_changed_fleet_file_is_applied_and_streams_continue(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer], tmp_path: Path
 ) -> None:
     old, new = two_slow_servers
@@ -53,7 +53,7 @@ async def is_fleet(proxy: Proxy, *servers: LlamaServer) -> bool:
     return await proxy.available() == {server.url for server in servers} == set(await proxy.details())
 
 
-async def test_a_fleet_file_that_cannot_be_used_changes_nothing(
+async def test_invalid_fleet_file_changes_nothing(
     start_proxy: StartProxy, two_servers: list[LlamaServer], tmp_path: Path
 ) -> None:
     server, other = two_servers
@@ -72,7 +72,7 @@ async def test_a_fleet_file_that_cannot_be_used_changes_nothing(
     assert 'inference_proxy_config_reloads_total{result="failure"} 2.0' in metrics
 
 
-async def test_each_model_has_the_policy_that_the_fleet_file_says_now(
+async def test_changed_policy_of_a_model_applies_at_once(
     start_proxy: StartProxy, two_servers: list[LlamaServer], tmp_path: Path
 ) -> None:
     file = tmp_path / "fleet.yaml"
@@ -99,7 +99,7 @@ def alternates(backends: list[str]) -> bool:
     return len(set(backends)) == 2 and backends == backends[:2] * 3
 
 
-async def test_sighup_reads_the_settings_again_at_once(start_proxy: StartProxy, shared_server: LlamaServer) -> None:
+async def test_sighup_reloads_the_settings_at_once(start_proxy: StartProxy, shared_server: LlamaServer) -> None:
     proxy = start_proxy(shared_server)
 
     proxy.signal(signal.SIGHUP)
@@ -108,7 +108,7 @@ async def test_sighup_reads_the_settings_again_at_once(start_proxy: StartProxy, 
     assert (await send(proxy.url, PATH, chat())).status == 200
 
 
-async def test_settings_that_need_a_start_are_named(
+async def test_changed_settings_that_need_a_restart_are_named(
     start_proxy: StartProxy, shared_server: LlamaServer, tmp_path: Path
 ) -> None:
     file = tmp_path / "fleet.yaml"
@@ -120,7 +120,7 @@ async def test_settings_that_need_a_start_are_named(
     await eventually(lambda: "QUEUE_TIMEOUT_SECONDS has changed; restart to apply the change" in proxy.events)
 
 
-async def test_a_drained_backend_ends_what_it_has_and_says_when_it_may_be_stopped(
+async def test_draining_backend_finishes_its_requests_and_reports_when_it_is_safe_to_stop(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(*two_slow_servers, ADMIN_KEY="admin-secret")
@@ -153,7 +153,7 @@ async def operate(proxy: Proxy, target: str) -> Reply:
     return reply
 
 
-async def test_who_has_no_admin_key_drains_nothing(start_proxy: StartProxy, shared_server: LlamaServer) -> None:
+async def test_draining_needs_the_admin_key(start_proxy: StartProxy, shared_server: LlamaServer) -> None:
     proxy = start_proxy(shared_server, ADMIN_KEY="admin-secret")
     name = shared_server.url.removeprefix("http://")
 

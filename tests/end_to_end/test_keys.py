@@ -141,7 +141,7 @@ def replies_in(received: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_what_must_be_refused_is_refused(proxy: Proxy, name: str) -> None:
+async def test_invalid_credentials_are_refused(proxy: Proxy, name: str) -> None:
     sent, status = REFUSED[name]
 
     reply = await raw(proxy.url, sent)
@@ -152,7 +152,7 @@ async def test_what_must_be_refused_is_refused(proxy: Proxy, name: str) -> None:
     assert ALICE.encode() not in reply
 
 
-async def test_nothing_of_what_is_refused_reaches_an_engine(start_proxy: StartProxy) -> None:
+async def test_refused_requests_reach_no_engine(start_proxy: StartProxy) -> None:
     async with RecordingEngine() as engine:
         proxy = await asyncio.to_thread(start_proxy, engine.url, **SETTINGS)
         for sent, _ in REFUSED.values():
@@ -176,7 +176,7 @@ async def test_nothing_of_what_is_refused_reaches_an_engine(start_proxy: StartPr
         pytest.param([BEARER, *UPGRADE], id="with an upgrade that is not made"),
     ],
 )
-async def test_who_has_a_key_is_served(proxy: Proxy, fields: list[str]) -> None:
+async def test_request_with_a_key_is_served(proxy: Proxy, fields: list[str]) -> None:
     reply = await raw(proxy.url, chat_with(*fields))
 
     assert status_of(reply) == 200
@@ -185,7 +185,7 @@ async def test_who_has_a_key_is_served(proxy: Proxy, fields: list[str]) -> None:
     assert status_of(await raw(proxy.url, chat_with(*fields, version="1.0"))) == 200
 
 
-async def test_a_chunked_request_with_a_key_is_served(proxy: Proxy) -> None:
+async def test_chunked_request_with_a_key_is_served(proxy: Proxy) -> None:
     assert status_of(await raw(proxy.url, _chunked(BEARER))) == 200
 
 
@@ -194,7 +194,7 @@ async def test_a_chunked_request_with_a_key_is_served(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("second", ["no key", "wrong key", "chunked", "GET /v1/models", "POST /health"])
-async def test_a_key_is_good_for_its_own_request_only(proxy: Proxy, second: str, *, at_once: bool) -> None:
+async def test_key_authorizes_only_its_own_request(proxy: Proxy, second: str, *, at_once: bool) -> None:
     first = chat_with(BEARER).replace(b"Connection: close\r\n", b"")
     parts = proxy.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(parts[0], int(parts[1]))
@@ -222,13 +222,13 @@ async def test_nothing_is_read_after_a_refusal(start_proxy: StartProxy) -> None:
 
 
 @pytest.mark.parametrize("fields", [(), ("Expect: 100-continue",)])
-async def test_a_request_is_refused_before_its_body_is_sent(proxy: Proxy, fields: tuple[str, ...]) -> None:
+async def test_request_is_refused_before_its_body_is_sent(proxy: Proxy, fields: tuple[str, ...]) -> None:
     sent = request(f"POST {CHAT}", *fields, "Content-Length: 60000000")
 
     assert replies_in(await raw(proxy.url, sent)) == [401]
 
 
-async def test_a_refused_request_whose_body_comes_all_the_same_gets_its_answer(proxy: Proxy) -> None:
+async def test_refused_request_whose_body_still_arrives_gets_its_answer(proxy: Proxy) -> None:
     body = b"x" * 3_000_000
 
     assert replies_in(await raw(proxy.url, request(f"POST {CHAT}", body=body))) == [401]
@@ -237,7 +237,7 @@ async def test_a_refused_request_whose_body_comes_all_the_same_gets_its_answer(p
 # --- refusals
 
 
-async def test_a_refusal_has_the_shape_of_the_api_that_was_called(proxy: Proxy) -> None:
+async def test_refusal_has_the_format_of_the_called_api(proxy: Proxy) -> None:
     openai = await send(proxy.url, CHAT, chat())
     anthropic = await send(proxy.url, "/v1/messages", chat())
 
@@ -253,19 +253,19 @@ async def test_a_refusal_has_the_shape_of_the_api_that_was_called(proxy: Proxy) 
 
 @pytest.mark.parametrize("path", OPEN)
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_the_proxys_own_paths_are_open(proxy: Proxy, method: str, path: str) -> None:
+async def test_own_paths_need_no_key(proxy: Proxy, method: str, path: str) -> None:
     assert (await send(proxy.url, path, method=method)).status == 200
     assert (await send(proxy.url, f"{path}?x=1", method=method, headers={"X-Api-Key": "wrong"})).status == 200
 
 
-async def test_metrics_are_for_the_holder_of_their_key(proxy: Proxy) -> None:
+async def test_metrics_need_the_metrics_key(proxy: Proxy) -> None:
     assert (await send(proxy.url, "/metrics")).status == 401
     for secret, status in ((METRICS, 200), (ADMIN, 401), (ALICE, 401), ("", 401)):
         assert (await send(proxy.url, "/metrics", headers={"Authorization": f"Bearer {secret}"})).status == status
         assert (await send(proxy.url, "/metrics?a", headers={"X-Api-Key": secret}, method="HEAD")).status == status
 
 
-async def test_admin_tells_the_holder_of_its_key_about_keys_and_no_secret(proxy: Proxy) -> None:
+async def test_admin_shows_keys_without_secrets(proxy: Proxy) -> None:
     reply = await send(proxy.url, "/admin/keys", headers={"Authorization": f"Bearer {ADMIN}"})
 
     assert reply.status == 200
@@ -275,7 +275,7 @@ async def test_admin_tells_the_holder_of_its_key_about_keys_and_no_secret(proxy:
 
 
 @pytest.mark.parametrize("keys", [{"API_KEYS": f"alice:{ALICE}"}, {}], ids=["keys", "no keys"])
-async def test_nothing_for_operators_ever_reaches_an_engine(start_proxy: StartProxy, keys: dict[str, str]) -> None:
+async def test_operator_paths_reach_no_engine(start_proxy: StartProxy, keys: dict[str, str]) -> None:
     async with RecordingEngine() as engine:
         proxy = await asyncio.to_thread(start_proxy, engine.url, ADMIN_KEY=ADMIN, METRICS_KEY=METRICS, **keys)
         paths = ("/admin", "/admin/", "/admin/keys", "/admin/x", "/admin/../v1/models", "/admin//")
@@ -289,7 +289,7 @@ async def test_nothing_for_operators_ever_reaches_an_engine(start_proxy: StartPr
         assert engine.passed_on == []
 
 
-async def test_admin_is_off_unless_it_has_a_key(start_proxy: StartProxy) -> None:
+async def test_admin_is_off_without_an_admin_key(start_proxy: StartProxy) -> None:
     async with RecordingEngine() as engine:
         proxy = await asyncio.to_thread(start_proxy, engine.url)
         for path in ("/admin", "/admin/", "/admin/keys"):
@@ -300,7 +300,7 @@ async def test_admin_is_off_unless_it_has_a_key(start_proxy: StartProxy) -> None
         assert (await send(proxy.url, "/metrics")).status == 200
 
 
-async def test_addresses_of_backends_are_for_holders_of_a_key(proxy: Proxy, server: LlamaServer) -> None:
+async def test_backend_addresses_are_shown_only_with_a_key(proxy: Proxy, server: LlamaServer) -> None:
     address = server.url.removeprefix("http://").encode()
     stranger = await send(proxy.url, "/health")
     holder = await send(proxy.url, "/health", headers={"Authorization": f"Bearer {ALICE}"})
@@ -317,7 +317,7 @@ async def test_addresses_of_backends_are_for_holders_of_a_key(proxy: Proxy, serv
 # --- browsers
 
 
-async def test_a_preflight_is_answered_without_a_key_and_without_an_engine(start_proxy: StartProxy) -> None:
+async def test_preflight_is_answered_without_a_key_or_an_engine(start_proxy: StartProxy) -> None:
     """A browser sends it without credentials, whatever its page wants to send after it."""
     async with RecordingEngine() as engine:
         proxy = await asyncio.to_thread(start_proxy, engine.url, **SETTINGS)
@@ -333,7 +333,7 @@ async def test_a_preflight_is_answered_without_a_key_and_without_an_engine(start
         assert refused.status == 401
 
 
-async def test_a_stream_with_a_key_comes_token_by_token(proxy: Proxy) -> None:
+async def test_stream_with_a_key_arrives_token_by_token(proxy: Proxy) -> None:
     body = chat(20, stream=True)
     async with Call(proxy.url, CHAT, body, headers={"Authorization": f"Bearer {ALICE}"}) as call:
         call.send()

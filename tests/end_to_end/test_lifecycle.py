@@ -27,7 +27,9 @@ def server(slow_model: Path) -> Iterator[LlamaServer]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_stopping_lets_a_stream_end(start_proxy: StartProxy, server: LlamaServer, number: signal.Signals) -> None:
+async def test_shutdown_lets_a_stream_finish(
+    start_proxy: StartProxy, server: LlamaServer, number: signal.Signals
+) -> None:
     proxy = start_proxy(server)
     async with Call(proxy.url, PATH, chat(300, stream=True)) as stream, Call(proxy.url, "/livez") as idle:
         stream.send()
@@ -58,9 +60,7 @@ async def is_ready(proxy: Proxy) -> bool:
     return (await send(proxy.url, WATCHED)).status == 200
 
 
-async def test_who_has_not_heard_yet_that_the_proxy_stops_is_served_for_a_grace(
-    start_proxy: StartProxy, server: LlamaServer
-) -> None:
+async def test_new_requests_are_served_during_the_grace_period(start_proxy: StartProxy, server: LlamaServer) -> None:
     proxy = start_proxy(server, DRAIN_GRACE_SECONDS="1.5")  # LC01
     async with Call(proxy.url, PATH, chat(300, stream=True)) as stream, Call(proxy.url, "/livez") as idle:
         await asked_for_readiness(proxy)
@@ -85,7 +85,7 @@ async def is_not_ready(proxy: Proxy) -> bool:
 
 
 @pytest.mark.parametrize(("number", "is_watched"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-async def test_there_is_no_grace_when_nobody_watches_or_a_person_stops_it(
+async def test_there_is_no_grace_period_without_readiness_probes_or_after_sigint(
     start_proxy: StartProxy, server: LlamaServer, number: signal.Signals, is_watched: bool
 ) -> None:
     proxy = start_proxy(server, DRAIN_GRACE_SECONDS="30")
@@ -98,7 +98,9 @@ async def test_there_is_no_grace_when_nobody_watches_or_a_person_stops_it(
     assert await proxy.ended() == 0
 
 
-async def test_second_signal_within_the_grace_stops_at_once(start_proxy: StartProxy, server: LlamaServer) -> None:
+async def test_second_signal_within_the_grace_period_stops_at_once(
+    start_proxy: StartProxy, server: LlamaServer
+) -> None:
     proxy = start_proxy(server, DRAIN_GRACE_SECONDS="30")  # LC02
     async with Call(proxy.url, PATH, chat(4000, stream=True)) as stream:
         await asked_for_readiness(proxy)
@@ -160,7 +162,7 @@ async def refuses_connections(proxy: Proxy) -> bool:
         return True
 
 
-def test_taken_port_is_said_in_one_line(shared_proxy: Proxy, tmp_path: Path) -> None:
+def test_port_in_use_is_one_line(shared_proxy: Proxy, tmp_path: Path) -> None:
     port = shared_proxy.url.rpartition(":")[2]
 
     done = run_command(tmp_path, "serve", PORT=port, BACKENDS="http://127.0.0.1:9")
@@ -170,7 +172,7 @@ def test_taken_port_is_said_in_one_line(shared_proxy: Proxy, tmp_path: Path) -> 
     assert f"cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use" in done.stderr
 
 
-def test_limit_of_open_files_is_raised_to_what_is_allowed(tmp_path: Path) -> None:
+def test_open_file_limit_is_raised_to_the_hard_limit(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))  # inherited by what is started now
     try:

@@ -62,7 +62,7 @@ def beginnings(count: int) -> list[list[Message]]:
 GOES_ON = [{"role": "assistant", "content": "Well."}, {"role": "user", "content": "Go on."}]
 
 
-async def test_tokens_that_are_thought_to_be_held_are_held(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+async def test_estimated_cached_tokens_are_cached(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers, BALANCING_POLICY="expected_time")
     first = [await ask(proxy, messages) for messages in beginnings(4)]
     assert await total(proxy, PREDICTED) == 0
@@ -77,9 +77,7 @@ async def test_tokens_that_are_thought_to_be_held_are_held(start_proxy: StartPro
     assert await total(proxy, PREDICTED) == pytest.approx(held, rel=0.2)  # whole blocks of 512 bytes only
 
 
-async def test_every_metric_of_what_is_learned_is_documented(
-    start_proxy: StartProxy, servers: list[LlamaServer]
-) -> None:
+async def test_every_metric_of_learned_state_is_documented(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers, BALANCING_POLICY="expected_time")
     for messages in beginnings(8):
         await ask(proxy, messages)
@@ -99,7 +97,7 @@ async def test_every_metric_of_what_is_learned_is_documented(
 
 
 @pytest.mark.parametrize("policy", ["least_requests", "rendezvous"])
-async def test_nothing_of_this_is_there_while_no_policy_learns(
+async def test_learned_metrics_are_absent_while_no_policy_learns(
     start_proxy: StartProxy, servers: list[LlamaServer], policy: str
 ) -> None:
     proxy = start_proxy(*servers, BALANCING_POLICY=policy)
@@ -107,7 +105,7 @@ async def test_nothing_of_this_is_there_while_no_policy_learns(
     assert await families(proxy) == []
 
 
-async def test_workers_count_together(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+async def test_learned_metrics_are_summed_over_workers(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers, BALANCING_POLICY="expected_time", WORKERS="2")
     asked = [await ask(proxy, messages) for messages in beginnings(8)]
     assert await total(proxy, SENT) == sum(prompt for prompt, _ in asked)

@@ -21,7 +21,7 @@ async def waiting(proxy: Proxy, count: int) -> bool:
     return f"inference_proxy_queue_requests {count}.0" in page
 
 
-async def test_a_server_never_has_more_than_its_slots_and_everybody_is_served(
+async def test_server_never_exceeds_its_slots_and_all_requests_are_served(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(*two_slow_servers, **EXACT)
@@ -40,7 +40,7 @@ async def test_a_server_never_has_more_than_its_slots_and_everybody_is_served(
     assert max(seen) == 0
 
 
-async def test_a_client_that_leaves_the_line_is_never_served(
+async def test_client_that_leaves_the_queue_is_never_served(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
     server = two_slow_servers[0]
@@ -67,7 +67,7 @@ async def test_a_client_that_leaves_the_line_is_never_served(
     assert line.backend == "-"
 
 
-async def test_a_waiting_stream_that_asks_is_told_its_position(
+async def test_queued_stream_gets_its_position_on_request(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(two_slow_servers[0], **EXACT)
@@ -95,7 +95,7 @@ async def test_a_waiting_stream_that_asks_is_told_its_position(
     assert json.loads(answer[0].removeprefix(b"data: "))["object"] == "chat.completion.chunk"
 
 
-async def test_an_engines_error_after_an_update_is_an_event(
+async def test_engine_error_after_a_queue_update_is_an_event(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(two_slow_servers[0], **EXACT)
@@ -119,7 +119,7 @@ async def test_an_engines_error_after_an_update_is_an_event(
     assert error["type"] == "invalid_request_error"
 
 
-async def test_a_full_line_is_429_and_a_long_wait_503_both_say_when_to_ask_again(
+async def test_full_queue_is_429_and_long_wait_is_503_with_retry_after(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(two_slow_servers[0], **EXACT, MAX_QUEUED_REQUESTS="1", QUEUE_TIMEOUT_SECONDS="1")

@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-async def test_clients_reach_it_over_https_and_engines_are_told_so(certificate: Certificate, folder: Path) -> None:
+async def test_clients_connect_over_https_and_engines_get_the_protocol(certificate: Certificate, folder: Path) -> None:
     trusting = ssl.create_default_context(cafile=str(certificate.chain))
     async with RecordingEngine() as engine:
         with await asyncio.to_thread(Proxy, folder, [engine.url], **certificate.settings) as proxy:
@@ -66,7 +66,7 @@ async def test_clients_reach_it_over_https_and_engines_are_told_so(certificate: 
             assert re.search(rb"\r\nx-forwarded-proto: https\r\n", request)
 
 
-async def test_there_is_no_way_in_without_tls(certificate: Certificate, folder: Path) -> None:
+async def test_plain_http_is_refused_when_tls_is_on(certificate: Certificate, folder: Path) -> None:
     async with RecordingEngine() as engine:
         with await asyncio.to_thread(Proxy, folder, [engine.url], **certificate.settings) as proxy:
             reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
@@ -87,7 +87,7 @@ async def test_there_is_no_way_in_without_tls(certificate: Certificate, folder: 
         pytest.param({"TLS_KEY_FILE": "closed.key"}, "TLS_KEY_FILE", id="a key with a password"),
     ],
 )
-def test_files_that_do_not_serve_are_one_line_and_exit_code_1(
+def test_unusable_certificate_files_are_one_line_and_exit_code_1(
     certificate: Certificate, folder: Path, wrong: dict[str, str], said: str
 ) -> None:
     (folder / "text.pem").write_text("planted-secret\n")

@@ -58,7 +58,7 @@ async def open_streams(proxy: Proxy, count: int) -> AsyncIterator[list[Call]]:
         yield calls
 
 
-async def test_workers_share_the_port_and_the_start_is_said_once(tmp_path: Path) -> None:
+async def test_workers_share_the_port_and_the_start_is_logged_once(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
         replies = [await proxy.post() for _ in range(40)]
 
@@ -69,14 +69,14 @@ async def test_workers_share_the_port_and_the_start_is_said_once(tmp_path: Path)
         assert "[worker 1]" in proxy.events
 
 
-async def test_one_worker_is_no_process_more(tmp_path: Path) -> None:
+async def test_one_worker_needs_no_extra_process(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS="1") as proxy:
         assert proxy.workers == []
         assert "[worker" not in proxy.events
         assert "worker=" not in (await send(proxy.url, "/metrics")).body.decode()
 
 
-async def test_bursts_are_spread_as_evenly_as_by_one_process(tmp_path: Path) -> None:
+async def test_workers_spread_a_burst_as_evenly_as_one_process(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         streams = Streams()
         engines = [await stack.enter_async_context(Engine(streams, owner="vllm")) for _ in range(4)]
@@ -103,7 +103,7 @@ async def nothing_in_flight(proxy: Proxy) -> bool:
     return not any(one["requests_in_flight"] for one in health["details"])
 
 
-async def test_a_backends_places_are_not_given_away_twice_and_whoever_waits_gets_one(tmp_path: Path) -> None:
+async def test_slot_is_never_leased_twice_and_every_waiting_request_gets_one(tmp_path: Path) -> None:
     async def answer(connection: EngineConnection) -> None:
         running.append(connection)
         most.append(len(running))
@@ -143,7 +143,7 @@ async def test_metrics_show_all_workers(tmp_path: Path) -> None:
         assert "`inference_proxy_worker_up`" in METRICS_PAGE
 
 
-async def test_a_worker_that_hangs_is_missing_and_that_is_said(tmp_path: Path) -> None:
+async def test_hanging_worker_is_reported_as_missing(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine:
         async with program(tmp_path, engine, WORKERS="2", ADMIN_KEY=KEY) as proxy:
             frozen = proxy.workers[0]
@@ -172,7 +172,7 @@ async def first_answer(proxy: Proxy, path: str, method: str = "GET") -> Reply:
     return done.pop().result()
 
 
-async def test_an_order_to_drain_reaches_all_workers_and_those_that_come_later(tmp_path: Path) -> None:
+async def test_drain_command_reaches_present_and_later_workers(tmp_path: Path) -> None:
     streams = Streams()
     async with Engine(streams) as leaving, Engine(says(http_reply())) as staying:
         staying.processing = 5  # so that the first ones go to the other
@@ -200,7 +200,7 @@ async def is_used_by_both(proxy: Proxy, engine: Engine) -> bool:
     return len({worker_of(reply) for reply in replies if reply.headers["x-backend"] == engine.url}) == 2
 
 
-async def test_what_keys_have_under_way_is_summed_and_what_is_left_is_where_it_is_least(tmp_path: Path) -> None:
+async def test_requests_of_keys_are_summed_and_the_lowest_remainder_is_shown(tmp_path: Path) -> None:
     streams = Streams()
     (tmp_path / "keys.yaml").write_text(
         "keys: [{name: a, secret: sk-aaaaaaaaaaaaaaaaaaaaaaaa, requests_per_minute: 600}]"
@@ -226,7 +226,7 @@ async def test_what_keys_have_under_way_is_summed_and_what_is_left_is_where_it_i
                 await call.reply()
 
 
-async def test_operators_port_reaches_all_workers(tmp_path: Path) -> None:
+async def test_admin_port_reaches_all_workers(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine:
         async with program(tmp_path, engine, WORKERS="2", ADMIN_KEY=KEY, ADMIN_PORT="0") as proxy:
             found = re.search(r"listening on (http://\S+) for operators", proxy.events)

@@ -36,7 +36,7 @@ async def refuses_connections(proxy: Proxy) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("is_to_all", [False, True], ids=["to the first process", "to all, as by Ctrl-C or systemd"])
-async def test_stopping_lets_the_streams_of_all_workers_end(
+async def test_shutdown_lets_the_streams_of_all_workers_finish(
     tmp_path: Path, streams: Streams, number: signal.Signals, is_to_all: bool
 ) -> None:
     async with Engine(streams) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
@@ -65,7 +65,7 @@ async def test_second_signal_stops_all_workers_at_once(tmp_path: Path, streams: 
                 assert b'"code": "shutting_down"' in reply.body
 
 
-async def test_who_asks_one_worker_whether_it_is_ready_is_told_by_all_before_they_stop(tmp_path: Path) -> None:
+async def test_readiness_probe_of_one_worker_makes_all_workers_wait_before_they_stop(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine:
         async with program(tmp_path, engine, WORKERS="2", DRAIN_GRACE_SECONDS="3") as proxy:
             assert (await send(proxy.url, "/readyz")).status == 200
@@ -80,7 +80,7 @@ async def test_who_asks_one_worker_whether_it_is_ready_is_told_by_all_before_the
             assert proxy.events.count("stopping in 3 s") == 2
 
 
-async def test_a_reload_reaches_all_workers(tmp_path: Path) -> None:
+async def test_reload_reaches_all_workers(tmp_path: Path) -> None:
     fleet = tmp_path / "fleet.yaml"
     async with Engine(says(http_reply())) as one, Engine(says(http_reply())) as other:
         fleet.write_text(f"backends: [{{url: '{one.url}'}}]")
@@ -98,9 +98,7 @@ async def only_uses(proxy: Proxy, engine: Engine) -> bool:
     return {(await proxy.post()).headers.get("x-backend") for _ in range(12)} == {engine.url}
 
 
-async def test_a_killed_worker_takes_only_its_own_requests_with_it_and_is_replaced(
-    tmp_path: Path, streams: Streams
-) -> None:
+async def test_killed_worker_breaks_only_its_own_requests_and_is_replaced(tmp_path: Path, streams: Streams) -> None:
     async with Engine(streams) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
         async with open_streams(proxy, 6) as calls, asyncio.TaskGroup() as clients:
             asking = [clients.create_task(keep_asking(proxy)) for _ in range(4)]
@@ -126,7 +124,7 @@ async def is_at_rest(proxy: Proxy) -> bool:
     return not any(one["requests_in_flight"] for one in (await send(proxy.url, "/health")).json["details"])
 
 
-async def test_a_worker_that_cannot_take_the_place_of_another_says_why_and_the_others_go_on(tmp_path: Path) -> None:
+async def test_replacement_worker_that_fails_to_start_logs_why_and_the_others_continue(tmp_path: Path) -> None:
     keys = tmp_path / "keys.yaml"
     keys.write_text("keys: [{name: a, secret: sk-aaaaaaaaaaaaaaaaaaaaaaaa}]")
     async with Engine(says(http_reply())) as engine:
@@ -183,7 +181,7 @@ def lives(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("holder_workers", ["1", "2"])
-async def test_a_port_that_somebody_has_is_said_in_one_line(tmp_path: Path, holder_workers: str) -> None:
+async def test_port_in_use_is_one_line_with_workers(tmp_path: Path, holder_workers: str) -> None:
     async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS=holder_workers) as proxy:
         port = proxy.url.rpartition(":")[2]
         told = await asyncio.to_thread(_failed_start, tmp_path, PORT=port, BACKENDS=engine.url)
@@ -191,7 +189,7 @@ async def test_a_port_that_somebody_has_is_said_in_one_line(tmp_path: Path, hold
     assert f"cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use" in told
 
 
-def test_files_that_cannot_be_used_are_said_in_one_line(tmp_path: Path) -> None:
+def test_unusable_files_are_one_line(tmp_path: Path) -> None:
     told = _failed_start(tmp_path, PORT="0", BACKENDS="http://127.0.0.1:9", API_KEYS_FILE="missing.yaml")
     assert told.count("\n") == 1
     assert "missing.yaml" in told

@@ -24,7 +24,7 @@ from support.fleet import Fleet
 
 
 @pytest.mark.parametrize("path", [CHAT, OTHER])
-async def test_bf02_a_black_hole_costs_one_connect_timeout(fleet: Fleet, path: str) -> None:
+async def test_bf02_host_that_drops_packets_costs_one_connect_timeout(fleet: Fleet, path: str) -> None:
     hole, other = await fleet.engine(), await fleet.engine(processing=5)
     proxy = await fleet.proxy(hole, other, backend_connect_timeout_seconds=0.4, backend_timeout_seconds=15)
     async with black_hole(hole):
@@ -64,7 +64,9 @@ class ResettingEngine(Engine):
 
 
 @pytest.mark.parametrize(("path", "attempts"), [(CHAT, 2), (OTHER, 1)])
-async def test_bf04_a_connection_reset_at_once_is_tried_elsewhere_once(fleet: Fleet, path: str, attempts: int) -> None:
+async def test_bf04_request_on_a_reset_connection_is_retried_on_one_other_backend(
+    fleet: Fleet, path: str, attempts: int
+) -> None:
     engines = [await fleet.add(ResettingEngine(says(http_reply()))) for _ in range(3)]
     proxy = await fleet.proxy(*engines)
     for engine in engines:
@@ -81,7 +83,7 @@ async def test_bf04_a_connection_reset_at_once_is_tried_elsewhere_once(fleet: Fl
     assert not any(engine.served for engine in engines)
 
 
-async def test_bf04_one_that_resets_connections_is_not_noticed_by_clients(fleet: Fleet) -> None:
+async def test_bf04_clients_do_not_notice_a_backend_that_resets_connections(fleet: Fleet) -> None:
     sick = await fleet.add(ResettingEngine(says(http_reply())))
     well = await fleet.engine(processing=5)
     proxy = await fleet.proxy(sick, well)
@@ -92,7 +94,7 @@ async def test_bf04_one_that_resets_connections_is_not_noticed_by_clients(fleet:
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow_faults)])
-async def test_bf05_a_kept_connection_that_was_closed_meanwhile_is_not_used(fleet: Fleet, count: int) -> None:
+async def test_bf05_kept_connection_that_was_closed_meanwhile_is_not_used(fleet: Fleet, count: int) -> None:
     async def answers_and_closes(connection: EngineConnection) -> None:
         connection.send(http_reply())
         connection.finish()
@@ -108,7 +110,7 @@ async def test_bf05_a_kept_connection_that_was_closed_meanwhile_is_not_used(flee
 
 @pytest.mark.parametrize("end", [EngineConnection.finish, EngineConnection.reset])
 @pytest.mark.parametrize("path", [CHAT, OTHER])
-async def test_bf06_a_request_that_crosses_the_end_of_its_connection_is_replayed_once(
+async def test_bf06_request_sent_while_its_connection_closes_is_replayed_once(
     fleet: Fleet, end: object, path: str
 ) -> None:
     async def ends_when_asked_again(connection: EngineConnection) -> None:
@@ -170,7 +172,7 @@ class UvicornEngine:
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(30, marks=pytest.mark.slow_faults)])
-async def test_bf07_our_idle_time_is_shorter_than_the_engines(fleet: Fleet, rounds: int) -> None:
+async def test_bf07_idle_timeout_is_shorter_than_that_of_the_engine(fleet: Fleet, rounds: int) -> None:
     """Theirs is 5 s and ours 3 s by default; here it is 2 s and 0.5 s, and requests come about when it is theirs."""
     assert 0 < Settings().backend_idle_connection_seconds <= 3
     engine = UvicornEngine(idle_seconds=2)
@@ -206,7 +208,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     ("host", "is_trusted"), [("localhost", True), ("127.0.0.1", True), ("localhost", False)],
     ids=["good", "of another host", "signed by nobody we know"],
 )  # fmt: skip
-async def test_bf47_a_backends_certificate_is_verified(
+async def test_bf47_certificate_of_a_backend_is_verified(
     fleet: Fleet, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, host: str, is_trusted: bool
 ) -> None:
     if is_trusted:

@@ -26,7 +26,7 @@ async def served_by(proxy: RunningProxy, count: int) -> list[str]:
     return [reply.headers["x-backend"] for reply in replies]
 
 
-async def test_bf26_one_that_loads_its_model_gets_nothing_and_is_no_failure(
+async def test_bf26_backend_that_loads_its_model_gets_no_request_and_is_not_failing(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     loading, other = await fleet.engine(says(LOADING)), await fleet.engine(processing=5)
@@ -44,7 +44,7 @@ async def test_bf26_one_that_loads_its_model_gets_nothing_and_is_no_failure(
     assert not [record for record in caplog.records if record.levelname != "INFO"]
 
 
-async def test_bf27_a_good_health_page_before_the_engine_is_ready_costs_nothing(
+async def test_bf27_healthy_page_before_the_engine_is_ready_fails_no_request(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     early, other = await fleet.engine(says(LOADING)), await fleet.engine(processing=5)
@@ -65,7 +65,7 @@ async def got_one(proxy: RunningProxy, engine: Engine) -> bool:
 
 
 @pytest.mark.parametrize("refresh_seconds", [0.1, 0.5])
-async def test_bf28_a_busy_engine_is_not_dead(fleet: Fleet, refresh_seconds: float) -> None:
+async def test_bf28_busy_engine_is_not_down(fleet: Fleet, refresh_seconds: float) -> None:
     """Its health page hangs while its tokens flow: it is the last choice, and no more than that."""
     is_over = asyncio.Event()
 
@@ -96,7 +96,7 @@ async def test_bf28_a_busy_engine_is_not_dead(fleet: Fleet, refresh_seconds: flo
     assert await proxy.metric("stream_aborts_total") == 0
 
 
-async def test_bf28_a_busy_engine_is_used_when_there_is_no_other_until_it_is_silent_for_too_long(fleet: Fleet) -> None:
+async def test_bf28_only_backend_is_used_while_busy_until_it_is_silent_for_too_long(fleet: Fleet) -> None:
     busy = await fleet.engine()
     proxy = await fleet.proxy(busy, refresh_seconds=0.5)
     busy.health = hangs
@@ -113,7 +113,7 @@ async def freeze(engine: Engine) -> None:
     engine.processing = 1
 
 
-async def test_bf29_an_engine_whose_work_stands_still_loses_it_to_others(fleet: Fleet) -> None:
+async def test_bf29_requests_on_a_stuck_engine_move_to_others(fleet: Fleet) -> None:
     frozen, other = await fleet.engine(), await fleet.engine(processing=5)
     limits = {"suspect_after_seconds": 0.6, "backend_first_byte_timeout_seconds": 3}
     proxy = await fleet.proxy(frozen, other, refresh_seconds=0.2, **limits)
@@ -137,7 +137,7 @@ async def test_bf29_an_engine_whose_work_stands_still_loses_it_to_others(fleet: 
     await proxy.becomes(frozen, "up")
 
 
-async def test_bf29_where_no_counter_tells_two_timeouts_in_a_row_do(fleet: Fleet) -> None:
+async def test_bf29_two_timeouts_in_a_row_mean_stuck_without_a_progress_counter(fleet: Fleet) -> None:
     frozen, other = await fleet.engine(hangs, owner="nobody knows"), await fleet.engine(processing=5)
     proxy = await fleet.proxy(frozen, other, refresh_seconds=0.1, backend_first_byte_timeout_seconds=0.2)
     replies = []
@@ -150,7 +150,7 @@ async def test_bf29_where_no_counter_tells_two_timeouts_in_a_row_do(fleet: Fleet
 
 
 @pytest.mark.slow_faults
-async def test_bf29_one_request_tries_whether_a_suspect_works_again(fleet: Fleet) -> None:
+async def test_bf29_one_trial_request_tests_a_suspect(fleet: Fleet) -> None:
     frozen, other = await fleet.engine(), await fleet.engine(processing=5)
     limits = {"suspect_after_seconds": 0.6, "backend_first_byte_timeout_seconds": 0.5}
     proxy = await fleet.proxy(frozen, other, refresh_seconds=0.2, **limits)
@@ -190,7 +190,7 @@ async def test_bf30_fast_failures_attract_no_requests(fleet: Fleet) -> None:
     assert await proxy.metric("backend_state", backend=failing.url, state="suspect") == 1
 
 
-async def test_bf31_what_clients_do_wrong_is_no_failure_of_the_backend(fleet: Fleet) -> None:
+async def test_bf31_client_errors_are_not_backend_failures(fleet: Fleet) -> None:
     said = http_reply(b'{"error": {"message": "context too long"}}', 400, b"content-type: application/json\r\n")
     strict, other = await fleet.engine(says(said)), await fleet.engine(processing=5)
     proxy = await fleet.proxy(strict, other, refresh_seconds=0.1)
@@ -205,7 +205,7 @@ async def test_bf31_what_clients_do_wrong_is_no_failure_of_the_backend(fleet: Fl
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_bf32_one_that_asks_for_a_pause_gets_it_and_others_answer(fleet: Fleet, status: int) -> None:
+async def test_bf32_backend_that_asks_for_a_pause_gets_it_and_others_answer(fleet: Fleet, status: int) -> None:
     tired, other = await fleet.engine(fails_with(status, b"Retry-After: 1\r\n")), await fleet.engine(processing=5)
     proxy = await fleet.proxy(tired, other, refresh_seconds=0.1)
     began = time.monotonic()
@@ -218,7 +218,7 @@ async def test_bf32_one_that_asks_for_a_pause_gets_it_and_others_answer(fleet: F
     assert time.monotonic() - began > 0.9
 
 
-async def test_bf32_when_all_ask_for_a_pause_the_client_is_told(fleet: Fleet) -> None:
+async def test_bf32_pause_of_all_backends_is_passed_on_to_the_client(fleet: Fleet) -> None:
     engines = [await fleet.engine(fails_with(429, b"Retry-After: 17\r\n")) for _ in range(2)]
     proxy = await fleet.proxy(*engines)
     reply = await proxy.post()
@@ -227,7 +227,7 @@ async def test_bf32_when_all_ask_for_a_pause_the_client_is_told(fleet: Fleet) ->
     assert sum(len(engine.served) for engine in engines) == 2
 
 
-async def test_bf33_one_that_comes_and_goes_is_not_trusted_the_third_time(
+async def test_bf33_flapping_backend_is_suspended_at_its_third_fall(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -244,7 +244,7 @@ async def test_bf33_one_that_comes_and_goes_is_not_trusted_the_third_time(
     assert len([line for line in said if "its engine is" not in line]) == 1 + 2 * 3  # once for each change
 
 
-async def test_bf34_when_all_are_down_it_is_said_at_once_and_heals_by_itself(fleet: Fleet) -> None:
+async def test_bf34_dead_fleet_is_503_at_once_and_recovers_by_itself(fleet: Fleet) -> None:
     engines = [await fleet.engine() for _ in range(3)]
     proxy = await fleet.proxy(*engines, refresh_seconds=0.3)
     assert (await proxy.post()).status == 200
@@ -267,7 +267,7 @@ async def is_served(proxy: RunningProxy) -> bool:
     return (await proxy.post()).status == 200
 
 
-async def test_bf35_failing_backends_are_kept_when_too_few_would_be_left(fleet: Fleet) -> None:
+async def test_bf35_failing_backends_stay_in_rotation_when_too_few_would_be_left(fleet: Fleet) -> None:
     engines = [await fleet.engine(fails_with(500)) for _ in range(4)]
     proxy = await fleet.proxy(*engines, refresh_seconds=0.1)
     for _ in range(80):
@@ -287,7 +287,9 @@ async def test_bf35_failing_backends_are_kept_when_too_few_would_be_left(fleet: 
     assert [reply.status for reply in replies] == [200] * 4
 
 
-async def test_bf42_another_service_at_the_address_is_never_up(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+async def test_bf42_different_service_at_the_address_is_never_up(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
     banner, alert, other = await fleet.engine(), await fleet.engine(), await fleet.engine()
     banner.script = says_and_ends(b"SSH-2.0-OpenSSH_9.2\r\nInvalid SSH identification string.\r\n")
     alert.script = says_and_ends(b"\x15\x03\x01\0\x02\x02(")
@@ -310,7 +312,7 @@ def says_and_ends(said: bytes) -> Script:
     return script
 
 
-async def test_bf42_one_that_becomes_another_service_is_502_once_it_has_a_request(fleet: Fleet) -> None:
+async def test_bf42_backend_replaced_by_a_different_service_is_502(fleet: Fleet) -> None:
     engine = await fleet.engine(says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"))
     proxy = await fleet.proxy(engine)
     reply = await proxy.post()
@@ -318,7 +320,7 @@ async def test_bf42_one_that_becomes_another_service_is_502_once_it_has_a_reques
     assert b"SSH" not in reply.body
 
 
-async def test_bf45_a_restart_leaves_no_load_behind_and_starts_slowly(fleet: Fleet) -> None:
+async def test_bf45_restarted_backend_has_no_load_left_and_starts_slowly(fleet: Fleet) -> None:
     restarted, other = await fleet.engine(hangs), await fleet.engine(processing=5)
     proxy = await fleet.proxy(restarted, other, refresh_seconds=0.1, slow_start_seconds=1000)
     async with asyncio.TaskGroup() as group:

@@ -73,7 +73,7 @@ async def waiting(proxy: RunningProxy, count: int) -> bool:
 
 
 @LEAVING
-async def test_cf01_client_that_leaves_the_queue_is_never_sent(fleet: Fleet, leave: Leave) -> None:
+async def test_cf01_request_whose_client_leaves_the_queue_is_never_sent(fleet: Fleet, leave: Leave) -> None:
     gate = Gate()
     engine = await fleet.engine(gate)
     engine.slots = 1
@@ -113,9 +113,7 @@ async def lets_go(
 
 
 @LEAVING
-async def test_cf03_client_that_leaves_its_stream_before_the_first_byte_ends_it_at_the_engine(
-    fleet: Fleet, leave: Leave
-) -> None:
+async def test_cf03_disconnect_before_the_first_byte_ends_the_stream_at_the_engine(fleet: Fleet, leave: Leave) -> None:
     engine = await fleet.engine(hangs)
     proxy = await fleet.proxy(engine)
     async with proxy.call(stream=True) as call:
@@ -125,9 +123,7 @@ async def test_cf03_client_that_leaves_its_stream_before_the_first_byte_ends_it_
 
 
 @LEAVING
-async def test_cf04_client_that_leaves_before_its_reply_ends_the_request_at_the_engine(
-    fleet: Fleet, leave: Leave
-) -> None:
+async def test_cf04_disconnect_before_the_reply_ends_the_request_at_the_engine(fleet: Fleet, leave: Leave) -> None:
     engine = await fleet.engine(hangs)
     proxy = await fleet.proxy(engine)
     async with proxy.call(stream=False) as call:
@@ -137,7 +133,7 @@ async def test_cf04_client_that_leaves_before_its_reply_ends_the_request_at_the_
 
 
 @LEAVING
-async def test_cf05_client_that_leaves_within_its_stream_ends_it_at_the_engine_and_is_counted_once(
+async def test_cf05_disconnect_during_a_stream_ends_it_at_the_engine_and_counts_once(
     fleet: Fleet, leave: Leave
 ) -> None:
     engine = await fleet.engine(STREAMING)
@@ -166,7 +162,7 @@ BODIES: dict[str, object] = {
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before its reply", "within it"])
 @pytest.mark.parametrize("path", BODIES)
-async def test_cf06_client_that_leaves_is_noticed_on_every_path(fleet: Fleet, path: str, *, begun: bool) -> None:
+async def test_cf06_disconnect_is_noticed_on_every_path(fleet: Fleet, path: str, *, begun: bool) -> None:
     engine = await fleet.engine(STREAMING if begun else hangs)
     proxy = await fleet.proxy(engine)
     headers = {"Content-Type": "multipart/form-data; boundary=x"} if path.startswith("/v1/audio") else {}
@@ -179,7 +175,7 @@ async def test_cf06_client_that_leaves_is_noticed_on_every_path(fleet: Fleet, pa
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before its reply", "within it"])
-async def test_cf08_client_that_closes_its_sending_half_has_left(fleet: Fleet, *, begun: bool) -> None:
+async def test_cf08_client_that_closes_its_sending_half_counts_as_disconnected(fleet: Fleet, *, begun: bool) -> None:
     engine = await fleet.engine(STREAMING if begun else hangs)
     proxy = await fleet.proxy(engine)
     async with proxy.call() as call:
@@ -230,7 +226,7 @@ class Torrent:
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["CF10, byte by byte", "CF11, nothing"])
-async def test_cf10_cf11_slow_reader_stops_its_engine_and_is_cut_off_in_time(fleet: Fleet, *, reads: bool) -> None:
+async def test_cf10_cf11_slow_reader_pauses_its_engine_and_is_cut_off_in_time(fleet: Fleet, *, reads: bool) -> None:
     torrent = Torrent()
     engine = await fleet.engine(torrent)
     proxy = await fleet.proxy(engine, client_write_stall_seconds=1.2)
@@ -262,7 +258,7 @@ async def test_cf10_cf11_slow_reader_stops_its_engine_and_is_cut_off_in_time(fle
 
 
 @pytest.mark.slow_faults
-async def test_cf10_five_hundred_slow_readers_cost_a_bounded_share_of_memory_each(fleet: Fleet, tmp_path: Path) -> None:
+async def test_cf10_each_of_500_slow_readers_costs_bounded_memory(fleet: Fleet, tmp_path: Path) -> None:
     """No more than 64 KiB and what one read of the event loop brings, and nothing more while they stand still."""
     count = 500
     engine = await fleet.engine(says(http_reply(b"x" * 8 * MEBIBYTE)))
@@ -305,9 +301,7 @@ def raise_file_limit() -> int:
     [(b"Content-Length: 1000\r\n\r\n", b"x"), (b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n")],
     ids=["with a length", "in chunks"],
 )
-async def test_cf13_slow_body_holds_no_place_and_no_connection_and_is_told_in_time(
-    fleet: Fleet, framing: bytes, drop: bytes
-) -> None:
+async def test_cf13_slow_body_holds_no_slot_and_gets_408_in_time(fleet: Fleet, framing: bytes, drop: bytes) -> None:
     engine = await fleet.engine(owner="vllm")
     proxy = await fleet.proxy(
         engine, max_allowed_request_queue=1, client_body_timeout_seconds=0.5, client_body_total_timeout_seconds=1
@@ -345,7 +339,7 @@ async def is_holding(proxy: RunningProxy, count: int) -> bool:
 
 
 @pytest.mark.slow_faults
-async def test_cf15_ten_thousand_idle_connections_leave_room_for_who_asks(fleet: Fleet, tmp_path: Path) -> None:
+async def test_cf15_ten_thousand_idle_connections_leave_room_for_active_clients(fleet: Fleet, tmp_path: Path) -> None:
     """The longest idle ones go when there are too many, and all of them in the end."""
     count, most = 10_000, 8_000
     assert raise_file_limit() >= 2 * count, "needs a hard limit of open files of 20,000 (ulimit -Hn)"
@@ -381,7 +375,7 @@ async def test_cf15_ten_thousand_idle_connections_leave_room_for_who_asks(fleet:
     ],
     ids=["right", "right in chunks", "without a key", "too long"],
 )
-async def test_cf19_client_that_waits_for_100_gets_it_at_once_or_is_refused_instead(
+async def test_cf19_client_that_waits_for_100_gets_it_or_a_refusal_at_once(
     fleet: Fleet, fields: str, statuses: list[int]
 ) -> None:
     engine = await fleet.engine()
@@ -408,7 +402,7 @@ async def test_cf19_client_that_waits_for_100_gets_it_at_once_or_is_refused_inst
     ],
     ids=["200 MiB", "a huge length", "endless chunks"],
 )
-async def test_cf21_body_too_long_is_refused_as_soon_as_that_is_known(
+async def test_cf21_too_long_body_is_refused_as_soon_as_its_length_is_known(
     fleet: Fleet, framing: bytes, block: bytes
 ) -> None:
     engine = await fleet.engine()
@@ -441,7 +435,7 @@ async def test_cf21_body_too_long_is_refused_as_soon_as_that_is_known(
 # --- they speak as few do
 
 
-async def test_cf23_stream_of_a_client_of_http_1_0_ends_with_the_connection(fleet: Fleet) -> None:
+async def test_cf23_stream_to_an_http_1_0_client_ends_with_the_connection(fleet: Fleet) -> None:
     engine = await fleet.engine(says(STREAM_HEAD, chunk(EVENT), chunk(EVENT), b"0\r\n\r\n"))
     proxy = await fleet.proxy(engine)
     client = await connect(proxy)
@@ -453,7 +447,7 @@ async def test_cf23_stream_of_a_client_of_http_1_0_ends_with_the_connection(flee
     assert await client.rest() == EVENT * 2
 
 
-async def test_cf23_broken_stream_of_a_client_of_http_1_0_ends_in_a_reset(fleet: Fleet) -> None:
+async def test_cf23_broken_stream_to_an_http_1_0_client_ends_in_a_reset(fleet: Fleet) -> None:
     """Its connection's end would be its good end."""
 
     async def dies(connection: EngineConnection) -> None:
@@ -470,7 +464,7 @@ async def test_cf23_broken_stream_of_a_client_of_http_1_0_ends_in_a_reset(fleet:
 # --- they ask again and again
 
 
-async def test_cf25_storm_of_clients_that_ask_again_at_once_is_refused_cheaply_and_passes(fleet: Fleet) -> None:
+async def test_cf25_storm_of_immediate_retries_is_refused_cheaply_and_passes(fleet: Fleet) -> None:
     count, seconds = 200, 1.0
     gate = Gate()
     engine = await fleet.engine(gate, owner="vllm")

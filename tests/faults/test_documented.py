@@ -11,7 +11,7 @@ _ROW = re.compile(r"^\| ([A-Z]{2}\d\d) \| (.+) \| (.*) \|$", re.MULTILINE)
 _TEST = re.compile(r"`([\w/]+\.py)::(test_\w+)`")
 
 
-def test_every_test_that_is_named_exists() -> None:
+def test_every_named_test_exists() -> None:
     named = _TEST.findall(_PAGE.read_text())
     assert len(named) > 100
     missing = [
@@ -22,7 +22,7 @@ def test_every_test_that_is_named_exists() -> None:
     assert not missing
 
 
-def test_every_case_has_a_test_or_says_why_not() -> None:
+def test_every_case_has_a_test_or_a_reason_against_one() -> None:
     rows = _ROW.findall(_PAGE.read_text())
     cases = [case for case, _, _ in rows]
     assert len(cases) == len(set(cases)) > 110

@@ -50,7 +50,7 @@ async def is_ready(url: str) -> bool:
 
 
 @pytest.mark.slow_faults
-async def test_lc01_two_hundred_streams_may_end_and_those_that_do_not_are_told_and_cut(tmp_path: Path) -> None:
+async def test_lc01_streams_may_finish_and_unfinished_ones_get_an_error_event(tmp_path: Path) -> None:
     raise_file_limit()
     short, endless = Streams(), Streams()
 
@@ -93,7 +93,7 @@ async def is_not_ready(proxy: RunningProxy) -> bool:
     return not await is_ready(proxy.url)
 
 
-async def test_lc03_a_killed_proxy_frees_its_engines_and_starts_again_at_once(tmp_path: Path, free_port: int) -> None:
+async def test_lc03_killed_proxy_frees_its_engines_and_restarts_at_once(tmp_path: Path, free_port: int) -> None:
     async with Engine(Streams()) as engine, AsyncExitStack() as stack:
         first = await started(stack, tmp_path, engine, PORT=str(free_port))
         async with first.call() as call:
@@ -134,7 +134,7 @@ class LoadBalancer:
 
 
 @pytest.mark.slow_faults
-async def test_lc04_exchanging_one_of_two_proxies_behind_a_load_balancer_costs_no_request(tmp_path: Path) -> None:
+async def test_lc04_replacing_one_of_two_proxies_behind_a_load_balancer_loses_no_request(tmp_path: Path) -> None:
     async with Engine(Slow(0.05), owner="vllm") as engine, AsyncExitStack() as stack:
         old, other = [
             await started(stack, tmp_path / name, engine, DRAIN_GRACE_SECONDS="1") for name in ("old", "other")
@@ -186,7 +186,7 @@ def fleet_file(*engines: Engine, prefix: str = "engine") -> str:
     return "backends:\n" + "".join(lines)
 
 
-async def test_lc06_a_backend_that_is_taken_out_ends_its_streams_and_is_asked_nothing_more(tmp_path: Path) -> None:
+async def test_lc06_removed_backend_finishes_its_streams_and_is_polled_no_more(tmp_path: Path) -> None:
     streams = Streams()
     file = tmp_path / "fleet.yaml"
     async with Engine(streams) as old, Engine(streams) as new:
@@ -231,9 +231,7 @@ def gauges(page: str) -> str:
 # --- the proxy starts
 
 
-async def test_lc11_a_name_that_cannot_be_resolved_at_the_start_is_no_reason_not_to_start(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_lc11_unresolvable_name_does_not_prevent_the_start(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = await fleet.engine()
     loop = asyncio.get_running_loop()
     resolve = loop.getaddrinfo
@@ -277,7 +275,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], dict[str, str]], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_lc12_what_keeps_it_from_starting_is_one_line_within_two_seconds(tmp_path: Path, mistake: str) -> None:
+def test_lc12_failed_start_is_explained_in_one_line_within_two_seconds(tmp_path: Path, mistake: str) -> None:
     make, said = MISTAKES[mistake]
     settings = {"PORT": "0", "BACKENDS": "http://127.0.0.1:1"} | make(tmp_path)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -304,7 +302,7 @@ def test_lc12_what_keeps_it_from_starting_is_one_line_within_two_seconds(tmp_pat
 # --- backends are exchanged
 
 
-async def test_lc16_restarting_one_backend_after_the_other_costs_no_request(fleet: Fleet) -> None:
+async def test_lc16_rolling_restart_of_backends_loses_no_request(fleet: Fleet) -> None:
     engines = [await fleet.engine(Slow(0.02)) for _ in range(3)]
     proxy = await fleet.proxy(*engines, refresh_seconds=0.1, max_allowed_request_queue=1000)
     replies: list[Reply] = []
@@ -333,7 +331,7 @@ async def test_lc16_restarting_one_backend_after_the_other_costs_no_request(flee
 
 
 @pytest.mark.slow_faults
-async def test_lc16_draining_and_restarting_real_engines_costs_no_stream_either(
+async def test_lc16_draining_and_restarting_real_engines_loses_no_stream(
     tmp_path: Path, two_servers: list[LlamaServer], tiny_model: Path
 ) -> None:
     admin = {"Authorization": f"Bearer {'k' * 32}"}

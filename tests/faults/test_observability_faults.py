@@ -43,7 +43,7 @@ async def lines_of(proxy: RunningProxy, name: str, engine: Engine) -> list[str]:
 
 
 @pytest.mark.parametrize("status", [404, 501])
-async def test_ob01_an_engine_without_metrics_is_used_by_what_it_has_of_ours_and_not_told_of_at_every_poll(
+async def test_ob01_engine_without_metrics_is_balanced_by_leases_and_logged_once(
     fleet: Fleet, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
     caplog.set_level("INFO")
@@ -71,7 +71,7 @@ async def test_ob01_an_engine_without_metrics_is_used_by_what_it_has_of_ours_and
         assert sum(engine.url in record.getMessage() for record in caplog.records) <= 2  # what it is, and that it is up
 
 
-async def test_ob02_metrics_that_hang_make_figures_old_and_no_backend_ill(fleet: Fleet) -> None:
+async def test_ob02_hanging_metrics_make_figures_stale_but_no_backend_unhealthy(fleet: Fleet) -> None:
     engine, other = await fleet.add(Engine(WELL)), await fleet.engine(processing=2)
     engine.processing = 5
     proxy = await fleet.proxy(engine, other, refresh_seconds=0.5)
@@ -90,7 +90,7 @@ async def has_load(proxy: RunningProxy, engine: Engine, load: str) -> bool:
     return await lines_of(proxy, "backend_load", engine) == [load]
 
 
-async def test_ob03_a_renamed_metric_is_known_by_its_former_name_and_a_missing_one_is_not_zero(fleet: Fleet) -> None:
+async def test_ob03_renamed_metric_is_recognized_and_a_missing_one_is_not_zero(fleet: Fleet) -> None:
     engine = await fleet.add(Engine(WELL, owner="vllm"))
     running = b'vllm:num_requests_running{engine="0"} 3\n'
     engine.pages["/metrics"] = says(http_reply(running + b'vllm:gpu_cache_usage_perc{engine="0"} 0.25\n'))
@@ -111,7 +111,7 @@ async def tells_nothing(proxy: RunningProxy, engine: Engine) -> bool:
 
 
 @pytest.mark.parametrize("told", ["-5", "NaN", "+Inf", "1e308"])
-async def test_ob11_whatever_a_backend_counts_no_load_is_negative_and_none_is_left(fleet: Fleet, told: str) -> None:
+async def test_ob11_no_load_is_negative_or_left_over_whatever_a_backend_counts(fleet: Fleet, told: str) -> None:
     engine = await fleet.engine()
     engine.processing = 4
     proxy = await fleet.proxy(engine, refresh_seconds=0.05, max_allowed_request_queue=1_000_000)
@@ -132,7 +132,7 @@ async def test_ob11_whatever_a_backend_counts_no_load_is_negative_and_none_is_le
 # --- questions that fail
 
 
-async def test_ob06_an_engines_class_that_raises_is_told_once_and_asked_again(
+async def test_ob06_engine_class_that_raises_is_logged_once_and_polled_again(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine, other = await fleet.engine(), await fleet.engine()
@@ -161,7 +161,7 @@ async def test_ob06_an_engines_class_that_raises_is_told_once_and_asked_again(
     await proxy.becomes(engine, "up")
 
 
-async def test_ob06_a_loop_that_crashes_is_told_and_begun_again(
+async def test_ob06_crashed_polling_loop_is_logged_and_restarted(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = await fleet.engine()
@@ -180,7 +180,7 @@ async def test_ob06_a_loop_that_crashes_is_told_and_begun_again(
     assert await proxy.state(engine) == "up"
 
 
-async def test_ob08_a_large_fleet_is_not_asked_in_step_and_nobody_too_often(fleet: Fleet) -> None:
+async def test_ob08_polls_of_a_large_fleet_do_not_coincide_or_repeat_too_often(fleet: Fleet) -> None:
     count, interval = 60, 0.5
     times: dict[Engine, list[float]] = {}
 
@@ -209,7 +209,7 @@ async def test_ob08_a_large_fleet_is_not_asked_in_step_and_nobody_too_often(flee
     assert max(tenths.values()) <= 3 * count / 10
 
 
-async def test_ob09_questions_wake_no_model(fleet: Fleet) -> None:
+async def test_ob09_polls_wake_no_sleeping_model(fleet: Fleet) -> None:
     single, router = await fleet.add(Engine(WELL)), await fleet.add(Engine(WELL))
     entries = [
         {"id": name, "object": "model", "owned_by": "llamacpp", "status": {"value": "unloaded"}} for name in "ab"
@@ -233,7 +233,7 @@ Leave = Callable[[Call], Awaitable[None]]
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow_faults)])
-async def test_ob10_however_clients_leave_what_is_counted_is_what_engines_have(fleet: Fleet, count: int) -> None:
+async def test_ob10_counts_match_the_engines_however_clients_disconnect(fleet: Fleet, count: int) -> None:
     async def whatever(connection: EngineConnection) -> None:
         kind = random.random()
         if kind < 0.3:
@@ -300,7 +300,7 @@ NEEDS_ANOTHER = {"queue full", "waited too long", "overloaded"}
 
 
 @pytest.mark.parametrize("error", ERRORS)
-async def test_ob16_every_error_of_ours_has_the_form_of_its_path(fleet: Fleet, error: str) -> None:
+async def test_ob16_every_error_of_the_proxy_has_the_format_of_its_path(fleet: Fleet, error: str) -> None:
     status, code, answer, settings = ERRORS[error]
     engine = await fleet.engine(answer, owner="vllm" if error == "unknown model" else "llamacpp")
     engine.slots = 1
@@ -347,7 +347,7 @@ def assert_form(reply: Reply, path: str, code: str) -> None:
     assert re.fullmatch(r"[a-z]+(_[a-z]+)+", told["error"]["type"])
 
 
-async def test_ob16_an_engines_own_error_comes_through_as_it_is(fleet: Fleet) -> None:
+async def test_ob16_engine_error_is_relayed_unchanged(fleet: Fleet) -> None:
     engine = await fleet.engine(fails_with(500, b"content-type: text/plain\r\nx-own: 1\r\n"))
     proxy = await fleet.proxy(engine)
     for path in PATHS:
@@ -356,7 +356,7 @@ async def test_ob16_an_engines_own_error_comes_through_as_it_is(fleet: Fleet) ->
         assert (reply.headers["x-own"], reply.headers["x-backend"]) == ("1", engine.url)
 
 
-async def test_ob17_metrics_answer_at_once_however_much_is_under_way(tmp_path: Path) -> None:
+async def test_ob17_metrics_answer_at_once_under_any_load(tmp_path: Path) -> None:
     async with Engine(hangs, owner="vllm") as engine, AsyncExitStack() as stack:
         async with program(tmp_path, engine, DRAIN_TIMEOUT_SECONDS="0") as proxy:
             for _ in range(300):
@@ -370,7 +370,7 @@ async def test_ob17_metrics_answer_at_once_however_much_is_under_way(tmp_path: P
             assert await proxy.metric("requests_in_flight") == 300
 
 
-async def test_ob19_who_is_ejected_is_seen_in_admin_metrics_and_one_line_of_the_log(
+async def test_ob19_ejected_backend_is_visible_in_admin_metrics_and_one_log_line(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     failing, other = await fleet.engine(fails_with(500)), await fleet.engine(fails_with(400))

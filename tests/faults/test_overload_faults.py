@@ -104,7 +104,7 @@ PLACES, SERVICE_SECONDS, WAIT_SECONDS = 16, 0.2, 1.0
 
 @pytest.mark.slow_faults
 @pytest.mark.parametrize("seconds", [1.5, 60])
-async def test_ov01_three_times_too_much_is_refused_at_once_and_the_rest_served_as_fast_as_ever(
+async def test_ov01_excess_load_is_refused_at_once_and_the_rest_served_without_delay(
     tmp_path: Path, seconds: float
 ) -> None:
     capacity = PLACES / SERVICE_SECONDS
@@ -132,7 +132,7 @@ async def test_ov01_three_times_too_much_is_refused_at_once_and_the_rest_served_
     assert len(engine.served) - len(served) == capacity * 0.5
 
 
-async def test_ov02_the_queue_is_first_come_first_served_passes_by_who_has_left_and_says_when_it_is_full(
+async def test_ov02_queue_is_first_come_first_served_skips_disconnected_clients_and_refuses_when_full(
     fleet: Fleet,
 ) -> None:
     gate = Gate()
@@ -165,7 +165,7 @@ async def test_ov02_the_queue_is_first_come_first_served_passes_by_who_has_left_
 
 
 @pytest.mark.parametrize("slots", [100, None], ids=["100 slots each", "any number"])
-async def test_ov03_a_burst_within_one_poll_is_spread_evenly_and_over_nobodys_capacity(
+async def test_ov03_burst_within_one_poll_is_spread_evenly_and_exceeds_no_capacity(
     fleet: Fleet, slots: int | None
 ) -> None:
     raise_file_limit()
@@ -201,7 +201,7 @@ class Timed:
         return sum(begin <= at < end for at in self.times)
 
 
-async def test_ov05_one_that_comes_back_under_full_load_grows_into_its_share(fleet: Fleet) -> None:
+async def test_ov05_backend_that_recovers_under_full_load_gets_its_share_gradually(fleet: Fleet) -> None:
     clients, slow_start = 20, 1.5
     returning, steady = Timed(0.05), Timed(0.05)
     engine, other = await fleet.engine(returning, owner="vllm"), await fleet.engine(steady, owner="vllm")
@@ -232,9 +232,7 @@ async def test_ov05_one_that_comes_back_under_full_load_grows_into_its_share(fle
 
 
 @pytest.mark.slow_faults
-async def test_ov06_when_all_clients_come_back_after_a_restart_all_are_served_within_seconds(
-    tmp_path: Path, free_port: int
-) -> None:
+async def test_ov06_all_clients_are_served_within_seconds_after_a_restart(tmp_path: Path, free_port: int) -> None:
     raise_file_limit()
     count = 300
 
@@ -271,7 +269,7 @@ async def test_ov06_when_all_clients_come_back_after_a_restart_all_are_served_wi
         pytest.param(50, 30 * MEBIBYTE, 512 * MEBIBYTE, 4, marks=pytest.mark.slow_faults),
     ],
 )
-async def test_ov07_large_bodies_stay_within_their_budget_and_hold_up_nobody(
+async def test_ov07_large_bodies_stay_within_their_budget_and_delay_no_other_request(
     tmp_path: Path, count: int, body_bytes: int, budget_bytes: int, most_lag_seconds: float
 ) -> None:
     body = b'{"image":"' + b"A" * (body_bytes - 12) + b'"}'
@@ -305,7 +303,7 @@ async def test_ov07_large_bodies_stay_within_their_budget_and_hold_up_nobody(
     assert max(lags) < most_lag_seconds
 
 
-async def test_ov14_retries_do_not_double_a_failing_fleets_load(fleet: Fleet) -> None:
+async def test_ov14_retries_do_not_double_the_load_of_a_failing_fleet(fleet: Fleet) -> None:
     requests = 1000
     engines = [await fleet.engine(fails_with(503), owner="vllm") for _ in range(4)]
     proxy = await fleet.proxy(*engines)
@@ -322,7 +320,7 @@ async def test_ov14_retries_do_not_double_a_failing_fleets_load(fleet: Fleet) ->
     assert attempts == requests + await proxy.metric("retries_total")
 
 
-async def test_ov16_a_key_that_floods_the_queue_waits_behind_itself(fleet: Fleet) -> None:
+async def test_ov16_key_that_floods_the_queue_waits_behind_itself(fleet: Fleet) -> None:
     gate = Gate()
     engine = await fleet.engine(gate)
     engine.slots = 1
@@ -353,7 +351,7 @@ def resident_bytes(proxy: Proxy) -> int:
     return pages * resource.getpagesize()
 
 
-async def test_ov09_when_memory_is_full_one_request_at_a_time_is_served_and_the_rest_refused(tmp_path: Path) -> None:
+async def test_ov09_full_memory_admits_one_request_at_a_time(tmp_path: Path) -> None:
     async with Engine() as engine:
         engine.freed.clear()
         # Hardly more than Python with all its modules takes.
@@ -379,7 +377,7 @@ QUICK = {"METRICS_CACHE_TTL_SECONDS": "0.5"}
 
 
 @pytest.mark.slow_faults
-async def test_ov10_what_holds_up_the_proxy_itself_is_no_fault_of_its_backends(tmp_path: Path) -> None:
+async def test_ov10_delay_inside_the_proxy_is_not_blamed_on_backends(tmp_path: Path) -> None:
     """It is stopped while a question is under way, for longer than an answer may take."""
     async with Engine(takes(0)) as engine:
         engine.health = takes(0.3)
@@ -405,7 +403,7 @@ def busy_processors() -> Iterator[None]:
 
 
 @pytest.mark.slow_faults
-async def test_ov10_a_machine_without_time_to_spare_is_no_fault_of_the_backends(tmp_path: Path) -> None:
+async def test_ov10_busy_machine_is_not_blamed_on_backends(tmp_path: Path) -> None:
     async with Engine(takes(0)) as engine:
         async with program(tmp_path, engine, METRICS_CACHE_TTL_SECONDS="1") as proxy:
             os.setpriority(os.PRIO_PROCESS, proxy.pid, 15)
@@ -421,7 +419,7 @@ def holds_up_everything(seconds: float) -> None:
     time.sleep(seconds)
 
 
-async def test_ov11_who_stops_the_event_loop_is_named_and_one_stop_refuses_nobody(
+async def test_ov11_code_that_blocks_the_event_loop_is_logged_and_one_block_refuses_no_request(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy = await fleet.proxy(await fleet.engine())
@@ -434,7 +432,7 @@ async def test_ov11_who_stops_the_event_loop_is_named_and_one_stop_refuses_nobod
 
 
 @pytest.mark.slow_faults
-async def test_ov11_while_the_event_loop_is_late_requests_are_refused_and_health_is_told(
+async def test_ov11_event_loop_lag_refuses_requests_while_health_answers(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy = await fleet.proxy(await fleet.engine())
@@ -464,7 +462,7 @@ async def is_served(proxy: RunningProxy) -> bool:
 # --- no file or port for another connection
 
 
-async def test_ov12_without_a_file_for_a_connection_requests_are_refused_and_no_backend_is_blamed(
+async def test_ov12_running_out_of_files_refuses_requests_and_blames_no_backend(
     tmp_path: Path,
 ) -> None:
     async with Engine(takes(0)) as engine, AsyncExitStack() as clients:
@@ -499,7 +497,7 @@ async def connect(proxy: RunningProxy, clients: AsyncExitStack) -> tuple[asyncio
 
 
 @pytest.mark.slow_faults
-def test_ov12_without_a_port_for_a_connection_requests_are_refused_and_no_backend_is_blamed() -> None:
+def test_ov12_running_out_of_ports_refuses_requests_and_blames_no_backend() -> None:
     alone = ["unshare", "--map-root-user", "--net"]
     may = subprocess.run([*alone, "true"], capture_output=True, text=True, check=False)
     assert may.returncode == 0, f"this test needs user and network namespaces (sysctl, container): {may.stderr}"

@@ -33,7 +33,7 @@ async def test_bf03_requests_on_a_frozen_engine_are_answered_by_another(
     await proxy.becomes(frozen, "up")
 
 
-async def test_bf08_only_what_may_be_repeated_is_when_an_engine_is_killed(
+async def test_bf08_only_repeatable_requests_are_retried_when_an_engine_is_killed(
     fleet: Fleet, two_servers: list[LlamaServer]
 ) -> None:
     victim, other = two_servers
@@ -67,7 +67,7 @@ async def test_bf08_only_what_may_be_repeated_is_when_an_engine_is_killed(
     assert await proxy.state(victim) == "down"
 
 
-async def test_what_finds_all_slots_full_waits_here_and_not_in_the_engine(
+async def test_excess_requests_wait_in_the_proxy_not_in_the_engine(
     fleet: Fleet, two_servers: list[LlamaServer]
 ) -> None:
     server, _ = two_servers

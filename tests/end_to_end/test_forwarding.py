@@ -52,9 +52,7 @@ def fields_of(request: bytes, *names: str) -> dict[str, str]:
         ),
     ],
 )
-async def test_an_engine_gets_the_key_that_is_meant_for_it(
-    start_proxy: StartProxy, settings: dict[str, str], got: dict[str, str]
-) -> None:
+async def test_engine_gets_its_own_key(start_proxy: StartProxy, settings: dict[str, str], got: dict[str, str]) -> None:
     async with RecordingEngine() as engine:
         proxy = await asyncio.to_thread(start_proxy, engine.url, **settings)
         assert (await send(proxy.url, CHAT, chat(), headers=GIVEN)).status == 200
@@ -67,7 +65,7 @@ async def test_an_engine_gets_the_key_that_is_meant_for_it(
             assert fields_of(poll, "authorization", "x-api-key") == own
 
 
-async def test_without_keys_any_authorization_goes_on_as_it_came(start_proxy: StartProxy) -> None:
+async def test_without_keys_authorization_is_forwarded_unchanged(start_proxy: StartProxy) -> None:
     given = ["Basic YTpi", "bearer  x", "Digest a=b, c=d", "Bearer \xe9"]
     async with RecordingEngine() as engine:
         proxy = await asyncio.to_thread(start_proxy, engine.url)
@@ -78,7 +76,7 @@ async def test_without_keys_any_authorization_goes_on_as_it_came(start_proxy: St
         assert got == [authorization.encode().decode("latin-1") for authorization in given]
 
 
-async def test_an_engine_with_a_key_of_its_own_is_used_and_understood(
+async def test_engine_with_a_configured_key_is_polled_and_used(
     start_servers: StartServers, start_proxy: StartProxy, tiny_model: Path
 ) -> None:
     [server] = start_servers(1, tiny_model, "--api-key", ENGINES_KEY)
@@ -92,7 +90,7 @@ async def test_an_engine_with_a_key_of_its_own_is_used_and_understood(
     assert (await send(proxy.url, CHAT, chat())).status == 401
 
 
-async def test_an_engine_whose_key_we_lack_answers_for_itself(
+async def test_engine_with_an_unconfigured_key_answers_401_itself(
     start_servers: StartServers, start_proxy: StartProxy, tiny_model: Path
 ) -> None:
     [server] = start_servers(1, tiny_model, "--api-key", ENGINES_KEY)
@@ -116,7 +114,7 @@ SPOOFED = {
 WAY = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip", "forwarded", "traceparent")
 
 
-async def test_a_strangers_word_about_its_way_is_replaced(tmp_path: Path) -> None:
+async def test_forwarding_headers_of_an_untrusted_client_are_replaced(tmp_path: Path) -> None:
     async with RecordingEngine() as engine:
         with await asyncio.to_thread(Proxy, tmp_path, [engine.url]) as proxy:
             await send(proxy.url, "/x", headers=SPOOFED)
@@ -131,7 +129,7 @@ async def test_a_strangers_word_about_its_way_is_replaced(tmp_path: Path) -> Non
     assert clients_in(tmp_path) == [""]
 
 
-async def test_a_trusted_proxys_word_is_passed_on_and_logged(tmp_path: Path) -> None:
+async def test_forwarding_headers_of_a_trusted_proxy_are_extended_and_logged(tmp_path: Path) -> None:
     told = ["203.0.113.9", "6.6.6.6, 203.0.113.9, 10.0.0.1", "[2001:db8::1]:443", 'x" 200', "127.0.0.1", ""]
     async with RecordingEngine() as engine:
         with await asyncio.to_thread(Proxy, tmp_path, [engine.url], TRUSTED_PROXIES="private") as proxy:
@@ -146,7 +144,7 @@ async def test_a_trusted_proxys_word_is_passed_on_and_logged(tmp_path: Path) -> 
     assert clients_in(tmp_path) == ["203.0.113.9", "203.0.113.9", "2001:db8::1", "", "", ""]
 
 
-async def test_a_proxy_that_is_its_own_backend_says_so(start_proxy: StartProxy, free_port: int) -> None:
+async def test_proxy_that_is_its_own_backend_reports_a_loop(start_proxy: StartProxy, free_port: int) -> None:
     proxy = start_proxy(f"http://127.0.0.1:{free_port}", PORT=str(free_port), METRICS_CACHE_TTL_SECONDS="0.1")
     await eventually(lambda: _is_ready(proxy))
 
@@ -156,7 +154,7 @@ async def test_a_proxy_that_is_its_own_backend_says_so(start_proxy: StartProxy, 
     await eventually(lambda: len([line for line in proxy.access_lines if line.path == CHAT]) == 2)
 
 
-async def test_two_proxies_in_a_row_are_no_circle(start_proxy: StartProxy) -> None:
+async def test_two_proxies_in_a_row_are_not_a_loop(start_proxy: StartProxy) -> None:
     async with RecordingEngine() as engine:
         inner = await asyncio.to_thread(start_proxy, engine.url)
         outer = await asyncio.to_thread(start_proxy, inner.url)

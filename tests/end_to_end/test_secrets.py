@@ -125,7 +125,7 @@ def _malformed(secret: str) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 @pytest.mark.parametrize("keys", [True, False])
-async def test_no_secret_is_in_anything_the_program_writes(tmp_path: Path, log_format: str, *, keys: bool) -> None:
+async def test_program_writes_no_secret(tmp_path: Path, log_format: str, *, keys: bool) -> None:
     (tmp_path / "keys.yaml").write_text(f"keys: [{{name: file, secret: {IN_FILE}, models: [tiny]}}]")
     settings = TALKATIVE | SETTINGS | {"LOG_FORMAT": log_format, "BACKEND_TIMEOUT_SECONDS": "0.3"}
     if keys:
@@ -152,7 +152,7 @@ async def test_no_secret_is_in_anything_the_program_writes(tmp_path: Path, log_f
             assert b"x-backend" not in content, f"{what}: {content!r}"
 
 
-async def test_nobody_is_told_of_a_dead_fleets_addresses(tmp_path: Path) -> None:
+async def test_error_for_a_dead_fleet_names_no_address(tmp_path: Path) -> None:
     port = free_port()
     with await asyncio.to_thread(Proxy, tmp_path, [f"http://127.0.0.1:{port}"], LOG_LEVEL="debug") as proxy:
         for path in (CHAT, "/v1/messages", "/v1/responses"):
@@ -166,7 +166,7 @@ async def test_nobody_is_told_of_a_dead_fleets_addresses(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("arguments", [("settings",), ("settings", "--json")])
-def test_settings_are_shown_without_their_secrets(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_shown_settings_have_no_secrets(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = run_command(tmp_path, *arguments, **SETTINGS, API_KEYS=f"alice:{CLIENT},bob:{OTHER}")
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -174,7 +174,7 @@ def test_settings_are_shown_without_their_secrets(tmp_path: Path, arguments: tup
     assert PLANTED not in done.stdout
 
 
-def test_wrong_settings_are_named_without_their_secrets(tmp_path: Path) -> None:
+def test_invalid_settings_are_reported_without_secrets(tmp_path: Path) -> None:
     wrong = {
         "API_KEYS": f"a:{OTHER},a:{CLIENT}",
         "ADMIN_KEY": f"{ADMIN} {ADMIN}",
@@ -198,7 +198,7 @@ def test_wrong_settings_are_named_without_their_secrets(tmp_path: Path) -> None:
         f"keys: {{\n{CLIENT}",
     ],
 )
-def test_a_wrong_file_of_keys_is_one_line_without_its_secrets(tmp_path: Path, content: str) -> None:
+def test_invalid_key_file_is_one_line_without_secrets(tmp_path: Path, content: str) -> None:
     (tmp_path / "keys.yaml").write_text(content)
     settings = {"BACKENDS": "http://127.0.0.1:1", "PORT": "0", "API_KEYS_FILE": "keys.yaml", "LOG_LEVEL": "debug"}
 
@@ -210,7 +210,7 @@ def test_a_wrong_file_of_keys_is_one_line_without_its_secrets(tmp_path: Path, co
     assert PLANTED not in done.stderr
 
 
-def test_a_line_of_env_that_cannot_be_read_is_not_repeated(tmp_path: Path) -> None:
+def test_unreadable_line_of_dot_env_is_not_repeated(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
         f"BACKENDS=http://127.0.0.1:1\nADMIN_KEY={PLANTED}\n{PLANTED} is it\nADMN_KEY={OTHER}\n"
     )

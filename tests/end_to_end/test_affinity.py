@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.keeping_engine import KeepingEngine
+from end_to_end.stateful_engine import KeepingEngine
 from support.fakes.engine import EngineConnection, http_reply
 from support.http_client import Call, Reply, chat, send
 from support.program import Proxy, program
@@ -56,7 +56,7 @@ def lacked(engines: list[KeepingEngine]) -> list[int]:
 
 @pytest.mark.parametrize("policy", ["least_requests", "expected_time"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_a_response_is_asked_for_where_it_was_made(
+async def test_stored_response_is_requested_from_its_home_backend(
     tmp_path: Path, engines: list[KeepingEngine], policy: str, stream: bool
 ) -> None:
     async with program(tmp_path, *engines, BALANCING_POLICY=policy) as proxy:
@@ -73,7 +73,9 @@ async def test_a_response_is_asked_for_where_it_was_made(
 
 
 @pytest.mark.parametrize("policy", ["least_requests", "expected_time"])
-async def test_who_does_not_know_asks_all_once(tmp_path: Path, engines: list[KeepingEngine], policy: str) -> None:
+async def test_unknown_home_is_found_by_asking_every_backend_once(
+    tmp_path: Path, engines: list[KeepingEngine], policy: str
+) -> None:
     async with program(tmp_path / "first", *engines) as first:
         await fill(first, engines)
     known = homes(engines)
@@ -88,7 +90,7 @@ async def test_who_does_not_know_asks_all_once(tmp_path: Path, engines: list[Kee
     assert lacked(engines) == once
 
 
-async def test_a_stored_completion_is_found_by_asking(tmp_path: Path, engines: list[KeepingEngine]) -> None:
+async def test_stored_completion_is_found_by_asking(tmp_path: Path, engines: list[KeepingEngine]) -> None:
     engines[0].kept, engines[1].kept = ["chatcmpl-a"], ["chatcmpl-b"]
     async with program(tmp_path, *engines) as proxy:
         for engine in engines * 2:
@@ -97,7 +99,7 @@ async def test_a_stored_completion_is_found_by_asking(tmp_path: Path, engines: l
     assert sum(lacked(engines)) <= 2
 
 
-async def test_what_nobody_has_gets_the_last_engines_own_404(tmp_path: Path, engines: list[KeepingEngine]) -> None:
+async def test_missing_resource_gets_the_last_engines_404(tmp_path: Path, engines: list[KeepingEngine]) -> None:
     async with program(tmp_path, *engines) as proxy:
         for reply in [await ask(proxy, "resp_x"), await make(proxy, after="resp_x")]:
             named = next(engine for engine in engines if engine.url == reply.headers["x-backend"])
@@ -106,7 +108,9 @@ async def test_what_nobody_has_gets_the_last_engines_own_404(tmp_path: Path, eng
     assert lacked(engines) == [2, 2]
 
 
-async def test_workers_find_each_others_responses(tmp_path: Path, engines: list[KeepingEngine]) -> None:
+async def test_worker_finds_a_response_made_through_another_worker(
+    tmp_path: Path, engines: list[KeepingEngine]
+) -> None:
     async with program(tmp_path, *engines, WORKERS="2") as proxy:
         for _ in range(20):
             made = await make(proxy)
@@ -114,7 +118,7 @@ async def test_workers_find_each_others_responses(tmp_path: Path, engines: list[
                 assert (reply.status, reply.headers["x-backend"]) == (200, made.headers["x-backend"])
 
 
-async def test_a_home_that_is_down_is_told_and_nobody_else_is_asked(
+async def test_request_for_a_home_that_is_down_fails_without_asking_others(
     tmp_path: Path, engines: list[KeepingEngine]
 ) -> None:
     gone, other = engines
@@ -136,7 +140,7 @@ async def test_a_home_that_is_down_is_told_and_nobody_else_is_asked(
         assert len(other.served) == served
 
 
-async def test_a_home_that_is_draining_gets_what_only_it_has(tmp_path: Path, engines: list[KeepingEngine]) -> None:
+async def test_draining_home_gets_requests_for_its_resources(tmp_path: Path, engines: list[KeepingEngine]) -> None:
     home, other = engines
     async with program(tmp_path, *engines, ADMIN_KEY=KEY) as proxy:
         await fill(proxy, engines)
@@ -152,7 +156,7 @@ async def test_a_home_that_is_draining_gets_what_only_it_has(tmp_path: Path, eng
         assert (await ask(proxy, "resp_unknown")).headers["x-backend"] == home.url
 
 
-async def test_a_busy_home_is_waited_for_by_what_takes_a_place(tmp_path: Path, engines: list[KeepingEngine]) -> None:
+async def test_request_that_needs_a_slot_waits_for_its_busy_home(tmp_path: Path, engines: list[KeepingEngine]) -> None:
     home, other = engines
     for engine in engines:
         engine.owner, engine.slots = "llamacpp", 1

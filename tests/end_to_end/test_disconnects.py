@@ -54,7 +54,7 @@ async def has_let_go(proxy: Proxy, server: LlamaServer, connections: int = 0) ->
 
 
 @pytest.mark.parametrize("leave", [Call.leave, Call.reset, Call.half_close], ids=["FIN", "RST", "half-close"])
-async def test_leaving_within_a_stream_ends_its_generation(proxy: Proxy, server: LlamaServer, leave: Leave) -> None:
+async def test_disconnect_during_a_stream_ends_its_generation(proxy: Proxy, server: LlamaServer, leave: Leave) -> None:
     async with Call(proxy.url, PATH, chat(LONG, stream=True)) as stream:
         stream.send()
         assert await stream.head() == 200
@@ -68,7 +68,9 @@ async def test_leaving_within_a_stream_ends_its_generation(proxy: Proxy, server:
         await eventually(lambda: load(server) == (0, 0), seconds=1)
 
 
-async def test_leaving_while_queued_in_the_engine_closes_the_connection(proxy: Proxy, server: LlamaServer) -> None:
+async def test_disconnect_while_queued_in_the_engine_closes_the_backend_connection(
+    proxy: Proxy, server: LlamaServer
+) -> None:
     """The engine sends such a request nothing at all, not even a header section."""
     async with AsyncExitStack() as stack:
 
@@ -90,7 +92,7 @@ async def test_leaving_while_queued_in_the_engine_closes_the_connection(proxy: P
         assert load(server) == (2, 4)  # it will find out in their turn
 
 
-async def test_one_that_leaves_disturbs_no_other(proxy: Proxy, server: LlamaServer) -> None:
+async def test_disconnect_disturbs_no_other_request(proxy: Proxy, server: LlamaServer) -> None:
     async with Call(proxy.url, PATH, chat(600, stream=True)) as staying:
         staying.send()
         await staying.head()
@@ -105,7 +107,7 @@ async def test_one_that_leaves_disturbs_no_other(proxy: Proxy, server: LlamaServ
     assert reply.body.count(b'"content":"') == 600
 
 
-async def test_leaving_without_stream_closes_the_connection(proxy: Proxy, server: LlamaServer) -> None:
+async def test_disconnect_before_the_reply_closes_the_backend_connection(proxy: Proxy, server: LlamaServer) -> None:
     """llama.cpp itself goes on to the last token; that we have left is all that we can tell it."""
     async with Call(proxy.url, PATH, chat(1000)) as one, Call(proxy.url, PATH, chat(1000)) as other:
         one.send()
