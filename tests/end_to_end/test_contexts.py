@@ -1,4 +1,4 @@
-"""A prompt goes where it fits, in a fleet whose servers have contexts of different lengths."""
+"""A prompt goes to a backend whose context it fits, in a fleet with different context lengths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.llama_server import LlamaServer
 from support.program import Proxy
 
 PATH = "/v1/chat/completions"
-# The tiny model has a token for every byte, which nobody knows before it has told.
+# The tiny model has one token per byte. The proxy learns this from the first replies.
 SHORT, MIDDLING, LONG, TOO_LONG = ("x" * size for size in (50, 1900, 3500, 5000))
 
 
@@ -27,13 +27,13 @@ def policy(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def small(start_servers: StartServers, tiny_model: Path) -> LlamaServer:
-    """1,024 tokens in each of its slots."""
+    """Each slot has 1,024 tokens."""
     return start_servers(1, tiny_model, "--slots", "2", "--context", "2048", "--http-threads", "32")[0]
 
 
 @pytest.fixture
 def large(start_servers: StartServers, tiny_model: Path) -> LlamaServer:
-    """4,096 tokens in each of its slots."""
+    """Each slot has 4,096 tokens."""
     return start_servers(1, tiny_model, "--slots", "2", "--context", "8192", "--http-threads", "32")[0]
 
 
@@ -43,7 +43,7 @@ async def ask(proxy: Proxy, text: str, **members: Any) -> Reply:
 
 
 async def ask_all(proxy: Proxy, texts: list[str]) -> Counter[str]:
-    """Ask all of these at once. Returns who has answered how many."""
+    """Send all requests at once; returns how many each backend answered."""
     replies = await asyncio.gather(*(ask(proxy, text, stream=len(text) % 2 == 0) for text in texts))
     assert {reply.status for reply in replies} == {200}
     return Counter(reply.headers["x-backend"] for reply in replies)

@@ -1,4 +1,4 @@
-"""Requests go where their first token comes soonest: to who holds their prompt, unless others would be sooner."""
+"""Requests go to the backend with the earliest expected first token, usually the one that has cached their prefix."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def servers(start_servers: StartServers, tiny_model: Path) -> list[LlamaServer]:
 
 
 def system(name: str) -> Message:
-    """A long text of its own."""
+    """A long message that depends on ``name``."""
     return {"role": "system", "content": " ".join(f"{name} {number}" for number in range(160))}
 
 
@@ -68,7 +68,7 @@ async def test_conversations_with_different_prefixes_are_spread(
 async def test_shared_prefix_makes_no_hot_spot(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers, **POLICY)
     await ask(proxy, [system("a"), user("Begin.")])
-    # It takes so long to answer them that to wait for the one that has read this takes longer than to read it again.
+    # The answers take so long that waiting for the warm backend is slower than reading the prefix again.
     questions = ([system("a"), user(f"Question {number}")] for number in range(24))
     replies = await asyncio.gather(*(ask(proxy, messages, answer_tokens=400) for messages in questions))
     shares = Counter(reply.headers["x-backend"] for reply in replies)

@@ -1,4 +1,4 @@
-"""Backends come, go and are drained while requests run; on real servers."""
+"""Backends join, leave and are drained while requests run, on real servers."""
 
 from __future__ import annotations
 
@@ -79,18 +79,18 @@ async def test_changed_policy_of_a_model_applies_at_once(
     file.write_text(fleet_of(*two_servers) + "models: {sticky: {balancing_policy: rendezvous}}\n")
     proxy = start_proxy(BACKENDS="", CONFIG_FILE=str(file), BALANCING_POLICY="round_robin")
 
-    assert len(set(await ways_of(proxy, "sticky"))) == 1
-    assert alternates(await ways_of(proxy, "other"))
+    assert len(set(await backends_of(proxy, "sticky"))) == 1
+    assert alternates(await backends_of(proxy, "other"))
 
     file.write_text(fleet_of(*two_servers) + "models: {other: {balancing_policy: rendezvous}}\n")
     await eventually(lambda: "settings of their own have now: other" in proxy.events)
 
-    assert alternates(await ways_of(proxy, "sticky"))
-    assert len(set(await ways_of(proxy, "other"))) == 1
+    assert alternates(await backends_of(proxy, "sticky"))
+    assert len(set(await backends_of(proxy, "other"))) == 1
 
 
-async def ways_of(proxy: Proxy, model: str) -> list[str]:
-    """Which backends the same request for ``model`` goes to, one time after the other."""
+async def backends_of(proxy: Proxy, model: str) -> list[str]:
+    """The backends of six identical sequential requests for ``model``."""
     replies = [await send(proxy.url, PATH, {**chat(), "model": model}) for _ in range(6)]
     return [reply.headers["x-backend"] for reply in replies]
 
@@ -158,7 +158,7 @@ async def test_draining_needs_the_admin_key(start_proxy: StartProxy, shared_serv
     name = shared_server.url.removeprefix("http://")
 
     assert (await send(proxy.url, f"/admin/backends/{name}/drain", method="POST")).status == 401
-    unknown = await send(proxy.url, "/admin/backends/nobody/drain", method="POST", headers=ADMIN)
+    unknown = await send(proxy.url, "/admin/backends/unknown/drain", method="POST", headers=ADMIN)
 
     assert (unknown.status, unknown.json["error"]["code"]) == (404, "no_such_backend")
     assert await proxy.available() == {shared_server.url}

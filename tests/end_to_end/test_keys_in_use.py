@@ -1,4 +1,4 @@
-"""What a key is good for: its models, its limits, its holder's SDK, and a file that changes under the program."""
+"""Keys in use: their models, their limits, SDKs, and changes of the key file."""
 
 from __future__ import annotations
 
@@ -114,13 +114,13 @@ async def test_key_permits_only_its_models_in_forms(start_proxy: StartProxy, tmp
 
         for models in (["secret"], ["tiny", "secret"], ["secret", "tiny"], ["tiny", "tiny"], []):
             assert await transcribe(*models) == 403
-        assert engine.passed_on == []
+        assert engine.forwarded == []
         assert await transcribe("tiny") == 200
         async with openai.AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key=SECRETS["ours"], max_retries=0) as client:
             await client.audio.transcriptions.create(model="tiny", file=("a.wav", b"RIFF....WAVE"))
             with pytest.raises(openai.PermissionDeniedError):
                 await client.audio.transcriptions.create(model="secret", file=("a.wav", b"RIFF....WAVE"))
-        assert len(engine.passed_on) == 2
+        assert len(engine.forwarded) == 2
 
 
 # --- limits
@@ -162,7 +162,7 @@ async def test_key_has_no_more_concurrent_requests_than_allowed(proxy: Proxy) ->
     async def is_served() -> bool:
         return (await ask(proxy, "single", chat(1))).status == 200
 
-    await eventually(is_served)  # the client has left
+    await eventually(is_served)  # the client has disconnected
 
 
 async def test_expired_key_is_refused(proxy: Proxy) -> None:
@@ -206,7 +206,7 @@ def test_openai_sdk_recognizes_refusals_of_the_proxy(proxy: Proxy) -> None:
 
     assert isinstance(refusal("wrong"), openai.AuthenticationError)
     assert isinstance(refusal(SECRETS["ours"], "secret"), openai.PermissionDeniedError)
-    exceeded = refusal(SECRETS["tokens"])  # its tokens are used up by another test, or by the first of these
+    exceeded = refusal(SECRETS["tokens"])  # its tokens were used up by an earlier test or by the first request
     assert isinstance(exceeded, openai.RateLimitError)
     assert int(exceeded.response.headers["retry-after"]) >= 1
 
@@ -224,7 +224,7 @@ def test_anthropic_sdk_sends_its_key_and_recognizes_refusals(proxy: Proxy) -> No
     assert int(exceeded.value.response.headers["retry-after"]) >= 1
 
 
-# --- a file that changes
+# --- changes of the key file
 
 
 async def test_changed_key_file_applies_to_open_connections_too(start_proxy: StartProxy, tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ async def test_shutdown_lets_a_stream_finish(
 WATCHED = "/readyz"
 
 
-async def asked_for_readiness(proxy: Proxy) -> None:
-    """As an orchestrator does, which will hear that the proxy stops."""
+async def probe_readiness(proxy: Proxy) -> None:
+    """As an orchestrator does, which notices in this way that the proxy stops."""
     await eventually(lambda: is_ready(proxy))
 
 
@@ -63,7 +63,7 @@ async def is_ready(proxy: Proxy) -> bool:
 async def test_new_requests_are_served_during_the_grace_period(start_proxy: StartProxy, server: LlamaServer) -> None:
     proxy = start_proxy(server, DRAIN_GRACE_SECONDS="1.5")  # LC01
     async with Call(proxy.url, PATH, chat(300, stream=True)) as stream, Call(proxy.url, "/livez") as idle:
-        await asked_for_readiness(proxy)
+        await probe_readiness(proxy)
         stream.send()
         assert await stream.head() == 200
 
@@ -90,7 +90,7 @@ async def test_there_is_no_grace_period_without_readiness_probes_or_after_sigint
 ) -> None:
     proxy = start_proxy(server, DRAIN_GRACE_SECONDS="30")
     if is_watched:
-        await asked_for_readiness(proxy)
+        await probe_readiness(proxy)
 
     proxy.signal(number)
 
@@ -103,7 +103,7 @@ async def test_second_signal_within_the_grace_period_stops_at_once(
 ) -> None:
     proxy = start_proxy(server, DRAIN_GRACE_SECONDS="30")  # LC02
     async with Call(proxy.url, PATH, chat(4000, stream=True)) as stream:
-        await asked_for_readiness(proxy)
+        await probe_readiness(proxy)
         stream.send()
         assert await stream.head() == 200
         proxy.signal(signal.SIGTERM)
@@ -158,7 +158,7 @@ async def refuses_connections(proxy: Proxy) -> bool:
     try:
         async with Call(proxy.url, "/livez"):
             return False
-    except (ConnectionRefusedError, ConnectionResetError):  # reset: it stood in line when the listener closed
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it was in the backlog when the listener closed
         return True
 
 
@@ -174,7 +174,7 @@ def test_port_in_use_is_one_line(shared_proxy: Proxy, tmp_path: Path) -> None:
 
 def test_open_file_limit_is_raised_to_the_hard_limit(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))  # inherited by what is started now
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))  # inherited by processes started from now on
     try:
         proxy = FreshProxy(tmp_path, ["http://127.0.0.1:9"])
     finally:

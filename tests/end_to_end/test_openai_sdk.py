@@ -1,4 +1,4 @@
-"""The official OpenAI SDK works against the proxy as against OpenAI."""
+"""The official OpenAI SDK works with the proxy as it does with OpenAI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program with less than it is asked for: of connections, files, requests, memory and time."""
+"""The program beyond its limits of connections, files, requests, memory and time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Start = Callable[..., Awaitable[Proxy]]
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
-    """Keeps all requests until it is told to answer."""
+    """Holds all requests until the test lets it answer."""
     async with Engine() as engine:
         engine.freed.clear()
         yield engine
@@ -33,7 +33,7 @@ async def engine() -> AsyncIterator[Engine]:
 
 @pytest.fixture
 def start(start_proxy: StartProxy) -> Start:
-    """Starts the program while the engine, which is in this process, can answer it."""
+    """Starts the program in a thread, so that the engine in this process can answer its polls."""
     return partial(asyncio.to_thread, start_proxy)
 
 
@@ -60,7 +60,7 @@ async def test_excess_requests_are_refused_at_once_but_own_paths_answer(start: S
             assert (await send(proxy.url, "/health")).status == 200
 
         assert await sample(proxy, 'inference_proxy_shed_total{reason="requests"}') == 10
-        assert await sample(proxy, "inference_proxy_client_requests_in_flight") == 4  # and the one that asks
+        assert await sample(proxy, "inference_proxy_client_requests_in_flight") == 4  # and this request itself
         engine.freed.set()
     assert [task.result().status for task in served] == [200] * 3
     assert (await send(proxy.url, PATH, chat())).status == 200
@@ -145,7 +145,7 @@ async def test_running_out_of_files_is_logged_once_and_recovers(start: Start, en
 
 
 async def knock(proxy: Proxy) -> None:
-    """Connect, ask, and take whatever comes."""
+    """Connect and send a request; returns everything received."""
     try:
         async with asyncio.timeout(0.2), Call(proxy.url, "/livez") as call:
             call.send()
@@ -156,7 +156,7 @@ async def knock(proxy: Proxy) -> None:
 
 async def test_high_memory_use_ends_connections_and_then_refuses_requests(tmp_path: Path, engine: Engine) -> None:
     engine.freed.set()
-    limit = str(2**26)  # less than Python with all its modules takes
+    limit = str(2**26)  # less than Python with all its modules needs
     with await asyncio.to_thread(FreshProxy, tmp_path, [engine.url], MEMORY_LIMIT_BYTES=limit) as proxy:
         await eventually(lambda: "memory is" in proxy.events)
         reply = await send(proxy.url, PATH, chat())

@@ -1,4 +1,4 @@
-"""Every path and method reaches the engine as it was sent, but for those that an operator has to allow."""
+"""Every path and method is forwarded unchanged, except those that an operator has to allow."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_any_request_reaches_the_engine(
 
 
 async def test_query_reaches_the_engine(shared_proxy: Proxy, shared_server: LlamaServer) -> None:
-    """With this query, llama.cpp answers 503 while all slots are taken."""
+    """With this query, llama.cpp answers 503 while all slots are occupied."""
     target = "/slots?fail_on_no_slot=1"
     assert (await send(shared_proxy.url, target)).status == 200
     async with AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Requests wait in the proxy while all slots are taken, and leave with their clients; on real servers."""
+"""Requests wait in the proxy while all slots are occupied, and leave with their clients, on real servers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_client_that_leaves_the_queue_is_never_served(
             await eventually(lambda: waiting(proxy, 1))
 
             assert (await stayer.reply()).status == 200
-    # Three were begun; what they count is prompts, so the one that left is not among them.
+    # The engine counts prompts that it has read, so the request whose client left is not among the three.
     line = next(line for line in proxy.access_lines if line.status == 499)
     assert line.backend == "-"
 
@@ -87,9 +87,9 @@ async def test_queued_stream_gets_its_position_on_request(
             while event := await third.event():
                 events.append(event)
 
-    told = [event for event in events if event.startswith(b":")]
+    updates = [event for event in events if event.startswith(b":")]
     answer = [event for event in events if not event.startswith(b":")]
-    assert all(event.startswith(b": queued position=1") for event in told)
+    assert all(event.startswith(b": queued position=1") for event in updates)
     assert answer[-1] == DONE
     assert third.complete
     assert json.loads(answer[0].removeprefix(b"data: "))["object"] == "chat.completion.chunk"

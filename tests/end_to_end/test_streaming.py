@@ -1,4 +1,4 @@
-"""A stream comes through as it is made, and as it would have come from the engine itself."""
+"""A stream is relayed unchanged, as it is generated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MESSAGES = {"max_tokens": 12, "stream": True, "messages": [{"role": "user", "con
 
 
 def comparable(reply: Reply) -> list[Any]:
-    """The events of a stream, without what differs between any two answers of one engine."""
+    """The events of a stream, without the fields that differ between two answers of one engine."""
     *events, end = reply.body.decode().split("\n\n")
     assert end == ""
     assert reply.complete
@@ -82,7 +82,7 @@ async def test_anthropic_stream_is_relayed(shared_proxy: Proxy) -> None:
 async def test_client_that_reads_late_gets_the_whole_stream(
     start_proxy: StartProxy, start_servers: StartServers, tiny_model: Path
 ) -> None:
-    """All of the body is made before the client reads a byte of it."""
+    """The engine has generated the whole body before the client reads a byte."""
     [server] = start_servers(1, tiny_model, "--slots", "1", "--context", "4096")
     proxy = start_proxy(server)
     body = chat(3000, stream=True, logprobs=True, top_logprobs=10)
