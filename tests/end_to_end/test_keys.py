@@ -88,7 +88,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "authority form": (request("CONNECT proxy:443"), 405),
     "asterisk form": (request("OPTIONS *"), 401),
     "another Host": (b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 401),
-    "forged forwarding headers": (chat_with("X-Forwarded-For: 127.0.0.1", "X-Real-IP: 127.0.0.1", "Forwarded: for=::1"), 401),
+    "forged headers": (chat_with("X-Forwarded-For: 127.0.0.1", "X-Real-IP: 127.0.0.1", "Forwarded: for=::1"), 401),
     "another path in a header": (chat_with("X-Original-URL: /health", "X-Rewrite-URL: /health"), 401),
     "another method in a header": (chat_with("X-HTTP-Method-Override: GET"), 401),
     "like a preflight, but a POST": (chat_with("Origin: http://a", "Access-Control-Request-Method: POST"), 401),

@@ -1,4 +1,4 @@
-"""Clients that leave, that dawdle, that send too much or too little, and that ask again and again."""
+"""Clients that disconnect, are slow, send too much or too little, or retry in a storm."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from support.waiting import eventually
 Leave = Callable[[Call], Awaitable[None]]
 
 SOON_SECONDS = 10.0
-LEAVING = pytest.mark.parametrize("leave", [Call.leave, Call.reset], ids=["FIN", "RST"])
+DISCONNECTS = pytest.mark.parametrize("leave", [Call.leave, Call.reset], ids=["FIN", "RST"])
 STREAMING = says(STREAM_HEAD, chunk(EVENT))
 POST = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\n".encode()
 MEBIBYTE = 1 << 20
-MOST_HELD_BYTES = 65_536 + 256_000 + 40_000  # for a client that takes nothing; the last for its objects
+MOST_HELD_BYTES = 65_536 + 256_000 + 40_000  # for a client that reads nothing; the last term is for its objects
 
 
 class Gate:
-    """An engine's answer that waits until it is opened."""
+    """An engine's answer that waits until the gate is opened."""
 
     def __init__(self) -> None:
         self.opened = asyncio.Event()
@@ -47,7 +47,7 @@ class Gate:
 
 
 async def connected(url: str, receive_buffer_bytes: int = 0) -> socket.socket:
-    """A connection to ``url``; with a small buffer it takes little that it does not read."""
+    """A connection to ``url``; a small buffer bounds the bytes that the kernel accepts unread."""
     client = socket.socket()
     client.setblocking(False)
     if receive_buffer_bytes:
@@ -58,7 +58,7 @@ async def connected(url: str, receive_buffer_bytes: int = 0) -> socket.socket:
 
 
 async def connect(proxy: LiveProxy, receive_buffer_bytes: int = 0) -> Client:
-    """A client that speaks raw bytes, on a connection as :func:`connected`."""
+    """A client that sends raw bytes, on a connection from :func:`connected`."""
     client = await connected(proxy.url, receive_buffer_bytes)
     reader, writer = await asyncio.open_connection(sock=client, limit=receive_buffer_bytes or 65536)
     proxy.clients.callback(writer.close)
@@ -69,10 +69,10 @@ async def waiting(proxy: RunningProxy, count: int) -> bool:
     return await proxy.metric("queue_requests") == count
 
 
-# --- they leave
+# --- disconnects
 
 
-@LEAVING
+@DISCONNECTS
 async def test_cf01_request_whose_client_leaves_the_queue_is_never_sent(fleet: Fleet, leave: Leave) -> None:
     gate = Gate()
     engine = await fleet.engine(gate)
@@ -99,7 +99,7 @@ async def test_cf01_request_whose_client_leaves_the_queue_is_never_sent(fleet: F
 async def lets_go(
     proxy: RunningProxy, engine: Engine, leave: Callable[[], Awaitable[None]], code: str, path: str = CHAT
 ) -> None:
-    """When the client leaves, the engine is let go at once, and everything is counted as it should be, once."""
+    """Check that a disconnect frees the engine at once and is counted exactly once."""
     await leave()
     await until(lambda: not engine.open_requests)
     await eventually(proxy.is_at_rest)
@@ -112,7 +112,7 @@ async def lets_go(
     assert await proxy.metric("backend_requests_in_flight") == 0
 
 
-@LEAVING
+@DISCONNECTS
 async def test_cf03_disconnect_before_the_first_byte_ends_the_stream_at_the_engine(fleet: Fleet, leave: Leave) -> None:
     engine = await fleet.engine(hangs)
     proxy = await fleet.proxy(engine)
@@ -122,7 +122,7 @@ async def test_cf03_disconnect_before_the_first_byte_ends_the_stream_at_the_engi
         await lets_go(proxy, engine, lambda: leave(call), "499")
 
 
-@LEAVING
+@DISCONNECTS
 async def test_cf04_disconnect_before_the_reply_ends_the_request_at_the_engine(fleet: Fleet, leave: Leave) -> None:
     engine = await fleet.engine(hangs)
     proxy = await fleet.proxy(engine)
@@ -132,7 +132,7 @@ async def test_cf04_disconnect_before_the_reply_ends_the_request_at_the_engine(f
         await lets_go(proxy, engine, lambda: leave(call), "499")
 
 
-@LEAVING
+@DISCONNECTS
 async def test_cf05_disconnect_during_a_stream_ends_it_at_the_engine_and_counts_once(
     fleet: Fleet, leave: Leave
 ) -> None:
@@ -160,7 +160,7 @@ BODIES: dict[str, object] = {
 }
 
 
-@pytest.mark.parametrize("begun", [False, True], ids=["before its reply", "within it"])
+@pytest.mark.parametrize("begun", [False, True], ids=["before its reply", "during its reply"])
 @pytest.mark.parametrize("path", BODIES)
 async def test_cf06_disconnect_is_noticed_on_every_path(fleet: Fleet, path: str, *, begun: bool) -> None:
     engine = await fleet.engine(STREAMING if begun else hangs)
@@ -174,7 +174,7 @@ async def test_cf06_disconnect_is_noticed_on_every_path(fleet: Fleet, path: str,
         await lets_go(proxy, engine, call.leave, "200" if begun else "499", path)
 
 
-@pytest.mark.parametrize("begun", [False, True], ids=["before its reply", "within it"])
+@pytest.mark.parametrize("begun", [False, True], ids=["before its reply", "during its reply"])
 async def test_cf08_client_that_closes_its_sending_half_counts_as_disconnected(fleet: Fleet, *, begun: bool) -> None:
     engine = await fleet.engine(STREAMING if begun else hangs)
     proxy = await fleet.proxy(engine)
@@ -191,14 +191,14 @@ async def test_cf08_client_that_closes_its_sending_half_counts_as_disconnected(f
                 await call.head()
 
 
-# --- they dawdle
+# --- slow clients
 
 
 class Torrent:
-    """An engine's answer of 200 MiB, made as fast as it is taken.
+    """An engine's answer of 200 MiB, generated as fast as it is read.
 
     Attributes:
-        sent_bytes: what the proxy, or the kernel on the way to it, has taken of it.
+        sent_bytes: bytes accepted by the proxy or by the kernel.
     """
 
     SIZE = 200 * MEBIBYTE
@@ -218,7 +218,7 @@ class Torrent:
             await asyncio.sleep(0)
 
     async def stands_still(self) -> None:
-        """Wait until no more of it is taken."""
+        """Wait until no more bytes are accepted."""
         seen = -1
         while self.sent_bytes != seen:
             seen = self.sent_bytes
@@ -234,7 +234,7 @@ async def test_cf10_cf11_slow_reader_pauses_its_engine_and_is_cut_off_in_time(fl
     client.send(POST + b"Content-Length: 2\r\n\r\n{}")
     began = time.monotonic()
 
-    async def dawdle() -> None:
+    async def slow() -> None:
         if not reads:
             client.stop_reading()
             return
@@ -242,15 +242,15 @@ async def test_cf10_cf11_slow_reader_pauses_its_engine_and_is_cut_off_in_time(fl
             await client.read(1)
             await asyncio.sleep(0.02)
 
-    dawdling = asyncio.get_running_loop().create_task(dawdle())
+    slow_task = asyncio.get_running_loop().create_task(slow())
     await torrent.stands_still()
     assert engine.open_requests == 1
-    assert 0 < torrent.sent_bytes < Torrent.SIZE / 4  # what the kernel takes, and no more
+    assert 0 < torrent.sent_bytes < Torrent.SIZE / 4  # no more than the kernel buffers
     assert (await send(proxy.url, "/livez")).status == 200
 
     await until(lambda: not engine.open_requests)
 
-    dawdling.cancel()
+    slow_task.cancel()
     assert time.monotonic() - began >= 1.2
     await eventually(proxy.is_at_rest)
     assert await proxy.metric("stream_aborts_total", side="client") == 1
@@ -259,7 +259,7 @@ async def test_cf10_cf11_slow_reader_pauses_its_engine_and_is_cut_off_in_time(fl
 
 @pytest.mark.slow_faults
 async def test_cf10_each_of_500_slow_readers_costs_bounded_memory(fleet: Fleet, tmp_path: Path) -> None:
-    """No more than 64 KiB and what one read of the event loop brings, and nothing more while they stand still."""
+    """Each costs at most 64 KiB plus one read of the event loop, and no more while it does not read."""
     count = 500
     engine = await fleet.engine(says(http_reply(b"x" * 8 * MEBIBYTE)))
     settings = {"METRICS_CACHE_TTL_SECONDS": "60"}
@@ -290,7 +290,7 @@ def resident_bytes(proxy: Proxy) -> int:
 
 
 def raise_file_limit() -> int:
-    """Of this process; gives the limit."""
+    """Raise the open-file limit of this process; returns it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
@@ -340,7 +340,7 @@ async def is_holding(proxy: RunningProxy, count: int) -> bool:
 
 @pytest.mark.slow_faults
 async def test_cf15_ten_thousand_idle_connections_leave_room_for_active_clients(fleet: Fleet, tmp_path: Path) -> None:
-    """The longest idle ones go when there are too many, and all of them in the end."""
+    """The longest idle connections are closed when there are too many, and all of them in the end."""
     count, most = 10_000, 8_000
     assert raise_file_limit() >= 2 * count, "needs a hard limit of open files of 20,000 (ulimit -Hn)"
     engine = await fleet.engine()
@@ -362,7 +362,7 @@ async def test_cf15_ten_thousand_idle_connections_leave_room_for_active_clients(
                 assert await loop.sock_recv(one, 1) == b""
 
 
-# --- they send what they should not
+# --- invalid requests
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ async def test_cf15_ten_thousand_idle_connections_leave_room_for_active_clients(
         ("Authorization: Bearer wrong\r\nContent-Length: 2\r\n", [401]),
         ("Authorization: Bearer right-right-right\r\nContent-Length: 2000\r\n", [413]),
     ],
-    ids=["right", "right in chunks", "without a key", "too long"],
+    ids=["valid", "valid in chunks", "without a key", "too long"],
 )
 async def test_cf19_client_that_waits_for_100_gets_it_or_a_refusal_at_once(
     fleet: Fleet, fields: str, statuses: list[int]
@@ -427,12 +427,12 @@ async def test_cf21_too_long_body_is_refused_as_soon_as_its_length_is_known(
     client.leave()
     assert (reply.status, json.loads(reply.body)["error"]["code"]) == (413, "body_too_large")
     assert reply.fields["connection"] == "close"
-    assert sent < 20 * MEBIBYTE  # what the kernel takes, and what is thrown away
+    assert sent < 20 * MEBIBYTE  # buffered by the kernel or discarded
     assert await proxy.metric("request_body_bytes_in_flight") == 0
     assert not engine.served
 
 
-# --- they speak as few do
+# --- unusual clients
 
 
 async def test_cf23_stream_to_an_http_1_0_client_ends_with_the_connection(fleet: Fleet) -> None:
@@ -448,7 +448,7 @@ async def test_cf23_stream_to_an_http_1_0_client_ends_with_the_connection(fleet:
 
 
 async def test_cf23_broken_stream_to_an_http_1_0_client_ends_in_a_reset(fleet: Fleet) -> None:
-    """Its connection's end would be its good end."""
+    """The regular end of such a stream is the end of its connection."""
 
     async def dies(connection: EngineConnection) -> None:
         connection.send(STREAM_HEAD, chunk(EVENT))
@@ -461,7 +461,7 @@ async def test_cf23_broken_stream_to_an_http_1_0_client_ends_in_a_reset(fleet: F
     assert await client.is_reset()
 
 
-# --- they ask again and again
+# --- storms of retries
 
 
 async def test_cf25_storm_of_immediate_retries_is_refused_cheaply_and_passes(fleet: Fleet) -> None:

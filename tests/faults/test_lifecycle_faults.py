@@ -1,4 +1,4 @@
-"""Proxies and backends that start, stop, are killed and are exchanged while requests run."""
+"""Proxies and backends that are started, stopped, killed and replaced while requests run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Streams:
-    """An answer that goes on until its connection is told to end it."""
+    """A stream that continues until the test gives its connection a cue."""
 
     def __init__(self) -> None:
         self.may_end = asyncio.Event()
@@ -73,7 +73,7 @@ async def test_lc01_streams_may_finish_and_unfinished_ones_get_an_error_event(tm
         proxy.signal(signal.SIGTERM)
         began = time.monotonic()
         await eventually(lambda: is_not_ready(proxy), 0.5)
-        late = await send(proxy.url, "/livez")  # the grace: who has not heard yet is served
+        late = await send(proxy.url, "/livez")  # served during the grace period
         assert (late.status, late.headers["connection"]) == (200, "close")
         short.may_end.set()
         ended = [await call.reply() for call in calls[:100]]
@@ -112,7 +112,7 @@ async def test_lc03_killed_proxy_frees_its_engines_and_restarts_at_once(tmp_path
 
 
 class LoadBalancer:
-    """Sends each request to the next proxy that says it is ready, as an orchestrator's would."""
+    """Sends each request to the next proxy that reports ready, as a load balancer does."""
 
     def __init__(self, *urls: str) -> None:
         self.urls = list(urls)
@@ -153,7 +153,7 @@ async def test_lc04_replacing_one_of_two_proxies_behind_a_load_balancer_loses_no
             clients = [group.create_task(asks_again_and_again()) for _ in range(10)]
             await asyncio.sleep(0.5)
             new = await started(stack, tmp_path / "new", engine)
-            assert (await send(new.url, CHAT, chat())).status == 200  # it has asked its backends before it listened
+            assert (await send(new.url, CHAT, chat())).status == 200  # it polled its backends before it listened
             balancer.urls.append(new.url)
             old.signal(signal.SIGTERM)
             assert await old.ended() == 0
@@ -168,7 +168,7 @@ async def test_lc04_replacing_one_of_two_proxies_behind_a_load_balancer_loses_no
 
 
 class Slow:
-    """Answers after a while."""
+    """Answers after a delay."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -205,7 +205,7 @@ async def test_lc06_removed_backend_finishes_its_streams_and_is_polled_no_more(t
             proxy.signal(signal.SIGHUP)
             await eventually(lambda: names(proxy, "engine-0"))
             await proxy.becomes(new, "up")
-            await asyncio.sleep(0.1)  # for a question that was under way
+            await asyncio.sleep(0.1)  # for a poll in flight
             asked, asked_new = len(old.requests), len(new.requests)
             await eventually(lambda: len(new.requests) > asked_new + 12)
             assert len(old.requests) == asked
@@ -224,7 +224,7 @@ async def names(proxy: Proxy, *expected: str) -> bool:
 
 
 def gauges(page: str) -> str:
-    """What is told of the backends of now; counters go on telling of those of before."""
+    """The metrics of current backends only; counters also keep those of former ones."""
     return "".join(line for line in page.splitlines() if line.startswith("inference_proxy_backend_"))
 
 
@@ -276,7 +276,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], dict[str, str]], str]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_lc12_failed_start_is_explained_in_one_line_within_two_seconds(tmp_path: Path, mistake: str) -> None:
-    make, said = MISTAKES[mistake]
+    make, expected = MISTAKES[mistake]
     settings = {"PORT": "0", "BACKENDS": "http://127.0.0.1:1"} | make(tmp_path)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
 
@@ -294,12 +294,12 @@ def test_lc12_failed_start_is_explained_in_one_line_within_two_seconds(tmp_path:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode in (1, 2)
     assert (done.stdout, done.stderr.count("\n")) == ("", 1), done.stderr
-    assert said in done.stderr
-    # Of the processor's time, whatever else this machine has to do.
+    assert expected in done.stderr
+    # CPU time, which does not depend on the load of the machine.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
-# --- backends are exchanged
+# --- backends are replaced
 
 
 async def test_lc16_rolling_restart_of_backends_loses_no_request(fleet: Fleet) -> None:

@@ -1,6 +1,6 @@
-"""Attacks on the protocol, as clients and operators see them, and what they may not reach.
+"""Attacks on the protocol are refused, logged and counted, and reach no engine.
 
-The messages themselves are in ``tests/corpus/requests.yaml``, where the reason of each names its case.
+The messages are in ``tests/corpus/requests.yaml``, where the reason of each names its case.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def connect(proxy: LiveProxy) -> Client:
 
 
 async def attack(proxy: LiveProxy, entry: BadRequest) -> list[bytes]:
-    """Send a message of the corpus; gives the status of each reply that comes until the connection ends."""
+    """Send a message of the corpus; returns the status of each reply until the connection ends."""
     client = await connect(proxy)
     client.send(entry.send)
     if entry.ends:
@@ -45,12 +45,12 @@ async def attack(proxy: LiveProxy, entry: BadRequest) -> list[bytes]:
 
 @pytest.mark.parametrize("case", REFUSED)
 async def test_pa01_to_pa30_attack_is_refused_logged_and_counted_once(fleet: Fleet, case: str) -> None:
-    """The fixture counts the lines of the access log, and looks for what was left behind."""
+    """The fixture counts the lines of the access log and checks that nothing is left."""
     entries = [entry for entry in bad_requests() if case in entry.cases and not entry.stays_open]
     assert entries
     engine = await fleet.engine(owner="vllm")
     proxy = await fleet.proxy(engine, **settings())
-    await proxy.becomes(engine, "up")  # by then it has been asked everything
+    await proxy.becomes(engine, "up")  # all paths have been polled by then
     connections = len(engine.connections)
     served, refused = 0, Counter[int]()
 
