@@ -53,8 +53,8 @@ class Backend:
 
     __slots__ = (
         "_load_reported_at", "_trial", "config", "connections", "credentials", "health", "is_draining",
-        "is_last_choice", "is_live", "load", "memory_tokens", "models_known", "recheck", "reply_field", "reported_at", "serving",
-        "takes_requests", "url",
+        "is_last_choice", "is_live", "load", "memory_tokens", "models_known", "recheck", "reply_field", "reported_at",
+        "serving", "takes_requests", "url",
     )  # fmt: skip
 
     def __init__(

@@ -24,6 +24,7 @@ class CandidateRegistry:
     Attributes:
         sets: the live backends that serve a model, by the name of the model, as far as requests have asked for it.
         candidates: a candidate for each backend, in the order of the fleet.
+        models_differ: whether some backends serve other models than others, or their models are unknown.
         contexts_differ: whether live backends serve the same model with contexts of different lengths.
     """
 
@@ -31,6 +32,7 @@ class CandidateRegistry:
         self.sets: dict[str | None, CandidateSet] = {}
         self.candidates: tuple[Candidate, ...] = ()
         self.contexts_differ = False
+        self.models_differ = False
         self._clock = clock
         self._numbers = 0
         self._candidates: dict[Backend, Candidate] = {}  # by backend
@@ -62,8 +64,9 @@ class CandidateRegistry:
         for candidate in self.candidates:
             candidate.leave_all()
 
-    def compare_contexts(self) -> None:
-        """Bring ``contexts_differ`` up to date."""
+    def compare_backends(self) -> None:
+        """Bring ``models_differ`` and ``contexts_differ`` up to date."""
+        self.models_differ = len({one.backend.serving.model_ids for one in self.candidates}) > 1
         self.contexts_differ = differ_somewhere(one.backend for one in self.candidates if one.backend.is_live)
 
     def serving(self, model: str | None) -> Sequence[Candidate]:

@@ -37,6 +37,7 @@ class Placement(FleetObserver):
         retry_after_seconds: when clients should try again if no backend serves their request.
 
     Attributes:
+        models_differ: whether it matters to which backend a request for some model goes.
         contexts_differ: whether a prompt may fit some backends only.
         reads_prompts: whether prompts must be read, for that reason or for a policy.
     """
@@ -51,7 +52,7 @@ class Placement(FleetObserver):
         retry_after_seconds: int = 1,
     ) -> None:
         self.router = router
-        self.contexts_differ = self.reads_prompts = False
+        self.models_differ = self.contexts_differ = self.reads_prompts = False
         self._is_shared = is_shared
         self._records_decisions = records_decisions
         self._retry_after_seconds = retry_after_seconds
@@ -103,7 +104,8 @@ class Placement(FleetObserver):
         self._look_again()
 
     def _look_again(self) -> None:
-        self._registry.compare_contexts()
+        self._registry.compare_backends()
+        self.models_differ = self._registry.models_differ
         self.contexts_differ = self._registry.contexts_differ
         self.reads_prompts = self.contexts_differ or self.router.policies.read_prompts
 
