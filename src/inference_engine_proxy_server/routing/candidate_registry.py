@@ -68,13 +68,14 @@ class CandidateRegistry:
         """The live backends that serve ``model``, added to ``sets``.
 
         A name that a live backend lists goes to backends that list it. Any other name goes to backends that answer to
-        any name, or are not known to be strict.
+        any name, or are not known to be strict; but not before every backend that may list it has been polled.
         """
         found = [one for one in self.candidates if one.backend.is_live]
         if model is not None:
-            found = [one for one in found if model in one.backend.serving.model_ids] or [
-                one for one in found if one.backend.serving.model_names is not ModelNames.STRICT
-            ]
+            listing = [one for one in found if model in one.backend.serving.model_ids]
+            if not listing and not any(one.backend.may_list(model) for one in self.candidates):
+                listing = [one for one in found if one.backend.serving.model_names is not ModelNames.STRICT]
+            found = listing
         if len(self.sets) >= _REMEMBERED_MODELS:
             self.forget_sets()
         candidates, contexts = tuple(found), contexts_of([one.backend for one in found], model)

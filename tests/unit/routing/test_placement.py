@@ -57,6 +57,7 @@ def test_unlisted_model_goes_to_non_strict_backends(clock: Clock, names: ModelNa
 def test_unlisted_model_is_404_if_all_live_backends_are_strict(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, ready(models=["a"]))
+    pool.report_refusal(pool.backends[1])
     with pytest.raises(ClientError) as raised:
         lease_of(pool, "other")
     assert (raised.value.status, raised.value.code) == (404, "model_not_found")
@@ -125,6 +126,7 @@ def test_backend_that_is_not_ready_gets_no_request(clock: Clock, state: BackendS
 def test_fleet_without_a_live_backend_is_503_with_retry_after(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, LOADING)
+    pool.report_refusal(pool.backends[1])
     with pytest.raises(CapacityError) as raised:
         lease_of(pool, "m")
     assert (raised.value.status, raised.value.code) == (503, "no_backend_available")
@@ -294,3 +296,94 @@ def test_policy_that_reads_prompts_counts_requests_where_no_prompt_was_read(cloc
     lease = pool.lease(Requirements("m", policy=POLICIES["rendezvous"]))
     assert lease is not None
     assert (lease.backend, lease.choice.rule.name) == (pool.backends[1], "least_requests")
+
+
+def test_request_waits_until_the_first_backend_has_answered(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    assert pool.lease(Requirements("m")) is None
+    assert pool.lease(Requirements(None)) is None
+    publish(pool, 0, ready())
+    assert lease_of(pool, "m").backend is pool.backends[0]
+
+
+@pytest.mark.parametrize("names", [ModelNames.ANY, ModelNames.UNKNOWN, ModelNames.STRICT])
+def test_unlisted_model_waits_for_backends_that_may_list_it(clock: Clock, names: ModelNames) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"], names=names))
+    assert lease_of(pool, "a").backend is pool.backends[0]
+    assert pool.lease(Requirements("b")) is None
+    publish(pool, 1, ready(models=["b"]))
+    assert lease_of(pool, "b").backend is pool.backends[1]
+
+
+def test_unlisted_model_goes_to_non_strict_backends_once_the_others_have_failed(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"], names=ModelNames.ANY))
+    assert pool.lease(Requirements("b")) is None
+    pool.report_refusal(pool.backends[1])
+    assert lease_of(pool, "b").backend is pool.backends[0]
+
+
+def test_request_does_not_wait_for_a_backend_that_refused_its_first_poll(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    pool.report_refusal(pool.backends[0])
+    assert pool.lease(Requirements("m")) is None
+    pool.report_refusal(pool.backends[1])
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"))
+
+
+def test_request_does_not_wait_for_a_backend_that_loads_its_model(clock: Clock) -> None:
+    pool = make_pool(clock, 1)
+    publish(pool, 0, LOADING)
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"))
+
+
+def test_one_unanswered_poll_is_no_failure_yet(clock: Clock) -> None:
+    pool = make_pool(clock, 1)
+    pool.report_silence(pool.backends[0])
+    assert pool.lease(Requirements("m")) is None
+    pool.report_silence(pool.backends[0])
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"))
+
+
+def test_request_does_not_wait_for_a_draining_backend_that_has_not_answered(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, LOADING)
+    pool.set_draining(pool.backends[1])
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"))
+
+
+def test_request_does_not_wait_for_a_backend_whose_configuration_lacks_its_model(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"]))
+    pool.backends[1].configure(replace(pool.backends[1].config, models=("b",)))
+    assert pool.lease(Requirements("b")) is None
+    with pytest.raises(ClientError):
+        pool.lease(Requirements("c"))
+
+
+def test_backend_that_joins_is_awaited_as_at_the_start(clock: Clock) -> None:
+    pool = ready_pool(clock, 1)
+    newcomer = make_pool(clock, 2).backends[1]
+    with pytest.raises(ClientError):
+        pool.lease(Requirements("other"))
+    pool.replace([*pool.backends, newcomer])
+    assert pool.lease(Requirements("other")) is None
+    pool.report_refusal(newcomer)
+    with pytest.raises(ClientError):
+        pool.lease(Requirements("other"))
+
+
+def test_request_for_an_unlocated_resource_waits_until_every_backend_is_known(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready())
+    affinity = Affinity(b"resp_1", stream=None, home=None, creates_response=False, deletes=False)
+    assert pool.lease(Requirements(None, affinity=affinity)) is None
+    pool.report_refusal(pool.backends[1])
+    found = pool.lease(Requirements(None, affinity=affinity))
+    assert found is not None
+    assert found.backend is pool.backends[0]
