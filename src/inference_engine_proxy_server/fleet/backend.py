@@ -16,6 +16,8 @@ from inference_engine_proxy_server.wire.backend_connections import BackendConnec
 
 __all__ = ["Backend", "Trial"]
 
+_NO_REPORT = BackendState(ready=False)
+
 
 class Trial(Protocol):
     """The request that tests whether a suspended backend works again."""
@@ -39,6 +41,7 @@ class Backend:
         reply_field: the ``x-backend`` header line of replies from this backend.
         credentials: header lines with the backend's own API key; ``None`` when it has none.
         serving: the models that it serves.
+        models_known: ``serving`` is from a report or from the configuration.
         memory_tokens: tokens that its memory for contexts holds; ``None`` when it never reported that.
         reported_at: when it last reported its state, in seconds since the epoch; 0 before the first report.
         is_draining: an operator took it out of rotation.
@@ -51,8 +54,8 @@ class Backend:
 
     __slots__ = (
         "_load_reported_at", "_trial", "config", "connections", "credentials", "health", "is_awaited",
-        "is_draining", "is_last_choice", "is_live", "load", "memory_tokens", "recheck", "reply_field", "reported_at",
-        "serving", "takes_requests", "url",
+        "is_draining", "is_last_choice", "is_live", "load", "memory_tokens", "models_known", "recheck", "reply_field",
+        "reported_at", "serving", "takes_requests", "url",
     )  # fmt: skip
 
     def __init__(
@@ -63,7 +66,8 @@ class Backend:
         self.connections = connections
         self.health = health
         self.load = load
-        self.serving = Serving()
+        self.models_known = config.models is not None
+        self.serving = Serving.of((), _NO_REPORT, config) if self.models_known else Serving()
         self.memory_tokens: int | None = None
         self.reported_at = 0.0
         self.is_draining = False
@@ -87,17 +91,13 @@ class Backend:
         key = config.api_key
         self.credentials = None if key is None else f"authorization: Bearer {key.get_secret_value()}\r\n".encode()
 
-    def may_list(self, model: str | None) -> bool:
-        """Whether it is awaited, and may turn out to serve ``model``."""
-        stated = self.config.models
-        return self.is_awaited and (model is None or stated is None or model in stated)
-
     def update_serving(self, state: BackendState) -> bool:
         """Adopt the models of ``state``, if it has any; whether other requests can be routed here now."""
         if state.models is None:
             return False
-        before, self.serving = self.serving, Serving.of(state.models, state, self.config.models)
-        return not before.routes_like(self.serving)
+        was_known, self.models_known = self.models_known, True
+        before, self.serving = self.serving, Serving.of(state.models, state, self.config)
+        return not was_known or not before.routes_like(self.serving)
 
     def update_load(self, state: BackendState, *, own_at_poll: int, allowance: int, now: float) -> None:
         """Adopt the load and the capacity of ``state``; ``own_at_poll`` of the requests are this proxy's."""

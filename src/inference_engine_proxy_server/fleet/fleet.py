@@ -31,7 +31,7 @@ class FleetObserver:
         """``backend`` reported its state; called before its review."""
 
     def on_serving_changed(self) -> None:
-        """A backend serves other models than before, or its liveness changed, or it is awaited no longer."""
+        """A backend serves other models than before, or its liveness changed."""
 
     def on_lost(self, backend: Backend) -> None:
         """``backend`` is not live any more."""
@@ -185,7 +185,6 @@ class Fleet:
     def _review(self, backend: Backend) -> None:
         health = backend.health
         state, reason, was_stuck, was_live = health.state, health.reason, health.is_stuck, backend.is_live
-        was_awaited = backend.is_awaited
         backend.review(self.clock(), self._evidence_seconds)
         # The progress of a start is worth a line, too; other reasons change with every number in them.
         if health.state is not state or (state is Health.STARTING and health.reason != reason):
@@ -194,7 +193,7 @@ class Fleet:
         for observer in self._observers:
             if is_lost:
                 observer.on_lost(backend)
-            if backend.is_live is not was_live or backend.is_awaited is not was_awaited:
+            if backend.is_live is not was_live:
                 observer.on_serving_changed()
         if health.is_stuck and not was_stuck:
             for observer in self._observers:

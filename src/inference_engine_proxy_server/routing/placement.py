@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Sequence
 
-from inference_engine_proxy_server.backends.base import ModelNames
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
@@ -89,6 +88,7 @@ class Placement(FleetObserver):
     def on_serving_changed(self) -> None:
         """See :class:`FleetObserver`."""
         self._registry.forget_sets()
+        self._registry.learn_names()
         self._look_again()
 
     def on_reviewed(self, backend: Backend) -> None:
@@ -134,7 +134,7 @@ class Placement(FleetObserver):
 
         Raises:
             CapacityError: no backend that serves the request works now.
-            ClientError: 404, all live backends are strict about model names and none has this one.
+            ClientError: 404, the models of all backends are known, and none serves this one.
         """
         found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
         if self._is_shared:
@@ -241,7 +241,7 @@ class Placement(FleetObserver):
         affinity = requirements.affinity
         if affinity is not None and affinity.is_required and affinity.home is not None:
             return False
-        return any(one.backend.may_list(requirements.model) for one in self.candidates)
+        return any(one.backend.is_awaited for one in self._registry.serving(requirements.model))
 
     def _unavailable(self, requirements: Requirements) -> ProxyError:
         affinity, model = requirements.affinity, requirements.model
@@ -249,14 +249,8 @@ class Placement(FleetObserver):
             # Not 404: the backend may come back and still have the resource, or report itself that it lacks it.
             message = "The backend that has what this names is not available."
             return CapacityError(message, code="home_unavailable", retry_after_seconds=self._retry_after_seconds)
-        backends = [one.backend for one in self.candidates]
-        live = [backend for backend in backends if backend.is_live]
-        if (
-            live
-            and model is not None
-            and all(backend.serving.model_names is ModelNames.STRICT for backend in live)
-            and not any(model in backend.serving.model_ids for backend in backends)
-        ):
+        live = [one for one in self.candidates if one.backend.is_live]
+        if live and model is not None and not self._registry.serving(model):
             return ClientError(f"The model '{model[:200]}' is not served here.", status=404, code="model_not_found")
         message = "No backend that serves this is available." if live else "No backend is available."
         return CapacityError(message, retry_after_seconds=self._retry_after_seconds)
