@@ -53,7 +53,7 @@ class Settings(BaseModel):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8888
     """TCP port to listen on; 0 lets the operating system choose a free one."""
     host: HostName = "127.0.0.1"
-    """IP address or host name to listen on; 0.0.0.0 means every IPv4 address of this machine."""
+    """IP address or host name to listen on; 0.0.0.0 means every IPv4 address of this machine, :: every address."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes that share the port, each with its own event loop; more than one needs Linux."""
     backends: BaseUrls = ()

@@ -47,14 +47,15 @@ class Backend:
         is_draining: an operator took it out of rotation.
         takes_requests: it is in rotation.
         is_live: it works, even if it is busy or suspended.
+        is_awaited: it joined the fleet and has neither answered nor failed yet, so requests wait for it.
         is_last_choice: it gets a request only when no other backend is free.
         recheck: set when it should be polled at once instead of after the usual interval.
     """
 
     __slots__ = (
-        "_load_reported_at", "_trial", "config", "connections", "credentials", "health", "is_draining",
-        "is_last_choice", "is_live", "load", "memory_tokens", "models_known", "recheck", "reply_field", "reported_at",
-        "serving", "takes_requests", "url",
+        "_load_reported_at", "_trial", "config", "connections", "credentials", "health", "is_awaited",
+        "is_draining", "is_last_choice", "is_live", "load", "memory_tokens", "models_known", "recheck", "reply_field",
+        "reported_at", "serving", "takes_requests", "url",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +73,7 @@ class Backend:
         self.is_draining = False
         self.takes_requests = False
         self.is_live = False
+        self.is_awaited = True
         self.is_last_choice = False
         self.recheck = asyncio.Event()
         self._trial: Trial | None = None
@@ -121,6 +123,7 @@ class Backend:
         health = self.health
         health.review(now, self.connections.activity())
         self.is_live = health.state in (Health.UP, Health.BUSY, Health.SUSPECT) or health.is_in_question
+        self.is_awaited = health.is_unknown and not self.is_draining
         if not self.is_live:
             self._load_reported_at = -math.inf
         load_is_old = self._load_reported_at < now - evidence_seconds

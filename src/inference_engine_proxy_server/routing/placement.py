@@ -199,6 +199,8 @@ class Placement(FleetObserver):
             # A home that has left the fleet goes on serving the requests that need it.
             home = self._registry.get(affinity.home) or self._registry.new_candidate(affinity.home)
             return [home] if home.backend.is_live and home.backend not in excluded else []
+        if affinity is not None and affinity.is_unlocated and self._awaits_backend(requirements):
+            return []  # a 404 of the others would not be the truth
         fit = self._fitting(found, requirements)
         return [one for one in fit if one.backend not in excluded] if excluded else fit
 
@@ -226,6 +228,8 @@ class Placement(FleetObserver):
         if any(one.backend.takes_requests or one.backend.health.state is not Health.SUSPECT for one in others):
             return None
         if not others:
+            if self._awaits_backend(requirements):
+                return None
             raise self._unavailable(requirements)
         free = [one for one in others if one.has_slot]
         suspects = CandidateSet(free, [one.rank() for one in free])
@@ -233,6 +237,13 @@ class Placement(FleetObserver):
         if choice is not None:
             choice.rows = Ranked(suspects.ranks, suspects.costs)
         return choice
+
+    def _awaits_backend(self, requirements: Requirements) -> bool:
+        """Whether a backend whose first answer or failure is still to come may serve the request."""
+        affinity = requirements.affinity
+        if affinity is not None and affinity.is_required and affinity.home is not None:
+            return False
+        return any(one.backend.is_awaited for one in self._registry.serving(requirements.model))
 
     def _unavailable(self, requirements: Requirements) -> ProxyError:
         affinity, model = requirements.affinity, requirements.model
