@@ -82,6 +82,11 @@ class Fleet:
         """The fleet as it is now."""
         return FleetSnapshot.of(self.backends, self.clock())
 
+    def close(self) -> None:
+        """Close idle connections to all backends."""
+        for backend in self.backends:
+            backend.connections.close()
+
     # --- for operators
 
     def replace(self, backends: Iterable[Backend]) -> None:
