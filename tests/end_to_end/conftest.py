@@ -24,13 +24,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def slow_model(tiny_model: Path) -> Path:
-    """Slow enough for a long reply to be under way for seconds."""
+    """Slow enough that a long reply takes seconds."""
     return write_tiny_gguf(tiny_model.with_name("slow.gguf"), ModelShape(embedding=384, layers=6, context=8192))
 
 
 @pytest.fixture(scope="session")
 def large_model(tiny_model: Path) -> Path:
-    """Large enough for its loading to be seen."""
+    """Large enough that loading takes an observable time."""
     return write_tiny_gguf(tiny_model.with_name("large.gguf"), ModelShape(embedding=512, layers=8))
 
 
@@ -38,7 +38,7 @@ def large_model(tiny_model: Path) -> Path:
 def start_servers() -> Iterator[StartServers]:
     """Starts ``count`` servers with a model and options of ``LlamaServer``."""
     with ExitStack() as stack:
-        # One after the other: two children that look for a free port at the same time could find the same one.
+        # Sequentially: two children that look for a free port at the same time could find the same one.
         yield lambda count, model, *options: [stack.enter_context(LlamaServer(model, *options)) for _ in range(count)]
 
 
@@ -49,7 +49,7 @@ def two_servers(start_servers: StartServers, tiny_model: Path) -> list[LlamaServ
 
 @pytest.fixture
 def two_slow_servers(start_servers: StartServers, slow_model: Path) -> list[LlamaServer]:
-    # Each request that it has queued holds a thread of its own; what is left answers for its state.
+    # Each queued request occupies one thread. The remaining threads answer polls.
     return start_servers(2, slow_model, "--slots", "2", "--context", "8192", "--http-threads", "64")
 
 
@@ -67,7 +67,7 @@ def start_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartProxy
 
 @pytest.fixture(scope="package")
 def shared_server(tiny_model: Path) -> Iterator[LlamaServer]:
-    """For tests that leave it as it was."""
+    """For tests that do not change its state."""
     with LlamaServer(tiny_model, "--slots", "2", "--context", "8192") as server:
         yield server
 

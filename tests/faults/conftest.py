@@ -1,4 +1,4 @@
-"""The whole program before engines that fail, and a look afterwards whether anything was left behind."""
+"""The whole program in front of failing engines, and a check after each test that nothing is left."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["CHAT", "OTHER"]
 
 CHAT = "/v1/chat/completions"
 OTHER = "/v1/responses"
-"""A path whose requests may have effects, so that none of them may be sent twice."""
+"""A path whose requests may have side effects, so none may be sent twice."""
 
 
 @pytest.fixture
 async def fleet() -> AsyncIterator[Fleet]:
     files = _open_files()
     async with AsyncExitStack() as stack:
-        one = Fleet(stack, keeps_access_log=True)
-        yield one
-        await one.nothing_is_left()
+        fleet = Fleet(stack, keeps_access_log=True)
+        yield fleet
+        await fleet.nothing_is_left()
     await eventually(lambda: _open_files() <= files)
 
 

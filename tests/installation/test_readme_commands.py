@@ -118,7 +118,7 @@ async def test_quick_start_talks_to_a_real_model(checkout: Path, free_port: int)
     assert answer.endswith("data: [DONE]\n\n")
 
 
-async def test_own_engines_come_from_dot_env_and_a_third_one_too(
+async def test_dot_env_names_engines_and_a_third_one_can_be_added(
     checkout: Path, free_port: int, tiny_model: Path
 ) -> None:
     shell = Shell(checkout)
@@ -135,9 +135,7 @@ async def test_own_engines_come_from_dot_env_and_a_third_one_too(
                 await eventually_available(address, urls)
 
 
-async def test_installed_package_learns_a_new_engine_from_a_package_beside_it(
-    checkout: Path, free_port: int, tiny_model: Path
-) -> None:
+async def test_engine_of_another_package_is_discovered(checkout: Path, free_port: int, tiny_model: Path) -> None:
     environment = checkout / ".venv-user"
     Shell(checkout).run(f"{sys.executable} -m venv {environment}")
     package = checkout / "my-engine"
