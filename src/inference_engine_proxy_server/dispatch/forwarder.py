@@ -130,7 +130,7 @@ class Forwarder:
         return requirements
 
     def _require_readable_model(self, request: ProxiedRequest) -> None:
-        """Refuse a body whose model cannot be read, where engines could read a model that only some of them serve."""
+        """Reject a body whose model only an engine might be able to read, if backends serve different models."""
         head = request.head
         if request.body and self._placement.models_differ and head.destination is not Destination.NAMED:
             problem = model_problem(head.passed_on, request.body)

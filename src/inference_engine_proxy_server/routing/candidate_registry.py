@@ -24,7 +24,7 @@ class CandidateRegistry:
     Attributes:
         sets: the live backends that serve a model, for each model that requests have named.
         candidates: a candidate for each backend, in the order of the fleet.
-        models_differ: whether backends serve different models, or the models of a backend are unknown.
+        models_differ: whether backends list different models; a backend whose models are unknown lists none.
         contexts_differ: whether live backends serve the same model with contexts of different lengths.
     """
 
@@ -72,10 +72,10 @@ class CandidateRegistry:
     def serving(self, model: str | None) -> Sequence[Candidate]:
         """The backends that serve ``model``, live or not; empty when all models are known and none has this name.
 
-        A name that backends list goes only to them, also while they are down. If the models of some backends are
-        unknown, one of them may have any other name. If all are known, other names go to backends that the
-        configuration marks for them, or else to all that accept any name or are not known to be strict. A name that
-        was listed once never goes there: the reply would be another model's.
+        A name that backends list goes only to them, also while they are down. While the models of some backends are
+        unknown, any other name goes to these. If all are known, other names go to backends that the configuration marks
+        for them, or else to all that accept any name or are not known to be strict. A name that was listed once never
+        goes there, because another model would answer.
         """
         if model is None:
             return self.candidates
