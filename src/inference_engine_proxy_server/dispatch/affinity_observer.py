@@ -12,10 +12,10 @@ __all__ = ["AffinityObserver"]
 
 
 class AffinityObserver(ReplyObserver):
-    """Reads the first block of one reply.
+    """Reads the first block of a reply.
 
     Args:
-        table: remembers what is learned.
+        table: stores what is learned.
         exchange: the request; its reply has not begun.
         affinity: the request's affinity.
         backend: sends the reply.

@@ -48,7 +48,7 @@ class Attempt(msgspec.Struct, gc=False):
 
 
 class Attempts:
-    """Makes attempts, and reports to the fleet what each of them shows about its backend.
+    """Makes attempts, and reports to the fleet what they show about their backends.
 
     Args:
         dispatcher: its fleet receives the evidence.

@@ -24,7 +24,7 @@ class Trial(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether the request is still under way."""
+        """Whether the request is still in progress."""
 
 
 class Backend:

@@ -125,7 +125,7 @@ class BackendConnections:
         """Open a connection for one request.
 
         Raises:
-            BackendUnreachable: refused, name not found, or not within the deadline.
+            BackendUnreachable: the connection was refused, the name was not found, or the deadline has passed.
             CapacityError: this machine is out of file descriptors or ports; the backend is not to blame.
         """
         connecting = asyncio.get_running_loop().create_task(self._connect())  # asyncio.timeout needs a task
