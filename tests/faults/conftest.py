@@ -10,7 +10,6 @@ import pytest
 
 from support.fleet import Fleet
 from support.llama_server import LlamaServer
-from support.tiny_gguf import write_tiny_gguf
 from support.waiting import eventually
 
 __all__ = ["CHAT", "LATE_LOOP_SECONDS", "OTHER"]
@@ -38,11 +37,6 @@ async def fleet(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fleet]:
 
 def _open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
 @pytest.fixture
