@@ -90,6 +90,9 @@ class Dispatcher(FleetObserver):
         self._fairness = fairness
         fleet.subscribe(self)
 
+    def __repr__(self) -> str:
+        return f"<Dispatcher {self.requests_in_flight} leases, {self.queue!r}>"
+
     def lease(self, requirements: Requirements, excluded: Collection[Backend] = ()) -> Lease | None:
         """A lease on the best backend; ``None`` when all are full, or when earlier requests wait for the same ones.
 

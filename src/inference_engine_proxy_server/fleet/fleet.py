@@ -70,6 +70,10 @@ class Fleet:
         self._evidence_seconds = 2 * refresh_seconds
         self._observers: list[FleetObserver] = []
 
+    def __repr__(self) -> str:
+        ready = sum(backend.takes_requests for backend in self.backends)
+        return f"<Fleet of {len(self.backends)} backends, {ready} in rotation>"
+
     def subscribe(self, observer: FleetObserver) -> None:
         """Call ``observer`` with every change, after those that subscribed before."""
         self._observers.append(observer)
@@ -77,6 +81,11 @@ class Fleet:
     def snapshot(self) -> FleetSnapshot:
         """The fleet as it is now."""
         return FleetSnapshot.of(self.backends, self.clock())
+
+    def close(self) -> None:
+        """Close idle connections to all backends."""
+        for backend in self.backends:
+            backend.connections.close()
 
     # --- for operators
 

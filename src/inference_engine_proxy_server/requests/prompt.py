@@ -60,6 +60,8 @@ _LIST_START_BYTES = 64  # searched for the first item of a list, blanks included
 class Prompt:
     """What routing knows of a request's prompt. Immutable once :func:`read_prompt` has returned it.
 
+    It has more than 15 attributes: policies read them one by one, and one object per prompt is the cheapest.
+
     Attributes:
         model: as :func:`~.content.read_content` finds it.
         size: bytes of the prompt's raw text; of the whole body when no prompt is found in it.

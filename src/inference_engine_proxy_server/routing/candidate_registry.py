@@ -23,28 +23,17 @@ class CandidateRegistry:
 
     Attributes:
         sets: the live backends that serve a model, by the name of the model, as far as requests have asked for it.
+        candidates: a candidate for each backend, in the order of the fleet.
         contexts_differ: whether live backends serve the same model with contexts of different lengths.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.sets: dict[str | None, CandidateSet] = {}
+        self.candidates: tuple[Candidate, ...] = ()
         self.contexts_differ = False
         self._clock = clock
         self._numbers = 0
-        self._candidates: dict[Backend, Candidate] = {}
-
-    def __len__(self) -> int:
-        return len(self._candidates)
-
-    @property
-    def backends(self) -> Sequence[Backend]:
-        """The fleet, in its order."""
-        return tuple(self._candidates)
-
-    @property
-    def candidates(self) -> Sequence[Candidate]:
-        """A candidate for each backend, in the order of the fleet."""
-        return tuple(self._candidates.values())
+        self._candidates: dict[Backend, Candidate] = {}  # by backend
 
     def get(self, backend: Backend) -> Candidate | None:
         """The candidate for ``backend``; ``None`` if it has left the fleet."""
@@ -56,6 +45,7 @@ class CandidateRegistry:
         known, self._candidates = self._candidates, {}
         for backend in backends:
             self._candidates[backend] = known.get(backend) or self.new_candidate(backend)
+        self.candidates = tuple(self._candidates.values())
 
     def new_candidate(self, backend: Backend) -> Candidate:
         """A candidate for ``backend``, with a number that no other has."""
@@ -67,12 +57,12 @@ class CandidateRegistry:
     def forget_sets(self) -> None:
         """Find all sets again when they are needed: a backend's models changed, or its liveness."""
         self.sets.clear()
-        for candidate in self._candidates.values():
+        for candidate in self.candidates:
             candidate.leave_all()
 
     def compare_contexts(self) -> None:
         """Bring ``contexts_differ`` up to date."""
-        self.contexts_differ = differ_somewhere(backend for backend in self._candidates if backend.is_live)
+        self.contexts_differ = differ_somewhere(one.backend for one in self.candidates if one.backend.is_live)
 
     def find_set(self, model: str | None) -> CandidateSet:
         """The live backends that serve ``model``, added to ``sets``.
@@ -80,7 +70,7 @@ class CandidateRegistry:
         A name that a live backend lists goes to backends that list it. Any other name goes to backends that answer to
         any name, or are not known to be strict.
         """
-        found = [one for backend, one in self._candidates.items() if backend.is_live]
+        found = [one for one in self.candidates if one.backend.is_live]
         if model is not None:
             found = [one for one in found if model in one.backend.serving.model_ids] or [
                 one for one in found if one.backend.serving.model_names is not ModelNames.STRICT

@@ -96,6 +96,9 @@ class Choice(msgspec.Struct):
     view: PromptView | None = None
     decision: Decision | None = None
 
+    def __repr__(self) -> str:
+        return f"<Choice by {self.rule.name} among {len(self.considered)}: {self.candidate!r}>"
+
 
 class Knowledge(Protocol):
     """What policies know beside the candidates; see :class:`~.prompt_router.PromptRouter`."""

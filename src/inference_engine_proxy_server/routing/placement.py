@@ -62,6 +62,10 @@ class Placement(FleetObserver):
         self.on_replaced(fleet.backends)
         fleet.subscribe(self)
 
+    def __repr__(self) -> str:
+        usual, own = self.router.policies.usual, len(self.router.policies.by_model)
+        return f"<Placement among {len(self.candidates)} backends by {usual.name}, {own} models by their own policy>"
+
     # --- changes
 
     def on_replaced(self, backends: Sequence[Backend]) -> None:
@@ -234,7 +238,7 @@ class Placement(FleetObserver):
             # Not 404: the backend may come back and still have the resource, or report itself that it lacks it.
             message = "The backend that has what this names is not available."
             return CapacityError(message, code="home_unavailable", retry_after_seconds=self._retry_after_seconds)
-        backends = self._registry.backends
+        backends = [one.backend for one in self.candidates]
         live = [backend for backend in backends if backend.is_live]
         if (
             live

@@ -187,4 +187,7 @@ def test_backend_in_a_debugger_shows_its_state_and_its_load(clock: Clock) -> Non
     assert repr(backend.health) == "<HealthTracker up <Suspension active=False until=-inf falls=0 ''>>"
     assert repr(lease) == f"<Lease open on {backend!r}>"
     assert repr(lease.choice.candidate) == f"<Candidate 0 cost=1 of {backend!r}>"
-    assert repr(lease.choice.rule) == "<LeastRequests>"
+    assert repr(lease.choice) == f"<Choice by least_requests among 1: {lease.choice.candidate!r}>"
+    assert repr(pool.fleet) == "<Fleet of 1 backends, 1 in rotation>"
+    assert repr(pool.placement) == "<Placement among 1 backends by least_requests, 0 models by their own policy>"
+    assert repr(pool.dispatcher) == "<Dispatcher 1 leases, <RequestQueue 0 waiting in 0 lanes>>"

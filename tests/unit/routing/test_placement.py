@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.errors import CapacityError, ClientError
+from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.routing.affinity import Affinity
+from inference_engine_proxy_server.routing.choice import Choice
+from inference_engine_proxy_server.routing.placement import Placement
+from inference_engine_proxy_server.routing.policies import POLICIES
 from inference_engine_proxy_server.routing.requirements import Requirements
 from support.clocked_pool import (
     BUSY,
@@ -25,6 +30,7 @@ from support.clocked_pool import (
     ready_pool,
     suspend,
 )
+from support.pools import Pool
 
 
 @pytest.fixture
@@ -235,3 +241,56 @@ def test_home_that_left_the_fleet_still_serves_requests_that_need_it(clock: Cloc
     assert lease is not None
     assert lease.backend is home
     assert {lease_of(pool).backend for _ in range(4)} == {other}
+
+
+# --- decisions
+
+
+def decided(pool: Pool, requirements: Requirements, excluded: Sequence[Backend] = ()) -> Choice:
+    """What a placement that records decisions chooses."""
+    placement = Placement(pool.fleet, pool.router, records_decisions=True)
+    choice = placement.choose(requirements, excluded)
+    assert choice is not None
+    return choice
+
+
+def test_recorded_decision_has_the_ranks_at_the_time_of_the_choice(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    lease = pool.occupy(pool.backends[0])
+    choice = decided(pool, Requirements("m"))
+    lease.close()
+    assert choice.decision is not None
+    shown = choice.decision.as_json()
+    assert (shown["policy"], shown["model"], shown["chosen"]) == ("least_requests", "m", "127.0.0.1:2")
+    assert [(one["name"], one["load"]) for one in shown["candidates"]] == [("127.0.0.1:2", 0), ("127.0.0.1:1", 1)]
+
+
+def test_recorded_decision_names_the_home_only(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    home = pool.backends[1]
+    choice = decided(pool, Requirements("m", affinity=Affinity(b"response", None, home, False, False)))
+    assert choice.candidate.backend is home
+    assert choice.decision is not None
+    shown = choice.decision.as_json()
+    assert (shown["policy"], [one["name"] for one in shown["candidates"]]) == ("tied", ["127.0.0.1:2"])
+
+
+def test_recorded_decision_for_a_suspect_has_the_suspects_only(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    suspend(pool, 0)
+    publish(pool, 1, LOADING)
+    choice = decided(pool, Requirements("m"))
+    assert choice.decision is not None
+    assert [one["name"] for one in choice.decision.as_json()["candidates"]] == ["127.0.0.1:1"]
+
+
+def test_choice_has_no_decision_unless_decisions_are_recorded(clock: Clock) -> None:
+    assert lease_of(ready_pool(clock, 2)).choice.decision is None
+
+
+def test_policy_that_reads_prompts_counts_requests_where_no_prompt_was_read(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    pool.occupy(pool.backends[0])
+    lease = pool.lease(Requirements("m", policy=POLICIES["rendezvous"]))
+    assert lease is not None
+    assert (lease.backend, lease.choice.rule.name) == (pool.backends[1], "least_requests")

@@ -1,0 +1,88 @@
+"""A changed configuration is applied to the fleet; backends that stay keep their health and their requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from inference_engine_proxy_server.backends.registry import discover_engines
+from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, UnknownEngineError
+from support.clocked_pool import Clock, make_pool
+
+
+class Site:
+    """A fleet of two backends, and what its updater calls.
+
+    Attributes:
+        reconfigured: backends whose engine must be identified again.
+        models: settings of models that were passed on.
+    """
+
+    def __init__(self) -> None:
+        self.fleet = make_pool(Clock(), 2).fleet
+        self.configs = [backend.config for backend in self.fleet.backends]
+        self.reconfigured: list[Backend] = []
+        self.models: list[Mapping[str, ModelConfig]] = []
+        engines = discover_engines()
+        self.updater = FleetUpdater(
+            self.fleet, engines, self._make_backend, self.reconfigured.append, self.models.append, {}
+        )
+
+    def _make_backend(self, config: BackendConfig) -> Backend:
+        [made] = make_pool(Clock(), 1).backends
+        made.url = config.url
+        made.configure(config)
+        return made
+
+
+def test_same_configuration_changes_nothing() -> None:
+    site = Site()
+    before = site.fleet.backends
+    assert not site.updater.apply(site.configs, {})
+    assert site.fleet.backends is before
+
+
+def test_backends_that_stay_are_kept_when_another_joins() -> None:
+    site = Site()
+    before = site.fleet.backends
+    joins = BackendConfig("http://joins:80", "joins")
+    assert site.updater.apply([joins, *site.configs[1:]], {})
+    assert [backend.url for backend in site.fleet.backends] == ["http://joins:80", before[1].url]
+    assert site.fleet.backends[1] is before[1]
+    assert site.fleet.changed.is_set()
+    assert (before[0].is_draining, site.reconfigured) == (True, [])
+
+
+def test_engine_is_identified_again_when_its_configuration_changes() -> None:
+    site = Site()
+    first = site.fleet.backends[0]
+    assert site.updater.apply([replace(site.configs[0], engine="vllm"), site.configs[1]], {})
+    assert first.config.engine == "vllm"
+    assert site.reconfigured == [first]
+
+
+def test_new_weight_or_name_needs_no_identification() -> None:
+    site = Site()
+    assert site.updater.apply([replace(site.configs[0], weight=3, name="large"), site.configs[1]], {})
+    assert site.fleet.backends[0].config.weight == 3
+    assert site.reconfigured == []
+
+
+def test_changed_settings_of_models_are_passed_on_once() -> None:
+    site = Site()
+    models = {"m": ModelConfig("rendezvous")}
+    assert site.updater.apply(site.configs, models)
+    assert not site.updater.apply(site.configs, models)
+    assert site.models == [models]
+
+
+def test_unknown_engine_changes_nothing() -> None:
+    site = Site()
+    with pytest.raises(UnknownEngineError, match=r"one of .*vllm.* is needed"):
+        site.updater.apply([replace(site.configs[0], engine="abacus")], {"m": ModelConfig("rendezvous")})
+    assert len(site.fleet.backends) == 2
+    assert site.models == []
