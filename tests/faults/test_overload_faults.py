@@ -319,7 +319,7 @@ async def test_ov14_retries_do_not_double_a_failing_fleets_load(fleet: Fleet) ->
     assert statuses == {503: requests}
     attempts = sum(len(engine.served) for engine in engines)
     assert requests <= attempts <= 1.2 * requests + 3
-    assert attempts == requests + await proxy.metric("retries_total")
+    assert attempts <= requests + await proxy.metric("retries_total")  # less where a retry found no connection
 
 
 async def test_ov16_a_key_that_floods_the_queue_waits_behind_itself(fleet: Fleet) -> None:
