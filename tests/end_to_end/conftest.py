@@ -1,4 +1,4 @@
-"""Models, fleets of real servers, and proxies in front of them."""
+"""Fleets of real servers, and proxies in front of them."""
 
 from __future__ import annotations
 
@@ -10,35 +10,15 @@ import pytest
 
 from support.llama_server import LlamaServer
 from support.program import Proxy
-from support.tiny_gguf import ModelShape, write_tiny_gguf
 
 StartServers = Callable[..., list[LlamaServer]]
 StartProxy = Callable[..., Proxy]
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 10,000 tokens a second."""
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
-
-
-@pytest.fixture(scope="session")
-def slow_model(tiny_model: Path) -> Path:
-    """Slow enough that a long reply takes seconds."""
-    return write_tiny_gguf(tiny_model.with_name("slow.gguf"), ModelShape(embedding=384, layers=6, context=8192))
-
-
-@pytest.fixture(scope="session")
-def large_model(tiny_model: Path) -> Path:
-    """Large enough that loading takes an observable time."""
-    return write_tiny_gguf(tiny_model.with_name("large.gguf"), ModelShape(embedding=512, layers=8))
 
 
 @pytest.fixture
 def start_servers() -> Iterator[StartServers]:
     """Starts ``count`` servers with a model and options of ``LlamaServer``."""
     with ExitStack() as stack:
-        # Sequentially: two children that look for a free port at the same time could find the same one.
         yield lambda count, model, *options: [stack.enter_context(LlamaServer(model, *options)) for _ in range(count)]
 
 
@@ -49,7 +29,7 @@ def two_servers(start_servers: StartServers, tiny_model: Path) -> list[LlamaServ
 
 @pytest.fixture
 def two_slow_servers(start_servers: StartServers, slow_model: Path) -> list[LlamaServer]:
-    # Each queued request occupies one thread. The remaining threads answer polls.
+    # Each request that it has queued holds a thread of its own; what is left answers for its state.
     return start_servers(2, slow_model, "--slots", "2", "--context", "8192", "--http-threads", "64")
 
 
@@ -67,7 +47,7 @@ def start_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartProxy
 
 @pytest.fixture(scope="package")
 def shared_server(tiny_model: Path) -> Iterator[LlamaServer]:
-    """For tests that do not change its state."""
+    """For tests that leave it as it was."""
     with LlamaServer(tiny_model, "--slots", "2", "--context", "8192") as server:
         yield server
 
