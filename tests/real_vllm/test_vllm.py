@@ -40,8 +40,12 @@ def idle(engines: list[Vllm]) -> bool:
     return not any(engine.running() for engine in engines)
 
 
+def in_flight_by_backend(proxy: str) -> tuple[int, ...]:
+    return tuple(backend["requests_in_flight"] for backend in ask(f"{proxy}/health").json()["details"])
+
+
 def in_flight(proxy: str) -> int:
-    return sum(backend["requests_in_flight"] for backend in ask(f"{proxy}/health").json()["details"])
+    return sum(in_flight_by_backend(proxy))
 
 
 def test_both_servers_are_identified_as_vllm_and_ready(proxy: str, engines: list[Vllm]) -> None:
@@ -98,12 +102,17 @@ def test_capacity_is_the_number_of_running_requests_while_others_wait(engines: l
 
 
 def test_concurrent_requests_use_both_servers(proxy: str, engines: list[Vllm]) -> None:
+    """The proxy evens out requests in flight. How many an engine completes depends on its speed, which differs."""
+    seen: list[tuple[int, ...]] = []
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda _: ask(f"{proxy}/v1/chat/completions", chat()), range(32)))
-    assert {answer.status for answer in answers} == {200}
-    shares = Counter(answer.headers["x-backend"] for answer in answers)
-    assert sorted(shares) == sorted(engine.url for engine in engines)
-    assert min(shares.values()) >= 10
+        answers = [pool.submit(ask, f"{proxy}/v1/chat/completions", chat()) for _ in range(32)]
+        while not all(answer.done() for answer in answers):
+            seen.append(in_flight_by_backend(proxy))
+    assert {answer.result().status for answer in answers} == {200}
+    assert {answer.result().headers["x-backend"] for answer in answers} == {engine.url for engine in engines}
+    most = max(map(sum, seen))
+    assert most >= 8
+    assert all(max(counts) - min(counts) <= 2 for counts in seen if sum(counts) == most)
 
 
 def test_models_are_merged(proxy: str, engines: list[Vllm]) -> None:

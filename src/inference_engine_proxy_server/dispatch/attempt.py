@@ -133,7 +133,7 @@ class Attempts:
         if isinstance(error, BackendUnreachable):
             fleet.report_refused_connection(backend)
         elif isinstance(error, BackendBroke):
-            if not error.on_reused_connection:
+            if not error.crossed_request:
                 fleet.report_broken_connection(backend)
         elif isinstance(error, BackendTimeout):
             fleet.report_timeout(backend)

@@ -26,6 +26,7 @@ from inference_engine_proxy_server.errors import (
     ClientError,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.requests.content import model_problem
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
@@ -38,6 +39,9 @@ from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 __all__ = ["Forwarder"]
 
 _BACK_OFF_SECONDS = 0.025  # upper bound of a random pause: Envoy's base interval
+
+
+_WITHOUT_CONTENT = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})  # engines ignore the bodies of these
 
 
 class Forwarder:
@@ -116,10 +120,22 @@ class Forwarder:
             affinity = self._affinity(request)
             takes_slot = head.destination is Destination.TIED
         if takes_slot and self._placement.reads_prompts:
-            return _with_prompt(request, affinity, self._placement)
-        if request.model is None:
-            request.model = request.content.model
-        return Requirements(request.model, takes_slot, affinity=affinity)
+            requirements = _with_prompt(request, affinity, self._placement)
+        else:
+            if request.model is None:
+                request.model = request.content.model
+            requirements = Requirements(request.model, takes_slot, affinity=affinity)
+        if requirements.model is None:
+            self._require_readable_model(request)
+        return requirements
+
+    def _require_readable_model(self, request: ProxiedRequest) -> None:
+        """Refuse a body whose model cannot be read, where engines could read a model that only some of them serve."""
+        head = request.head
+        if request.body and self._placement.models_differ and head.destination is not Destination.NAMED:
+            problem = model_problem(head.passed_on, request.body)
+            if problem is not None and head.method not in _WITHOUT_CONTENT:
+                raise problem
 
     def _affinity(self, request: ProxiedRequest) -> Affinity:
         if request.head.destination is Destination.BLOCKED:

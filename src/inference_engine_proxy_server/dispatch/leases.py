@@ -102,7 +102,7 @@ class Dispatcher(FleetObserver):
 
         Raises:
             CapacityError: no backend that serves the request works now.
-            ClientError: 404, all live backends are strict about model names and none has this one.
+            ClientError: 404, the models of all backends are known, and none serves this one.
         """
         if (
             self.queue.count

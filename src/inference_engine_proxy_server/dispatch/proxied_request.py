@@ -46,7 +46,7 @@ class ProxiedRequest(Exchange):
         """What the request's target and body say, without the prompt; decoded on first use."""
         content = self._content
         if content is None:
-            content = self._content = read_content(self.head.target, self.body)
+            content = self._content = read_content(self.head.target, self.body, self.head.passed_on)
         return content
 
     @property

@@ -4,13 +4,16 @@
 
     how the attempt failed                       sent again to      which requests    how often
     no connection: nothing was sent              another backend    all               3 connect timeouts at most
-    a kept-alive connection was closed           a new connection   repeatable ones   once
+    a kept-alive connection crossed it           a new connection   repeatable ones   once
     a new connection broke                       another backend    repeatable ones   1 backend may lose it
     taken back from a stuck or vanished backend  another backend    repeatable ones   1 backend may lose it
     answered 429, 502 or 503                     another backend    repeatable ones   the same, within the budget
     answered 404 about an unlocated resource     another backend    all with affinity 16 in all (see affinity.py)
     no answer in time, or not in HTTP            not at all
     any of these after the reply began           not at all
+
+A backend may close a kept-alive connection as idle just when a request is sent. Only such a close, which arrives within
+the time of one round trip, is answered with a replay to the same backend.
 
 RFC 9110, section 9.2.2, forbids a proxy to repeat a request that is not idempotent on its own initiative. Generating
 text is not idempotent, but repeating a request for one of the paths below changes nothing. So repeating those is this
@@ -84,7 +87,7 @@ def next_attempt(
         return NextAttempt.OTHER_BACKEND if connect_timeouts < _CONNECT_TIMEOUTS else NextAttempt.NONE
     if not is_repeatable(method, path):
         return NextAttempt.NONE
-    if isinstance(error, BackendBroke) and error.on_reused_connection:
+    if isinstance(error, BackendBroke) and error.crossed_request:
         return NextAttempt.SAME_ON_FRESH_CONNECTION
     if isinstance(error, (BackendBroke, RequestMoved, BackendDeclined)) and losses < _LOSSES:
         return NextAttempt.OTHER_BACKEND

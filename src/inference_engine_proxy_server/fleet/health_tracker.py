@@ -57,13 +57,14 @@ class HealthTracker:
         on_trial: it is in rotation for one request, which tests whether it works again.
         is_stuck: requests that wait for an answer wait in vain.
         is_in_question: it broke a connection, and has not been polled since to find out whether that meant more.
+        is_unknown: it has neither answered nor failed since the proxy knows it.
     """
 
     __slots__ = (
         "_failed_at", "_failures", "_fell", "_has_been_up", "_is_lost", "_lost_at", "_lost_reason", "_paused_until",
         "_progress", "_progress_at", "_proved_at", "_ramp_since", "_refusals", "_rules", "_silences", "_suspension",
-        "_timeouts", "_well_since", "is_doubtful", "is_in_question", "is_last_choice", "is_stuck", "on_trial",
-        "reason", "reported", "since", "state", "takes_requests",
+        "_timeouts", "_well_since", "is_doubtful", "is_in_question", "is_last_choice", "is_stuck",
+        "is_unknown", "on_trial", "reason", "reported", "since", "state", "takes_requests",
     )  # fmt: skip
 
     def __init__(self, rules: HealthRules, now: float, draw: Callable[[], float] = random.random) -> None:
@@ -78,6 +79,7 @@ class HealthTracker:
         self.on_trial = False
         self.is_stuck = False
         self.is_in_question = False
+        self.is_unknown = True
         self._has_been_up = False
         self._ramp_since = -math.inf
         self._well_since = now
@@ -114,7 +116,7 @@ class HealthTracker:
         self.reported = state
         self._proved_at = now
         self._silences = self._refusals = 0
-        self._is_lost = self.is_in_question = False
+        self._is_lost = self.is_in_question = self.is_unknown = False
         if state.progress is not None and state.progress != self._progress:
             self._progress = state.progress
             self._progress_at = now
@@ -279,6 +281,7 @@ class HealthTracker:
 
     def _lose(self, reason: str) -> None:
         self._is_lost = True
+        self.is_unknown = False
         self._lost_reason = reason
         self._proved_at = -math.inf
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 __all__ = [
+    "content_coding",
     "conversation_id",
     "multipart_boundary",
     "names_conversation",
@@ -25,6 +26,7 @@ def _line(name: bytes, value: bytes) -> re.Pattern[bytes]:
 
 _CONVERSATION = re.compile(rb"(?:^|\n)x-conversation-id:", re.IGNORECASE)
 _CONVERSATION_ID = _line(b"x-conversation-id", rb"([^\r\n]*?)")
+_CODING = _line(b"content-encoding", rb"([^\r\n]*?)")
 _EXPLAIN = _line(b"x-proxy-explain", b"1")
 _PRIORITY = _line(b"x-priority", rb"(-?[0-9]{1,3})")
 _QUEUE_UPDATES = _line(b"x-queue-updates", b"(?:true|1|yes|on)")
@@ -68,6 +70,12 @@ def wants_explanation(lines: bytes) -> bool:
 def wants_queue_updates(lines: bytes) -> bool:
     """Whether ``X-Queue-Updates`` asks for queue positions in a waiting stream."""
     return _QUEUE_UPDATES.search(lines) is not None
+
+
+def content_coding(lines: bytes) -> bytes:
+    """The value of ``Content-Encoding`` in lower case; empty without one."""
+    found = _CODING.search(lines)
+    return found[1].lower() if found is not None else b""
 
 
 def multipart_boundary(lines: bytes) -> bytes | None:

@@ -147,17 +147,17 @@ def read_prompt(target: bytes, path: str, fields: bytes, body: bytes, token_size
     """
     content = read_prompt_content(body) if body else None
     if content is None:
-        model = read_content(target, body).model
+        model = read_content(target, body, fields).model
         prompt = Prompt(model, len(body), token_sizes.of(model))
         prompt.start = body[:_PLACEMENT_BYTES]
     else:
-        prompt = _prompt_of(content, path, body, token_sizes)
+        model = content.model or read_content(target, body, fields).model
+        prompt = _prompt_of(content, model, path, body, token_sizes)
     prompt.session = session_id(fields) or prompt.session
     return prompt
 
 
-def _prompt_of(content: PromptContent, path: str, body: bytes, token_sizes: TokenSizes) -> Prompt:
-    model = content.model
+def _prompt_of(content: PromptContent, model: str | None, path: str, body: bytes, token_sizes: TokenSizes) -> Prompt:
     messages = content.messages or _messages_in(content.input)
     text = _text_of(content, messages)
     prompt = Prompt(model, len(text) or len(body), token_sizes.of(model))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Sequence
 
-from inference_engine_proxy_server.backends.base import ModelNames
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
@@ -38,6 +37,7 @@ class Placement(FleetObserver):
         retry_after_seconds: when clients should try again if no backend serves their request.
 
     Attributes:
+        models_differ: whether it matters to which backend a request for some model goes.
         contexts_differ: whether a prompt may fit some backends only.
         reads_prompts: whether prompts must be read, for that reason or for a policy.
     """
@@ -52,7 +52,7 @@ class Placement(FleetObserver):
         retry_after_seconds: int = 1,
     ) -> None:
         self.router = router
-        self.contexts_differ = self.reads_prompts = False
+        self.models_differ = self.contexts_differ = self.reads_prompts = False
         self._is_shared = is_shared
         self._records_decisions = records_decisions
         self._retry_after_seconds = retry_after_seconds
@@ -89,6 +89,7 @@ class Placement(FleetObserver):
     def on_serving_changed(self) -> None:
         """See :class:`FleetObserver`."""
         self._registry.forget_sets()
+        self._registry.learn_names()
         self._look_again()
 
     def on_reviewed(self, backend: Backend) -> None:
@@ -103,7 +104,8 @@ class Placement(FleetObserver):
         self._look_again()
 
     def _look_again(self) -> None:
-        self._registry.compare_contexts()
+        self._registry.compare_backends()
+        self.models_differ = self._registry.models_differ
         self.contexts_differ = self._registry.contexts_differ
         self.reads_prompts = self.contexts_differ or self.router.policies.read_prompts
 
@@ -134,7 +136,7 @@ class Placement(FleetObserver):
 
         Raises:
             CapacityError: no backend that serves the request works now.
-            ClientError: 404, all live backends are strict about model names and none has this one.
+            ClientError: 404, the models of all backends are known, and none serves this one.
         """
         found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
         if self._is_shared:
@@ -197,6 +199,8 @@ class Placement(FleetObserver):
             # A home that has left the fleet goes on serving the requests that need it.
             home = self._registry.get(affinity.home) or self._registry.new_candidate(affinity.home)
             return [home] if home.backend.is_live and home.backend not in excluded else []
+        if affinity is not None and affinity.is_unlocated and self._awaits_backend(requirements):
+            return []  # a 404 of the others would not be the truth
         fit = self._fitting(found, requirements)
         return [one for one in fit if one.backend not in excluded] if excluded else fit
 
@@ -224,6 +228,8 @@ class Placement(FleetObserver):
         if any(one.backend.takes_requests or one.backend.health.state is not Health.SUSPECT for one in others):
             return None
         if not others:
+            if self._awaits_backend(requirements):
+                return None
             raise self._unavailable(requirements)
         free = [one for one in others if one.has_slot]
         suspects = CandidateSet(free, [one.rank() for one in free])
@@ -232,20 +238,21 @@ class Placement(FleetObserver):
             choice.rows = Ranked(suspects.ranks, suspects.costs)
         return choice
 
+    def _awaits_backend(self, requirements: Requirements) -> bool:
+        """Whether a backend whose first answer or failure is still to come may serve the request."""
+        affinity = requirements.affinity
+        if affinity is not None and affinity.is_required and affinity.home is not None:
+            return False
+        return any(one.backend.is_awaited for one in self._registry.serving(requirements.model))
+
     def _unavailable(self, requirements: Requirements) -> ProxyError:
         affinity, model = requirements.affinity, requirements.model
         if affinity is not None and affinity.is_required and affinity.home is not None:
             # Not 404: the backend may come back and still have the resource, or report itself that it lacks it.
             message = "The backend that has what this names is not available."
             return CapacityError(message, code="home_unavailable", retry_after_seconds=self._retry_after_seconds)
-        backends = [one.backend for one in self.candidates]
-        live = [backend for backend in backends if backend.is_live]
-        if (
-            live
-            and model is not None
-            and all(backend.serving.model_names is ModelNames.STRICT for backend in live)
-            and not any(model in backend.serving.model_ids for backend in backends)
-        ):
+        live = [one for one in self.candidates if one.backend.is_live]
+        if live and model is not None and not self._registry.serving(model):
             return ClientError(f"The model '{model[:200]}' is not served here.", status=404, code="model_not_found")
         message = "No backend that serves this is available." if live else "No backend is available."
         return CapacityError(message, retry_after_seconds=self._retry_after_seconds)

@@ -20,6 +20,7 @@ from inference_engine_proxy_server.wire.reply_sink import HeldReply, ReplySink
 __all__ = ["BackendConnection"]
 
 _FRESH_SECONDS = 0.1  # a backend hardly ever closes a connection so soon after it agreed to keep it open
+_CROSSING_SECONDS = 0.25  # round trip to another continent: a close that crosses a request arrives by then
 
 _NO_STATUSES: frozenset[int] = frozenset()
 
@@ -168,8 +169,12 @@ class BackendConnection(ReplyRelay):
             self._complete(sink)
         else:
             message = "The backend closed the connection before its reply was complete."
-            is_stale = self._served > 0 and self._head is None
-            self._fail(BackendBroke(message, on_reused_connection=is_stale))
+            self._fail(BackendBroke(message, crossed_request=self._may_have_crossed_request()))
+
+    def _may_have_crossed_request(self) -> bool:
+        """Whether the backend may have closed the connection as idle before it received the request."""
+        has_answered = self._head is not None or self._head_reader.has_begun
+        return self._served > 0 and not has_answered and self._clock() - self.sent_at < _CROSSING_SECONDS
 
     # --- deadlines and back-pressure
 

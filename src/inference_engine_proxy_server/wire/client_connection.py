@@ -15,6 +15,7 @@ from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.tasks.light_task import LightTask
 from inference_engine_proxy_server.wire.client_context import ClientContext
 from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.forwarding import peer_of
 from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.reading_pace import ReadingPace
 from inference_engine_proxy_server.wire.request_head import RequestHead
@@ -70,8 +71,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self.write = self._transport.write
-        peer = transport.get_extra_info("peername")
-        host, self._client = (str(peer[0]), _name_of(*peer[:2])) if isinstance(peer, tuple) else ("unknown", "local")
+        host, self._client = peer_of(transport.get_extra_info("peername"))
         self._reader = RequestReader(self._context, host, self._client, self.write)
         self._pace = ReadingPace(self._transport, self._limits.write_stall_seconds)
         self.deadline = self.clock() + self._limits.keep_alive_seconds
@@ -292,7 +292,3 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
             self._exchange.keep_alive = False
         elif not self._ahead and not self._reader.has_begun:
             self._close()
-
-
-def _name_of(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -122,7 +122,7 @@ class Exchange:
     def observers(self) -> ReplyObservers:
         """The reply's observers. They must be added before the reply begins."""
         if self._observers is None:
-            self._observers = ReplyObservers()
+            self._observers = ReplyObservers(self)
         return self._observers
 
     # --- the reply

@@ -56,7 +56,7 @@ class Inquiry:
                 try:
                     return await self._ask(self._free.pop(), [section, body])
                 except BackendBroke as error:
-                    if not error.on_reused_connection:
+                    if not error.crossed_request:
                         raise
             return await self._ask(await self._connections.connect(), [section, body])
 

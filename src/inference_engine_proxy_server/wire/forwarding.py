@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
-__all__ = ["Forwarding"]
+__all__ = ["Forwarding", "peer_of"]
 
 
 class Forwarding:
@@ -74,6 +74,14 @@ class Forwarding:
             if address and not self.trusts(address):
                 return address if _is_address(address) else None
         return None
+
+
+def peer_of(name: object) -> tuple[str, str]:
+    """Address of a peer, and the same with its port, from ``name`` as a socket reports it."""
+    if not isinstance(name, tuple):
+        return "unknown", "local"
+    host = str(name[0]).removeprefix("::ffff:")  # a socket for IPv6 and IPv4 reports IPv4 peers this way
+    return host, f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"
 
 
 def _without_port(text: str) -> str:

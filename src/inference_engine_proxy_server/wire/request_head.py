@@ -35,6 +35,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{0,5})?
 _ENDS_IN_CHUNKED = re.compile(rb"(?:(?!chunked[ \t]*,)" + TOKEN + rb"++[ \t]*,[ \t]*)+chunked", re.IGNORECASE)
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://([^/?]*)(.*)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_ACCEPT_ENCODING = re.compile(rb"(?:^|(?<=\n))accept-encoding:[^\n]*+\n", re.IGNORECASE)
 _PREFLIGHT = re.compile(rb"(?:^|\n)access-control-request-method:", re.IGNORECASE)
 
 
@@ -102,6 +103,10 @@ class RequestHead:
     def is_preflight(self) -> bool:
         """Whether this is a CORS preflight request (Fetch standard)."""
         return self.method == "OPTIONS" and _PREFLIGHT.search(self.passed_on) is not None
+
+    def refuse_compression(self) -> None:
+        """Let the backend reply without compression, so that the proxy can read the reply."""
+        self.passed_on = _ACCEPT_ENCODING.sub(b"", self.passed_on)
 
     def for_backend(
         self, authority: bytes, prefix: bytes, request_id: str, body_bytes: int, *, credentials: bytes, close: bool

@@ -189,6 +189,47 @@ async def test_stale_connection_is_replaced_without_blaming_the_backend() -> Non
     assert len(engine.connections) == 2
 
 
+async def test_request_that_an_engine_held_on_a_kept_connection_counts_as_lost() -> None:
+    async def holds_the_second_request(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(http_reply())
+        await connection.request()
+        await asyncio.sleep(0.4)
+        connection.reset()
+
+    async with FakeEngine(holds_the_second_request) as holding, FakeEngine(answering(http_reply(b"other"))) as other:
+        async with ForwardingFront(holding, other) as proxy:
+            with chosen_first(proxy, 0):
+                assert status_of(await proxy.post()) == 200
+                reply = await proxy.post()
+            assert (status_of(reply), reply.partition(b"\r\n\r\n")[2]) == (200, b"other")
+            assert not proxy.pool.backends[0].takes_requests
+    assert (len(holding.requests), len(other.requests)) == (2, 1)
+
+
+async def test_two_engines_that_hold_and_drop_a_request_are_the_last() -> None:
+    async def holds_the_second_request(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(http_reply())
+        await connection.request()
+        await asyncio.sleep(0.4)
+        connection.finish()
+
+    async with (
+        FakeEngine(holds_the_second_request) as first,
+        FakeEngine(holds_the_second_request) as second,
+        FakeEngine(holds_the_second_request) as third,
+        ForwardingFront(first, second, third) as proxy,
+    ):
+        engines = (first, second, third)
+        for index in range(3):
+            with chosen_first(proxy, index):
+                assert status_of(await proxy.post()) == 200
+        reply = await proxy.post()
+        assert (status_of(reply), error_of(reply)["code"]) == (502, "backend_disconnected")
+        assert sorted(len(engine.requests) for engine in engines) == [1, 2, 2]
+
+
 async def test_request_with_side_effects_is_not_resent_after_a_stale_connection() -> None:
     async with FakeEngine(closes_when_asked_twice) as engine, ForwardingFront(engine) as proxy:
         replies = [await proxy.post(path="/v1/files") for _ in range(2)]

@@ -164,7 +164,7 @@ async def test_an_error_on_a_reused_connection_is_marked(end: Callable[[EngineCo
         await ask(connections)
         with pytest.raises(BackendBroke) as broken:
             await ask(connections)
-        assert broken.value.on_reused_connection
+        assert broken.value.crossed_request
         assert len(engine.connections) == 1
         assert (await ask(connections)).body == b"hello"
 
