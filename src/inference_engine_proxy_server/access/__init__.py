@@ -1,1 +1,1 @@
-"""API keys of clients and operators: who may pass, and how much each key may use."""
+"""Access control: the gate that checks API keys, the limits of each key, and its token usage."""

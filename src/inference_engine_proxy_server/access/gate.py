@@ -1,4 +1,4 @@
-"""Decides from a request's header section whether it may pass: is there a key, and is it valid for this path?"""
+"""Checks from a request's header section whether it has a key that is valid for its path."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Gate:
     """Checks the key in each request's header section, before the body is read.
 
     Args:
-        ring: the keys of clients; ``None`` when the engines are open to everyone.
+        ring: the keys of clients; ``None`` when no key is needed.
         allowances: of the keys.
         admin_key: for ``/admin/``; ``None`` disables it.
-        metrics_key: for ``/metrics``; ``None`` opens it to everyone.
-        operators_elsewhere: ``/admin/`` and ``/metrics`` are on a port of their own.
+        metrics_key: for ``/metrics``; ``None`` when it needs no key.
+        operators_elsewhere: whether ``/admin/`` and ``/metrics`` are on a separate port.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class UsageObserver(ReplyObserver):
     Args:
         exchange: the request; its reply has not begun.
         allowance: of the request's key. The request counts as in flight there already.
-        clock: seconds that only grow.
+        clock: monotonic clock, in seconds.
     """
 
     __slots__ = ("_allowance", "_clock", "_excerpt", "_exchange")
@@ -62,11 +62,10 @@ def tokens_used(
         is_complete: the whole reply has been sent.
 
     Returns:
-        What the engine reports. A part that the engine does not report (all of it, in OpenAI streams without
+        The tokens that the engine reports. A part that it does not report (all of it, in OpenAI streams without
         ``include_usage``) is estimated: the prompt from its length, the answer as one token for every event. A
-        reply that reports a prompt and no answer is an embedding. The
-        beginning of a stream may report an answer of one token, so a broken stream counts as many tokens as it has
-        events at least.
+        reply that reports a prompt and no answer is an embedding. The beginning of a stream may report an answer of
+        one token, so a broken stream counts at least as many tokens as it has events.
     """
     if not excerpt:
         return 0 if is_complete else prompt_estimate()
@@ -80,7 +79,7 @@ def tokens_used(
 
 
 def _estimated_prompt(exchange: Exchange) -> int:
-    """Tokens of the prompt by its length; pictures count as pictures, and the files of a form not at all."""
+    """Tokens of the prompt by its length. Pictures count as a fixed number of tokens, files of a form do not count."""
     head, body = exchange.head, exchange.body
     if body.startswith(b"--"):
         return 0

@@ -1,4 +1,4 @@
-"""Builds what decides who may send requests: keys and the gate."""
+"""Builds access control: the keys and the gate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def build_key_ring(settings: Settings) -> KeyRing | None:
     """The keys of clients; ``None`` when clients need none.
 
     Raises:
-        KeyFileError: the file of keys cannot be used.
+        KeyFileError: the key file cannot be used.
     """
     if not needs_keys(settings):
         return None

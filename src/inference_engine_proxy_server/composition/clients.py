@@ -1,4 +1,4 @@
-"""Builds the client side: the bounds of connections, the overload guard, and what connections share."""
+"""Builds the client side: limits of connections, the overload guard, and the context that connections share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Handler = Callable[[ProxiedRequest], Coroutine[None, None, None]]
 
 
 def build_client_load(settings: Settings, deadlines: Deadlines) -> Load:
-    """What all clients hold together, and may hold."""
+    """The load of all clients, with its limits."""
     return Load(
         deadlines.clock,
         most_connections=settings.max_client_connections or connection_limit(),
@@ -39,7 +39,7 @@ def build_client_load(settings: Settings, deadlines: Deadlines) -> Load:
 def build_overload_guard(
     settings: Settings, load: Load, metrics: RequestMetrics, deadlines: Deadlines
 ) -> OverloadGuard:
-    """Sheds requests when the clients hold too much, except for those that the proxy answers itself."""
+    """Sheds requests beyond the limits, except for those that the proxy answers itself."""
     memory = MemoryUse(settings.memory_limit_bytes or container_limit_bytes(processes=settings.workers))
     guard = OverloadGuard(load, memory, count_shed=metrics.count_shed, clock=deadlines.clock)
     for name, text, reading in (
@@ -62,7 +62,7 @@ def build_client_context(
     handle: Handler,
     observe: Callable[[ProxiedRequest], None],
 ) -> ClientContext[ProxiedRequest]:
-    """What all connections on PORT share."""
+    """The context of all connections on PORT."""
     process = secrets.token_hex(6)
     return ClientContext(
         _client_limits(settings),
@@ -84,7 +84,7 @@ def build_client_context(
 def build_operator_context(
     clients: ClientContext[ProxiedRequest], gate: Gate, handle: Handler
 ) -> ClientContext[ProxiedRequest]:
-    """What all connections on ADMIN_PORT share: as on PORT, without bounds and without access to engines."""
+    """The context of all connections on ADMIN_PORT: as on PORT, without limits and without access to engines."""
     return replace(clients, admit=gate.admit_operator, handle=handle, load=Load(clients.deadlines.clock))
 
 

@@ -1,4 +1,4 @@
-"""Builds the way of a request to a backend: placement, leases, the queue and the forwarder."""
+"""Builds the path of a request to a backend: placement, leases, the queue and the forwarder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["build_dispatcher", "build_forwarder", "build_placement"]
 
 
 def build_placement(configuration: Configuration, fleet: Fleet, process: ProcessContext) -> Placement:
-    """Chooses among the backends of ``fleet``. Choices are explained only where an operator or a client can ask why."""
+    """Chooses among the backends of ``fleet``. Decisions are recorded only if an operator or a client can read them."""
     settings = configuration.settings
     policies = ModelPolicies.named(settings.balancing_policy, configuration.models)
     return Placement(

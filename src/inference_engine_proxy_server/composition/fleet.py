@@ -30,7 +30,7 @@ BackendFactory = Callable[[BackendConfig], Backend]
 
 
 def build_backend_factory(settings: Settings, deadlines: Deadlines, process: ProcessContext) -> BackendFactory:
-    """A function that makes a backend of its configuration: at the start, and when one joins the fleet."""
+    """A function that makes a backend from its configuration, at the start and when one joins the fleet."""
     usual_seconds = settings.backend_timeout_seconds
     limits = BackendLimits(
         connect_seconds=settings.backend_connect_timeout_seconds,
@@ -61,7 +61,7 @@ def _load_of(url: str, process: ProcessContext) -> BackendLoad:
 def build_fleet(
     configuration: Configuration, make_backend: BackendFactory, deadlines: Deadlines, process: ProcessContext
 ) -> Fleet:
-    """The configured backends, with those drained that operators have drained before."""
+    """The configured backends; those that operators have drained before are draining."""
     settings = configuration.settings
     fleet = Fleet(
         map(make_backend, configuration.fleet),

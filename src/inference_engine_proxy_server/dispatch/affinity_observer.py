@@ -15,10 +15,10 @@ class AffinityObserver(ReplyObserver):
     """Reads the first block of one reply.
 
     Args:
-        table: remembers what is learned.
+        table: stores what the observer learns.
         exchange: the request; its reply has not begun.
         affinity: of the request.
-        backend: gives the reply.
+        backend: the backend that replies.
     """
 
     __slots__ = ("_backend", "_creates_response", "_exchange", "_resource", "_table")

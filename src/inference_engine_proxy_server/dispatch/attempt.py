@@ -29,7 +29,7 @@ from inference_engine_proxy_server.wire.reply_sink import HeldReply
 __all__ = ["Attempt", "Attempts"]
 
 _FAILURE_STATUSES = frozenset({500, 502, 503, 504})  # a backend's own failures; 501 and 505 are about the request
-_MOST_ASKED = 16  # backends that are asked for a resource that only one of them may have
+_MOST_ASKED = 16  # limit of backends that are asked for one backend-local resource
 _RETRY_AFTER = re.compile(rb"(?:^|\n)retry-after:[ \t]*([0-9]{1,6})", re.IGNORECASE)
 
 
@@ -37,8 +37,8 @@ class Attempt(msgspec.Struct, gc=False):
     """One attempt.
 
     Attributes:
-        request: its reply has not begun.
-        backend: holds a lease for the request.
+        request: the request; its reply has not begun.
+        backend: the leased backend.
         failed: the backends of earlier attempts, with the error of each.
     """
 
@@ -48,13 +48,13 @@ class Attempt(msgspec.Struct, gc=False):
 
 
 class Attempts:
-    """Makes attempts, and reports to the fleet what each of them shows about its backend.
+    """Makes attempts, and reports to the fleet the evidence of each about its backend.
 
     Args:
         dispatcher: has the fleet, which receives the evidence.
         metrics: counts repeated requests.
         names_backend: whether replies name their backend in ``x-backend``.
-        keeps_credentials: whether a client's key goes on to a backend for which the proxy has no key.
+        keeps_credentials: whether a client's key is forwarded to backends for which the proxy has no key.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Attempts:
         )
 
     def report(self, backend: Backend, error: BackendError) -> None:
-        """Report to the fleet at once what a failed attempt shows about ``backend``."""
+        """Report the evidence of a failed attempt about ``backend`` to the fleet at once."""
         fleet = self._fleet
         if isinstance(error, BackendUnreachable):
             fleet.report_refused_connection(backend)
@@ -146,11 +146,11 @@ class Attempts:
         try:
             return await attempt.backend.connections.connect()
         except BackendUnreachable:
-            attempt.request.losses += 1  # the backend may have died of the request
+            attempt.request.losses += 1  # the request may have killed the backend
             raise
 
     def _decide(self, attempt: Attempt, held: HeldReply) -> None:
-        """Raises a :class:`BackendError`, which discards the held reply, if another backend should try."""
+        """Raise a :class:`BackendError`, which discards the held reply, if another backend should try."""
         request, backend, requirements = attempt.request, attempt.backend, attempt.request.requirements
         has_other = self._placement.has_other(requirements, [*attempt.failed, backend])
         if requirements.affinity is not None and requirements.affinity.is_unlocated:

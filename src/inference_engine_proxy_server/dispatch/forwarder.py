@@ -1,4 +1,4 @@
-"""The life of a proxied request: lease or queue, attempt, retry elsewhere where that is allowed, close the lease."""
+"""The life of a proxied request: lease or queue, attempt, retry where that is allowed, close the lease."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ _WITHOUT_CONTENT = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})  # engines ig
 
 
 class Forwarder:
-    """Serves requests by passing them on to a backend.
+    """Serves requests by forwarding them to a backend.
 
     Args:
         dispatcher: grants leases.
-        decisions: records why requests were sent where they were.
+        decisions: records the decisions with their reasons.
         metrics: counts repeated requests.
         fair_share: orders the requests that must wait.
         updates: sends queue positions to waiting streams.
@@ -102,14 +102,14 @@ class Forwarder:
                     lease.close()
                 await _back_off(failed)
         except (CapacityError, ClientError):  # no other backend can serve the request
-            _raise_broken(failed)  # a backend received the request, so "no capacity" would not be the truth
+            _raise_broken(failed)  # a backend received the request, so "no capacity" would be false
             raise
         finally:
             if failed and any(isinstance(error, BackendDeclined) for error in failed.values()):
                 self._budget.release()
 
     def _requirements(self, request: ProxiedRequest) -> Requirements:
-        """What ``request`` needs of a backend.
+        """The requirements of ``request``.
 
         The prompt is read only if a policy reads prompts, or if contexts of different lengths make its length matter.
         """
@@ -144,7 +144,7 @@ class Forwarder:
         return self._affinities.affinity(request.head, request.content)
 
     def _observe(self, request: ProxiedRequest, lease: Lease) -> tuple[ReplyObserver, ...]:
-        """Let routing learn from this attempt's reply."""
+        """Make routing learn from the reply of this attempt."""
         observers: list[ReplyObserver] = []
         if lease.tracker is not None:
             observers.append(LearningObserver(request, lease.tracker))
@@ -160,7 +160,7 @@ class Forwarder:
     def _take_failure(
         self, request: ProxiedRequest, backend: Backend, error: BackendError, failed: dict[Backend, BackendError]
     ) -> None:
-        """Note a failed attempt; raises ``error`` unless another attempt may be made."""
+        """Record a failed attempt; raise ``error`` unless another attempt may be made."""
         failed[backend] = error
         if isinstance(error, BackendLacks):
             return
@@ -172,7 +172,7 @@ class Forwarder:
         request.losses += not isinstance(error, BackendUnreachable)
 
     async def _wait(self, request: ProxiedRequest, failed: Mapping[Backend, BackendError]) -> Lease:
-        """A lease when it is the request's turn; a request that a backend has failed goes before all others."""
+        """Wait in the queue for a lease; a request that a backend has failed goes before all others."""
         queue, requirements = self._dispatcher.queue, request.requirements
         lane = self._placement.lane(requirements)
         queued = QueuedRequest(

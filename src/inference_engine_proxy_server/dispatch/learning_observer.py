@@ -12,7 +12,7 @@ __all__ = ["LearningObserver"]
 
 
 class LearningObserver(ReplyObserver):
-    """Tells ``tracker`` when the first data of the reply arrives and what the complete reply reports.
+    """Reports to ``tracker`` the arrival of the first data of the reply, and the facts of the complete reply.
 
     Args:
         exchange: the request; its reply has not begun.
@@ -34,7 +34,7 @@ class LearningObserver(ReplyObserver):
     def end(self, outcome: Outcome) -> None:
         """Report a complete reply. A refused request was neither read nor answered.
 
-        Many clients leave as soon as the last event has arrived, before the end of the reply; that reply is complete.
+        Many clients disconnect after the last event but before the end of the reply; such a reply counts as complete.
         """
         tracker = self._tracker
         if self._exchange.status >= 400:

@@ -1,4 +1,4 @@
-"""Grants leases: one request's claim on one backend, at once or when its turn comes in the queue.
+"""Grants leases: one request's claim on one backend, at once or after a wait in the queue.
 
 Everything here but the search for freed slots is synchronous. No ``await`` can come between the choice of a backend and
 its lease, so a burst cannot send two requests to one free slot.
@@ -23,20 +23,20 @@ from inference_engine_proxy_server.routing.tracker import Tracker
 
 __all__ = ["Dispatcher", "Lease"]
 
-_LOOK_SECONDS = 0.02  # between two looks for slots that other workers freed
+_LOOK_SECONDS = 0.02  # interval of checks for slots that other workers freed
 _LOOKS_LEFT_TO_OTHERS = 3
 
 
 class Lease:
-    """One request's claim on one backend, from its selection to the last byte. Closing it twice does no harm.
+    """One request's claim on one backend, from its selection to the last byte. Closing it twice has no further effect.
 
     Args:
-        choice: the selected backend, and why it was selected; kept.
+        choice: the selected backend, with the reasons; kept.
         dispatcher: fills the slot when it becomes free.
 
     Attributes:
         backend: the selected backend.
-        tracker: what routing learns from the request; ``None`` if it learns nothing.
+        tracker: lets routing learn from the request; ``None`` if it learns nothing.
     """
 
     __slots__ = ("_dispatcher", "backend", "choice", "is_open", "tracker")
@@ -55,7 +55,7 @@ class Lease:
         return f"<Lease {'open' if self.is_open else 'closed'} on {self.backend!r}>"
 
     def close(self) -> None:
-        """End the claim."""
+        """Release the lease."""
         if self.is_open:
             self.is_open = False
             if self.tracker is not None:
@@ -101,7 +101,7 @@ class Dispatcher(FleetObserver):
             excluded: backends that failed the request. Such a request goes before those that wait.
 
         Raises:
-            CapacityError: no backend that serves the request works now.
+            CapacityError: no live backend serves the request.
             ClientError: 404, the models of all backends are known, and none serves this one.
         """
         if (
@@ -114,7 +114,7 @@ class Dispatcher(FleetObserver):
         return self.try_lease(requirements, excluded)
 
     def try_lease(self, requirements: Requirements, excluded: Collection[Backend] = ()) -> Lease | None:
-        """As :meth:`lease`, for a request whose turn it is."""
+        """As :meth:`lease`, for the next request of the queue."""
         choice = self.placement.choose(requirements, excluded)
         if choice is None:
             return None
@@ -132,17 +132,17 @@ class Dispatcher(FleetObserver):
         return sum(backend.load.leases for backend in self.fleet.backends)
 
     def fill_slots(self) -> None:
-        """Let waiting requests have the free slots, unless it is another worker's turn."""
+        """Give free slots to waiting requests, unless another worker may fill them first."""
         if self.queue.count and self._fairness.is_ours():
             self.queue.dispatch()
 
     async def fill_slots_of_siblings(self) -> None:
-        """Look again and again for slots that other workers freed, until cancelled."""
+        """Check repeatedly for slots that other workers freed, until cancelled."""
         left = 0
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             self._fairness.publish_waiting(self.queue.count)
-            # Slots that other workers leave unused for several looks are not for them: they wait for another model.
+            # Other workers cannot use slots that stay free for several checks: their requests wait for another model.
             left = 0 if self._fairness.is_ours() else (left + 1) % _LOOKS_LEFT_TO_OTHERS
             if not left and self.queue.count:
                 self.queue.dispatch()

@@ -1,4 +1,4 @@
-"""The typed context of one request: an exchange, and what the rooms of the proxy know of it."""
+"""The typed context of one request: an exchange, with what the packages of the proxy know about it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PREFLIGHT_PASSED = (
 
 
 class ProxiedRequest(Exchange):
-    """An exchange on its way through the proxy.
+    """An exchange with the state of its request in the proxy.
 
     Attributes:
-        model: the model that the request names; ``None`` when it names none or nothing has read it.
+        model: the model that the request names; ``None`` when it names none or was not read.
         requirements: what the request needs of a backend; set before it is first placed.
         backend: base URL of the backend of the latest attempt; ``None`` when the proxy itself answers.
         losses: how many backends received the request and failed to answer it.
@@ -43,7 +43,7 @@ class ProxiedRequest(Exchange):
 
     @property
     def content(self) -> RequestContent:
-        """What the request's target and body say, without the prompt; decoded on first use."""
+        """The content of the request's target and body, without the prompt; decoded on first use."""
         content = self._content
         if content is None:
             content = self._content = read_content(self.head.target, self.body, self.head.passed_on)
@@ -51,7 +51,7 @@ class ProxiedRequest(Exchange):
 
     @property
     def access(self) -> Access | None:
-        """What the request's API key permits; ``None`` when the request has no key and needs none."""
+        """The permissions of the request's API key; ``None`` when the request has no key and needs none."""
         return cast(Access | None, self.head.access)
 
     def fail(self, error: ProxyError) -> None:

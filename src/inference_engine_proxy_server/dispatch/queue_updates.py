@@ -1,7 +1,7 @@
 """Sends queue positions to waiting streams as SSE comments, which clients skip.
 
 The first comment commits the reply to status 200 before any engine has answered. Later errors can only be reported by
-an event in the stream, and the reply cannot name its backend. Therefore clients must ask for queue updates.
+an event in the stream, and the reply cannot name its backend. Therefore clients must request queue updates.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class QueueUpdates:
     """Sends queue updates.
 
     Args:
-        queue: where requests wait.
-        to_all: whether streams that do not ask for updates get them, too.
+        queue: the queue of waiting requests.
+        to_all: whether streams get updates without requesting them.
     """
 
     def __init__(self, queue: RequestQueue[Lease], *, to_all: bool) -> None:

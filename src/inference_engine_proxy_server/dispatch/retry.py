@@ -46,7 +46,9 @@ _REPEATABLE_PATHS = frozenset(
     )
 )  # fmt: skip
 
-_LOSSES = 1  # backends that may fail one request after it was sent: a prompt that kills engines must not kill all
+_LOSSES = (
+    1  # backends that may fail one request after it was sent, so that a prompt that kills engines does not kill all
+)
 _CONNECT_TIMEOUTS = 3  # each takes seconds; refused connections take no time and are not counted
 
 _WINDOW_SECONDS = 10.0
@@ -59,7 +61,7 @@ class NextAttempt(Enum):
 
     NONE = "none"
     SAME_ON_FRESH_CONNECTION = "same"
-    """The kept-alive connection had gone stale, which says nothing about the backend."""
+    """The kept-alive connection was stale, which is no evidence about the backend."""
     OTHER_BACKEND = "other"
 
 
@@ -77,7 +79,7 @@ def next_attempt(
         error: how the attempt failed.
         method: of the request.
         path: of the request.
-        reply_begun: a byte of the reply has gone to the client, so no other reply is possible.
+        reply_begun: whether a byte of the reply has been sent to the client, so that no other reply is possible.
         losses: backends that received the request before and failed it.
         connect_timeouts: connections of the request that timed out, this one included.
     """
@@ -91,7 +93,7 @@ def next_attempt(
         return NextAttempt.SAME_ON_FRESH_CONNECTION
     if isinstance(error, (BackendBroke, RequestMoved, BackendDeclined)) and losses < _LOSSES:
         return NextAttempt.OTHER_BACKEND
-    return NextAttempt.NONE  # after a timeout an engine is still at work; an invalid reply is an answer
+    return NextAttempt.NONE  # after a timeout, the engine is still working; an invalid reply is an answer
 
 
 class RetryBudget:
@@ -114,10 +116,10 @@ class RetryBudget:
         self._window_ends = 0.0
 
     def take(self, in_flight: int) -> bool:
-        """Whether one more request may be repeated; if so, :meth:`release` must follow when it is over.
+        """Whether one more request may be repeated; if so, :meth:`release` must follow at its end.
 
         Args:
-            in_flight: requests under way.
+            in_flight: requests in flight.
         """
         now = self._clock()
         if now >= self._window_ends:
@@ -134,5 +136,5 @@ class RetryBudget:
         return True
 
     def release(self) -> None:
-        """A repeated request is over."""
+        """A repeated request has ended."""
         self._under_way -= 1

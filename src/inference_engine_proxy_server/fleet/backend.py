@@ -24,7 +24,7 @@ class Trial(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether the request is still under way."""
+        """Whether the request is still running."""
 
 
 class Backend:
@@ -86,13 +86,13 @@ class Backend:
         return f"<Backend {self.url} {self.health.state.value} {' '.join([*flags, repr(self.load)])}>"
 
     def configure(self, config: BackendConfig) -> None:
-        """Adopt ``config``; what depends on reports as well follows with the next report."""
+        """Adopt ``config``; values that also depend on reports follow with the next report."""
         self.config = config
         key = config.api_key
         self.credentials = None if key is None else f"authorization: Bearer {key.get_secret_value()}\r\n".encode()
 
     def update_serving(self, state: BackendState) -> bool:
-        """Adopt the models of ``state``, if it has any; whether other requests can be routed here now."""
+        """Adopt the models of ``state``, if it has any; returns whether the backend now serves other requests."""
         if state.models is None:
             return False
         was_known, self.models_known = self.models_known, True
@@ -109,12 +109,12 @@ class Backend:
         self.memory_tokens = state.memory_tokens or self.memory_tokens  # a failed page does not erase it
 
     def begin_trial(self, trial: Trial) -> None:
-        """``trial`` tests whether this backend works again; until it ends, there are no further requests."""
+        """Use ``trial`` to test whether this backend works again; until it ends, there are no further requests."""
         self._trial = trial
         self.takes_requests = False
 
     def review(self, now: float, evidence_seconds: float) -> None:
-        """Update what follows from health and from the age of reports.
+        """Update the attributes that follow from health and from the age of reports.
 
         Args:
             now: a reading of the clock.

@@ -1,6 +1,6 @@
 """All backends, and the evidence about them: polls, and the outcome of requests.
 
-Everything here is synchronous, and the clock is read only when evidence arrives. What changes is passed on to
+Everything here is synchronous, and the clock is read only when evidence arrives. Changes are reported to
 observers, which route and dispatch requests.
 """
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class FleetObserver:
-    """Learns of changes in the fleet. Override what is of interest."""
+    """Is notified of changes in the fleet. Override the methods of interest."""
 
     def on_replaced(self, backends: Sequence[Backend]) -> None:
         """``backends`` are the fleet now."""
@@ -34,10 +34,10 @@ class FleetObserver:
         """A backend serves other models than before, or its liveness changed."""
 
     def on_lost(self, backend: Backend) -> None:
-        """``backend`` is not live any more."""
+        """``backend`` is no longer live."""
 
     def on_stuck(self, backend: Backend) -> None:
-        """Requests that wait for an answer of ``backend`` wait in vain."""
+        """Requests that wait for an answer of ``backend`` cannot expect one."""
 
     def on_reviewed(self, backend: Backend) -> None:
         """Everything about ``backend`` is up to date; called last."""
@@ -79,7 +79,7 @@ class Fleet:
         self._observers.append(observer)
 
     def snapshot(self) -> FleetSnapshot:
-        """The fleet as it is now."""
+        """The current state of the fleet."""
         return FleetSnapshot.of(self.backends, self.clock())
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class Fleet:
     # --- for operators
 
     def replace(self, backends: Iterable[Backend]) -> None:
-        """Let ``backends`` be the fleet. Those that leave get no new requests; requests under way go on."""
+        """Replace the fleet by ``backends``. Removed backends get no new requests; running requests continue."""
         before, self.backends = self.backends, tuple(backends)
         for backend in before:
             if backend not in self.backends:
@@ -168,7 +168,7 @@ class Fleet:
         self._review(backend)
 
     def report_timeout(self, backend: Backend) -> None:
-        """``backend`` sent nothing in answer to a request for as long as is allowed."""
+        """``backend`` exceeded a deadline of a request without sending anything."""
         backend.health.timed_out(self.clock())
         self._review(backend)
 
@@ -191,7 +191,7 @@ class Fleet:
         health = backend.health
         state, reason, was_stuck, was_live = health.state, health.reason, health.is_stuck, backend.is_live
         backend.review(self.clock(), self._evidence_seconds)
-        # The progress of a start is worth a line, too; other reasons change with every number in them.
+        # Progress of a start is logged, too. Other reasons would change with every number in them.
         if health.state is not state or (state is Health.STARTING and health.reason != reason):
             _log_change(backend)
         is_lost = was_live and not backend.is_live

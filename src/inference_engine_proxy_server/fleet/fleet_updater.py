@@ -21,7 +21,7 @@ class UnknownEngineError(Exception):
 
 
 def check_engines(fleet: Iterable[BackendConfig], engines: Engines) -> None:
-    """Raises :class:`UnknownEngineError` if ``fleet`` names an engine that is not among ``engines``."""
+    """Raise :class:`UnknownEngineError` if ``fleet`` names an engine that is not in ``engines``."""
     for config in fleet:
         if config.engine is not None and config.engine not in engines.by_provider:
             known = ", ".join(sorted(engines.by_provider))
@@ -57,7 +57,7 @@ class FleetUpdater:
         self._models = models
 
     def apply(self, fleet: Sequence[BackendConfig], models: Mapping[str, ModelConfig]) -> bool:
-        """Apply the configuration of the fleet and its models; whether anything changed.
+        """Apply the configuration of the fleet and its models; returns whether anything changed.
 
         Backends that stay keep their health and their requests.
 

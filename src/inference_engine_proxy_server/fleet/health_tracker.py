@@ -1,10 +1,10 @@
-"""Judges the health of one backend by all evidence. Pure: events come in with their times, and nothing is asked.
+"""Judges the health of one backend by all evidence. Pure: it receives events with their times, and does no I/O.
 
 ::
 
     evidence                                              state
     it reports that it loads its model, or nothing yet    STARTING
-    it reports that it works                              UP, or BUSY when it reports that it wants no more
+    it reports that it works                              UP, or BUSY when it reports that it is full
     it does not answer, but bytes of replies still come   BUSY, the last choice
     it cannot be reached, broke a connection, or was      DOWN, until it answers a poll again
       silent for too long; or it reports so
@@ -29,12 +29,12 @@ from inference_engine_proxy_server.wire.backend_connections import Activity
 __all__ = ["HealthTracker"]
 
 _FAILURES = 5  # in a row; Envoy's consecutive_5xx
-_TIMEOUTS = 2  # requests in a row without an answer in time: by then minutes have passed
+_TIMEOUTS = 2  # consecutive requests without an answer in time, which is minutes
 _FORGIVEN_SECONDS = 60.0  # of good health, after which earlier falls are forgotten
 _SILENCES = 2  # unanswered polls in a row, so that a delay of the proxy itself condemns no backend
 _REFUSALS = 3  # refused polls in a row while bytes still come
 _FRESH_SECONDS = 2.0  # maximum age of bytes that outweigh a refused poll
-_FIRST_SHARE = 0.1  # of its usual share, right after a backend came back; Envoy's and HAProxy's slow start
+_FIRST_SHARE = 0.1  # of its usual share, right after its recovery; as the slow start of Envoy and HAProxy
 _LONGEST_PAUSE_SECONDS = 30.0
 
 
@@ -55,7 +55,7 @@ class HealthTracker:
         takes_requests: it is in rotation.
         is_last_choice: it gets a request only when no other backend is free.
         on_trial: it is in rotation for one request, which tests whether it works again.
-        is_stuck: requests that wait for an answer wait in vain.
+        is_stuck: whether requests that wait for an answer cannot expect one.
         is_in_question: it broke a connection, and has not been polled since to find out whether that meant more.
         is_unknown: it has neither answered nor failed since the proxy knows it.
     """
@@ -164,7 +164,7 @@ class HealthTracker:
             self._suspend(now, many + reason, stands_still=False)
 
     def timed_out(self, now: float) -> None:
-        """It sent nothing in answer to a request for as long as is allowed."""
+        """It exceeded a deadline of a request without sending anything."""
         self._timeouts += 1
         self._failed_at = now
         self.is_doubtful = self.is_last_choice = True
@@ -172,7 +172,7 @@ class HealthTracker:
             self._suspend(now, "it leaves requests without an answer", stands_still=True)
 
     def succeeded(self, sent_at: float) -> None:
-        """A request that was sent at ``sent_at`` was answered well."""
+        """A request that was sent at ``sent_at`` succeeded."""
         if sent_at > self._failed_at and sent_at > self._suspension.began_at:
             self._forget_failures()
 
@@ -183,7 +183,7 @@ class HealthTracker:
     # --- the verdict
 
     def review(self, now: float, activity: Activity) -> None:
-        """Bring all attributes up to date."""
+        """Update all attributes."""
         self._check_silence(now, activity)
         self._check_work(now, activity)
         is_back = self.reported.live and not self._is_lost
@@ -268,7 +268,7 @@ class HealthTracker:
             if activity.answered_sent_at > suspension.began_at or has_moved:
                 self._forget_failures()
             elif not (suspension.stands_still and self.on_trial):
-                return  # a trial's own work may stand still, too
+                return  # work of the trial itself may also stand still
         if activity.waiting_since is None or not (activity.has_begun or self.reported.progress is not None):
             return
         still_seconds = now - max(moved_at, activity.waiting_since, suspension.until)

@@ -1,4 +1,4 @@
-"""What a backend serves: its models, the names they answer to, and the lengths of their contexts."""
+"""The models that a backend serves, with their names and context lengths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Serving"]
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The models of one backend. Stays as it is while the backend is down.
+    """The models of one backend. Unchanged while the backend is down.
 
     Attributes:
         models: entries for ``GET /v1/models``.
@@ -21,7 +21,7 @@ class Serving:
         model_names: how the backend treats other names.
         contexts: tokens that a prompt and its answer may have together, by the names of the models that report it.
         only_context: the same for every name, when the backend has a single model; else ``None``.
-        bounds_max_tokens: the backend refuses a request whose ``max_tokens`` exceeds its context.
+        bounds_max_tokens: whether the backend refuses a request whose ``max_tokens`` exceeds its context.
     """
 
     models: tuple[ModelEntry, ...] = ()

@@ -1,4 +1,4 @@
-"""A consistent view of the whole fleet, for whatever shows it to people or programs."""
+"""A consistent, immutable view of the whole fleet, for endpoints and metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["BackendSnapshot", "FleetSnapshot"]
 
 @dataclass(frozen=True, slots=True)
 class BackendSnapshot:
-    """One backend at one time. More attributes than a class should have: each is shown under its own name.
+    """One backend at one time. It has many attributes because each is shown under its own name.
 
     Attributes:
         name: from the configuration.
@@ -60,7 +60,7 @@ class BackendSnapshot:
 
     @classmethod
     def of(cls, backend: Backend, now: float) -> BackendSnapshot:
-        """``backend`` as it is now; ``now`` is a reading of the fleet's clock."""
+        """The current state of ``backend``; ``now`` is a reading of the fleet's clock."""
         health, load = backend.health, backend.load
         return cls(
             name=backend.config.name,
@@ -96,7 +96,7 @@ class FleetSnapshot:
 
     @classmethod
     def of(cls, backends: Iterable[Backend], now: float) -> FleetSnapshot:
-        """``backends`` as they are now; ``now`` is a reading of the fleet's clock."""
+        """The current state of ``backends``; ``now`` is a reading of the fleet's clock."""
         return cls(tuple(BackendSnapshot.of(backend, now) for backend in backends))
 
     @property

@@ -48,7 +48,7 @@ class Suspension:
         self._begin(now, reason, self.falls, stands_still=stands_still)
 
     def begin_if_flapping(self, now: float) -> bool:
-        """Suspend a backend that comes back if it has fallen too often; whether it has."""
+        """Suspend a recovered backend if it has fallen too often; returns whether it has."""
         if self.falls <= _HARMLESS_FALLS:
             return False
         self._begin(now, "it keeps failing", self.falls - _HARMLESS_FALLS, stands_still=False)

@@ -1,1 +1,1 @@
-"""Reads what a request asks for: its destination, model, prompt and named resources. Pure."""
+"""What a request asks for: destination, model, prompt, and names of backend-local resources. No I/O."""

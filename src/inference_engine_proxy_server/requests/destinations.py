@@ -1,4 +1,4 @@
-"""Classifies requests by method, path and headers: answered here, blocked, or passed on to a backend."""
+"""Classifies requests by method, path and headers: answered here, blocked, or forwarded to a backend."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _RESPONSES = ("/responses", "/v1/responses")
 
 
 class Destination(Enum):
-    """Who answers a request."""
+    """What handles a request."""
 
     OPERATORS = "operators"
     """This proxy, for operators only."""
     OWN = "own"
     """This proxy."""
     BLOCKED = "blocked"
-    """Nobody: the request is refused."""
+    """Nothing: the request is refused."""
     LIGHT = "light"
     """A backend, without using one of its slots."""
     WORK = "work"

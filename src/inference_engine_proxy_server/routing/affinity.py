@@ -34,11 +34,11 @@ class Affinity:
 
     Attributes:
         resource: name of the backend-local resource that the request needs; ``None`` when it needs none.
-        stream: name by which the client may ask for the reply's stream again; ``None`` when it cannot.
+        stream: name by which the client can resume the stream of the reply; ``None`` when it cannot.
         home: the backend that holds the resource, or else that served the conversation's last stream; ``None`` when
             unknown.
-        creates_response: the reply names a response that the client may ask for later.
-        deletes: the resource is gone after the reply.
+        creates_response: whether the reply names a response that the client may request later.
+        deletes: whether the request deletes the resource.
     """
 
     resource: bytes | None

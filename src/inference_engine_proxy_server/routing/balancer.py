@@ -11,7 +11,7 @@ LAST_CHOICE = 1e9
 """Added to the rank of a backend with doubtful health or an old report, so that all others go first."""
 
 _TRIES = range(3)
-_MANY = 16  # backends, beyond which looking at all of them costs more than some draws in vain
+_MANY = 16  # backends, beyond which scanning all of them costs more than some unsuccessful draws
 
 
 def choose(

@@ -239,7 +239,7 @@ class Placement(FleetObserver):
         return choice
 
     def _awaits_backend(self, requirements: Requirements) -> bool:
-        """Whether a backend whose first answer or failure is still to come may serve the request."""
+        """Whether a backend that has neither answered nor failed yet may serve the request."""
         affinity = requirements.affinity
         if affinity is not None and affinity.is_required and affinity.home is not None:
             return False

@@ -19,7 +19,7 @@ from inference_engine_proxy_server.wire.reply_sink import HeldReply, ReplySink
 
 __all__ = ["BackendConnection"]
 
-_FRESH_SECONDS = 0.1  # a backend hardly ever closes a connection so soon after it agreed to keep it open
+_FRESH_SECONDS = 0.1  # a backend hardly ever closes a connection this soon after it agreed to keep it open
 _CROSSING_SECONDS = 0.25  # round trip to another continent: a close that crosses a request arrives by then
 
 _NO_STATUSES: frozenset[int] = frozenset()
@@ -129,11 +129,11 @@ class BackendConnection(ReplyRelay):
         return result
 
     def give_up(self, error: BackendError) -> None:
-        """End the request under way with ``error``; the backend sees its client leave."""
+        """End the current request with ``error``; the backend sees a disconnect."""
         self._fail(error)
 
     def abort(self) -> None:
-        """Close at once without an error; the backend sees its client leave."""
+        """Close at once without an error; the backend sees a disconnect."""
         self._sink = self._result = self._pass_through = self._held_rest = None
         self._transport.abort()
 
@@ -148,7 +148,7 @@ class BackendConnection(ReplyRelay):
         """Whether an idle connection is unusable: the backend closed it, or sent bytes without a request."""
         if self._transport.is_closing():
             return True
-        # The event loop has not seen what arrived since its last turn. After so short a time a call is not worth it.
+        # The event loop has not seen bytes since its last iteration. After so short a time, a call is not worth it.
         return self._clock() - self._rests_since > _FRESH_SECONDS and bool(self._poll.poll(0))
 
     # --- the transport's callbacks
@@ -194,17 +194,17 @@ class BackendConnection(ReplyRelay):
             self.deadline = now + self._progress_seconds
 
     def look(self, now: float) -> None:
-        """Note whether the reply has made progress since the last look."""
+        """Record whether the reply has made progress since the last check."""
         sink = self._sink
         if sink is not None and self._head is not None and sink.sent_bytes != self._progress_bytes:
             self._progress_bytes = sink.sent_bytes
             self.last_byte_at = self._quiet_since = now
 
     def pause_reading(self) -> None:
-        """The client is behind: its own deadline counts meanwhile, not the backend's."""
+        """The client is behind: meanwhile, its own deadline counts, not that of the backend."""
         if self._sink is not None and not self._transport.is_closing():
             self._transport.pause_reading()
-            if self._sink.sent_bytes != self._progress_bytes:  # the next look may be far away
+            if self._sink.sent_bytes != self._progress_bytes:  # the next check may be far away
                 self._mark_progress(self._sink, self._clock())
             self.deadline = self.waits_since = NEVER
 
@@ -212,6 +212,6 @@ class BackendConnection(ReplyRelay):
         """The client has caught up."""
         if self._sink is not None and self._held_rest is None and not self._transport.is_closing():
             self._transport.resume_reading()
-            # The backend could not be heard before; whether it made progress is unknown.
+            # The connection did not read before, so the backend's progress is unknown.
             self._quiet_since = self.waits_since = self._clock()
             self.deadline = self._quiet_since + self._progress_seconds

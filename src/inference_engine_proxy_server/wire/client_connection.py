@@ -24,10 +24,10 @@ from inference_engine_proxy_server.wire.request_reader import RequestReader, unr
 __all__ = ["CLIENT_GONE", "ClientConnection"]
 
 CLIENT_GONE = 499
-"""Status of a request whose client left before the reply, in logs and metrics only (nginx's number)."""
+"""Status of a request whose client disconnected before the reply, in logs and metrics only (nginx's number)."""
 
 _WRITE_BUFFER_BYTES = 64 * 1024  # above this the reply's source is paused; uvicorn and Pingora use the same
-_LINGER_SECONDS = 2.0  # the rest of a refused request is discarded so long, so that no RST overtakes the answer
+_LINGER_SECONDS = 2.0  # how long the rest of a refused request is discarded, so that no RST overtakes the answer
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, zero seconds
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ E = TypeVar("E", bound=Exchange)
 class ClientConnection(asyncio.Protocol, Generic[E]):
     """One client's connection, which uvicorn creates and shuts down.
 
-    During a reply the connection keeps reading, into a bounded look-ahead buffer: this detects at once that a client
-    leaves. A client that closes its sending half counts as gone, as in nginx.
+    During a reply the connection keeps reading, into a bounded look-ahead buffer: this detects a
+    disconnect at once. A client that closes its sending half counts as disconnected, as in nginx.
 
     Args:
         context: shared by all connections of clients.
@@ -81,7 +81,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
             self._turn_away()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the exchange under way."""
+        """End the current exchange."""
         del exc
         self._connections.discard(self)
         self._load.leave(self)
@@ -232,7 +232,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
             return
         self.deadline = self.clock() + self._limits.keep_alive_seconds
         if self._ahead:
-            # In the next turn: a reply may complete before this returns, and recursion would grow with each request.
+            # In the next iteration: a reply may complete before this returns, and each request would add recursion.
             asyncio.get_running_loop().call_soon(self._read_ahead)
 
     def _read_ahead(self) -> None:
@@ -286,7 +286,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         self._close()
 
     def shutdown(self) -> None:
-        """Finish the request under way, then close; called by the host."""
+        """Finish the current request, then close; called by the host."""
         self._draining = True
         if self._exchange is not None:
             self._exchange.keep_alive = False

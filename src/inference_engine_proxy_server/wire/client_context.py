@@ -1,4 +1,4 @@
-"""What all connections of clients share: limits, the clock, and the functions that serve their requests."""
+"""The context of all client connections: limits, the clock, and the functions that serve requests."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ E = TypeVar("E", bound=Exchange)
 
 @dataclass(frozen=True, slots=True)
 class ClientLimits:
-    """Bounds of what one client's connection may cost; times in seconds.
+    """Limits of one client connection; times in seconds.
 
     Attributes:
-        head: bounds of a request's header section.
+        head: limits of a request's header section.
         body_bytes: longest request body.
         header_seconds: longest time from a request's first byte to the end of its header section.
         body_seconds: longest pause between two reads of a request body.
@@ -44,22 +44,22 @@ class ClientLimits:
 
 @dataclass(frozen=True, slots=True)
 class ClientContext(Generic[E]):
-    """What all connections of clients share. Policy reaches the connections through these functions only.
+    """The context of all client connections. Policy reaches connections only through its functions.
 
     Attributes:
-        limits: bounds for each connection.
+        limits: of each connection.
         deadlines: watches the connections.
-        load: what all connections hold together.
+        load: the load of all connections together.
         forwarding: the forwarding headers that backends receive.
-        request_ids: new ids, for requests that bring none.
+        request_ids: new ids, for requests without one.
         new_exchange: makes an exchange of a connection, a head, a body, a request id and a client address.
         classify: computes the destination of a request, once per header section.
-        shed: refuses a request, or a connection before its first request (``None``), because of the named bound. Raises
-            ``CapacityError``, unless the request must be served all the same.
+        shed: refuses a request, or a connection before its first request (``None``), because of the named limit.
+            Raises ``CapacityError``, unless the request must still be served.
         admit: checks each header section before the body is read; its result becomes the head's ``access``. Raises
             ``ClientError`` to refuse the request.
-        handle: serves one exchange, run by a :class:`~.light_task.LightTask` and cancelled when the client leaves. May
-            raise a ``ProxyError`` itself.
+        handle: serves one exchange, run by a :class:`~.light_task.LightTask` and cancelled when the client disconnects.
+            May raise a ``ProxyError`` itself.
         observe: called once for each exchange that has ended, however it ended.
     """
 

@@ -30,7 +30,7 @@ class ClientSide(Protocol):
         """Send ``block`` to the client."""
 
     def exchange_done(self, exchange: Exchange) -> None:
-        """The reply is complete; or ``BROKEN``: it never will be, and the client must be able to tell."""
+        """The reply is complete. If ``BROKEN``, it never will be, and the client must be able to detect that."""
 
 
 class Exchange:
@@ -218,7 +218,7 @@ class Exchange:
 
     def end(self) -> None:
         """The body is complete."""
-        if self.done:  # the client left while the last bytes were on their way
+        if self.done:  # the client disconnected while the last bytes were on their way
             return
         if self._chunked:
             self._send(last_chunk)
@@ -235,7 +235,7 @@ class Exchange:
         self.end()
 
     def fail(self, error: ProxyError) -> None:
-        """Answer with ``error``; or, when the reply has begun, end it so that its reader can tell it is broken.
+        """Answer with ``error``; or, when the reply has begun, end it so that its reader can detect that it is broken.
 
         A stream of server-sent events that stands between two events gets an error event. The end of the body is never
         sent, and no ``[DONE]``: a clean end would look like success.
@@ -254,7 +254,7 @@ class Exchange:
         self._connection.exchange_done(self)
 
     def client_left(self) -> None:
-        """The client is gone. What the source still sends is discarded."""
+        """The client has disconnected. Further bytes of the source are discarded."""
         self._write = _discard
         if self.source is not None:
             self.source.pause_reading()  # stops the direct path, too

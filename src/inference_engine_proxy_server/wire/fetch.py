@@ -13,9 +13,9 @@ __all__ = ["Inquiry"]
 
 
 class Inquiry:
-    """Questions that belong together. They share no connection with requests, and one after the other they share one.
+    """Related queries of one poll. They share no connection with requests; successive ones share one connection.
 
-    Each inquiry makes a connection of its own: only so does it see whether the backend accepts any.
+    Each inquiry opens a new connection, because only this shows whether the backend accepts connections.
 
     Args:
         connections: to the backend.
@@ -30,11 +30,11 @@ class Inquiry:
     async def fetch(
         self, path: str, *, json_body: bytes | None = None, credentials: bytes = b"", timeout_seconds: float
     ) -> _Collected:
-        """Ask for ``path``.
+        """Request ``path``.
 
         Args:
-            json_body: is sent by ``POST``; ``None``: nothing is sent, by ``GET``.
-            credentials: header lines that the backend knows us by.
+            json_body: sent with ``POST``; ``None`` sends ``GET`` without a body.
+            credentials: header lines with the backend's own API key.
 
         Returns:
             The reply's ``status`` and ``body``.
@@ -61,7 +61,7 @@ class Inquiry:
             return await self._ask(await self._connections.connect(), [section, body])
 
     def close(self) -> None:
-        """It is over."""
+        """Close the connection."""
         while self._free:
             self._connections.discard(self._free.pop())
 

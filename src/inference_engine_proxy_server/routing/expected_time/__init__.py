@@ -1,1 +1,1 @@
-"""State that the ``expected_time`` policy learns: cached prefixes, pending work and engine speeds."""
+"""What the ``expected_time`` policy learns about backends: cached prefixes, pending work and speeds."""

@@ -32,7 +32,7 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
 
     The cost of a candidate is the time until a slot is free, until earlier prompts have been read, and until this
     prompt has been read, except for its cached part; plus what the prompts lose that are read at the same time, what
-    one more answer costs the answers under way, and what it costs that memory gets scarce.
+    one more answer costs the running answers, and the cost of scarce memory.
     """
     leases = sum(one.load.leases for one in candidates)
     foreign = sum(one.load.foreign for one in candidates)
