@@ -1,4 +1,4 @@
-"""Reads what a request says besides its headers; every decoder of clients' JSON is in this module.
+"""Reads target and body of a request; every decoder of clients' JSON is in this module.
 
 A body is decoded once into a view whose members stay raw bytes until they are read, so that an invalid member hides no
 other one. There are two depths: :func:`read_content` skips the prompt, :func:`read_prompt_content` keeps its parts.
@@ -38,7 +38,7 @@ _URLENCODED = "application/x-www-form-urlencoded"
 
 
 class RequestContent(msgspec.Struct, frozen=True, gc=False):
-    """What the proxy reads of a request's target and body, without its prompt.
+    """The content of a request's target and body that the proxy reads, without the prompt.
 
     Attributes:
         model: the model that the request names; ``None`` when it names none.

@@ -1,4 +1,4 @@
-"""Reads the request headers that steer this proxy; all other headers only pass through.
+"""Reads the request headers that steer this proxy; all other headers are only forwarded.
 
 Every function takes the raw header lines of a request, each ending in CRLF.
 """

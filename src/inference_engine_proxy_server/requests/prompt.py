@@ -1,4 +1,4 @@
-"""Reads what decides how long an engine works before its first token: how long a prompt is, and how it begins.
+"""Reads what determines the time to the first token: the length of a prompt and its beginning.
 
 The body is decoded once, and only small members become Python objects. The prompt stays the bytes that the client sent,
 and hashes identify its beginnings: clients repeat a conversation in the same bytes and append to it. A prefix that is
@@ -58,7 +58,7 @@ _LIST_START_BYTES = 64  # searched for the first item of a list, blanks included
 
 
 class Prompt:
-    """What routing knows of a request's prompt. Immutable once :func:`read_prompt` has returned it.
+    """The facts about a request's prompt that routing uses. Immutable once :func:`read_prompt` has returned it.
 
     It has more than 15 attributes: policies read them one by one, and one object per prompt is the cheapest.
 

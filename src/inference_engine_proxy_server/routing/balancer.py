@@ -19,7 +19,7 @@ def choose(
 ) -> int:
     """The position of the lowest rank; ties are broken at random, by shares.
 
-    Every request passes here, in fleets of any size: whatever looks at all ranks is written in C.
+    Every request passes here, in fleets of any size, so functions implemented in C read the ranks.
 
     Args:
         ranks: weighted load of each backend, 0 or more, plus ``LAST_CHOICE`` where it applies; at least one.

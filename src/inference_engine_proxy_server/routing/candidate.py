@@ -1,4 +1,4 @@
-"""A backend as routing sees it: the backend itself, and what routing keeps about it."""
+"""A backend as routing sees it: the backend itself, and the state that routing keeps about it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Candidate:
     Attributes:
         load: requests of the backend.
         url_key: 64 bits of its URL, the same in all replicas of the proxy.
-        work: the prompts and answers of this proxy that it is working on.
+        work: the pending work of this proxy on it.
         cost: weight of one request: 1 for a backend of weight 1 in good health, more for a smaller share.
     """
 
@@ -81,7 +81,7 @@ class Candidate:
     def rerank(self) -> None:
         """Update the rank in all rank tables; called whenever a lease begins or ends."""
         load = self.load
-        total = load.leases + load.others  # load.total, inlined: every request comes here twice
+        total = load.leases + load.others  # load.total, inlined: this runs twice for every request
         rank = total * self.cost + self._handicap if total < load.limit else math.inf
         for table, at in self._tables:
             table.ranks[at] = rank

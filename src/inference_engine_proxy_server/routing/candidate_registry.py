@@ -22,9 +22,9 @@ class CandidateRegistry:
         clock: a monotonic clock, in seconds.
 
     Attributes:
-        sets: the live backends that serve a model, by the name of the model, as far as requests have asked for it.
+        sets: the live backends that serve a model, by the name of the model, for models that requests have named.
         candidates: a candidate for each backend, in the order of the fleet.
-        models_differ: whether some backends serve other models than others, or their models are unknown.
+        models_differ: whether backends serve different models, or their models are unknown.
         contexts_differ: whether live backends serve the same model with contexts of different lengths.
     """
 
@@ -43,7 +43,7 @@ class CandidateRegistry:
         return self._candidates.get(backend)
 
     def replace(self, backends: Sequence[Backend]) -> None:
-        """Let ``backends`` be the fleet. What was learned about those that stay is kept."""
+        """Replace the fleet by ``backends``. Knowledge about those that stay is kept."""
         self.forget_sets()
         known, self._candidates = self._candidates, {}
         for backend in backends:
@@ -52,27 +52,27 @@ class CandidateRegistry:
         self.learn_names()
 
     def new_candidate(self, backend: Backend) -> Candidate:
-        """A candidate for ``backend``, with a number that no other has."""
+        """A candidate for ``backend`` with a unique number."""
         candidate = Candidate(backend, self._numbers)
         candidate.review(self._clock())
         self._numbers += 1
         return candidate
 
     def forget_sets(self) -> None:
-        """Find all sets again when they are needed: a backend's models changed, or its liveness."""
+        """Discard all sets, because the models or the liveness of a backend changed."""
         self.sets.clear()
         for candidate in self.candidates:
             candidate.leave_all()
 
     def compare_backends(self) -> None:
-        """Bring ``models_differ`` and ``contexts_differ`` up to date."""
+        """Update ``models_differ`` and ``contexts_differ``."""
         self.models_differ = len({one.backend.serving.model_ids for one in self.candidates}) > 1
         self.contexts_differ = differ_somewhere(one.backend for one in self.candidates if one.backend.is_live)
 
     def serving(self, model: str | None) -> Sequence[Candidate]:
         """The backends that serve ``model``, live or not; empty when all models are known and none has this name.
 
-        A name that backends list goes only to them, also while they are down. If the models of some backends are
+        A name that backends list goes only to them, even while they are down. If the models of some backends are
         unknown, one of them may have any other name. If all are known, other names go to backends that the
         configuration marks for them, or else to all that accept any name or are not known to be strict. A name that
         was listed once never goes there: the reply would be another model's.

@@ -1,4 +1,4 @@
-"""The vocabulary of policies: what they look at, and what they return."""
+"""The vocabulary of policies: their inputs and results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["CandidateView", "Choice", "Knowledge", "Policy", "PromptView", "Scor
 
 
 class CandidateView(Protocol):
-    """What a scoring function sees of a :class:`~.candidate.Candidate`."""
+    """The part of a :class:`~.candidate.Candidate` that a scoring function reads."""
 
     @property
     def number(self) -> int:
@@ -31,7 +31,7 @@ class CandidateView(Protocol):
 
     @property
     def work(self) -> PendingWork:
-        """The prompts and answers of this proxy that it is working on."""
+        """The pending work of this proxy on it."""
 
     @property
     def load(self) -> BackendLoad:
@@ -43,7 +43,7 @@ class CandidateView(Protocol):
 
 
 class PromptView(NamedTuple):
-    """What a scoring function sees of a request.
+    """The part of a request that a scoring function reads.
 
     Attributes:
         prompt: its prompt.
@@ -61,7 +61,7 @@ class PromptView(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What a scoring function returns.
+    """The result of a scoring function.
 
     Attributes:
         at: position of the best candidate.
@@ -77,7 +77,7 @@ Scoring = Callable[[Sequence[CandidateView], PromptView, float], Scores]
 
 
 class Choice(msgspec.Struct):
-    """A candidate for a request, and why it was chosen.
+    """The chosen candidate for a request, with the reasons.
 
     Attributes:
         candidate: the chosen one.
@@ -85,7 +85,7 @@ class Choice(msgspec.Struct):
         considered: the candidates that were compared.
         rows: numbers of each of them, named by the terms of the rule; ``None``: their ranks by load, which are copied
             only where decisions are recorded.
-        view: what the policy saw of the request; ``None`` if it looked at no prompt.
+        view: the policy's view of the request; ``None`` if it read no prompt.
         decision: a record of the choice; ``None`` if no one reads it.
     """
 
@@ -101,17 +101,17 @@ class Choice(msgspec.Struct):
 
 
 class Knowledge(Protocol):
-    """What policies know beside the candidates; see :class:`~.prompt_router.PromptRouter`."""
+    """The knowledge of policies besides the candidates; see :class:`~.prompt_router.PromptRouter`."""
 
     @property
     def clock(self) -> Callable[[], float]:
         """A monotonic clock, in seconds."""
 
     def view(self, prompt: Prompt) -> PromptView:
-        """What was learned about ``prompt``."""
+        """The knowledge about ``prompt``."""
 
     def shortlist(self, candidates: list[Candidate], view: PromptView) -> list[Candidate]:
-        """Those of ``candidates`` that are worth scoring."""
+        """The ``candidates`` that are worth scoring."""
 
 
 class Policy(Rule, Protocol):
@@ -123,10 +123,10 @@ class Policy(Rule, Protocol):
 
     @property
     def learns(self) -> bool:
-        """Whether the choice depends on what earlier requests left behind: caches, conversations, pending work."""
+        """Whether the choice depends on effects of earlier requests: caches, conversations, pending work."""
 
     def choose(self, candidates: CandidateSet, prompt: Prompt | None, knowledge: Knowledge) -> Choice | None:
-        """The candidate for a request; ``None`` when none takes a request now.
+        """The candidate for a request; ``None`` when no candidate takes a request now.
 
         Args:
             candidates: candidates with their ranks.

@@ -1,8 +1,8 @@
 """Whether a prompt fits into a backend's context, in a fleet with contexts of different lengths.
 
 Only a model's tokenizer could count a prompt's tokens exactly, and the proxy has none. So a prompt is assumed to be as
-dense as the densest texts that the model was seen to read. A prompt that seems too long merely narrows the choice; one
-that seems too short costs its client an error.
+dense as the densest texts that the model was seen to read. An overestimate merely narrows the choice; an
+underestimate costs the client an error.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from inference_engine_proxy_server.routing.candidate import Candidate
 
 __all__ = ["Need", "contexts_of", "differ_somewhere", "fitting"]
 
-_ENOUGH_ANSWER_TOKENS = 256  # of a longer answer that a request asks for, only so much must fit
+_ENOUGH_ANSWER_TOKENS = 256  # of a longer answer, only this part must fit
 
 
 class Need(NamedTuple):
-    """What a request needs of a context.
+    """The context that a request needs.
 
     Attributes:
         tokens: upper estimate of its prompt, plus an answer that is worth having.
-        answer_tokens: longest answer that it allows; 0 if it sets no bound.
+        answer_tokens: longest answer that it allows; 0 if it sets no limit.
     """
 
     tokens: float

@@ -90,10 +90,10 @@ class Decision:
     Attributes:
         rule: the rule that decided.
         candidates: the backends that could have been chosen.
-        rows: the terms of each candidate, in the same order; empty for a candidate that was not looked at.
+        rows: the terms of each candidate, in the same order; empty for a candidate that was not scored.
         chosen: the candidate that was chosen.
-        model: the model that the request names; ``None`` when it names none or nothing read it.
-        prompt_tokens: estimated tokens of the prompt; ``None`` when nothing read the prompt.
+        model: the model that the request names; ``None`` when it names none or was not read.
+        prompt_tokens: estimated tokens of the prompt; ``None`` when the prompt was not read.
         request_id: of the request.
         at: when the request was sent, in seconds since the epoch.
     """

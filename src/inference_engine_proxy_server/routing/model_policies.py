@@ -17,7 +17,7 @@ class ModelPolicies:
     """A default policy, and exceptions.
 
     Attributes:
-        usual: for models without a policy of their own.
+        usual: for models without their own policy.
         by_model: policies of other models, by the name in the request.
     """
 
@@ -41,5 +41,5 @@ class ModelPolicies:
         return any(policy.learns for policy in (self.usual, *self.by_model.values()))
 
     def policy(self, model: str | None) -> Policy:
-        """The policy for requests that ask for ``model``."""
+        """The policy for requests for ``model``."""
         return self.usual if model is None else self.by_model.get(model, self.usual)

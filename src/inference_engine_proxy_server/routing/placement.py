@@ -1,4 +1,4 @@
-"""Picks the backend for a request: of those that serve its model, the one that its policy chooses."""
+"""Picks the backend for a request: its policy chooses among the backends that serve its model."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Placement(FleetObserver):
             candidate.review(self._clock())
 
     def set_policies(self, policies: ModelPolicies) -> None:
-        """Choose by ``policies`` from now on."""
+        """Use ``policies`` from now on."""
         self.router.set_policies(policies)
         self._look_again()
 

@@ -1,4 +1,4 @@
-"""The ``expected_time`` policy: the backend where the first token comes soonest."""
+"""The ``expected_time`` policy: the backend with the earliest expected first token."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
     """Score by the time to the first token, plus what the request costs others, in seconds.
 
     The cost of a candidate is the time until a slot is free, until earlier prompts have been read, and until this
-    prompt has been read, except for its cached part; plus what the prompts lose that are read at the same time, what
-    one more answer costs the running answers, and the cost of scarce memory.
+    prompt has been read, except for its cached part; plus the delay of prompts that are read at the same time, the
+    delay of running answers by one more answer, and the cost of scarce memory.
     """
     leases = sum(one.load.leases for one in candidates)
     foreign = sum(one.load.foreign for one in candidates)
@@ -64,7 +64,7 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
 def _cheapest(candidates: Sequence[CandidateView], costs: list[float]) -> int:
     """Of the candidates near the lowest cost, the one that got its last request longest ago.
 
-    That spaces prompts, so that fewer of them meet in one step of an engine.
+    This spaces out prompts, so that fewer meet in one step of an engine.
     """
     least = min(costs)
     most = least + abs(least) * _NEAR + _NEAR_SECONDS
