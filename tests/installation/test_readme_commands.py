@@ -20,7 +20,6 @@ import pytest
 from support.http_client import send
 from support.llama_server import LlamaServer
 from support.readme import ASK, COPY_SETTINGS, INSTALL, README, RUN, SERVE, blocks
-from support.tiny_gguf import write_tiny_gguf
 from support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -44,11 +43,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         shutil.copy2(ROOT / name, folder / name)
     yield folder
     shutil.rmtree(folder)  # two environments and the demo's model: 1 GB
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
 @pytest.fixture

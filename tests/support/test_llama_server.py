@@ -20,11 +20,6 @@ from support.tiny_gguf import ModelShape, write_tiny_gguf
 
 
 @pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
 def server(tiny_model: Path) -> Iterator[LlamaServer]:
     with LlamaServer(tiny_model, "--slots", "2", "--context", "8192") as running:
         yield running
