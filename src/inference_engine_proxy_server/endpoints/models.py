@@ -19,7 +19,7 @@ def models_router(fleet: Fleet) -> APIRouter:
     @router.get("/v1/models", summary="The models that live backends serve, one entry each")
     async def list_models(request: Request, response: Response) -> dict[str, Any]:
         access: Access | None = request.state.access
-        # Engines let web pages of any origin read their list, too.
+        # As with engines, web pages of any origin may read the list.
         response.headers["access-control-allow-origin"] = "*"
         response.headers["access-control-expose-headers"] = "x-request-id"
         entries: dict[str, Any] = {}
