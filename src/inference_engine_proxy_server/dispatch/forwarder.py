@@ -37,6 +37,7 @@ from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 
 __all__ = ["Forwarder"]
 
+_STORES_COMPLETION = Affinity(None, None, None, creates_response=False, deletes=False, creates_completion=True)
 _BACK_OFF_SECONDS = 0.025  # upper bound of a random pause: Envoy's base interval
 
 
@@ -50,6 +51,7 @@ class Forwarder:
         fair_share: orders the requests that must wait.
         updates: sends queue positions to waiting streams.
         attempts: sends requests to backends.
+        affinities: which backend holds what.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Forwarder:
         fair_share: FairShare,
         updates: QueueUpdates,
         attempts: Attempts,
+        affinities: AffinityTable,
     ) -> None:
         self._dispatcher = dispatcher
         self._placement = dispatcher.placement
@@ -69,7 +72,7 @@ class Forwarder:
         self._updates = updates
         self._attempts = attempts
         self._budget = attempts.budget
-        self._affinities = AffinityTable(lambda: dispatcher.fleet.backends)
+        self._affinities = affinities
 
     async def forward(self, request: ProxiedRequest) -> None:
         """Give ``request`` the reply of the best backend.
@@ -115,6 +118,8 @@ class Forwarder:
         if not takes_slot and head.destination is not Destination.LIGHT:
             affinity = self._affinity(request)
             takes_slot = head.destination is Destination.TIED
+        elif head.access is not None and _may_store(request):
+            affinity = _STORES_COMPLETION
         if takes_slot and self._placement.reads_prompts:
             return _with_prompt(request, affinity, self._placement)
         if request.model is None:
@@ -134,9 +139,10 @@ class Forwarder:
             observers.append(LearningObserver(request, lease.tracker))
         affinity = request.requirements.affinity
         if affinity is not None:
-            observers.append(AffinityObserver(self._affinities, request, affinity, lease.backend))
+            owner = None if request.access is None else request.access.key.name
+            observers.append(AffinityObserver(self._affinities, request, affinity, lease.backend, owner))
             if affinity.stream is not None:
-                self._affinities.remember(affinity.stream, lease.backend)
+                self._affinities.remember(affinity.stream, lease.backend, owner)
         for observer in observers:
             request.observers.add(observer)
         return tuple(observers)
@@ -181,6 +187,11 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
     prompt = read_prompt(head.target, head.path, head.passed_on, request.body, placement.router.token_sizes)
     request.model = request.model or prompt.model
     return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity)
+
+
+def _may_store(request: ProxiedRequest) -> bool:
+    """Whether ``request`` may ask the engine to store a chat completion. Guesses, as a wrong answer does no harm."""
+    return request.head.path.endswith("/chat/completions") and b'"store"' in request.body
 
 
 def _raise_broken(failed: Mapping[Backend, BackendError]) -> None:
