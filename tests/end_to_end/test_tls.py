@@ -87,7 +87,7 @@ async def test_there_is_no_way_in_without_tls(certificate: Certificate, folder: 
         pytest.param({"TLS_KEY_FILE": "closed.key"}, "TLS_KEY_FILE", id="a key with a password"),
     ],
 )
-def test_files_that_do_not_serve_are_one_line_and_exit_code_1(
+def test_files_that_do_not_serve_are_one_line_and_exit_code_2(
     certificate: Certificate, folder: Path, wrong: dict[str, str], said: str
 ) -> None:
     (folder / "text.pem").write_text("planted-secret\n")
@@ -99,7 +99,7 @@ def test_files_that_do_not_serve_are_one_line_and_exit_code_1(
 
     done = run_command(folder, "serve", **settings)  # without a terminal: nobody can be asked for a password
 
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert said in done.stderr
     assert "planted" not in done.stderr

@@ -192,13 +192,13 @@ async def test_a_port_that_somebody_has_is_said_in_one_line(tmp_path: Path, hold
 
 
 def test_files_that_cannot_be_used_are_said_in_one_line(tmp_path: Path) -> None:
-    told = _failed_start(tmp_path, PORT="0", BACKENDS="http://127.0.0.1:9", API_KEYS_FILE="missing.yaml")
+    told = _failed_start(tmp_path, PORT="0", BACKENDS="http://127.0.0.1:9", API_KEYS_FILE="missing.yaml", exit_code=2)
     assert told.count("\n") == 1
     assert "missing.yaml" in told
 
 
-def _failed_start(folder: Path, **settings: str) -> str:
-    """What a start with two workers says, which must end with exit code 1."""
+def _failed_start(folder: Path, *, exit_code: int = 1, **settings: str) -> str:
+    """What a start with two workers says, which must end with this exit code."""
     done = run_command(folder, "serve", WORKERS="2", **settings)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (exit_code, "")
     return done.stderr
