@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelEntry, ModelNames
 from inference_engine_proxy_server.config.fleet import BackendConfig
 
-__all__ = ["Serving"]
+__all__ = ["Serving", "names_of"]
+
+_IMPLIED_TAG = ":latest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +48,16 @@ class Serving:
             model_names = ModelNames.ANY if config.accepts_unlisted_models else ModelNames.STRICT
         contexts = {
             name: state.contexts[entry["id"]] for entry in entries if entry["id"] in state.contexts
-            for name in _names(entry)
+            for name in names_of(entry)
         }  # fmt: skip
         only_context = state.contexts.get(entries[0]["id"]) if len(entries) == 1 else None
         if stated is None:
-            ids = frozenset(name for entry in entries for name in _names(entry))
+            ids = frozenset(name for entry in entries for name in names_of(entry))
             return cls(entries, ids, model_names, contexts, only_context, state.bounds_max_tokens)
         models = tuple({**_entry_of(entries, name), "id": name} for name in stated)
-        return cls(models, frozenset(stated), model_names, contexts, only_context, state.bounds_max_tokens)
+        return cls(
+            models, frozenset(_with_implied(stated)), model_names, contexts, only_context, state.bounds_max_tokens
+        )
 
     def context_of(self, model: str | None) -> int | None:
         """Tokens that a prompt for ``model`` and its answer may have together; ``None`` when unknown."""
@@ -68,11 +72,16 @@ class Serving:
         )
 
 
-def _names(entry: ModelEntry) -> tuple[str, ...]:
-    """The names that a model answers to; llama.cpp lists aliases beside the id."""
+def names_of(entry: ModelEntry) -> tuple[str, ...]:
+    """The names that a model answers to, its id first: also llama.cpp's aliases, and ``x`` for ``x:latest``, as in Ollama."""
     aliases = entry.get("aliases")
-    return (entry["id"], *(alias for alias in aliases if isinstance(alias, str))) if aliases else (entry["id"],)
+    listed = [entry["id"], *(alias for alias in aliases if isinstance(alias, str))] if aliases else [entry["id"]]
+    return _with_implied(listed)
+
+
+def _with_implied(names: Sequence[str]) -> tuple[str, ...]:
+    return (*names, *(name.removesuffix(_IMPLIED_TAG) for name in names if name.endswith(_IMPLIED_TAG)))
 
 
 def _entry_of(models: tuple[ModelEntry, ...], name: str) -> ModelEntry:
-    return next((entry for entry in models if name in _names(entry)), {"object": "model", "owned_by": "unknown"})
+    return next((entry for entry in models if name in names_of(entry)), {"object": "model", "owned_by": "unknown"})

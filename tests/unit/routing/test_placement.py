@@ -370,3 +370,13 @@ def test_policy_that_reads_prompts_counts_requests_where_no_prompt_was_read(cloc
     lease = pool.lease(Requirements("m", policy=POLICIES["rendezvous"]))
     assert lease is not None
     assert (lease.backend, lease.choice.rule.name) == (pool.backends[1], "least_requests")
+
+
+@pytest.mark.parametrize("stated", [None, ("x:latest",)])
+def test_listed_latest_tag_is_implied(clock: Clock, stated: tuple[str, ...] | None) -> None:
+    pool = make_pool(clock, 2, configs=[{"models": stated}, {}])
+    publish(pool, 0, ready(models=["x:latest", "y:8b"], names=ModelNames.STRICT))
+    publish(pool, 1, ready(models=["z"], names=ModelNames.ANY))
+    for name in ("x", "x:latest"):
+        assert {lease_of(pool, name).backend.url for _ in range(4)} == {pool.backends[0].url}
+    assert lease_of(pool, "y").backend is pool.backends[1]
