@@ -73,7 +73,7 @@ class Serving:
 
 
 def names_of(entry: ModelEntry) -> tuple[str, ...]:
-    """The names that a model answers to, its id first: also llama.cpp's aliases, and ``x`` for ``x:latest``, as in Ollama."""
+    """The names of a model, its id first: also llama.cpp's aliases, and ``x`` for ``x:latest``, as in Ollama."""
     aliases = entry.get("aliases")
     listed = [entry["id"], *(alias for alias in aliases if isinstance(alias, str))] if aliases else [entry["id"]]
     return _with_implied(listed)
