@@ -59,10 +59,17 @@ class ModelNames(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Reported counts above which a backend is busy: it gets no new requests, but has not failed."""
+    """Reported counts above which a backend is busy: it gets no new requests, but has not failed.
+
+    Attributes:
+        requests_processing: requests in process.
+        requests_waiting: requests in its own queue.
+        grows_with_slots: nobody has chosen ``requests_processing``, so that it is at least the number of slots.
+    """
 
     requests_processing: float
     requests_waiting: float
+    grows_with_slots: bool = False
 
 
 @dataclass(frozen=True, slots=True)

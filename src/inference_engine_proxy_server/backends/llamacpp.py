@@ -5,7 +5,9 @@ Sources: llama.cpp ``tools/server/README.md``; measured on llama.cpp builds 1143
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -22,6 +24,8 @@ from inference_engine_proxy_server.backends.base import (
 from inference_engine_proxy_server.backends.prometheus_text import sum_samples
 
 __all__ = ["LlamaCppBackend"]
+
+logger = logging.getLogger(__name__)
 
 _PROCESSING = "llamacpp:requests_processing"
 _DEFERRED = "llamacpp:requests_deferred"
@@ -73,7 +77,7 @@ class LlamaCppBackend(BaseBackend):
         sums = sum_samples(page or b"", (_PROCESSING, _DEFERRED, _DECODED, *_SHOWN))
         processing = non_negative(sums.get(_PROCESSING))
         deferred = non_negative(sums.get(_DEFERRED))
-        reason = self._why_busy(processing, deferred)
+        reason = self._why_busy(processing, deferred, slots)
         return BackendState(
             ready=not reason,
             reason=reason,
@@ -97,12 +101,29 @@ class LlamaCppBackend(BaseBackend):
         except (ValueError, RecursionError):
             return None
 
-    def _why_busy(self, processing: float | None, deferred: float | None) -> str:
-        if processing is not None and processing > self.thresholds.requests_processing:
-            return f"busy: {processing:g} requests processing, limit {self.thresholds.requests_processing:g}"
+    def _why_busy(self, processing: float | None, deferred: float | None, slots: int | None) -> str:
+        limit = self.thresholds.requests_processing
+        if slots is not None and slots > limit:
+            if self.thresholds.grows_with_slots:
+                limit = slots
+            else:
+                _warn_of_idle_slots(self.url, limit, slots)
+        if processing is not None and processing > limit:
+            return f"busy: {processing:g} requests processing, limit {limit:g}"
         if deferred is not None and deferred > self.thresholds.requests_waiting:
             return f"busy: {deferred:g} requests deferred, limit {self.thresholds.requests_waiting:g}"
         return ""
+
+
+@lru_cache(maxsize=1024)  # one warning for each backend
+def _warn_of_idle_slots(url: str, limit: float, slots: int) -> None:
+    logger.warning(
+        "backend %s has %d slots, but is busy above %g requests in process; raise or remove this limit to use all "
+        "slots (MAX_ALLOWED_REQUEST_QUEUE, or max_requests_processing in the fleet file)",
+        url,
+        slots,
+        limit,
+    )
 
 
 class _Props(msgspec.Struct):

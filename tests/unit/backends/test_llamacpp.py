@@ -169,6 +169,33 @@ async def test_a_load_above_a_threshold_makes_it_busy_but_live(processing: str, 
     assert (state.ready, state.live, state.reason) == (not reason, True, reason)
 
 
+@pytest.mark.parametrize(
+    ("slots", "processing", "reason"),
+    [
+        (16, "16", ""),
+        (16, "17", "busy: 17 requests processing, limit 16"),
+        (2, "6", ""),
+        (2, "7", "busy: 7 requests processing, limit 6"),
+    ],
+)
+async def test_limit_that_nobody_chose_is_at_least_the_number_of_slots(
+    slots: int, processing: str, reason: str
+) -> None:
+    answers = {**SINGLE, "/metrics": metrics(processing, "0"), "/props": Reply(200, b'{"total_slots":%d}' % slots)}
+    engine = LlamaCppBackend("http://b", answering(answers), Thresholds(6, 3, grows_with_slots=True))
+    assert (await engine.fetch_state()).reason == reason
+
+
+async def test_chosen_limit_below_the_slots_holds_and_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
+    answers = {**SINGLE, "/metrics": metrics("5", "0"), "/props": Reply(200, b'{"total_slots":16}')}
+    for _ in range(2):
+        engine = LlamaCppBackend("http://once", answering(answers), Thresholds(4, 3))
+        assert (await engine.fetch_state()).reason == "busy: 5 requests processing, limit 4"
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "backend http://once has 16 slots, but is busy above 4 requests in process"
+    ]
+
+
 async def test_a_router_is_strict_about_names_and_reports_no_load() -> None:
     asked: list[str] = []
     state = await backend({**ROUTER}, asked).fetch_state()

@@ -189,3 +189,12 @@ async def _is_ready(proxy: Proxy) -> bool:
 
 def _types(members: dict[str, Any]) -> set[tuple[str, type]]:
     return {(name, type(value)) for name, value in members.items()}
+
+
+async def test_all_slots_of_a_backend_are_used_by_default(fleet: Fleet) -> None:
+    engine = await fleet.engine(processing=9)
+    engine.slots = 16
+    by_default = await fleet.proxy(engine)
+    assert (await by_default.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 200
+    chosen = await fleet.proxy(engine, max_allowed_request_queue=6, queue_timeout_seconds=0.1)
+    assert (await chosen.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 503
