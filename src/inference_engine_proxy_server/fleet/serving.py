@@ -16,14 +16,14 @@ _IMPLIED_TAG = ":latest"
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The models of one backend. Stays as it is while the backend is down.
+    """The models of one backend. They are kept while the backend is down.
 
     Attributes:
         models: entries for ``GET /v1/models``.
         model_ids: names of the models, aliases included.
         model_names: how the backend treats other names.
         contexts: tokens that a prompt and its answer may have together, by the names of the models that report it.
-        only_context: the same for every name, when the backend has a single model; else ``None``.
+        only_context: the context of the backend's only model, whatever the name; ``None`` if it has several.
         statuses: by name; a name without one is awake.
         best_status: of all its models.
         bounds_max_tokens: the backend refuses a request whose ``max_tokens`` exceeds its context.

@@ -23,9 +23,9 @@ class CandidateRegistry:
         clock: a monotonic clock, in seconds.
 
     Attributes:
-        sets: the live backends that serve a model, by the name of the model, as far as requests have asked for it.
+        sets: the live backends that serve a model, for each model that requests have named.
         candidates: a candidate for each backend, in the order of the fleet.
-        models_differ: whether some backends serve other models than others, or their models are unknown.
+        models_differ: whether backends list different models; a backend whose models are unknown lists none.
         contexts_differ: whether live backends serve the same model with contexts of different lengths.
     """
 
@@ -44,7 +44,7 @@ class CandidateRegistry:
         return self._candidates.get(backend)
 
     def replace(self, backends: Sequence[Backend]) -> None:
-        """Let ``backends`` be the fleet. What was learned about those that stay is kept."""
+        """Replace the fleet by ``backends``. What was learned about backends that stay is kept."""
         self.forget_sets()
         known, self._candidates = self._candidates, {}
         for backend in backends:
@@ -60,7 +60,7 @@ class CandidateRegistry:
         return candidate
 
     def forget_sets(self) -> None:
-        """Find all sets again when they are needed: a backend's models changed, or its liveness."""
+        """Discard all sets, because a backend's models or liveness changed; they are rebuilt on demand."""
         self.sets.clear()
         for candidate in self.candidates:
             candidate.leave_all()
@@ -73,10 +73,10 @@ class CandidateRegistry:
     def serving(self, model: str | None) -> Sequence[Candidate]:
         """The backends that serve ``model``, live or not; empty when all models are known and none has this name.
 
-        A name that backends list goes only to them, also while they are down. If the models of some backends are
-        unknown, one of them may have any other name. If all are known, other names go to backends that the
-        configuration marks for them, or else to all that accept any name or are not known to be strict. A name that
-        was listed once never goes there: the reply would be another model's.
+        A name that backends list goes only to them, also while they are down. While the models of some backends are
+        unknown, any other name goes to these. If all are known, other names go to backends that the configuration marks
+        for them, or else to all that accept any name or are not known to be strict. A name that was listed once never
+        goes there, because another model would answer.
         """
         if model is None:
             return self.candidates

@@ -20,20 +20,13 @@ from support.clocked_pool import (
     make_pool,
     publish,
     ready,
+    refusal,
 )
-from support.pools import Pool
 
 
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-def refusal(pool: Pool, model: str) -> tuple[int, str, float | None]:
-    """Status, code and ``Retry-After`` of the error for a request that no backend may have."""
-    with pytest.raises(ProxyError) as raised:
-        lease_of(pool, model)
-    return raised.value.status, raised.value.code, raised.value.retry_after_seconds
 
 
 @pytest.mark.parametrize("names", [ModelNames.ANY, ModelNames.UNKNOWN])
@@ -91,6 +84,7 @@ def test_model_of_a_backend_that_is_down_never_goes_to_one_that_accepts_any_name
 
 def test_model_of_the_fleet_file_is_known_before_its_backend_reports(clock: Clock) -> None:
     pool = make_pool(clock, 2, configs=[{"models": ("alpha",)}, {}])
+    pool.report_refusal(pool.backends[0])
     publish(pool, 1, ready(models=["beta"], names=ModelNames.ANY))
     assert refusal(pool, "alpha") == (503, "no_backend_available", 3)
     assert lease_of(pool, "gpt-4o").backend is pool.backends[1]

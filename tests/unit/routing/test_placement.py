@@ -27,6 +27,7 @@ from support.clocked_pool import (
     publish,
     ready,
     ready_pool,
+    refusal,
     suspend,
 )
 from support.pools import Pool
@@ -83,6 +84,7 @@ def test_backend_that_is_not_ready_gets_no_request(clock: Clock, state: BackendS
 def test_fleet_without_a_live_backend_is_503_with_retry_after(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, LOADING)
+    pool.report_refusal(pool.backends[1])
     with pytest.raises(CapacityError) as raised:
         lease_of(pool, "m")
     assert (raised.value.status, raised.value.code) == (503, "no_backend_available")
@@ -244,3 +246,90 @@ def test_policy_that_reads_prompts_counts_requests_where_no_prompt_was_read(cloc
     lease = pool.lease(Requirements("m", policy=POLICIES["rendezvous"]))
     assert lease is not None
     assert (lease.backend, lease.choice.rule.name) == (pool.backends[1], "least_requests")
+
+
+def test_request_waits_until_the_first_backend_has_answered(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    assert pool.lease(Requirements("m")) is None
+    assert pool.lease(Requirements(None)) is None
+    publish(pool, 0, ready())
+    assert lease_of(pool, "m").backend is pool.backends[0]
+
+
+@pytest.mark.parametrize("names", [ModelNames.ANY, ModelNames.UNKNOWN, ModelNames.STRICT])
+def test_unlisted_model_waits_for_backends_that_may_list_it(clock: Clock, names: ModelNames) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"], names=names))
+    assert lease_of(pool, "a").backend is pool.backends[0]
+    assert pool.lease(Requirements("b")) is None
+    publish(pool, 1, ready(models=["b"]))
+    assert lease_of(pool, "b").backend is pool.backends[1]
+
+
+def test_unlisted_model_waits_no_longer_than_for_the_first_answers(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"], names=ModelNames.ANY))
+    assert pool.lease(Requirements("b")) is None
+    pool.report_refusal(pool.backends[1])
+    assert refusal(pool, "b") == (503, "no_backend_available", 3)
+
+
+def test_request_does_not_wait_for_a_backend_that_refused_its_first_poll(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    pool.report_refusal(pool.backends[0])
+    assert pool.lease(Requirements("m")) is None
+    pool.report_refusal(pool.backends[1])
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"))
+
+
+def test_request_does_not_wait_for_a_backend_that_loads_its_model(clock: Clock) -> None:
+    pool = make_pool(clock, 1)
+    publish(pool, 0, LOADING)
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"))
+
+
+def test_one_unanswered_poll_is_no_failure_yet(clock: Clock) -> None:
+    pool = make_pool(clock, 1)
+    pool.report_silence(pool.backends[0])
+    assert pool.lease(Requirements("m")) is None
+    pool.report_silence(pool.backends[0])
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"))
+
+
+def test_request_does_not_wait_for_a_draining_backend_that_has_not_answered(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, LOADING)
+    pool.set_draining(pool.backends[1])
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"))
+
+
+def test_request_does_not_wait_for_a_backend_whose_configuration_lacks_its_model(clock: Clock) -> None:
+    pool = make_pool(clock, 2, configs=[{}, {"models": ("b",)}])
+    publish(pool, 0, ready(models=["a"]))
+    assert pool.lease(Requirements("b")) is None
+    assert refusal(pool, "c") == (404, "model_not_found", None)
+
+
+def test_backend_that_joins_is_awaited_as_at_the_start(clock: Clock) -> None:
+    pool = ready_pool(clock, 1)
+    newcomer = make_pool(clock, 2).backends[1]
+    assert refusal(pool, "other") == (404, "model_not_found", None)
+    pool.replace([*pool.backends, newcomer])
+    assert pool.lease(Requirements("other")) is None
+    pool.report_refusal(newcomer)
+    assert refusal(pool, "other") == (503, "no_backend_available", 3)
+
+
+def test_request_for_an_unlocated_resource_waits_until_every_backend_is_known(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready())
+    affinity = Affinity(b"resp_1", stream=None, home=None, creates_response=False, deletes=False)
+    assert pool.lease(Requirements(None, affinity=affinity)) is None
+    pool.report_refusal(pool.backends[1])
+    found = pool.lease(Requirements(None, affinity=affinity))
+    assert found is not None
+    assert found.backend is pool.backends[0]
