@@ -1,10 +1,10 @@
-"""Exceptions for requests that fail, grouped by whose fault the failure is.
+"""Exceptions for failed requests, grouped by the party at fault.
 
 ::
 
     ProxyError
     ├── ClientError              the request is at fault
-    ├── CapacityError            no backend can take the request now; waiting helps
+    ├── CapacityError            no backend is available for the request now; waiting helps
     └── BackendError             a backend failed while it had the request
         ├── BackendUnreachable   nothing was sent, so another backend can safely be tried
         ├── BackendBroke         sent, but the connection ended early

@@ -42,8 +42,8 @@ class Gate:
         ring: the keys of clients; ``None`` when the engines are open to everyone.
         allowances: the allowances of keys.
         admin_key: for ``/admin/``; ``None`` disables it.
-        metrics_key: for ``/metrics``; ``None`` opens it to everyone.
-        operators_elsewhere: ``/admin/`` and ``/metrics`` are on a port of their own.
+        metrics_key: for ``/metrics``; ``None`` when it needs no key.
+        operators_elsewhere: whether ``/admin/`` and ``/metrics`` are on a separate port.
     """
 
     def __init__(

@@ -91,7 +91,7 @@ class BackendState:
     Attributes:
         ready: accepts new requests now.
         live: works, even if it is too busy to be ready. Not live: starting, or asleep.
-        starting: not live yet, without having failed: it is loading its model.
+        starting: whether it is loading its model, which is not a failure.
         reason: for people, why it is not ready; empty when it is.
         requests_processing: requests that it is generating for.
         requests_waiting: requests in its own queue.
@@ -100,7 +100,7 @@ class BackendState:
         memory_tokens: tokens that fit into that memory, for current requests and for reusable prefixes together.
         progress: a number that changes while it works on anything, including a long prompt. A constant value while
             there is work means that the engine is stuck.
-        models: what it serves; when ``None``, the previously reported models and ``model_names`` still hold.
+        models: the models that it serves; when ``None``, the previously reported models and ``model_names`` still hold.
         model_names: how it treats names that ``models`` lacks.
         statuses: by the ids of the ``models`` that are not awake.
         contexts: tokens that a prompt and its answer may have together, by the ids of the ``models`` that report it.

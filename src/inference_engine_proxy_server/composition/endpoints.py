@@ -52,7 +52,7 @@ def build_routers(
 def build_app(
     routers: Iterable[APIRouter], lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
 ) -> FastAPI:
-    """An application that answers the proxy's own paths and describes these and the proxied ones."""
+    """An application that answers the proxy's own paths, and describes these and the forwarded ones."""
     app = FastAPI(
         title="inference-engine-proxy-server",
         version=__version__,

@@ -1,4 +1,4 @@
-"""What a backend serves: its models, the names they answer to, and the lengths of their contexts."""
+"""The models that a backend serves, with their names and context lengths."""
 
 from __future__ import annotations
 

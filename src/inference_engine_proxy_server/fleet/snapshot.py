@@ -62,7 +62,7 @@ class BackendSnapshot:
 
     @classmethod
     def of(cls, backend: Backend, now: float) -> BackendSnapshot:
-        """``backend`` as it is now; ``now`` is a reading of the fleet's clock."""
+        """The current state of ``backend``; ``now`` is a reading of the fleet's clock."""
         health, load = backend.health, backend.load
         return cls(
             name=backend.config.name,
@@ -99,7 +99,7 @@ class FleetSnapshot:
 
     @classmethod
     def of(cls, backends: Iterable[Backend], now: float) -> FleetSnapshot:
-        """``backends`` as they are now; ``now`` is a reading of the fleet's clock."""
+        """The current state of ``backends``; ``now`` is a reading of the fleet's clock."""
         return cls(tuple(BackendSnapshot.of(backend, now) for backend in backends))
 
     @property

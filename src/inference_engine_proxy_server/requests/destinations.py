@@ -1,4 +1,4 @@
-"""Classifies requests by method, path and headers: answered here, blocked, or passed on to a backend."""
+"""Classifies requests by method, path and headers: answered here, blocked, or forwarded to a backend."""
 
 from __future__ import annotations
 

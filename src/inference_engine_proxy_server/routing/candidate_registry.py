@@ -53,7 +53,7 @@ class CandidateRegistry:
         self.learn_names()
 
     def new_candidate(self, backend: Backend) -> Candidate:
-        """A candidate for ``backend``, with a number that no other has."""
+        """A candidate for ``backend`` with a unique number."""
         candidate = Candidate(backend, self._numbers)
         candidate.review(self._clock())
         self._numbers += 1
@@ -66,7 +66,7 @@ class CandidateRegistry:
             candidate.leave_all()
 
     def compare_backends(self) -> None:
-        """Bring ``models_differ`` and ``contexts_differ`` up to date."""
+        """Update ``models_differ`` and ``contexts_differ``."""
         self.models_differ = len({one.backend.serving.model_ids for one in self.candidates}) > 1
         self.contexts_differ = differ_somewhere(one.backend for one in self.candidates if one.backend.is_live)
 
