@@ -89,7 +89,12 @@ class Proxy:
         self._guard = overload_guard(settings, self._load, self._metrics, self._deadlines)
         self._access_log = None
         if settings.access_log:
-            self._access_log = AccessLog(sys.stdout, settings.log_format, is_shared=context is not None)
+            self._access_log = AccessLog(
+                sys.stdout,
+                settings.log_format,
+                is_shared=context is not None,
+                has_probes=settings.access_log_probes,
+            )
         self._record_subscribers: list[Callable[[RequestRecord], None]] = [self._metrics.count_request]
         if self._access_log is not None:
             self._record_subscribers.append(self._access_log.write)

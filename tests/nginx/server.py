@@ -20,10 +20,13 @@ from urllib.parse import urlsplit
 from support.http_client import Call, Reply
 from test_compose import environment_of, services_of, source
 
-__all__ = ["Nginx", "SecureCall", "check", "configure"]
+__all__ = ["CAN_RESOLVE_AGAIN", "Nginx", "SecureCall", "check", "configure"]
 
 _SOURCE = Path(__file__).parents[2] / "nginx"
 _PROGRAM = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or "nginx"  # Debian's place for daemons
+_VERSION = subprocess.run([_PROGRAM, "-v"], capture_output=True, text=True, check=False).stderr
+CAN_RESOLVE_AGAIN = tuple(map(int, re.findall(r"\d+", _VERSION)[:3])) >= (1, 27, 3)
+"""NGINX has the parameter ``resolve``; Debian 12's has not."""
 _START_SECONDS = _STOP_SECONDS = 20.0
 _USER = "user root;\n" if os.geteuid() == 0 else ""  # else its workers could not enter a test's folder
 _MAIN = """\
@@ -81,7 +84,9 @@ class Nginx:
 
     Args:
         folder: an empty one; takes the place of /etc/nginx.
-        proxies: base URLs of the addresses that the name ``proxy`` stands for.
+        proxies: base URLs of the addresses that the name ``proxy`` stands for. With ``dns``, the port of the only one
+            is used, and NGINX asks for its address.
+        dns: port of a DNS server on 127.0.0.1; without it, no name is resolved.
         certificates: a folder that takes the place of nginx/certs.
         dot_env: variables of the operator's ``.env``.
 
@@ -90,8 +95,10 @@ class Nginx:
         https_url: where it listens if it has a certificate.
     """
 
-    def __init__(self, folder: Path, *proxies: str, certificates: Path | None = None, **dot_env: str) -> None:
-        http_port, https_port = configure(folder, *proxies, certificates=certificates, **dot_env)
+    def __init__(
+        self, folder: Path, *proxies: str, certificates: Path | None = None, dns: int | None = None, **dot_env: str
+    ) -> None:
+        http_port, https_port = configure(folder, *proxies, certificates=certificates, dns=dns, **dot_env)
         self.url = f"http://127.0.0.1:{http_port}"
         self.https_url = f"https://127.0.0.1:{https_port}"
         self._folder = folder
@@ -168,7 +175,9 @@ class Nginx:
             self._process.wait()
 
 
-def configure(folder: Path, *proxies: str, certificates: Path | None = None, **dot_env: str) -> tuple[int, int]:
+def configure(
+    folder: Path, *proxies: str, certificates: Path | None = None, dns: int | None = None, **dot_env: str
+) -> tuple[int, int]:
     """Make ``folder`` what /etc/nginx is when the image has started; gives the ports for HTTP and for HTTPS.
 
     Raises:
@@ -176,9 +185,11 @@ def configure(folder: Path, *proxies: str, certificates: Path | None = None, **d
     """
     http_port, https_port = _free_ports()
     servers = " ".join(f"server {urlsplit(proxy).netloc};" for proxy in proxies)
+    if dns is not None:
+        servers = f"server proxy:{urlsplit(proxies[0]).port} resolve;"
     here = {"/etc/nginx/": f"{folder}/"}
     replacements = {
-        "default.conf": {"server proxy:8888;": servers, "listen 80;": f"listen 127.0.0.1:{http_port};", **here},
+        "default.conf": {"server proxy:8888 resolve;": servers, "listen 80;": f"listen 127.0.0.1:{http_port};", **here},
         "https.conf": {"listen 443 ": f"listen 127.0.0.1:{https_port} ", **here},
         "proxy.locations": {"/dev/stdout": f"{folder}/access.log"},
         "40-https.sh": here,
@@ -186,6 +197,8 @@ def configure(folder: Path, *proxies: str, certificates: Path | None = None, **d
     variables = _environment_after(
         "15-read-timeout.envsh", environment_of(services_of(source("cpu"), {"MODEL": "m", **dot_env})["nginx"], dot_env)
     )
+    assert variables["NGINX_ENTRYPOINT_LOCAL_RESOLVERS"]  # so that the image's 15-local-resolvers.envsh sets this one:
+    variables = {**variables, "NGINX_LOCAL_RESOLVERS": f"127.0.0.1:{dns or 53}"}
     texts = {file.stem: _filled_in(file.read_text(), variables) for file in (_SOURCE / "templates").glob("*.template")}
     script = _SOURCE / "40-https.sh"
     texts[script.name] = script.read_text()

@@ -167,7 +167,9 @@ class Settings(BaseModel):
     """Whether requests with x-proxy-explain: 1 get the reason for their routing; it reveals backend names."""
 
     access_log: bool = True
-    """Whether every request is logged as one line."""
+    """Whether every request is logged as one line; requests for /health, /livez, /readyz and /metrics are not."""
+    access_log_probes: bool = False
+    """Whether the access log has requests for /health, /livez, /readyz and /metrics, too."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], InLowerCase] = "info"
     """Lowest level that is logged."""
     log_format: Annotated[Literal["text", "json"], InLowerCase] = "text"
