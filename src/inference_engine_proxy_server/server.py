@@ -16,6 +16,7 @@ from typing import cast
 import uvicorn
 
 from inference_engine_proxy_server.backends.registry import discover_engines
+from inference_engine_proxy_server.composition import build_proxy
 from inference_engine_proxy_server.config.api_keys import KeyFileError
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.file_watch import FileWatch
@@ -31,8 +32,9 @@ from inference_engine_proxy_server.processes.host import (
     raise_file_limit,
     url_of,
 )
+from inference_engine_proxy_server.processes.process_context import WorkerContext
 from inference_engine_proxy_server.processes.supervisor import Supervisor
-from inference_engine_proxy_server.processes.worker import Worker, WorkerContext
+from inference_engine_proxy_server.processes.worker import Worker
 from inference_engine_proxy_server.proxy import Proxy
 from inference_engine_proxy_server.telemetry.logs import configure_logging
 
@@ -111,13 +113,13 @@ def make_supervisor(
     settings = configuration.settings
     addresses = [("PORT", settings.port), ("ADMIN_PORT", settings.admin_port)]
     ports = [SharedPort(name, settings.host, port) for name, port in addresses if port is not None]
-    Proxy(configuration, load)  # reports errors before any worker starts
+    build_proxy(configuration, load)  # reports errors before any worker starts
     is_tls = settings.tls_cert_file is not None
 
     def serve(context: WorkerContext) -> int:
         configure_logging(settings.log_level, settings.log_format, context.siblings.number)
         try:
-            proxy = Proxy(context.configuration, load, context)
+            proxy = build_proxy(context.configuration, load, context)
         except _STARTUP_ERRORS as error:  # a file that has become unusable since the start
             logger.error("%s", error)
             return 1
@@ -185,7 +187,7 @@ def make_host(
         operators: listens on ADMIN_PORT; ``None`` without such a port.
         load: as for :func:`run`.
     """
-    proxy = Proxy(configuration, load)
+    proxy = build_proxy(configuration, load)
     return Host(_uvicorn_config(configuration.settings, proxy), proxy, on_started, operators)
 
 

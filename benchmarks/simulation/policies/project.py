@@ -11,13 +11,13 @@ from typing import Any
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames, Thresholds
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
-from inference_engine_proxy_server.composition import backend_maker, dispatcher, fleet, placement
+from inference_engine_proxy_server.composition.dispatch import build_dispatcher, build_placement
+from inference_engine_proxy_server.composition.fleet import build_backend_factory, build_fleet
 from inference_engine_proxy_server.config.configuration import Configuration
-from inference_engine_proxy_server.config.fleet import completed
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest
-from inference_engine_proxy_server.processes.worker_fairness import SoleWorker
+from inference_engine_proxy_server.processes.process_context import SoleProcess
 from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
@@ -40,11 +40,12 @@ class ProjectPolicy(Policy):
         urls = tuple(f"http://backend-{number}:8000" for number in range(len(site.view.is_up)))
         self._settings = Settings(backends=urls, **(_ALL_THAT_COME | settings))
         deadlines = Deadlines(clock=site.loop.time)
-        make_backend = backend_maker(self._settings, deadlines)
-        self._backends = [make_backend(config) for config in completed(urls, ())]
-        self._fleet = fleet(self._settings, self._backends, deadlines)
-        self._placement = placement(Configuration.of(self._settings), self._fleet)
-        self._dispatcher = dispatcher(self._settings, self._fleet, self._placement, deadlines, SoleWorker())
+        configuration, process = Configuration.of(self._settings), SoleProcess()
+        make_backend = build_backend_factory(self._settings, deadlines, process)
+        self._fleet = build_fleet(configuration, make_backend, deadlines, process)
+        self._backends = self._fleet.backends
+        self._placement = build_placement(configuration, self._fleet, process)
+        self._dispatcher = build_dispatcher(self._settings, self._fleet, self._placement, deadlines, process)
         self._numbers = {backend: number for number, backend in enumerate(self._backends)}
         self._leases: dict[int, Lease] = {}
         self._waits: set[asyncio.Task[None]] = set()

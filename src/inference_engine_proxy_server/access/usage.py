@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from inference_engine_proxy_server.access.allowances import Allowance
-from inference_engine_proxy_server.backends.reply_facts import read_facts
-from inference_engine_proxy_server.requests.token_sizes import USUAL_BYTES_A_TOKEN
+from inference_engine_proxy_server.backends.reply_facts import read_facts, says_its_end
+from inference_engine_proxy_server.requests.prompt import read_prompt
+from inference_engine_proxy_server.requests.token_sizes import USUAL_BYTES_A_TOKEN, TokenSizes
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 
 __all__ = ["UsageObserver", "tokens_used"]
-
-_EVENT = re.compile(rb"(?:^|\n)data: ?[{]")
 
 
 class UsageObserver(ReplyObserver):
@@ -22,8 +20,8 @@ class UsageObserver(ReplyObserver):
 
     Args:
         exchange: the request; its reply has not begun.
-        allowance: of the request's key. The request counts as in flight there already.
-        clock: seconds that only grow.
+        allowance: the allowance of its key, which already counts the request as in flight.
+        clock: a monotonic clock, in seconds.
     """
 
     __slots__ = ("_allowance", "_clock", "_excerpt", "_exchange")
@@ -32,36 +30,57 @@ class UsageObserver(ReplyObserver):
         self._exchange = exchange
         self._allowance = allowance
         self._clock = clock
-        self._excerpt = exchange.observers.excerpt() if allowance.counts_tokens else None
+        self._excerpt = None
+        if allowance.counts_tokens:
+            exchange.head.refuse_compression()
+            self._excerpt = exchange.observers.excerpt()
 
     def end(self, outcome: Outcome) -> None:
-        """Charge the tokens used; a request that was refused or got no reply used none."""
-        del outcome
-        exchange, used = self._exchange, 0
-        if self._excerpt is not None and exchange.status < 400:
-            reply = self._excerpt.read()
-            used = tokens_used(len(exchange.body), reply, exchange.sent_bytes) if reply else 0
+        """Charge the tokens used; a request that was rejected or reached no backend used none."""
+        exchange, excerpt, used = self._exchange, self._excerpt, 0
+        if excerpt is not None and exchange.status < 400 and exchange.source is not None:
+            used = tokens_used(
+                excerpt.read(),
+                prompt_estimate=lambda: _estimated_prompt(exchange),
+                events=excerpt.events(),
+                sent_bytes=exchange.sent_bytes,
+                is_complete=outcome is Outcome.COMPLETE,
+            )
         self._allowance.end(used, self._clock())
 
 
-def tokens_used(body_bytes: int, excerpt: bytes, sent_bytes: int) -> int:
+def tokens_used(
+    excerpt: bytes, *, prompt_estimate: Callable[[], int], events: int, sent_bytes: int, is_complete: bool
+) -> int:
     """Tokens of prompt and answer together.
 
     Args:
-        body_bytes: length of the request's body.
-        excerpt: both ends of the reply, where engines report usage.
+        excerpt: the parts of the reply in which engines report usage; empty before the reply.
+        prompt_estimate: estimates the tokens of the prompt.
+        events: the number of events in the reply.
         sent_bytes: length of the whole reply.
+        is_complete: whether the whole reply has been sent.
 
     Returns:
         What the engine reports. A part that the engine does not report (all of it, in OpenAI streams without
-        ``include_usage``) is estimated: one token for every 4 bytes of the request and for every event of the reply, by
-        the events' average length.
+        ``include_usage``) is estimated: the prompt from its length, the answer as one token for every event. A reply
+        that reports prompt tokens but no answer tokens is an embedding. The beginning of a stream may report an answer
+        of one token, so a broken stream counts at least one token for every event.
     """
+    if not excerpt:
+        return 0 if is_complete else prompt_estimate()
     facts = read_facts(excerpt)
     prompt, answer = facts.prompt_tokens, facts.answer_tokens
-    if prompt is None:
-        prompt = int(body_bytes / USUAL_BYTES_A_TOKEN)
     if answer is None:
-        events = len(_EVENT.findall(excerpt))
-        answer = sent_bytes * events // len(excerpt) if events else int(sent_bytes / USUAL_BYTES_A_TOKEN)
-    return prompt + answer
+        answer = events if events or prompt is not None else int(sent_bytes / USUAL_BYTES_A_TOKEN)
+    elif answer < events and not is_complete and not says_its_end(excerpt):
+        answer = events
+    return (prompt_estimate() if prompt is None else prompt) + answer
+
+
+def _estimated_prompt(exchange: Exchange) -> int:
+    """Tokens of the prompt, estimated from its length; a picture counts as a constant, and a form as 0."""
+    head, body = exchange.head, exchange.body
+    if body.startswith(b"--"):
+        return 0
+    return int(read_prompt(head.target, head.path, head.passed_on, body, TokenSizes()).tokens)

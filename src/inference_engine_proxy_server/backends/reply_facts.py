@@ -1,7 +1,7 @@
-"""Reads what an engine reports at the end of a reply: token counts, cached tokens, and timings.
+"""Reads what an engine reports in a reply: token counts, cached tokens, and timings.
 
-Nothing else of a reply is decoded: the last object of each kind is found by its name. In generated text such a name
-would have a backslash before its closing quote, so no text can imitate it.
+Nothing else of a reply is decoded: the last object of each kind that has counts is found by its name. In generated text
+such a name would have a backslash before its closing quote, so no text can imitate it.
 
 Sources: recorded replies of llama-server b11434 and vLLM 0.32 (tests/recorded); OpenAI's and Anthropic's references of
 chat completions, responses and messages, read November 2026.
@@ -10,6 +10,8 @@ chat completions, responses and messages, read November 2026.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import islice
 from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
@@ -18,8 +20,10 @@ __all__ = ["ReplyFacts", "read_facts", "says_its_end"]
 
 # For (chat) completions, messages, and responses; generated text is JSON-encoded, so it cannot begin a line.
 _LAST_EVENT = re.compile(rb"(?:^|\n)(?:data: \[DONE\]|event: (?:message_stop|response\.completed))\r?\n")
+_USAGE = re.compile(rb'"usage"(?=\s*+:\s*+\{)')
+_TIMINGS = re.compile(rb'"timings"(?=\s*+:\s*+\{)')
 _OBJECT = re.compile(rb"\s*+:\s*+(\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+\})")
-_TRIES = 3  # a stream's last event may say "usage": null
+_TRIES = 8  # objects of that name; a tool's JSON schema may have a property of the same name
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -75,6 +79,10 @@ class _Usage(msgspec.Struct):
         """Tokens of the answer; ``None`` for an embedding."""
         return self.completion_tokens if self.output_tokens is None else self.output_tokens
 
+    def has_counts(self) -> bool:
+        """Whether this is a report at all."""
+        return self.prompt() is not None or self.answer() is not None or self.total_tokens is not None
+
 
 class _Timings(msgspec.Struct):
     prompt_n: _Count
@@ -83,27 +91,31 @@ class _Timings(msgspec.Struct):
     predicted_ms: _Milliseconds
     cache_n: _Count | None = None
 
+    def has_counts(self) -> bool:
+        """Whether this is a report at all."""
+        return True
+
 
 _usage_decoder = msgspec.json.Decoder(_Usage)
 _timings_decoder = msgspec.json.Decoder(_Timings)
-_Kind = TypeVar("_Kind")
+_Kind = TypeVar("_Kind", _Usage, _Timings)
 
 
 def read_facts(reply: bytes) -> ReplyFacts:
     """What an engine reports in ``reply``.
 
     Args:
-        reply: its last bytes, preceded by its first bytes if they are known (Anthropic's streams report the prompt
-            there), with or without the framing of chunks.
+        reply: the body without the framing of chunks, or those parts of it that may report something. Anthropic's
+            streams report the prompt at their beginning.
     """
-    usage = _last(_usage_decoder, b'"usage"', reply)
-    timings = _last(_timings_decoder, b'"timings"', reply)
+    usage = _last(_usage_decoder, _USAGE, reply)
+    timings = _last(_timings_decoder, _TIMINGS, reply)
     prompt = cached = answer = None
     if usage is not None:
-        told_first = usage
+        reported_first = usage
         if usage.output_tokens is not None and usage.input_tokens is None:
-            told_first = _at(_usage_decoder, reply, reply.find(b'"usage"') + 7) or usage
-        prompt, cached, answer = told_first.prompt(), told_first.cached(), usage.answer()
+            reported_first = _first(_usage_decoder, _USAGE, reply) or usage
+        prompt, cached, answer = reported_first.prompt(), reported_first.cached(), usage.answer()
         if answer is None and usage.total_tokens is not None:
             prompt = usage.total_tokens if prompt is None else prompt
             answer = max(0, usage.total_tokens - prompt)
@@ -123,23 +135,22 @@ def says_its_end(reply: bytes) -> bool:
     return _LAST_EVENT.search(reply) is not None
 
 
-def _last(decoder: msgspec.json.Decoder[_Kind], name: bytes, reply: bytes) -> _Kind | None:
-    end = len(reply)
-    for _ in range(_TRIES):
-        end = reply.rfind(name, 0, end)
-        if end < 0:
-            return None
-        found = _at(decoder, reply, end + len(name))
-        if found is not None:
-            return found
+def _last(decoder: msgspec.json.Decoder[_Kind], name: re.Pattern[bytes], reply: bytes) -> _Kind | None:
+    return _any(decoder, [found.end() for found in name.finditer(reply)][: -_TRIES - 1 : -1], reply)
+
+
+def _first(decoder: msgspec.json.Decoder[_Kind], name: re.Pattern[bytes], reply: bytes) -> _Kind | None:
+    return _any(decoder, [found.end() for found in islice(name.finditer(reply), _TRIES)], reply)
+
+
+def _any(decoder: msgspec.json.Decoder[_Kind], positions: Sequence[int], reply: bytes) -> _Kind | None:
+    for position in positions:
+        matched = _OBJECT.match(reply, position)
+        if matched is not None:
+            try:
+                found = decoder.decode(matched[1])
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                continue
+            if found.has_counts():
+                return found
     return None
-
-
-def _at(decoder: msgspec.json.Decoder[_Kind], reply: bytes, at: int) -> _Kind | None:
-    matched = _OBJECT.match(reply, at)
-    if matched is None:
-        return None
-    try:
-        return decoder.decode(matched[1])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None

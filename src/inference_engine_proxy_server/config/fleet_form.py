@@ -89,7 +89,7 @@ class BackendEntry(_Entry):
     models: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
     """Names of the models that it serves, in place of the names it reports."""
     accepts_unlisted_models: bool | None = None
-    """Whether it serves names that it does not list, such as vLLM with a LoRA resolver; by default as its engine does."""
+    """Whether it serves names that it does not list, as vLLM with a LoRA resolver does."""
     capacity: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Requests that it processes at a time."""
     max_requests_processing: _Threshold | None = None

@@ -58,7 +58,7 @@ class AllWorkers:
         ring: the keys of clients; ``None`` when there are none.
         allowances: what is left of the keys' limits in this worker.
         siblings: the other workers.
-        order: reaches all workers; ``None`` when there are no siblings.
+        order: reaches all workers.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class AllWorkers:
         ring: KeyRing | None,
         allowances: Allowances,
         siblings: Siblings,
-        order: Order | None,
+        order: Order,
     ) -> None:
         self._fleet = dispatcher.fleet
         self._queue = dispatcher.queue
@@ -95,8 +95,7 @@ class AllWorkers:
     def set_draining(self, backend: Backend, *, is_draining: bool) -> None:
         """Take ``backend`` out of rotation, or put it back: here at once, in the siblings a moment later."""
         self._fleet.set_draining(backend, is_draining=is_draining)
-        if self._order is not None:
-            self._order(backend.url, is_draining=is_draining)
+        self._order(backend.url, is_draining=is_draining)
 
     async def fleet_once_drained(self, backend: Backend) -> SiblingAnswers:
         """As :meth:`fleet`, when every sibling has drained ``backend``, or the order should have arrived."""

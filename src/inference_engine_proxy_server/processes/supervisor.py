@@ -16,16 +16,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.processes.channel import DRAIN, READINESS_PROBED, SERVING, SIGNAL, UNDRAIN, Channel
 from inference_engine_proxy_server.processes.host import SharedPort
+from inference_engine_proxy_server.processes.process_context import WorkerContext
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 from inference_engine_proxy_server.processes.siblings import Siblings, inboxes
-from inference_engine_proxy_server.processes.worker import WorkerContext
+from inference_engine_proxy_server.processes.worker_slot import WorkerProcess, WorkerSlot
 
 __all__ = ["Supervisor"]
 
@@ -35,46 +35,6 @@ _EARLY_SECONDS = 10.0  # a worker that ends sooner after its start will probably
 _LONGEST_PAUSE_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False, slots=True)
-class _Process:
-    """A living worker process; ``serves`` is set once it accepts connections."""
-
-    pid: int
-    channel: Channel
-    serves: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class _Worker:
-    """One numbered worker, across the restarts of its process.
-
-    Attributes:
-        inbox: receives the siblings' questions.
-        listeners: its listening sockets; empty during a pause before a restart, so that no connection waits there.
-        process: its living process, if any.
-        starts_at: when the next process is due to start; ``None`` if none is.
-        started_at: when the last process was started.
-        early_ends: number of consecutive processes that ended soon after their start.
-    """
-
-    number: int
-    inbox: socket.socket
-    listeners: tuple[socket.socket, ...] = ()
-    process: _Process | None = None
-    starts_at: float | None = 0.0
-    started_at: float = 0.0
-    early_ends: int = 0
-
-    @property
-    def serves(self) -> bool:
-        return self.process is not None and self.process.serves
-
-    def close_listeners(self) -> None:
-        for listener in self.listeners:
-            listener.close()
-        self.listeners = ()
 
 
 class Supervisor:
@@ -106,7 +66,9 @@ class Supervisor:
         self._has_started = self._is_stopping = False
         self._exit_code = 0
         self._shared_leases = SharedLeases(configuration.settings.workers)
-        self._workers = [_Worker(number, inbox) for number, inbox in enumerate(inboxes(configuration.settings.workers))]
+        self._workers = [
+            WorkerSlot(number, inbox) for number, inbox in enumerate(inboxes(configuration.settings.workers))
+        ]
         self._inboxes = [worker.inbox.getsockname() for worker in self._workers]
         # Not epoll, whose registrations would be shared with every forked process.
         self._selector = selectors.PollSelector()
@@ -135,7 +97,7 @@ class Supervisor:
             elif number in (signal.SIGINT, signal.SIGTERM):
                 self._stop(number)
 
-    def _on_message(self, worker: _Worker, process: _Process) -> None:
+    def _on_message(self, worker: WorkerSlot, process: WorkerProcess) -> None:
         if worker.process is not process:  # its end was handled in the same round
             return
         messages = process.channel.receive()
@@ -153,7 +115,7 @@ class Supervisor:
                     self._drained_urls.discard(argument)
                 self._send_to_all(word, argument)
 
-    def _on_serving(self, worker: _Worker) -> None:
+    def _on_serving(self, worker: WorkerSlot) -> None:
         if self._has_started:
             logger.info("worker %d serves again", worker.number)
         elif all(other.serves for other in self._workers):
@@ -190,7 +152,7 @@ class Supervisor:
                 if pid:
                     self._on_end(worker, worker.process, os.waitstatus_to_exitcode(status))
 
-    def _on_end(self, worker: _Worker, process: _Process, code: int) -> None:
+    def _on_end(self, worker: WorkerSlot, process: WorkerProcess, code: int) -> None:
         if process.channel in self._selector.get_map():
             self._on_message(worker, process)  # its last messages
         if process.channel in self._selector.get_map():
@@ -211,7 +173,7 @@ class Supervisor:
         else:
             self._schedule_restart(worker, f"worker {worker.number} ended with {how}")
 
-    def _schedule_restart(self, worker: _Worker, reason: str) -> None:
+    def _schedule_restart(self, worker: WorkerSlot, reason: str) -> None:
         now = time.monotonic()
         worker.early_ends = worker.early_ends + 1 if now - worker.started_at < _EARLY_SECONDS else 0
         # A single early end may be chance, so no pause follows it.
@@ -236,7 +198,7 @@ class Supervisor:
                     message = f"worker {worker.number} cannot be started: {error.strerror or error}"
                     self._schedule_restart(worker, message)
 
-    def _start(self, worker: _Worker) -> None:
+    def _start(self, worker: WorkerSlot) -> None:
         worker.listeners = worker.listeners or tuple(port.listener() for port in self._ports)
         ours, theirs = Channel.pair()
         for stream in (sys.stdout, sys.stderr):
@@ -253,11 +215,11 @@ class Supervisor:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
-        worker.process = process = _Process(pid, ours)
+        worker.process = process = WorkerProcess(pid, ours)
         self._selector.register(ours, selectors.EVENT_READ, partial(self._on_message, worker, process))
 
     def _become_worker(
-        self, worker: _Worker, supervisors: Channel, own: Channel, mask: set[int | signal.Signals]
+        self, worker: WorkerSlot, supervisors: Channel, own: Channel, mask: set[int | signal.Signals]
     ) -> NoReturn:
         """Run the child process; never returns, because the caller's code is the supervisor's."""
         code = 1

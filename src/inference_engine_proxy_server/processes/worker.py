@@ -8,51 +8,17 @@ import signal
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 import uvicorn
 
-from inference_engine_proxy_server.config.configuration import Configuration
-from inference_engine_proxy_server.processes.channel import DRAIN, READINESS_PROBED, SERVING, SIGNAL, UNDRAIN, Channel
+from inference_engine_proxy_server.processes.channel import DRAIN, READINESS_PROBED, SERVING, SIGNAL, UNDRAIN
 from inference_engine_proxy_server.processes.host import Host, Hosted
-from inference_engine_proxy_server.processes.shared_leases import SharedLeases
-from inference_engine_proxy_server.processes.siblings import Siblings
+from inference_engine_proxy_server.processes.process_context import WorkerContext
 
-__all__ = ["Worker", "WorkerContext", "WorkersProxy"]
+__all__ = ["Worker", "WorkersProxy"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerContext:
-    """What a worker inherits from its supervisor.
-
-    Attributes:
-        configuration: with the fleet at the worker's start.
-        listeners: the worker's sockets on PORT and, if set, ADMIN_PORT.
-        channel: to the supervisor.
-        siblings: the other workers.
-        inbox: receives the siblings' questions.
-        shared_leases: lease counts of all workers, by backend.
-        drained_urls: base URLs of the backends that operators have drained.
-    """
-
-    configuration: Configuration
-    listeners: tuple[socket.socket, ...]
-    channel: Channel
-    siblings: Siblings
-    inbox: socket.socket
-    shared_leases: SharedLeases
-    drained_urls: frozenset[str]
-
-    def order(self, url: str, *, is_draining: bool) -> None:
-        """Send an operator's drain or undrain order to all workers, including workers started later."""
-        self.channel.send(DRAIN if is_draining else UNDRAIN, url)
-
-    def announce_readiness_probe(self) -> None:
-        """Tell all workers that readiness is being probed."""
-        self.channel.send(READINESS_PROBED)
 
 
 class WorkersProxy(Hosted, Protocol):

@@ -22,8 +22,9 @@ class CandidateRegistry:
         clock: a monotonic clock, in seconds.
 
     Attributes:
-        sets: the live backends that serve a model, by the name of the model, as far as requests have asked for it.
+        sets: the live backends that serve a model, for each model that requests have named.
         candidates: a candidate for each backend, in the order of the fleet.
+        models_differ: whether backends list different models; a backend whose models are unknown lists none.
         contexts_differ: whether live backends serve the same model with contexts of different lengths.
     """
 
@@ -31,6 +32,7 @@ class CandidateRegistry:
         self.sets: dict[str | None, CandidateSet] = {}
         self.candidates: tuple[Candidate, ...] = ()
         self.contexts_differ = False
+        self.models_differ = False
         self._clock = clock
         self._numbers = 0
         self._candidates: dict[Backend, Candidate] = {}  # by backend
@@ -41,7 +43,7 @@ class CandidateRegistry:
         return self._candidates.get(backend)
 
     def replace(self, backends: Sequence[Backend]) -> None:
-        """Let ``backends`` be the fleet. What was learned about those that stay is kept."""
+        """Replace the fleet by ``backends``. What was learned about backends that stay is kept."""
         self.forget_sets()
         known, self._candidates = self._candidates, {}
         for backend in backends:
@@ -57,22 +59,23 @@ class CandidateRegistry:
         return candidate
 
     def forget_sets(self) -> None:
-        """Find all sets again when they are needed: a backend's models changed, or its liveness."""
+        """Discard all sets, because a backend's models or liveness changed; they are rebuilt on demand."""
         self.sets.clear()
         for candidate in self.candidates:
             candidate.leave_all()
 
-    def compare_contexts(self) -> None:
-        """Bring ``contexts_differ`` up to date."""
+    def compare_backends(self) -> None:
+        """Bring ``models_differ`` and ``contexts_differ`` up to date."""
+        self.models_differ = len({one.backend.serving.model_ids for one in self.candidates}) > 1
         self.contexts_differ = differ_somewhere(one.backend for one in self.candidates if one.backend.is_live)
 
     def serving(self, model: str | None) -> Sequence[Candidate]:
         """The backends that serve ``model``, live or not; empty when all models are known and none has this name.
 
-        A name that backends list goes only to them, also while they are down. If the models of some backends are
-        unknown, one of them may have any other name. If all are known, other names go to backends that the
-        configuration marks for them, or else to all that accept any name or are not known to be strict. A name that
-        was listed once never goes there: the reply would be another model's.
+        A name that backends list goes only to them, also while they are down. While the models of some backends are
+        unknown, any other name goes to these. If all are known, other names go to backends that the configuration marks
+        for them, or else to all that accept any name or are not known to be strict. A name that was listed once never
+        goes there, because another model would answer.
         """
         if model is None:
             return self.candidates

@@ -9,18 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from inference_engine_proxy_server.wire.outcome import Outcome
-from inference_engine_proxy_server.wire.reply_excerpt import ReplyExcerpt
+from inference_engine_proxy_server.wire.reply_excerpt import Framed, ReplyExcerpt
 from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 
 __all__ = ["ReplyObservers"]
 
 
 class ReplyObservers:
-    """The observers of one reply."""
+    """The observers of one reply.
 
-    __slots__ = ("_observers", "_unstarted")
+    Args:
+        reply: the reply.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_observers", "_reply", "_unstarted")
+
+    def __init__(self, reply: Framed) -> None:
+        self._reply = reply
         self._observers: tuple[ReplyObserver, ...] = ()
         self._unstarted: tuple[ReplyObserver, ...] = ()  # have not seen a block yet
 
@@ -30,11 +35,11 @@ class ReplyObservers:
         self._unstarted = (*self._unstarted, observer)
 
     def excerpt(self) -> ReplyExcerpt:
-        """An observer that keeps both ends of the reply's body; all observers that read them share it."""
+        """An observer that keeps what the reply's body reports; all observers that read it share it."""
         for observer in self._observers:
             if isinstance(observer, ReplyExcerpt):
                 return observer
-        excerpt = ReplyExcerpt()
+        excerpt = ReplyExcerpt(self._reply)
         self.add(excerpt)
         return excerpt
 

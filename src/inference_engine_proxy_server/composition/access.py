@@ -1,0 +1,47 @@
+"""Builds access control: the keys and the gate."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from inference_engine_proxy_server.access.allowances import Allowances
+from inference_engine_proxy_server.access.gate import Gate
+from inference_engine_proxy_server.access.key_ring import KeyRing
+from inference_engine_proxy_server.config.settings import Settings
+
+__all__ = ["build_gate", "build_key_ring", "needs_keys"]
+
+
+def needs_keys(settings: Settings) -> bool:
+    """Whether clients need a key."""
+    return bool(settings.api_keys) or settings.api_keys_file is not None
+
+
+def build_key_ring(settings: Settings) -> KeyRing | None:
+    """The keys of clients; ``None`` when clients need none.
+
+    Raises:
+        KeyFileError: the file of keys cannot be used.
+    """
+    if not needs_keys(settings):
+        return None
+    file = None if settings.api_keys_file is None else Path(settings.api_keys_file)
+    return KeyRing(settings.api_keys, file, time.time)
+
+
+def build_gate(settings: Settings, ring: KeyRing | None, allowances: Allowances) -> Gate:
+    """The gate, which admits requests by their keys."""
+    return Gate(
+        ring,
+        allowances,
+        admin_key=_revealed(settings.admin_key),
+        metrics_key=_revealed(settings.metrics_key),
+        operators_elsewhere=settings.admin_port is not None,
+    )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()

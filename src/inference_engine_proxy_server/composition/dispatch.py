@@ -1,0 +1,65 @@
+"""Builds the path of a request to a backend: placement, leases, the queue and the forwarder."""
+
+from __future__ import annotations
+
+import math
+
+from inference_engine_proxy_server.access.key_limits import KeyLimits
+from inference_engine_proxy_server.access.key_ring import KeyRing
+from inference_engine_proxy_server.composition.access import needs_keys
+from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.dispatch.attempt import Attempts
+from inference_engine_proxy_server.dispatch.fair_share import FairShare
+from inference_engine_proxy_server.dispatch.forwarder import Forwarder
+from inference_engine_proxy_server.dispatch.leases import Dispatcher
+from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
+from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
+from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.processes.process_context import ProcessContext
+from inference_engine_proxy_server.routing.decisions import Decisions
+from inference_engine_proxy_server.routing.model_policies import ModelPolicies
+from inference_engine_proxy_server.routing.placement import Placement
+from inference_engine_proxy_server.routing.prompt_router import PromptRouter
+from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
+
+__all__ = ["build_dispatcher", "build_forwarder", "build_placement"]
+
+
+def build_placement(configuration: Configuration, fleet: Fleet, process: ProcessContext) -> Placement:
+    """The placement among the backends of ``fleet``. It records decisions if operators or clients can read them."""
+    settings = configuration.settings
+    policies = ModelPolicies.named(settings.balancing_policy, configuration.models)
+    return Placement(
+        fleet,
+        PromptRouter(policies, settings.prefix_index_bytes, fleet.clock),
+        is_shared=process.is_worker,
+        records_decisions=settings.explain_header or settings.admin_key is not None,
+        retry_after_seconds=max(1, math.ceil(settings.metrics_cache_ttl_seconds)),
+    )
+
+
+def build_dispatcher(
+    settings: Settings, fleet: Fleet, placement: Placement, deadlines: Deadlines, process: ProcessContext
+) -> Dispatcher:
+    """The dispatcher, which grants leases on the backends of ``fleet``."""
+    limits = QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds)
+    return Dispatcher(fleet, placement, RequestQueue(limits, deadlines), process.fairness())
+
+
+def build_forwarder(
+    settings: Settings, dispatcher: Dispatcher, decisions: Decisions, metrics: RequestMetrics, ring: KeyRing | None
+) -> Forwarder | LimitedForwarder:
+    """The forwarder, which enforces the limits of keys if there are any."""
+    attempts = Attempts(
+        dispatcher,
+        metrics,
+        names_backend=settings.backend_header,
+        keeps_credentials=not needs_keys(settings) or settings.forward_client_key,
+    )
+    fair_share = FairShare(takes_priority_header=settings.priority_header)
+    updates = QueueUpdates(dispatcher.queue, to_all=settings.queue_updates)
+    forwarder = Forwarder(dispatcher, decisions, metrics, fair_share, updates, attempts)
+    return forwarder if ring is None else LimitedForwarder(KeyLimits(dispatcher.fleet.clock), forwarder)

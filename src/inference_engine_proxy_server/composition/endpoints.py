@@ -1,0 +1,75 @@
+"""Builds the application for the proxy's own paths."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import APIRouter, FastAPI
+
+from inference_engine_proxy_server import __version__
+from inference_engine_proxy_server.access.allowances import Allowances
+from inference_engine_proxy_server.access.key_ring import KeyRing
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.endpoints.admin import admin_router
+from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
+from inference_engine_proxy_server.endpoints.docs import docs_router
+from inference_engine_proxy_server.endpoints.failures import answer_failures
+from inference_engine_proxy_server.endpoints.health import health_router
+from inference_engine_proxy_server.endpoints.models import models_router
+from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
+from inference_engine_proxy_server.endpoints.prometheus import MetricsPage, prometheus_router
+from inference_engine_proxy_server.endpoints.welcome import welcome_router
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.processes.readiness import Readiness
+from inference_engine_proxy_server.requests.destinations import Destinations
+from inference_engine_proxy_server.requests.path_policy import PathPolicy
+
+__all__ = ["build_app", "build_destinations", "build_routers"]
+
+
+def build_routers(
+    settings: Settings,
+    fleet: Fleet,
+    ring: KeyRing | None,
+    allowances: Allowances,
+    readiness: Readiness,
+    workers: AllWorkers,
+    metrics_page: MetricsPage,
+) -> Sequence[APIRouter]:
+    """The proxy's own paths."""
+    return (
+        welcome_router(),
+        health_router(fleet, readiness.probe, names_need_key=settings.health_details == "key"),
+        models_router(fleet),
+        prometheus_router(metrics_page),
+        docs_router(),
+        admin_router(fleet, ring, allowances, workers),
+    )
+
+
+def build_app(
+    routers: Iterable[APIRouter], lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
+) -> FastAPI:
+    """An application that answers the proxy's own paths and describes these and the proxied ones."""
+    app = FastAPI(
+        title="inference-engine-proxy-server",
+        version=__version__,
+        description="One OpenAI-compatible address in front of many LLM engine servers.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    for router in routers:
+        app.include_router(router)
+    answer_failures(app)
+    describe_proxied_paths(app)
+    return app
+
+
+def build_destinations(settings: Settings, app: FastAPI, routers: Iterable[APIRouter]) -> Destinations:
+    """The destinations of requests, by the paths of ``app`` and the deny-list."""
+    routes = itertools.chain(app.routes, *(router.routes for router in routers))
+    own_paths = {getattr(route, "path", "") for route in routes}
+    return Destinations(own_paths, PathPolicy(settings.blocked_paths).blocks)

@@ -1,0 +1,125 @@
+"""Builds the fleet: its backends, their polls, and the reload of its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from inference_engine_proxy_server.backends.base import Thresholds
+from inference_engine_proxy_server.backends.registry import Engines
+from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.backend_load import BackendLoad, SharedLoad
+from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
+from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, check_engines
+from inference_engine_proxy_server.fleet.health import HealthRules
+from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
+from inference_engine_proxy_server.processes.process_context import ProcessContext
+from inference_engine_proxy_server.routing.model_policies import ModelPolicies
+from inference_engine_proxy_server.routing.placement import Placement
+from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
+from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
+
+__all__ = ["build_backend_factory", "build_cache_refresher", "build_config_watch", "build_fleet", "build_fleet_updater"]
+
+BackendFactory = Callable[[BackendConfig], Backend]
+
+
+def build_backend_factory(settings: Settings, deadlines: Deadlines, process: ProcessContext) -> BackendFactory:
+    """A function that makes a backend from its configuration, at the start and when a backend joins the fleet."""
+    usual_seconds = settings.backend_timeout_seconds
+    limits = BackendLimits(
+        connect_seconds=settings.backend_connect_timeout_seconds,
+        first_byte_seconds=settings.backend_first_byte_timeout_seconds or usual_seconds,
+        pause_seconds=settings.backend_stream_idle_timeout_seconds or usual_seconds,
+        idle_seconds=settings.backend_idle_connection_seconds,
+    )
+    rules = HealthRules(
+        evidence_seconds=2 * settings.metrics_cache_ttl_seconds,
+        suspect_after_seconds=settings.suspect_after_seconds,
+        slow_start_seconds=settings.slow_start_seconds,
+    )
+
+    def make_backend(config: BackendConfig) -> Backend:
+        connections = BackendConnections(Origin.of(config.url), limits, deadlines)
+        health = HealthTracker(rules, deadlines.clock())
+        return Backend(config, connections, health, _load_of(config.url, process))
+
+    return make_backend
+
+
+def _load_of(url: str, process: ProcessContext) -> BackendLoad:
+    if process.shared_leases is None:
+        return BackendLoad()
+    return SharedLoad(process.shared_leases, process.siblings.number, url)
+
+
+def build_fleet(
+    configuration: Configuration, make_backend: BackendFactory, deadlines: Deadlines, process: ProcessContext
+) -> Fleet:
+    """The configured backends. Those that operators have drained stay drained."""
+    settings = configuration.settings
+    fleet = Fleet(
+        map(make_backend, configuration.fleet),
+        settings.metrics_cache_ttl_seconds,
+        settings.backend_queue_allowance,
+        deadlines.clock,
+    )
+    for backend in fleet.backends:
+        if backend.url in process.drained_urls:
+            fleet.set_draining(backend)
+    return fleet
+
+
+def build_cache_refresher(settings: Settings, fleet: Fleet, engines: Engines) -> CacheRefresher:
+    """The loops that poll the backends of ``fleet``."""
+    return CacheRefresher(
+        fleet,
+        engines,
+        Thresholds(settings.max_allowed_request_queue, settings.max_allowed_deferred),
+        settings.metrics_cache_ttl_seconds,
+        always_keep_alive=settings.llamacpp_keep_alive,
+        tests_suspects=settings.health_test_requests,
+    )
+
+
+def build_fleet_updater(
+    configuration: Configuration,
+    fleet: Fleet,
+    placement: Placement,
+    refresher: CacheRefresher,
+    engines: Engines,
+    make_backend: BackendFactory,
+) -> FleetUpdater:
+    """The updater, which applies changes of the configuration to ``fleet`` and ``placement``.
+
+    Raises:
+        UnknownEngineError: the configuration names an unknown engine.
+    """
+    check_engines(configuration.fleet, engines)
+    policy = configuration.settings.balancing_policy
+    return FleetUpdater(
+        fleet,
+        engines,
+        make_backend,
+        refresher.forget_engine,
+        lambda models: placement.set_policies(ModelPolicies.named(policy, models)),
+        configuration.models,
+    )
+
+
+def build_config_watch(
+    configuration: Configuration,
+    load: Callable[[], Configuration] | None,
+    updater: FleetUpdater,
+    metrics: RequestMetrics,
+    process: ProcessContext,
+) -> ConfigWatch | None:
+    """The watch that reads changes of the configuration with ``load``; ``None`` when it never changes."""
+    if load is None:
+        return None
+    return ConfigWatch(configuration, load, updater, metrics, hears_signals=not process.is_worker)

@@ -1,0 +1,158 @@
+"""Builds one proxy: every part once, from the bottom up."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI
+
+from inference_engine_proxy_server.access.allowances import Allowances
+from inference_engine_proxy_server.access.key_ring import KeyRing
+from inference_engine_proxy_server.backends.registry import discover_engines
+from inference_engine_proxy_server.composition.access import build_gate, build_key_ring
+from inference_engine_proxy_server.composition.clients import (
+    build_client_context,
+    build_client_load,
+    build_operator_context,
+    build_overload_guard,
+)
+from inference_engine_proxy_server.composition.dispatch import build_dispatcher, build_forwarder, build_placement
+from inference_engine_proxy_server.composition.endpoints import build_app, build_destinations, build_routers
+from inference_engine_proxy_server.composition.fleet import (
+    build_backend_factory,
+    build_cache_refresher,
+    build_config_watch,
+    build_fleet,
+    build_fleet_updater,
+)
+from inference_engine_proxy_server.composition.telemetry import build_access_log
+from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.dispatch.forwarder import Forwarder
+from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
+from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
+from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
+from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
+from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.processes.process_context import Loop, Loops, ProcessContext, SoleProcess
+from inference_engine_proxy_server.processes.readiness import Readiness
+from inference_engine_proxy_server.proxy import Proxy
+from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE
+from inference_engine_proxy_server.routing.decisions import Decisions
+from inference_engine_proxy_server.tasks.background import in_background
+from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.telemetry.logs import AccessLog
+from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
+from inference_engine_proxy_server.telemetry.request_record import RequestRecord
+
+__all__ = ["build_proxy"]
+
+Handler = Callable[[ProxiedRequest], Coroutine[None, None, None]]
+
+
+def build_proxy(
+    configuration: Configuration,
+    load: Callable[[], Configuration] | None = None,
+    process: ProcessContext | None = None,
+) -> Proxy:
+    """A proxy, ready to be hosted.
+
+    Args:
+        configuration: with at least one backend.
+        load: reads the configuration again; ``None`` when it never changes.
+        process: the process that the proxy runs in; ``None`` when it is the only one.
+
+    Raises:
+        KeyFileError: the file of keys cannot be used.
+        UnknownEngineError: the configuration names an unknown engine.
+    """
+    settings, process = configuration.settings, process or SoleProcess()
+    deadlines, metrics, engines = Deadlines(), RequestMetrics(), discover_engines()
+    access_log = build_access_log(settings, process)
+    # The fleet, and the path of a request to it.
+    make_backend = build_backend_factory(settings, deadlines, process)
+    fleet = build_fleet(configuration, make_backend, deadlines, process)
+    refresher = build_cache_refresher(settings, fleet, engines)
+    placement = build_placement(configuration, fleet, process)
+    updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend)
+    config_watch = build_config_watch(configuration, load, updater, metrics, process)
+    dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
+    decisions = Decisions(answers_header=settings.explain_header)
+    ring = build_key_ring(settings)
+    forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring)
+    # The proxy's own paths.
+    allowances = Allowances(deadlines.clock)
+    readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
+    workers = AllWorkers(dispatcher, decisions, ring, allowances, process.siblings, process.order)
+    metrics_page = MetricsPage(dispatcher, metrics, process.siblings)
+    routers = build_routers(settings, fleet, ring, allowances, readiness, workers, metrics_page)
+    client_load = build_client_load(settings, deadlines)
+    guard = build_overload_guard(settings, client_load, metrics, deadlines)
+    answers = {**workers.answers, **metrics_page.answers}
+    loops = {
+        "deadlines": deadlines.run,
+        "overload guard": guard.run,
+        "cache refresher": refresher.run,
+        **_optional_loops(config_watch, ring, access_log),
+        **process.loops(answers, dispatcher.fill_slots_of_siblings),
+    }
+    app = build_app(routers, _lifespan(loops, refresher, fleet))
+    # The clients.
+    bridge = AsgiBridge(app)
+    gate = build_gate(settings, ring, allowances)
+    destinations = build_destinations(settings, app, routers)
+    subscribers = [metrics.count_request, *([] if access_log is None else [access_log.write])]
+    clients = build_client_context(
+        settings, deadlines, client_load, destinations, guard, gate,
+        handle=_handler(bridge, forwarder),
+        observe=_recorder(subscribers, deadlines.clock),
+    )  # fmt: skip
+    operators = build_operator_context(clients, gate, bridge.answer)
+    return Proxy(app, clients, operators, fleet, guard, readiness, config_watch)
+
+
+def _optional_loops(config_watch: ConfigWatch | None, ring: KeyRing | None, access_log: AccessLog | None) -> Loops:
+    loops: dict[str, Loop] = {}
+    if config_watch is not None:
+        loops["settings"] = config_watch.run
+    if ring is not None:
+        loops["keys"] = ring.watch
+    if access_log is not None:
+        loops["access log"] = access_log.run
+    return loops
+
+
+def _handler(bridge: AsgiBridge, forwarder: Forwarder | LimitedForwarder) -> Handler:
+    answer, forward = bridge.answer, forwarder.forward
+
+    def handle(request: ProxiedRequest) -> Coroutine[None, None, None]:
+        return answer(request) if request.head.destination in ANSWERED_HERE else forward(request)
+
+    return handle
+
+
+def _recorder(
+    subscribers: Sequence[Callable[[RequestRecord], None]], clock: Callable[[], float]
+) -> Callable[[ProxiedRequest], None]:
+    def record(request: ProxiedRequest) -> None:
+        made = request.record(clock())
+        for subscriber in subscribers:
+            subscriber(made)
+
+    return record
+
+
+def _lifespan(
+    loops: Loops, refresher: CacheRefresher, fleet: Fleet
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with in_background(loops):
+            await refresher.first_round()
+            yield
+        fleet.close()
+
+    return lifespan

@@ -1,0 +1,35 @@
+"""Forwards requests within the limits of their API keys."""
+
+from __future__ import annotations
+
+from inference_engine_proxy_server.access.key_limits import KeyLimits
+from inference_engine_proxy_server.dispatch.forwarder import Forwarder
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+
+__all__ = ["LimitedForwarder"]
+
+
+class LimitedForwarder:
+    """A forwarder for proxies whose clients need keys.
+
+    Args:
+        limits: enforces the limits of keys.
+        forwarder: forwards the permitted requests.
+    """
+
+    def __init__(self, limits: KeyLimits, forwarder: Forwarder) -> None:
+        self._limits = limits
+        self._forwarder = forwarder
+
+    async def forward(self, request: ProxiedRequest) -> None:
+        """Forward ``request`` if its key permits it, see :meth:`.Forwarder.forward`.
+
+        Raises:
+            ProxyError: the key does not permit the request, or it cannot be served.
+        """
+        access = request.access
+        if access is None:  # the gate admits only preflights without a key, and no backend needs to see them
+            request.pass_preflight()
+            return
+        request.model = self._limits.begin(request, access)
+        await self._forwarder.forward(request)

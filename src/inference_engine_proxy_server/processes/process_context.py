@@ -1,0 +1,129 @@
+"""What a proxy knows of the process that it runs in: it is the only one, or one of several workers."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.processes.channel import DRAIN, READINESS_PROBED, UNDRAIN, Channel
+from inference_engine_proxy_server.processes.shared_leases import SharedLeases
+from inference_engine_proxy_server.processes.siblings import Answers, Siblings
+from inference_engine_proxy_server.processes.worker_fairness import Fairness, SoleWorker, WorkerFairness
+
+__all__ = ["Loop", "Loops", "ProcessContext", "SoleProcess", "WorkerContext"]
+
+Loop = Callable[[], Coroutine[None, None, None]]
+"""An endless background task."""
+Loops = Mapping[str, Loop]
+"""Background tasks by name."""
+
+
+class ProcessContext(Protocol):
+    """The process that a proxy runs in."""
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether other workers serve the same port."""
+
+    @property
+    def siblings(self) -> Siblings:
+        """The other workers."""
+
+    @property
+    def shared_leases(self) -> SharedLeases | None:
+        """Lease counts of all workers, by backend; ``None`` when there is only this process."""
+
+    @property
+    def drained_urls(self) -> frozenset[str]:
+        """Base URLs of the backends that operators have drained before this process started."""
+
+    def fairness(self) -> Fairness:
+        """Decides whether this worker may fill a free slot."""
+
+    def order(self, url: str, *, is_draining: bool) -> None:
+        """Send an operator's drain or undrain order to all workers, including workers started later."""
+
+    def announce_readiness_probe(self) -> None:
+        """Tell all workers that readiness is being probed."""
+
+    def loops(self, answers: Answers, fill_slots: Loop) -> Loops:
+        """Background tasks that connect this process with its siblings.
+
+        Args:
+            answers: to the siblings' questions.
+            fill_slots: looks for slots that siblings freed.
+        """
+
+
+class SoleProcess:
+    """The context of a proxy without siblings."""
+
+    is_worker = False
+    shared_leases = None
+    drained_urls: frozenset[str] = frozenset()
+
+    def __init__(self) -> None:
+        self.siblings = Siblings()
+
+    def fairness(self) -> Fairness:
+        """Every free slot is this process's own."""
+        return SoleWorker()
+
+    def order(self, url: str, *, is_draining: bool) -> None:
+        """Does nothing: the order has been carried out in this process."""
+
+    def announce_readiness_probe(self) -> None:
+        """Does nothing: this process knows of the probe."""
+
+    def loops(self, answers: Answers, fill_slots: Loop) -> Loops:
+        """None."""
+        del answers, fill_slots
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerContext:
+    """What a worker inherits from its supervisor.
+
+    Attributes:
+        configuration: with the fleet at the worker's start.
+        listeners: the worker's sockets on PORT and, if set, ADMIN_PORT.
+        channel: to the supervisor.
+        siblings: the other workers.
+        inbox: receives the siblings' questions.
+        shared_leases: lease counts of all workers, by backend.
+        drained_urls: base URLs of the backends that operators have drained.
+    """
+
+    configuration: Configuration
+    listeners: tuple[socket.socket, ...]
+    channel: Channel
+    siblings: Siblings
+    inbox: socket.socket
+    shared_leases: SharedLeases
+    drained_urls: frozenset[str]
+
+    @property
+    def is_worker(self) -> bool:
+        """Always true."""
+        return True
+
+    def fairness(self) -> Fairness:
+        """See :class:`ProcessContext`."""
+        return WorkerFairness(self.shared_leases, self.siblings.number)
+
+    def order(self, url: str, *, is_draining: bool) -> None:
+        """Send an operator's drain or undrain order to all workers, including workers started later."""
+        self.channel.send(DRAIN if is_draining else UNDRAIN, url)
+
+    def announce_readiness_probe(self) -> None:
+        """Tell all workers that readiness is being probed."""
+        self.channel.send(READINESS_PROBED)
+
+    def loops(self, answers: Answers, fill_slots: Loop) -> Loops:
+        """Answer the siblings' questions, and fill the slots that they free."""
+        return {"siblings": partial(self.siblings.answer, self.inbox, answers), "slots of siblings": fill_slots}
