@@ -138,7 +138,7 @@ async def test_bf29_requests_on_a_stuck_engine_move_to_others(fleet: Fleet) -> N
 
 
 async def test_bf29_two_timeouts_in_a_row_mean_stuck_without_a_progress_counter(fleet: Fleet) -> None:
-    frozen, other = await fleet.engine(hangs, owner="nobody knows"), await fleet.engine(processing=5)
+    frozen, other = await fleet.engine(hangs, owner="unknown-engine"), await fleet.engine(processing=5)
     proxy = await fleet.proxy(frozen, other, refresh_seconds=0.1, backend_first_byte_timeout_seconds=0.2)
     replies = []
     async with asyncio.timeout(10):

@@ -353,8 +353,8 @@ async def test_lc16_draining_and_restarting_real_engines_loses_no_stream(
                 group.create_task(reads_again_and_again())
             for server in two_servers:
                 target = f"/admin/backends/{server.url.removeprefix('http://')}"
-                told = await send(proxy.url, f"{target}/drain?wait_seconds=30", method="POST", headers=admin)
-                assert told.json["safe_to_stop"]
+                drained = await send(proxy.url, f"{target}/drain?wait_seconds=30", method="POST", headers=admin)
+                assert drained.json["safe_to_stop"]
                 await asyncio.to_thread(server.stop)
                 again = await asyncio.to_thread(LlamaServer, tiny_model, port=server.port)
                 stack.callback(again.stop)

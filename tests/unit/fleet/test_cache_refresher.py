@@ -212,7 +212,7 @@ async def test_stuck_backend_is_tested_with_one_token_if_configured() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"tests_suspects": False}, {"tests_suspects": True}], ids=["nobody wants it", "its slots are full"]
+    "options", [{"tests_suspects": False}, {"tests_suspects": True}], ids=["not configured", "slots are full"]
 )
 async def test_stuck_backend_is_not_tested_by_default(options: dict[str, bool]) -> None:
     slots = {"/props": http_reply(b'{"total_slots": 1}')}

@@ -267,9 +267,9 @@ def test_prompt_tokens_follow_the_learned_size_of_a_token() -> None:
 
 async def test_cache_estimate_starts_from_the_reported_memory() -> None:
     async with (
-        FakeEngine(answering(http_reply(b"{}"))) as told,
+        FakeEngine(answering(http_reply(b"{}"))) as reporting,
         FakeEngine(answering(http_reply(b"{}"))) as silent,
-        ForwardingFront(told, silent, policy="expected_time") as proxy,
+        ForwardingFront(reporting, silent, policy="expected_time") as proxy,
     ):
         router = proxy.pool.router
         before = router.index.keeps(1)
