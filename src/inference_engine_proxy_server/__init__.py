@@ -25,7 +25,10 @@ Glossary. Code, documentation, log lines and metrics use these terms:
   which a failing backend gets no requests. *Drain*: give no new requests and let running ones finish.
 * *observer*: a part that watches replies or fleet changes without altering them.
 * *gate*: checks API keys. *Allowance*: how much of its limits a key has left.
+* *block*: bytes that arrive or are sent at once; in a prompt, a part that is hashed. *Chunk*: a chunk of HTTP/1.1's
+  chunked coding.
 * *worker*: one of several processes that share the port. *Sibling*: another worker. *Supervisor*: the parent process.
+  *Replica*: another instance of the proxy in front of the same engines.
 
 Data flow through the packages (their ``__init__`` says what each one does)::
 

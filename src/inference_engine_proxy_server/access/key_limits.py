@@ -17,7 +17,7 @@ class KeyLimits:
     """Enforces the limits of keys.
 
     Args:
-        clock: monotonic clock, in seconds.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -27,7 +27,7 @@ class KeyLimits:
         """Check ``exchange`` against the limits of its key, and count it as in flight until it ends.
 
         Returns:
-            The model that the request names; ``None``, unread, if the key permits every model.
+            The model that the request names; ``None`` if the key permits every model, and the model was not read.
 
         Raises:
             ClientError: 403, the key does not permit the model.

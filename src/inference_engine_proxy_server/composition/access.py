@@ -33,7 +33,7 @@ def build_key_ring(settings: Settings) -> KeyRing | None:
 
 
 def build_gate(settings: Settings, ring: KeyRing | None, allowances: Allowances) -> Gate:
-    """Admits requests by their keys."""
+    """The gate, which admits requests by their keys."""
     return Gate(
         ring,
         allowances,

@@ -29,7 +29,7 @@ __all__ = ["build_dispatcher", "build_forwarder", "build_placement"]
 
 
 def build_placement(configuration: Configuration, fleet: Fleet, process: ProcessContext) -> Placement:
-    """Chooses among the backends of ``fleet``. Decisions are recorded only if an operator or a client can read them."""
+    """The placement among the backends of ``fleet``. It records decisions if operators or clients can read them."""
     settings = configuration.settings
     policies = ModelPolicies.named(settings.balancing_policy, configuration.models)
     return Placement(
@@ -44,7 +44,7 @@ def build_placement(configuration: Configuration, fleet: Fleet, process: Process
 def build_dispatcher(
     settings: Settings, fleet: Fleet, placement: Placement, deadlines: Deadlines, process: ProcessContext
 ) -> Dispatcher:
-    """Grants leases on the backends of ``fleet``."""
+    """The dispatcher, which grants leases on the backends of ``fleet``."""
     limits = QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds)
     return Dispatcher(fleet, placement, RequestQueue(limits, deadlines), process.fairness())
 
@@ -52,7 +52,7 @@ def build_dispatcher(
 def build_forwarder(
     settings: Settings, dispatcher: Dispatcher, decisions: Decisions, metrics: RequestMetrics, ring: KeyRing | None
 ) -> Forwarder | LimitedForwarder:
-    """Forwards requests to backends, within the limits of their keys if there are any."""
+    """The forwarder, which enforces the limits of keys if there are any."""
     attempts = Attempts(
         dispatcher,
         metrics,

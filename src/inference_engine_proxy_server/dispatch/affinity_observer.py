@@ -12,13 +12,13 @@ __all__ = ["AffinityObserver"]
 
 
 class AffinityObserver(ReplyObserver):
-    """Reads the first block of one reply.
+    """Reads the first block of a reply.
 
     Args:
-        table: stores what the observer learns.
+        table: stores what is learned.
         exchange: the request; its reply has not begun.
-        affinity: of the request.
-        backend: the backend that replies.
+        affinity: the request's affinity.
+        backend: sends the reply.
     """
 
     __slots__ = ("_backend", "_creates_response", "_exchange", "_resource", "_table")
@@ -28,7 +28,7 @@ class AffinityObserver(ReplyObserver):
         self._exchange = exchange
         self._backend = backend
         self._creates_response = affinity.creates_response
-        # A stream that began with comments has the status 200, whatever the backend answers.
+        # A stream that began with queue updates has the status 200 already, which proves nothing about the backend.
         self._resource = None if affinity.deletes or exchange.has_only_comments else affinity.resource
 
     def begin(self, block: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The life of a proxied request: lease or queue, attempt, retry where that is allowed, close the lease."""
+"""The life of a proxied request: get a lease or wait, send, retry on another backend if allowed, close the lease."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ _WITHOUT_CONTENT = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})  # engines ig
 
 
 class Forwarder:
-    """Serves requests by forwarding them to a backend.
+    """Forwards requests to backends.
 
     Args:
         dispatcher: grants leases.
-        decisions: records the decisions with their reasons.
+        decisions: records why each backend was chosen.
         metrics: counts repeated requests.
         fair_share: orders the requests that must wait.
         updates: sends queue positions to waiting streams.
@@ -76,7 +76,7 @@ class Forwarder:
         self._affinities = AffinityTable(lambda: dispatcher.fleet.backends)
 
     async def forward(self, request: ProxiedRequest) -> None:
-        """Give ``request`` the reply of the best backend.
+        """Send ``request`` to the best backend and relay the reply.
 
         Raises:
             ProxyError: no backend can serve the request; or its reply began and cannot be completed.
@@ -102,14 +102,14 @@ class Forwarder:
                     lease.close()
                 await _back_off(failed)
         except (CapacityError, ClientError):  # no other backend can serve the request
-            _raise_broken(failed)  # a backend received the request, so "no capacity" would be false
+            _raise_broken(failed)  # a backend received the request, so "no capacity" would be wrong
             raise
         finally:
             if failed and any(isinstance(error, BackendDeclined) for error in failed.values()):
                 self._budget.release()
 
     def _requirements(self, request: ProxiedRequest) -> Requirements:
-        """The requirements of ``request``.
+        """What ``request`` requires of a backend.
 
         The prompt is read only if a policy reads prompts, or if contexts of different lengths make its length matter.
         """
@@ -130,7 +130,7 @@ class Forwarder:
         return requirements
 
     def _require_readable_model(self, request: ProxiedRequest) -> None:
-        """Refuse a body whose model cannot be read, where engines could read a model that only some of them serve."""
+        """Reject a body whose model only an engine might be able to read, if backends serve different models."""
         head = request.head
         if request.body and self._placement.models_differ and head.destination is not Destination.NAMED:
             problem = model_problem(head.passed_on, request.body)
@@ -172,11 +172,11 @@ class Forwarder:
         request.losses += not isinstance(error, BackendUnreachable)
 
     async def _wait(self, request: ProxiedRequest, failed: Mapping[Backend, BackendError]) -> Lease:
-        """Wait in the queue for a lease; a request that a backend has failed goes before all others."""
+        """Wait in the queue for a lease. A request that failed on a backend goes before all others."""
         queue, requirements = self._dispatcher.queue, request.requirements
         lane = self._placement.lane(requirements)
         queued = QueuedRequest(
-            lane=(lane, *failed) if failed else lane,  # the backends that failed it cannot serve it
+            lane=(lane, *failed) if failed else lane,  # backends on which it failed are excluded
             sender=self._fair_share.sender(request),
             tokens=self._fair_share.tokens(request, requirements.prompt),
             priority=self._fair_share.priority(request) if not failed else FIRST,
@@ -206,7 +206,7 @@ def _raise_broken(failed: Mapping[Backend, BackendError]) -> None:
 
 
 async def _back_off(failed: Mapping[Backend, BackendError]) -> None:
-    """Pause for a moment after a declined attempt: other requests were declined at the same time."""
+    """After a declined attempt, pause for a random moment, so that declined requests do not return together."""
     *_, last = failed.values()
     if isinstance(last, BackendDeclined):
         await asyncio.sleep(random.uniform(0, _BACK_OFF_SECONDS))

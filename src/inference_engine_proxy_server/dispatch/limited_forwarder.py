@@ -13,7 +13,7 @@ class LimitedForwarder:
     """A forwarder for proxies whose clients need keys.
 
     Args:
-        limits: of the keys.
+        limits: enforces the limits of keys.
         forwarder: forwards the permitted requests.
     """
 

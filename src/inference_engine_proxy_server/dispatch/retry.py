@@ -12,12 +12,12 @@
     no answer in time, or not in HTTP            not at all
     any of these after the reply began           not at all
 
-A backend may close a kept-alive connection as idle just when a request is sent. Only such a close, which arrives within
-the time of one round trip, is answered with a replay to the same backend.
+A backend may close a kept-alive connection as idle just when a request is sent. Such a close arrives within one round
+trip; only then is the request sent to the same backend again.
 
-RFC 9110, section 9.2.2, forbids a proxy to repeat a request that is not idempotent on its own initiative. Generating
-text is not idempotent, but repeating a request for one of the paths below changes nothing. So repeating those is this
-proxy's documented policy; all others are repeated only if no byte of them was sent.
+RFC 9110, section 9.2.2, forbids a proxy to repeat a non-idempotent request on its own initiative. Generating text is
+not idempotent, but repeating a request for one of the paths below changes nothing. So repeating those is this proxy's
+documented policy; all others are repeated only if no byte of them was sent.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def next_attempt(
 
     Args:
         error: how the attempt failed.
-        method: of the request.
-        path: of the request.
-        reply_begun: whether a byte of the reply has been sent to the client, so that no other reply is possible.
-        losses: backends that received the request before and failed it.
+        method: the request's method.
+        path: the request's path.
+        reply_begun: a byte of the reply has gone to the client, so no other reply is possible.
+        losses: how many backends received the request in earlier attempts and failed.
         connect_timeouts: connections of the request that timed out, this one included.
     """
     if reply_begun:
@@ -116,10 +116,10 @@ class RetryBudget:
         self._window_ends = 0.0
 
     def take(self, in_flight: int) -> bool:
-        """Whether one more request may be repeated; if so, :meth:`release` must follow at its end.
+        """Whether one more request may be repeated. If so, call :meth:`release` when it has ended.
 
         Args:
-            in_flight: requests in flight.
+            in_flight: number of requests in flight.
         """
         now = self._clock()
         if now >= self._window_ends:
@@ -136,5 +136,5 @@ class RetryBudget:
         return True
 
     def release(self) -> None:
-        """A repeated request has ended."""
+        """Record the end of a repeated request."""
         self._under_way -= 1

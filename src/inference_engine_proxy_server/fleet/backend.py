@@ -24,7 +24,7 @@ class Trial(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether the request is still running."""
+        """Whether the request is still in progress."""
 
 
 class Backend:
@@ -33,7 +33,7 @@ class Backend:
     Args:
         config: its configuration.
         connections: its connections.
-        health: weighs the evidence about it.
+        health: judges its health.
         load: its requests.
 
     Attributes:
@@ -41,8 +41,8 @@ class Backend:
         reply_field: the ``x-backend`` header line of replies from this backend.
         credentials: header lines with the backend's own API key; ``None`` when it has none.
         serving: the models that it serves.
-        models_known: ``serving`` is from a report or from the configuration.
-        memory_tokens: tokens that its memory for contexts holds; ``None`` when it never reported that.
+        models_known: whether ``serving`` comes from a report or from the configuration.
+        memory_tokens: size of its KV cache in tokens; ``None`` if it never reported that.
         reported_at: when it last reported its state, in seconds since the epoch; 0 before the first report.
         is_draining: an operator took it out of rotation.
         takes_requests: it is in rotation.
@@ -86,13 +86,13 @@ class Backend:
         return f"<Backend {self.url} {self.health.state.value} {' '.join([*flags, repr(self.load)])}>"
 
     def configure(self, config: BackendConfig) -> None:
-        """Adopt ``config``; values that also depend on reports follow with the next report."""
+        """Apply ``config``. What also depends on reports, such as models and capacity, changes with the next report."""
         self.config = config
         key = config.api_key
         self.credentials = None if key is None else f"authorization: Bearer {key.get_secret_value()}\r\n".encode()
 
     def update_serving(self, state: BackendState) -> bool:
-        """Adopt the models of ``state``, if it has any; returns whether the backend now serves other requests."""
+        """Adopt the models of ``state``, if it has any. Returns whether this changes what can be routed here."""
         if state.models is None:
             return False
         was_known, self.models_known = self.models_known, True
@@ -100,16 +100,16 @@ class Backend:
         return not was_known or not before.routes_like(self.serving)
 
     def update_load(self, state: BackendState, *, own_at_poll: int, allowance: int, now: float) -> None:
-        """Adopt the load and the capacity of ``state``; ``own_at_poll`` of the requests are this proxy's."""
+        """Adopt the load and the capacity of ``state``; ``own_at_poll`` of its requests came through this proxy."""
         if state.requests_processing is not None:
             polled = state.requests_processing + (state.requests_waiting or 0.0)
             self.load.set_foreign(max(0.0, polled - own_at_poll))
             self._load_reported_at = now
         self.load.set_slots(self.config.capacity or state.capacity, allowance)
-        self.memory_tokens = state.memory_tokens or self.memory_tokens  # a failed page does not erase it
+        self.memory_tokens = state.memory_tokens or self.memory_tokens  # a poll without this figure does not erase it
 
     def begin_trial(self, trial: Trial) -> None:
-        """Use ``trial`` to test whether this backend works again; until it ends, there are no further requests."""
+        """``trial`` tests whether this backend works again; until it ends, the backend gets no other requests."""
         self._trial = trial
         self.takes_requests = False
 
@@ -118,7 +118,7 @@ class Backend:
 
         Args:
             now: a reading of the clock.
-            evidence_seconds: age above which a reported load is void.
+            evidence_seconds: age above which a reported load is ignored.
         """
         health = self.health
         health.review(now, self.connections.activity())

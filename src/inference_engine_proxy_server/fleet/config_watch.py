@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class ConfigWatch:
-    """Reads the configuration again and applies its fleet. A configuration with a mistake is refused as a whole.
+    """Reads the configuration again and applies its fleet. A configuration with an error is rejected as a whole.
 
     Args:
         configuration: the current configuration.
@@ -59,7 +59,7 @@ class ConfigWatch:
 
     def reload(self) -> None:
         """Read the configuration again now."""
-        self._watch.changed()  # changes so far are read below
+        self._watch.changed()  # changes up to now are read below
         try:
             configuration = self._load()
             has_changed = self._updater.apply(configuration.fleet, configuration.models)

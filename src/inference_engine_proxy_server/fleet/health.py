@@ -1,4 +1,4 @@
-"""The vocabulary of health: states, their causes, and the rules for weighing evidence."""
+"""The types of health: states, their causes, and the rules by which evidence is judged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Cause(Enum):
     LOST = "lost"
     """It refused or broke connections, or was silent for too long, and has not answered a poll since."""
     REPORTED = "reported"
-    """It reports the state itself."""
+    """The backend reports its state itself."""
     SUSPENDED = "suspended"
     PAUSED = "paused"
     """It asked for a pause (``Retry-After``)."""
@@ -41,12 +41,12 @@ class Cause(Enum):
 
 @dataclass(frozen=True, slots=True)
 class HealthRules:
-    """The rules for weighing evidence; times in seconds.
+    """How evidence is judged; times in seconds.
 
     Attributes:
-        evidence_seconds: how long a proof that a backend is alive counts.
+        evidence_seconds: how long a sign of life counts.
         suspect_after_seconds: how long work may make no progress.
-        slow_start_seconds: time in which a recovered backend returns to its full share; 0 for at once.
+        slow_start_seconds: how long a backend that failed takes to get back to its full share; 0: no time.
     """
 
     evidence_seconds: float

@@ -1,15 +1,15 @@
-"""Judges the health of one backend by all evidence. Pure: it receives events with their times, and does no I/O.
+"""Judges the health of one backend by all evidence. Pure: no clock and no I/O; callers report events with their times.
 
 ::
 
     evidence                                              state
     it reports that it loads its model, or nothing yet    STARTING
-    it reports that it works                              UP, or BUSY when it reports that it is full
+    it reports that it works                              UP, or BUSY when it reports that it is at its limit
     it does not answer, but bytes of replies still come   BUSY, the last choice
     it cannot be reached, broke a connection, or was      DOWN, until it answers a poll again
       silent for too long; or it reports so
-    5 failures of requests in a row; work that does not   SUSPECT, for 5 s at first and longer each time; then
-      move; unanswered requests; repeated falls             one request tries it
+    5 failed requests in a row; work without progress;    SUSPECT, for 5 s at first and longer each time; then
+      unanswered requests; repeated failures (flapping)     one request tests it
 
 Client errors (4xx) never count. A failure stops counting once a request that was sent after it has succeeded; the
 success of a request that was sent before it proves nothing.
@@ -29,9 +29,9 @@ from inference_engine_proxy_server.wire.backend_connections import Activity
 __all__ = ["HealthTracker"]
 
 _FAILURES = 5  # in a row; Envoy's consecutive_5xx
-_TIMEOUTS = 2  # consecutive requests without an answer in time, which is minutes
-_FORGIVEN_SECONDS = 60.0  # of good health, after which earlier falls are forgotten
-_SILENCES = 2  # unanswered polls in a row, so that a delay of the proxy itself condemns no backend
+_TIMEOUTS = 2  # requests in a row without an answer in time: by then minutes have passed
+_FORGIVEN_SECONDS = 60.0  # of good health after which earlier failures are forgotten
+_SILENCES = 2  # unanswered polls in a row, so that a delay of the proxy itself does not count against a backend
 _REFUSALS = 3  # refused polls in a row while bytes still come
 _FRESH_SECONDS = 2.0  # maximum age of bytes that outweigh a refused poll
 _FIRST_SHARE = 0.1  # of its usual share, right after its recovery; as the slow start of Envoy and HAProxy
@@ -39,10 +39,10 @@ _LONGEST_PAUSE_SECONDS = 30.0
 
 
 class HealthTracker:
-    """Weighs the evidence about one backend.
+    """Judges one backend.
 
     Args:
-        rules: how evidence is weighed.
+        rules: how evidence is judged.
         now: a reading of the clock.
         draw: returns a random number from 0 to below 1.
 
@@ -55,9 +55,9 @@ class HealthTracker:
         takes_requests: it is in rotation.
         is_last_choice: it gets a request only when no other backend is free.
         on_trial: it is in rotation for one request, which tests whether it works again.
-        is_stuck: whether requests that wait for an answer cannot expect one.
-        is_in_question: it broke a connection, and has not been polled since to find out whether that meant more.
-        is_unknown: it has neither answered nor failed since the proxy knows it.
+        is_stuck: requests without an answer will not get one soon.
+        is_in_question: it broke a connection and has not been polled since, so it may still work.
+        is_unknown: it has neither answered nor failed since it joined the fleet.
     """
 
     __slots__ = (
@@ -84,7 +84,7 @@ class HealthTracker:
         self._ramp_since = -math.inf
         self._well_since = now
         self._fell = False  # and has not come back
-        self._proved_at = -math.inf  # when something last proved it alive
+        self._proved_at = -math.inf  # when it last showed a sign of life
         self._is_lost = False  # it has not answered a poll since it was lost
         self._lost_at = -math.inf  # when it last refused or broke a request's connection
         self._lost_reason = ""
@@ -149,7 +149,7 @@ class HealthTracker:
             self.failed(now, reason, may_suspend=may_suspend)
 
     def failed(self, now: float, reason: str, *, may_suspend: bool) -> None:
-        """A request failed there.
+        """A request failed on this backend.
 
         Args:
             now: a reading of the clock.
@@ -164,7 +164,7 @@ class HealthTracker:
             self._suspend(now, many + reason, stands_still=False)
 
     def timed_out(self, now: float) -> None:
-        """It exceeded a deadline of a request without sending anything."""
+        """It sent no byte of a reply within a deadline."""
         self._timeouts += 1
         self._failed_at = now
         self.is_doubtful = self.is_last_choice = True
@@ -177,7 +177,7 @@ class HealthTracker:
             self._forget_failures()
 
     def asks_for_rest(self, now: float, seconds: float) -> None:
-        """It answered that the next request should come no sooner than in ``seconds`` (``Retry-After``)."""
+        """It asked for a pause of ``seconds`` (``Retry-After``)."""
         self._paused_until = now + min(seconds, _LONGEST_PAUSE_SECONDS)
 
     # --- the verdict
@@ -207,7 +207,7 @@ class HealthTracker:
             self._suspension.falls = 0
 
     def share(self, now: float) -> float:
-        """The part of its usual share of requests that it should get now, above 0 and up to 1."""
+        """The fraction of its usual share of requests that it should get now, above 0 and up to 1."""
         seconds = self._rules.slow_start_seconds
         grown = 1.0 if seconds <= 0 else (now - self._ramp_since) / seconds
         return max(_FIRST_SHARE, min(1.0, grown))
@@ -268,7 +268,7 @@ class HealthTracker:
             if activity.answered_sent_at > suspension.began_at or has_moved:
                 self._forget_failures()
             elif not (suspension.stands_still and self.on_trial):
-                return  # work of the trial itself may also stand still
+                return  # the work of the trial may stall as well
         if activity.waiting_since is None or not (activity.has_begun or self.reported.progress is not None):
             return
         still_seconds = now - max(moved_at, activity.waiting_since, suspension.until)

@@ -13,15 +13,15 @@ __all__ = ["Serving"]
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The models of one backend. Unchanged while the backend is down.
+    """The models of one backend. They are kept while the backend is down.
 
     Attributes:
         models: entries for ``GET /v1/models``.
         model_ids: names of the models, aliases included.
         model_names: how the backend treats other names.
         contexts: tokens that a prompt and its answer may have together, by the names of the models that report it.
-        only_context: the same for every name, when the backend has a single model; else ``None``.
-        bounds_max_tokens: whether the backend refuses a request whose ``max_tokens`` exceeds its context.
+        only_context: the context of the backend's only model, whatever the name; ``None`` if it has several.
+        bounds_max_tokens: the backend refuses a request whose ``max_tokens`` exceeds its context.
     """
 
     models: tuple[ModelEntry, ...] = ()
@@ -69,7 +69,7 @@ class Serving:
 
 
 def _names(entry: ModelEntry) -> tuple[str, ...]:
-    """The names that a model answers to; llama.cpp lists aliases beside the id."""
+    """The names that a model answers to; llama.cpp lists aliases besides the id."""
     aliases = entry.get("aliases")
     return (entry["id"], *(alias for alias in aliases if isinstance(alias, str))) if aliases else (entry["id"],)
 

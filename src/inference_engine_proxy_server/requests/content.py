@@ -1,8 +1,8 @@
-"""Reads target and body of a request; every decoder of clients' JSON is in this module.
+"""Reads the content of a request apart from its headers; clients' JSON is decoded here and in ``tolerant_json`` only.
 
-A body is decoded once into a view whose members stay raw bytes until they are read, so that an invalid member hides no
-other one. There are two depths: :func:`read_content` skips the prompt, :func:`read_prompt_content` keeps its parts.
-Nested values become Python objects only where a caller asks for them.
+A body is decoded once into a view whose members stay raw bytes until they are read, so that one invalid member does not
+hide the others. There are two depths: :func:`read_content` skips the prompt, :func:`read_prompt_content` keeps its
+parts. Nested values become Python objects only when a caller needs them.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class RequestContent(msgspec.Struct, frozen=True, gc=False):
 
 
 class PromptContent(RequestContent, frozen=True, gc=False):
-    """The same, and the raw parts of the prompt; a part that the body lacks is empty."""
+    """The content, and the raw parts of the prompt; a part that the body lacks is empty."""
 
     messages: list[msgspec.Raw] | None = None
     prompt: msgspec.Raw = _ABSENT
@@ -110,8 +110,8 @@ def read_content(target: bytes, body: bytes, header_lines: bytes = b"") -> Reque
     """The content of a request, without its prompt.
 
     The model is the ``model`` member of a JSON object, the ``model`` field of a form (audio transcription), or the
-    ``model`` parameter of the query (llama.cpp's router mode: ``GET /props?model=...``). If any engine can read it, it
-    is found here, also in JSON that only some engines accept. Engines that read less of the request report that.
+    ``model`` parameter of the query (llama.cpp's router mode: ``GET /props?model=...``). It is found even in JSON that
+    only some engines accept; the other engines report an error themselves.
 
     Args:
         target: path and query as sent.
@@ -196,7 +196,7 @@ def _model_elsewhere(header_lines: bytes, body: bytes) -> str | None:
 
 
 def _member(members: Mapping[str, bytes], name: str) -> bytes | None:
-    """The member of this name, or else in another case: Go's JSON library (Ollama) ignores case."""
+    """The member of this name, or else of the name in another case: Go's JSON library (Ollama) ignores case."""
     found = members.get(name)
     return found if found is not None else next((raw for other, raw in members.items() if other.lower() == name), None)
 
@@ -214,7 +214,7 @@ def read_prompt_content(body: bytes) -> PromptContent | None:
 
 
 def all_members(body: bytes) -> Mapping[str, msgspec.Raw] | None:
-    """Every member by name, the last of equal names; ``None`` when ``body`` is not an object. Values are unchecked."""
+    """Every member by name (of equal names, the last), unchecked; ``None`` if ``body`` is not an object."""
     try:
         return _mapping_decoder.decode(body.strip(_JSON_BLANKS))
     except _MALFORMED:

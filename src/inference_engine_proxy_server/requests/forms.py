@@ -1,4 +1,4 @@
-"""Reads the fields of multipart forms (RFC 7578), such as audio transcriptions, in all notations of engines."""
+"""Reads the fields of multipart forms (RFC 7578), such as audio transcriptions, in every notation engines accept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AFTER_BOUNDARY = re.compile(rb"[ \t]*+\r\n|--")
 
 
 def media_type(header_lines: bytes) -> str:
-    """The media type in ``Content-Type``, in lower case and without parameters; empty without exactly one."""
+    """The media type in ``Content-Type``, in lower case and without parameters; empty unless there is exactly one."""
     found = _CONTENT_TYPE.findall(header_lines)
     return found[0].partition(b";")[0].strip().lower().decode("latin-1") if len(found) == 1 else ""
 
@@ -32,7 +32,7 @@ def form_values(header_lines: bytes, body: bytes, name: str) -> list[str] | None
     Args:
         header_lines: the request's header lines, each ending in CRLF.
         body: the whole body; text before the first boundary and after the last one is ignored.
-        name: of the fields.
+        name: the name of the fields.
     """
     boundary = _boundary(header_lines)
     if not boundary:
@@ -68,7 +68,7 @@ def _parts(body: bytes, delimiter: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _next_delimiter(body: bytes, delimiter: bytes, at: int) -> tuple[int, int]:
-    """Where the content before the next delimiter line ends, and where the delimiter does; -1 without one."""
+    """The end of the content before the next delimiter line, and the end of the delimiter; -1 if there is none."""
     while (at := body.find(b"\r\n" + delimiter, at)) >= 0:
         end = at + 2 + len(delimiter)
         if _AFTER_BOUNDARY.match(body, end):

@@ -1,4 +1,4 @@
-"""Reads the request headers that steer this proxy; all other headers are only forwarded.
+"""Reads the request headers that control this proxy; all other headers are only forwarded.
 
 Every function takes the raw header lines of a request, each ending in CRLF.
 """
@@ -40,7 +40,7 @@ _BOUNDARY = re.compile(rb'boundary(?:="?([0-9A-Za-z\'()+_,./:=?-]{1,70})"?(?=[;\
 
 
 def names_conversation(lines: bytes) -> bool:
-    """Whether the request has ``X-Conversation-Id``, also an empty one."""
+    """Whether the request has ``X-Conversation-Id``, even an empty one."""
     return _CONVERSATION.search(lines) is not None
 
 
@@ -57,7 +57,7 @@ def session_id(lines: bytes) -> str | None:
 
 
 def stated_priority(lines: bytes) -> int | None:
-    """The integer in ``X-Priority``, from -999 to 999; ``None`` when it is missing or no such number."""
+    """The integer in ``X-Priority``, from -999 to 999; ``None`` when it is missing or not such an integer."""
     found = _PRIORITY.search(lines)
     return None if found is None else int(found[1])
 

@@ -22,7 +22,7 @@ _NEXT = re.compile(rb"[ \t\r\n]*+([,}])[ \t\r\n]*+")
 
 
 def as_utf8(body: bytes) -> bytes:
-    """``body`` in UTF-8 without a byte-order mark, whichever encoding of JSON (RFC 4627, section 3) it is in."""
+    """``body`` in UTF-8 without a byte-order mark, from any encoding of JSON (RFC 4627, section 3)."""
     encoding = json.detect_encoding(body)
     if encoding == "utf-8":
         return body
@@ -30,7 +30,7 @@ def as_utf8(body: bytes) -> bytes:
 
 
 def tolerant_members(body: bytes) -> Mapping[str, bytes] | None:
-    """Every top-level member by name, the last of equal names; ``None`` when ``body`` is no object or is cut off.
+    """Every top-level member by name (of equal names, the last); ``None`` if ``body`` is not an object or is cut off.
 
     Args:
         body: in UTF-8. Values are returned as sent, without trailing blanks, and are not checked.

@@ -1,8 +1,8 @@
 """Finds the model that a request names, for permissions: a wrong answer would let a client use a forbidden model.
 
-Routing may guess the model (:mod:`.content`), permissions must not. Engines differ: some take the first of two names,
-others the last, some read the query and others the body, and some accept encodings that others refuse. A request that
-two engines could read differently names no model here.
+Routing may guess the model (:mod:`.content`), but permissions may not. Engines differ: some take the first of two
+names, others the last, some read the query and others the body, and some accept encodings that others refuse. A request
+that two engines could read differently names no model here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Affinity to a backend-local resource: a response, a stored completion or a stream that exists on one backend only.
 
-The table learns from requests and replies which backend holds what, within a bound. A name may be unknown: the proxy
-was restarted, or another process served the request that created the resource. Then the backends that serve the model
-are asked one after the other, until one does not answer that it lacks the resource.
+A bounded table records which backend holds which resource, as learned from requests and replies. A name may be unknown,
+because the proxy was restarted or another process served the request that created the resource. In that case the
+backends that serve the model are tried one after another, until one gives another answer than "not found".
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Affinity:
 
     Attributes:
         resource: name of the backend-local resource that the request needs; ``None`` when it needs none.
-        stream: name by which the client can resume the stream of the reply; ``None`` when it cannot.
+        stream: name by which the client may request the reply's stream again; ``None`` when it cannot.
         home: the backend that holds the resource, or else that served the conversation's last stream; ``None`` when
             unknown.
-        creates_response: whether the reply names a response that the client may request later.
-        deletes: whether the request deletes the resource.
+        creates_response: the reply names a response that the client may request later.
+        deletes: the resource is gone after the reply.
     """
 
     resource: bytes | None
@@ -54,12 +54,12 @@ class Affinity:
 
     @property
     def is_unlocated(self) -> bool:
-        """Whether only one backend can serve the request and the table does not know it."""
+        """Whether only one backend can serve the request, and it is not known which one."""
         return self.resource is not None and self.home is None
 
     @property
     def allows_any_backend(self) -> bool:
-        """Whether every backend may serve the request, which only later requests depend on."""
+        """Whether any backend may serve the request, and only later requests depend on the choice."""
         return self.resource is None and self.home is None
 
     @property
@@ -70,9 +70,10 @@ class Affinity:
 
 
 class AffinityTable:
-    """Which backend holds which resource: the names used last, each with its backend's URL.
+    """Maps the most recently used resource names to the URLs of their backends.
 
-    A backend may lose a resource and say so. A backend that left the fleet is not found any more.
+    An entry may be outdated, because backends lose resources; their replies then say so. Entries of backends that have
+    left the fleet are ignored.
 
     Args:
         fleet: returns all backends.
@@ -98,7 +99,7 @@ class AffinityTable:
         return Affinity(resource, stream, home, creates_response=creates_response, deletes=False)
 
     def remember(self, name: bytes, backend: Backend) -> None:
-        """``backend`` holds the resource ``name``."""
+        """Record that ``backend`` holds the resource ``name``."""
         urls = self._urls
         urls.pop(name, None)
         urls[name] = backend.url

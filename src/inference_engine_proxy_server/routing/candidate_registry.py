@@ -22,9 +22,9 @@ class CandidateRegistry:
         clock: a monotonic clock, in seconds.
 
     Attributes:
-        sets: the live backends that serve a model, by the name of the model, for models that requests have named.
+        sets: the live backends that serve a model, for each model that requests have named.
         candidates: a candidate for each backend, in the order of the fleet.
-        models_differ: whether backends serve different models, or their models are unknown.
+        models_differ: whether backends list different models; a backend whose models are unknown lists none.
         contexts_differ: whether live backends serve the same model with contexts of different lengths.
     """
 
@@ -43,7 +43,7 @@ class CandidateRegistry:
         return self._candidates.get(backend)
 
     def replace(self, backends: Sequence[Backend]) -> None:
-        """Replace the fleet by ``backends``. Knowledge about those that stay is kept."""
+        """Replace the fleet by ``backends``. What was learned about backends that stay is kept."""
         self.forget_sets()
         known, self._candidates = self._candidates, {}
         for backend in backends:
@@ -59,7 +59,7 @@ class CandidateRegistry:
         return candidate
 
     def forget_sets(self) -> None:
-        """Discard all sets, because the models or the liveness of a backend changed."""
+        """Discard all sets, because a backend's models or liveness changed; they are rebuilt on demand."""
         self.sets.clear()
         for candidate in self.candidates:
             candidate.leave_all()
@@ -72,10 +72,10 @@ class CandidateRegistry:
     def serving(self, model: str | None) -> Sequence[Candidate]:
         """The backends that serve ``model``, live or not; empty when all models are known and none has this name.
 
-        A name that backends list goes only to them, even while they are down. If the models of some backends are
-        unknown, one of them may have any other name. If all are known, other names go to backends that the
-        configuration marks for them, or else to all that accept any name or are not known to be strict. A name that
-        was listed once never goes there: the reply would be another model's.
+        A name that backends list goes only to them, also while they are down. While the models of some backends are
+        unknown, any other name goes to these. If all are known, other names go to backends that the configuration marks
+        for them, or else to all that accept any name or are not known to be strict. A name that was listed once never
+        goes there, because another model would answer.
         """
         if model is None:
             return self.candidates

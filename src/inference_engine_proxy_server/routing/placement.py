@@ -27,19 +27,19 @@ __all__ = ["Placement"]
 
 
 class Placement(FleetObserver):
-    """Picks backends of a fleet. Counts no requests and weighs no evidence.
+    """Picks backends of a fleet. Leases are counted in ``dispatch``, and health is judged in ``fleet``.
 
     Args:
         fleet: the fleet.
         router: the policies and their knowledge.
-        is_shared: other workers send requests to the backends, too, without notice.
+        is_shared: other workers also send requests to the backends, so loads are counted again for each choice.
         records_decisions: whether choices carry a decision that explains them.
         retry_after_seconds: when clients should try again if no backend serves their request.
 
     Attributes:
-        models_differ: whether it matters to which backend a request for some model goes.
+        models_differ: whether the model of a request restricts the choice of its backend.
         contexts_differ: whether a prompt may fit some backends only.
-        reads_prompts: whether prompts must be read, for that reason or for a policy.
+        reads_prompts: whether prompts must be read, because contexts differ or because a policy needs them.
     """
 
     def __init__(
@@ -128,14 +128,14 @@ class Placement(FleetObserver):
         return bool(self.router.policies.by_model)
 
     def policy(self, model: str | None) -> Policy:
-        """The policy for requests that ask for ``model``."""
+        """The policy for requests that name ``model``."""
         return self.router.policies.policy(model)
 
     def choose(self, requirements: Requirements, excluded: Collection[Backend] = ()) -> Choice | None:
         """The backend for a request; ``None`` when all are full.
 
         Raises:
-            CapacityError: no backend that serves the request works now.
+            CapacityError: no backend that serves the request is available.
             ClientError: 404, the models of all backends are known, and none serves this one.
         """
         found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
@@ -159,7 +159,7 @@ class Placement(FleetObserver):
         return choice
 
     def track(self, requirements: Requirements, choice: Choice) -> Tracker | None:
-        """Learn from a request that is about to be sent as chosen; ``None`` if nothing can be learned from it."""
+        """A tracker that learns from a request about to be sent; ``None`` if there is nothing to learn from it."""
         prompt = requirements.prompt
         if prompt is None:
             return None
@@ -167,7 +167,7 @@ class Placement(FleetObserver):
         return SizeTracker(self.router.token_sizes, prompt) if tracker is None and self.contexts_differ else tracker
 
     def has_other(self, requirements: Requirements, excluded: Collection[Backend]) -> bool:
-        """Whether a backend that is not ``excluded`` takes such requests, though it may be full."""
+        """Whether a backend that is not ``excluded`` takes such requests; it may be full."""
         found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
         return any(_is_open(one.backend, requirements) for one in self._eligible(found, requirements, excluded))
 
@@ -196,11 +196,11 @@ class Placement(FleetObserver):
         """The candidates that may get the request, full or not; ``found.candidates`` itself if all may."""
         affinity = requirements.affinity
         if affinity is not None and affinity.is_required and affinity.home is not None:
-            # A home that has left the fleet goes on serving the requests that need it.
+            # A home that has left the fleet still serves the requests that need it.
             home = self._registry.get(affinity.home) or self._registry.new_candidate(affinity.home)
             return [home] if home.backend.is_live and home.backend not in excluded else []
         if affinity is not None and affinity.is_unlocated and self._awaits_backend(requirements):
-            return []  # a 404 of the others would not be the truth
+            return []  # a 404 from the others could be wrong
         fit = self._fitting(found, requirements)
         return [one for one in fit if one.backend not in excluded] if excluded else fit
 
@@ -222,7 +222,7 @@ class Placement(FleetObserver):
         return None if home is None else Choice(home, TIED, [home], [()])
 
     def _last_resort(self, candidates: Sequence[Candidate], requirements: Requirements) -> Choice | None:
-        """The best suspect with a free slot, if there is no other backend to wait for; ``None``: wait for one."""
+        """The best suspect with a free slot, if there is no other backend to wait for; ``None``: the request waits."""
         is_required = requirements.affinity is not None and requirements.affinity.is_required
         others = [one for one in candidates if not one.backend.is_draining or is_required]
         if any(one.backend.takes_requests or one.backend.health.state is not Health.SUSPECT for one in others):
@@ -259,7 +259,7 @@ class Placement(FleetObserver):
 
 
 def _is_open(backend: Backend, requirements: Requirements) -> bool:
-    """Whether a live backend takes the request unless it is full. A required home does so even while draining."""
+    """Whether a live backend takes the request unless it is full. A required home does, even while draining."""
     if requirements.affinity is None or not requirements.affinity.is_required:
         return backend.takes_requests
     return (

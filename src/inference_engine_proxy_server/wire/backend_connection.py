@@ -30,14 +30,14 @@ class BackendConnection(ReplyRelay):
 
     Args:
         deadlines: watches this connection.
-        memory: of the replies' header sections; shared by all connections to one backend.
+        memory: cache of the last header section of a reply; shared by all connections to one backend.
         first_byte_seconds: longest wait for a reply's first byte.
         pause_seconds: longest pause within a reply.
 
     Attributes:
         sent_at: when the last request was sent; 0 before the first.
-        waits_since: since when the connection could receive bytes for the request, not counting the time in which the
-            client was behind; ``inf`` during that time.
+        waits_since: since when the connection has waited for the backend: the last request or, after a pause for a slow
+            client, the end of that pause; ``inf`` during the pause.
     """
 
     __slots__ = ("_deadlines", "_first_byte_seconds", "_poll", "_rests_since", "sent_at", "waits_since")
@@ -148,13 +148,13 @@ class BackendConnection(ReplyRelay):
         """Whether an idle connection is unusable: the backend closed it, or sent bytes without a request."""
         if self._transport.is_closing():
             return True
-        # The event loop has not seen bytes since its last iteration. After so short a time, a call is not worth it.
+        # Bytes may have arrived since the event loop's last turn. Right after a use, a system call is not worth it.
         return self._clock() - self._rests_since > _FRESH_SECONDS and bool(self._poll.poll(0))
 
     # --- the transport's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ready for a request."""
+        """The connection is ready for a request."""
         self._transport = cast(asyncio.Transport, transport)
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._deadlines.watch(self)

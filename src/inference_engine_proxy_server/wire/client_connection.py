@@ -1,4 +1,4 @@
-"""A client's connection: complete requests in, one at a time, replies out, with deadlines and back-pressure."""
+"""A client's connection: reads requests one at a time and sends replies, with deadlines and back-pressure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLIENT_GONE = 499
 """Status of a request whose client disconnected before the reply, in logs and metrics only (nginx's number)."""
 
 _WRITE_BUFFER_BYTES = 64 * 1024  # above this the reply's source is paused; uvicorn and Pingora use the same
-_LINGER_SECONDS = 2.0  # how long the rest of a refused request is discarded, so that no RST overtakes the answer
+_LINGER_SECONDS = 2.0  # how long the rest of a rejected request is discarded, so that no RST overtakes the reply
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, zero seconds
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ E = TypeVar("E", bound=Exchange)
 class ClientConnection(asyncio.Protocol, Generic[E]):
     """One client's connection, which uvicorn creates and shuts down.
 
-    During a reply the connection keeps reading, into a bounded look-ahead buffer: this detects a
-    disconnect at once. A client that closes its sending half counts as disconnected, as in nginx.
+    During a reply the connection keeps reading, into a bounded look-ahead buffer: this detects a disconnect at once. A
+    client that closes its sending half counts as gone, as in nginx.
 
     Args:
         context: shared by all connections of clients.
@@ -259,7 +259,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
     # --- the host's side
 
     def on_deadline(self, now: float) -> None:
-        """The client was too slow to send a request, to read a reply, or to reuse the connection; or the reply was."""
+        """The client was too slow to send a request, read a reply or reuse the connection; or the reply was late."""
         if self._task is not None and now >= self._reply_deadline():
             self.deadline = NEVER
             self._task.cancel()

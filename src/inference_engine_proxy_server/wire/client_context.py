@@ -1,4 +1,4 @@
-"""The context of all client connections: limits, the clock, and the functions that serve requests."""
+"""What all client connections share: limits, deadlines, and the functions that serve their requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ E = TypeVar("E", bound=Exchange)
 
 @dataclass(frozen=True, slots=True)
 class ClientLimits:
-    """Limits of one client connection; times in seconds.
+    """Limits for one client connection; times in seconds.
 
     Attributes:
         head: limits of a request's header section.
@@ -29,7 +29,7 @@ class ClientLimits:
         body_total_seconds: longest time for a whole request body.
         request_seconds: longest time from a complete request to the end of its reply; ``NEVER`` for no limit.
         keep_alive_seconds: how long a connection may wait for its next request.
-        write_stall_seconds: how long a client that reads too slowly may make almost no progress.
+        write_stall_seconds: how long a slow client may read almost nothing.
     """
 
     head: HeadLimits
@@ -44,18 +44,18 @@ class ClientLimits:
 
 @dataclass(frozen=True, slots=True)
 class ClientContext(Generic[E]):
-    """The context of all client connections. Policy reaches connections only through its functions.
+    """What all client connections share. All decisions about requests are made by these functions.
 
     Attributes:
         limits: of each connection.
         deadlines: watches the connections.
-        load: the load of all connections together.
+        load: the resources that all connections use.
         forwarding: the forwarding headers that backends receive.
         request_ids: new ids, for requests without one.
         new_exchange: makes an exchange of a connection, a head, a body, a request id and a client address.
         classify: computes the destination of a request, once per header section.
-        shed: refuses a request, or a connection before its first request (``None``), because of the named limit.
-            Raises ``CapacityError``, unless the request must still be served.
+        shed: rejects a request, or a connection before its first request (``None``), because of the named bound. Raises
+            ``CapacityError``, unless the request must be served nevertheless.
         admit: checks each header section before the body is read; its result becomes the head's ``access``. Raises
             ``ClientError`` to refuse the request.
         handle: serves one exchange, run by a :class:`~.light_task.LightTask` and cancelled when the client disconnects.

@@ -13,13 +13,13 @@ __all__ = ["Inquiry"]
 
 
 class Inquiry:
-    """Related queries of one poll. They share no connection with requests; successive ones share one connection.
+    """A group of requests of the proxy itself, such as one poll. They use the same connection, one after another.
 
-    Each inquiry opens a new connection, because only this shows whether the backend accepts connections.
+    Each inquiry opens a new connection, because only this shows whether the backend still accepts connections.
 
     Args:
         connections: to the backend.
-        limit_bytes: the longest answer.
+        limit_bytes: the longest reply.
     """
 
     def __init__(self, connections: BackendConnections, limit_bytes: int) -> None:
@@ -33,8 +33,8 @@ class Inquiry:
         """Request ``path``.
 
         Args:
-            json_body: sent with ``POST``; ``None`` sends ``GET`` without a body.
-            credentials: header lines with the backend's own API key.
+            json_body: body of a ``POST``; ``None`` for a ``GET``.
+            credentials: header lines that authenticate the proxy.
 
         Returns:
             The reply's ``status`` and ``body``.
@@ -61,7 +61,7 @@ class Inquiry:
             return await self._ask(await self._connections.connect(), [section, body])
 
     def close(self) -> None:
-        """Close the connection."""
+        """End the inquiry, and close its connection."""
         while self._free:
             self._connections.discard(self._free.pop())
 

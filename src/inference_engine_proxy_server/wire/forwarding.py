@@ -41,7 +41,7 @@ class Forwarding:
         return any((mapped or parsed) in network for network in self._trusted)
 
     def describe(self, head: RequestHead, peer: str, *, is_trusted: bool) -> bytes:
-        """The forwarding field lines to send with ``head``, which ``peer`` sent.
+        """The forwarding field lines to send with ``head``, which came from ``peer``.
 
         Raises:
             ClientError: 508, the request has already passed through this proxy.

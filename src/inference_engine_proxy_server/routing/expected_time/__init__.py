@@ -1,1 +1,1 @@
-"""What the ``expected_time`` policy learns about backends: cached prefixes, pending work and speeds."""
+"""The ``expected_time`` policy: its scoring, and what it learns: cached prefixes, pending work and engine speeds."""
