@@ -20,7 +20,7 @@ from inference_engine_proxy_server.backends.base import BackendState
 from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet as BackendFleet
-from support.engine import EVENT, STREAM_HEAD, Answer, Engine, chunk, fails_with, hangs, says
+from support.engine import EVENT, STREAM_HEAD, Answer, Engine, answers_with, chunk, fails_with, hangs
 from support.fakes.engine import EngineConnection, http_reply
 from support.fleet import Fleet
 from support.http_client import Call, Reply, chat, send
@@ -30,7 +30,7 @@ from support.running_proxy import RunningProxy
 from support.waiting import eventually
 
 ADMIN_KEY = "k" * 32
-OK_REPLY = says(http_reply())
+OK_REPLY = answers_with(http_reply())
 
 
 async def samples_of(proxy: RunningProxy, name: str, engine: Engine) -> list[str]:
@@ -55,7 +55,7 @@ async def test_ob01_engine_without_metrics_is_balanced_by_leases_and_logged_once
 
     engines = [await fleet.add(Engine(waits)) for _ in range(2)]
     for engine in engines:
-        engine.pages["/metrics"] = says(http_reply(b"", status))
+        engine.pages["/metrics"] = answers_with(http_reply(b"", status))
     proxy = await fleet.proxy(*engines, refresh_seconds=0.05)
     async with asyncio.TaskGroup() as group:
         for _ in range(20):
@@ -93,14 +93,14 @@ async def has_load(proxy: RunningProxy, engine: Engine, load: str) -> bool:
 async def test_ob03_renamed_metric_is_recognized_and_a_missing_one_is_not_zero(fleet: Fleet) -> None:
     engine = await fleet.add(Engine(OK_REPLY, owner="vllm"))
     running = b'vllm:num_requests_running{engine="0"} 3\n'
-    engine.pages["/metrics"] = says(http_reply(running + b'vllm:gpu_cache_usage_perc{engine="0"} 0.25\n'))
+    engine.pages["/metrics"] = answers_with(http_reply(running + b'vllm:gpu_cache_usage_perc{engine="0"} 0.25\n'))
     proxy = await fleet.proxy(engine, refresh_seconds=0.05)
     assert (await proxy.backend(engine))["metrics"]["vllm:kv_cache_usage_perc"] == 0.25
     assert await samples_of(proxy, "backend_requests_running", engine) == ["3.0"]
     assert await samples_of(proxy, "backend_requests_waiting", engine) == []
     assert await samples_of(proxy, "backend_load", engine) == ["3.0"]
 
-    engine.pages["/metrics"] = says(http_reply(b'vllm:running_requests{engine="0"} 9\n'))
+    engine.pages["/metrics"] = answers_with(http_reply(b'vllm:running_requests{engine="0"} 9\n'))
     await eventually(lambda: check_unknown_load(proxy, engine))
     assert "vllm:kv_cache_usage_perc" not in (await proxy.backend(engine))["metrics"]
     assert await proxy.state(engine) == "up"
@@ -214,8 +214,8 @@ async def test_ob09_polls_wake_no_sleeping_model(fleet: Fleet) -> None:
     entries = [
         {"id": name, "object": "model", "owned_by": "llamacpp", "status": {"value": "unloaded"}} for name in "ab"
     ]
-    router.pages["/v1/models"] = says(http_reply(json.dumps({"object": "list", "data": entries}).encode()))
-    router.pages["/metrics"] = says(http_reply(b'{"error":{"message":"model name is missing"}}', 400))
+    router.pages["/v1/models"] = answers_with(http_reply(json.dumps({"object": "list", "data": entries}).encode()))
+    router.pages["/metrics"] = answers_with(http_reply(b'{"error":{"message":"model name is missing"}}', 400))
     proxy = await fleet.proxy(single, router, refresh_seconds=0.05)
     await eventually(lambda: min(engine.count("/health") for engine in (single, router)) > 5)
     assert {await proxy.state(engine) for engine in (single, router)} == {"up"}
@@ -258,7 +258,7 @@ async def test_ob10_counts_match_the_engines_however_clients_disconnect(fleet: F
     await eventually(proxy.is_at_rest)
     await eventually(lambda: not sum(engine.open_requests for engine in engines))
     for engine in engines:
-        engine.answer = says(STREAM_HEAD, chunk(EVENT))
+        engine.answer = answers_with(STREAM_HEAD, chunk(EVENT))
         await proxy.becomes(engine, "up")
     async with AsyncExitStack() as stack:
         for _ in range(10):
@@ -288,7 +288,7 @@ ERRORS: dict[str, tuple[int, str, Answer, dict[str, object]]] = {
     "body too long": (413, "body_too_large", OK_REPLY, {"max_request_body_bytes": 10}),
     "no key": (401, "invalid_api_key", OK_REPLY, {"api_keys": f"client:{'s' * 32}"}),
     "engine broke": (502, "backend_disconnected", breaks, {}),
-    "no HTTP": (502, "invalid_backend_reply", says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), {}),
+    "no HTTP": (502, "invalid_backend_reply", answers_with(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), {}),
     "no answer": (504, "backend_timeout", hangs, {"backend_first_byte_timeout_seconds": 0.1}),
     "no time left": (504, "request_timeout", hangs, {"request_timeout_seconds": 0.1}),
     "queue full": (429, "queue_full", hangs, {"max_queued_requests": 0}),

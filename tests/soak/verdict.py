@@ -125,7 +125,7 @@ def _judge_engines_own(result: Result, suffered: set[str], *, is_scripted: bool)
     if result.status == 404 and result.kind == "unrepeatable" and not is_scripted:
         return Verdict(True, "llama.cpp's 404 for a path that only scripted engines have, and none of them was there")
     if result.status == 503 and suffered & {"kill", "start"}:
-        return Verdict(True, "an engine's 503 passed on: it was just starting")
+        return Verdict(True, "an engine's 503 relayed: it was just starting")
     return Verdict(False, f"status {result.status} of an engine without an order to fail")
 
 
@@ -135,9 +135,9 @@ def _judge_proxys_own(result: Result, kinds: dict[str, set[str]]) -> Verdict:
     serving = [url for url, suffered in kinds.items() if suffered <= _SERVING]
     some = set().union(*kinds.values())
     if code in ("queue_full", "queue_timeout"):
-        return Verdict(True, f"{shown}: all places were taken")
+        return Verdict(True, f"{shown}: all slots were occupied")
     if code == "overloaded":
-        return Verdict(True, f"{shown}: the proxy itself had no room")
+        return Verdict(True, f"{shown}: the proxy itself was overloaded")
     if code == "no_backend_available":
         return Verdict(not serving, f"{shown}: {'not every' if serving else 'every'} backend was out")
     if code in ("backend_disconnected", "request_moved"):

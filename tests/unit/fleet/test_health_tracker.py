@@ -377,7 +377,7 @@ def test_suspension_varies_by_a_fifth() -> None:
     assert case.health.on_trial
 
 
-def test_failures_of_requests_under_way_do_not_lengthen_a_suspension() -> None:
+def test_failures_of_running_requests_do_not_lengthen_a_suspension() -> None:
     case = Case()
     case.fail(40)
     assert case.suspended_seconds == 5

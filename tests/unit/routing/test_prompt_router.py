@@ -192,7 +192,7 @@ def test_backend_that_joins_gets_a_number_of_its_own() -> None:
     assert joins.number not in known
 
 
-def test_what_was_learned_is_forgotten_once_no_policy_learns() -> None:
+def test_learned_state_is_dropped_once_no_policy_learns() -> None:
     pool = make_pool(["http://192.0.2.1:1"], Deadlines(), policy="expected_time")
     publish(pool)
     prompt = read_prompt(b"/", "/", b"", question(), TokenSizes())
