@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inference_engine_proxy_server.config.values import (
     ApiKeys,
+    AsLogLevel,
     BalancingPolicy,
     BaseUrls,
     HostName,
@@ -168,7 +169,7 @@ class Settings(BaseModel):
 
     access_log: bool = True
     """Whether every request is logged as one line."""
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], InLowerCase] = "info"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], AsLogLevel] = "info"
     """Lowest level that is logged."""
     log_format: Annotated[Literal["text", "json"], InLowerCase] = "text"
     """Format of log lines: text for people, or one JSON object per line for programs."""

@@ -43,8 +43,18 @@ _REPEATABLE_PATHS = frozenset(
         "/chat/completions", "/completions", "/completion", "/messages", "/messages/count_tokens",
         "/embeddings", "/embedding", "/rerank", "/reranking", "/score", "/classify", "/pooling",
         "/tokenize", "/detokenize", "/apply-template", "/infill",
+        "/chat/completions/input_tokens", "/chat/completions/render", "/completions/render", "/responses/input_tokens",
+        "/audio/transcriptions", "/audio/translations", "/audio/speech",
+        "/images/generations", "/images/edits", "/images/variations", "/moderations",
     )
-)  # fmt: skip
+) | {
+    "/v2/embed", "/v2/rerank",  # Cohere's API
+    "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/show",  # Ollama's
+    "/embed", "/embed_all", "/embed_sparse", "/predict", "/similarity",  # text-embeddings-inference's
+    "/generate", "/generate_stream",  # text-generation-inference's and SGLang's
+    "/inference",  # whisper.cpp's
+    "/invocations",  # Amazon SageMaker's, which vLLM and SGLang serve
+}  # fmt: skip
 
 _LOSSES = (
     1  # backends that may fail one request after it was sent, so that a prompt that kills engines does not kill all

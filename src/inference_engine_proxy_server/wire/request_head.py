@@ -25,7 +25,7 @@ _LONG_METHOD = re.compile(TOKEN + rb"{33}")
 _METHOD = re.compile(TOKEN + rb"{1,32}+ ")
 _REQUEST = re.compile(rb"(" + TOKEN + rb"{1,32}+) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + FIELD_LINES)
 _OWNED = owned_fields(
-    rb"authorization|proxy-authorization|x-api-key"
+    rb"authorization|proxy-authorization|x-api-key|api-key"
     rb"|forwarded|via|x-forwarded-(?:for|host|proto)|x-real-ip"
     rb"|content-length|expect|host|http2-settings|x-request-id"
 )
@@ -64,8 +64,9 @@ class RequestHead:
         chunked: the body comes in chunks.
         expects_continue: the client waits for ``100 Continue`` before it sends the body.
         request_id: the client's own ``x-request-id`` if it is a valid one.
-        authorization, api_key: the fields ``Authorization`` and ``X-Api-Key``; ``None`` when absent.
-        credentials: the lines of these two fields, without those that ``Connection`` declares hop-by-hop.
+        authorization, api_key, azure_key: the fields ``Authorization``, ``X-Api-Key`` and ``Api-Key``; ``None`` when
+            absent.
+        credentials: the lines of these fields, without those that ``Connection`` declares hop-by-hop.
         way: the forwarding fields as received: ``Via``, ``Forwarded``, ``X-Forwarded-*`` and ``X-Real-IP``, by
             lower-case name.
         passed_on: the other fields' lines as sent, each ending in CRLF.
@@ -75,7 +76,7 @@ class RequestHead:
     """
 
     __slots__ = (
-        "access", "api_key", "authorization", "chunked", "content_length", "credentials", "destination",
+        "access", "api_key", "authorization", "azure_key", "chunked", "content_length", "credentials", "destination",
         "expects_continue", "host", "keep_alive", "method", "minor_version", "passed_on", "path", "request_id",
         "sender", "target", "way",
     )  # fmt: skip
@@ -92,6 +93,7 @@ class RequestHead:
     request_id: str | None
     authorization: bytes | None
     api_key: bytes | None
+    azure_key: bytes | None
     credentials: bytes
     way: Mapping[bytes, bytes]
     passed_on: bytes
@@ -217,9 +219,10 @@ def _origin_form(method: bytes, target: bytes) -> bytes:
 def _read_credentials(head: RequestHead, owned: dict[bytes, bytes], for_us: set[bytes]) -> None:
     head.authorization = owned.get(b"authorization")
     head.api_key = owned.get(b"x-api-key")
+    head.azure_key = owned.get(b"api-key")
     head.credentials = b"".join(
         b"%b: %b\r\n" % (name, owned[name])
-        for name in (b"authorization", b"x-api-key")
+        for name in (b"authorization", b"x-api-key", b"api-key")
         if name in owned and name not in for_us
     )
 
