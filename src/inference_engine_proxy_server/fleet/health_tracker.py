@@ -70,7 +70,7 @@ class HealthTracker:
     def __init__(self, rules: HealthRules, now: float, draw: Callable[[], float] = random.random) -> None:
         self._rules = rules
         self.state = Health.STARTING
-        self.reason = "not asked yet"
+        self.reason = "not polled yet"
         self.since = now
         self.reported = BackendState(ready=False, live=False, starting=True, reason=self.reason)
         self.is_doubtful = False
@@ -237,7 +237,7 @@ class HealthTracker:
             case Cause.PAUSED:
                 return "it asked for a pause"
             case Cause.SILENT:
-                return "it does not answer questions"
+                return "it does not answer polls"
             case Cause.NONE:
                 return ""
 
