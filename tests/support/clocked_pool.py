@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
+from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.backend_load import BackendLoad
 from inference_engine_proxy_server.fleet.fleet import Fleet
@@ -31,6 +34,7 @@ __all__ = [
     "publish",
     "ready",
     "ready_pool",
+    "refusal",
     "suspend",
 ]
 
@@ -103,6 +107,13 @@ def lease_of(pool: Pool, model: str | None = "m", excluded: Sequence[Backend] = 
     found = pool.lease(Requirements(model), excluded)
     assert found is not None
     return found
+
+
+def refusal(pool: Pool, model: str) -> tuple[int, str, float | None]:
+    """Status, code and ``Retry-After`` of the error for a request that no backend may have."""
+    with pytest.raises(ProxyError) as raised:
+        lease_of(pool, model)
+    return raised.value.status, raised.value.code, raised.value.retry_after_seconds
 
 
 def ready(

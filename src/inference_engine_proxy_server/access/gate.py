@@ -10,7 +10,7 @@ from inference_engine_proxy_server.access.allowances import Allowance, Allowance
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey, digest_of
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.requests.destinations import Destination
+from inference_engine_proxy_server.requests.destinations import Destination, is_about_models
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["Access", "Gate"]
@@ -39,7 +39,7 @@ class Gate:
     """Checks the key in each request's header section, before the body is read.
 
     Args:
-        ring: the keys of clients; ``None`` when the engines are open to everyone.
+        ring: the keys of clients; ``None`` when no key is needed.
         allowances: the allowances of keys.
         admin_key: for ``/admin/``; ``None`` disables it.
         metrics_key: for ``/metrics``; ``None`` when it needs no key.
@@ -102,7 +102,7 @@ class Gate:
 
 def _is_open(head: RequestHead) -> bool:
     """Whether the request needs no client key: the proxy's own endpoints, except those about models."""
-    return head.destination is Destination.OWN and not head.path.startswith(("/v1/models", "/models"))
+    return head.destination is Destination.OWN and not is_about_models(head.path)
 
 
 def _secrets(head: RequestHead) -> list[bytes]:

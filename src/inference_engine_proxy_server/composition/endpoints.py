@@ -42,7 +42,7 @@ def build_routers(
     return (
         welcome_router(),
         health_router(fleet, readiness.probe, names_need_key=settings.health_details == "key"),
-        models_router(fleet),
+        models_router(fleet, settings.metrics_cache_ttl_seconds),
         prometheus_router(metrics_page),
         docs_router(),
         admin_router(fleet, ring, allowances, workers),

@@ -189,6 +189,16 @@ class CacheRefresher:
         finally:
             inquiry.close()
 
+    def _thresholds_of(self, config: BackendConfig) -> Thresholds:
+        usual = self._thresholds
+        waiting = usual.requests_waiting if config.max_requests_waiting is None else config.max_requests_waiting
+        if config.max_requests_processing is not None:
+            return Thresholds(config.max_requests_processing, waiting)
+        if usual.grows_with_slots and config.capacity is not None:
+            processing = max(usual.requests_processing, config.capacity)
+            return replace(usual, requests_processing=processing, requests_waiting=waiting)
+        return replace(usual, requests_waiting=waiting)
+
     async def _engine_of(self, backend: Backend, inquiry: Inquiry) -> BaseBackend | None:
         engine = self._identified.get(backend)
         if engine is None:
@@ -197,7 +207,7 @@ class CacheRefresher:
             engine_class = self._engines.by_provider[stated] if stated else await identify(self._engines, get)
             if engine_class is None:
                 return None
-            engine = self._identified[backend] = engine_class(backend.url, get, self._thresholds)
+            engine = self._identified[backend] = engine_class(backend.url, get, self._thresholds_of(backend.config))
             backend.connections.keep_alive(wanted=engine_class.reuses_connections or self._always_keep_alive)
             logger.info("backend %s: its engine is %s", backend.url, engine_class.__name__)
         return engine

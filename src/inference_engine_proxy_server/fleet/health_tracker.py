@@ -29,7 +29,7 @@ from inference_engine_proxy_server.wire.backend_connections import Activity
 __all__ = ["HealthTracker"]
 
 _FAILURES = 5  # in a row; Envoy's consecutive_5xx
-_TIMEOUTS = 2  # requests in a row without an answer in time: by then minutes have passed
+_TIMEOUTS = 2  # consecutive requests without an answer in time, which is minutes
 _FORGIVEN_SECONDS = 60.0  # of good health after which earlier failures are forgotten
 _SILENCES = 2  # unanswered polls in a row, so that a delay of the proxy itself does not count against a backend
 _REFUSALS = 3  # refused polls in a row while bytes still come

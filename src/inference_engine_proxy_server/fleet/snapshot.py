@@ -35,6 +35,7 @@ class BackendSnapshot:
         weight: its configured weight.
         share: the fraction of its usual share of requests that it gets now, up to 1.
         serving: its models.
+        models_known: its models are from a report or from the configuration.
         reported: its latest report.
         reported_at: when it reported, in seconds since the epoch; 0 before the first report.
     """
@@ -55,6 +56,7 @@ class BackendSnapshot:
     weight: float
     share: float
     serving: Serving
+    models_known: bool
     reported: BackendState
     reported_at: float
 
@@ -79,6 +81,7 @@ class BackendSnapshot:
             weight=backend.config.weight,
             share=health.share(now),
             serving=backend.serving,
+            models_known=backend.models_known,
             reported=health.reported,
             reported_at=backend.reported_at,
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from inference_engine_proxy_server.backends.base import ModelNames
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.routing.balancer import COLD
 from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.candidate_set import CandidateSet
 from inference_engine_proxy_server.routing.context_fit import contexts_of, differ_somewhere
@@ -72,7 +73,7 @@ class CandidateRegistry:
     def serving(self, model: str | None) -> Sequence[Candidate]:
         """The backends that serve ``model``, live or not; empty when all models are known and none has this name.
 
-        A name that backends list goes only to them, also while they are down. While the models of some backends are
+        A name that backends list goes only to them, even while they are down. While the models of some backends are
         unknown, any other name goes to these. If all are known, other names go to backends that the configuration marks
         for them, or else to all that accept any name or are not known to be strict. A name that was listed once never
         goes there, because another model would answer.
@@ -103,7 +104,12 @@ class CandidateRegistry:
         found = [one for one in self.serving(model) if one.backend.is_live]
         if len(self.sets) >= _REMEMBERED_MODELS:
             self.forget_sets()
-        candidates, contexts = tuple(found), contexts_of([one.backend for one in found], model)
-        same = (known for known in self.sets.values() if (known.candidates, known.contexts) == (candidates, contexts))
-        self.sets[model] = known = next(same, None) or CandidateSet.kept_up_to_date(candidates, contexts)
+        kind = (tuple(found), contexts_of([one.backend for one in found], model), _handicaps(found, model))
+        same = (known for known in self.sets.values() if (known.candidates, known.contexts, known.handicaps) == kind)
+        self.sets[model] = known = next(same, None) or CandidateSet.kept_up_to_date(*kind)
         return known
+
+
+def _handicaps(candidates: Sequence[Candidate], model: str | None) -> list[float] | None:
+    found = [COLD * one.backend.serving.status_of(model) for one in candidates]
+    return found if len(set(found)) > 1 else None

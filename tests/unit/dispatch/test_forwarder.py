@@ -782,3 +782,16 @@ async def test_reply_begun_in_the_queue_names_no_backend_that_declined_it() -> N
     assert (status, len(declining.requests)) == (200, 1)
     assert "x-backend" not in fields
     assert EVENT in rest
+
+
+async def test_websocket_is_refused_with_426_and_an_explanation_and_reaches_no_engine() -> None:
+    async with FakeEngine(answering(http_reply())) as engine, ForwardingFront(engine) as proxy:
+        reply = await proxy.send(
+            b"GET /v1/responses HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+        )
+        assert engine.requests == []
+    assert status_of(reply) == 426
+    assert b"\r\nupgrade: HTTP/1.1\r\n" in reply
+    assert error_of(reply)["code"] == "upgrade_not_supported"
+    assert "WebSocket" in str(error_of(reply)["message"])

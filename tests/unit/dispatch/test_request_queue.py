@@ -429,7 +429,7 @@ async def take_steps(steps: list[tuple[Any, ...]], seed: int) -> None:
     await lanes.close()
     assert all(lease.closed <= 1 for lease in lanes.taken)
     assert not lanes.queue.has_waiting("x")
-    assert not lanes.queue._lanes  # noqa: SLF001 - nothing is kept of those who left
+    assert not lanes.queue._lanes  # noqa: SLF001 - nothing is kept of requests that left
 
 
 def lease_of(task: asyncio.Task[FakeLease]) -> FakeLease | None:
