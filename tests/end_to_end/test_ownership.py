@@ -138,7 +138,7 @@ async def test_a_resource_of_unknown_origin_belongs_to_no_key(keys: Path) -> Non
             assert (await Proxied(after.url).ask("bob", "GET", f"{RESPONSES}/{response}")).status == 404
 
 
-async def test_an_only_key_may_use_resources_of_unknown_origin() -> None:
+async def test_a_single_key_may_use_resources_of_unknown_origin() -> None:
     key = f"alice:{SECRETS['alice']}"
     async with StatefulEngine("a") as engine:
         async with live_proxy(engine.url, api_keys=key) as before:

@@ -236,10 +236,10 @@ def _environment_after(script: str, variables: Mapping[str, str]) -> Mapping[str
     """As in the image: executable scripts are sourced, others are skipped."""
     assert os.access(_SOURCE / script, os.X_OK)
     sourcing = ["sh", "-euc", '. "$0"; env -0', str(_SOURCE / script)]
-    told = subprocess.run(
+    shell = subprocess.run(
         sourcing, env={"PATH": os.environ["PATH"], **variables}, capture_output=True, check=True, text=True
     )
-    after = dict(line.split("=", 1) for line in told.stdout.split("\0") if line)
+    after = dict(line.split("=", 1) for line in shell.stdout.split("\0") if line)
     return {name: value for name, value in after.items() if name in variables or name.startswith("PROXY_")}
 
 

@@ -39,7 +39,7 @@ class Gate:
     """Checks the key in each request's header section, before the body is read.
 
     Args:
-        ring: the keys of clients; ``None`` when the engines are open to everyone.
+        ring: the keys of clients; ``None`` when no key is needed.
         allowances: the allowances of keys.
         admin_key: for ``/admin/``; ``None`` disables it.
         metrics_key: for ``/metrics``; ``None`` when it needs no key.

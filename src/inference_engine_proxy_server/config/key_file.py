@@ -28,7 +28,7 @@ __all__ = ["KeyFileError", "read_key_file"]
 
 
 class KeyFileError(Exception):
-    """The file of keys cannot be used; the text says why, without any secret."""
+    """The key file cannot be used; the text says why, without any secret."""
 
 
 def _as_digest(value: str) -> str:

@@ -15,7 +15,7 @@ class AffinityObserver(ReplyObserver):
     """Reads the first block of a reply.
 
     Args:
-        table: stores what is learned.
+        table: stores what the observer learns.
         exchange: the request; its reply has not begun.
         affinity: the request's affinity.
         backend: sends the reply.

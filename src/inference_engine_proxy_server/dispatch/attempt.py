@@ -155,7 +155,7 @@ class Attempts:
         has_other = self._placement.has_other(requirements, [*attempt.failed, backend])
         if requirements.affinity is not None and requirements.affinity.is_unlocated:
             if has_other and len(attempt.failed) + 1 < _MOST_ASKED:
-                raise BackendLacks("The backend does not have what the request names.")
+                raise BackendLacks("The backend does not have the resource that the request names.")
             return
         pause = _RETRY_AFTER.search(held.fields)
         if pause is not None:

@@ -206,7 +206,7 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
 
 
 def _may_store(request: ProxiedRequest) -> bool:
-    """Whether ``request`` may ask the engine to store a chat completion. Guesses, as a wrong answer does no harm."""
+    """Whether ``request`` may ask the engine to store a chat completion. A guess: a wrong answer is harmless."""
     return request.head.path.endswith("/chat/completions") and b'"store"' in request.body
 
 

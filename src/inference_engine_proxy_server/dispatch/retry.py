@@ -89,7 +89,7 @@ def next_attempt(
         error: how the attempt failed.
         method: the request's method.
         path: the request's path.
-        reply_begun: a byte of the reply has gone to the client, so no other reply is possible.
+        reply_begun: whether a byte of the reply has been sent to the client, so that no other reply is possible.
         losses: how many backends received the request in earlier attempts and failed.
         connect_timeouts: connections of the request that timed out, this one included.
     """

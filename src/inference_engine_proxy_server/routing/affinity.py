@@ -39,7 +39,7 @@ class Affinity:
         home: the backend that holds the resource, or else that served the conversation's last stream; ``None`` when
             unknown.
         creates_response: the reply names a response that the client may request later.
-        deletes: the resource is gone after the reply.
+        deletes: whether the request deletes the resource.
         creates_completion: the engine may store the completion, which its owner may ask for later.
     """
 

@@ -1,4 +1,4 @@
-"""Keys in API_KEYS and in the file of keys; no secret is stored or shown."""
+"""Keys in API_KEYS and in the key file; no secret is stored or shown."""
 
 from __future__ import annotations
 

@@ -514,8 +514,8 @@ def get_stuck(proxy: ForwardingFront, backend: Backend) -> None:
 
 
 def go_down(proxy: ForwardingFront, backend: Backend) -> None:
-    told = replace(READY, ready=False, live=False, reason="gone")
-    proxy.pool.publish(backend, told, own_at_poll=0, asked_at=proxy.pool.clock())
+    state = replace(READY, ready=False, live=False, reason="gone")
+    proxy.pool.publish(backend, state, own_at_poll=0, asked_at=proxy.pool.clock())
     assert backend.health.state is Health.DOWN
 
 

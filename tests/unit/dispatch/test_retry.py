@@ -131,7 +131,7 @@ class Clock:
         return self.now
 
 
-def test_three_requests_may_be_repeated_however_few_there_are() -> None:
+def test_three_requests_may_always_be_repeated() -> None:
     budget = RetryBudget(Clock())
     assert [budget.take(in_flight=1) for _ in range(4)] == [True, True, True, False]
 
@@ -144,7 +144,7 @@ def test_at_most_a_fifth_of_all_requests_is_repeated() -> None:
     assert not budget.take(in_flight=1)
 
 
-def test_a_fifth_of_the_requests_under_way_may_be_repeated_at_a_time() -> None:
+def test_a_fifth_of_the_requests_in_flight_may_be_repeated_at_a_time() -> None:
     budget = RetryBudget(Clock())
     assert budget.take(in_flight=100)
     budget.requests += 10_000
@@ -190,7 +190,7 @@ def test_fleet_that_always_declines_gets_a_fifth_more_requests_and_a_few(request
 
 
 @given(st.lists(st.sampled_from(["request", "take", "give back", "wait"]), max_size=300), st.integers(0, 9))
-def test_repeats_under_way_never_exceed_a_fifth_or_three(steps: list[str], seed: int) -> None:
+def test_concurrent_repeats_never_exceed_a_fifth_or_three(steps: list[str], seed: int) -> None:
     clock, draw = Clock(), random.Random(seed)
     budget = RetryBudget(clock)
     under_way = 0

@@ -41,10 +41,10 @@ async def test_health_is_200_and_shows_how_much_of_the_fleet_is_ready(
     reply = await proxy.http.get("/health")
 
     assert (reply.status_code, reply.headers["content-type"]) == (200, "application/json")
-    told = reply.json()
-    assert told["status"] == status
-    assert [detail["ready"] for detail in told["details"]] == ready
-    assert told["available_backends"] == [url for url, is_ready in zip(urls, ready, strict=True) if is_ready]
+    health = reply.json()
+    assert health["status"] == status
+    assert [detail["ready"] for detail in health["details"]] == ready
+    assert health["available_backends"] == [url for url, is_ready in zip(urls, ready, strict=True) if is_ready]
 
 
 async def test_health_has_every_key_of_the_contract_with_its_type(fleet: Fleet) -> None:
@@ -52,17 +52,17 @@ async def test_health_has_every_key_of_the_contract_with_its_type(fleet: Fleet) 
     before = time.time()
     proxy = await fleet.proxy(engine, gone)
 
-    told = await proxy.health()
+    health = await proxy.health()
 
-    assert told["available_backends"] == [engine.url]
-    assert told["total_backends"] == 2
-    assert before <= told["timestamp"] <= time.time()
-    assert [detail["backend"] for detail in told["details"]] == [engine.url, gone]
-    for detail in told["details"]:
+    assert health["available_backends"] == [engine.url]
+    assert health["total_backends"] == 2
+    assert before <= health["timestamp"] <= time.time()
+    assert [detail["backend"] for detail in health["details"]] == [engine.url, gone]
+    for detail in health["details"]:
         assert _types(detail) >= {("backend", str), ("ready", bool), ("metrics", dict)}
         metrics = detail["metrics"]
         assert _types(metrics) >= {("timestamp", float), ("requests_processing", float), ("ready", bool)}
-        assert before <= metrics["timestamp"] <= told["timestamp"]
+        assert before <= metrics["timestamp"] <= health["timestamp"]
         assert metrics["ready"] is detail["ready"]
 
 

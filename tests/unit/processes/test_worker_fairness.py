@@ -9,12 +9,12 @@ from inference_engine_proxy_server.processes.worker_fairness import SoleWorker, 
 @pytest.mark.parametrize(
     ("leases", "waiting", "is_ours"),
     [
-        pytest.param([3, 0], [5, 0], True, id="nobody else waits"),
+        pytest.param([3, 0], [5, 0], True, id="no other worker waits"),
         pytest.param([3, 0], [5, 1], False, id="another one has less, and waits"),
         pytest.param([3, 3], [5, 9], True, id="another one has as much"),
         pytest.param([2, 3], [1, 9], True, id="another one has more"),
         pytest.param([2, 3, 1], [1, 9, 0], True, id="who has less does not wait"),
-        pytest.param([0, 0, 0], [1, 1, 1], True, id="nobody has anything"),
+        pytest.param([0, 0, 0], [1, 1, 1], True, id="no worker has leases"),
     ],
 )
 def test_free_slot_goes_to_the_waiting_worker_with_the_fewest_leases(

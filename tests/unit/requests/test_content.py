@@ -1,4 +1,4 @@
-"""What a request says besides its headers."""
+"""The content of a request's target and body."""
 
 from __future__ import annotations
 

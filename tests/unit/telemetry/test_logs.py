@@ -174,9 +174,9 @@ async def test_no_secret_is_logged(
     writer.close()
     await proxy.stop()
 
-    told = capsys.readouterr().out
-    assert len(told.splitlines()) == 10
-    assert "SECRET" not in told
+    logged = capsys.readouterr().out
+    assert len(logged.splitlines()) == 10
+    assert "SECRET" not in logged
     events = [record.getMessage() for record in caplog.records if record.name.startswith("inference_engine")]
     assert events
     assert "SECRET" not in "".join(events)
@@ -210,9 +210,9 @@ async def test_path_cannot_forge_a_line(fleet: Fleet, capsys: pytest.CaptureFixt
     await proxy.stop()
 
     (line,) = capsys.readouterr().out.splitlines()
-    told = _text(line)
-    assert (told["path"], told["status"]) == ('/"200%0a%0d\\"id=forged', "200")
-    assert told["id"] != 'a"b'
+    logged = _text(line)
+    assert (logged["path"], logged["status"]) == ('/"200%0a%0d\\"id=forged', "200")
+    assert logged["id"] != 'a"b'
 
 
 async def test_unreadable_request_is_one_line(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,9 +240,14 @@ async def test_disconnected_client_is_one_line(fleet: Fleet, capsys: pytest.Capt
     line = await eventually(lambda: capsys.readouterr().out)
     await proxy.stop()
 
-    told = json.loads(line)
-    assert (told["status"], told["outcome"], told["backend"], told["model"]) == (499, "client_left", engine.url, "m")
-    assert (told["first_byte_seconds"], told["sent_bytes"]) == (None, 0)
+    logged = json.loads(line)
+    assert (logged["status"], logged["outcome"], logged["backend"], logged["model"]) == (
+        499,
+        "client_left",
+        engine.url,
+        "m",
+    )
+    assert (logged["first_byte_seconds"], logged["sent_bytes"]) == (None, 0)
     assert capsys.readouterr().out == ""
 
 
@@ -336,9 +341,9 @@ def test_long_model_is_cut(one_line: Callable[..., str]) -> None:
 
 
 def test_unknown_value_is_a_dash(one_line: Callable[..., str]) -> None:
-    told = _text(one_line(backend=None, model=None, first_byte_seconds=None).removesuffix("\n"))
+    logged = _text(one_line(backend=None, model=None, first_byte_seconds=None).removesuffix("\n"))
 
-    assert (told["backend"], told["model"], told["first_byte"]) == ("-", "-", "-")
+    assert (logged["backend"], logged["model"], logged["first_byte"]) == ("-", "-", "-")
 
 
 def test_many_lines_are_written_without_waiting() -> None:
