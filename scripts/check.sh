@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh
+unset PYTHONDONTWRITEBYTECODE # else every process compiles all modules again
 
 install demo,test
 export PATH=$PWD/.venv/bin:$PATH

@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh
+unset PYTHONDONTWRITEBYTECODE # else every process compiles all modules again
 
 if [[ -f "scripts/suites/${1-}.sh" ]]; then
   suite="$1"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
 from support import ports
+from support.tiny_gguf import ModelShape, write_tiny_gguf
 
 # How fast a busy machine is must not decide whether a property holds.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -16,3 +19,21 @@ settings.load_profile("patient")
 def free_port() -> int:
     """A port of 127.0.0.1 on which nobody listens."""
     return ports.free_port()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 10,000 tokens a second."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def slow_model(tiny_model: Path) -> Path:
+    """Slow enough for a long reply to be under way for seconds."""
+    return write_tiny_gguf(tiny_model.with_name("slow.gguf"), ModelShape(embedding=384, layers=6, context=8192))
+
+
+@pytest.fixture(scope="session")
+def large_model(tiny_model: Path) -> Path:
+    """Large enough for its loading to be seen."""
+    return write_tiny_gguf(tiny_model.with_name("large.gguf"), ModelShape(embedding=512, layers=8))

@@ -123,12 +123,12 @@ def test_only_nginx_publishes_ports(services: dict[str, Service]) -> None:
     assert all("network_mode" not in service for service in services.values())
 
 
-def test_published_port_is_8888_unless_said_otherwise(kind: str) -> None:
+def test_published_port_is_8888_by_default(kind: str) -> None:
     assert services_of(source(kind), {"MODEL": "m"})["nginx"]["ports"][0] == "8888:80"
 
 
 @pytest.mark.parametrize("env", [{}, {"PORT": "9000", "HOST": "127.0.0.1"}])
-def test_address_of_the_proxy_inside_is_fixed_whatever_dot_env_says(kind: str, env: dict[str, str]) -> None:
+def test_dot_env_does_not_change_the_internal_address_of_the_proxy(kind: str, env: dict[str, str]) -> None:
     env = {"MODEL": "m"} | env
     inside = environment_of(services_of(source(kind), env)["proxy"], env)
     port = ENGINE_PORTS[kind]
@@ -186,7 +186,7 @@ def test_all_engines_serve_one_model_under_one_name(kind: str, env: dict[str, st
 
 
 @pytest.mark.parametrize("kind", ["llamacpp", "cpu"])
-def test_llamacpp_listens_where_the_proxy_asks_and_counts_its_requests(services: dict[str, Service]) -> None:
+def test_llamacpp_listens_at_its_base_url_and_has_metrics(services: dict[str, Service]) -> None:
     for engine in engines_of(services).values():
         env = environment_of(engine, DOT_ENV)
         assert (env["LLAMA_ARG_HOST"], env["LLAMA_ARG_PORT"]) == ("0.0.0.0", "8080")  # noqa: S104
@@ -196,7 +196,7 @@ def test_llamacpp_listens_where_the_proxy_asks_and_counts_its_requests(services:
 
 
 @pytest.mark.parametrize("kind", ["vllm"])
-def test_vllm_listens_where_the_proxy_asks_and_shares_memory(services: dict[str, Service]) -> None:
+def test_vllm_listens_at_its_base_url_and_shares_memory(services: dict[str, Service]) -> None:
     for engine in engines_of(services).values():
         assert engine["command"].endswith("--host 0.0.0.0 --port 8000 ")
         assert engine["ipc"] == "host"
@@ -209,7 +209,7 @@ def test_gpu_of_an_engine_is_one_line(kind: str) -> None:
     assert all("nvidia-smi" in line for line in lines)
 
 
-def test_models_are_mounted_and_cannot_be_changed(kind: str) -> None:
+def test_models_are_mounted_read_only(kind: str) -> None:
     env = DOT_ENV | {"MODEL_DIR": "/srv/models"}
     for engine in engines_of(services_of(source(kind), env)).values():
         mount = engine["volumes"][0]
@@ -255,7 +255,7 @@ def test_proxy_and_nginx_are_the_same_in_every_file() -> None:
         ("${A:-${SET}}y", "xy"), ("${A}", ""), ("${SET:?no}", "x"),
     ],
 )  # fmt: skip
-def test_interpolation_here_is_that_of_compose(text: str, value: str) -> None:
+def test_interpolation_in_these_tests_equals_that_of_compose(text: str, value: str) -> None:
     assert interpolate(text, {"SET": "x", "EMPTY": ""}) == value
 
 

@@ -62,7 +62,7 @@ def test_container_listens_on_every_address_at_the_documented_port() -> None:
     assert environment["PORT"] == str(Settings.model_fields["port"].default)
 
 
-def test_command_gets_the_signals_itself() -> None:
+def test_command_receives_signals_directly() -> None:
     commands = [json.loads(text) for name, text in instructions() if name == "CMD"]
     assert commands == [["inference-proxy", "serve"]]
 
@@ -105,7 +105,7 @@ def test_every_locked_package_has_hashes_and_no_address() -> None:
     assert not re.search(r"https?:|file:|index-url|find-links|trusted-host", text)
 
 
-def test_lock_says_how_to_renew_it() -> None:
+def test_lock_file_has_the_command_that_renews_it() -> None:
     assert "uv pip compile pyproject.toml" in (ROOT / "requirements.txt").read_text().partition("\n\n")[0]
 
 

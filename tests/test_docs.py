@@ -23,7 +23,7 @@ def test_settings_page_has_a_heading_for_every_setting_and_for_nothing_else() ->
     assert re.findall(r"^### (.*)$", SETTINGS_PAGE, re.MULTILINE) == list(DEFAULTS)
 
 
-def test_settings_page_tells_default_range_and_use_of_every_setting() -> None:
+def test_settings_page_has_default_range_and_use_of_every_setting() -> None:
     sections = dict(re.findall(r"^### (.*)\n([^#]*)", SETTINGS_PAGE, re.MULTILINE))
 
     for name, default in DEFAULTS.items():
@@ -32,7 +32,7 @@ def test_settings_page_tells_default_range_and_use_of_every_setting() -> None:
         assert "\n* Change it when: " in sections[name], name
 
 
-def test_settings_page_tells_the_limits_that_are_enforced() -> None:
+def test_settings_page_has_the_enforced_limits() -> None:
     sections = dict(re.findall(r"^### (.*)\n([^#]*)", SETTINGS_PAGE, re.MULTILINE))
 
     for field, of_field in Settings.model_json_schema()["properties"].items():
@@ -53,7 +53,7 @@ def test_env_example_has_a_line_for_every_setting_and_for_nothing_else() -> None
     }
 
 
-def test_env_example_says_something_about_every_setting() -> None:
+def test_env_example_describes_every_setting() -> None:
     for name in DEFAULTS:
         assert re.search(rf"^# [^\n=]{{20,}}\n(# )?{name}=", ENV_EXAMPLE, re.MULTILINE), name
 
@@ -81,7 +81,7 @@ def test_env_example_with_every_line_in_effect_gives_the_defaults(
 
 
 @pytest.mark.parametrize("text", READMES.values(), ids=READMES)
-def test_readme_tells_the_defaults_of_the_settings_it_names(text: str) -> None:
+def test_readme_has_the_defaults_of_the_settings_it_names(text: str) -> None:
     rows = re.findall(r"^\| (`[A-Z_]+`(?:, `[A-Z_]+`)*) \| ([^|]*) \|", text, re.MULTILINE)
     told: dict[str, str] = {}
     for names, defaults in rows:
@@ -95,7 +95,7 @@ def test_readme_tells_the_defaults_of_the_settings_it_names(text: str) -> None:
     }
 
 
-def test_every_link_of_a_document_leads_somewhere() -> None:
+def test_every_link_in_a_document_has_a_target() -> None:
     dead = []
     for page in DOCUMENTS:
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)

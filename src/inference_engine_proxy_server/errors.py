@@ -109,15 +109,15 @@ class BackendBroke(BackendError):
     """The connection ended before the reply was complete.
 
     Attributes:
-        on_reused_connection: the connection had served earlier requests, and the backend may just have closed it
-            because of its idle timeout. Such an error says nothing about the backend's health.
+        crossed_request: the connection had served earlier requests and ended at the moment of sending: the backend
+            may have closed it as idle before it received this one. Such an error says nothing about its health.
     """
 
     code = "backend_disconnected"
 
-    def __init__(self, message: str, *, on_reused_connection: bool = False) -> None:
+    def __init__(self, message: str, *, crossed_request: bool = False) -> None:
         super().__init__(message)
-        self.on_reused_connection = on_reused_connection
+        self.crossed_request = crossed_request
 
 
 class BackendTimeout(BackendError):

@@ -10,12 +10,6 @@ import pytest
 from clients.recipes import MODEL
 from support.llama_server import LlamaServer
 from support.program import Proxy
-from support.tiny_gguf import write_tiny_gguf
-
-
-@pytest.fixture(scope="package")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
 @pytest.fixture(scope="package")

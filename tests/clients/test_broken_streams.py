@@ -15,7 +15,7 @@ import pytest
 
 from clients.browser import answer_shown
 from clients.recipes import Block, run
-from end_to_end.broken_stream import TOLD, DyingEngine
+from end_to_end.broken_stream import TEXT, DyingEngine
 from support.program import Proxy
 
 pytestmark = pytest.mark.clients
@@ -25,12 +25,12 @@ ADDRESS = "http://127.0.0.1:8888"  # which `Block.at` replaces by the proxy's
 OPENAI = """
 import OpenAI from "openai";
 const client = new OpenAI({ baseURL: "http://127.0.0.1:8888/v1", apiKey: "none" });
-const seen = { told: "", ended: false };
+const seen = { text: "", ended: false };
 try {
   const stream = await client.chat.completions.create({
     model: "m", stream: true, messages: [{ role: "user", content: "kin" }],
   });
-  for await (const chunk of stream) seen.told += chunk.choices[0].delta.content ?? "";
+  for await (const chunk of stream) seen.text += chunk.choices[0].delta.content ?? "";
   seen.ended = true;
 } catch (error) {
   seen.raised = error.constructor.name;
@@ -44,10 +44,10 @@ ANTHROPIC = """
 import Anthropic from "@anthropic-ai/sdk";
 const client = new Anthropic({ baseURL: "http://127.0.0.1:8888", apiKey: "none" });
 const question = { model: "m", max_tokens: 9, messages: [{ role: "user", content: "kin" }] };
-const seen = { told: "", ended: false };
+const seen = { text: "", ended: false };
 try {
   for await (const event of await client.messages.create({ ...question, stream: true }))
-    if (event.type === "content_block_delta") seen.told += event.delta.text;
+    if (event.type === "content_block_delta") seen.text += event.delta.text;
   seen.ended = true;
 } catch (error) {
   seen.raised = error.constructor.name;
@@ -62,7 +62,7 @@ PAGE = """<!doctype html>
 <pre id="answer"></pre>
 <script type="module">
   const proxy = "http://127.0.0.1:8888";
-  const seen = { told: "", ended: false };
+  const seen = { text: "", ended: false };
   const show = () => (document.getElementById("answer").textContent = JSON.stringify(seen));
   %s
 </script>
@@ -73,7 +73,7 @@ FETCH = """
     const reply = await fetch(`${proxy}/v1/chat/completions`, { method: "POST", body: '{"stream": true}' });
     const reader = reply.body.getReader();
     const decoder = new TextDecoder();
-    for (let read; !(read = await reader.read()).done; ) seen.told += decoder.decode(read.value, { stream: true });
+    for (let read; !(read = await reader.read()).done; ) seen.text += decoder.decode(read.value, { stream: true });
     seen.ended = true;
   } catch (error) {
     seen.raised = error.name;
@@ -123,30 +123,32 @@ async def browser(script: str, proxy: Proxy, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("program", "code"), [(OPENAI, "backend_disconnected"), (ANTHROPIC, "api_error")], ids=["openai", "anthropic"]
 )
-async def test_sdk_of_node_raises(proxy: Proxy, inside: bool, tmp_path: Path, program: str, code: str) -> None:
+async def test_node_sdk_raises_on_a_broken_stream(
+    proxy: Proxy, inside: bool, tmp_path: Path, program: str, code: str
+) -> None:
     seen = await node(program, proxy, tmp_path)
 
     assert not seen["ended"]
-    assert seen["told"] == TOLD * (1 if inside else 2)
+    assert seen["text"] == TEXT * (1 if inside else 2)
     if inside:
         assert seen["raised"]
     else:
         assert (seen["isApiError"], seen["code"]) == (True, code)
 
 
-async def test_fetch_of_a_browser_fails(proxy: Proxy, inside: bool, tmp_path: Path) -> None:
+async def test_browser_fetch_fails_on_a_broken_stream(proxy: Proxy, inside: bool, tmp_path: Path) -> None:
     """Before that it reads what has come, if it gets to it: Chromium drops what waits when the connection breaks."""
     seen = await browser(FETCH, proxy, tmp_path)
 
     assert not seen["ended"]
     assert seen["raised"] == "TypeError"  # as for any failure of the network
-    assert "[DONE]" not in seen["told"]
-    if seen["told"]:
-        assert seen["told"].count("\n\n") == (1 if inside else 3)
-        assert ('data: {"error": ' in seen["told"]) == (not inside)
+    assert "[DONE]" not in seen["text"]
+    if seen["text"]:
+        assert seen["text"].count("\n\n") == (1 if inside else 3)
+        assert ('data: {"error": ' in seen["text"]) == (not inside)
 
 
-async def test_event_source_of_a_browser_gets_the_event_that_says_so_and_then_an_error(
+async def test_browser_event_source_gets_the_error_event_and_then_an_error(
     proxy: Proxy, inside: bool, tmp_path: Path
 ) -> None:
     """It would ask again by itself, as it does after any end of its stream."""

@@ -37,14 +37,14 @@ def named_backend(text: str, servers: list[LlamaServer]) -> bool:
     return any(found[1] in {server.url for server in servers} for found in WHO_ANSWERED.finditer(text))
 
 
-def test_each_block_is_run_by_a_test_or_said_not_to_be() -> None:
+def test_each_code_block_is_tested_or_declared_untested() -> None:
     assert {name for name, block in BLOCKS.items() if block.is_run} == RUN
 
 
 @pytest.mark.parametrize(
     "block", [block for block in BLOCKS.values() if not block.is_run], ids=lambda block: block.name
 )
-def test_a_configuration_can_be_read_and_says_where_the_proxy_is(block: Block) -> None:
+def test_configuration_example_is_valid_and_names_the_proxy(block: Block) -> None:
     assert re.search(r"http://(127\.0\.0\.1|host\.docker\.internal):8888", block.text)
     if block.language != "bash":
         assert PARSERS[block.language](block.text)
@@ -78,7 +78,7 @@ def test_sdk(name: str, proxy: Proxy, servers: list[LlamaServer], tmp_path: Path
 
 
 @pytest.mark.parametrize("name", SDKS)
-async def test_sdk_waits_for_a_backend_as_it_is_told_to(
+async def test_sdk_obeys_retry_after(
     name: str, lonely_proxy: Proxy, free_port: int, tiny_model: Path, tmp_path: Path
 ) -> None:
     recipe = start(BLOCKS[name], lonely_proxy.url, tmp_path)
@@ -89,7 +89,7 @@ async def test_sdk_waits_for_a_backend_as_it_is_told_to(
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models"])
-async def test_a_page_of_another_origin_may_ask(path: str, proxy: Proxy, lonely_proxy: Proxy) -> None:
+async def test_page_of_another_origin_may_call_the_api(path: str, proxy: Proxy, lonely_proxy: Proxy) -> None:
     for asked in (proxy, lonely_proxy):
         reply = await send(asked.url, path, method="OPTIONS", headers=PREFLIGHT)
         assert 200 <= reply.status < 300

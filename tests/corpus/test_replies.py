@@ -122,7 +122,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("entry", "split"), BAD)
-async def test_a_malformed_reply_is_not_believed(watched: RunningProxy, entry: BadReply, split: str) -> None:
+async def test_malformed_reply_is_refused(watched: RunningProxy, entry: BadReply, split: str) -> None:
     script = Scripted(entry.reply, split, later=entry.later, ends=entry.ends)
     watched.engine.answer = script.answer
     client = await watched.connect()
@@ -170,7 +170,7 @@ ODD = [
 
 
 @pytest.mark.parametrize(("entry", "split"), ODD)
-async def test_an_odd_reply_is_passed_on_as_what_it_is(watched: RunningProxy, entry: OddReply, split: str) -> None:
+async def test_unusual_reply_is_relayed_with_its_meaning(watched: RunningProxy, entry: OddReply, split: str) -> None:
     script = Scripted(entry.reply, split, ends=entry.ends)
     watched.engine.answer = script.answer
     client = await watched.connect()
@@ -182,7 +182,7 @@ async def test_an_odd_reply_is_passed_on_as_what_it_is(watched: RunningProxy, en
     assert await watched.is_well("/after")
 
 
-async def test_the_corpus_is_as_large_as_it_should_be() -> None:
+async def test_corpus_is_complete() -> None:
     """So that a slip in the file does not take half of it away unseen."""
     assert len(bad_replies()) > 150
     assert len(odd_replies()) > 10

@@ -56,7 +56,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("entry", "split"), BAD)
-async def test_a_malformed_request_is_refused_and_reaches_nobody(
+async def test_malformed_request_is_refused_and_reaches_no_engine(
     watched: RunningProxy, impatient: RunningProxy, entry: BadRequest, split: str
 ) -> None:
     target = impatient if entry.waits else watched
@@ -86,7 +86,9 @@ ODD = [
 
 
 @pytest.mark.parametrize(("entry", "split"), ODD)
-async def test_an_odd_request_is_passed_on_as_what_it_is(watched: RunningProxy, entry: OddRequest, split: str) -> None:
+async def test_unusual_request_is_forwarded_with_its_meaning(
+    watched: RunningProxy, entry: OddRequest, split: str
+) -> None:
     before = len(watched.engine.passed_on)
     client = await watched.connect()
     await send(client, entry.send, split)
@@ -126,7 +128,7 @@ def check_passed_on(request: bytes, seen: Seen, authority: str) -> None:
     assert not seen.never or seen.never not in section
 
 
-async def test_the_corpus_is_as_large_as_it_should_be() -> None:
+async def test_corpus_is_complete() -> None:
     """So that a slip in the file does not take half of it away unseen."""
     assert len(bad_requests()) > 450
     assert len(odd_requests()) > 90

@@ -31,7 +31,7 @@ def costs() -> Costs:
 
 
 @pytest.mark.parametrize("what", ["request", "event"])
-def test_it_costs_what_the_budget_says(costs: Costs, what: str) -> None:
+def test_each_step_costs_its_budget(costs: Costs, what: str) -> None:
     budget = json.loads(BUDGET.read_text())
     allowed, found = budget[what], asdict(getattr(costs, what))
     if budget["python"] != PYTHON:
@@ -53,7 +53,7 @@ def test_a_larger_fleet_costs_hardly_more(costs: Costs) -> None:
     assert measure(backends=24).request.instructions <= costs.request.instructions * 1.05
 
 
-def test_the_meter_sees_what_is_done_more(monkeypatch: pytest.MonkeyPatch, costs: Costs) -> None:
+def test_the_meter_notices_additional_work(monkeypatch: pytest.MonkeyPatch, costs: Costs) -> None:
     from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 
     usual = Forwarder.forward

@@ -14,6 +14,7 @@ from pathlib import Path
 from corpus.conftest import Recorder, says_yes
 from differential.observed import REFUSED, Backend, Observed, from_raw
 from support.fakes.front import until
+from support.ports import free_port
 
 __all__ = ["haproxy_backend", "nginx_backend", "recorder_backend"]
 
@@ -82,7 +83,7 @@ async def recorder_backend() -> AsyncIterator[Backend]:
 async def nginx_backend(folder: Path) -> AsyncIterator[Backend]:
     """NGINX; what it saw is in its access log, what it refused too."""
     async with Recorder(says_yes) as recorder:
-        port = _free_port()
+        port = free_port()
         user = "user root;" if os.geteuid() == 0 else ""  # else its worker could not enter a test's folder
         configuration = folder / "nginx.conf"
         configuration.write_text(_NGINX.format(folder=folder, port=port, recorder=recorder.url, user=user))
@@ -96,7 +97,7 @@ async def nginx_backend(folder: Path) -> AsyncIterator[Backend]:
 async def haproxy_backend(folder: Path) -> AsyncIterator[Backend]:
     """HAProxy; what it saw is what it sent on, what it refused is in its log."""
     async with Recorder(says_yes) as recorder:
-        port = _free_port()
+        port = free_port()
         configuration = folder / "haproxy.cfg"
         configuration.write_text(_HAPROXY.format(port=port, recorder=recorder.url.removeprefix("http://")))
         async with _running([_found("haproxy"), "-f", str(configuration)], folder, port):
@@ -151,12 +152,6 @@ def _found(program: str) -> str:
     path = shutil.which(program, path=_PATH)
     assert path, f"needs {program}: try 'apt install {program}'"
     return path
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _answers(port: int) -> bool:

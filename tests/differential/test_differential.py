@@ -118,7 +118,7 @@ MESSAGES = {entry.name: entry.send for entry in bad_requests()} | {
 
 
 @pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
-async def test_no_backend_sees_another_request_than_was_passed_on(sides: list[Side], message: bytes) -> None:
+async def test_backend_sees_exactly_the_forwarded_request(sides: list[Side], message: bytes) -> None:
     await check(sides, message)
 
 
@@ -150,11 +150,11 @@ def mutated(draw: st.DrawFn) -> bytes:
 @hypothesis_settings(
     max_examples=_MUTATIONS, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
-async def test_no_backend_sees_another_request_in_a_mutation_of_one(sides: list[Side], message: bytes) -> None:
+async def test_backend_sees_exactly_the_forwarded_mutated_request(sides: list[Side], message: bytes) -> None:
     await check(sides, message)
 
 
-async def test_no_backend_has_seen_more_requests_than_the_access_log_says(sides: list[Side]) -> None:
+async def test_backends_have_seen_no_more_requests_than_the_access_log_has(sides: list[Side]) -> None:
     """Needs the tests above to have run; ends the proxies, as the log is whole only then."""
     for side in sides:
         await side.proxy.stop()

@@ -1,7 +1,7 @@
-"""The real program, in a process of its own, in front of real llama.cpp servers.
+"""The real program in its own process, in front of real llama.cpp servers.
 
-* ``program``      starts the proxy and shows what it prints
-* ``http_client``  a client that decides itself when to send, read and leave
+* ``program``      starts the proxy and reads its output
+* ``http_client``  a client whose tests decide when to send, read and disconnect
 * ``waiting``      waits for conditions
 * ``conftest``     models, fleets and proxies as fixtures
 """

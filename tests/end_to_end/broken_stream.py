@@ -1,4 +1,4 @@
-"""An engine that dies in the middle of its stream, between two events or inside one, for whatever path it is asked."""
+"""An engine that dies during a stream on any path, either between two events or inside one."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 
-__all__ = ["TOLD", "DyingEngine"]
+__all__ = ["TEXT", "DyingEngine"]
 
-TOLD = "kin"
-"""What the answer says before the engine dies."""
+TEXT = "kin"
+"""The generated text of each event before the engine dies."""
 
-_MODELS = b'{"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "somebody"}]}'
+_MODELS = b'{"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "unknown-engine"}]}'
 _HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\naccess-control-allow-origin: *\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
 )
-_CHOICE = {"index": 0, "delta": {"role": "assistant", "content": TOLD}, "finish_reason": None}
+_CHOICE = {"index": 0, "delta": {"role": "assistant", "content": TEXT}, "finish_reason": None}
 _CHAT: list[dict[str, Any]] = [
     {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [_CHOICE]}
 ] * 2
@@ -28,16 +28,16 @@ _MESSAGE: dict[str, Any] = {
 _MESSAGES: list[dict[str, Any]] = [
     {"type": "message_start", "message": _MESSAGE},
     {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": TOLD}},
-    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": TOLD}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": TEXT}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": TEXT}},
 ]
 
 
 class DyingEngine(FakeEngine):
-    """Begins a stream of events, and then breaks the connection.
+    """Begins a stream of events, then breaks the connection.
 
     Args:
-        inside: inside its last event; else after it.
+        inside: whether it breaks inside its last event; otherwise after that event.
     """
 
     def __init__(self, *, inside: bool) -> None:

@@ -1,4 +1,4 @@
-"""Models, fleets of real servers, and proxies in front of them."""
+"""Fleets of real servers, and proxies in front of them."""
 
 from __future__ import annotations
 
@@ -10,35 +10,15 @@ import pytest
 
 from support.llama_server import LlamaServer
 from support.program import Proxy
-from support.tiny_gguf import ModelShape, write_tiny_gguf
 
 StartServers = Callable[..., list[LlamaServer]]
 StartProxy = Callable[..., Proxy]
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 10,000 tokens a second."""
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
-
-
-@pytest.fixture(scope="session")
-def slow_model(tiny_model: Path) -> Path:
-    """Slow enough for a long reply to be under way for seconds."""
-    return write_tiny_gguf(tiny_model.with_name("slow.gguf"), ModelShape(embedding=384, layers=6, context=8192))
-
-
-@pytest.fixture(scope="session")
-def large_model(tiny_model: Path) -> Path:
-    """Large enough for its loading to be seen."""
-    return write_tiny_gguf(tiny_model.with_name("large.gguf"), ModelShape(embedding=512, layers=8))
 
 
 @pytest.fixture
 def start_servers() -> Iterator[StartServers]:
     """Starts ``count`` servers with a model and options of ``LlamaServer``."""
     with ExitStack() as stack:
-        # One after the other: two children that look for a free port at the same time could find the same one.
         yield lambda count, model, *options: [stack.enter_context(LlamaServer(model, *options)) for _ in range(count)]
 
 

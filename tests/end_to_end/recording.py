@@ -1,4 +1,4 @@
-"""An engine that takes everything for a question about its models, so that a test sees what reached it."""
+"""An engine that answers every request with a model list and records what reached it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 
 __all__ = ["RecordingEngine", "raw"]
 
-_MODELS = b'{"object":"list","data":[{"id":"tiny","object":"model","owned_by":"somebody"}]}'
-_OF_THE_PROXY = b"\r\nuser-agent: inference-proxy\r\n"
+_MODELS = b'{"object":"list","data":[{"id":"tiny","object":"model","owned_by":"unknown-engine"}]}'
+_POLL_FIELD = b"\r\nuser-agent: inference-proxy\r\n"
 _DEADLINE_SECONDS = 30.0
 
 
@@ -23,13 +23,13 @@ class RecordingEngine(FakeEngine):
 
     @property
     def polls(self) -> list[bytes]:
-        """What the proxy asked on its own account."""
-        return [request for request in self.requests if _OF_THE_PROXY in request]
+        """Requests of the proxy itself."""
+        return [request for request in self.requests if _POLL_FIELD in request]
 
     @property
-    def passed_on(self) -> list[bytes]:
-        """What came from clients."""
-        return [request for request in self.requests if _OF_THE_PROXY not in request]
+    def forwarded(self) -> list[bytes]:
+        """Requests of clients."""
+        return [request for request in self.requests if _POLL_FIELD not in request]
 
 
 async def _answer_everything(connection: EngineConnection) -> None:
@@ -39,7 +39,7 @@ async def _answer_everything(connection: EngineConnection) -> None:
 
 
 async def raw(url: str, request: bytes) -> bytes:
-    """Everything that comes back for these bytes until the connection ends."""
+    """Send ``request``; returns everything received until the connection ends."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:

@@ -36,10 +36,10 @@ async def test_each_request_has_one_line(
         "left-in-stream": ("POST", PATH, 200, "client_left", url),
         "left-before": ("POST", PATH, 499, "client_left", url),
     }
-    many = [f"many-{number}" for number in range(40)]
+    many_names = [f"many_names-{number}" for number in range(40)]
 
     async with asyncio.TaskGroup() as group:
-        for name in many:
+        for name in many_names:
             group.create_task(ask(proxy, name, PATH, chat(2)))
     await ask(proxy, "own", "/livez")
     await ask(proxy, "whole", PATH, chat())
@@ -50,12 +50,12 @@ async def test_each_request_has_one_line(
     await leave(proxy, "left-in-stream", chat(4000, stream=True), when=Call.head)
     await eventually(lambda: is_processing(server, 0))
     await leave(proxy, "left-before", chat(1000), when=lambda _: eventually(lambda: is_processing(server, 1)))
-    await eventually(lambda: len(proxy.access_lines) >= len(expected) + len(many))
+    await eventually(lambda: len(proxy.access_lines) >= len(expected) + len(many_names))
     proxy.stop()
 
     lines = proxy.access_lines
-    assert Counter(line.request_id for line in lines if line.request_id in many) == dict.fromkeys(many, 1)
-    rest = [line for line in lines if line.request_id not in many]
+    assert Counter(line.request_id for line in lines if line.request_id in many_names) == dict.fromkeys(many_names, 1)
+    rest = [line for line in lines if line.request_id not in many_names]
     seen = {line.request_id: (line.method, line.path, line.status, line.outcome, line.backend) for line in rest}
     assert len(rest) == len(expected)
     assert seen == expected
@@ -76,7 +76,7 @@ def is_processing(server: LlamaServer, count: int) -> bool:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-async def test_an_ipv6_address_is_told_from_its_port(
+async def test_ipv6_address_is_logged_apart_from_its_port(
     tmp_path: Path, log_format: str, shared_server: LlamaServer
 ) -> None:
     with Proxy(tmp_path, [shared_server.url], HOST="::1", LOG_FORMAT=log_format) as proxy:

@@ -1,4 +1,4 @@
-"""ADMIN_PORT takes `/admin` and `/metrics` away from the port that clients reach."""
+"""ADMIN_PORT moves `/admin` and `/metrics` from the client port to a port of their own."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def proxy(start_proxy: StartProxy, shared_server: LlamaServer) -> Proxy:
 
 
 @pytest.fixture
-def operators_url(proxy: Proxy) -> str:
+def admin_url(proxy: Proxy) -> str:
     found = re.search(r"listening on (http://\S+) for operators", proxy.events)
     assert found is not None
     return found[1]
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/admin", "/admin/keys"])
-async def test_clients_do_not_get_there(proxy: Proxy, path: str) -> None:
+async def test_client_port_has_no_operator_paths(proxy: Proxy, path: str) -> None:
     reply = await send(proxy.url, path, headers=BEARER)
 
     assert (reply.status, reply.json["error"]["code"]) == (404, "not_here")
 
 
-async def test_operators_do(operators_url: str) -> None:
-    assert (await send(operators_url, "/admin/keys", headers=BEARER)).json == {"keys": []}
-    assert (await send(operators_url, "/admin/keys")).status == 401
-    assert (await send(operators_url, "/metrics")).status == 200
-    assert (await send(operators_url, "/readyz")).status == 200
+async def test_admin_port_serves_operator_paths(admin_url: str) -> None:
+    assert (await send(admin_url, "/admin/keys", headers=BEARER)).json == {"keys": []}
+    assert (await send(admin_url, "/admin/keys")).status == 401
+    assert (await send(admin_url, "/metrics")).status == 200
+    assert (await send(admin_url, "/readyz")).status == 200
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,8 @@ async def test_operators_do(operators_url: str) -> None:
         ("GET", "/x"),
     ],
 )
-async def test_no_engine_is_reached_on_the_operators_port(
-    operators_url: str, proxy: Proxy, method: str, path: str
-) -> None:
-    reply = await send(operators_url, path, method=method, headers=BEARER)
+async def test_admin_port_reaches_no_engine(admin_url: str, proxy: Proxy, method: str, path: str) -> None:
+    reply = await send(admin_url, path, method=method, headers=BEARER)
 
     assert (reply.status, reply.json["error"]["code"]) == (404, "not_here")
     assert "x-backend" not in reply.headers

@@ -1,4 +1,4 @@
-"""Who gets requests and who does not: loading, full, frozen, absent."""
+"""Loading, full, frozen and absent backends get no requests."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ QUICK = {"METRICS_CACHE_TTL_SECONDS": "0.1"}
 
 
 async def backends_of(proxy: Proxy, count: int) -> set[str]:
-    """Who answers ``count`` requests, one after the other."""
+    """The backends that answer ``count`` sequential requests."""
     replies = [await send(proxy.url, PATH, chat()) for _ in range(count)]
     assert {reply.status for reply in replies} == {200}
     return {reply.headers["x-backend"] for reply in replies}
 
 
-async def test_loading_server_gets_nothing_and_joins_when_it_is_ready(
+async def test_loading_server_gets_no_request_until_it_is_ready(
     start_proxy: StartProxy, start_servers: StartServers, tiny_model: Path, large_model: Path, free_port: int
 ) -> None:
     [ready] = start_servers(1, tiny_model)
@@ -53,7 +53,7 @@ async def has(proxy: Proxy, *servers: LlamaServer) -> bool:
 
 
 async def test_fleet_that_only_loads_is_not_ready(start_proxy: StartProxy, large_model: Path, free_port: int) -> None:
-    """The engine's own 503 never reaches a client: it would say that this server is loading, not that all are."""
+    """The engine's own 503 never reaches a client: it describes one server, not the fleet."""
     proxy = start_proxy(f"http://127.0.0.1:{free_port}", **QUICK)
     with LlamaServer(large_model, port=free_port, wait=False) as server:
         seen = [await send(proxy.url, PATH, chat(1)) for _ in range(3)]
@@ -64,7 +64,7 @@ async def test_fleet_that_only_loads_is_not_ready(start_proxy: StartProxy, large
     assert {(reply.status, reply.json["error"]["code"]) for reply in seen} == {(503, "no_backend_available")}
 
 
-async def test_full_server_is_passed_by(start_proxy: StartProxy, two_slow_servers: list[LlamaServer]) -> None:
+async def test_full_server_gets_no_request(start_proxy: StartProxy, two_slow_servers: list[LlamaServer]) -> None:
     full, free = two_slow_servers
     proxy = start_proxy(full, free, MAX_ALLOWED_REQUEST_QUEUE="1", QUEUE_TIMEOUT_SECONDS="0.5", **QUICK)
     async with AsyncExitStack() as foreign:
@@ -87,43 +87,45 @@ async def test_full_server_is_passed_by(start_proxy: StartProxy, two_slow_server
 
 
 async def occupy(server: LlamaServer, stack: AsyncExitStack) -> None:
-    """Give both slots of ``server`` work that lasts, past the proxy."""
+    """Occupy both slots of ``server`` with long streams that bypass the proxy."""
     for _ in range(2):
         stream = await stack.enter_async_context(Call(server.url, PATH, chat(4000, stream=True)))
         stream.send()
         assert await stream.head() == 200
 
 
-async def test_frozen_server_delays_nobody_else(start_proxy: StartProxy, two_servers: list[LlamaServer]) -> None:
+async def test_frozen_server_delays_no_request_to_another(
+    start_proxy: StartProxy, two_servers: list[LlamaServer]
+) -> None:
     frozen, other = two_servers
     proxy = start_proxy(frozen, other, METRICS_CACHE_TTL_SECONDS="0.5")
     frozen.freeze()
     async with AsyncExitStack() as stack:
-        # A request that has gone there waits; those that come after it do not queue behind it.
+        # Requests sent to the frozen server wait there. Later ones must not queue behind them.
         waiting = [await stack.enter_async_context(Call(proxy.url, PATH, chat())) for _ in range(6)]
         for call in waiting:
             call.send()
-        await eventually(lambda: holds_some_of(proxy, frozen))
-        first_told = (await proxy.details())[other.url]["metrics"]["timestamp"]
+        await eventually(lambda: has_requests_on(proxy, frozen))
+        first_poll = (await proxy.details())[other.url]["metrics"]["timestamp"]
 
         slowest = 0.0
-        async for seconds in answers_until_only(proxy, other):
+        async for seconds in answer_times_until_only(proxy, other):
             slowest = max(slowest, seconds)
 
-        told = (await proxy.details())[other.url]["metrics"]["timestamp"]
-        assert slowest < 10  # what had queued behind them would wait for ever
-        assert told > first_told
+        last_poll = (await proxy.details())[other.url]["metrics"]["timestamp"]
+        assert slowest < 10  # a request queued behind them would never end
+        assert last_poll > first_poll
         frozen.thaw()
         assert [(await call.reply()).status for call in waiting] == [200] * 6
     await eventually(lambda: has(proxy, frozen, other))
 
 
-async def holds_some_of(proxy: Proxy, server: LlamaServer) -> bool:
+async def has_requests_on(proxy: Proxy, server: LlamaServer) -> bool:
     return bool((await proxy.details())[server.url]["requests_in_flight"])
 
 
-async def answers_until_only(proxy: Proxy, server: LlamaServer) -> AsyncIterator[float]:
-    """Send one request after the other until ``server`` alone is available; gives how long each took."""
+async def answer_times_until_only(proxy: Proxy, server: LlamaServer) -> AsyncIterator[float]:
+    """Send sequential requests until only ``server`` is available; yields the seconds each took."""
     give_up_at = time.monotonic() + 30
     while not await has(proxy, server):
         assert time.monotonic() < give_up_at
@@ -133,7 +135,7 @@ async def answers_until_only(proxy: Proxy, server: LlamaServer) -> AsyncIterator
         assert (reply.status, reply.headers["x-backend"]) == (200, server.url)
 
 
-async def test_nobody_up_is_said_at_once_and_heals_by_itself(
+async def test_fleet_without_a_live_backend_is_503_at_once_and_recovers(
     start_proxy: StartProxy, tiny_model: Path, free_port: int
 ) -> None:
     proxy = start_proxy(f"http://127.0.0.1:{free_port}")
@@ -144,7 +146,7 @@ async def test_nobody_up_is_said_at_once_and_heals_by_itself(
         seconds.append(time.monotonic() - began)
         assert (reply.status, reply.json["error"]["code"]) == (503, "no_backend_available")
         assert int(reply.headers["retry-after"]) >= 1
-    assert min(seconds) < 5  # and not for a place in the queue
+    assert min(seconds) < 5  # that is, they did not wait in the queue
     assert (await send(proxy.url, "/readyz")).status == 503
     assert (await send(proxy.url, "/livez")).status == 200
 
@@ -157,7 +159,7 @@ async def is_ready(proxy: Proxy) -> bool:
     return (await send(proxy.url, "/readyz")).status == 200
 
 
-async def test_anthropic_clients_get_errors_of_their_dialect(start_proxy: StartProxy, free_port: int) -> None:
+async def test_anthropic_clients_get_errors_in_their_format(start_proxy: StartProxy, free_port: int) -> None:
     proxy = start_proxy(f"http://127.0.0.1:{free_port}")
 
     reply = await send(proxy.url, "/v1/messages", {"messages": [], "max_tokens": 1}, headers={"x-request-id": "a.1"})

@@ -1,4 +1,4 @@
-"""Requests go where the least work is, polled or not."""
+"""Requests go to the backend with the least load, whether or not engines report it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.llama_server import LlamaServer
 from support.program import Proxy
 from support.waiting import eventually
 
-ONCE = {"METRICS_CACHE_TTL_SECONDS": "60"}  # no second poll within any of these tests
+ONCE = {"METRICS_CACHE_TTL_SECONDS": "60"}  # no second poll during these tests
 NEVER_BUSY = {
     "MAX_ALLOWED_REQUEST_QUEUE": "1000",
     "MAX_ALLOWED_DEFERRED": "1000",
@@ -37,7 +37,7 @@ def processes(server: LlamaServer, count: int) -> bool:
 
 
 async def burst(proxy: Proxy, count: int, body: object) -> Counter[str]:
-    """Send ``count`` requests at the same moment; gives how many each backend answered."""
+    """Send ``count`` requests at once; returns how many each backend answered."""
     async with AsyncExitStack() as stack:
         calls = [await stack.enter_async_context(Call(proxy.url, "/v1/chat/completions", body)) for _ in range(count)]
         for call in calls:
@@ -66,7 +66,7 @@ async def test_burst_between_two_polls_is_spread_evenly(
     assert max(shares.values()) <= 18
 
 
-async def test_burst_counts_the_work_of_others(start_proxy: StartProxy, four_servers: list[LlamaServer]) -> None:
+async def test_burst_takes_foreign_load_into_account(start_proxy: StartProxy, four_servers: list[LlamaServer]) -> None:
     idle, *loaded = four_servers
     async with AsyncExitStack() as foreign:
         for server in loaded * 3:
@@ -75,9 +75,9 @@ async def test_burst_counts_the_work_of_others(start_proxy: StartProxy, four_ser
         for server in loaded:
             await eventually(partial(processes, server, 3))
         proxy = start_proxy(*four_servers, **ONCE, **NEVER_BUSY)
-        told = {url: one["metrics"]["requests_processing"] for url, one in (await proxy.details()).items()}
-        assert told == {idle.url: 0, **{server.url: 3 for server in loaded}}
-    # The proxy does not ask again, so it goes on counting them; and the burst has the machine for itself.
+        reported = {url: one["metrics"]["requests_processing"] for url, one in (await proxy.details()).items()}
+        assert reported == {idle.url: 0, **{server.url: 3 for server in loaded}}
+    # Without another poll, the proxy still counts the foreign requests, which no longer use CPU time during the burst.
 
     shares = await burst(proxy, 60, chat(10))
 
@@ -85,7 +85,7 @@ async def test_burst_counts_the_work_of_others(start_proxy: StartProxy, four_ser
     assert 16 <= shares[idle.url] <= 20
 
 
-async def test_servers_without_metrics_are_used_by_own_leases(
+async def test_servers_without_metrics_are_balanced_by_leases(
     start_proxy: StartProxy, start_servers: StartServers, slow_model: Path
 ) -> None:
     servers = start_servers(2, slow_model, "--no-metrics")

@@ -1,4 +1,4 @@
-"""What clients make of a stream whose engine has died: each notices that the answer is not whole."""
+"""Every client notices that a stream is incomplete when its engine has died."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import httpx2
 import openai
 import pytest
 
-from end_to_end.broken_stream import TOLD, DyingEngine
+from end_to_end.broken_stream import TEXT, DyingEngine
 from support.program import Proxy
 
 OPENAI_QUESTION: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "kin"}]
 ANTHROPIC_QUESTION: list[anthropic.types.MessageParam] = [{"role": "user", "content": "kin"}]
 BROKEN = {"http1.1": 18, "http1.0": 56}
-"""curl's exit codes: a partial file; a connection that was reset."""
+"""curl's exit codes for a partial file and for a reset connection."""
 
 
-async def before_a_dying_engine(folder: Path, *, inside: bool) -> AsyncIterator[Proxy]:
+async def in_front_of_a_dying_engine(folder: Path, *, inside: bool) -> AsyncIterator[Proxy]:
     async with DyingEngine(inside=inside) as engine:
         with await asyncio.to_thread(Proxy, folder, [engine.url]) as proxy:
             yield proxy
@@ -31,15 +31,15 @@ async def before_a_dying_engine(folder: Path, *, inside: bool) -> AsyncIterator[
 
 @pytest.fixture
 async def between(tmp_path: Path) -> AsyncIterator[Proxy]:
-    """Before an engine that dies between two events."""
-    async for proxy in before_a_dying_engine(tmp_path, inside=False):
+    """In front of an engine that dies between two events."""
+    async for proxy in in_front_of_a_dying_engine(tmp_path, inside=False):
         yield proxy
 
 
 @pytest.fixture
 async def inside(tmp_path: Path) -> AsyncIterator[Proxy]:
-    """Before an engine that dies inside an event."""
-    async for proxy in before_a_dying_engine(tmp_path, inside=True):
+    """In front of an engine that dies inside an event."""
+    async for proxy in in_front_of_a_dying_engine(tmp_path, inside=True):
         yield proxy
 
 
@@ -65,47 +65,47 @@ def anthropic_text(url: str) -> Iterator[str]:
 Ask = Callable[[str], Iterator[str]]
 
 
-def told_and_raised(ask: Ask, url: str) -> tuple[str, Exception | None]:
-    """What is told of the answer, and what is raised then; ``None``: it passes for a whole answer."""
-    told = ""
+def text_and_error(ask: Ask, url: str) -> tuple[str, Exception | None]:
+    """The text received and the error raised after it; ``None`` if the answer looked complete."""
+    text = ""
     try:
         for piece in ask(url):
-            told += piece
+            text += piece
     except Exception as error:
-        return told, error
-    return told, None
+        return text, error
+    return text, None
 
 
-async def test_openais_sdk_raises_what_the_last_event_says(between: Proxy) -> None:
-    told, error = await asyncio.to_thread(told_and_raised, openai_chat, between.url)
+async def test_openai_sdk_raises_the_error_of_the_last_event(between: Proxy) -> None:
+    text, error = await asyncio.to_thread(text_and_error, openai_chat, between.url)
 
-    assert told == TOLD * 2
+    assert text == TEXT * 2
     assert isinstance(error, openai.APIError)
     assert error.code == "backend_disconnected"
 
 
-async def test_openais_sdk_raises_when_an_event_is_cut(inside: Proxy) -> None:
-    told, error = await asyncio.to_thread(told_and_raised, openai_chat, inside.url)
+async def test_openai_sdk_raises_when_an_event_is_cut(inside: Proxy) -> None:
+    text, error = await asyncio.to_thread(text_and_error, openai_chat, inside.url)
 
-    assert told == TOLD
+    assert text == TEXT
     assert isinstance(error, openai.APIConnectionError | httpx2.RemoteProtocolError)
 
 
 @pytest.mark.parametrize("ask", [anthropic_events, anthropic_text])
-async def test_anthropics_sdk_raises_what_the_last_event_says(between: Proxy, ask: Ask) -> None:
-    told, error = await asyncio.to_thread(told_and_raised, ask, between.url)
+async def test_anthropic_sdk_raises_the_error_of_the_last_event(between: Proxy, ask: Ask) -> None:
+    text, error = await asyncio.to_thread(text_and_error, ask, between.url)
 
-    assert told == TOLD * 2
+    assert text == TEXT * 2
     assert isinstance(error, anthropic.APIStatusError)
     assert isinstance(error.body, dict)
     assert error.body["error"]["type"] == "api_error"
 
 
 @pytest.mark.parametrize("ask", [anthropic_events, anthropic_text])
-async def test_anthropics_sdk_raises_when_an_event_is_cut(inside: Proxy, ask: Ask) -> None:
-    told, error = await asyncio.to_thread(told_and_raised, ask, inside.url)
+async def test_anthropic_sdk_raises_when_an_event_is_cut(inside: Proxy, ask: Ask) -> None:
+    text, error = await asyncio.to_thread(text_and_error, ask, inside.url)
 
-    assert told == TOLD
+    assert text == TEXT
     assert isinstance(error, anthropic.APIConnectionError | httpx2.RemoteProtocolError)
 
 
@@ -115,14 +115,14 @@ def curl(url: str, version: str) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.mark.parametrize("version", BROKEN)
-async def test_curl_fails_after_the_event_that_says_so(between: Proxy, version: str) -> None:
+async def test_curl_fails_after_the_error_event(between: Proxy, version: str) -> None:
     ended = await asyncio.to_thread(curl, between.url, version)
 
     assert ended.returncode == BROKEN[version]
-    *events, last, nothing = ended.stdout.split(b"\n\n")
+    *events, last, rest = ended.stdout.split(b"\n\n")
     assert len(events) == 2
     assert last.startswith(b'data: {"error": {"message": ')
-    assert nothing == b""
+    assert rest == b""
 
 
 @pytest.mark.parametrize("version", BROKEN)

@@ -1,4 +1,4 @@
-"""A prompt goes where it fits, in a fleet whose servers have contexts of different lengths."""
+"""A prompt goes to a backend whose context it fits, in a fleet with different context lengths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.llama_server import LlamaServer
 from support.program import Proxy
 
 PATH = "/v1/chat/completions"
-# The tiny model has a token for every byte, which nobody knows before it has told.
+# The tiny model has one token per byte. The proxy learns this from the first replies.
 SHORT, MIDDLING, LONG, TOO_LONG = ("x" * size for size in (50, 1900, 3500, 5000))
 
 
@@ -27,13 +27,13 @@ def policy(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def small(start_servers: StartServers, tiny_model: Path) -> LlamaServer:
-    """1,024 tokens in each of its slots."""
+    """Each slot has 1,024 tokens."""
     return start_servers(1, tiny_model, "--slots", "2", "--context", "2048", "--http-threads", "32")[0]
 
 
 @pytest.fixture
 def large(start_servers: StartServers, tiny_model: Path) -> LlamaServer:
-    """4,096 tokens in each of its slots."""
+    """Each slot has 4,096 tokens."""
     return start_servers(1, tiny_model, "--slots", "2", "--context", "8192", "--http-threads", "32")[0]
 
 
@@ -43,7 +43,7 @@ async def ask(proxy: Proxy, text: str, **members: Any) -> Reply:
 
 
 async def ask_all(proxy: Proxy, texts: list[str]) -> Counter[str]:
-    """Ask all of these at once. Returns who has answered how many."""
+    """Send all requests at once; returns how many each backend answered."""
     replies = await asyncio.gather(*(ask(proxy, text, stream=len(text) % 2 == 0) for text in texts))
     assert {reply.status for reply in replies} == {200}
     return Counter(reply.headers["x-backend"] for reply in replies)
@@ -61,7 +61,7 @@ async def test_long_prompts_are_always_answered_and_short_ones_use_all_servers(
     assert set(await ask_all(proxy, long)) == {large.url}
 
 
-async def test_what_fits_is_known_from_what_was_answered(
+async def test_fit_is_learned_from_replies(
     start_proxy: StartProxy, small: LlamaServer, large: LlamaServer, policy: str
 ) -> None:
     proxy = start_proxy(small, large, BALANCING_POLICY=policy)
@@ -71,7 +71,7 @@ async def test_what_fits_is_known_from_what_was_answered(
         assert (reply.status, reply.headers["x-backend"]) == (200, large.url)
 
 
-async def test_what_fits_nowhere_gets_the_error_of_the_longest(
+async def test_prompt_that_fits_nowhere_gets_the_error_of_the_longest_context(
     start_proxy: StartProxy, small: LlamaServer, large: LlamaServer, policy: str
 ) -> None:
     proxy = start_proxy(small, large, BALANCING_POLICY=policy)
@@ -82,16 +82,14 @@ async def test_what_fits_nowhere_gets_the_error_of_the_longest(
         assert (reply.status, reply.headers["x-backend"], error["n_ctx"]) == (400, large.url, 4096)
 
 
-async def test_where_all_are_alike_a_server_may_refuse(
+async def test_servers_with_equal_contexts_decide_themselves(
     start_proxy: StartProxy, small: LlamaServer, policy: str
 ) -> None:
     proxy = start_proxy(small, BALANCING_POLICY=policy)
     assert (await ask(proxy, LONG)).status == 400
 
 
-async def test_health_shows_how_long_contexts_are(
-    start_proxy: StartProxy, small: LlamaServer, large: LlamaServer
-) -> None:
+async def test_health_shows_context_lengths(start_proxy: StartProxy, small: LlamaServer, large: LlamaServer) -> None:
     proxy = start_proxy(small, large)
     details = (await send(proxy.url, "/health")).json["details"]
     assert [list(one["contexts"].values()) for one in details] == [[1024], [4096]]

@@ -1,4 +1,4 @@
-"""Streams that go on without their clients are found again where they are; on real llama.cpp servers."""
+"""Streams that continue without their clients are located again, on real llama.cpp servers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.program import Proxy
 from support.waiting import eventually
 
 PATH = "/v1/chat/completions"
-LONG = 1500  # tokens: some seconds
+LONG = 1500  # tokens; takes seconds
 DONE = b"data: [DONE]\n\n"
 
 
@@ -38,13 +38,13 @@ def processing(server: LlamaServer) -> float:
 
 
 def call(proxy: Proxy, conversation: str, tokens: int) -> Call:
-    """A stream that its client may ask for again."""
+    """A stream that its client can resume."""
     body = chat(tokens, stream=True, ignore_eos=True)
     return Call(proxy.url, PATH, body, headers={"X-Conversation-Id": conversation})
 
 
-async def begin_and_leave(proxy: Proxy, conversation: str, tokens: int = LONG) -> tuple[str, bytes]:
-    """Whose stream it is, and what its client has seen of it."""
+async def begin_and_disconnect(proxy: Proxy, conversation: str, tokens: int = LONG) -> tuple[str, bytes]:
+    """Returns the backend of the stream and the bytes that its client has received."""
     async with call(proxy, conversation, tokens) as stream:
         stream.send()
         assert await stream.head() == 200
@@ -59,13 +59,13 @@ async def stop(proxy: Proxy, conversation: str) -> Reply:
     return await send(proxy.url, f"/v1/stream?conv_id={quote(conversation)}", method="DELETE")
 
 
-async def test_a_client_that_left_finds_the_rest_of_its_stream(
+async def test_client_that_disconnected_can_resume_its_stream(
     start_proxy: StartProxy, servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(*servers)
     for conversation in ("one", "two words", "drei ü"):
-        home, seen = await begin_and_leave(proxy, conversation, tokens=200)
-        await eventually(lambda: holds_nothing(proxy), seconds=1)  # the engine alone goes on
+        home, seen = await begin_and_disconnect(proxy, conversation, tokens=200)
+        await eventually(lambda: holds_nothing(proxy), seconds=1)  # only the engine continues
 
         whole, rest = await again(proxy, conversation), await again(proxy, conversation, len(seen))
 
@@ -77,11 +77,11 @@ async def test_a_client_that_left_finds_the_rest_of_its_stream(
         assert whole.body.endswith(DONE)
 
 
-async def test_a_stream_that_its_client_left_goes_on_until_it_is_stopped(
+async def test_stream_without_its_client_continues_until_it_is_stopped(
     start_proxy: StartProxy, servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(*servers)
-    home, _ = await begin_and_leave(proxy, "left")
+    home, _ = await begin_and_disconnect(proxy, "left")
     server = next(server for server in servers if server.url == home)
     await eventually(lambda: holds_nothing(proxy), seconds=1)
     assert processing(server) == 1
@@ -92,7 +92,7 @@ async def test_a_stream_that_its_client_left_goes_on_until_it_is_stopped(
     assert (await again(proxy, "left")).status == 404
 
 
-async def test_a_proxy_that_has_just_started_finds_and_stops_streams_by_asking(
+async def test_restarted_proxy_finds_and_stops_streams_by_asking(
     start_proxy: StartProxy, servers: list[LlamaServer]
 ) -> None:
     first = start_proxy(*servers)
@@ -109,19 +109,19 @@ async def test_a_proxy_that_has_just_started_finds_and_stops_streams_by_asking(
     await eventually(lambda: sum(map(processing, servers)) == 0, seconds=1)
 
 
-async def test_a_conversation_goes_on_where_it_was(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+async def test_conversation_stays_on_its_backend(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers)
     for number in range(4):
-        turns = [await begin_and_leave(proxy, f"turns {number}", tokens=4) for _ in range(4)]
+        turns = [await begin_and_disconnect(proxy, f"turns {number}", tokens=4) for _ in range(4)]
         assert len({home for home, _ in turns}) == 1
 
 
 async def all_homes(proxy: Proxy, servers: list[LlamaServer], name: str) -> AsyncIterator[tuple[str, str]]:
-    """A stream on every server, and its conversation."""
+    """Start a stream on every server; yields each backend with its conversation."""
     known: set[str] = set()
     for number in itertools.count():
         conversation = f"{name} {number}"
-        home, _ = await begin_and_leave(proxy, conversation, tokens=300)
+        home, _ = await begin_and_disconnect(proxy, conversation, tokens=300)
         if home in known:
             await stop(proxy, conversation)
         else:

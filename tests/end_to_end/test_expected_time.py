@@ -1,4 +1,4 @@
-"""Requests go where their first token comes soonest: to who holds their prompt, unless others would be sooner."""
+"""Requests go to the backend with the earliest expected first token, usually the one that has cached their prefix."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def servers(start_servers: StartServers, tiny_model: Path) -> list[LlamaServer]:
 
 
 def system(name: str) -> Message:
-    """A long text of its own."""
+    """A long message that depends on ``name``."""
     return {"role": "system", "content": " ".join(f"{name} {number}" for number in range(160))}
 
 
@@ -40,7 +40,7 @@ async def ask(proxy: Proxy, messages: list[Message], *, stream: bool = False, an
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_conversation_goes_on_where_it_began(
+async def test_conversation_continues_on_its_first_backend(
     start_proxy: StartProxy, servers: list[LlamaServer], stream: bool
 ) -> None:
     proxy = start_proxy(*servers, **POLICY)
@@ -56,7 +56,7 @@ async def test_a_conversation_goes_on_where_it_began(
                 assert usage["prompt_tokens_details"]["cached_tokens"] > usage["prompt_tokens"] / 2
 
 
-async def test_conversations_of_different_beginnings_are_spread(
+async def test_conversations_with_different_prefixes_are_spread(
     start_proxy: StartProxy, servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(*servers, **POLICY)
@@ -65,10 +65,10 @@ async def test_conversations_of_different_beginnings_are_spread(
     assert min(shares.values()) >= 2
 
 
-async def test_a_shared_beginning_makes_no_hot_spot(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+async def test_shared_prefix_makes_no_hot_spot(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers, **POLICY)
     await ask(proxy, [system("a"), user("Begin.")])
-    # It takes so long to answer them that to wait for the one that has read this takes longer than to read it again.
+    # The answers take so long that waiting for the warm backend is slower than reading the prefix again.
     questions = ([system("a"), user(f"Question {number}")] for number in range(24))
     replies = await asyncio.gather(*(ask(proxy, messages, answer_tokens=400) for messages in questions))
     shares = Counter(reply.headers["x-backend"] for reply in replies)
@@ -77,7 +77,9 @@ async def test_a_shared_beginning_makes_no_hot_spot(start_proxy: StartProxy, ser
 
 
 @pytest.mark.parametrize("policy", ["power_of_two", "round_robin", "rendezvous"])
-async def test_other_policies_serve_everybody(start_proxy: StartProxy, servers: list[LlamaServer], policy: str) -> None:
+async def test_other_policies_serve_all_requests(
+    start_proxy: StartProxy, servers: list[LlamaServer], policy: str
+) -> None:
     proxy = start_proxy(*servers, BALANCING_POLICY=policy)
     backends = [(await ask(proxy, [system(name), user("Begin.")])).headers["x-backend"] for name in "abcdefgh"]
     again = [(await ask(proxy, [system(name), user("Begin.")])).headers["x-backend"] for name in "abcdefgh"]

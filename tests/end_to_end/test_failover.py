@@ -1,4 +1,4 @@
-"""A server that dies under load costs its own streams and nothing else."""
+"""A server that dies under load breaks only its own streams."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class Stream:
             self.complete = call.complete
 
 
-async def test_server_killed_under_load(start_proxy: StartProxy, two_slow_servers: list[LlamaServer]) -> None:
+async def test_killing_a_server_under_load_breaks_only_its_streams(
+    start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
+) -> None:
     victim, other = two_slow_servers
     proxy = start_proxy(victim, other, **SOON)
     streams = [Stream() for _ in range(20)]
@@ -69,7 +71,7 @@ async def test_server_killed_under_load(start_proxy: StartProxy, two_slow_server
         assert answered_by(reply) == other.url
     for stream in streams:
         if stream in cut_off:
-            assert_ended_honestly(stream)
+            assert_reported_as_broken(stream)
         else:
             assert (stream.backend, stream.events[-1], stream.complete) == (other.url, DONE, True)
 
@@ -79,14 +81,14 @@ async def only_available(proxy: Proxy, server: LlamaServer) -> bool:
 
 
 def answered_by(reply: Reply) -> str:
-    """Who gave this complete answer."""
+    """The backend that gave this complete answer."""
     assert (reply.status, reply.complete) == (200, True)
     assert reply.json["choices"][0]["finish_reason"] == "length"
     return reply.headers["x-backend"]
 
 
-def assert_ended_honestly(stream: Stream) -> None:
-    """A last event that says what happened; neither the end of the stream nor that of the body."""
+def assert_reported_as_broken(stream: Stream) -> None:
+    """The last event reports the failure; neither the stream nor the body has a regular end."""
     assert DONE not in stream.events
     assert not stream.complete
     error = json.loads(stream.events[-1].removeprefix(b"data: "))["error"]

@@ -1,4 +1,4 @@
-"""Backends come, go and are drained while requests run; on real servers."""
+"""Backends join, leave and are drained while requests run, on real servers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def rest_of(stream: Call) -> list[bytes]:
     return events
 
 
-async def test_a_changed_fleet_file_is_taken_up_and_streams_go_on(
+async def test_changed_fleet_file_is_applied_and_streams_continue(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer], tmp_path: Path
 ) -> None:
     old, new = two_slow_servers
@@ -53,7 +53,7 @@ async def is_fleet(proxy: Proxy, *servers: LlamaServer) -> bool:
     return await proxy.available() == {server.url for server in servers} == set(await proxy.details())
 
 
-async def test_a_fleet_file_that_cannot_be_used_changes_nothing(
+async def test_invalid_fleet_file_changes_nothing(
     start_proxy: StartProxy, two_servers: list[LlamaServer], tmp_path: Path
 ) -> None:
     server, other = two_servers
@@ -72,25 +72,25 @@ async def test_a_fleet_file_that_cannot_be_used_changes_nothing(
     assert 'inference_proxy_config_reloads_total{result="failure"} 2.0' in metrics
 
 
-async def test_each_model_has_the_policy_that_the_fleet_file_says_now(
+async def test_changed_policy_of_a_model_applies_at_once(
     start_proxy: StartProxy, two_servers: list[LlamaServer], tmp_path: Path
 ) -> None:
     file = tmp_path / "fleet.yaml"
     file.write_text(fleet_of(*two_servers) + "models: {sticky: {balancing_policy: rendezvous}}\n")
     proxy = start_proxy(BACKENDS="", CONFIG_FILE=str(file), BALANCING_POLICY="round_robin")
 
-    assert len(set(await ways_of(proxy, "sticky"))) == 1
-    assert alternates(await ways_of(proxy, "other"))
+    assert len(set(await backends_of(proxy, "sticky"))) == 1
+    assert alternates(await backends_of(proxy, "other"))
 
     file.write_text(fleet_of(*two_servers) + "models: {other: {balancing_policy: rendezvous}}\n")
     await eventually(lambda: "settings of their own have now: other" in proxy.events)
 
-    assert alternates(await ways_of(proxy, "sticky"))
-    assert len(set(await ways_of(proxy, "other"))) == 1
+    assert alternates(await backends_of(proxy, "sticky"))
+    assert len(set(await backends_of(proxy, "other"))) == 1
 
 
-async def ways_of(proxy: Proxy, model: str) -> list[str]:
-    """Which backends the same request for ``model`` goes to, one time after the other."""
+async def backends_of(proxy: Proxy, model: str) -> list[str]:
+    """The backends of six identical sequential requests for ``model``."""
     replies = [await send(proxy.url, PATH, {**chat(), "model": model}) for _ in range(6)]
     return [reply.headers["x-backend"] for reply in replies]
 
@@ -99,7 +99,7 @@ def alternates(backends: list[str]) -> bool:
     return len(set(backends)) == 2 and backends == backends[:2] * 3
 
 
-async def test_sighup_reads_the_settings_again_at_once(start_proxy: StartProxy, shared_server: LlamaServer) -> None:
+async def test_sighup_reloads_the_settings_at_once(start_proxy: StartProxy, shared_server: LlamaServer) -> None:
     proxy = start_proxy(shared_server)
 
     proxy.signal(signal.SIGHUP)
@@ -108,7 +108,7 @@ async def test_sighup_reads_the_settings_again_at_once(start_proxy: StartProxy, 
     assert (await send(proxy.url, PATH, chat())).status == 200
 
 
-async def test_settings_that_need_a_start_are_named(
+async def test_changed_settings_that_need_a_restart_are_named(
     start_proxy: StartProxy, shared_server: LlamaServer, tmp_path: Path
 ) -> None:
     file = tmp_path / "fleet.yaml"
@@ -120,7 +120,7 @@ async def test_settings_that_need_a_start_are_named(
     await eventually(lambda: "QUEUE_TIMEOUT_SECONDS has changed; restart to apply the change" in proxy.events)
 
 
-async def test_a_drained_backend_ends_what_it_has_and_says_when_it_may_be_stopped(
+async def test_draining_backend_finishes_its_requests_and_reports_when_it_is_safe_to_stop(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(*two_slow_servers, ADMIN_KEY="admin-secret")
@@ -153,12 +153,12 @@ async def operate(proxy: Proxy, target: str) -> Reply:
     return reply
 
 
-async def test_who_has_no_admin_key_drains_nothing(start_proxy: StartProxy, shared_server: LlamaServer) -> None:
+async def test_draining_needs_the_admin_key(start_proxy: StartProxy, shared_server: LlamaServer) -> None:
     proxy = start_proxy(shared_server, ADMIN_KEY="admin-secret")
     name = shared_server.url.removeprefix("http://")
 
     assert (await send(proxy.url, f"/admin/backends/{name}/drain", method="POST")).status == 401
-    unknown = await send(proxy.url, "/admin/backends/nobody/drain", method="POST", headers=ADMIN)
+    unknown = await send(proxy.url, "/admin/backends/unknown/drain", method="POST", headers=ADMIN)
 
     assert (unknown.status, unknown.json["error"]["code"]) == (404, "no_such_backend")
     assert await proxy.available() == {shared_server.url}

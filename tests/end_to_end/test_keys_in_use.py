@@ -1,4 +1,4 @@
-"""What a key is good for: its models, its limits, its holder's SDK, and a file that changes under the program."""
+"""Keys in use: their models, their limits, SDKs, and changes of the key file."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def ask(proxy: Proxy, name: str, body: object = None, *, target: str = CHA
         pytest.param(b'\xef\xbb\xbf{"model":"secret","messages":[]}', 403, id="byte order mark"),
     ],
 )
-async def test_a_key_is_good_for_its_models_only(proxy: Proxy, body: object, status: int) -> None:
+async def test_key_permits_only_its_models(proxy: Proxy, body: object, status: int) -> None:
     reply = await ask(proxy, "ours", body)
 
     assert reply.status == status
@@ -85,14 +85,14 @@ async def test_a_key_is_good_for_its_models_only(proxy: Proxy, body: object, sta
         assert "other, tiny" in message or "not certain which model" in message
 
 
-async def test_a_limited_key_reaches_nothing_that_names_no_model(proxy: Proxy) -> None:
+async def test_key_with_models_reaches_no_path_without_a_model(proxy: Proxy) -> None:
     for target in ("/slots", "/props", "/models", "/v1/models/", "/props?model=secret", "/props?model=tiny&model=x"):
         assert (await ask(proxy, "ours", target=target)).status == 403
         assert (await ask(proxy, "free", target=target)).status != 403
     assert (await ask(proxy, "ours", target="/props?model=tiny")).status == 200
 
 
-async def test_only_the_models_of_a_key_are_listed_for_it(start_proxy: StartProxy, tmp_path: Path) -> None:
+async def test_model_list_shows_only_the_models_of_the_key(start_proxy: StartProxy, tmp_path: Path) -> None:
     async with RecordingEngine() as engine:
         key = f"keys: [{{name: a, secret: {SECRETS['free']}, models: [none]}}, {{name: b, secret: {SECRETS['ours']}}}]"
         (file := tmp_path / "few.yaml").write_text(key)
@@ -102,7 +102,7 @@ async def test_only_the_models_of_a_key_are_listed_for_it(start_proxy: StartProx
             assert [entry["id"] for entry in listing["data"]] == ids
 
 
-async def test_a_key_is_good_for_its_models_only_in_forms_too(start_proxy: StartProxy, tmp_path: Path) -> None:
+async def test_key_permits_only_its_models_in_forms(start_proxy: StartProxy, tmp_path: Path) -> None:
     async with RecordingEngine() as engine:
         (tmp_path / "keys.yaml").write_text(KEYS)
         proxy = await asyncio.to_thread(start_proxy, engine.url, API_KEYS_FILE=str(tmp_path / "keys.yaml"))
@@ -115,19 +115,19 @@ async def test_a_key_is_good_for_its_models_only_in_forms_too(start_proxy: Start
 
         for models in (["secret"], ["tiny", "secret"], ["secret", "tiny"], ["tiny", "tiny"], []):
             assert await transcribe(*models) == 403
-        assert engine.passed_on == []
+        assert engine.forwarded == []
         assert await transcribe("tiny") == 200
         async with openai.AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key=SECRETS["ours"], max_retries=0) as client:
             await client.audio.transcriptions.create(model="tiny", file=("a.wav", b"RIFF....WAVE"))
             with pytest.raises(openai.PermissionDeniedError):
                 await client.audio.transcriptions.create(model="secret", file=("a.wav", b"RIFF....WAVE"))
-        assert len(engine.passed_on) == 2
+        assert len(engine.forwarded) == 2
 
 
 # --- limits
 
 
-async def test_beyond_its_requests_a_minute_a_key_is_told_when_to_come_again(proxy: Proxy) -> None:
+async def test_key_beyond_its_requests_per_minute_gets_retry_after(proxy: Proxy) -> None:
     replies = [await ask(proxy, "twice", chat()) for _ in range(3)]
 
     assert [reply.status for reply in replies] == [200, 200, 429]
@@ -140,7 +140,7 @@ async def test_beyond_its_requests_a_minute_a_key_is_told_when_to_come_again(pro
     assert "x-ratelimit-limit-requests" not in (await ask(proxy, "free", chat())).headers
 
 
-async def test_tokens_of_an_answer_are_counted_as_the_engine_counts_them(proxy: Proxy) -> None:
+async def test_tokens_are_counted_as_the_engine_reports_them(proxy: Proxy) -> None:
     whole = await ask(proxy, "tokens", chat(4, model="tiny"))
     used = whole.json["usage"]["total_tokens"]
     assert whole.headers["x-ratelimit-remaining-tokens"] == "30"
@@ -152,7 +152,7 @@ async def test_tokens_of_an_answer_are_counted_as_the_engine_counts_them(proxy: 
     assert int(refused.headers["retry-after"]) > 1
 
 
-async def test_a_key_has_no_more_requests_at_a_time_than_allowed(proxy: Proxy) -> None:
+async def test_key_has_no_more_concurrent_requests_than_allowed(proxy: Proxy) -> None:
     async with Call(proxy.url, CHAT, chat(4000, stream=True), headers=bearer("single")) as first:
         first.send()
         assert await first.head() == 200
@@ -163,17 +163,17 @@ async def test_a_key_has_no_more_requests_at_a_time_than_allowed(proxy: Proxy) -
     async def is_served() -> bool:
         return (await ask(proxy, "single", chat(1))).status == 200
 
-    await eventually(is_served)  # the client has left
+    await eventually(is_served)  # the client has disconnected
 
 
-async def test_an_expired_key_is_no_key(proxy: Proxy) -> None:
+async def test_expired_key_is_refused(proxy: Proxy) -> None:
     reply = await ask(proxy, "late", chat())
 
     assert (reply.status, reply.json["error"]["code"]) == (401, "invalid_api_key")
 
 
 @pytest.mark.parametrize("names_backend", ["true", "false"])
-async def test_limits_are_told_whether_backends_are_or_not(
+async def test_limit_headers_are_sent_whether_or_not_backends_are_shown(
     start_proxy: StartProxy, tmp_path: Path, names_backend: str
 ) -> None:
     async with RecordingEngine() as engine:
@@ -190,7 +190,7 @@ async def test_limits_are_told_whether_backends_are_or_not(
 # --- SDKs
 
 
-def test_openais_sdk_with_a_key(proxy: Proxy) -> None:
+def test_openai_sdk_sends_its_key(proxy: Proxy) -> None:
     with openai.OpenAI(base_url=f"{proxy.url}/v1", api_key=SECRETS["free"], max_retries=0) as client:
         assert client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=3).choices
         assert [model.id for model in client.models.list()] == ["tiny"]
@@ -198,7 +198,7 @@ def test_openais_sdk_with_a_key(proxy: Proxy) -> None:
             assert sum(bool(chunk.choices[0].delta.content) for chunk in stream) == 9
 
 
-def test_openais_sdk_knows_our_refusals(proxy: Proxy) -> None:
+def test_openai_sdk_recognizes_refusals_of_the_proxy(proxy: Proxy) -> None:
     def refusal(secret: str, model: str = "tiny") -> openai.APIStatusError:
         with openai.OpenAI(base_url=f"{proxy.url}/v1", api_key=secret, max_retries=0) as client:
             with pytest.raises(openai.APIStatusError) as caught:
@@ -207,12 +207,12 @@ def test_openais_sdk_knows_our_refusals(proxy: Proxy) -> None:
 
     assert isinstance(refusal("wrong"), openai.AuthenticationError)
     assert isinstance(refusal(SECRETS["ours"], "secret"), openai.PermissionDeniedError)
-    exceeded = refusal(SECRETS["tokens"])  # its tokens are used up by another test, or by the first of these
+    exceeded = refusal(SECRETS["tokens"])  # its tokens were used up by an earlier test or by the first request
     assert isinstance(exceeded, openai.RateLimitError)
     assert int(exceeded.response.headers["retry-after"]) >= 1
 
 
-def test_anthropics_sdk_with_a_key_and_our_refusals(proxy: Proxy) -> None:
+def test_anthropic_sdk_sends_its_key_and_recognizes_refusals(proxy: Proxy) -> None:
     def ask_as(secret: str) -> anthropic.types.Message:
         with anthropic.Anthropic(base_url=proxy.url, api_key=secret, max_retries=0) as client:
             return client.messages.create(model="tiny", messages=MESSAGES, max_tokens=3)
@@ -225,12 +225,10 @@ def test_anthropics_sdk_with_a_key_and_our_refusals(proxy: Proxy) -> None:
     assert int(exceeded.value.response.headers["retry-after"]) >= 1
 
 
-# --- a file that changes
+# --- changes of the key file
 
 
-async def test_keys_are_taken_up_from_a_changed_file_also_on_open_connections(
-    start_proxy: StartProxy, tmp_path: Path
-) -> None:
+async def test_changed_key_file_applies_to_open_connections_too(start_proxy: StartProxy, tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
     old, new = ("keys: [{name: a, secret: " + SECRETS[name] + "}]\n" for name in ("free", "ours"))
     file.write_text(old)

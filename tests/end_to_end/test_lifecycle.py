@@ -27,7 +27,9 @@ def server(slow_model: Path) -> Iterator[LlamaServer]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_stopping_lets_a_stream_end(start_proxy: StartProxy, server: LlamaServer, number: signal.Signals) -> None:
+async def test_shutdown_lets_a_stream_finish(
+    start_proxy: StartProxy, server: LlamaServer, number: signal.Signals
+) -> None:
     proxy = start_proxy(server)
     async with Call(proxy.url, PATH, chat(300, stream=True)) as stream, Call(proxy.url, "/livez") as idle:
         stream.send()
@@ -49,8 +51,8 @@ async def test_stopping_lets_a_stream_end(start_proxy: StartProxy, server: Llama
 WATCHED = "/readyz"
 
 
-async def asked_for_readiness(proxy: Proxy) -> None:
-    """As an orchestrator does, which will hear that the proxy stops."""
+async def probe_readiness(proxy: Proxy) -> None:
+    """As an orchestrator does, which notices in this way that the proxy stops."""
     await eventually(lambda: is_ready(proxy))
 
 
@@ -58,12 +60,10 @@ async def is_ready(proxy: Proxy) -> bool:
     return (await send(proxy.url, WATCHED)).status == 200
 
 
-async def test_who_has_not_heard_yet_that_the_proxy_stops_is_served_for_a_grace(
-    start_proxy: StartProxy, server: LlamaServer
-) -> None:
+async def test_new_requests_are_served_during_the_grace_period(start_proxy: StartProxy, server: LlamaServer) -> None:
     proxy = start_proxy(server, DRAIN_GRACE_SECONDS="1.5")  # LC01
     async with Call(proxy.url, PATH, chat(300, stream=True)) as stream, Call(proxy.url, "/livez") as idle:
-        await asked_for_readiness(proxy)
+        await probe_readiness(proxy)
         stream.send()
         assert await stream.head() == 200
 
@@ -85,12 +85,12 @@ async def is_not_ready(proxy: Proxy) -> bool:
 
 
 @pytest.mark.parametrize(("number", "is_watched"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-async def test_there_is_no_grace_when_nobody_watches_or_a_person_stops_it(
+async def test_there_is_no_grace_period_without_readiness_probes_or_after_sigint(
     start_proxy: StartProxy, server: LlamaServer, number: signal.Signals, is_watched: bool
 ) -> None:
     proxy = start_proxy(server, DRAIN_GRACE_SECONDS="30")
     if is_watched:
-        await asked_for_readiness(proxy)
+        await probe_readiness(proxy)
 
     proxy.signal(number)
 
@@ -98,10 +98,12 @@ async def test_there_is_no_grace_when_nobody_watches_or_a_person_stops_it(
     assert await proxy.ended() == 0
 
 
-async def test_second_signal_within_the_grace_stops_at_once(start_proxy: StartProxy, server: LlamaServer) -> None:
+async def test_second_signal_within_the_grace_period_stops_at_once(
+    start_proxy: StartProxy, server: LlamaServer
+) -> None:
     proxy = start_proxy(server, DRAIN_GRACE_SECONDS="30")  # LC02
     async with Call(proxy.url, PATH, chat(4000, stream=True)) as stream:
-        await asked_for_readiness(proxy)
+        await probe_readiness(proxy)
         stream.send()
         assert await stream.head() == 200
         proxy.signal(signal.SIGTERM)
@@ -156,11 +158,11 @@ async def refuses_connections(proxy: Proxy) -> bool:
     try:
         async with Call(proxy.url, "/livez"):
             return False
-    except (ConnectionRefusedError, ConnectionResetError):  # reset: it stood in line when the listener closed
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it was in the backlog when the listener closed
         return True
 
 
-def test_taken_port_is_said_in_one_line(shared_proxy: Proxy, tmp_path: Path) -> None:
+def test_port_in_use_is_one_line(shared_proxy: Proxy, tmp_path: Path) -> None:
     port = shared_proxy.url.rpartition(":")[2]
 
     done = run_command(tmp_path, "serve", PORT=port, BACKENDS="http://127.0.0.1:9")
@@ -170,9 +172,9 @@ def test_taken_port_is_said_in_one_line(shared_proxy: Proxy, tmp_path: Path) -> 
     assert f"cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use" in done.stderr
 
 
-def test_limit_of_open_files_is_raised_to_what_is_allowed(tmp_path: Path) -> None:
+def test_open_file_limit_is_raised_to_the_hard_limit(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))  # inherited by what is started now
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))  # inherited by processes started from now on
     try:
         proxy = FreshProxy(tmp_path, ["http://127.0.0.1:9"])
     finally:

@@ -1,4 +1,4 @@
-"""The official OpenAI SDK works against the proxy as against OpenAI."""
+"""The official OpenAI SDK works with the proxy as it does with OpenAI."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_unknown_path_is_the_engines_404(client: openai.OpenAI, shared_server: L
     assert raised.value.response.headers["x-backend"] == shared_server.url
 
 
-async def test_context_overflow_is_the_engines_answer_byte_for_byte(
+async def test_context_overflow_is_answered_by_the_engine_byte_for_byte(
     client: openai.OpenAI, shared_server: LlamaServer
 ) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
@@ -95,7 +95,7 @@ async def test_context_overflow_is_the_engines_answer_byte_for_byte(
     assert raised.value.type == "exceed_context_size_error"
 
 
-def test_engines_501_is_its_own(client: openai.OpenAI, shared_server: LlamaServer) -> None:
+def test_501_of_the_engine_is_relayed(client: openai.OpenAI, shared_server: LlamaServer) -> None:
     with pytest.raises(openai.InternalServerError) as raised:
         client.embeddings.create(model="any", input="kin")
 
@@ -103,7 +103,7 @@ def test_engines_501_is_its_own(client: openai.OpenAI, shared_server: LlamaServe
     assert raised.value.response.headers["x-backend"] == shared_server.url
 
 
-def test_blocked_path_is_our_403(client: openai.OpenAI) -> None:
+def test_blocked_path_is_403_of_the_proxy(client: openai.OpenAI) -> None:
     with pytest.raises(openai.PermissionDeniedError, match="BLOCKED_PATHS") as raised:
         client.post("/load_lora_adapter", cast_to=object, body={})
 
@@ -111,7 +111,7 @@ def test_blocked_path_is_our_403(client: openai.OpenAI) -> None:
     assert raised.value.request_id == raised.value.response.headers["x-request-id"]
 
 
-async def test_what_took_too_long_is_not_asked_again(
+async def test_sdk_does_not_retry_after_a_timeout_of_the_proxy(
     start_servers: StartServers, start_proxy: StartProxy, tiny_model: Path
 ) -> None:
     (server,) = start_servers(1, tiny_model)

@@ -1,4 +1,4 @@
-"""The program with less than it is asked for: of connections, files, requests, memory and time."""
+"""The program beyond its limits of connections, files, requests, memory and time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Start = Callable[..., Awaitable[Proxy]]
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
-    """Keeps all requests until it is told to answer."""
+    """Holds all requests until the test lets it answer."""
     async with Engine() as engine:
         engine.freed.clear()
         yield engine
@@ -33,7 +33,7 @@ async def engine() -> AsyncIterator[Engine]:
 
 @pytest.fixture
 def start(start_proxy: StartProxy) -> Start:
-    """Starts the program while the engine, which is in this process, can answer it."""
+    """Starts the program in a thread, so that the engine in this process can answer its polls."""
     return partial(asyncio.to_thread, start_proxy)
 
 
@@ -49,7 +49,7 @@ def is_refusal(reply: Reply) -> bool:
     return (reply.status, error["code"], reply.headers["retry-after"]) == (503, "overloaded", "1")
 
 
-async def test_requests_too_many_are_refused_at_once_and_our_own_paths_are_not(start: Start, engine: Engine) -> None:
+async def test_excess_requests_are_refused_at_once_but_own_paths_answer(start: Start, engine: Engine) -> None:
     proxy = await start(engine.url, MAX_REQUESTS_IN_FLIGHT="3")
     async with asyncio.TaskGroup() as group:
         served = [group.create_task(send(proxy.url, PATH, chat())) for _ in range(3)]
@@ -60,14 +60,14 @@ async def test_requests_too_many_are_refused_at_once_and_our_own_paths_are_not(s
             assert (await send(proxy.url, "/health")).status == 200
 
         assert await sample(proxy, 'inference_proxy_shed_total{reason="requests"}') == 10
-        assert await sample(proxy, "inference_proxy_client_requests_in_flight") == 4  # and the one that asks
+        assert await sample(proxy, "inference_proxy_client_requests_in_flight") == 4  # and this request itself
         engine.freed.set()
     assert [task.result().status for task in served] == [200] * 3
     assert (await send(proxy.url, PATH, chat())).status == 200
     assert await sample(proxy, "inference_proxy_client_requests_in_flight") == 1
 
 
-async def test_bodies_too_large_together_are_refused(start: Start, engine: Engine) -> None:
+async def test_bodies_whose_sum_is_too_large_are_refused(start: Start, engine: Engine) -> None:
     proxy = await start(engine.url, MAX_REQUEST_BYTES_IN_FLIGHT="3000000")
     body = b" " * 2_000_000
     async with Call(proxy.url, PATH, body) as first:
@@ -87,7 +87,7 @@ async def is_zero(proxy: Proxy, name: str) -> bool:
     return await sample(proxy, name) == 0
 
 
-async def test_connections_too_many_take_the_place_of_idle_ones_or_are_told(start: Start, engine: Engine) -> None:
+async def test_excess_connection_replaces_an_idle_one_or_gets_503(start: Start, engine: Engine) -> None:
     proxy = await start(engine.url, MAX_CLIENT_CONNECTIONS="10", ADMIN_PORT="0", ADMIN_KEY="k" * 32)
     async with AsyncExitStack() as clients:
         idle = [await clients.enter_async_context(Call(proxy.url, "/livez")) for _ in range(10)]
@@ -121,7 +121,7 @@ def open_files(proxy: Proxy) -> int:
     return len(list(Path(f"/proc/{proxy.pid}/fd").iterdir()))
 
 
-async def test_without_files_it_waits_for_some_and_says_so_once(start: Start, engine: Engine) -> None:
+async def test_running_out_of_files_is_logged_once_and_recovers(start: Start, engine: Engine) -> None:
     proxy = await start(engine.url, MAX_CLIENT_CONNECTIONS="10000")
     async with AsyncExitStack() as clients:
         busy = await clients.enter_async_context(Call(proxy.url, PATH, chat()))
@@ -145,7 +145,7 @@ async def test_without_files_it_waits_for_some_and_says_so_once(start: Start, en
 
 
 async def knock(proxy: Proxy) -> None:
-    """Connect, ask, and take whatever comes."""
+    """Connect and send a request; returns everything received."""
     try:
         async with asyncio.timeout(0.2), Call(proxy.url, "/livez") as call:
             call.send()
@@ -154,16 +154,16 @@ async def knock(proxy: Proxy) -> None:
         pass
 
 
-async def test_memory_near_its_limit_ends_connections_and_then_refuses(tmp_path: Path, engine: Engine) -> None:
+async def test_high_memory_use_ends_connections_and_then_refuses_requests(tmp_path: Path, engine: Engine) -> None:
     engine.freed.set()
-    limit = str(2**26)  # less than Python with all its modules takes
+    limit = str(2**26)  # less than Python with all its modules needs
     with await asyncio.to_thread(FreshProxy, tmp_path, [engine.url], MEMORY_LIMIT_BYTES=limit) as proxy:
         await eventually(lambda: "memory is" in proxy.events)
         reply = await send(proxy.url, PATH, chat())
         assert (reply.status, reply.headers["connection"]) == (200, "close")
 
 
-async def test_a_request_has_its_time(start: Start, engine: Engine) -> None:
+async def test_request_timeout_ends_a_request(start: Start, engine: Engine) -> None:
     proxy = await start(engine.url, REQUEST_TIMEOUT_SECONDS="0.5")
     reply = await send(proxy.url, PATH, chat())
     assert (reply.status, reply.json["error"]["code"]) == (504, "request_timeout")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from end_to_end.keeping_engine import KeepingEngine
+from end_to_end.stateful_engine import StatefulEngine
 from support.http_client import Reply, send
 from support.live_proxy import live_proxy
 from support.program import program
@@ -45,7 +45,7 @@ def keys(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def proxy(keys: Path) -> AsyncIterator[Proxied]:
-    async with KeepingEngine("a") as one, KeepingEngine("b") as other:
+    async with StatefulEngine("a") as one, StatefulEngine("b") as other:
         async with live_proxy(one.url, other.url, api_keys_file=str(keys)) as proxy:
             yield Proxied(proxy.url)
 
@@ -131,7 +131,7 @@ async def test_a_body_that_cannot_be_read_continues_no_foreign_response(proxy: P
 
 
 async def test_a_resource_of_unknown_origin_belongs_to_no_key(keys: Path) -> None:
-    async with KeepingEngine("a") as engine:
+    async with StatefulEngine("a") as engine:
         async with live_proxy(engine.url, api_keys_file=str(keys)) as before:
             response = await Proxied(before.url).create("alice")
         async with live_proxy(engine.url, api_keys_file=str(keys)) as after:
@@ -140,7 +140,7 @@ async def test_a_resource_of_unknown_origin_belongs_to_no_key(keys: Path) -> Non
 
 async def test_an_only_key_may_use_resources_of_unknown_origin() -> None:
     key = f"alice:{SECRETS['alice']}"
-    async with KeepingEngine("a") as engine:
+    async with StatefulEngine("a") as engine:
         async with live_proxy(engine.url, api_keys=key) as before:
             response = await Proxied(before.url).create("alice")
         async with live_proxy(engine.url, api_keys=key) as after:
@@ -148,7 +148,7 @@ async def test_an_only_key_may_use_resources_of_unknown_origin() -> None:
 
 
 async def test_all_workers_know_the_owner(tmp_path: Path, keys: Path) -> None:
-    async with KeepingEngine("a") as one, KeepingEngine("b") as other:
+    async with StatefulEngine("a") as one, StatefulEngine("b") as other:
         async with program(tmp_path, one, other, API_KEYS_FILE=str(keys), WORKERS="2") as proxy:
             proxied = Proxied(proxy.url)
             responses = [await proxied.create("alice") for _ in range(6)]

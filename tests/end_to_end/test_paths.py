@@ -1,4 +1,4 @@
-"""Every path and method reaches the engine as it was sent, but for those that an operator has to allow."""
+"""Every path and method is forwarded unchanged, except those that an operator has to allow."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_any_request_reaches_the_engine(
 
 
 async def test_query_reaches_the_engine(shared_proxy: Proxy, shared_server: LlamaServer) -> None:
-    """With this query, llama.cpp answers 503 while all slots are taken."""
+    """With this query, llama.cpp answers 503 while all slots are occupied."""
     target = "/slots?fail_on_no_slot=1"
     assert (await send(shared_proxy.url, target)).status == 200
     async with AsyncExitStack() as stack:
@@ -74,9 +74,7 @@ async def test_control_paths_are_blocked_unless_allowed(
     assert allowed.headers["x-backend"] == shared_server.url
 
 
-async def test_body_may_be_as_long_as_the_setting_says_and_no_longer(
-    shared_server: LlamaServer, start_proxy: StartProxy
-) -> None:
+async def test_body_length_is_limited_by_the_setting(shared_server: LlamaServer, start_proxy: StartProxy) -> None:
     proxy = start_proxy(shared_server, MAX_REQUEST_BODY_BYTES="1000", BACKEND_HEADER="false")
     start, end = b'{"content": "', b'"}'
 
@@ -88,7 +86,7 @@ async def test_body_may_be_as_long_as_the_setting_says_and_no_longer(
     assert (too_long.status, too_long.json["error"]["code"]) == (413, "body_too_large")
 
 
-async def test_valid_request_id_is_kept_and_any_other_replaced(shared_proxy: Proxy) -> None:
+async def test_valid_request_id_is_kept_and_an_invalid_one_replaced(shared_proxy: Proxy) -> None:
     kept = await send(shared_proxy.url, "/props", headers={"X-Request-Id": "job-7.b_C"})
     bad = [await send(shared_proxy.url, "/props", headers={"X-Request-Id": value}) for value in ("a b", "x" * 129)]
     none = await send(shared_proxy.url, "/props")

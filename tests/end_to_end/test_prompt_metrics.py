@@ -1,4 +1,4 @@
-"""What is thought to be held, and what engines say that they held, side by side."""
+"""The estimated cached tokens match those that engines report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def servers(start_servers: StartServers, tiny_model: Path) -> list[LlamaServer]:
 
 
 async def ask(proxy: Proxy, messages: list[Message]) -> tuple[int, int]:
-    """Tokens of the prompt, and those of them that were cached, as the client is told."""
+    """Prompt tokens and cached prompt tokens, from the usage in a reply."""
     body = {"messages": messages, "max_tokens": 4, "temperature": 0, "ignore_eos": True}
     reply = await send(proxy.url, "/v1/chat/completions", body)
     assert reply.status == 200
@@ -43,7 +43,7 @@ async def ask(proxy: Proxy, messages: list[Message]) -> tuple[int, int]:
 
 
 async def families(proxy: Proxy) -> list[Metric]:
-    """Those that are there only while a policy learns."""
+    """The metrics that exist only while a policy learns."""
     page = (await send(proxy.url, "/metrics")).body.decode()
     found = list(text_string_to_metric_families(page))
     return [one for one in found if one.name + "_total" * (one.type == "counter") in DOCUMENTED]
@@ -59,27 +59,27 @@ def beginnings(count: int) -> list[list[Message]]:
     return [[{"role": "system", "content": text}, {"role": "user", "content": "Begin."}] for text in texts]
 
 
-GOES_ON = [{"role": "assistant", "content": "Well."}, {"role": "user", "content": "Go on."}]
+NEXT_TURN = [{"role": "assistant", "content": "Well."}, {"role": "user", "content": "Go on."}]
 
 
-async def test_tokens_that_are_thought_to_be_held_are_held(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+async def test_estimated_cached_tokens_are_cached(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers, BALANCING_POLICY="expected_time")
     first = [await ask(proxy, messages) for messages in beginnings(4)]
     assert await total(proxy, PREDICTED) == 0
     assert await total(proxy, SENT) == sum(prompt for prompt, _ in first)
     cached_at_first = await total(proxy, CACHED)
 
-    again = [await ask(proxy, messages + GOES_ON) for messages in beginnings(4)]
+    again = [await ask(proxy, messages + NEXT_TURN) for messages in beginnings(4)]
 
     held = await total(proxy, CACHED) - cached_at_first
     assert await total(proxy, SENT) == sum(prompt for prompt, _ in first + again)
     assert held == sum(cached for _, cached in again) > 0.5 * sum(prompt for prompt, _ in again)
-    assert await total(proxy, PREDICTED) == pytest.approx(held, rel=0.2)  # whole blocks of 512 bytes only
+    assert await total(proxy, PREDICTED) == pytest.approx(
+        held, rel=0.2
+    )  # the estimate counts whole blocks of 512 bytes
 
 
-async def test_every_metric_of_what_is_learned_is_documented(
-    start_proxy: StartProxy, servers: list[LlamaServer]
-) -> None:
+async def test_every_metric_of_learned_state_is_documented(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers, BALANCING_POLICY="expected_time")
     for messages in beginnings(8):
         await ask(proxy, messages)
@@ -99,7 +99,7 @@ async def test_every_metric_of_what_is_learned_is_documented(
 
 
 @pytest.mark.parametrize("policy", ["least_requests", "rendezvous"])
-async def test_nothing_of_this_is_there_while_no_policy_learns(
+async def test_learned_metrics_are_absent_while_no_policy_learns(
     start_proxy: StartProxy, servers: list[LlamaServer], policy: str
 ) -> None:
     proxy = start_proxy(*servers, BALANCING_POLICY=policy)
@@ -107,8 +107,8 @@ async def test_nothing_of_this_is_there_while_no_policy_learns(
     assert await families(proxy) == []
 
 
-async def test_workers_count_together(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+async def test_learned_metrics_are_summed_over_workers(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
     proxy = start_proxy(*servers, BALANCING_POLICY="expected_time", WORKERS="2")
-    asked = [await ask(proxy, messages) for messages in beginnings(8)]
-    assert await total(proxy, SENT) == sum(prompt for prompt, _ in asked)
-    assert await total(proxy, CACHED) == sum(cached for _, cached in asked)
+    usages = [await ask(proxy, messages) for messages in beginnings(8)]
+    assert await total(proxy, SENT) == sum(prompt for prompt, _ in usages)
+    assert await total(proxy, CACHED) == sum(cached for _, cached in usages)

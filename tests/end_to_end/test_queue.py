@@ -1,4 +1,4 @@
-"""Requests wait in the proxy while all slots are taken, and leave with their clients; on real servers."""
+"""Requests wait in the proxy while all slots are occupied, and leave with their clients, on real servers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def waiting(proxy: Proxy, count: int) -> bool:
     return f"inference_proxy_queue_requests {count}.0" in page
 
 
-async def test_a_server_never_has_more_than_its_slots_and_everybody_is_served(
+async def test_server_never_exceeds_its_slots_and_all_requests_are_served(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(*two_slow_servers, **EXACT)
@@ -40,7 +40,7 @@ async def test_a_server_never_has_more_than_its_slots_and_everybody_is_served(
     assert max(seen) == 0
 
 
-async def test_a_client_that_leaves_the_line_is_never_served(
+async def test_client_that_leaves_the_queue_is_never_served(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
     server = two_slow_servers[0]
@@ -62,12 +62,12 @@ async def test_a_client_that_leaves_the_line_is_never_served(
             await eventually(lambda: waiting(proxy, 1))
 
             assert (await stayer.reply()).status == 200
-    # Three were begun; what they count is prompts, so the one that left is not among them.
+    # The engine counts prompts that it has read, so the request whose client left is not among the three.
     line = next(line for line in proxy.access_lines if line.status == 499)
     assert line.backend == "-"
 
 
-async def test_a_waiting_stream_that_asks_is_told_its_position(
+async def test_queued_stream_gets_its_position_on_request(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(two_slow_servers[0], **EXACT)
@@ -87,15 +87,15 @@ async def test_a_waiting_stream_that_asks_is_told_its_position(
             while event := await third.event():
                 events.append(event)
 
-    told = [event for event in events if event.startswith(b":")]
+    updates = [event for event in events if event.startswith(b":")]
     answer = [event for event in events if not event.startswith(b":")]
-    assert all(event.startswith(b": queued position=1") for event in told)
+    assert all(event.startswith(b": queued position=1") for event in updates)
     assert answer[-1] == DONE
     assert third.complete
     assert json.loads(answer[0].removeprefix(b"data: "))["object"] == "chat.completion.chunk"
 
 
-async def test_an_engines_error_after_an_update_is_an_event(
+async def test_engine_error_after_a_queue_update_is_an_event(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(two_slow_servers[0], **EXACT)
@@ -119,7 +119,7 @@ async def test_an_engines_error_after_an_update_is_an_event(
     assert error["type"] == "invalid_request_error"
 
 
-async def test_a_full_line_is_429_and_a_long_wait_503_both_say_when_to_ask_again(
+async def test_full_queue_is_429_and_long_wait_is_503_with_retry_after(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(two_slow_servers[0], **EXACT, MAX_QUEUED_REQUESTS="1", QUEUE_TIMEOUT_SECONDS="1")

@@ -1,4 +1,4 @@
-"""A stream comes through as it is made, and as it would have come from the engine itself."""
+"""A stream is relayed unchanged, as it is generated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MESSAGES = {"max_tokens": 12, "stream": True, "messages": [{"role": "user", "con
 
 
 def comparable(reply: Reply) -> list[Any]:
-    """The events of a stream, without what differs between any two answers of one engine."""
+    """The events of a stream, without the fields that differ between two answers of one engine."""
     *events, end = reply.body.decode().split("\n\n")
     assert end == ""
     assert reply.complete
@@ -33,7 +33,7 @@ def without_changing(event: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}, {"return_progress": True}])
-async def test_stream_is_what_the_engine_sends_directly(
+async def test_stream_equals_that_of_the_engine(
     shared_proxy: Proxy, shared_server: LlamaServer, options: dict[str, Any]
 ) -> None:
     body = chat(40, stream=True, cache_prompt=False, **options)
@@ -50,7 +50,7 @@ async def test_stream_is_what_the_engine_sends_directly(
     assert kept == engines_own
 
 
-async def test_events_arrive_as_they_are_made(
+async def test_events_arrive_as_they_are_generated(
     start_proxy: StartProxy, start_servers: StartServers, slow_model: Path
 ) -> None:
     proxy = start_proxy(*start_servers(1, slow_model))
@@ -68,7 +68,7 @@ async def test_events_arrive_as_they_are_made(
     assert arrivals[len(arrivals) // 2] < arrivals[-1] * 0.8
 
 
-async def test_anthropic_stream_comes_through(shared_proxy: Proxy) -> None:
+async def test_anthropic_stream_is_relayed(shared_proxy: Proxy) -> None:
     reply = await send(shared_proxy.url, "/v1/messages", MESSAGES)
 
     names = [line[7:] for line in reply.body.decode().splitlines() if line.startswith("event: ")]
@@ -79,10 +79,10 @@ async def test_anthropic_stream_comes_through(shared_proxy: Proxy) -> None:
     assert reply.complete
 
 
-async def test_client_that_reads_late_gets_everything(
+async def test_client_that_reads_late_gets_the_whole_stream(
     start_proxy: StartProxy, start_servers: StartServers, tiny_model: Path
 ) -> None:
-    """All of the body is made before the client reads a byte of it."""
+    """The engine has generated the whole body before the client reads a byte."""
     [server] = start_servers(1, tiny_model, "--slots", "1", "--context", "4096")
     proxy = start_proxy(server)
     body = chat(3000, stream=True, logprobs=True, top_logprobs=10)

@@ -1,4 +1,4 @@
-"""HTTPS on the proxy's own port. Needs the program openssl, which makes a certificate for these tests."""
+"""HTTPS on the client port. Needs the program openssl to create a certificate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.program import Proxy, run_command
 
 @dataclass(frozen=True)
 class Certificate:
-    """Of 127.0.0.1, signed by itself."""
+    """A self-signed certificate for 127.0.0.1."""
 
     chain: Path
     key: Path
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-async def test_clients_reach_it_over_https_and_engines_are_told_so(certificate: Certificate, folder: Path) -> None:
+async def test_clients_connect_over_https_and_engines_get_the_protocol(certificate: Certificate, folder: Path) -> None:
     trusting = ssl.create_default_context(cafile=str(certificate.chain))
     async with RecordingEngine() as engine:
         with await asyncio.to_thread(Proxy, folder, [engine.url], **certificate.settings) as proxy:
@@ -62,11 +62,11 @@ async def test_clients_reach_it_over_https_and_engines_are_told_so(certificate: 
                 missing = await client.get("/admin/keys")
                 assert (missing.status_code, missing.headers["connection"]) == (404, "close")
 
-        for request in engine.passed_on:
+        for request in engine.forwarded:
             assert re.search(rb"\r\nx-forwarded-proto: https\r\n", request)
 
 
-async def test_there_is_no_way_in_without_tls(certificate: Certificate, folder: Path) -> None:
+async def test_plain_http_is_refused_when_tls_is_on(certificate: Certificate, folder: Path) -> None:
     async with RecordingEngine() as engine:
         with await asyncio.to_thread(Proxy, folder, [engine.url], **certificate.settings) as proxy:
             reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
@@ -75,11 +75,11 @@ async def test_there_is_no_way_in_without_tls(certificate: Certificate, folder: 
                 assert b"HTTP/1" not in await reader.read()
             writer.close()
 
-        assert engine.passed_on == []
+        assert engine.forwarded == []
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "expected"),
     [
         pytest.param({"TLS_CERT_FILE": "missing.pem"}, "TLS_CERT_FILE", id="no certificate"),
         pytest.param({"TLS_CERT_FILE": "text.pem"}, "TLS_CERT_FILE", id="no PEM"),
@@ -87,8 +87,8 @@ async def test_there_is_no_way_in_without_tls(certificate: Certificate, folder: 
         pytest.param({"TLS_KEY_FILE": "closed.key"}, "TLS_KEY_FILE", id="a key with a password"),
     ],
 )
-def test_files_that_do_not_serve_are_one_line_and_exit_code_2(
-    certificate: Certificate, folder: Path, wrong: dict[str, str], said: str
+def test_unusable_certificate_files_are_one_line_and_exit_code_2(
+    certificate: Certificate, folder: Path, wrong: dict[str, str], expected: str
 ) -> None:
     (folder / "text.pem").write_text("planted-secret\n")
     if "other.key" in wrong.values():
@@ -97,9 +97,9 @@ def test_files_that_do_not_serve_are_one_line_and_exit_code_2(
         _make(folder, "closed", "-passout", "pass:planted-secret")
     settings = {"PORT": "0", "BACKENDS": "http://127.0.0.1:1", **certificate.settings, **wrong}
 
-    done = run_command(folder, "serve", **settings)  # without a terminal: nobody can be asked for a password
+    done = run_command(folder, "serve", **settings)  # without a terminal that could ask for a password
 
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert said in done.stderr
+    assert expected in done.stderr
     assert "planted" not in done.stderr

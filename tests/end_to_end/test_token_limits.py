@@ -32,7 +32,7 @@ EXPLAIN = {"x-proxy-explain": "1"}
 @pytest.mark.parametrize("fields", [{}, CONVERSATION, EXPLAIN, CONVERSATION | EXPLAIN], ids=str)
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 @pytest.mark.parametrize("reply", REPLIES)
-async def test_a_key_is_refused_once_its_tokens_are_used_up(
+async def test_key_is_refused_once_its_tokens_are_used_up(
     tmp_path: Path, reply: str, path: str, fields: dict[str, str], policy: str
 ) -> None:
     keys = tmp_path / "keys.yaml"

@@ -1,4 +1,4 @@
-"""Several processes on one port: for clients and operators they are one service."""
+"""Several processes on one port are one service for clients and operators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
 
 
 class Streams:
-    """An answer that goes on until it may end; counts how many are open, and were at most."""
+    """An answer that lasts until the test ends it; counts open answers and their maximum."""
 
     def __init__(self) -> None:
         self.may_end = asyncio.Event()
@@ -42,13 +42,13 @@ class Streams:
 
 
 def worker_of(reply: Reply | Call) -> str:
-    """Something that replies of one worker have in common."""
+    """The part of a request id that identifies the worker."""
     return reply.headers["x-request-id"].partition("-")[0]
 
 
 @asynccontextmanager
 async def open_streams(proxy: Proxy, count: int) -> AsyncIterator[list[Call]]:
-    """Streams that have begun, each on a connection of its own, in both of two workers."""
+    """Started streams, each on its own connection, spread over both workers."""
     async with AsyncExitStack() as stack:
         calls: list[Call] = []
         while len(calls) < count or len({worker_of(call) for call in calls}) < 2:
@@ -58,7 +58,7 @@ async def open_streams(proxy: Proxy, count: int) -> AsyncIterator[list[Call]]:
         yield calls
 
 
-async def test_workers_share_the_port_and_the_start_is_said_once(tmp_path: Path) -> None:
+async def test_workers_share_the_port_and_the_start_is_logged_once(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
         replies = [await proxy.post() for _ in range(40)]
 
@@ -69,14 +69,14 @@ async def test_workers_share_the_port_and_the_start_is_said_once(tmp_path: Path)
         assert "[worker 1]" in proxy.events
 
 
-async def test_one_worker_is_no_process_more(tmp_path: Path) -> None:
+async def test_one_worker_needs_no_extra_process(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS="1") as proxy:
         assert proxy.workers == []
         assert "[worker" not in proxy.events
         assert "worker=" not in (await send(proxy.url, "/metrics")).body.decode()
 
 
-async def test_bursts_are_spread_as_evenly_as_by_one_process(tmp_path: Path) -> None:
+async def test_workers_spread_a_burst_as_evenly_as_one_process(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         streams = Streams()
         engines = [await stack.enter_async_context(Engine(streams, owner="vllm")) for _ in range(4)]
@@ -88,7 +88,7 @@ async def test_bursts_are_spread_as_evenly_as_by_one_process(tmp_path: Path) -> 
         assert {await call.head() for call in calls} == {200}
 
         assert len({worker_of(call) for call in calls}) > 1
-        # Two that look in the same microsecond may pick the same one, which the next ones make good.
+        # Two workers that choose in the same microsecond may pick the same backend; later choices balance it.
         counts = [len(engine.served) for engine in engines]
         assert max(counts) - min(counts) <= 2
         health = (await send(proxy.url, "/health")).json
@@ -103,7 +103,7 @@ async def nothing_in_flight(proxy: Proxy) -> bool:
     return not any(one["requests_in_flight"] for one in health["details"])
 
 
-async def test_a_backends_places_are_not_given_away_twice_and_whoever_waits_gets_one(tmp_path: Path) -> None:
+async def test_slot_is_never_leased_twice_and_every_waiting_request_gets_one(tmp_path: Path) -> None:
     async def answer(connection: EngineConnection) -> None:
         running.append(connection)
         most.append(len(running))
@@ -120,7 +120,7 @@ async def test_a_backends_places_are_not_given_away_twice_and_whoever_waits_gets
 
     assert {reply.status for reply in replies} == {200}
     assert len({worker_of(reply) for reply in replies}) == 2
-    assert max(most) <= 3  # two, and one more if both workers look in the same microsecond
+    assert max(most) <= 3  # two, and one more if both workers choose in the same microsecond
 
 
 async def test_metrics_show_all_workers(tmp_path: Path) -> None:
@@ -143,26 +143,26 @@ async def test_metrics_show_all_workers(tmp_path: Path) -> None:
         assert "`inference_proxy_worker_up`" in METRICS_PAGE
 
 
-async def test_a_worker_that_hangs_is_missing_and_that_is_said(tmp_path: Path) -> None:
+async def test_hanging_worker_is_reported_as_missing(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine:
         async with program(tmp_path, engine, WORKERS="2", ADMIN_KEY=KEY) as proxy:
             frozen = proxy.workers[0]
             os.kill(frozen, signal.SIGSTOP)
             try:
                 page = await first_answer(proxy, "/metrics")
-                told = await first_answer(proxy, "/admin/backends")
+                listed = await first_answer(proxy, "/admin/backends")
                 drained = await first_answer(proxy, f"/admin/backends/{engine.url}/drain", "POST")
             finally:
                 os.kill(frozen, signal.SIGCONT)
 
     up = re.findall(r"^inference_proxy_worker_up\S+ (\S+)$", page.body.decode(), re.MULTILINE)
     assert sorted(up) == ["0.0", "1.0"]
-    assert told.json["silent_workers"] == drained.json["silent_workers"] == [up.index("0.0")]
+    assert listed.json["silent_workers"] == drained.json["silent_workers"] == [up.index("0.0")]
     assert (drained.json["requests_in_flight"], drained.json["safe_to_stop"]) == (0, False)
 
 
 async def first_answer(proxy: Proxy, path: str, method: str = "GET") -> Reply:
-    """The first that comes when many ask: those who come to a worker that hangs get none."""
+    """The first reply to many concurrent requests; those accepted by a hanging worker get none."""
     loop = asyncio.get_running_loop()
     asking = [loop.create_task(send(proxy.url, path, method=method, headers=BEARER)) for _ in range(12)]
     done, waiting = await asyncio.wait(asking, timeout=20, return_when=asyncio.FIRST_COMPLETED)
@@ -172,10 +172,10 @@ async def first_answer(proxy: Proxy, path: str, method: str = "GET") -> Reply:
     return done.pop().result()
 
 
-async def test_an_order_to_drain_reaches_all_workers_and_those_that_come_later(tmp_path: Path) -> None:
+async def test_drain_command_reaches_present_and_later_workers(tmp_path: Path) -> None:
     streams = Streams()
     async with Engine(streams) as leaving, Engine(says(http_reply())) as staying:
-        staying.processing = 5  # so that the first ones go to the other
+        staying.processing = 5  # so that the first requests go to the other backend
         async with program(tmp_path, leaving, staying, WORKERS="2", ADMIN_KEY=KEY) as proxy:
             path = f"/admin/backends/{leaving.url}"
             async with open_streams(proxy, 2):
@@ -200,7 +200,7 @@ async def is_used_by_both(proxy: Proxy, engine: Engine) -> bool:
     return len({worker_of(reply) for reply in replies if reply.headers["x-backend"] == engine.url}) == 2
 
 
-async def test_what_keys_have_under_way_is_summed_and_what_is_left_is_where_it_is_least(tmp_path: Path) -> None:
+async def test_requests_of_keys_are_summed_and_the_lowest_remainder_is_shown(tmp_path: Path) -> None:
     streams = Streams()
     (tmp_path / "keys.yaml").write_text(
         "keys: [{name: a, secret: sk-aaaaaaaaaaaaaaaaaaaaaaaa, requests_per_minute: 600}]"
@@ -220,13 +220,13 @@ async def test_what_keys_have_under_way_is_summed_and_what_is_left_is_where_it_i
 
             assert row["requests_in_flight"] == len(calls)
             most = max(Counter(map(worker_of, calls)).values())
-            assert 600 - most <= row["requests_left"] <= 600 - most + 20  # it fills again by ten a second
+            assert 600 - most <= row["requests_left"] <= 600 - most + 20  # the allowance refills by ten a second
             streams.may_end.set()
             for call in calls:
                 await call.reply()
 
 
-async def test_operators_port_reaches_all_workers(tmp_path: Path) -> None:
+async def test_admin_port_reaches_all_workers(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine:
         async with program(tmp_path, engine, WORKERS="2", ADMIN_KEY=KEY, ADMIN_PORT="0") as proxy:
             found = re.search(r"listening on (http://\S+) for operators", proxy.events)

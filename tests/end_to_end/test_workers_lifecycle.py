@@ -1,4 +1,4 @@
-"""How several processes on one port start, are told something, die and stop."""
+"""Start, signals, crashes and shutdown of several processes on one port."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def refuses_connections(proxy: Proxy) -> bool:
     try:
         async with Call(proxy.url, "/livez"):
             return False
-    except ConnectionResetError:  # it was in the backlog of the very moment in which listening ended
+    except ConnectionResetError:  # it was in the backlog when the listener closed
         return False
     except ConnectionRefusedError:
         return True
@@ -36,14 +36,14 @@ async def refuses_connections(proxy: Proxy) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("is_to_all", [False, True], ids=["to the first process", "to all, as by Ctrl-C or systemd"])
-async def test_stopping_lets_the_streams_of_all_workers_end(
+async def test_shutdown_lets_the_streams_of_all_workers_finish(
     tmp_path: Path, streams: Streams, number: signal.Signals, is_to_all: bool
 ) -> None:
     async with Engine(streams) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
         async with open_streams(proxy, 4) as calls:
             (proxy.signal_all if is_to_all else proxy.signal)(number)
             await eventually(lambda: refuses_connections(proxy))
-            await asyncio.sleep(1)  # in which a worker that had heard it twice would have cut them
+            await asyncio.sleep(1)  # in this time, a worker that got the signal twice would have cut them
             streams.may_end.set()
 
             assert all([(await call.reply()).complete for call in calls])
@@ -65,11 +65,11 @@ async def test_second_signal_stops_all_workers_at_once(tmp_path: Path, streams: 
                 assert b'"code": "shutting_down"' in reply.body
 
 
-async def test_who_asks_one_worker_whether_it_is_ready_is_told_by_all_before_they_stop(tmp_path: Path) -> None:
+async def test_readiness_probe_of_one_worker_makes_all_workers_wait_before_they_stop(tmp_path: Path) -> None:
     async with Engine(says(http_reply())) as engine:
         async with program(tmp_path, engine, WORKERS="2", DRAIN_GRACE_SECONDS="3") as proxy:
             assert (await send(proxy.url, "/readyz")).status == 200
-            await send(proxy.url, "/health")  # by then the other one has heard of it
+            await send(proxy.url, "/health")  # by then, the other worker has received the message
 
             proxy.signal(signal.SIGTERM)
 
@@ -80,7 +80,7 @@ async def test_who_asks_one_worker_whether_it_is_ready_is_told_by_all_before_the
             assert proxy.events.count("stopping in 3 s") == 2
 
 
-async def test_a_reload_reaches_all_workers(tmp_path: Path) -> None:
+async def test_reload_reaches_all_workers(tmp_path: Path) -> None:
     fleet = tmp_path / "fleet.yaml"
     async with Engine(says(http_reply())) as one, Engine(says(http_reply())) as other:
         fleet.write_text(f"backends: [{{url: '{one.url}'}}]")
@@ -89,7 +89,7 @@ async def test_a_reload_reaches_all_workers(tmp_path: Path) -> None:
             await eventually(lambda: proxy.events.count("reloaded, the fleet is unchanged") == 2)
 
             fleet.write_text(f"backends: [{{url: '{other.url}'}}]")
-            os.kill(proxy.workers[0], signal.SIGKILL)  # the next one has what the file says now
+            os.kill(proxy.workers[0], signal.SIGKILL)  # its replacement reads the changed file
             await eventually(lambda: "serves again" in proxy.events)
             await eventually(lambda: only_uses(proxy, other))
 
@@ -98,9 +98,7 @@ async def only_uses(proxy: Proxy, engine: Engine) -> bool:
     return {(await proxy.post()).headers.get("x-backend") for _ in range(12)} == {engine.url}
 
 
-async def test_a_killed_worker_takes_only_its_own_requests_with_it_and_is_replaced(
-    tmp_path: Path, streams: Streams
-) -> None:
+async def test_killed_worker_breaks_only_its_own_requests_and_is_replaced(tmp_path: Path, streams: Streams) -> None:
     async with Engine(streams) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
         async with open_streams(proxy, 6) as calls, asyncio.TaskGroup() as clients:
             asking = [clients.create_task(keep_asking(proxy)) for _ in range(4)]
@@ -114,7 +112,7 @@ async def test_a_killed_worker_takes_only_its_own_requests_with_it_and_is_replac
             streams.may_end.set()
             ended = {(worker_of(call), (await call.reply()).complete) for call in calls}
 
-        assert len(ended) == 2  # all of one worker are whole, all of the other are not
+        assert len(ended) == 2  # those of one worker are complete, those of the other are not
         assert {is_whole for _, is_whole in ended} == {True, False}
         assert "ended with signal SIGKILL; its replacement starts now" in proxy.events
         assert len(set(proxy.workers) - before) == 1
@@ -126,7 +124,7 @@ async def is_at_rest(proxy: Proxy) -> bool:
     return not any(one["requests_in_flight"] for one in (await send(proxy.url, "/health")).json["details"])
 
 
-async def test_a_worker_that_cannot_take_the_place_of_another_says_why_and_the_others_go_on(tmp_path: Path) -> None:
+async def test_replacement_worker_that_fails_to_start_logs_why_and_the_others_continue(tmp_path: Path) -> None:
     keys = tmp_path / "keys.yaml"
     keys.write_text("keys: [{name: a, secret: sk-aaaaaaaaaaaaaaaaaaaaaaaa}]")
     async with Engine(says(http_reply())) as engine:
@@ -143,7 +141,7 @@ async def test_a_worker_that_cannot_take_the_place_of_another_says_why_and_the_o
 
 
 async def keep_asking(proxy: Proxy) -> None:
-    """No connection is ever refused; what the killed worker had accepted may break."""
+    """No connection is refused; those that the killed worker had accepted may break."""
     while True:
         with contextlib.suppress(ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError):
             await send(proxy.url, "/livez")
@@ -155,27 +153,27 @@ async def test_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path, stream
         proxy = await started(stack, tmp_path, engine, WORKERS="2")
         async with open_streams(proxy, 4) as calls:
             workers = proxy.workers
-            stack.callback(leave_nobody, workers)
+            stack.callback(kill_remaining, workers)
             if is_stopping:
                 proxy.signal(signal.SIGTERM)
                 await eventually(lambda: refuses_connections(proxy))
             proxy.signal(signal.SIGKILL)
             await eventually(lambda: refuses_connections(proxy))
-            await asyncio.sleep(1)  # in which a worker that stops at once would have cut them
+            await asyncio.sleep(1)  # in this time, a worker that stops at once would have cut them
             streams.may_end.set()
             assert all([(await call.reply()).complete for call in calls])
         await eventually(lambda: not any(map(lives, workers)))
         assert proxy.events.count("the supervisor is gone") == 2
 
 
-def leave_nobody(pids: list[int]) -> None:
-    """End those that should have ended."""
+def kill_remaining(pids: list[int]) -> None:
+    """Kill the processes that should have ended."""
     for pid in filter(lives, pids):
         os.kill(pid, signal.SIGKILL)
 
 
 def lives(pid: int) -> bool:
-    """Whether the process is there, and more than a name that nobody has asked after."""
+    """Whether the process is alive, that is, exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -183,22 +181,22 @@ def lives(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("holder_workers", ["1", "2"])
-async def test_a_port_that_somebody_has_is_said_in_one_line(tmp_path: Path, holder_workers: str) -> None:
+async def test_port_in_use_is_one_line_with_workers(tmp_path: Path, holder_workers: str) -> None:
     async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS=holder_workers) as proxy:
         port = proxy.url.rpartition(":")[2]
-        told = await asyncio.to_thread(_failed_start, tmp_path, PORT=port, BACKENDS=engine.url)
-    assert told.count("\n") == 1
-    assert f"cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use" in told
+        output = await asyncio.to_thread(_failed_start, tmp_path, PORT=port, BACKENDS=engine.url)
+    assert output.count("\n") == 1
+    assert f"cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use" in output
 
 
-def test_files_that_cannot_be_used_are_said_in_one_line(tmp_path: Path) -> None:
-    told = _failed_start(tmp_path, PORT="0", BACKENDS="http://127.0.0.1:9", API_KEYS_FILE="missing.yaml", exit_code=2)
-    assert told.count("\n") == 1
-    assert "missing.yaml" in told
+def test_unusable_files_are_one_line(tmp_path: Path) -> None:
+    output = _failed_start(tmp_path, PORT="0", BACKENDS="http://127.0.0.1:9", API_KEYS_FILE="missing.yaml", exit_code=2)
+    assert output.count("\n") == 1
+    assert "missing.yaml" in output
 
 
 def _failed_start(folder: Path, *, exit_code: int = 1, **settings: str) -> str:
-    """What a start with two workers says, which must end with this exit code."""
+    """The error output of a start with two workers, which must exit with this code."""
     done = run_command(folder, "serve", WORKERS="2", **settings)
     assert (done.returncode, done.stdout) == (exit_code, "")
     return done.stderr

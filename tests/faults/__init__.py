@@ -1,6 +1,5 @@
-"""What clients and operators see when backends fail in the ways that are known: one test a case, by its number.
+"""What clients and operators see in each known fault case; the name of a test begins with the number of its case.
 
-What fails is an engine that a test scripts, or a real llama.cpp; the whole program stands in front of it, over real
-sockets. Whatever the case, nothing may be left behind: the fixture ``fleet`` looks after every test. The numbers are
-those of docs/reliability.md.
+The failing engine is scripted or a real llama.cpp server, behind the whole program and over real sockets. After every
+test, the fixture ``fleet`` checks that no request, lease or connection is left. docs/reliability.md lists the cases.
 """

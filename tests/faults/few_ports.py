@@ -1,6 +1,6 @@
-"""A proxy on a machine that has hardly a port left for new connections, with a network of its own to be such a machine.
+"""A proxy on a machine with few free ports, in a network namespace of its own.
 
-``unshare --map-root-user --net python few_ports.py``; prints what came of its requests as one JSON object.
+``unshare --map-root-user --net python few_ports.py``; prints the results of its requests as one JSON object.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from support.live_proxy import live_proxy
 from support.waiting import eventually
 
 _PORTS = 40
-_TAKEN = 28  # of these, for connections to the engine
+_TAKEN = 28  # ports taken by connections to the engine
 _REQUESTS = 30
 _SET_FLAGS, _UP_AND_RUNNING = 0x8914, 0x41  # SIOCSIFFLAGS, linux/sockios.h; IFF_UP and IFF_RUNNING, linux/if.h
 
@@ -57,11 +57,11 @@ async def _run() -> dict[str, object]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(ask(proxy.url)) for _ in range(_REQUESTS)]
             await eventually(lambda: len(refusals) + len(engine.served) == _REQUESTS)
-            await asyncio.sleep(1.5)  # several questions cannot be asked meanwhile
+            await asyncio.sleep(1.5)  # several polls fail in this time
             state = await proxy.state(engine)
             may_end.set()
         replies = [task.result() for task in tasks]
-        for _, writer in others:  # with a reset: a port that is closed in the usual way is kept for a minute
+        for _, writer in others:  # with a reset, because an orderly close keeps the port for a minute
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.close()
         served = [reply for reply in replies if reply.status == 200]
@@ -72,7 +72,7 @@ async def _run() -> dict[str, object]:
             try:
                 return (await ask(proxy.url)).status == 200
             except OSError:
-                return False  # this client has no port
+                return False  # no port for this client
 
         slowest = max(refusals, default=0.0)
         await eventually(is_served)

@@ -1,4 +1,4 @@
-"""Backends that cannot be connected to, and connections that end when they should not."""
+"""Unreachable backends, and connections that end unexpectedly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.fleet import Fleet
 
 
 @pytest.mark.parametrize("path", [CHAT, OTHER])
-async def test_bf02_a_black_hole_costs_one_connect_timeout(fleet: Fleet, path: str) -> None:
+async def test_bf02_host_that_drops_packets_costs_one_connect_timeout(fleet: Fleet, path: str) -> None:
     hole, other = await fleet.engine(), await fleet.engine(processing=5)
     proxy = await fleet.proxy(hole, other, backend_connect_timeout_seconds=0.4, backend_timeout_seconds=15)
     async with black_hole(hole):
@@ -38,14 +38,14 @@ async def test_bf02_a_black_hole_costs_one_connect_timeout(fleet: Fleet, path: s
 
 @contextlib.asynccontextmanager
 async def black_hole(engine: Engine) -> AsyncIterator[None]:
-    """Nobody answers at the address of ``engine``, not even by refusing."""
+    """Make ``engine`` unreachable: connection attempts are neither accepted nor refused."""
     await engine.go()
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", engine.port))
         listener.listen(0)
-        for _ in range(4):  # the kernel drops what does not fit into the queue of those who wait to be accepted
+        for _ in range(4):  # the kernel drops connections beyond a full accept queue
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())
@@ -53,7 +53,7 @@ async def black_hole(engine: Engine) -> AsyncIterator[None]:
 
 
 class ResettingEngine(Engine):
-    """Once it is told to, it breaks each connection as soon as it is made."""
+    """Resets each new connection at once while the test says so."""
 
     is_sick = False
 
@@ -64,7 +64,9 @@ class ResettingEngine(Engine):
 
 
 @pytest.mark.parametrize(("path", "attempts"), [(CHAT, 2), (OTHER, 1)])
-async def test_bf04_a_connection_reset_at_once_is_tried_elsewhere_once(fleet: Fleet, path: str, attempts: int) -> None:
+async def test_bf04_request_on_a_reset_connection_is_retried_on_one_other_backend(
+    fleet: Fleet, path: str, attempts: int
+) -> None:
     engines = [await fleet.add(ResettingEngine(says(http_reply()))) for _ in range(3)]
     proxy = await fleet.proxy(*engines)
     for engine in engines:
@@ -81,18 +83,18 @@ async def test_bf04_a_connection_reset_at_once_is_tried_elsewhere_once(fleet: Fl
     assert not any(engine.served for engine in engines)
 
 
-async def test_bf04_one_that_resets_connections_is_not_noticed_by_clients(fleet: Fleet) -> None:
-    sick = await fleet.add(ResettingEngine(says(http_reply())))
+async def test_bf04_clients_do_not_notice_a_backend_that_resets_connections(fleet: Fleet) -> None:
+    resetting = await fleet.add(ResettingEngine(says(http_reply())))
     well = await fleet.engine(processing=5)
-    proxy = await fleet.proxy(sick, well)
-    await proxy.becomes(sick, "up")
-    sick.is_sick = True
+    proxy = await fleet.proxy(resetting, well)
+    await proxy.becomes(resetting, "up")
+    resetting.is_sick = True
     assert [(await proxy.post()).headers["x-backend"] for _ in range(10)] == [well.url] * 10
     assert await proxy.retries("backend_disconnected") == 1
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow_faults)])
-async def test_bf05_a_kept_connection_that_was_closed_meanwhile_is_not_used(fleet: Fleet, count: int) -> None:
+async def test_bf05_kept_connection_that_was_closed_meanwhile_is_not_used(fleet: Fleet, count: int) -> None:
     async def answers_and_closes(connection: EngineConnection) -> None:
         connection.send(http_reply())
         connection.finish()
@@ -100,7 +102,7 @@ async def test_bf05_a_kept_connection_that_was_closed_meanwhile_is_not_used(flee
     engine = await fleet.engine(answers_and_closes, owner="vllm")
     proxy = await fleet.proxy(engine)
     for _ in range(count):
-        assert (await proxy.post(OTHER)).status == 200  # a path on which an error could not be made good
+        assert (await proxy.post(OTHER)).status == 200  # a path without retries
     assert len(engine.served) == count
     assert await proxy.metric("retries_total") == 0
     assert await proxy.state(engine) == "up"
@@ -108,30 +110,30 @@ async def test_bf05_a_kept_connection_that_was_closed_meanwhile_is_not_used(flee
 
 @pytest.mark.parametrize("end", [EngineConnection.finish, EngineConnection.reset])
 @pytest.mark.parametrize("path", [CHAT, OTHER])
-async def test_bf06_a_request_that_crosses_the_end_of_its_connection_is_replayed_once(
+async def test_bf06_request_sent_while_its_connection_closes_is_replayed_once(
     fleet: Fleet, end: object, path: str
 ) -> None:
-    async def ends_when_asked_again(connection: EngineConnection) -> None:
+    async def closes_on_second_request(connection: EngineConnection) -> None:
         connection.send(http_reply())
         await connection.first_bytes()
         assert callable(end)
         end(connection)
         raise ConnectionError("it does not read what came")
 
-    engine = await fleet.engine(ends_when_asked_again, owner="vllm")
+    engine = await fleet.engine(closes_on_second_request, owner="vllm")
     proxy = await fleet.proxy(engine)
     statuses = [(await proxy.post(path)).status for _ in range(2)]
     assert statuses == ([200, 200] if path == CHAT else [200, 502])
-    assert len(engine.served) == (2 if path == CHAT else 1)  # each answered once
+    assert len(engine.served) == (2 if path == CHAT else 1)  # each request answered once
     assert await proxy.retries("backend_disconnected") == (1 if path == CHAT else 0)
     assert await proxy.state(engine) == "up"
 
 
 class UvicornEngine:
-    """A server as vLLM's is: it closes connections that are idle for ``idle_seconds``.
+    """A server like vLLM's, which closes connections that are idle for ``idle_seconds``.
 
     Attributes:
-        longest_pause_seconds: between two requests of clients on one connection.
+        longest_pause_seconds: between two client requests on one connection.
     """
 
     def __init__(self, idle_seconds: int) -> None:
@@ -141,15 +143,15 @@ class UvicornEngine:
             timeout_keep_alive=idle_seconds,
             lifespan="off",
             log_config=None,
-            proxy_headers=False,  # else a request's client would not be its connection's
+            proxy_headers=False,  # otherwise the client address would not be that of the connection
         )
         self._host = uvicorn.Server(config)
-        self._used_at: dict[int, float] = {}  # by the other end's port
+        self._used_at: dict[int, float] = {}  # by the port of the peer
         self.longest_pause_seconds = 0.0
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[str]:
-        """While it runs; gives its URL."""
+        """Run the server; yields its URL."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             serving = asyncio.get_running_loop().create_task(self._host.serve(sockets=[listener]))
             try:
@@ -170,8 +172,8 @@ class UvicornEngine:
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(30, marks=pytest.mark.slow_faults)])
-async def test_bf07_our_idle_time_is_shorter_than_the_engines(fleet: Fleet, rounds: int) -> None:
-    """Theirs is 5 s and ours 3 s by default; here it is 2 s and 0.5 s, and requests come about when it is theirs."""
+async def test_bf07_idle_timeout_is_shorter_than_that_of_the_engine(fleet: Fleet, rounds: int) -> None:
+    """The defaults are 5 s (engine) and 3 s (proxy); here 2 s and 0.5 s. Requests come around the engine's timeout."""
     assert 0 < Settings().backend_idle_connection_seconds <= 3
     engine = UvicornEngine(idle_seconds=2)
     url = await fleet.stack.enter_async_context(engine.running())
@@ -191,7 +193,7 @@ async def test_bf07_our_idle_time_is_shorter_than_the_engines(fleet: Fleet, roun
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A chain and a key, signed by itself, for ``localhost`` and no other name."""
+    """A self-signed certificate chain with its key, for the name ``localhost`` only."""
     folder = tmp_path_factory.mktemp("tls")
     chain, key = folder / "chain.pem", folder / "key.pem"
     openssl = shutil.which("openssl")
@@ -204,9 +206,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize(
     ("host", "is_trusted"), [("localhost", True), ("127.0.0.1", True), ("localhost", False)],
-    ids=["good", "of another host", "signed by nobody we know"],
+    ids=["good", "wrong host", "unknown issuer"],
 )  # fmt: skip
-async def test_bf47_a_backends_certificate_is_verified(
+async def test_bf47_certificate_of_a_backend_is_verified(
     fleet: Fleet, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, host: str, is_trusted: bool
 ) -> None:
     if is_trusted:

@@ -1,4 +1,4 @@
-"""Backends that seem well and are not, or seem ill and are not; those that come and go."""
+"""Backends that look healthy or unhealthy but are not, and backends that come and go."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from support.http_client import Reply
 from support.running_proxy import RunningProxy
 from support.waiting import eventually
 
-WELL = says(http_reply())
+OK_REPLY = says(http_reply())
 
 
 async def served_by(proxy: RunningProxy, count: int) -> list[str]:
-    """Who answers ``count`` requests, one after the other."""
+    """The backends that answer ``count`` sequential requests."""
     replies = [await proxy.post() for _ in range(count)]
     assert {reply.status for reply in replies} == {200}
     return [reply.headers["x-backend"] for reply in replies]
 
 
-async def test_bf26_one_that_loads_its_model_gets_nothing_and_is_no_failure(
+async def test_bf26_backend_that_loads_its_model_gets_no_request_and_is_not_failing(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     loading, other = await fleet.engine(says(LOADING)), await fleet.engine(processing=5)
@@ -36,15 +36,15 @@ async def test_bf26_one_that_loads_its_model_gets_nothing_and_is_no_failure(
     assert (detail["state"], detail["reason"], detail["live"]) == ("starting", "loading its model", False)
     assert set(await served_by(proxy, 10)) == {other.url}
 
-    loading.health = WELL
-    loading.answer = WELL
+    loading.health = OK_REPLY
+    loading.answer = OK_REPLY
     await proxy.becomes(loading, "up")
-    assert set(await served_by(proxy, 10)) == {loading.url}  # all of its share at once
+    assert set(await served_by(proxy, 10)) == {loading.url}  # its full share at once
     assert await proxy.metric("retries_total") == 0
     assert not [record for record in caplog.records if record.levelname != "INFO"]
 
 
-async def test_bf27_a_good_health_page_before_the_engine_is_ready_costs_nothing(
+async def test_bf27_healthy_page_before_the_engine_is_ready_fails_no_request(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     early, other = await fleet.engine(says(LOADING)), await fleet.engine(processing=5)
@@ -53,7 +53,7 @@ async def test_bf27_a_good_health_page_before_the_engine_is_ready_costs_nothing(
     assert 1 <= len(early.served) <= 4
     assert await proxy.retries("backend_declined") == len(early.served)
 
-    early.answer = WELL
+    early.answer = OK_REPLY
     await eventually(lambda: got_one(proxy, early))
     assert await proxy.state(early) == "up"
     assert "is down" not in caplog.text
@@ -65,8 +65,8 @@ async def got_one(proxy: RunningProxy, engine: Engine) -> bool:
 
 
 @pytest.mark.parametrize("refresh_seconds", [0.1, 0.5])
-async def test_bf28_a_busy_engine_is_not_dead(fleet: Fleet, refresh_seconds: float) -> None:
-    """Its health page hangs while its tokens flow: it is the last choice, and no more than that."""
+async def test_bf28_busy_engine_is_not_down(fleet: Fleet, refresh_seconds: float) -> None:
+    """If its health page hangs while tokens flow, a backend is only the last choice."""
     is_over = asyncio.Event()
 
     async def streams(connection: EngineConnection) -> None:
@@ -85,7 +85,7 @@ async def test_bf28_a_busy_engine_is_not_dead(fleet: Fleet, refresh_seconds: flo
         await proxy.becomes(busy, "busy")
         busy_since = time.monotonic()
         assert set(await served_by(proxy, 4)) == {other.url}
-        while time.monotonic() < busy_since + 1.8:  # without tokens it would be down by now
+        while time.monotonic() < busy_since + 1.8:  # without tokens, it would be down by now
             detail = await proxy.backend(busy)
             assert (detail["state"], detail["ready"]) == ("busy", True), detail
             assert await call.event() == EVENT
@@ -96,7 +96,7 @@ async def test_bf28_a_busy_engine_is_not_dead(fleet: Fleet, refresh_seconds: flo
     assert await proxy.metric("stream_aborts_total") == 0
 
 
-async def test_bf28_a_busy_engine_is_used_when_there_is_no_other_until_it_is_silent_for_too_long(fleet: Fleet) -> None:
+async def test_bf28_only_backend_is_used_while_busy_until_it_is_silent_for_too_long(fleet: Fleet) -> None:
     busy = await fleet.engine()
     proxy = await fleet.proxy(busy, refresh_seconds=0.5)
     busy.health = hangs
@@ -108,12 +108,12 @@ async def test_bf28_a_busy_engine_is_used_when_there_is_no_other_until_it_is_sil
 
 
 async def freeze(engine: Engine) -> None:
-    """It has work, tells so, and does nothing."""
+    """It reports pending work but makes no progress."""
     engine.answer = hangs
     engine.processing = 1
 
 
-async def test_bf29_an_engine_whose_work_stands_still_loses_it_to_others(fleet: Fleet) -> None:
+async def test_bf29_requests_on_a_stuck_engine_move_to_others(fleet: Fleet) -> None:
     frozen, other = await fleet.engine(), await fleet.engine(processing=5)
     limits = {"suspect_after_seconds": 0.6, "backend_first_byte_timeout_seconds": 3}
     proxy = await fleet.proxy(frozen, other, refresh_seconds=0.2, **limits)
@@ -125,19 +125,19 @@ async def test_bf29_an_engine_whose_work_stands_still_loses_it_to_others(fleet: 
         assert re.fullmatch(r"nothing has moved there for \d s", (await proxy.backend(frozen))["reason"])
         for reply in await asyncio.gather(*movable):
             assert (reply.status, reply.headers["x-backend"]) == (200, other.url)
-        assert not bound.done()  # the others have not waited for the deadline of a first byte
+        assert not bound.done()  # the other requests did not wait for the first-byte deadline
     assert set(await served_by(proxy, 5)) == {other.url}
     assert (bound.result().status, bound.result().json["error"]["code"]) == (504, "backend_timeout")
     assert len(frozen.served) == 4
     assert not [request for request in other.served if OTHER.encode() in request]
     assert await proxy.retries("request_moved") == 3
 
-    frozen.answer = WELL
-    frozen.decoded += 1  # it goes on
+    frozen.answer = OK_REPLY
+    frozen.decoded += 1  # it makes progress again
     await proxy.becomes(frozen, "up")
 
 
-async def test_bf29_where_no_counter_tells_two_timeouts_in_a_row_do(fleet: Fleet) -> None:
+async def test_bf29_two_timeouts_in_a_row_mean_stuck_without_a_progress_counter(fleet: Fleet) -> None:
     frozen, other = await fleet.engine(hangs, owner="nobody knows"), await fleet.engine(processing=5)
     proxy = await fleet.proxy(frozen, other, refresh_seconds=0.1, backend_first_byte_timeout_seconds=0.2)
     replies = []
@@ -150,7 +150,7 @@ async def test_bf29_where_no_counter_tells_two_timeouts_in_a_row_do(fleet: Fleet
 
 
 @pytest.mark.slow_faults
-async def test_bf29_one_request_tries_whether_a_suspect_works_again(fleet: Fleet) -> None:
+async def test_bf29_one_trial_request_tests_a_suspect(fleet: Fleet) -> None:
     frozen, other = await fleet.engine(), await fleet.engine(processing=5)
     limits = {"suspect_after_seconds": 0.6, "backend_first_byte_timeout_seconds": 0.5}
     proxy = await fleet.proxy(frozen, other, refresh_seconds=0.2, **limits)
@@ -184,19 +184,19 @@ async def test_bf30_fast_failures_attract_no_requests(fleet: Fleet) -> None:
     replies = [reply for some in await asyncio.gather(*(ask_ten_times() for _ in range(10))) for reply in some]
 
     assert [reply.status for reply in replies].count(200) >= 95
-    assert len(failing.served) <= 10  # five that are on their way when the fifth fails, at most
+    assert len(failing.served) <= 10  # at most five more are in flight when the fifth fails
     detail = await proxy.backend(failing)
     assert (detail["state"], detail["reason"][:31]) == ("suspect", "5 requests in a row failed, the")
     assert await proxy.metric("backend_state", backend=failing.url, state="suspect") == 1
 
 
-async def test_bf31_what_clients_do_wrong_is_no_failure_of_the_backend(fleet: Fleet) -> None:
-    said = http_reply(b'{"error": {"message": "context too long"}}', 400, b"content-type: application/json\r\n")
-    strict, other = await fleet.engine(says(said)), await fleet.engine(processing=5)
+async def test_bf31_client_errors_are_not_backend_failures(fleet: Fleet) -> None:
+    error = http_reply(b'{"error": {"message": "context too long"}}', 400, b"content-type: application/json\r\n")
+    strict, other = await fleet.engine(says(error)), await fleet.engine(processing=5)
     proxy = await fleet.proxy(strict, other, refresh_seconds=0.1)
     for _ in range(100):
         reply = await proxy.post()
-        assert (reply.status, reply.body) == (400, said.partition(b"\r\n\r\n")[2])
+        assert (reply.status, reply.body) == (400, error.partition(b"\r\n\r\n")[2])
     assert len(strict.served) == 100
     detail = await proxy.backend(strict)
     assert (detail["state"], detail["ready"]) == ("up", True)
@@ -205,7 +205,7 @@ async def test_bf31_what_clients_do_wrong_is_no_failure_of_the_backend(fleet: Fl
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_bf32_one_that_asks_for_a_pause_gets_it_and_others_answer(fleet: Fleet, status: int) -> None:
+async def test_bf32_backend_that_asks_for_a_pause_gets_it_and_others_answer(fleet: Fleet, status: int) -> None:
     tired, other = await fleet.engine(fails_with(status, b"Retry-After: 1\r\n")), await fleet.engine(processing=5)
     proxy = await fleet.proxy(tired, other, refresh_seconds=0.1)
     began = time.monotonic()
@@ -213,12 +213,12 @@ async def test_bf32_one_that_asks_for_a_pause_gets_it_and_others_answer(fleet: F
     assert len(tired.served) == 1
     assert (await proxy.backend(tired))["reason"] == "it asked for a pause"
     assert await proxy.retries("backend_declined") == 1
-    tired.answer = WELL
+    tired.answer = OK_REPLY
     await proxy.becomes(tired, "up")
     assert time.monotonic() - began > 0.9
 
 
-async def test_bf32_when_all_ask_for_a_pause_the_client_is_told(fleet: Fleet) -> None:
+async def test_bf32_pause_of_all_backends_is_passed_on_to_the_client(fleet: Fleet) -> None:
     engines = [await fleet.engine(fails_with(429, b"Retry-After: 17\r\n")) for _ in range(2)]
     proxy = await fleet.proxy(*engines)
     reply = await proxy.post()
@@ -227,7 +227,7 @@ async def test_bf32_when_all_ask_for_a_pause_the_client_is_told(fleet: Fleet) ->
     assert sum(len(engine.served) for engine in engines) == 2
 
 
-async def test_bf33_one_that_comes_and_goes_is_not_trusted_the_third_time(
+async def test_bf33_flapping_backend_is_suspended_at_its_third_fall(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -240,11 +240,11 @@ async def test_bf33_one_that_comes_and_goes_is_not_trusted_the_third_time(
         await proxy.becomes(flapping, "up" if fall < 3 else "suspect")
     assert (await proxy.backend(flapping))["reason"] == "it keeps failing"
     assert set(await served_by(proxy, 10)) == {other.url}
-    said = [record.message for record in caplog.records if flapping.url in record.message]
-    assert len([line for line in said if "its engine is" not in line]) == 1 + 2 * 3  # once for each change
+    lines = [record.message for record in caplog.records if flapping.url in record.message]
+    assert len([line for line in lines if "its engine is" not in line]) == 1 + 2 * 3  # one line for each change
 
 
-async def test_bf34_when_all_are_down_it_is_said_at_once_and_heals_by_itself(fleet: Fleet) -> None:
+async def test_bf34_dead_fleet_is_503_at_once_and_recovers_by_itself(fleet: Fleet) -> None:
     engines = [await fleet.engine() for _ in range(3)]
     proxy = await fleet.proxy(*engines, refresh_seconds=0.3)
     assert (await proxy.post()).status == 200
@@ -267,18 +267,18 @@ async def is_served(proxy: RunningProxy) -> bool:
     return (await proxy.post()).status == 200
 
 
-async def test_bf35_failing_backends_are_kept_when_too_few_would_be_left(fleet: Fleet) -> None:
+async def test_bf35_failing_backends_stay_in_rotation_when_too_few_would_be_left(fleet: Fleet) -> None:
     engines = [await fleet.engine(fails_with(500)) for _ in range(4)]
     proxy = await fleet.proxy(*engines, refresh_seconds=0.1)
     for _ in range(80):
         reply = await proxy.post()
-        assert (reply.status, reply.body) == (500, b'{"error": "its own"}')  # no 503 of ours
+        assert (reply.status, reply.body) == (500, b'{"error": "its own"}')  # not a 503 of the proxy
     states = [await proxy.state(engine) for engine in engines]
     assert sorted(states) == ["suspect", "suspect", "up", "up"]
 
-    # Those that are kept go down: that is respected, and the suspects are what is left.
+    # When the remaining backends go down too, only the suspects are left.
     for engine, state in zip(engines, states, strict=True):
-        engine.answer = WELL
+        engine.answer = OK_REPLY
         if state == "up":
             await engine.go()
             engine.die()
@@ -287,10 +287,12 @@ async def test_bf35_failing_backends_are_kept_when_too_few_would_be_left(fleet: 
     assert [reply.status for reply in replies] == [200] * 4
 
 
-async def test_bf42_another_service_at_the_address_is_never_up(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+async def test_bf42_different_service_at_the_address_is_never_up(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
     banner, alert, other = await fleet.engine(), await fleet.engine(), await fleet.engine()
-    banner.script = says_and_ends(b"SSH-2.0-OpenSSH_9.2\r\nInvalid SSH identification string.\r\n")
-    alert.script = says_and_ends(b"\x15\x03\x01\0\x02\x02(")
+    banner.script = sends_and_closes(b"SSH-2.0-OpenSSH_9.2\r\nInvalid SSH identification string.\r\n")
+    alert.script = sends_and_closes(b"\x15\x03\x01\0\x02\x02(")
     proxy = await fleet.proxy(banner, alert, other, refresh_seconds=0.1)
     await asyncio.sleep(0.5)
     for engine in (banner, alert):
@@ -301,16 +303,16 @@ async def test_bf42_another_service_at_the_address_is_never_up(fleet: Fleet, cap
     assert await proxy.metric("retries_total") == 0
 
 
-def says_and_ends(said: bytes) -> Script:
+def sends_and_closes(content: bytes) -> Script:
     async def script(connection: EngineConnection) -> None:
         await connection.first_bytes()
-        connection.send(said)
+        connection.send(content)
         connection.finish()
 
     return script
 
 
-async def test_bf42_one_that_becomes_another_service_is_502_once_it_has_a_request(fleet: Fleet) -> None:
+async def test_bf42_backend_replaced_by_a_different_service_is_502(fleet: Fleet) -> None:
     engine = await fleet.engine(says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"))
     proxy = await fleet.proxy(engine)
     reply = await proxy.post()
@@ -318,7 +320,7 @@ async def test_bf42_one_that_becomes_another_service_is_502_once_it_has_a_reques
     assert b"SSH" not in reply.body
 
 
-async def test_bf45_a_restart_leaves_no_load_behind_and_starts_slowly(fleet: Fleet) -> None:
+async def test_bf45_restarted_backend_has_no_load_left_and_starts_slowly(fleet: Fleet) -> None:
     restarted, other = await fleet.engine(hangs), await fleet.engine(processing=5)
     proxy = await fleet.proxy(restarted, other, refresh_seconds=0.1, slow_start_seconds=1000)
     async with asyncio.TaskGroup() as group:
@@ -333,12 +335,12 @@ async def test_bf45_a_restart_leaves_no_load_behind_and_starts_slowly(fleet: Fle
     await proxy.becomes(restarted, "down")
 
     restarted.processing = restarted.decoded = other.processing = 0
-    restarted.answer = WELL
+    restarted.answer = OK_REPLY
     await restarted.listen_again()
     await proxy.becomes(restarted, "up")
     await eventually(lambda: has_load(proxy, restarted, 0))
     await eventually(lambda: has_load(proxy, other, 0))
-    assert (await served_by(proxy, 60)).count(restarted.url) < 20  # a tenth of its share, where an equal one had half
+    assert (await served_by(proxy, 60)).count(restarted.url) < 20  # a tenth of its share; its full share would be half
 
 
 async def has_load(proxy: RunningProxy, engine: Engine, load: int) -> bool:

@@ -1,4 +1,4 @@
-"""Replies that end early, come late, never end, or are unusual and right all the same."""
+"""Replies that end early, come late, never end, or are unusual but valid."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ UNSIZED_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"
 
 
 def then_dies(*blocks: bytes, by_reset: bool = False) -> Answer:
-    """Ends the connection after these bytes."""
+    """Closes the connection after these bytes."""
 
     async def answer(connection: EngineConnection) -> None:
         connection.send(*blocks)
         if by_reset:
-            await asyncio.sleep(0.05)  # so that the bytes are not lost with the connection
+            await asyncio.sleep(0.05)  # so that the bytes are not lost when the connection closes
             connection.reset()
         else:
             connection.finish()
@@ -36,7 +36,7 @@ def then_dies(*blocks: bytes, by_reset: bool = False) -> Answer:
 
 
 async def check_broken(fleet: Fleet, engine: Engine, reply: Reply) -> None:
-    """Whether client and operator can tell that a reply that had begun was not finished, and nobody tried again."""
+    """Check that an unfinished reply is visible to client and operator and was not retried."""
     assert fleet.last_proxy is not None
     assert (reply.status, reply.complete) == (200, False)
     assert b"[DONE]" not in reply.body
@@ -49,7 +49,7 @@ async def check_broken(fleet: Fleet, engine: Engine, reply: Reply) -> None:
 
 @pytest.mark.parametrize("by_reset", [False, True], ids=["FIN", "RST"])
 @pytest.mark.parametrize("head", [SIZED_HEAD, STREAM_HEAD], ids=["of known length", "stream"])
-async def test_bf10_a_reply_that_dies_after_its_head_is_no_empty_success(
+async def test_bf10_reply_cut_after_its_head_is_not_an_empty_success(
     fleet: Fleet, caplog: pytest.LogCaptureFixture, head: bytes, by_reset: bool
 ) -> None:
     dying, other = await fleet.engine(then_dies(head, by_reset=by_reset)), await fleet.engine(processing=5)
@@ -64,23 +64,23 @@ async def test_bf10_a_reply_that_dies_after_its_head_is_no_empty_success(
         assert reply.body == b""
     assert not other.served
     assert f"backend {dying.url} is down: it broke a connection" in caplog.text
-    await proxy.becomes(dying, "up")  # it was asked at once, and answered
+    await proxy.becomes(dying, "up")  # it was polled at once and answered
 
 
-async def test_bf10_a_reply_that_ends_with_its_connection_and_is_reset_is_reset_to_its_client(fleet: Fleet) -> None:
+async def test_bf10_reset_of_a_reply_without_length_resets_the_client(fleet: Fleet) -> None:
     engine = await fleet.engine(then_dies(UNSIZED_HEAD, b"half", by_reset=True))
     proxy = await fleet.proxy(engine)
     await check_broken(fleet, engine, await proxy.post())
 
 
 @pytest.mark.parametrize("by_reset", [False, True], ids=["FIN", "RST"])
-async def test_bf14_a_body_shorter_than_its_length_is_broken_off(fleet: Fleet, by_reset: bool) -> None:
+async def test_bf14_body_shorter_than_its_length_is_cut_off(fleet: Fleet, by_reset: bool) -> None:
     engine = await fleet.engine(then_dies(SIZED_HEAD, b"short", by_reset=by_reset))
     proxy = await fleet.proxy(engine)
     await check_broken(fleet, engine, await proxy.post())
 
 
-async def test_bf21_a_head_without_end_is_504_and_asked_of_nobody_else(fleet: Fleet) -> None:
+async def test_bf21_endless_head_is_504_without_a_retry(fleet: Fleet) -> None:
     async def drips(connection: EngineConnection) -> None:
         connection.send(b"HTTP/1.1 200 OK\r\n")
         while not connection.ended.done():
@@ -97,23 +97,23 @@ async def test_bf21_a_head_without_end_is_504_and_asked_of_nobody_else(fleet: Fl
     await eventually(lambda: not dripping.open_requests)
 
 
-async def test_bf21_interim_replies_without_end_are_502_and_none_reaches_the_client(fleet: Fleet) -> None:
-    async def says_nothing_final(connection: EngineConnection) -> None:
+async def test_bf21_endless_interim_replies_are_502_and_none_reaches_the_client(fleet: Fleet) -> None:
+    async def sends_interim_replies_only(connection: EngineConnection) -> None:
         while not connection.ended.done():
             connection.send(b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n")
             await asyncio.sleep(0.002)
         raise ConnectionError("it is gone")
 
-    engine, other = await fleet.engine(says_nothing_final), await fleet.engine(processing=5)
+    engine, other = await fleet.engine(sends_interim_replies_only), await fleet.engine(processing=5)
     proxy = await fleet.proxy(engine, other)
-    reply = await proxy.post()  # its first reply is the final one
+    reply = await proxy.post()  # its first reply is final
     assert (reply.status, reply.json["error"]["code"]) == (502, "invalid_backend_reply")
     assert "link" not in reply.headers
     assert not other.served
 
 
 def refuses_to_read(reply: bytes) -> Answer:
-    """Sends ``reply`` (it may be empty), and takes nothing more from the connection until the other side goes."""
+    """Sends ``reply`` (possibly empty) and reads nothing more from the connection until the peer closes it."""
 
     async def answer(connection: EngineConnection) -> None:
         connection.stop_reading()
@@ -127,7 +127,7 @@ def refuses_to_read(reply: bytes) -> Answer:
 
 
 class HeadReadingEngine(Engine):
-    """It answers when it has the head of a request; a body may still be to come."""
+    """Answers as soon as it has the head of a request, before its body."""
 
     async def _serve(self, connection: EngineConnection) -> None:
         await connection.first_bytes()
@@ -138,7 +138,7 @@ class HeadReadingEngine(Engine):
         await self.answer(connection)
 
 
-async def test_bf24_an_answer_before_the_end_of_the_upload_is_passed_on_and_ends_it(fleet: Fleet) -> None:
+async def test_bf24_early_reply_is_relayed_and_ends_the_upload(fleet: Fleet) -> None:
     early = await fleet.add(HeadReadingEngine(refuses_to_read(http_reply(b"too long", 413)), owner="vllm"))
     proxy = await fleet.proxy(early)
     body = bytes(20_000_000)
@@ -155,7 +155,7 @@ async def test_bf24_an_answer_before_the_end_of_the_upload_is_passed_on_and_ends
     assert (await proxy.post()).status == 200
 
 
-async def test_bf25_a_backend_that_does_not_take_the_body_is_504_and_the_body_is_let_go(fleet: Fleet) -> None:
+async def test_bf25_backend_that_does_not_read_the_body_is_504_and_memory_is_released(fleet: Fleet) -> None:
     slow, other = await fleet.add(HeadReadingEngine(refuses_to_read(b""))), await fleet.engine(processing=5)
     slow.slots = 1
     limits = {"backend_first_byte_timeout_seconds": 0.6, "backend_queue_allowance": 0}
@@ -174,8 +174,8 @@ async def test_bf25_a_backend_that_does_not_take_the_body_is_504_and_the_body_is
     assert await proxy.metric("retries_total") == 0
 
 
-async def test_bf36_a_long_prefill_is_waited_for(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
-    """Its counter moves all the time, and that is enough: it is not suspected, and its request not sent elsewhere."""
+async def test_bf36_long_prefill_is_waited_for(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    """While its progress counter moves, the backend is not suspected and its request is not moved."""
 
     async def reads_a_long_prompt(connection: EngineConnection) -> None:
         for _ in range(30):
@@ -193,7 +193,7 @@ async def test_bf36_a_long_prefill_is_waited_for(fleet: Fleet, caplog: pytest.Lo
 
 
 @pytest.mark.parametrize("path", [CHAT, OTHER])
-async def test_bf37_a_stream_that_stands_still_ends_with_an_error_and_frees_its_slot(fleet: Fleet, path: str) -> None:
+async def test_bf37_stalled_stream_ends_with_an_error_and_frees_its_slot(fleet: Fleet, path: str) -> None:
     async def stands_still(connection: EngineConnection) -> None:
         connection.send(STREAM_HEAD, chunk(EVENT), chunk(EVENT))
         await hangs(connection)
@@ -210,7 +210,7 @@ async def test_bf37_a_stream_that_stands_still_ends_with_an_error_and_frees_its_
     await eventually(lambda: not engine.open_requests)
 
 
-async def test_bf38_what_is_compressed_stays_as_it_is(fleet: Fleet) -> None:
+async def test_bf38_compressed_reply_is_relayed_unchanged(fleet: Fleet) -> None:
     packed = gzip.compress(b'{"ok": true}')
     engine = await fleet.engine(says(http_reply(packed, fields=b"Content-Encoding: gzip\r\nVary: accept-encoding\r\n")))
     proxy = await fleet.proxy(engine)
@@ -220,17 +220,17 @@ async def test_bf38_what_is_compressed_stays_as_it_is(fleet: Fleet) -> None:
     assert b"\r\nAccept-Encoding: gzip;q=0.5, br\r\n" in engine.served[0]
 
 
-async def test_bf39_an_event_of_5_mib_comes_through_as_it_is_made(fleet: Fleet) -> None:
+async def test_bf39_event_of_5_mib_is_relayed_as_it_is_generated(fleet: Fleet) -> None:
     line = b"data: " + bytes(range(48, 58)) * 524_288
 
-    async def sends_one_line(connection: EngineConnection) -> None:
+    async def sends_an_event_in_two_parts(connection: EngineConnection) -> None:
         connection.send(STREAM_HEAD, chunk(line[:1000]))
-        await connection.cue.wait()  # the client has had its beginning
+        await connection.cue.wait()  # the client has received the beginning
         for start in range(1000, len(line), 70_000):
             connection.send(chunk(line[start : start + 70_000]))
         connection.send(chunk(b"\n\n"), b"0\r\n\r\n")
 
-    engine = await fleet.engine(sends_one_line)
+    engine = await fleet.engine(sends_an_event_in_two_parts)
     proxy = await fleet.proxy(engine)
     reader, writer = await proxy.connect()
     writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}")
@@ -245,19 +245,19 @@ async def test_bf39_an_event_of_5_mib_comes_through_as_it_is_made(fleet: Fleet) 
 
 
 def connection_of_request(engine: Engine) -> EngineConnection:
-    """The one connection of ``engine`` that a client's request came on."""
+    """The one connection of ``engine`` that carried a client's request."""
     [connection] = [one for one in engine.connections if one.received.startswith(b"POST ")]
     return connection
 
 
-async def test_bf41_many_tiny_chunks_stay_in_order_and_none_waits_for_the_next(fleet: Fleet) -> None:
+async def test_bf41_tiny_chunks_stay_in_order_and_none_waits_for_the_next(fleet: Fleet) -> None:
     events = [b'data: {"n": %d}\n\n' % number for number in range(10_000)]
 
     async def sends_them(connection: EngineConnection) -> None:
         connection.send(STREAM_HEAD)
         for event in events[:200]:
             connection.send(chunk(event))
-            await connection.cue.wait()  # the client has read it
+            await connection.cue.wait()  # the client has read the chunk
             connection.cue.clear()
         for event in events[200:]:
             connection.send(chunk(event))
@@ -278,15 +278,15 @@ async def test_bf41_many_tiny_chunks_stay_in_order_and_none_waits_for_the_next(f
 
 
 @pytest.mark.parametrize("path", [CHAT, "/health-of-another"])
-async def test_bf43_a_redirect_goes_to_the_client_and_nowhere_else(fleet: Fleet, path: str) -> None:
-    elsewhere = await fleet.engine()
-    location = f"{elsewhere.url}/v1/chat/completions"
+async def test_bf43_redirect_goes_to_the_client_and_nowhere_else(fleet: Fleet, path: str) -> None:
+    other = await fleet.engine()
+    location = f"{other.url}/v1/chat/completions"
     engine = await fleet.engine(says(http_reply(b"", 307, f"Location: {location}\r\n".encode())))
-    engine.health = says(http_reply(b"", 307, f"Location: {elsewhere.url}/health\r\n".encode()))
+    engine.health = says(http_reply(b"", 307, f"Location: {other.url}/health\r\n".encode()))
     proxy = await fleet.proxy(engine, refresh_seconds=0.1)
-    await proxy.becomes(engine, "down")  # a health page that has moved is none
+    await proxy.becomes(engine, "down")  # a redirect is not a healthy page
     engine.health = says(http_reply())
     await proxy.becomes(engine, "up")
     reply = await proxy.post(path)
     assert (reply.status, reply.headers["location"]) == (307, location)
-    assert not elsewhere.connections
+    assert not other.connections

@@ -1,4 +1,4 @@
-"""Clients that leave, that dawdle, that send too much or too little, and that ask again and again."""
+"""Clients that disconnect, are slow, send too much or too little, or retry in a storm."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from support.waiting import eventually
 Leave = Callable[[Call], Awaitable[None]]
 
 SOON_SECONDS = 10.0
-LEAVING = pytest.mark.parametrize("leave", [Call.leave, Call.reset], ids=["FIN", "RST"])
+DISCONNECTS = pytest.mark.parametrize("leave", [Call.leave, Call.reset], ids=["FIN", "RST"])
 STREAMING = says(STREAM_HEAD, chunk(EVENT))
 POST = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\n".encode()
 MEBIBYTE = 1 << 20
-MOST_HELD_BYTES = 65_536 + 256_000 + 40_000  # for a client that takes nothing; the last for its objects
+MOST_HELD_BYTES = 65_536 + 256_000 + 40_000  # for a client that reads nothing; the last term is for its objects
 
 
 class Gate:
-    """An engine's answer that waits until it is opened."""
+    """An engine's answer that waits until the gate is opened."""
 
     def __init__(self) -> None:
         self.opened = asyncio.Event()
@@ -47,7 +47,7 @@ class Gate:
 
 
 async def connected(url: str, receive_buffer_bytes: int = 0) -> socket.socket:
-    """A connection to ``url``; with a small buffer it takes little that it does not read."""
+    """A connection to ``url``; a small buffer bounds the bytes that the kernel accepts unread."""
     client = socket.socket()
     client.setblocking(False)
     if receive_buffer_bytes:
@@ -58,7 +58,7 @@ async def connected(url: str, receive_buffer_bytes: int = 0) -> socket.socket:
 
 
 async def connect(proxy: LiveProxy, receive_buffer_bytes: int = 0) -> Client:
-    """A client that speaks raw bytes, on a connection as :func:`connected`."""
+    """A client that sends raw bytes, on a connection from :func:`connected`."""
     client = await connected(proxy.url, receive_buffer_bytes)
     reader, writer = await asyncio.open_connection(sock=client, limit=receive_buffer_bytes or 65536)
     proxy.clients.callback(writer.close)
@@ -69,11 +69,11 @@ async def waiting(proxy: RunningProxy, count: int) -> bool:
     return await proxy.metric("queue_requests") == count
 
 
-# --- they leave
+# --- disconnects
 
 
-@LEAVING
-async def test_cf01_client_that_leaves_the_queue_is_never_sent(fleet: Fleet, leave: Leave) -> None:
+@DISCONNECTS
+async def test_cf01_request_whose_client_leaves_the_queue_is_never_sent(fleet: Fleet, leave: Leave) -> None:
     gate = Gate()
     engine = await fleet.engine(gate)
     engine.slots = 1
@@ -99,7 +99,7 @@ async def test_cf01_client_that_leaves_the_queue_is_never_sent(fleet: Fleet, lea
 async def lets_go(
     proxy: RunningProxy, engine: Engine, leave: Callable[[], Awaitable[None]], code: str, path: str = CHAT
 ) -> None:
-    """When the client leaves, the engine is let go at once, and everything is counted as it should be, once."""
+    """Check that a disconnect frees the engine at once and is counted exactly once."""
     await leave()
     await until(lambda: not engine.open_requests)
     await eventually(proxy.is_at_rest)
@@ -112,10 +112,8 @@ async def lets_go(
     assert await proxy.metric("backend_requests_in_flight") == 0
 
 
-@LEAVING
-async def test_cf03_client_that_leaves_its_stream_before_the_first_byte_ends_it_at_the_engine(
-    fleet: Fleet, leave: Leave
-) -> None:
+@DISCONNECTS
+async def test_cf03_disconnect_before_the_first_byte_ends_the_stream_at_the_engine(fleet: Fleet, leave: Leave) -> None:
     engine = await fleet.engine(hangs)
     proxy = await fleet.proxy(engine)
     async with proxy.call(stream=True) as call:
@@ -124,10 +122,8 @@ async def test_cf03_client_that_leaves_its_stream_before_the_first_byte_ends_it_
         await lets_go(proxy, engine, lambda: leave(call), "499")
 
 
-@LEAVING
-async def test_cf04_client_that_leaves_before_its_reply_ends_the_request_at_the_engine(
-    fleet: Fleet, leave: Leave
-) -> None:
+@DISCONNECTS
+async def test_cf04_disconnect_before_the_reply_ends_the_request_at_the_engine(fleet: Fleet, leave: Leave) -> None:
     engine = await fleet.engine(hangs)
     proxy = await fleet.proxy(engine)
     async with proxy.call(stream=False) as call:
@@ -136,8 +132,8 @@ async def test_cf04_client_that_leaves_before_its_reply_ends_the_request_at_the_
         await lets_go(proxy, engine, lambda: leave(call), "499")
 
 
-@LEAVING
-async def test_cf05_client_that_leaves_within_its_stream_ends_it_at_the_engine_and_is_counted_once(
+@DISCONNECTS
+async def test_cf05_disconnect_during_a_stream_ends_it_at_the_engine_and_counts_once(
     fleet: Fleet, leave: Leave
 ) -> None:
     engine = await fleet.engine(STREAMING)
@@ -164,9 +160,9 @@ BODIES: dict[str, object] = {
 }
 
 
-@pytest.mark.parametrize("begun", [False, True], ids=["before its reply", "within it"])
+@pytest.mark.parametrize("begun", [False, True], ids=["before its reply", "during its reply"])
 @pytest.mark.parametrize("path", BODIES)
-async def test_cf06_client_that_leaves_is_noticed_on_every_path(fleet: Fleet, path: str, *, begun: bool) -> None:
+async def test_cf06_disconnect_is_noticed_on_every_path(fleet: Fleet, path: str, *, begun: bool) -> None:
     engine = await fleet.engine(STREAMING if begun else hangs)
     proxy = await fleet.proxy(engine)
     headers = {"Content-Type": "multipart/form-data; boundary=x"} if path.startswith("/v1/audio") else {}
@@ -178,8 +174,8 @@ async def test_cf06_client_that_leaves_is_noticed_on_every_path(fleet: Fleet, pa
         await lets_go(proxy, engine, call.leave, "200" if begun else "499", path)
 
 
-@pytest.mark.parametrize("begun", [False, True], ids=["before its reply", "within it"])
-async def test_cf08_client_that_closes_its_sending_half_has_left(fleet: Fleet, *, begun: bool) -> None:
+@pytest.mark.parametrize("begun", [False, True], ids=["before its reply", "during its reply"])
+async def test_cf08_client_that_closes_its_sending_half_counts_as_disconnected(fleet: Fleet, *, begun: bool) -> None:
     engine = await fleet.engine(STREAMING if begun else hangs)
     proxy = await fleet.proxy(engine)
     async with proxy.call() as call:
@@ -195,14 +191,14 @@ async def test_cf08_client_that_closes_its_sending_half_has_left(fleet: Fleet, *
                 await call.head()
 
 
-# --- they dawdle
+# --- slow clients
 
 
 class Torrent:
-    """An engine's answer of 200 MiB, made as fast as it is taken.
+    """An engine's answer of 200 MiB, generated as fast as it is read.
 
     Attributes:
-        sent_bytes: what the proxy, or the kernel on the way to it, has taken of it.
+        sent_bytes: bytes accepted by the proxy or by the kernel.
     """
 
     SIZE = 200 * MEBIBYTE
@@ -222,7 +218,7 @@ class Torrent:
             await asyncio.sleep(0)
 
     async def stands_still(self) -> None:
-        """Wait until no more of it is taken."""
+        """Wait until no more bytes are accepted."""
         seen = -1
         while self.sent_bytes != seen:
             seen = self.sent_bytes
@@ -230,7 +226,7 @@ class Torrent:
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["CF10, byte by byte", "CF11, nothing"])
-async def test_cf10_cf11_slow_reader_stops_its_engine_and_is_cut_off_in_time(fleet: Fleet, *, reads: bool) -> None:
+async def test_cf10_cf11_slow_reader_pauses_its_engine_and_is_cut_off_in_time(fleet: Fleet, *, reads: bool) -> None:
     torrent = Torrent()
     engine = await fleet.engine(torrent)
     proxy = await fleet.proxy(engine, client_write_stall_seconds=1.2)
@@ -238,7 +234,7 @@ async def test_cf10_cf11_slow_reader_stops_its_engine_and_is_cut_off_in_time(fle
     client.send(POST + b"Content-Length: 2\r\n\r\n{}")
     began = time.monotonic()
 
-    async def dawdle() -> None:
+    async def slow() -> None:
         if not reads:
             client.stop_reading()
             return
@@ -246,15 +242,15 @@ async def test_cf10_cf11_slow_reader_stops_its_engine_and_is_cut_off_in_time(fle
             await client.read(1)
             await asyncio.sleep(0.02)
 
-    dawdling = asyncio.get_running_loop().create_task(dawdle())
+    slow_task = asyncio.get_running_loop().create_task(slow())
     await torrent.stands_still()
     assert engine.open_requests == 1
-    assert 0 < torrent.sent_bytes < Torrent.SIZE / 4  # what the kernel takes, and no more
+    assert 0 < torrent.sent_bytes < Torrent.SIZE / 4  # no more than the kernel buffers
     assert (await send(proxy.url, "/livez")).status == 200
 
     await until(lambda: not engine.open_requests)
 
-    dawdling.cancel()
+    slow_task.cancel()
     assert time.monotonic() - began >= 1.2
     await eventually(proxy.is_at_rest)
     assert await proxy.metric("stream_aborts_total", side="client") == 1
@@ -262,8 +258,8 @@ async def test_cf10_cf11_slow_reader_stops_its_engine_and_is_cut_off_in_time(fle
 
 
 @pytest.mark.slow_faults
-async def test_cf10_five_hundred_slow_readers_cost_a_bounded_share_of_memory_each(fleet: Fleet, tmp_path: Path) -> None:
-    """No more than 64 KiB and what one read of the event loop brings, and nothing more while they stand still."""
+async def test_cf10_each_of_500_slow_readers_costs_bounded_memory(fleet: Fleet, tmp_path: Path) -> None:
+    """Each costs at most 64 KiB plus one read of the event loop, and no more while it does not read."""
     count = 500
     engine = await fleet.engine(says(http_reply(b"x" * 8 * MEBIBYTE)))
     settings = {"METRICS_CACHE_TTL_SECONDS": "60"}
@@ -294,7 +290,7 @@ def resident_bytes(proxy: Proxy) -> int:
 
 
 def raise_file_limit() -> int:
-    """Of this process; gives the limit."""
+    """Raise the open-file limit of this process; returns it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
@@ -305,9 +301,7 @@ def raise_file_limit() -> int:
     [(b"Content-Length: 1000\r\n\r\n", b"x"), (b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n")],
     ids=["with a length", "in chunks"],
 )
-async def test_cf13_slow_body_holds_no_place_and_no_connection_and_is_told_in_time(
-    fleet: Fleet, framing: bytes, drop: bytes
-) -> None:
+async def test_cf13_slow_body_holds_no_slot_and_gets_408_in_time(fleet: Fleet, framing: bytes, drop: bytes) -> None:
     engine = await fleet.engine(owner="vllm")
     proxy = await fleet.proxy(
         engine, max_allowed_request_queue=1, client_body_timeout_seconds=0.5, client_body_total_timeout_seconds=1
@@ -345,8 +339,8 @@ async def is_holding(proxy: RunningProxy, count: int) -> bool:
 
 
 @pytest.mark.slow_faults
-async def test_cf15_ten_thousand_idle_connections_leave_room_for_who_asks(fleet: Fleet, tmp_path: Path) -> None:
-    """The longest idle ones go when there are too many, and all of them in the end."""
+async def test_cf15_ten_thousand_idle_connections_leave_room_for_active_clients(fleet: Fleet, tmp_path: Path) -> None:
+    """The longest idle connections are closed when there are too many, and all of them in the end."""
     count, most = 10_000, 8_000
     assert raise_file_limit() >= 2 * count, "needs a hard limit of open files of 20,000 (ulimit -Hn)"
     engine = await fleet.engine()
@@ -368,7 +362,7 @@ async def test_cf15_ten_thousand_idle_connections_leave_room_for_who_asks(fleet:
                 assert await loop.sock_recv(one, 1) == b""
 
 
-# --- they send what they should not
+# --- invalid requests
 
 
 @pytest.mark.parametrize(
@@ -379,9 +373,9 @@ async def test_cf15_ten_thousand_idle_connections_leave_room_for_who_asks(fleet:
         ("Authorization: Bearer wrong\r\nContent-Length: 2\r\n", [401]),
         ("Authorization: Bearer right-right-right\r\nContent-Length: 2000\r\n", [413]),
     ],
-    ids=["right", "right in chunks", "without a key", "too long"],
+    ids=["valid", "valid in chunks", "without a key", "too long"],
 )
-async def test_cf19_client_that_waits_for_100_gets_it_at_once_or_is_refused_instead(
+async def test_cf19_client_that_waits_for_100_gets_it_or_a_refusal_at_once(
     fleet: Fleet, fields: str, statuses: list[int]
 ) -> None:
     engine = await fleet.engine()
@@ -408,7 +402,7 @@ async def test_cf19_client_that_waits_for_100_gets_it_at_once_or_is_refused_inst
     ],
     ids=["200 MiB", "a huge length", "endless chunks"],
 )
-async def test_cf21_body_too_long_is_refused_as_soon_as_that_is_known(
+async def test_cf21_too_long_body_is_refused_as_soon_as_its_length_is_known(
     fleet: Fleet, framing: bytes, block: bytes
 ) -> None:
     engine = await fleet.engine()
@@ -433,15 +427,15 @@ async def test_cf21_body_too_long_is_refused_as_soon_as_that_is_known(
     client.leave()
     assert (reply.status, json.loads(reply.body)["error"]["code"]) == (413, "body_too_large")
     assert reply.fields["connection"] == "close"
-    assert sent < 20 * MEBIBYTE  # what the kernel takes, and what is thrown away
+    assert sent < 20 * MEBIBYTE  # buffered by the kernel or discarded
     assert await proxy.metric("request_body_bytes_in_flight") == 0
     assert not engine.served
 
 
-# --- they speak as few do
+# --- unusual clients
 
 
-async def test_cf23_stream_of_a_client_of_http_1_0_ends_with_the_connection(fleet: Fleet) -> None:
+async def test_cf23_stream_to_an_http_1_0_client_ends_with_the_connection(fleet: Fleet) -> None:
     engine = await fleet.engine(says(STREAM_HEAD, chunk(EVENT), chunk(EVENT), b"0\r\n\r\n"))
     proxy = await fleet.proxy(engine)
     client = await connect(proxy)
@@ -453,8 +447,8 @@ async def test_cf23_stream_of_a_client_of_http_1_0_ends_with_the_connection(flee
     assert await client.rest() == EVENT * 2
 
 
-async def test_cf23_broken_stream_of_a_client_of_http_1_0_ends_in_a_reset(fleet: Fleet) -> None:
-    """Its connection's end would be its good end."""
+async def test_cf23_broken_stream_to_an_http_1_0_client_ends_in_a_reset(fleet: Fleet) -> None:
+    """The regular end of such a stream is the end of its connection."""
 
     async def dies(connection: EngineConnection) -> None:
         connection.send(STREAM_HEAD, chunk(EVENT))
@@ -467,10 +461,10 @@ async def test_cf23_broken_stream_of_a_client_of_http_1_0_ends_in_a_reset(fleet:
     assert await client.is_reset()
 
 
-# --- they ask again and again
+# --- storms of retries
 
 
-async def test_cf25_storm_of_clients_that_ask_again_at_once_is_refused_cheaply_and_passes(fleet: Fleet) -> None:
+async def test_cf25_storm_of_immediate_retries_is_refused_cheaply_and_passes(fleet: Fleet) -> None:
     count, seconds = 200, 1.0
     gate = Gate()
     engine = await fleet.engine(gate, owner="vllm")

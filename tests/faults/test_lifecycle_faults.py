@@ -1,4 +1,4 @@
-"""Proxies and backends that start, stop, are killed and are exchanged while requests run."""
+"""Proxies and backends that are started, stopped, killed and replaced while requests run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Streams:
-    """An answer that goes on until its connection is told to end it."""
+    """A stream that continues until the test gives its connection a cue."""
 
     def __init__(self) -> None:
         self.may_end = asyncio.Event()
@@ -50,7 +50,7 @@ async def is_ready(url: str) -> bool:
 
 
 @pytest.mark.slow_faults
-async def test_lc01_two_hundred_streams_may_end_and_those_that_do_not_are_told_and_cut(tmp_path: Path) -> None:
+async def test_lc01_streams_may_finish_and_unfinished_ones_get_an_error_event(tmp_path: Path) -> None:
     raise_file_limit()
     short, endless = Streams(), Streams()
 
@@ -73,7 +73,7 @@ async def test_lc01_two_hundred_streams_may_end_and_those_that_do_not_are_told_a
         proxy.signal(signal.SIGTERM)
         began = time.monotonic()
         await eventually(lambda: is_not_ready(proxy), 0.5)
-        late = await send(proxy.url, "/livez")  # the grace: who has not heard yet is served
+        late = await send(proxy.url, "/livez")  # served during the grace period
         assert (late.status, late.headers["connection"]) == (200, "close")
         short.may_end.set()
         ended = [await call.reply() for call in calls[:100]]
@@ -93,7 +93,7 @@ async def is_not_ready(proxy: RunningProxy) -> bool:
     return not await is_ready(proxy.url)
 
 
-async def test_lc03_a_killed_proxy_frees_its_engines_and_starts_again_at_once(tmp_path: Path, free_port: int) -> None:
+async def test_lc03_killed_proxy_frees_its_engines_and_restarts_at_once(tmp_path: Path, free_port: int) -> None:
     async with Engine(Streams()) as engine, AsyncExitStack() as stack:
         first = await started(stack, tmp_path, engine, PORT=str(free_port))
         async with first.call() as call:
@@ -112,7 +112,7 @@ async def test_lc03_a_killed_proxy_frees_its_engines_and_starts_again_at_once(tm
 
 
 class LoadBalancer:
-    """Sends each request to the next proxy that says it is ready, as an orchestrator's would."""
+    """Sends each request to the next proxy that reports ready, as a load balancer does."""
 
     def __init__(self, *urls: str) -> None:
         self.urls = list(urls)
@@ -134,7 +134,7 @@ class LoadBalancer:
 
 
 @pytest.mark.slow_faults
-async def test_lc04_exchanging_one_of_two_proxies_behind_a_load_balancer_costs_no_request(tmp_path: Path) -> None:
+async def test_lc04_replacing_one_of_two_proxies_behind_a_load_balancer_loses_no_request(tmp_path: Path) -> None:
     async with Engine(Slow(0.05), owner="vllm") as engine, AsyncExitStack() as stack:
         old, other = [
             await started(stack, tmp_path / name, engine, DRAIN_GRACE_SECONDS="1") for name in ("old", "other")
@@ -153,7 +153,7 @@ async def test_lc04_exchanging_one_of_two_proxies_behind_a_load_balancer_costs_n
             clients = [group.create_task(asks_again_and_again()) for _ in range(10)]
             await asyncio.sleep(0.5)
             new = await started(stack, tmp_path / "new", engine)
-            assert (await send(new.url, CHAT, chat())).status == 200  # it has asked its backends before it listened
+            assert (await send(new.url, CHAT, chat())).status == 200  # it polled its backends before it listened
             balancer.urls.append(new.url)
             old.signal(signal.SIGTERM)
             assert await old.ended() == 0
@@ -168,7 +168,7 @@ async def test_lc04_exchanging_one_of_two_proxies_behind_a_load_balancer_costs_n
 
 
 class Slow:
-    """Answers after a while."""
+    """Answers after a delay."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -186,7 +186,7 @@ def fleet_file(*engines: Engine, prefix: str = "engine") -> str:
     return "backends:\n" + "".join(lines)
 
 
-async def test_lc06_a_backend_that_is_taken_out_ends_its_streams_and_is_asked_nothing_more(tmp_path: Path) -> None:
+async def test_lc06_removed_backend_finishes_its_streams_and_is_polled_no_more(tmp_path: Path) -> None:
     streams = Streams()
     file = tmp_path / "fleet.yaml"
     async with Engine(streams) as old, Engine(streams) as new:
@@ -205,7 +205,7 @@ async def test_lc06_a_backend_that_is_taken_out_ends_its_streams_and_is_asked_no
             proxy.signal(signal.SIGHUP)
             await eventually(lambda: names(proxy, "engine-0"))
             await proxy.becomes(new, "up")
-            await asyncio.sleep(0.1)  # for a question that was under way
+            await asyncio.sleep(0.1)  # for a poll in flight
             asked, asked_new = len(old.requests), len(new.requests)
             await eventually(lambda: len(new.requests) > asked_new + 12)
             assert len(old.requests) == asked
@@ -224,16 +224,14 @@ async def names(proxy: Proxy, *expected: str) -> bool:
 
 
 def gauges(page: str) -> str:
-    """What is told of the backends of now; counters go on telling of those of before."""
+    """The metrics of current backends only; counters also keep those of former ones."""
     return "".join(line for line in page.splitlines() if line.startswith("inference_proxy_backend_"))
 
 
 # --- the proxy starts
 
 
-async def test_lc11_a_name_that_cannot_be_resolved_at_the_start_is_no_reason_not_to_start(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_lc11_unresolvable_name_does_not_prevent_the_start(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = await fleet.engine()
     loop = asyncio.get_running_loop()
     resolve = loop.getaddrinfo
@@ -277,8 +275,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], dict[str, str]], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_lc12_what_keeps_it_from_starting_is_one_line_within_two_seconds(tmp_path: Path, mistake: str) -> None:
-    make, said = MISTAKES[mistake]
+def test_lc12_failed_start_is_explained_in_one_line_within_two_seconds(tmp_path: Path, mistake: str) -> None:
+    make, expected = MISTAKES[mistake]
     settings = {"PORT": "0", "BACKENDS": "http://127.0.0.1:1"} | make(tmp_path)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
 
@@ -296,15 +294,15 @@ def test_lc12_what_keeps_it_from_starting_is_one_line_within_two_seconds(tmp_pat
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode in (1, 2)
     assert (done.stdout, done.stderr.count("\n")) == ("", 1), done.stderr
-    assert said in done.stderr
-    # Of the processor's time, whatever else this machine has to do.
+    assert expected in done.stderr
+    # CPU time, which does not depend on the load of the machine.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
-# --- backends are exchanged
+# --- backends are replaced
 
 
-async def test_lc16_restarting_one_backend_after_the_other_costs_no_request(fleet: Fleet) -> None:
+async def test_lc16_rolling_restart_of_backends_loses_no_request(fleet: Fleet) -> None:
     engines = [await fleet.engine(Slow(0.02)) for _ in range(3)]
     proxy = await fleet.proxy(*engines, refresh_seconds=0.1, max_allowed_request_queue=1000)
     replies: list[Reply] = []
@@ -333,7 +331,7 @@ async def test_lc16_restarting_one_backend_after_the_other_costs_no_request(flee
 
 
 @pytest.mark.slow_faults
-async def test_lc16_draining_and_restarting_real_engines_costs_no_stream_either(
+async def test_lc16_draining_and_restarting_real_engines_loses_no_stream(
     tmp_path: Path, two_servers: list[LlamaServer], tiny_model: Path
 ) -> None:
     admin = {"Authorization": f"Bearer {'k' * 32}"}

@@ -1,4 +1,4 @@
-"""What is asked of backends, and what is told to clients and operators, when some of it is missing, late or wrong."""
+"""Polls with missing, late or wrong answers, and what clients and operators see of them."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from support.running_proxy import RunningProxy
 from support.waiting import eventually
 
 ADMIN_KEY = "k" * 32
-WELL = says(http_reply())
+OK_REPLY = says(http_reply())
 
 
-async def lines_of(proxy: RunningProxy, name: str, engine: Engine) -> list[str]:
+async def samples_of(proxy: RunningProxy, name: str, engine: Engine) -> list[str]:
     """The samples of a metric for ``engine``."""
     page = (await send(proxy.url, "/metrics")).body.decode()
     return re.findall(rf'^inference_proxy_{name}{{backend="{engine.url}"}} (\S+)$', page, re.MULTILINE)
 
 
-# --- backends that tell less than usual
+# --- backends that report less than usual
 
 
 @pytest.mark.parametrize("status", [404, 501])
-async def test_ob01_an_engine_without_metrics_is_used_by_what_it_has_of_ours_and_not_told_of_at_every_poll(
+async def test_ob01_engine_without_metrics_is_balanced_by_leases_and_logged_once(
     fleet: Fleet, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
     caplog.set_level("INFO")
@@ -62,77 +62,77 @@ async def test_ob01_an_engine_without_metrics_is_used_by_what_it_has_of_ours_and
             group.create_task(proxy.post())
         await eventually(lambda: sum(len(engine.served) for engine in engines) == 20)
         assert [len(engine.served) for engine in engines] == [10, 10]
-        assert [await lines_of(proxy, "backend_load", engine) for engine in engines] == [["10.0"], ["10.0"]]
-        assert [await lines_of(proxy, "backend_requests_running", engine) for engine in engines] == [[], []]
+        assert [await samples_of(proxy, "backend_load", engine) for engine in engines] == [["10.0"], ["10.0"]]
+        assert [await samples_of(proxy, "backend_requests_running", engine) for engine in engines] == [[], []]
         await eventually(lambda: min(engine.count("/metrics") for engine in engines) > 10)
         assert {await proxy.state(engine) for engine in engines} == {"up"}
         gate.set()
     for engine in engines:
-        assert sum(engine.url in record.getMessage() for record in caplog.records) <= 2  # what it is, and that it is up
+        assert sum(engine.url in record.getMessage() for record in caplog.records) <= 2  # its engine, and that it is up
 
 
-async def test_ob02_metrics_that_hang_make_figures_old_and_no_backend_ill(fleet: Fleet) -> None:
-    engine, other = await fleet.add(Engine(WELL)), await fleet.engine(processing=2)
+async def test_ob02_hanging_metrics_make_figures_stale_but_no_backend_unhealthy(fleet: Fleet) -> None:
+    engine, other = await fleet.add(Engine(OK_REPLY)), await fleet.engine(processing=2)
     engine.processing = 5
     proxy = await fleet.proxy(engine, other, refresh_seconds=0.5)
-    assert await lines_of(proxy, "backend_load", engine) == ["5.0"]
+    assert await samples_of(proxy, "backend_load", engine) == ["5.0"]
     engine.pages["/metrics"] = hangs
     await eventually(lambda: has_load(proxy, engine, "0.0"))
-    assert await lines_of(proxy, "backend_requests_running", engine) == []
+    assert await samples_of(proxy, "backend_requests_running", engine) == []
     assert await proxy.state(engine) == "up"
-    # That nothing is known does not make it the idlest of all.
+    # An unknown load does not make it the least loaded backend.
     assert {(await proxy.post()).headers["x-backend"] for _ in range(5)} == {other.url}
     del engine.pages["/metrics"]
     await eventually(lambda: has_load(proxy, engine, "5.0"))
 
 
 async def has_load(proxy: RunningProxy, engine: Engine, load: str) -> bool:
-    return await lines_of(proxy, "backend_load", engine) == [load]
+    return await samples_of(proxy, "backend_load", engine) == [load]
 
 
-async def test_ob03_a_renamed_metric_is_known_by_its_former_name_and_a_missing_one_is_not_zero(fleet: Fleet) -> None:
-    engine = await fleet.add(Engine(WELL, owner="vllm"))
+async def test_ob03_renamed_metric_is_recognized_and_a_missing_one_is_not_zero(fleet: Fleet) -> None:
+    engine = await fleet.add(Engine(OK_REPLY, owner="vllm"))
     running = b'vllm:num_requests_running{engine="0"} 3\n'
     engine.pages["/metrics"] = says(http_reply(running + b'vllm:gpu_cache_usage_perc{engine="0"} 0.25\n'))
     proxy = await fleet.proxy(engine, refresh_seconds=0.05)
     assert (await proxy.backend(engine))["metrics"]["vllm:kv_cache_usage_perc"] == 0.25
-    assert await lines_of(proxy, "backend_requests_running", engine) == ["3.0"]
-    assert await lines_of(proxy, "backend_requests_waiting", engine) == []
-    assert await lines_of(proxy, "backend_load", engine) == ["3.0"]
+    assert await samples_of(proxy, "backend_requests_running", engine) == ["3.0"]
+    assert await samples_of(proxy, "backend_requests_waiting", engine) == []
+    assert await samples_of(proxy, "backend_load", engine) == ["3.0"]
 
     engine.pages["/metrics"] = says(http_reply(b'vllm:running_requests{engine="0"} 9\n'))
-    await eventually(lambda: tells_nothing(proxy, engine))
+    await eventually(lambda: check_unknown_load(proxy, engine))
     assert "vllm:kv_cache_usage_perc" not in (await proxy.backend(engine))["metrics"]
     assert await proxy.state(engine) == "up"
 
 
-async def tells_nothing(proxy: RunningProxy, engine: Engine) -> bool:
-    return await lines_of(proxy, "backend_requests_running", engine) == []
+async def check_unknown_load(proxy: RunningProxy, engine: Engine) -> bool:
+    return await samples_of(proxy, "backend_requests_running", engine) == []
 
 
 @pytest.mark.parametrize("told", ["-5", "NaN", "+Inf", "1e308"])
-async def test_ob11_whatever_a_backend_counts_no_load_is_negative_and_none_is_left(fleet: Fleet, told: str) -> None:
+async def test_ob11_no_load_is_negative_or_left_over_whatever_a_backend_counts(fleet: Fleet, told: str) -> None:
     engine = await fleet.engine()
     engine.processing = 4
     proxy = await fleet.proxy(engine, refresh_seconds=0.05, max_allowed_request_queue=1_000_000)
-    assert await lines_of(proxy, "backend_load", engine) == ["4.0"]
+    assert await samples_of(proxy, "backend_load", engine) == ["4.0"]
     engine.processing = told  # type: ignore[assignment]
     asked = len(engine.requests)
     await eventually(lambda: len(engine.requests) > asked + 20)
-    [load] = await lines_of(proxy, "backend_load", engine)
+    [load] = await samples_of(proxy, "backend_load", engine)
     assert float(load) >= 0
-    for shown in await lines_of(proxy, "backend_requests_running", engine):
+    for shown in await samples_of(proxy, "backend_requests_running", engine):
         assert 0 <= float(shown) < float("inf")
     engine.processing = 0
     await eventually(lambda: has_load(proxy, engine, "0.0"))
     assert {(await proxy.post()).status for _ in range(5)} == {200}
-    assert await lines_of(proxy, "requests_in_flight", engine) == ["0.0"]
+    assert await samples_of(proxy, "requests_in_flight", engine) == ["0.0"]
 
 
-# --- questions that fail
+# --- polls that fail
 
 
-async def test_ob06_an_engines_class_that_raises_is_told_once_and_asked_again(
+async def test_ob06_engine_class_that_raises_is_logged_once_and_polled_again(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine, other = await fleet.engine(), await fleet.engine()
@@ -149,10 +149,10 @@ async def test_ob06_an_engines_class_that_raises_is_told_once_and_asked_again(
     is_broken = True
     await proxy.becomes(engine, "down")
     assert await proxy.state(other) == "up"
-    [told_at] = await lines_of(proxy, "backend_state_timestamp_seconds", engine)
-    await asyncio.sleep(0.5)  # in which both are asked again
-    assert await lines_of(proxy, "backend_state_timestamp_seconds", engine) == [told_at]
-    [told_at_by_other] = await lines_of(proxy, "backend_state_timestamp_seconds", other)
+    [told_at] = await samples_of(proxy, "backend_state_timestamp_seconds", engine)
+    await asyncio.sleep(0.5)  # both are polled again in this time
+    assert await samples_of(proxy, "backend_state_timestamp_seconds", engine) == [told_at]
+    [told_at_by_other] = await samples_of(proxy, "backend_state_timestamp_seconds", other)
     assert float(told_at_by_other) > float(told_at) + 0.1
     assert [record.getMessage() for record in caplog.records if record.exc_info] == [
         f"backend {engine.url}: its engine class failed; logged once until it works again"
@@ -161,7 +161,7 @@ async def test_ob06_an_engines_class_that_raises_is_told_once_and_asked_again(
     await proxy.becomes(engine, "up")
 
 
-async def test_ob06_a_loop_that_crashes_is_told_and_begun_again(
+async def test_ob06_crashed_polling_loop_is_logged_and_restarted(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = await fleet.engine()
@@ -180,7 +180,7 @@ async def test_ob06_a_loop_that_crashes_is_told_and_begun_again(
     assert await proxy.state(engine) == "up"
 
 
-async def test_ob08_a_large_fleet_is_not_asked_in_step_and_nobody_too_often(fleet: Fleet) -> None:
+async def test_ob08_polls_of_a_large_fleet_do_not_coincide_or_repeat_too_often(fleet: Fleet) -> None:
     count, interval = 60, 0.5
     times: dict[Engine, list[float]] = {}
 
@@ -202,15 +202,15 @@ async def test_ob08_a_large_fleet_is_not_asked_in_step_and_nobody_too_often(flee
         gaps = [later - earlier for earlier, later in itertools.pairwise(asked)]
         assert len(asked) >= 3
         assert min(gaps) > 0.7 * interval
-    # In the fourth round they have drifted apart: no tenth of it has more than three times its part.
+    # In the fourth round, polls have drifted apart: no tenth of the interval has more than three times its share.
     window = [at for asked in times.values() for at in asked if 0 <= at - began - 4 * interval < interval]
     tenths = Counter(int((at - began - 4 * interval) / (interval / 10)) for at in window)
     assert len(window) >= count * 0.6
     assert max(tenths.values()) <= 3 * count / 10
 
 
-async def test_ob09_questions_wake_no_model(fleet: Fleet) -> None:
-    single, router = await fleet.add(Engine(WELL)), await fleet.add(Engine(WELL))
+async def test_ob09_polls_wake_no_sleeping_model(fleet: Fleet) -> None:
+    single, router = await fleet.add(Engine(OK_REPLY)), await fleet.add(Engine(OK_REPLY))
     entries = [
         {"id": name, "object": "model", "owned_by": "llamacpp", "status": {"value": "unloaded"}} for name in "ab"
     ]
@@ -233,7 +233,7 @@ Leave = Callable[[Call], Awaitable[None]]
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow_faults)])
-async def test_ob10_however_clients_leave_what_is_counted_is_what_engines_have(fleet: Fleet, count: int) -> None:
+async def test_ob10_counts_match_the_engines_however_clients_disconnect(fleet: Fleet, count: int) -> None:
     async def whatever(connection: EngineConnection) -> None:
         kind = random.random()
         if kind < 0.3:
@@ -247,14 +247,14 @@ async def test_ob10_however_clients_leave_what_is_counted_is_what_engines_have(f
     proxy = await fleet.proxy(*engines, refresh_seconds=0.1)
     left = iter(range(count))
 
-    async def comes_and_goes() -> None:
+    async def disconnects_at_random() -> None:
         for _ in left:
             async with Call(proxy.url, CHAT, chat(stream=True)) as call:
                 call.send()
                 await asyncio.sleep(random.choice((0, 0, 0.001, 0.005, 0.02)))
                 await random.choice((call.leave, call.reset))()
 
-    await asyncio.gather(*(comes_and_goes() for _ in range(20)))
+    await asyncio.gather(*(disconnects_at_random() for _ in range(20)))
     await eventually(proxy.is_at_rest)
     await eventually(lambda: not sum(engine.open_requests for engine in engines))
     for engine in engines:
@@ -268,10 +268,10 @@ async def test_ob10_however_clients_leave_what_is_counted_is_what_engines_have(f
         assert await proxy.metric("requests_in_flight") == 10 == sum(engine.open_requests for engine in engines)
     await eventually(proxy.is_at_rest)
     for engine in engines:
-        assert await lines_of(proxy, "requests_in_flight", engine) == ["0.0"]
+        assert await samples_of(proxy, "requests_in_flight", engine) == ["0.0"]
 
 
-# --- what clients and operators are told
+# --- what clients and operators see
 
 
 async def breaks(connection: EngineConnection) -> None:
@@ -283,10 +283,10 @@ async def is_waiting(proxy: RunningProxy, count: int) -> bool:
 
 
 ERRORS: dict[str, tuple[int, str, Answer, dict[str, object]]] = {
-    "nobody up": (503, "no_backend_available", WELL, {}),
-    "unknown model": (404, "model_not_found", WELL, {}),
-    "body too long": (413, "body_too_large", WELL, {"max_request_body_bytes": 10}),
-    "no key": (401, "invalid_api_key", WELL, {"api_keys": f"somebody:{'s' * 32}"}),
+    "nobody up": (503, "no_backend_available", OK_REPLY, {}),
+    "unknown model": (404, "model_not_found", OK_REPLY, {}),
+    "body too long": (413, "body_too_large", OK_REPLY, {"max_request_body_bytes": 10}),
+    "no key": (401, "invalid_api_key", OK_REPLY, {"api_keys": f"client:{'s' * 32}"}),
     "engine broke": (502, "backend_disconnected", breaks, {}),
     "no HTTP": (502, "invalid_backend_reply", says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), {}),
     "no answer": (504, "backend_timeout", hangs, {"backend_first_byte_timeout_seconds": 0.1}),
@@ -300,7 +300,7 @@ NEEDS_ANOTHER = {"queue full", "waited too long", "overloaded"}
 
 
 @pytest.mark.parametrize("error", ERRORS)
-async def test_ob16_every_error_of_ours_has_the_form_of_its_path(fleet: Fleet, error: str) -> None:
+async def test_ob16_every_error_of_the_proxy_has_the_format_of_its_path(fleet: Fleet, error: str) -> None:
     status, code, answer, settings = ERRORS[error]
     engine = await fleet.engine(answer, owner="vllm" if error == "unknown model" else "llamacpp")
     engine.slots = 1
@@ -347,7 +347,7 @@ def assert_form(reply: Reply, path: str, code: str) -> None:
     assert re.fullmatch(r"[a-z]+(_[a-z]+)+", told["error"]["type"])
 
 
-async def test_ob16_an_engines_own_error_comes_through_as_it_is(fleet: Fleet) -> None:
+async def test_ob16_engine_error_is_relayed_unchanged(fleet: Fleet) -> None:
     engine = await fleet.engine(fails_with(500, b"content-type: text/plain\r\nx-own: 1\r\n"))
     proxy = await fleet.proxy(engine)
     for path in PATHS:
@@ -356,7 +356,7 @@ async def test_ob16_an_engines_own_error_comes_through_as_it_is(fleet: Fleet) ->
         assert (reply.headers["x-own"], reply.headers["x-backend"]) == ("1", engine.url)
 
 
-async def test_ob17_metrics_answer_at_once_however_much_is_under_way(tmp_path: Path) -> None:
+async def test_ob17_metrics_answer_at_once_under_any_load(tmp_path: Path) -> None:
     async with Engine(hangs, owner="vllm") as engine, AsyncExitStack() as stack:
         async with program(tmp_path, engine, DRAIN_TIMEOUT_SECONDS="0") as proxy:
             for _ in range(300):
@@ -370,7 +370,7 @@ async def test_ob17_metrics_answer_at_once_however_much_is_under_way(tmp_path: P
             assert await proxy.metric("requests_in_flight") == 300
 
 
-async def test_ob19_who_is_ejected_is_seen_in_admin_metrics_and_one_line_of_the_log(
+async def test_ob19_ejected_backend_is_visible_in_admin_metrics_and_one_log_line(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     failing, other = await fleet.engine(fails_with(500)), await fleet.engine(fails_with(400))

@@ -1,6 +1,6 @@
-"""Attacks on the protocol, as clients and operators see them, and what they may not reach.
+"""Attacks on the protocol are refused, logged and counted, and reach no engine.
 
-The messages themselves are in ``tests/corpus/requests.yaml``, where the reason of each names its case.
+The messages are in ``tests/corpus/requests.yaml``, where the reason of each names its case.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def connect(proxy: LiveProxy) -> Client:
 
 
 async def attack(proxy: LiveProxy, entry: BadRequest) -> list[bytes]:
-    """Send a message of the corpus; gives the status of each reply that comes until the connection ends."""
+    """Send a message of the corpus; returns the status of each reply until the connection ends."""
     client = await connect(proxy)
     client.send(entry.send)
     if entry.ends:
@@ -44,15 +44,13 @@ async def attack(proxy: LiveProxy, entry: BadRequest) -> list[bytes]:
 
 
 @pytest.mark.parametrize("case", REFUSED)
-async def test_pa01_to_pa30_attack_is_one_refusal_one_line_and_one_count_and_reaches_no_engine(
-    fleet: Fleet, case: str
-) -> None:
-    """The fixture counts the lines of the access log, and looks for what was left behind."""
+async def test_pa01_to_pa30_attack_is_refused_logged_and_counted_once(fleet: Fleet, case: str) -> None:
+    """The fixture counts the lines of the access log and checks that nothing is left."""
     entries = [entry for entry in bad_requests() if case in entry.cases and not entry.stays_open]
     assert entries
     engine = await fleet.engine(owner="vllm")
     proxy = await fleet.proxy(engine, **settings())
-    await proxy.becomes(engine, "up")  # by then it has been asked everything
+    await proxy.becomes(engine, "up")  # all paths have been polled by then
     connections = len(engine.connections)
     served, refused = 0, Counter[int]()
 
@@ -73,12 +71,12 @@ async def test_pa01_to_pa30_attack_is_one_refusal_one_line_and_one_count_and_rea
 
 
 @pytest.mark.parametrize("case", PASSED_ON)
-def test_pa16_to_pa25_what_is_valid_of_it_is_in_the_corpus_of_what_is_passed_on(case: str) -> None:
+def test_pa16_to_pa25_valid_variants_are_in_the_corpus_of_forwarded_requests(case: str) -> None:
     assert any(case in entry.cases for entry in odd_requests())
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_pa16_target_that_names_another_host_is_not_dialled(fleet: Fleet, scheme: str) -> None:
+async def test_pa16_host_of_an_absolute_target_is_never_connected_to(fleet: Fleet, scheme: str) -> None:
     engine = await fleet.engine(says(http_reply()))
     proxy = await fleet.proxy(engine)
     async with FakeEngine(answering(http_reply(b"secret"))) as internal:
@@ -92,7 +90,7 @@ async def test_pa16_target_that_names_another_host_is_not_dialled(fleet: Fleet, 
 
 
 @pytest.mark.parametrize("named", ["Authorization", "authorization, x-request-id, Host", "X-Api-Key"])
-async def test_pa21_naming_a_key_in_connection_neither_opens_nor_closes_the_door(fleet: Fleet, named: str) -> None:
+async def test_pa21_key_named_in_connection_does_not_change_the_key_check(fleet: Fleet, named: str) -> None:
     engine = await fleet.engine()
     proxy = await fleet.proxy(engine, api_keys=f"me:{SECRET}", forward_client_key=True)
     statuses = []
@@ -109,7 +107,7 @@ async def test_pa21_naming_a_key_in_connection_neither_opens_nor_closes_the_door
     assert (SECRET.encode() in request) == (named == "X-Api-Key")
 
 
-async def test_pa25_header_that_a_stranger_forges_is_in_no_log_and_at_no_engine(fleet: Fleet) -> None:
+async def test_pa25_forged_forwarding_header_reaches_no_log_and_no_engine(fleet: Fleet) -> None:
     engine = await fleet.engine()
     proxy = await fleet.proxy(engine)
     client = await connect(proxy)
@@ -125,7 +123,7 @@ async def test_pa25_header_that_a_stranger_forges_is_in_no_log_and_at_no_engine(
 
 
 @pytest.mark.slow_faults
-async def test_pa27_all_attacks_at_once_again_and_again_make_nobody_else_wait(fleet: Fleet) -> None:
+async def test_pa27_repeated_attacks_delay_no_other_client(fleet: Fleet) -> None:
     entries = [entry for entry in bad_requests() if not (entry.waits or entry.stays_open or entry.interim)]
     engine = await fleet.engine(owner="vllm")
     proxy = await fleet.proxy(engine, **settings(), max_allowed_request_queue=10_000)

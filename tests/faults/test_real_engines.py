@@ -1,4 +1,4 @@
-"""What can be done to a real llama.cpp: frozen, killed, and given more than it has slots for."""
+"""Real llama.cpp servers that are frozen, killed, or given more requests than slots."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ async def test_bf03_requests_on_a_frozen_engine_are_answered_by_another(
     await proxy.becomes(frozen, "up")
 
 
-async def test_bf08_only_what_may_be_repeated_is_when_an_engine_is_killed(
+async def test_bf08_only_repeatable_requests_are_retried_when_an_engine_is_killed(
     fleet: Fleet, two_servers: list[LlamaServer]
 ) -> None:
     victim, other = two_servers
     proxy = await fleet.proxy(victim, other, **LIMITS | {"refresh_seconds": 5})
-    victim.freeze()  # so that all it has is without an answer
+    victim.freeze()  # so that all its requests stay without an answer
     sent: list[asyncio.Task[Reply]] = []
 
     async def is_all_else_answered() -> bool:
@@ -48,7 +48,7 @@ async def test_bf08_only_what_may_be_repeated_is_when_an_engine_is_killed(
     async with asyncio.TaskGroup() as group:
 
         async def stuck(path: str, body: object) -> list[asyncio.Task[Reply]]:
-            """Send requests until the victim has some of them; gives those."""
+            """Send requests until the victim has some; returns those."""
             before = await proxy.metric("requests_in_flight", backend=victim.url)
             while True:
                 tasks = [group.create_task(proxy.post(path, body)) for _ in range(8)]
@@ -67,7 +67,7 @@ async def test_bf08_only_what_may_be_repeated_is_when_an_engine_is_killed(
     assert await proxy.state(victim) == "down"
 
 
-async def test_what_finds_all_slots_full_waits_here_and_not_in_the_engine(
+async def test_excess_requests_wait_in_the_proxy_not_in_the_engine(
     fleet: Fleet, two_servers: list[LlamaServer]
 ) -> None:
     server, _ = two_servers
@@ -76,8 +76,8 @@ async def test_what_finds_all_slots_full_waits_here_and_not_in_the_engine(
         tasks = [group.create_task(proxy.post(CHAT, chat(1500))) for _ in range(8)]
         seen = set()
         while not all(task.done() for task in tasks):
-            told = await asyncio.to_thread(server.metrics)
-            seen.add((await proxy.metric("queue_requests") > 0, told["llamacpp:requests_deferred"]))
+            metrics = await asyncio.to_thread(server.metrics)
+            seen.add((await proxy.metric("queue_requests") > 0, metrics["llamacpp:requests_deferred"]))
     assert [task.result().status for task in tasks] == [200] * 8
     assert (True, 0.0) in seen
     assert {deferred for _, deferred in seen} == {0.0}

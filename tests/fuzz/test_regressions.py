@@ -10,7 +10,7 @@ from fuzz.targets import check, regressions, seeds
 from support.fakes.memory import HurryingLoop
 
 
-def test_what_fuzzing_begins_with_breaks_no_rule() -> None:
+def test_initial_inputs_of_fuzzing_break_no_rule() -> None:
     with closing(HurryingLoop()) as loop:
         for name, data in seeds().items():
             try:
@@ -20,6 +20,6 @@ def test_what_fuzzing_begins_with_breaks_no_rule() -> None:
 
 
 @pytest.mark.parametrize("data", regressions().values(), ids=regressions())
-def test_what_once_broke_a_rule_does_not_any_more(data: bytes) -> None:
+def test_inputs_that_once_broke_a_rule_break_none(data: bytes) -> None:
     with closing(HurryingLoop()) as loop:
         check(loop, data)

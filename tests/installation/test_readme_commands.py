@@ -20,7 +20,6 @@ import pytest
 from support.http_client import send
 from support.llama_server import LlamaServer
 from support.readme import ASK, COPY_SETTINGS, INSTALL, README, RUN, SERVE, blocks
-from support.tiny_gguf import write_tiny_gguf
 from support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -44,11 +43,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         shutil.copy2(ROOT / name, folder / name)
     yield folder
     shutil.rmtree(folder)  # two environments and the demo's model: 1 GB
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
 @pytest.fixture
@@ -118,7 +112,7 @@ async def test_quick_start_talks_to_a_real_model(checkout: Path, free_port: int)
     assert answer.endswith("data: [DONE]\n\n")
 
 
-async def test_own_engines_come_from_dot_env_and_a_third_one_too(
+async def test_dot_env_names_engines_and_a_third_one_can_be_added(
     checkout: Path, free_port: int, tiny_model: Path
 ) -> None:
     shell = Shell(checkout)
@@ -135,9 +129,7 @@ async def test_own_engines_come_from_dot_env_and_a_third_one_too(
                 await eventually_available(address, urls)
 
 
-async def test_installed_package_learns_a_new_engine_from_a_package_beside_it(
-    checkout: Path, free_port: int, tiny_model: Path
-) -> None:
+async def test_engine_of_another_package_is_discovered(checkout: Path, free_port: int, tiny_model: Path) -> None:
     environment = checkout / ".venv-user"
     Shell(checkout).run(f"{sys.executable} -m venv {environment}")
     package = checkout / "my-engine"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.conftest import slow_model, start_proxy, tiny_model
+from end_to_end.conftest import start_proxy
 from nginx.server import Nginx
 from support.llama_server import LlamaServer
 from support.program import Proxy
 
-__all__ = ["slow_model", "start_proxy", "tiny_model"]
+__all__ = ["start_proxy"]
 
 StartNginx = Callable[..., Nginx]
 

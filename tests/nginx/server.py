@@ -18,6 +18,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from support.http_client import Call, Reply
+from support.ports import free_port
 from test_compose import environment_of, services_of, source
 
 __all__ = ["Nginx", "SecureCall", "check", "configure"]
@@ -174,7 +175,7 @@ def configure(folder: Path, *proxies: str, certificates: Path | None = None, **d
     Raises:
         AssertionError: the configuration no longer has what is replaced in it.
     """
-    http_port, https_port = _free_ports()
+    http_port, https_port = free_port(), free_port()
     servers = " ".join(f"server {urlsplit(proxy).netloc};" for proxy in proxies)
     here = {"/etc/nginx/": f"{folder}/"}
     replacements = {
@@ -240,11 +241,6 @@ def _replaced(text: str, replacements: Mapping[str, str]) -> str:
         assert old in text, f"the configuration no longer has {old!r}"
         text = text.replace(old, new)
     return text
-
-
-def _free_ports() -> tuple[int, int]:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        return one.getsockname()[1], other.getsockname()[1]
 
 
 def _answers(port: int) -> bool:

@@ -27,7 +27,7 @@ def test_nginx_accepts_every_value_that_the_proxy_accepts(tmp_path: Path) -> Non
     check(tmp_path)
 
 
-def test_nothing_of_the_image_or_of_compose_is_left_in_it(tmp_path: Path, certificates: Path) -> None:
+def test_configuration_uses_nothing_from_the_image_or_from_compose(tmp_path: Path, certificates: Path) -> None:
     configure(tmp_path, NOBODY, certificates=certificates)
 
     text = "".join(file.read_text() for file in (tmp_path / "conf.d").iterdir())

@@ -37,7 +37,7 @@ def processing(servers: list[LlamaServer]) -> float:
     return sum(server.metrics()["llamacpp:requests_processing"] for server in servers)
 
 
-async def test_stream_comes_as_it_is_made_and_whole(nginx: Nginx, secure: bool) -> None:
+async def test_stream_arrives_whole_and_as_it_is_generated(nginx: Nginx, secure: bool) -> None:
     arrivals = []
     async with nginx.call(PATH, chat(300, stream=True), secure=secure) as stream:
         began = time.monotonic()
@@ -56,7 +56,7 @@ async def test_stream_comes_as_it_is_made_and_whole(nginx: Nginx, secure: bool) 
 
 @pytest.mark.parametrize("leave", [lambda call: call.leave(), lambda call: call.reset()], ids=["FIN", "RST"])
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-async def test_leaving_frees_the_lease_and_the_connection_to_the_engine(
+async def test_disconnect_frees_the_lease_and_the_backend_connection(
     nginx: Nginx, proxy: Proxy, servers: list[LlamaServer], secure: bool, stream: bool, leave: Leave
 ) -> None:
     async with nginx.call(PATH, chat(LONG if stream else 600, stream=stream), secure=secure) as call:
@@ -97,7 +97,7 @@ async def test_burst_is_spread_over_the_engines(nginx: Nginx, servers: list[Llam
     assert max(shares.values()) <= 18
 
 
-async def test_connections_to_the_proxy_are_used_again(
+async def test_connections_to_the_proxy_are_reused(
     start_nginx: StartNginx, start_proxy: StartProxy, servers: list[LlamaServer]
 ) -> None:
     """Each of NGINX's two workers keeps its own."""

@@ -82,7 +82,9 @@ def posts_to(*engines: FakeEngine) -> list[bytes]:
     return [request for engine in engines for request in engine.requests if request.startswith(b"POST ")]
 
 
-async def test_each_event_is_there_before_the_next_one_is_made(engine: FakeEngine, nginx: Nginx, secure: bool) -> None:
+async def test_each_event_arrives_before_the_next_one_is_generated(
+    engine: FakeEngine, nginx: Nginx, secure: bool
+) -> None:
     engine.script = streaming
     async with nginx.call(PATH, {"model": "m", "stream": True}, secure=secure) as stream:
         stream.send()
@@ -96,9 +98,7 @@ async def test_each_event_is_there_before_the_next_one_is_made(engine: FakeEngin
     assert stream.complete
 
 
-async def test_origin_is_what_nginx_saw_and_not_what_the_client_says(
-    engine: FakeEngine, nginx: Nginx, secure: bool
-) -> None:
+async def test_origin_is_determined_by_nginx_not_by_the_client(engine: FakeEngine, nginx: Nginx, secure: bool) -> None:
     assert (await nginx.send("/x", secure=secure, headers=dict.fromkeys(ORIGIN_FIELDS, "6.6.6.6"))).status == 200
 
     seen = fields_of(engine.requests[-1])
@@ -128,7 +128,7 @@ async def test_path_arrives_as_it_was_sent(engine: FakeEngine, nginx: Nginx) -> 
         assert engine.requests[-1].startswith(f"GET {target} HTTP/1.1\r\n".encode())
 
 
-async def test_what_is_for_the_fleets_own_people_is_not_passed_on_in_any_disguise(
+async def test_operator_paths_are_blocked_in_every_spelling(
     engine: FakeEngine, nginx: Nginx, proxy: Proxy, secure: bool
 ) -> None:
     polls = len(engine.requests)
@@ -141,7 +141,7 @@ async def test_what_is_for_the_fleets_own_people_is_not_passed_on_in_any_disguis
     await eventually(lambda: [line.path for line in proxy.access_lines] == ["/livez"])
 
 
-async def test_everything_else_passes(nginx: Nginx, proxy: Proxy) -> None:
+async def test_all_other_paths_are_forwarded(nginx: Nginx, proxy: Proxy) -> None:
     targets = ["/health", "/livez", "/v1/models", "/", "/docs", "/metricsx", "/v1/admin/x"]
 
     assert {target: (await nginx.send(target)).status for target in targets} == dict.fromkeys(targets, 200)
@@ -149,9 +149,7 @@ async def test_everything_else_passes(nginx: Nginx, proxy: Proxy) -> None:
     await eventually(lambda: [line.path for line in proxy.access_lines] == targets)
 
 
-async def test_body_may_be_as_long_as_the_setting_says_and_no_longer(
-    engine: FakeEngine, start_nginx: StartNginx, proxy: Proxy
-) -> None:
+async def test_body_length_is_limited_by_the_setting(engine: FakeEngine, start_nginx: StartNginx, proxy: Proxy) -> None:
     nginx = start_nginx(proxy.url, MAX_REQUEST_BODY_BYTES="1000")
 
     assert (await nginx.send("/x", b"k" * 1000)).status == 200
@@ -162,19 +160,19 @@ async def test_body_may_be_as_long_as_the_setting_says_and_no_longer(
     assert len(posts_to(engine)) == 1
 
 
-async def test_usual_prompt_is_not_written_to_the_disk(nginx: Nginx) -> None:
+async def test_usual_prompt_is_not_buffered_on_disk(nginx: Nginx) -> None:
     assert (await nginx.send("/x", b"k" * 1_000_000)).status == 200
 
     assert "temporary file" not in nginx.errors
 
 
-async def test_default_limit_of_a_body_is_that_of_the_proxy(nginx: Nginx, proxy: Proxy) -> None:
+async def test_default_body_limit_is_that_of_the_proxy(nginx: Nginx, proxy: Proxy) -> None:
     too_long = {"Content-Length": str(64 * 1024 * 1024 + 1)}
     for url in (proxy.url, nginx.url):
         assert (await send(url, "/x", b"k", headers=too_long)).status == 413
 
 
-async def test_large_header_is_left_to_the_proxy_to_judge(nginx: Nginx, proxy: Proxy) -> None:
+async def test_large_header_reaches_the_proxy(nginx: Nginx, proxy: Proxy) -> None:
     """The limits of a line and of a section are the proxy's, and so are their errors."""
     assert (await nginx.send("/x", headers={"Authorization": "k" * 30_000})).status == 200
     many = {f"x-{number}": "k" * 9000 for number in range(4)}
@@ -183,7 +181,7 @@ async def test_large_header_is_left_to_the_proxy_to_judge(nginx: Nginx, proxy: P
 
 
 @pytest.mark.parametrize("path", [PATH, "/v1/responses"], ids=["repeatable", "not repeatable"])
-async def test_request_that_engines_break_is_sent_as_often_as_by_the_proxy_alone(
+async def test_nginx_adds_no_retry_to_those_of_the_proxy(
     start_nginx: StartNginx, start_proxy: StartProxy, path: str
 ) -> None:
     async with FakeEngine(closing) as one, FakeEngine(closing) as other:
@@ -214,14 +212,14 @@ async def test_request_is_sent_to_one_proxy_only(start_nginx: StartNginx, script
     assert len(posts_to(one, other)) == 1
 
 
-async def test_absent_proxy_is_told_in_the_words_of_the_api(start_nginx: StartNginx) -> None:
+async def test_absent_proxy_is_an_error_in_the_format_of_the_api(start_nginx: StartNginx) -> None:
     reply = await start_nginx("http://127.0.0.1:9").send(PATH, {})
 
     assert (reply.status, reply.headers["content-type"]) == (502, "application/json")
     assert (reply.json["error"]["code"], reply.headers["retry-after"]) == ("proxy_unreachable", "3")
 
 
-async def test_busy_answer_of_the_proxy_passes_unchanged(start_nginx: StartNginx, start_proxy: StartProxy) -> None:
+async def test_busy_reply_of_the_proxy_is_relayed_unchanged(start_nginx: StartNginx, start_proxy: StartProxy) -> None:
     proxy = start_proxy("http://127.0.0.1:9")
     nginx = start_nginx(proxy.url)
     headers = {"X-Request-Id": "same"}
@@ -234,7 +232,7 @@ async def test_busy_answer_of_the_proxy_passes_unchanged(start_nginx: StartNginx
     assert {name: passed.headers[name] for name in kept} == {name: direct.headers[name] for name in kept}
 
 
-async def test_answer_of_the_proxy_to_a_slow_engine_comes_first(
+async def test_proxy_times_out_before_nginx(
     engine: FakeEngine, start_nginx: StartNginx, start_proxy: StartProxy
 ) -> None:
     settings = {"BACKEND_TIMEOUT_SECONDS": "1.5"}
@@ -247,7 +245,7 @@ async def test_answer_of_the_proxy_to_a_slow_engine_comes_first(
     assert (reply.status, reply.json["error"]["code"]) == (504, "backend_timeout")
 
 
-async def test_stop_lets_running_streams_end(engine: FakeEngine, nginx: Nginx) -> None:
+async def test_shutdown_lets_running_streams_finish(engine: FakeEngine, nginx: Nginx) -> None:
     engine.script = streaming
     async with nginx.call(PATH, {"model": "m", "stream": True}) as stream:
         stream.send()

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ import pytest
 
 from inference_engine_proxy_server.backends.base import BackendState, Reply, Thresholds
 from inference_engine_proxy_server.backends.vllm import VLLMBackend
+from support.ports import free_port
 
 MODEL = "tiny"
 START_SECONDS = 600  # two at once on two busy cores; one alone takes about 80
@@ -68,8 +68,7 @@ class Vllm:
     """One vLLM server in a process group of its own."""
 
     def __init__(self, python: str, model: Path, log: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         arguments = (

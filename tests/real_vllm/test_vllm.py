@@ -40,24 +40,28 @@ def idle(engines: list[Vllm]) -> bool:
     return not any(engine.running() for engine in engines)
 
 
+def in_flight_by_backend(proxy: str) -> tuple[int, ...]:
+    return tuple(backend["requests_in_flight"] for backend in ask(f"{proxy}/health").json()["details"])
+
+
 def in_flight(proxy: str) -> int:
-    return sum(backend["requests_in_flight"] for backend in ask(f"{proxy}/health").json()["details"])
+    return sum(in_flight_by_backend(proxy))
 
 
-def test_both_are_known_as_vllm_and_ready(proxy: str, engines: list[Vllm]) -> None:
+def test_both_servers_are_identified_as_vllm_and_ready(proxy: str, engines: list[Vllm]) -> None:
     health = ask(f"{proxy}/health").json()
     assert (health["status"], len(health["available_backends"])) == ("ok", 2)
     assert all("kv_cache_usage" in json.dumps(backend["metrics"]) for backend in health["details"])
 
 
-def test_its_progress_stands_still_while_it_is_idle(engines: list[Vllm]) -> None:
+def test_progress_counter_stands_still_while_idle(engines: list[Vllm]) -> None:
     assert eventually(lambda: idle(engines), 5)
     seen = {engines[0].state().progress for _ in range(10)}
     assert len(seen) == 1
     assert seen != {None}
 
 
-def test_its_progress_moves_while_it_streams_and_not_while_its_engine_hangs(engines: list[Vllm]) -> None:
+def test_progress_counter_moves_while_streaming_but_not_while_the_engine_hangs(engines: list[Vllm]) -> None:
     engine = engines[0]
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, f"{engine.url}/v1/chat/completions", chat(800, stream=True))
@@ -72,7 +76,7 @@ def test_its_progress_moves_while_it_streams_and_not_while_its_engine_hangs(engi
     assert len({state.progress for state in seen}) == 1
 
 
-def test_its_progress_moves_while_it_reads_a_long_prompt(engines: list[Vllm]) -> None:
+def test_progress_counter_moves_while_a_long_prompt_is_read(engines: list[Vllm]) -> None:
     engine = engines[0]
     assert eventually(lambda: idle(engines), 5)
     counted = engine.state().figures["vllm:prompt_tokens_total"]
@@ -88,7 +92,7 @@ def test_its_progress_moves_while_it_reads_a_long_prompt(engines: list[Vllm]) ->
     assert len(set(seen)) >= 2
 
 
-def test_its_capacity_is_what_it_runs_while_others_wait(engines: list[Vllm]) -> None:
+def test_capacity_is_the_number_of_running_requests_while_others_wait(engines: list[Vllm]) -> None:
     engine = engines[0]
     with ThreadPoolExecutor(7) as pool:
         answers = [pool.submit(ask, f"{engine.url}/v1/chat/completions", chat(400)) for _ in range(7)]
@@ -97,13 +101,18 @@ def test_its_capacity_is_what_it_runs_while_others_wait(engines: list[Vllm]) -> 
     assert engine.state().capacity is None
 
 
-def test_concurrent_requests_use_both(proxy: str, engines: list[Vllm]) -> None:
+def test_concurrent_requests_use_both_servers(proxy: str, engines: list[Vllm]) -> None:
+    """The proxy evens out requests in flight. How many an engine completes depends on its speed, which differs."""
+    seen: list[tuple[int, ...]] = []
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda _: ask(f"{proxy}/v1/chat/completions", chat()), range(32)))
-    assert {answer.status for answer in answers} == {200}
-    shares = Counter(answer.headers["x-backend"] for answer in answers)
-    assert sorted(shares) == sorted(engine.url for engine in engines)
-    assert min(shares.values()) >= 10
+        answers = [pool.submit(ask, f"{proxy}/v1/chat/completions", chat()) for _ in range(32)]
+        while not all(answer.done() for answer in answers):
+            seen.append(in_flight_by_backend(proxy))
+    assert {answer.result().status for answer in answers} == {200}
+    assert {answer.result().headers["x-backend"] for answer in answers} == {engine.url for engine in engines}
+    most = max(map(sum, seen))
+    assert most >= 8
+    assert all(max(counts) - min(counts) <= 2 for counts in seen if sum(counts) == most)
 
 
 def test_models_are_merged(proxy: str, engines: list[Vllm]) -> None:
@@ -112,12 +121,12 @@ def test_models_are_merged(proxy: str, engines: list[Vllm]) -> None:
     assert entries[0]["max_model_len"] == 2048
 
 
-def test_an_unknown_model_is_404_since_all_are_strict(proxy: str, engines: list[Vllm]) -> None:
+def test_unknown_model_is_404_if_all_servers_are_strict(proxy: str, engines: list[Vllm]) -> None:
     answer = ask(f"{proxy}/v1/chat/completions", chat() | {"model": "nobody-has-this"})
     assert (answer.status, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
-def test_the_sdk_streams_token_by_token(proxy: str, engines: list[Vllm]) -> None:
+def test_sdk_streams_token_by_token(proxy: str, engines: list[Vllm]) -> None:
     client = openai.OpenAI(base_url=f"{proxy}/v1", api_key="none", max_retries=0)
     arrivals = []
     stream = client.chat.completions.create(
@@ -138,16 +147,14 @@ def test_the_sdk_streams_token_by_token(proxy: str, engines: list[Vllm]) -> None
 
 
 @pytest.mark.parametrize(("stream", "after_first_byte"), [(True, True), (True, False), (False, False)])
-def test_a_client_that_leaves_frees_its_place(
-    proxy: str, engines: list[Vllm], stream: bool, after_first_byte: bool
-) -> None:
+def test_disconnect_frees_the_slot(proxy: str, engines: list[Vllm], stream: bool, after_first_byte: bool) -> None:
     assert eventually(lambda: idle(engines), 5)
     send_and_leave(proxy, chat(1900, stream=stream), engines, after_first_byte=after_first_byte)
     assert eventually(lambda: in_flight(proxy) == 0, 1)
     assert eventually(lambda: idle(engines), 1.5)
 
 
-def test_requests_around_the_engines_idle_limit_never_fail(proxy: str, engines: list[Vllm]) -> None:
+def test_requests_around_the_idle_timeout_of_the_engine_never_fail(proxy: str, engines: list[Vllm]) -> None:
     for pause in (2.9, 4.95, 5.0, 5.05):
         assert ask(f"{proxy}/v1/chat/completions", chat(2)).status == 200
         time.sleep(pause)  # the time is the thing under test: vLLM closes idle connections after 5 s
@@ -155,7 +162,7 @@ def test_requests_around_the_engines_idle_limit_never_fail(proxy: str, engines: 
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_a_response_is_found_where_it_was_made(proxy: str, engines: list[Vllm], stream: bool) -> None:
+def test_stored_response_is_requested_from_its_home_server(proxy: str, engines: list[Vllm], stream: bool) -> None:
     body = {"model": MODEL, "input": "hi", "max_output_tokens": 4, "stream": stream}
     for _ in range(6):
         made = ask(f"{proxy}/v1/responses", body)
@@ -167,7 +174,7 @@ def test_a_response_is_found_where_it_was_made(proxy: str, engines: list[Vllm], 
         assert made.headers["x-backend"] == after.headers["x-backend"] == again.headers["x-backend"]
 
 
-def test_a_response_that_the_proxy_has_not_seen_is_found_by_asking(proxy: str, engines: list[Vllm]) -> None:
+def test_response_that_the_proxy_has_not_seen_is_found_by_asking(proxy: str, engines: list[Vllm]) -> None:
     body = {"model": MODEL, "input": "hi", "max_output_tokens": 4}
     for engine in engines:
         name = ask(f"{engine.url}/v1/responses", body).json()["id"]
@@ -184,7 +191,7 @@ def test_control_endpoints_are_blocked(proxy: str, engines: list[Vllm]) -> None:
     assert "BLOCKED_PATHS" in answer.json()["error"]["message"]
 
 
-def test_an_engine_asleep_is_passed_by_until_it_wakes(proxy: str, engines: list[Vllm]) -> None:
+def test_sleeping_engine_gets_no_request_until_it_wakes(proxy: str, engines: list[Vllm]) -> None:
     asleep, awake = engines
     assert ask(f"{asleep.url}/sleep?level=1", {}).status == 200
     try:
@@ -196,14 +203,14 @@ def test_an_engine_asleep_is_passed_by_until_it_wakes(proxy: str, engines: list[
     assert eventually(lambda: len(ask(f"{proxy}/health").json()["available_backends"]) == 2, 5)
 
 
-def test_errors_of_the_engine_pass_untouched(proxy: str, engines: list[Vllm]) -> None:
+def test_engine_errors_are_relayed_unchanged(proxy: str, engines: list[Vllm]) -> None:
     too_long = chat() | {"messages": [{"role": "user", "content": "word " * 4000}]}
     direct, proxied = (ask(f"{url}/v1/chat/completions", too_long) for url in (engines[0].url, proxy))
     assert (proxied.status, proxied.body) == (direct.status, direct.body)
     assert direct.status == 400
 
 
-def test_a_killed_engine_costs_no_request(proxy: str, engines: list[Vllm]) -> None:
+def test_killed_engine_loses_no_request(proxy: str, engines: list[Vllm]) -> None:
     """Runs last: one engine stays dead."""
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(ask, f"{proxy}/v1/chat/completions", chat(64)) for _ in range(40)]

@@ -39,7 +39,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize(("seconds", "path", "options"), ATTACKS.values(), ids=ATTACKS)
-async def test_slow_clients_make_others_wait_no_longer(
+async def test_slow_clients_do_not_delay_others(
     seconds: int, path: str, options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folders = tmp_path / "attacked", tmp_path / "left-alone"

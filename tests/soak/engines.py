@@ -6,23 +6,21 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from support.llama_server import LlamaServer
+from support.ports import free_port
 from support.tiny_gguf import write_tiny_gguf
 
 __all__ = ["EngineProcess", "LlamaProcess", "ScriptedProcess", "started_engines", "write_fleet_file"]
 
 _PROGRAM = Path(__file__).with_name("engine.py")
 _SCRIPTED_CAPACITY = 3
-_PORTS = range(20_000, 32_000)  # below those that the kernel takes for clients: none can take a dead engine's
 
 
 class EngineProcess(Protocol):
@@ -160,7 +158,7 @@ class ScriptedProcess:
 async def started_engines(folder: Path) -> AsyncIterator[list[EngineProcess]]:
     """Two real ones and four scripted ones; the last of these is not in the fleet at first."""
     model = write_tiny_gguf(folder / "tiny.gguf")
-    ports = _free_ports(6)
+    ports = [free_port() for _ in range(6)]
     engines: list[EngineProcess] = [
         LlamaProcess("llama-1", ports[0], model),
         LlamaProcess("llama-2", ports[1], model),
@@ -190,13 +188,3 @@ def write_fleet_file(path: Path, engines: Iterable[EngineProcess]) -> None:
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps({"backends": backends}))
     os.replace(draft, path)  # noqa: PTH105 - the name says best that it is atomic
-
-
-def _free_ports(count: int) -> Sequence[int]:
-    ports: list[int] = []
-    for port in random.sample(_PORTS, 200):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports.append(port)
-        if len(ports) == count:
-            return ports
-    raise RuntimeError("no free ports between 20000 and 32000")

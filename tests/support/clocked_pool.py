@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.config.fleet import BackendConfig
@@ -48,19 +49,29 @@ class Clock:
         return self.now
 
 
-def make_pool(clock: Clock, count: int, *, allowance: int = 0, weights: Sequence[float] = ()) -> Pool:
-    """A pool of ``count`` backends, none of which has reported yet."""
+def make_pool(
+    clock: Clock,
+    count: int,
+    *,
+    allowance: int = 0,
+    weights: Sequence[float] = (),
+    configs: Sequence[Mapping[str, Any]] = (),
+) -> Pool:
+    """A pool of ``count`` backends, none of which has reported yet; ``configs`` as in ``BackendConfig``."""
     limits = BackendLimits(connect_seconds=1, first_byte_seconds=1, pause_seconds=1, idle_seconds=1)
     rules = HealthRules(evidence_seconds=2 * REFRESH_SECONDS, suspect_after_seconds=60, slow_start_seconds=30)
     deadlines = Deadlines(clock=clock)
     backends = [
         Backend(
-            BackendConfig(url, url.partition("://")[2], weight=weight),
+            BackendConfig(url, url.partition("://")[2], weight=weight, **config),
             BackendConnections(Origin.of(url), limits, deadlines),
             HealthTracker(rules, clock(), lambda: 0.0),
             BackendLoad(),
         )
-        for url, weight in ((f"http://127.0.0.1:{at + 1}", [*weights, *[1] * count][at]) for at in range(count))
+        for url, weight, config in (
+            (f"http://127.0.0.1:{at + 1}", [*weights, *[1] * count][at], [*configs, *[{}] * count][at])
+            for at in range(count)
+        )
     ]
     fleet = Fleet(backends, REFRESH_SECONDS, allowance, clock)
     return Pool(fleet, RequestQueue[Lease](QueueLimits(requests=100, seconds=30), deadlines))

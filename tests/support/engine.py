@@ -69,6 +69,12 @@ async def hangs(connection: EngineConnection) -> None:
     await connection.ended
 
 
+def _path(request: bytes) -> str:
+    """The path of a request, without copying its body."""
+    line = request[: request.index(b"\r\n")].decode("latin-1")
+    return line.split(" ", 2)[1].partition("?")[0]
+
+
 class Engine(FakeEngine):
     """See above.
 
@@ -125,7 +131,7 @@ class Engine(FakeEngine):
 
     def count(self, path: str) -> int:
         """How often ``path`` was asked for, with any method and query."""
-        return sum(target.partition("?")[0] == path for _, target, _ in self.asked)
+        return sum(_path(request) == path for request in self.requests)
 
     async def stop(self) -> None:
         """Be gone: connections are refused from now on, and those that are open break."""
@@ -160,7 +166,7 @@ class Engine(FakeEngine):
     async def _serve(self, connection: EngineConnection) -> None:
         while True:
             request = await connection.request()
-            path = request.split(b" ", 2)[1].decode("latin-1").partition("?")[0]
+            path = _path(request)
             if request.startswith(b"GET /health ") and isinstance(self.health, int):
                 connection.send(http_reply(b'{"status":"ok"}', self.health))
             elif request.startswith(b"GET /health ") and callable(self.health):
@@ -175,7 +181,7 @@ class Engine(FakeEngine):
                 await self.answer(connection)
 
     async def _answer_when_freed(self, connection: EngineConnection) -> None:
-        path = connection.requests[-1].split(b" ", 2)[1].decode("latin-1").partition("?")[0]
+        path = _path(connection.requests[-1])
         reply = http_reply(
             json.dumps({"engine": self.url, "path": path}).encode(), fields=b"content-type: application/json\r\n"
         )

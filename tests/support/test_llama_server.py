@@ -20,11 +20,6 @@ from support.tiny_gguf import ModelShape, write_tiny_gguf
 
 
 @pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
 def server(tiny_model: Path) -> Iterator[LlamaServer]:
     with LlamaServer(tiny_model, "--slots", "2", "--context", "8192") as running:
         yield running
@@ -98,13 +93,13 @@ def test_third_request_of_two_slots_is_deferred(tiny_model: Path) -> None:
         assert eventually(lambda: load() == (0, 0))
 
 
-def test_its_slots_are_its_capacity(server: LlamaServer, tiny_model: Path) -> None:
+def test_capacity_is_the_number_of_slots(server: LlamaServer, tiny_model: Path) -> None:
     assert state(server).capacity == 2
     with LlamaServer(tiny_model, "--slots", "3", "--no-metrics") as other:
         assert (state(other).capacity, state(other).progress) == (3, None)
 
 
-def test_its_progress_stands_still_while_it_is_idle(server: LlamaServer) -> None:
+def test_progress_counter_stands_still_while_idle(server: LlamaServer) -> None:
     with ask(server, max_tokens=5) as reply:
         reply.read()
     assert eventually(lambda: state(server).requests_processing == 0)
@@ -113,7 +108,7 @@ def test_its_progress_stands_still_while_it_is_idle(server: LlamaServer) -> None
     assert seen != {None}
 
 
-def test_its_progress_moves_while_it_streams(tiny_model: Path) -> None:
+def test_progress_counter_moves_while_streaming(tiny_model: Path) -> None:
     slow_model = write_tiny_gguf(tiny_model.with_name("slow-stream.gguf"), ModelShape(embedding=256, layers=4))
     with LlamaServer(slow_model) as slow:
         seen: list[float] = []
@@ -127,7 +122,7 @@ def test_its_progress_moves_while_it_streams(tiny_model: Path) -> None:
         assert seen == sorted(seen)
 
 
-def test_its_progress_moves_while_it_reads_a_long_prompt(tiny_model: Path) -> None:
+def test_progress_counter_moves_while_a_long_prompt_is_read(tiny_model: Path) -> None:
     model = write_tiny_gguf(tiny_model.with_name("long.gguf"), ModelShape(embedding=128, context=16384))
     prompt = "kin sol mer " * 2500  # three tokens each, and 2048 tokens are one batch
     with (
@@ -145,7 +140,7 @@ def test_its_progress_moves_while_it_reads_a_long_prompt(tiny_model: Path) -> No
     assert {0, 1, 2} <= set(seen)
 
 
-def test_server_without_metrics_says_so(tiny_model: Path) -> None:
+def test_server_without_metrics_answers_501(tiny_model: Path) -> None:
     with LlamaServer(tiny_model, "--no-metrics") as server, pytest.raises(RuntimeError, match="501"):
         server.metrics()
 
@@ -160,7 +155,7 @@ def test_alias_and_key_are_used(tiny_model: Path) -> None:
         assert server.status("/slots") == 401
 
 
-def test_large_model_can_be_seen_loading(tmp_path: Path) -> None:
+def test_loading_of_a_large_model_is_observable(tmp_path: Path) -> None:
     large = write_tiny_gguf(tmp_path / "large.gguf", ModelShape(embedding=512, layers=8))
     with LlamaServer(large, wait=False) as server:
         seen: list[int | None] = []
@@ -194,7 +189,7 @@ def test_killed_server_can_come_back_on_its_port(tiny_model: Path) -> None:
             assert successor.status() == 200
 
 
-def test_server_that_cannot_start_gives_its_log(tmp_path: Path) -> None:
+def test_log_of_a_server_that_cannot_start_is_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"no model")
     with pytest.raises(RuntimeError, match="invalid magic"):
         LlamaServer(tmp_path / "broken.gguf")

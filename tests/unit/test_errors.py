@@ -44,8 +44,8 @@ def test_an_instance_can_override_status_and_code() -> None:
     error = ClientError("m", status=413, code="body_too_large", retry_after_seconds=2)
     assert (error.status, error.code, error.retry_after_seconds) == (413, "body_too_large", 2)
     assert (ClientError.status, ClientError.code) == (400, "invalid_request")
-    assert BackendBroke("m", on_reused_connection=True).on_reused_connection
-    assert not BackendBroke("m").on_reused_connection
+    assert BackendBroke("m", crossed_request=True).crossed_request
+    assert not BackendBroke("m").crossed_request
 
 
 @pytest.mark.parametrize(

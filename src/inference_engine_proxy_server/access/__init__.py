@@ -1,1 +1,1 @@
-"""API keys of clients and operators: who may pass, and how much each key may use."""
+"""API keys of clients and operators: what each key permits, and how much it may use."""

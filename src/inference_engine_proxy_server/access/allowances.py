@@ -1,8 +1,8 @@
 """Rate limits of API keys: requests and tokens per minute, and concurrent requests.
 
-Each limit per minute is a token bucket that holds a minute's amount and refills evenly. A key may use a minute's amount
-at once after a pause, and cannot use twice that around the turn of a minute. Levels are computed on demand, without a
-background task.
+Each limit per minute is a token bucket that holds a minute's amount and refills evenly. After a pause, a key may use a
+minute's amount at once, but never twice that amount around the turn of a minute. Levels are computed on demand, without
+a background task.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ class Allowance:
             self._tokens = _bucket(key.tokens_per_minute, now)
 
     def begin(self, now: float) -> None:
-        """Count a request that starts.
+        """Count the start of a request.
 
         Raises:
-            CapacityError: 429, a limit is reached; it says how long to wait.
+            CapacityError: 429, a limit is reached; the error says how long to wait.
         """
         key = self.key
         if key.concurrent_requests is not None and self.in_flight >= key.concurrent_requests:
@@ -110,7 +110,7 @@ class Allowance:
         self.in_flight += 1
 
     def end(self, tokens: int, now: float) -> None:
-        """Count a request that ends, having used ``tokens``."""
+        """Count the end of a request that used ``tokens``."""
         self.in_flight -= 1
         if self._tokens is not None:
             self._tokens.use(tokens, now)
@@ -136,7 +136,7 @@ class Allowances:
     """The allowance of each key, by name, so that it survives a reload of the file of keys.
 
     Args:
-        clock: monotonic seconds.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:

@@ -1,4 +1,4 @@
-"""Decides from a request's header section whether it may pass: is there a key, and is it valid for this path?"""
+"""Admits or rejects a request by its header section: is there a key, and is it valid for this path?"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Access:
     Attributes:
         key: the key.
         allowance: its remaining use.
-        keys: all keys that were valid when it was found.
+        keys: the key ring's keys when this one was found, to notice a reload.
     """
 
     key: ApiKey
@@ -40,7 +40,7 @@ class Gate:
 
     Args:
         ring: the keys of clients; ``None`` when the engines are open to everyone.
-        allowances: of the keys.
+        allowances: the allowances of keys.
         admin_key: for ``/admin/``; ``None`` disables it.
         metrics_key: for ``/metrics``; ``None`` opens it to everyone.
         operators_elsewhere: ``/admin/`` and ``/metrics`` are on a port of their own.
@@ -84,7 +84,7 @@ class Gate:
         return None
 
     def admit_operator(self, head: RequestHead) -> None:
-        """The same on ADMIN_PORT, which reaches no engine. Raises as :meth:`admit`."""
+        """Like :meth:`admit`, but for ADMIN_PORT, which reaches no engine."""
         if head.destination is Destination.OPERATORS:
             self._require_operator(head)
         elif not _is_open(head):

@@ -21,10 +21,10 @@ _SHOWN = 200  # characters of a model name in an error
 
 
 class KeyLimits:
-    """Holds requests to the limits of their keys.
+    """Enforces the limits of keys.
 
     Args:
-        clock: seconds that only grow.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -34,7 +34,7 @@ class KeyLimits:
         """Check ``exchange`` against the limits of its key, and count it as in flight until it ends.
 
         Returns:
-            The model that the request names; ``None`` if the key permits every model, so that nothing read it.
+            The model that the request names; ``None`` if the key permits every model, and the model was not read.
 
         Raises:
             ClientError: 403, the key does not permit the model.

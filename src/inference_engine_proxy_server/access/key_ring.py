@@ -19,8 +19,8 @@ class KeyRing:
     """The keys, by the digests of their secrets.
 
     Args:
-        fixed: the keys in the settings.
-        file: has more keys; ``None`` when there is no file.
+        fixed: the keys from the settings.
+        file: contains more keys; ``None`` when there is no file.
         clock: seconds since the epoch.
 
     Attributes:

@@ -20,8 +20,8 @@ class UsageObserver(ReplyObserver):
 
     Args:
         exchange: the request; its reply has not begun.
-        allowance: of the request's key. The request counts as in flight there already.
-        clock: seconds that only grow.
+        allowance: the allowance of its key, which already counts the request as in flight.
+        clock: a monotonic clock, in seconds.
     """
 
     __slots__ = ("_allowance", "_clock", "_excerpt", "_exchange")
@@ -36,7 +36,7 @@ class UsageObserver(ReplyObserver):
             self._excerpt = exchange.observers.excerpt()
 
     def end(self, outcome: Outcome) -> None:
-        """Charge the tokens used; a request that was refused or reached no backend used none."""
+        """Charge the tokens used; a request that was rejected or reached no backend used none."""
         exchange, excerpt, used = self._exchange, self._excerpt, 0
         if excerpt is not None and exchange.status < 400 and exchange.source is not None:
             used = tokens_used(
@@ -59,14 +59,13 @@ def tokens_used(
         prompt_estimate: estimates the tokens of the prompt.
         events: the number of events in the reply.
         sent_bytes: length of the whole reply.
-        is_complete: the whole reply has been sent.
+        is_complete: whether the whole reply has been sent.
 
     Returns:
         What the engine reports. A part that the engine does not report (all of it, in OpenAI streams without
-        ``include_usage``) is estimated: the prompt from its length, the answer as one token for every event. A
-        reply that reports a prompt and no answer is an embedding. The
-        beginning of a stream may report an answer of one token, so a broken stream counts as many tokens as it has
-        events at least.
+        ``include_usage``) is estimated: the prompt from its length, the answer as one token for every event. A reply
+        that reports prompt tokens but no answer tokens is an embedding. The beginning of a stream may report an answer
+        of one token, so a broken stream counts at least one token for every event.
     """
     if not excerpt:
         return 0 if is_complete else prompt_estimate()
@@ -80,7 +79,7 @@ def tokens_used(
 
 
 def _estimated_prompt(exchange: Exchange) -> int:
-    """Tokens of the prompt by its length; pictures count as pictures, and the files of a form not at all."""
+    """Tokens of the prompt, estimated from its length; a picture counts as a constant, and a form as 0."""
     head, body = exchange.head, exchange.body
     if body.startswith(b"--"):
         return 0

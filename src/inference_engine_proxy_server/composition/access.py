@@ -1,4 +1,4 @@
-"""Builds what decides who may send requests: keys and the gate."""
+"""Builds access control: the keys and the gate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build_key_ring(settings: Settings) -> KeyRing | None:
 
 
 def build_gate(settings: Settings, ring: KeyRing | None, allowances: Allowances) -> Gate:
-    """Admits requests by their keys."""
+    """The gate, which admits requests by their keys."""
     return Gate(
         ring,
         allowances,

@@ -27,7 +27,7 @@ Handler = Callable[[ProxiedRequest], Coroutine[None, None, None]]
 
 
 def build_client_load(settings: Settings, deadlines: Deadlines) -> Load:
-    """What all clients hold together, and may hold."""
+    """The resources that clients use, and their limits."""
     return Load(
         deadlines.clock,
         most_connections=settings.max_client_connections or connection_limit(),
@@ -39,7 +39,7 @@ def build_client_load(settings: Settings, deadlines: Deadlines) -> Load:
 def build_overload_guard(
     settings: Settings, load: Load, metrics: RequestMetrics, deadlines: Deadlines
 ) -> OverloadGuard:
-    """Sheds requests when the clients hold too much, except for those that the proxy answers itself."""
+    """The guard, which sheds requests at the limits of ``load``, except for those that the proxy answers itself."""
     memory = MemoryUse(settings.memory_limit_bytes or container_limit_bytes(processes=settings.workers))
     guard = OverloadGuard(load, memory, count_shed=metrics.count_shed, clock=deadlines.clock)
     for name, text, reading in (
@@ -84,7 +84,7 @@ def build_client_context(
 def build_operator_context(
     clients: ClientContext[ProxiedRequest], gate: Gate, handle: Handler
 ) -> ClientContext[ProxiedRequest]:
-    """What all connections on ADMIN_PORT share: as on PORT, without bounds and without access to engines."""
+    """What all connections on ADMIN_PORT share: as on PORT, but without load limits and access to engines."""
     return replace(clients, admit=gate.admit_operator, handle=handle, load=Load(clients.deadlines.clock))
 
 

@@ -1,4 +1,4 @@
-"""Builds the way of a request to a backend: placement, leases, the queue and the forwarder."""
+"""Builds the path of a request to a backend: placement, leases, the queue and the forwarder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["build_dispatcher", "build_forwarder", "build_placement"]
 
 
 def build_placement(configuration: Configuration, fleet: Fleet, process: ProcessContext) -> Placement:
-    """Chooses among the backends of ``fleet``. Choices are explained only where an operator or a client can ask why."""
+    """The placement among the backends of ``fleet``. It records decisions if operators or clients can read them."""
     settings = configuration.settings
     policies = ModelPolicies.named(settings.balancing_policy, configuration.models)
     return Placement(
@@ -45,7 +45,7 @@ def build_placement(configuration: Configuration, fleet: Fleet, process: Process
 def build_dispatcher(
     settings: Settings, fleet: Fleet, placement: Placement, deadlines: Deadlines, process: ProcessContext
 ) -> Dispatcher:
-    """Grants leases on the backends of ``fleet``."""
+    """The dispatcher, which grants leases on the backends of ``fleet``."""
     limits = QueueLimits(settings.max_queued_requests, settings.queue_timeout_seconds)
     return Dispatcher(fleet, placement, RequestQueue(limits, deadlines), process.fairness())
 
@@ -58,7 +58,7 @@ def build_forwarder(
     ring: KeyRing | None,
     ownership: Ownership,
 ) -> Forwarder | LimitedForwarder:
-    """Forwards requests to backends, within the limits of their keys if there are any."""
+    """The forwarder, which enforces the limits of keys if there are any."""
     attempts = Attempts(
         dispatcher,
         metrics,

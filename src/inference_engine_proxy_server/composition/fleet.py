@@ -30,7 +30,7 @@ BackendFactory = Callable[[BackendConfig], Backend]
 
 
 def build_backend_factory(settings: Settings, deadlines: Deadlines, process: ProcessContext) -> BackendFactory:
-    """A function that makes a backend of its configuration: at the start, and when one joins the fleet."""
+    """A function that makes a backend from its configuration, at the start and when a backend joins the fleet."""
     usual_seconds = settings.backend_timeout_seconds
     limits = BackendLimits(
         connect_seconds=settings.backend_connect_timeout_seconds,
@@ -61,7 +61,7 @@ def _load_of(url: str, process: ProcessContext) -> BackendLoad:
 def build_fleet(
     configuration: Configuration, make_backend: BackendFactory, deadlines: Deadlines, process: ProcessContext
 ) -> Fleet:
-    """The configured backends, with those drained that operators have drained before."""
+    """The configured backends. Those that operators have drained stay drained."""
     settings = configuration.settings
     fleet = Fleet(
         map(make_backend, configuration.fleet),
@@ -76,7 +76,7 @@ def build_fleet(
 
 
 def build_cache_refresher(settings: Settings, fleet: Fleet, engines: Engines) -> CacheRefresher:
-    """Polls the backends of ``fleet``."""
+    """The loops that poll the backends of ``fleet``."""
     return CacheRefresher(
         fleet,
         engines,
@@ -95,7 +95,7 @@ def build_fleet_updater(
     engines: Engines,
     make_backend: BackendFactory,
 ) -> FleetUpdater:
-    """Applies changes of the configuration to ``fleet`` and ``placement``.
+    """The updater, which applies changes of the configuration to ``fleet`` and ``placement``.
 
     Raises:
         UnknownEngineError: the configuration names an unknown engine.
@@ -119,7 +119,7 @@ def build_config_watch(
     metrics: RequestMetrics,
     process: ProcessContext,
 ) -> ConfigWatch | None:
-    """Reads changes of the configuration with ``load``; ``None`` when the configuration never changes."""
+    """The watch that reads changes of the configuration with ``load``; ``None`` when it never changes."""
     if load is None:
         return None
     return ConfigWatch(configuration, load, updater, metrics, hears_signals=not process.is_worker)

@@ -74,7 +74,7 @@ def build_proxy(
     settings, process = configuration.settings, process or SoleProcess()
     deadlines, metrics, engines = Deadlines(), RequestMetrics(), discover_engines()
     access_log = build_access_log(settings, process)
-    # The fleet, and the way of a request to it.
+    # The fleet, and the path of a request to it.
     make_backend = build_backend_factory(settings, deadlines, process)
     fleet = build_fleet(configuration, make_backend, deadlines, process)
     refresher = build_cache_refresher(settings, fleet, engines)

@@ -23,6 +23,7 @@ class BackendConfig:
         weight: relative share of requests among equally loaded backends.
         api_key: sent to the backend as the API key.
         models: model names it serves, in place of the names it reports.
+        accepts_unlisted_models: whether it serves names that it does not list.
         capacity: requests that it processes at a time.
         max_requests_processing, max_requests_waiting: reported counts above which the backend is busy.
     """
@@ -33,6 +34,7 @@ class BackendConfig:
     weight: float = 1
     api_key: SecretStr | None = None
     models: tuple[str, ...] | None = None
+    accepts_unlisted_models: bool | None = None
     capacity: int | None = None
     max_requests_processing: int | None = None
     max_requests_waiting: int | None = None

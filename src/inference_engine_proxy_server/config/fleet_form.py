@@ -88,6 +88,8 @@ class BackendEntry(_Entry):
     """Name of the environment variable that holds this key."""
     models: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
     """Names of the models that it serves, in place of the names it reports."""
+    accepts_unlisted_models: bool | None = None
+    """Whether it serves names that it does not list, as vLLM with a LoRA resolver does."""
     capacity: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Requests that it processes at a time."""
     max_requests_processing: _Threshold | None = None
@@ -117,6 +119,7 @@ class BackendEntry(_Entry):
             weight=1 if self.weight is None else self.weight,
             api_key=key,
             models=None if self.models is None else tuple(dict.fromkeys(self.models)),
+            accepts_unlisted_models=self.accepts_unlisted_models,
             capacity=self.capacity,
             max_requests_processing=self.max_requests_processing,
             max_requests_waiting=self.max_requests_waiting,

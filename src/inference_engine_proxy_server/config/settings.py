@@ -54,7 +54,7 @@ class Settings(BaseModel):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8888
     """TCP port to listen on; 0 lets the operating system choose a free one."""
     host: HostName = "127.0.0.1"
-    """IP address or host name to listen on; 0.0.0.0 means every IPv4 address of this machine."""
+    """IP address or host name to listen on; 0.0.0.0 means every IPv4 address of this machine, :: every address."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes that share the port, each with its own event loop; more than one needs Linux."""
     backends: BaseUrls = ()
@@ -79,9 +79,9 @@ class Settings(BaseModel):
     backend_connect_timeout_seconds: _Seconds = 2
     """Longest wait in seconds for a new connection to a backend."""
     max_allowed_request_queue: _Requests = 6
-    """A llama.cpp backend that processes more requests than this is busy and gets no new ones."""
+    """A llama.cpp backend is busy and gets no new requests if it processes more requests than this."""
     max_allowed_deferred: _Requests = 3
-    """A llama.cpp backend in which more requests than this wait is busy and gets no new ones."""
+    """A llama.cpp backend is busy and gets no new requests if more requests than this wait inside it."""
     backend_idle_connection_seconds: _SecondsOrZero = 3
     """Seconds for which an idle connection to a backend may be reused; 0 opens a new one for every request."""
     llamacpp_keep_alive: bool = False
@@ -150,7 +150,7 @@ class Settings(BaseModel):
     admin_port: Annotated[int | None, Field(ge=0, le=65_535)] = None
     """TCP port that serves /admin/ and /metrics instead of PORT; without it PORT does."""
     metrics_key: Secret | None = None
-    """Key for /metrics; without it anyone can read them."""
+    """Key for /metrics; without it anyone can read the metrics."""
     health_details: Annotated[Literal["all", "key"], InLowerCase] = "all"
     """Who sees the addresses of backends in /health: everyone (all), or only clients with an API key (key)."""
     trusted_proxies: Networks = ()

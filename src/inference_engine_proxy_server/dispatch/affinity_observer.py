@@ -12,13 +12,13 @@ __all__ = ["AffinityObserver"]
 
 
 class AffinityObserver(ReplyObserver):
-    """Reads the first block of one reply.
+    """Reads the first block of a reply.
 
     Args:
-        table: remembers what is learned.
+        table: stores what is learned.
         exchange: the request; its reply has not begun.
-        affinity: of the request.
-        backend: gives the reply.
+        affinity: the request's affinity.
+        backend: sends the reply.
         owner: name of the request's key; ``None`` without a key.
     """
 
@@ -32,7 +32,7 @@ class AffinityObserver(ReplyObserver):
         self._affinity = affinity
         self._backend = backend
         self._owner = owner
-        # A stream that began with comments has the status 200, whatever the backend answers.
+        # A stream that began with queue updates has the status 200 already, which proves nothing about the backend.
         self._resource = None if affinity.deletes or exchange.has_only_comments else affinity.resource
 
     def begin(self, block: bytes) -> None:

@@ -29,7 +29,7 @@ from inference_engine_proxy_server.wire.reply_sink import HeldReply
 __all__ = ["Attempt", "Attempts"]
 
 _FAILURE_STATUSES = frozenset({500, 502, 503, 504})  # a backend's own failures; 501 and 505 are about the request
-_MOST_ASKED = 16  # backends that are asked for a resource that only one of them may have
+_MOST_ASKED = 16  # backends that are tried for a resource whose backend is unknown
 _RETRY_AFTER = re.compile(rb"(?:^|\n)retry-after:[ \t]*([0-9]{1,6})", re.IGNORECASE)
 
 
@@ -48,13 +48,13 @@ class Attempt(msgspec.Struct, gc=False):
 
 
 class Attempts:
-    """Makes attempts, and reports to the fleet what each of them shows about its backend.
+    """Makes attempts, and reports to the fleet what they show about their backends.
 
     Args:
-        dispatcher: has the fleet, which receives the evidence.
+        dispatcher: its fleet receives the evidence.
         metrics: counts repeated requests.
         names_backend: whether replies name their backend in ``x-backend``.
-        keeps_credentials: whether a client's key goes on to a backend for which the proxy has no key.
+        keeps_credentials: whether a client's key is forwarded to a backend for which the proxy has no key.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Attempts:
         if isinstance(error, BackendUnreachable):
             fleet.report_refused_connection(backend)
         elif isinstance(error, BackendBroke):
-            if not error.on_reused_connection:
+            if not error.crossed_request:
                 fleet.report_broken_connection(backend)
         elif isinstance(error, BackendTimeout):
             fleet.report_timeout(backend)
@@ -146,11 +146,11 @@ class Attempts:
         try:
             return await attempt.backend.connections.connect()
         except BackendUnreachable:
-            attempt.request.losses += 1  # the backend may have died of the request
+            attempt.request.losses += 1  # the request may have crashed the backend
             raise
 
     def _decide(self, attempt: Attempt, held: HeldReply) -> None:
-        """Raises a :class:`BackendError`, which discards the held reply, if another backend should try."""
+        """Discard the held reply by raising a :class:`BackendError` if another backend should be tried."""
         request, backend, requirements = attempt.request, attempt.backend, attempt.request.requirements
         has_other = self._placement.has_other(requirements, [*attempt.failed, backend])
         if requirements.affinity is not None and requirements.affinity.is_unlocated:

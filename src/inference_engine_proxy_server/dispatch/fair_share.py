@@ -14,7 +14,7 @@ _MOST_ANSWER_TOKENS = 131_072  # upper bound of the estimate, whatever a request
 
 
 class FairShare:
-    """Estimates how a request shares the queue with others.
+    """Computes the inputs of fair queueing.
 
     Args:
         takes_priority_header: whether requests may state their priority in ``x-priority``.
@@ -29,7 +29,7 @@ class FairShare:
         return f"key {access.key.name}" if access is not None else _address(request.client)
 
     def priority(self, request: ProxiedRequest) -> int:
-        """From -100 to 100, higher goes first: the priority that ``request`` states if allowed, else its key's.
+        """From -100 to 100, higher goes first: the priority that ``request`` states, if allowed, or else its key's.
 
         A stated priority is capped by the key's.
         """
@@ -44,7 +44,7 @@ class FairShare:
         """The estimated work of ``request``: tokens of its prompt and of its longest permitted answer.
 
         Args:
-            prompt: of the request; ``None`` when the prompt has not been read, so that the body's length is used.
+            prompt: the request's prompt; ``None`` if it was not read, and the body's length is used instead.
         """
         if prompt is None:
             tokens, answer = len(request.body) / USUAL_BYTES_A_TOKEN, request.content.answer_tokens

@@ -1,4 +1,4 @@
-"""The life of a proxied request: lease or queue, attempt, retry elsewhere where that is allowed, close the lease."""
+"""The life of a proxied request: get a lease or wait, send, retry on another backend if allowed, close the lease."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from inference_engine_proxy_server.errors import (
     ClientError,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.requests.content import model_problem
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
@@ -41,12 +42,15 @@ _STORES_COMPLETION = Affinity(None, None, None, creates_response=False, deletes=
 _BACK_OFF_SECONDS = 0.025  # upper bound of a random pause: Envoy's base interval
 
 
+_WITHOUT_CONTENT = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})  # engines ignore the bodies of these
+
+
 class Forwarder:
-    """Serves requests by passing them on to a backend.
+    """Forwards requests to backends.
 
     Args:
         dispatcher: grants leases.
-        decisions: records why requests were sent where they were.
+        decisions: records why each backend was chosen.
         metrics: counts repeated requests.
         fair_share: orders the requests that must wait.
         updates: sends queue positions to waiting streams.
@@ -75,7 +79,7 @@ class Forwarder:
         self._affinities = affinities
 
     async def forward(self, request: ProxiedRequest) -> None:
-        """Give ``request`` the reply of the best backend.
+        """Send ``request`` to the best backend and relay the reply.
 
         Raises:
             ProxyError: no backend can serve the request; or its reply began and cannot be completed.
@@ -101,14 +105,14 @@ class Forwarder:
                     lease.close()
                 await _back_off(failed)
         except (CapacityError, ClientError):  # no other backend can serve the request
-            _raise_broken(failed)  # a backend received the request, so "no capacity" would not be the truth
+            _raise_broken(failed)  # a backend received the request, so "no capacity" would be wrong
             raise
         finally:
             if failed and any(isinstance(error, BackendDeclined) for error in failed.values()):
                 self._budget.release()
 
     def _requirements(self, request: ProxiedRequest) -> Requirements:
-        """What ``request`` needs of a backend.
+        """What ``request`` requires of a backend.
 
         The prompt is read only if a policy reads prompts, or if contexts of different lengths make its length matter.
         """
@@ -121,10 +125,22 @@ class Forwarder:
         elif head.access is not None and _may_store(request):
             affinity = _STORES_COMPLETION
         if takes_slot and self._placement.reads_prompts:
-            return _with_prompt(request, affinity, self._placement)
-        if request.model is None:
-            request.model = request.content.model
-        return Requirements(request.model, takes_slot, affinity=affinity)
+            requirements = _with_prompt(request, affinity, self._placement)
+        else:
+            if request.model is None:
+                request.model = request.content.model
+            requirements = Requirements(request.model, takes_slot, affinity=affinity)
+        if requirements.model is None:
+            self._require_readable_model(request)
+        return requirements
+
+    def _require_readable_model(self, request: ProxiedRequest) -> None:
+        """Reject a body whose model only an engine might be able to read, if backends serve different models."""
+        head = request.head
+        if request.body and self._placement.models_differ and head.destination is not Destination.NAMED:
+            problem = model_problem(head.passed_on, request.body)
+            if problem is not None and head.method not in _WITHOUT_CONTENT:
+                raise problem
 
     def _affinity(self, request: ProxiedRequest) -> Affinity:
         if request.head.destination is Destination.BLOCKED:
@@ -162,11 +178,11 @@ class Forwarder:
         request.losses += not isinstance(error, BackendUnreachable)
 
     async def _wait(self, request: ProxiedRequest, failed: Mapping[Backend, BackendError]) -> Lease:
-        """A lease when it is the request's turn; a request that a backend has failed goes before all others."""
+        """Wait in the queue for a lease. A request that failed on a backend goes before all others."""
         queue, requirements = self._dispatcher.queue, request.requirements
         lane = self._placement.lane(requirements)
         queued = QueuedRequest(
-            lane=(lane, *failed) if failed else lane,  # the backends that failed it cannot serve it
+            lane=(lane, *failed) if failed else lane,  # backends on which it failed are excluded
             sender=self._fair_share.sender(request),
             tokens=self._fair_share.tokens(request, requirements.prompt),
             priority=self._fair_share.priority(request) if not failed else FIRST,
@@ -201,7 +217,7 @@ def _raise_broken(failed: Mapping[Backend, BackendError]) -> None:
 
 
 async def _back_off(failed: Mapping[Backend, BackendError]) -> None:
-    """Pause for a moment after a declined attempt: other requests were declined at the same time."""
+    """After a declined attempt, pause for a random moment, so that declined requests do not return together."""
     *_, last = failed.values()
     if isinstance(last, BackendDeclined):
         await asyncio.sleep(random.uniform(0, _BACK_OFF_SECONDS))

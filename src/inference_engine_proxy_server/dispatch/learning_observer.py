@@ -12,11 +12,11 @@ __all__ = ["LearningObserver"]
 
 
 class LearningObserver(ReplyObserver):
-    """Tells ``tracker`` when the first data of the reply arrives and what the complete reply reports.
+    """Reports to ``tracker`` when the first data of the reply arrives, and what the complete reply contains.
 
     Args:
         exchange: the request; its reply has not begun.
-        tracker: of the request.
+        tracker: the request's tracker.
     """
 
     __slots__ = ("_excerpt", "_exchange", "_tracker")
@@ -32,9 +32,9 @@ class LearningObserver(ReplyObserver):
         self._tracker.begin()
 
     def end(self, outcome: Outcome) -> None:
-        """Report a complete reply. A refused request was neither read nor answered.
+        """Report a complete reply. An error reply is ignored, because its prompt was not read.
 
-        Many clients leave as soon as the last event has arrived, before the end of the reply; that reply is complete.
+        Many clients disconnect when the last event has arrived, before the end of the reply. Such a reply is complete.
         """
         tracker = self._tracker
         if self._exchange.status >= 400:

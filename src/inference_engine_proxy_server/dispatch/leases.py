@@ -23,7 +23,7 @@ from inference_engine_proxy_server.routing.tracker import Tracker
 
 __all__ = ["Dispatcher", "Lease"]
 
-_LOOK_SECONDS = 0.02  # between two looks for slots that other workers freed
+_LOOK_SECONDS = 0.02  # between two checks for slots that other workers freed
 _LOOKS_LEFT_TO_OTHERS = 3
 
 
@@ -31,12 +31,12 @@ class Lease:
     """One request's claim on one backend, from its selection to the last byte. Closing it twice does no harm.
 
     Args:
-        choice: the selected backend, and why it was selected; kept.
+        choice: the selected backend, and why it was selected.
         dispatcher: fills the slot when it becomes free.
 
     Attributes:
         backend: the selected backend.
-        tracker: what routing learns from the request; ``None`` if it learns nothing.
+        tracker: follows the request so that routing learns from it; ``None`` if there is nothing to learn.
     """
 
     __slots__ = ("_dispatcher", "backend", "choice", "is_open", "tracker")
@@ -97,12 +97,12 @@ class Dispatcher(FleetObserver):
         """A lease on the best backend; ``None`` when all are full, or when earlier requests wait for the same ones.
 
         Args:
-            requirements: of the request.
-            excluded: backends that failed the request. Such a request goes before those that wait.
+            requirements: the request's requirements.
+            excluded: backends on which the request failed. If there are any, it overtakes waiting requests.
 
         Raises:
-            CapacityError: no backend that serves the request works now.
-            ClientError: 404, all live backends are strict about model names and none has this one.
+            CapacityError: no backend that serves the request is available.
+            ClientError: 404, the models of all backends are known, and none serves this one.
         """
         if (
             self.queue.count
@@ -114,7 +114,7 @@ class Dispatcher(FleetObserver):
         return self.try_lease(requirements, excluded)
 
     def try_lease(self, requirements: Requirements, excluded: Collection[Backend] = ()) -> Lease | None:
-        """As :meth:`lease`, for a request whose turn it is."""
+        """Like :meth:`lease`, but without regard to waiting requests."""
         choice = self.placement.choose(requirements, excluded)
         if choice is None:
             return None
@@ -132,17 +132,17 @@ class Dispatcher(FleetObserver):
         return sum(backend.load.leases for backend in self.fleet.backends)
 
     def fill_slots(self) -> None:
-        """Let waiting requests have the free slots, unless it is another worker's turn."""
+        """Grant free slots to waiting requests, unless it is another worker's turn."""
         if self.queue.count and self._fairness.is_ours():
             self.queue.dispatch()
 
     async def fill_slots_of_siblings(self) -> None:
-        """Look again and again for slots that other workers freed, until cancelled."""
+        """Check repeatedly for slots that other workers freed, until cancelled."""
         left = 0
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             self._fairness.publish_waiting(self.queue.count)
-            # Slots that other workers leave unused for several looks are not for them: they wait for another model.
+            # If other workers leave a slot unused for several checks, their requests wait for other models.
             left = 0 if self._fairness.is_ours() else (left + 1) % _LOOKS_LEFT_TO_OTHERS
             if not left and self.queue.count:
                 self.queue.dispatch()

@@ -14,8 +14,8 @@ class LimitedForwarder:
     """A forwarder for proxies whose clients need keys.
 
     Args:
-        limits: of the keys.
-        ownership: of backend-local resources.
+        limits: enforces the limits of keys.
+        ownership: enforces the ownership of backend-local resources.
         forwarder: forwards the permitted requests.
     """
 

@@ -1,4 +1,4 @@
-"""The typed context of one request: an exchange, and what the rooms of the proxy know of it."""
+"""The context of one request: an exchange, and what the other packages store about it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ProxiedRequest(Exchange):
     """An exchange on its way through the proxy.
 
     Attributes:
-        model: the model that the request names; ``None`` when it names none or nothing has read it.
-        requirements: what the request needs of a backend; set before it is first placed.
+        model: the model that the request names; ``None`` if it names none or has not been read.
+        requirements: what the request requires of a backend; set before its first attempt.
         backend: base URL of the backend of the latest attempt; ``None`` when the proxy itself answers.
         losses: how many backends received the request and failed to answer it.
     """
@@ -46,7 +46,7 @@ class ProxiedRequest(Exchange):
         """What the request's target and body say, without the prompt; decoded on first use."""
         content = self._content
         if content is None:
-            content = self._content = read_content(self.head.target, self.body)
+            content = self._content = read_content(self.head.target, self.body, self.head.passed_on)
         return content
 
     @property
@@ -55,7 +55,7 @@ class ProxiedRequest(Exchange):
         return cast(Access | None, self.head.access)
 
     def fail(self, error: ProxyError) -> None:
-        """Answer with ``error``, see :meth:`Exchange.fail`; a preflight is passed if the server is at fault."""
+        """Answer with ``error``, see :meth:`Exchange.fail`; but approve a preflight if the server is at fault."""
         if not self.begun:
             self.backend = None
             if error.status >= 500 and self.head.is_preflight and not self.done:
@@ -65,7 +65,7 @@ class ProxiedRequest(Exchange):
         super().fail(error)
 
     def pass_preflight(self) -> None:
-        """Answer a CORS preflight, so that the browser sends the request itself, which may still be refused."""
+        """Approve a CORS preflight, so that the browser sends the actual request, which may still be rejected."""
         self.backend_fields = b""
         self.respond(204, _PREFLIGHT_PASSED, b"")
 

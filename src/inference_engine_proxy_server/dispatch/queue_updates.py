@@ -1,7 +1,8 @@
 """Sends queue positions to waiting streams as SSE comments, which clients skip.
 
 The first comment commits the reply to status 200 before any engine has answered. Later errors can only be reported by
-an event in the stream, and the reply cannot name its backend. Therefore clients must ask for queue updates.
+an event in the stream, and the reply cannot name its backend. Therefore only streams that ask for queue updates get
+them, unless the operator enables them for all.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class QueueUpdates:
 
     Args:
         queue: where requests wait.
-        to_all: whether streams that do not ask for updates get them, too.
+        to_all: whether all streams get updates, not only those that ask for them.
     """
 
     def __init__(self, queue: RequestQueue[Lease], *, to_all: bool) -> None:
@@ -40,7 +41,7 @@ class QueueUpdates:
         """Send updates to ``request`` while it waits as ``queued``, if it is a stream that gets them.
 
         Args:
-            prompt: of the request; ``None`` when the prompt has not been read.
+            prompt: the request's prompt; ``None`` if it was not read.
         """
         if not self._gets_updates(request, prompt):
             yield

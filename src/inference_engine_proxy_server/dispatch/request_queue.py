@@ -2,8 +2,8 @@
 
 Higher priority goes first. Requests of equal priority are ordered by start-time fair queueing (Goyal et al., 1996):
 each sender's requests take up virtual time in proportion to their estimated tokens, and the request that starts first
-in virtual time is next. So a sender that floods the queue waits behind its own requests, and an occasional sender
-hardly waits at all.
+in virtual time is next. A sender that floods the queue therefore waits for its own requests, while an occasional sender
+hardly waits.
 
 Requests for different models wait in separate lanes: those for a busy model do not block others.
 """
@@ -52,7 +52,7 @@ class Claim(Protocol):
 C = TypeVar("C", bound=Claim)
 
 FIRST = math.inf
-"""Priority of a request that lost its lease through no fault of its own: it goes first, even into a full queue."""
+"""Priority of a request whose backend failed: it goes first, and may join even a full queue."""
 
 
 @dataclass(eq=False, slots=True)
@@ -61,10 +61,10 @@ class QueuedRequest(Generic[C]):
 
     Attributes:
         lane: the same backends can serve all requests of one lane.
-        sender: who sent the request.
+        sender: the client or key, for fairness.
         tokens: its estimated work.
         priority: higher goes first.
-        try_lease: returns a lease, or ``None`` when no slot is free. Raises a ``ProxyError`` if waiting is in vain.
+        try_lease: returns a lease, or ``None`` when no slot is free. Raises a ``ProxyError`` if waiting is pointless.
         queue: where it waits.
         lease: becomes the result of ``try_lease``, or the error that ends the wait.
         deadline: when it has waited for too long.
@@ -89,7 +89,7 @@ class QueuedRequest(Generic[C]):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it is in the queue and its client is still there; one whose client left stays for a moment."""
+        """Whether it is queued and its client is connected. After a disconnect, the entry stays for a moment."""
         return self.waits and not self.lease.done()
 
     def on_deadline(self, now: float) -> None:
@@ -148,7 +148,7 @@ class RequestQueue(Generic[C]):
             return await lease
         except asyncio.CancelledError:
             if lease.done() and not lease.cancelled() and lease.exception() is None:
-                lease.result().close()  # granted at the very moment at which the client left
+                lease.result().close()  # granted at the same moment at which the client disconnected
             raise
         finally:
             self._leave(request)
@@ -198,7 +198,7 @@ class RequestQueue(Generic[C]):
         return 1 + sum(entry[3].waits and entry[:2] < rank for entry in lane)
 
     def seconds_for(self, requests: int) -> float | None:
-        """Time to dispatch as many requests, by the recent rate; ``None`` when nothing was dispatched recently."""
+        """The time to dispatch this many requests at the recent rate; ``None`` if none was dispatched recently."""
         rate = self._rate_at(self._deadlines.clock())
         return requests / rate if rate > 1e-3 else None
 

@@ -4,7 +4,7 @@
 
     how the attempt failed                       sent again to      which requests    how often
     no connection: nothing was sent              another backend    all               3 connect timeouts at most
-    a kept-alive connection was closed           a new connection   repeatable ones   once
+    a kept-alive connection crossed it           a new connection   repeatable ones   once
     a new connection broke                       another backend    repeatable ones   1 backend may lose it
     taken back from a stuck or vanished backend  another backend    repeatable ones   1 backend may lose it
     answered 429, 502 or 503                     another backend    repeatable ones   the same, within the budget
@@ -12,9 +12,12 @@
     no answer in time, or not in HTTP            not at all
     any of these after the reply began           not at all
 
-RFC 9110, section 9.2.2, forbids a proxy to repeat a request that is not idempotent on its own initiative. Generating
-text is not idempotent, but repeating a request for one of the paths below changes nothing. So repeating those is this
-proxy's documented policy; all others are repeated only if no byte of them was sent.
+A backend may close a kept-alive connection as idle just when a request is sent. Such a close arrives within one round
+trip; only then is the request sent to the same backend again.
+
+RFC 9110, section 9.2.2, forbids a proxy to repeat a non-idempotent request on its own initiative. Generating text is
+not idempotent, but repeating a request for one of the paths below changes nothing. So repeating those is this proxy's
+documented policy; all others are repeated only if no byte of them was sent.
 """
 
 from __future__ import annotations
@@ -82,10 +85,10 @@ def next_attempt(
 
     Args:
         error: how the attempt failed.
-        method: of the request.
-        path: of the request.
+        method: the request's method.
+        path: the request's path.
         reply_begun: a byte of the reply has gone to the client, so no other reply is possible.
-        losses: backends that received the request before and failed it.
+        losses: how many backends received the request in earlier attempts and failed.
         connect_timeouts: connections of the request that timed out, this one included.
     """
     if reply_begun:
@@ -94,7 +97,7 @@ def next_attempt(
         return NextAttempt.OTHER_BACKEND if connect_timeouts < _CONNECT_TIMEOUTS else NextAttempt.NONE
     if not is_repeatable(method, path):
         return NextAttempt.NONE
-    if isinstance(error, BackendBroke) and error.on_reused_connection:
+    if isinstance(error, BackendBroke) and error.crossed_request:
         return NextAttempt.SAME_ON_FRESH_CONNECTION
     if isinstance(error, (BackendBroke, RequestMoved, BackendDeclined)) and losses < _LOSSES:
         return NextAttempt.OTHER_BACKEND
@@ -121,10 +124,10 @@ class RetryBudget:
         self._window_ends = 0.0
 
     def take(self, in_flight: int) -> bool:
-        """Whether one more request may be repeated; if so, :meth:`release` must follow when it is over.
+        """Whether one more request may be repeated. If so, call :meth:`release` when it has ended.
 
         Args:
-            in_flight: requests under way.
+            in_flight: number of requests in flight.
         """
         now = self._clock()
         if now >= self._window_ends:
@@ -141,5 +144,5 @@ class RetryBudget:
         return True
 
     def release(self) -> None:
-        """A repeated request is over."""
+        """Record the end of a repeated request."""
         self._under_way -= 1

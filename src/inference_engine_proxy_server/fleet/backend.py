@@ -16,13 +16,15 @@ from inference_engine_proxy_server.wire.backend_connections import BackendConnec
 
 __all__ = ["Backend", "Trial"]
 
+_NO_REPORT = BackendState(ready=False)
+
 
 class Trial(Protocol):
     """The request that tests whether a suspended backend works again."""
 
     @property
     def is_open(self) -> bool:
-        """Whether the request is still under way."""
+        """Whether the request is still in progress."""
 
 
 class Backend:
@@ -31,7 +33,7 @@ class Backend:
     Args:
         config: its configuration.
         connections: its connections.
-        health: weighs the evidence about it.
+        health: judges its health.
         load: its requests.
 
     Attributes:
@@ -39,19 +41,21 @@ class Backend:
         reply_field: the ``x-backend`` header line of replies from this backend.
         credentials: header lines with the backend's own API key; ``None`` when it has none.
         serving: the models that it serves.
-        memory_tokens: tokens that its memory for contexts holds; ``None`` when it never reported that.
+        models_known: whether ``serving`` comes from a report or from the configuration.
+        memory_tokens: size of its KV cache in tokens; ``None`` if it never reported that.
         reported_at: when it last reported its state, in seconds since the epoch; 0 before the first report.
         is_draining: an operator took it out of rotation.
         takes_requests: it is in rotation.
         is_live: it works, even if it is busy or suspended.
+        is_awaited: it joined the fleet and has neither answered nor failed yet, so requests wait for it.
         is_last_choice: it gets a request only when no other backend is free.
         recheck: set when it should be polled at once instead of after the usual interval.
     """
 
     __slots__ = (
-        "_load_reported_at", "_trial", "config", "connections", "credentials", "health", "is_draining",
-        "is_last_choice", "is_live", "load", "memory_tokens", "recheck", "reply_field", "reported_at", "serving",
-        "takes_requests", "url",
+        "_load_reported_at", "_trial", "config", "connections", "credentials", "health", "is_awaited",
+        "is_draining", "is_last_choice", "is_live", "load", "memory_tokens", "models_known", "recheck", "reply_field",
+        "reported_at", "serving", "takes_requests", "url",
     )  # fmt: skip
 
     def __init__(
@@ -62,12 +66,14 @@ class Backend:
         self.connections = connections
         self.health = health
         self.load = load
-        self.serving = Serving()
+        self.models_known = config.models is not None
+        self.serving = Serving.of((), _NO_REPORT, config) if self.models_known else Serving()
         self.memory_tokens: int | None = None
         self.reported_at = 0.0
         self.is_draining = False
         self.takes_requests = False
         self.is_live = False
+        self.is_awaited = True
         self.is_last_choice = False
         self.recheck = asyncio.Event()
         self._trial: Trial | None = None
@@ -80,29 +86,30 @@ class Backend:
         return f"<Backend {self.url} {self.health.state.value} {' '.join([*flags, repr(self.load)])}>"
 
     def configure(self, config: BackendConfig) -> None:
-        """Adopt ``config``; what depends on reports as well follows with the next report."""
+        """Apply ``config``. What also depends on reports, such as models and capacity, changes with the next report."""
         self.config = config
         key = config.api_key
         self.credentials = None if key is None else f"authorization: Bearer {key.get_secret_value()}\r\n".encode()
 
     def update_serving(self, state: BackendState) -> bool:
-        """Adopt the models of ``state``, if it has any; whether other requests can be routed here now."""
+        """Adopt the models of ``state``, if it has any. Returns whether this changes what can be routed here."""
         if state.models is None:
             return False
-        before, self.serving = self.serving, Serving.of(state.models, state, self.config.models)
-        return not before.routes_like(self.serving)
+        was_known, self.models_known = self.models_known, True
+        before, self.serving = self.serving, Serving.of(state.models, state, self.config)
+        return not was_known or not before.routes_like(self.serving)
 
     def update_load(self, state: BackendState, *, own_at_poll: int, allowance: int, now: float) -> None:
-        """Adopt the load and the capacity of ``state``; ``own_at_poll`` of the requests are this proxy's."""
+        """Adopt the load and the capacity of ``state``; ``own_at_poll`` of its requests came through this proxy."""
         if state.requests_processing is not None:
             polled = state.requests_processing + (state.requests_waiting or 0.0)
             self.load.set_foreign(max(0.0, polled - own_at_poll))
             self._load_reported_at = now
         self.load.set_slots(self.config.capacity or state.capacity, allowance)
-        self.memory_tokens = state.memory_tokens or self.memory_tokens  # a failed page does not erase it
+        self.memory_tokens = state.memory_tokens or self.memory_tokens  # a poll without this figure does not erase it
 
     def begin_trial(self, trial: Trial) -> None:
-        """``trial`` tests whether this backend works again; until it ends, there are no further requests."""
+        """``trial`` tests whether this backend works again; until it ends, the backend gets no other requests."""
         self._trial = trial
         self.takes_requests = False
 
@@ -111,11 +118,12 @@ class Backend:
 
         Args:
             now: a reading of the clock.
-            evidence_seconds: age above which a reported load is void.
+            evidence_seconds: age above which a reported load is ignored.
         """
         health = self.health
         health.review(now, self.connections.activity())
         self.is_live = health.state in (Health.UP, Health.BUSY, Health.SUSPECT) or health.is_in_question
+        self.is_awaited = health.is_unknown and not self.is_draining
         if not self.is_live:
             self._load_reported_at = -math.inf
         load_is_old = self._load_reported_at < now - evidence_seconds

@@ -1,6 +1,6 @@
-"""Polls the state of every backend again and again, and publishes the answers.
+"""Polls the state of every backend repeatedly, and publishes the answers.
 
-Each backend has its own loop, so a slow one delays no other, and no backend is polled twice at a time.
+Each backend has its own loop, so a slow one delays no other, and no backend has two polls in flight.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class CacheRefresher:
     Args:
         fleet: receives the answers.
         engines: the known engines.
-        thresholds: above which a backend is busy.
-        refresh_seconds: the interval.
+        thresholds: limits above which a backend is busy.
+        refresh_seconds: interval between two polls of a backend.
         always_keep_alive: keep connections open even to engines that should not reuse them.
         tests_suspects: test a backend that seems stuck with a request for one token.
     """
@@ -73,10 +73,10 @@ class CacheRefresher:
         self._tests_suspects = tests_suspects
         self._identified: dict[Backend, BaseBackend] = {}
         self._inquiries: dict[Backend, Inquiry] = {}
-        self._failing: set[Backend] = set()  # backends whose engine class raised an exception it should not
+        self._failing: set[Backend] = set()  # backends whose engine class raised an unexpected exception
 
     async def run(self) -> None:
-        """Poll all backends, each for the first time in a moment, until cancelled."""
+        """Poll each backend at its interval, until cancelled."""
         watches: dict[Backend, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as loops:
             while True:
@@ -97,7 +97,7 @@ class CacheRefresher:
         backend.recheck.set()
 
     async def first_round(self) -> None:
-        """Poll all backends once, and wait a moment for their answers: a dead backend must not hold up the start."""
+        """Poll all backends once, and wait briefly for their answers: a dead backend must not delay the start."""
         try:
             async with asyncio.timeout(self._fetch_seconds), asyncio.TaskGroup() as polls:
                 for backend in self._fleet.backends:
@@ -125,7 +125,7 @@ class CacheRefresher:
         backend.recheck.clear()
 
     async def _test(self, backend: Backend) -> None:
-        """Let ``backend`` generate one token, unless its slots are full, so that the answer would be late anyway."""
+        """Let ``backend`` generate one token. Skip this if its slots are full: the answer would be late anyway."""
         reported = backend.health.reported
         if reported.capacity is not None and (reported.requests_processing or 0.0) >= reported.capacity:
             return
@@ -148,13 +148,13 @@ class CacheRefresher:
             self._fleet.report_success(backend, sent_at)
 
     async def refresh(self, backend: Backend) -> None:
-        """Poll ``backend`` once, and publish its state, or its silence. Raises nothing."""
+        """Poll ``backend`` once, and publish its state, or that it did not answer. Raises nothing."""
         asked_at = self._fleet.clock()
         own_when_asked = backend.load.proxy_leases
         try:
             state = await self._ask(backend)
         except CapacityError as error:
-            # The proxy lacks a file descriptor, a port or time, which is not the backend's fault.
+            # The proxy lacks a file descriptor, a port or CPU time, which is not the backend's fault.
             logger.debug("backend %s was not polled: %r", backend.url, error)
             return
         except (TimeoutError, UnreadableState) as error:

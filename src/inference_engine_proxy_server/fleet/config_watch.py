@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 
 class ConfigWatch:
-    """Reads the configuration again and applies its fleet. A configuration with a mistake is refused as a whole.
+    """Reads the configuration again and applies its fleet. A configuration with an error is rejected as a whole.
 
     Args:
         configuration: the one in use.
         load: reads it again. Raises ``SettingsError``.
         updater: applies the fleet.
         metrics: counts reloads.
-        hears_signals: SIGHUP is sent to this process.
+        hears_signals: whether SIGHUP is sent to this process.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ConfigWatch:
 
     def reload(self) -> None:
         """Read the configuration again now."""
-        self._watch.changed()  # what has changed so far is read below
+        self._watch.changed()  # changes up to now are read below
         try:
             configuration = self._load()
             has_changed = self._updater.apply(configuration.fleet, configuration.models)

@@ -1,7 +1,7 @@
-"""All backends, and the evidence about them: polls, and the outcome of requests.
+"""All backends, and the evidence about them: answers to polls, and results of requests.
 
-Everything here is synchronous, and the clock is read only when evidence arrives. What changes is passed on to
-observers, which route and dispatch requests.
+Everything here is synchronous, and the clock is read only when evidence arrives. Observers, which route and dispatch
+requests, are called for each change.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class FleetObserver:
-    """Learns of changes in the fleet. Override what is of interest."""
+    """Observes the fleet. Override the methods that you need."""
 
     def on_replaced(self, backends: Sequence[Backend]) -> None:
-        """``backends`` are the fleet now."""
+        """The fleet now consists of ``backends``."""
 
     def on_reported(self, backend: Backend) -> None:
         """``backend`` reported its state; called before its review."""
@@ -37,10 +37,10 @@ class FleetObserver:
         """``backend`` is not live any more."""
 
     def on_stuck(self, backend: Backend) -> None:
-        """Requests that wait for an answer of ``backend`` wait in vain."""
+        """Requests to ``backend`` without an answer will not get one soon, and should be taken back."""
 
     def on_reviewed(self, backend: Backend) -> None:
-        """Everything about ``backend`` is up to date; called last."""
+        """``backend`` is up to date in every respect; called last."""
 
 
 class Fleet:
@@ -48,7 +48,7 @@ class Fleet:
 
     Args:
         backends: its backends, each once.
-        refresh_seconds: interval of polls; evidence older than two intervals is void.
+        refresh_seconds: interval of polls; evidence expires after two intervals.
         allowance: requests that a backend may have beyond its slots.
         clock: a monotonic clock, in seconds.
 
@@ -90,7 +90,7 @@ class Fleet:
     # --- for operators
 
     def replace(self, backends: Iterable[Backend]) -> None:
-        """Let ``backends`` be the fleet. Those that leave get no new requests; requests under way go on."""
+        """Replace the fleet by ``backends``. Backends that leave get no new requests and finish their current ones."""
         before, self.backends = self.backends, tuple(backends)
         for backend in before:
             if backend not in self.backends:
@@ -115,10 +115,10 @@ class Fleet:
 
         Args:
             state: the report.
-            own_at_poll: leases of this proxy when the poll was sent or when it was answered, whichever is more: as
-                many of the reported requests are its own. The smaller number would turn short requests into foreign
-                ones.
-            asked_at: when the poll was sent; an answer to a poll that is older than a failure does not count.
+            own_at_poll: how many of the reported requests came through this proxy: its leases when the poll was sent or
+                when it was answered, whichever is more. With the smaller number, short requests would count as foreign
+                load.
+            asked_at: when the poll was sent. If the backend failed after that, the answer does not count.
         """
         now = self.clock()
         backend.health.answered(state, asked_at=asked_at, now=now)
@@ -161,29 +161,29 @@ class Fleet:
         self._review(backend)
 
     def report_failure(self, backend: Backend, reason: str) -> None:
-        """``backend`` answered a request with a server error."""
+        """``backend`` answered a request with a server error or invalid HTTP."""
         if not backend.health.is_doubtful:
             backend.recheck.set()  # it may be starting; polled at once only the first time, as failures may go on
         backend.health.failed(self.clock(), reason, may_suspend=self._may_suspend(backend))
         self._review(backend)
 
     def report_timeout(self, backend: Backend) -> None:
-        """``backend`` sent nothing in answer to a request for as long as is allowed."""
+        """``backend`` sent no byte of a reply within a deadline."""
         backend.health.timed_out(self.clock())
         self._review(backend)
 
     def report_success(self, backend: Backend, sent_at: float) -> None:
-        """``backend`` answered a request that was sent at ``sent_at``; needed while its health is doubtful."""
+        """``backend`` answered a request that was sent at ``sent_at``. Call this while its health is doubtful."""
         backend.health.succeeded(sent_at)
         self._review(backend)
 
     def report_request_to_wait(self, backend: Backend, seconds: float) -> None:
-        """``backend`` asked (``Retry-After``) for no more requests within ``seconds``."""
+        """``backend`` asked for a pause of ``seconds`` (``Retry-After``)."""
         backend.health.asks_for_rest(self.clock(), seconds)
         self._review(backend)
 
     def _may_suspend(self, backend: Backend) -> bool:
-        """Whether at most half of the fleet is suspended with ``backend``; backends that are down do not count."""
+        """Whether at most half of the fleet is suspended if ``backend`` is; those that are down do not count."""
         suspects = sum(other.health.state is Health.SUSPECT for other in self.backends if other is not backend)
         return 2 * (suspects + 1) <= len(self.backends)
 
@@ -191,7 +191,7 @@ class Fleet:
         health = backend.health
         state, reason, was_stuck, was_live = health.state, health.reason, health.is_stuck, backend.is_live
         backend.review(self.clock(), self._evidence_seconds)
-        # The progress of a start is worth a line, too; other reasons change with every number in them.
+        # Progress during a start is logged as well. Other reasons contain numbers that change all the time.
         if health.state is not state or (state is Health.STARTING and health.reason != reason):
             _log_change(backend)
         is_lost = was_live and not backend.is_live

@@ -37,7 +37,7 @@ class FleetUpdater:
         make_backend: makes a backend that joins.
         on_reconfigured: called with a backend whose engine must be identified again.
         on_models_changed: called with new settings of models.
-        models: the settings of models that apply now.
+        models: the current settings of models.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FleetUpdater:
         self._models = models
 
     def apply(self, fleet: Sequence[BackendConfig], models: Mapping[str, ModelConfig]) -> bool:
-        """Apply the configuration of the fleet and its models; whether anything changed.
+        """Apply the configuration of the fleet and its models. Returns whether anything changed.
 
         Backends that stay keep their health and their requests.
 

@@ -1,4 +1,4 @@
-"""The vocabulary of health: states, their causes, and the rules that evidence is weighed by."""
+"""The types of health: states, their causes, and the rules by which evidence is judged."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ class Cause(Enum):
     LOST = "lost"
     """It refused or broke connections, or was silent for too long, and has not answered a poll since."""
     REPORTED = "reported"
-    """It reports so itself."""
+    """The backend reports its state itself."""
     SUSPENDED = "suspended"
     PAUSED = "paused"
-    """It asked for no requests for some time (``Retry-After``)."""
+    """It asked for a pause (``Retry-After``)."""
     SILENT = "silent"
     """It did not answer the latest poll, but is still taken to be alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class HealthRules:
-    """How evidence is weighed; times in seconds.
+    """How evidence is judged; times in seconds.
 
     Attributes:
-        evidence_seconds: how long a proof that a backend is alive counts.
-        suspect_after_seconds: how long work may stand still.
-        slow_start_seconds: how long a backend that failed takes to get back to its full share; 0: it gets it at once.
+        evidence_seconds: how long a sign of life counts.
+        suspect_after_seconds: how long work may make no progress.
+        slow_start_seconds: how long a backend that failed takes to get back to its full share; 0: no time.
     """
 
     evidence_seconds: float

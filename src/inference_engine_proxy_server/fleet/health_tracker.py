@@ -1,15 +1,15 @@
-"""Judges the health of one backend by all evidence. Pure: events come in with their times, and nothing is asked.
+"""Judges the health of one backend by all evidence. Pure: no clock and no I/O; callers report events with their times.
 
 ::
 
     evidence                                              state
     it reports that it loads its model, or nothing yet    STARTING
-    it reports that it works                              UP, or BUSY when it reports that it wants no more
+    it reports that it works                              UP, or BUSY when it reports that it is at its limit
     it does not answer, but bytes of replies still come   BUSY, the last choice
     it cannot be reached, broke a connection, or was      DOWN, until it answers a poll again
       silent for too long; or it reports so
-    5 failures of requests in a row; work that does not   SUSPECT, for 5 s at first and longer each time; then
-      move; unanswered requests; repeated falls             one request tries it
+    5 failed requests in a row; work without progress;    SUSPECT, for 5 s at first and longer each time; then
+      unanswered requests; repeated failures (flapping)     one request tests it
 
 Client errors (4xx) never count. A failure stops counting once a request that was sent after it has succeeded; the
 success of a request that was sent before it proves nothing.
@@ -30,8 +30,8 @@ __all__ = ["HealthTracker"]
 
 _FAILURES = 5  # in a row; Envoy's consecutive_5xx
 _TIMEOUTS = 2  # requests in a row without an answer in time: by then minutes have passed
-_FORGIVEN_SECONDS = 60.0  # of good health, after which earlier falls are forgotten
-_SILENCES = 2  # unanswered polls in a row, so that a delay of the proxy itself condemns no backend
+_FORGIVEN_SECONDS = 60.0  # of good health after which earlier failures are forgotten
+_SILENCES = 2  # unanswered polls in a row, so that a delay of the proxy itself does not count against a backend
 _REFUSALS = 3  # refused polls in a row while bytes still come
 _FRESH_SECONDS = 2.0  # maximum age of bytes that outweigh a refused poll
 _FIRST_SHARE = 0.1  # of its usual share, right after a backend came back; Envoy's and HAProxy's slow start
@@ -39,10 +39,10 @@ _LONGEST_PAUSE_SECONDS = 30.0
 
 
 class HealthTracker:
-    """Weighs the evidence about one backend.
+    """Judges one backend.
 
     Args:
-        rules: how evidence is weighed.
+        rules: how evidence is judged.
         now: a reading of the clock.
         draw: returns a random number from 0 to below 1.
 
@@ -55,15 +55,16 @@ class HealthTracker:
         takes_requests: it is in rotation.
         is_last_choice: it gets a request only when no other backend is free.
         on_trial: it is in rotation for one request, which tests whether it works again.
-        is_stuck: requests that wait for an answer wait in vain.
-        is_in_question: it broke a connection, and has not been polled since to find out whether that meant more.
+        is_stuck: requests without an answer will not get one soon.
+        is_in_question: it broke a connection and has not been polled since, so it may still work.
+        is_unknown: it has neither answered nor failed since it joined the fleet.
     """
 
     __slots__ = (
         "_failed_at", "_failures", "_fell", "_has_been_up", "_is_lost", "_lost_at", "_lost_reason", "_paused_until",
         "_progress", "_progress_at", "_proved_at", "_ramp_since", "_refusals", "_rules", "_silences", "_suspension",
-        "_timeouts", "_well_since", "is_doubtful", "is_in_question", "is_last_choice", "is_stuck", "on_trial",
-        "reason", "reported", "since", "state", "takes_requests",
+        "_timeouts", "_well_since", "is_doubtful", "is_in_question", "is_last_choice", "is_stuck",
+        "is_unknown", "on_trial", "reason", "reported", "since", "state", "takes_requests",
     )  # fmt: skip
 
     def __init__(self, rules: HealthRules, now: float, draw: Callable[[], float] = random.random) -> None:
@@ -78,11 +79,12 @@ class HealthTracker:
         self.on_trial = False
         self.is_stuck = False
         self.is_in_question = False
+        self.is_unknown = True
         self._has_been_up = False
         self._ramp_since = -math.inf
         self._well_since = now
         self._fell = False  # and has not come back
-        self._proved_at = -math.inf  # when something last proved it alive
+        self._proved_at = -math.inf  # when it last showed a sign of life
         self._is_lost = False  # it has not answered a poll since it was lost
         self._lost_at = -math.inf  # when it last refused or broke a request's connection
         self._lost_reason = ""
@@ -114,7 +116,7 @@ class HealthTracker:
         self.reported = state
         self._proved_at = now
         self._silences = self._refusals = 0
-        self._is_lost = self.is_in_question = False
+        self._is_lost = self.is_in_question = self.is_unknown = False
         if state.progress is not None and state.progress != self._progress:
             self._progress = state.progress
             self._progress_at = now
@@ -147,7 +149,7 @@ class HealthTracker:
             self.failed(now, reason, may_suspend=may_suspend)
 
     def failed(self, now: float, reason: str, *, may_suspend: bool) -> None:
-        """A request failed there.
+        """A request failed on this backend.
 
         Args:
             now: a reading of the clock.
@@ -162,7 +164,7 @@ class HealthTracker:
             self._suspend(now, many + reason, stands_still=False)
 
     def timed_out(self, now: float) -> None:
-        """It sent nothing in answer to a request for as long as is allowed."""
+        """It sent no byte of a reply within a deadline."""
         self._timeouts += 1
         self._failed_at = now
         self.is_doubtful = self.is_last_choice = True
@@ -170,12 +172,12 @@ class HealthTracker:
             self._suspend(now, "it leaves requests without an answer", stands_still=True)
 
     def succeeded(self, sent_at: float) -> None:
-        """A request that was sent at ``sent_at`` was answered well."""
+        """A request that was sent at ``sent_at`` succeeded."""
         if sent_at > self._failed_at and sent_at > self._suspension.began_at:
             self._forget_failures()
 
     def asks_for_rest(self, now: float, seconds: float) -> None:
-        """It answered that the next request should come no sooner than in ``seconds`` (``Retry-After``)."""
+        """It asked for a pause of ``seconds`` (``Retry-After``)."""
         self._paused_until = now + min(seconds, _LONGEST_PAUSE_SECONDS)
 
     # --- the verdict
@@ -205,7 +207,7 @@ class HealthTracker:
             self._suspension.falls = 0
 
     def share(self, now: float) -> float:
-        """The part of its usual share of requests that it should get now, above 0 and up to 1."""
+        """The fraction of its usual share of requests that it should get now, above 0 and up to 1."""
         seconds = self._rules.slow_start_seconds
         grown = 1.0 if seconds <= 0 else (now - self._ramp_since) / seconds
         return max(_FIRST_SHARE, min(1.0, grown))
@@ -266,7 +268,7 @@ class HealthTracker:
             if activity.answered_sent_at > suspension.began_at or has_moved:
                 self._forget_failures()
             elif not (suspension.stands_still and self.on_trial):
-                return  # a trial's own work may stand still, too
+                return  # the work of the trial may stall as well
         if activity.waiting_since is None or not (activity.has_begun or self.reported.progress is not None):
             return
         still_seconds = now - max(moved_at, activity.waiting_since, suspension.until)
@@ -279,6 +281,7 @@ class HealthTracker:
 
     def _lose(self, reason: str) -> None:
         self._is_lost = True
+        self.is_unknown = False
         self._lost_reason = reason
         self._proved_at = -math.inf
 

@@ -6,20 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelEntry, ModelNames
+from inference_engine_proxy_server.config.fleet import BackendConfig
 
 __all__ = ["Serving"]
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The models of one backend. Stays as it is while the backend is down.
+    """The models of one backend. They are kept while the backend is down.
 
     Attributes:
         models: entries for ``GET /v1/models``.
         model_ids: names of the models, aliases included.
         model_names: how the backend treats other names.
         contexts: tokens that a prompt and its answer may have together, by the names of the models that report it.
-        only_context: the same for every name, when the backend has a single model; else ``None``.
+        only_context: the context of the backend's only model, whatever the name; ``None`` if it has several.
         bounds_max_tokens: the backend refuses a request whose ``max_tokens`` exceeds its context.
     """
 
@@ -31,14 +32,18 @@ class Serving:
     bounds_max_tokens: bool = False
 
     @classmethod
-    def of(cls, entries: tuple[ModelEntry, ...], state: BackendState, stated: tuple[str, ...] | None) -> Serving:
+    def of(cls, entries: tuple[ModelEntry, ...], state: BackendState, config: BackendConfig) -> Serving:
         """The models that a backend serves.
 
         Args:
             entries: the models that the backend reports.
             state: the report that has them.
-            stated: names of the models from the configuration, which take precedence; ``None`` when it has none.
+            config: its ``models`` and ``accepts_unlisted_models`` take precedence over reports.
         """
+        stated = config.models
+        model_names = state.model_names if stated is None else ModelNames.STRICT
+        if config.accepts_unlisted_models is not None:
+            model_names = ModelNames.ANY if config.accepts_unlisted_models else ModelNames.STRICT
         contexts = {
             name: state.contexts[entry["id"]] for entry in entries if entry["id"] in state.contexts
             for name in _names(entry)
@@ -46,9 +51,9 @@ class Serving:
         only_context = state.contexts.get(entries[0]["id"]) if len(entries) == 1 else None
         if stated is None:
             ids = frozenset(name for entry in entries for name in _names(entry))
-            return cls(entries, ids, state.model_names, contexts, only_context, state.bounds_max_tokens)
+            return cls(entries, ids, model_names, contexts, only_context, state.bounds_max_tokens)
         models = tuple({**_entry_of(entries, name), "id": name} for name in stated)
-        return cls(models, frozenset(stated), ModelNames.STRICT, contexts, only_context, state.bounds_max_tokens)
+        return cls(models, frozenset(stated), model_names, contexts, only_context, state.bounds_max_tokens)
 
     def context_of(self, model: str | None) -> int | None:
         """Tokens that a prompt for ``model`` and its answer may have together; ``None`` when unknown."""
@@ -64,7 +69,7 @@ class Serving:
 
 
 def _names(entry: ModelEntry) -> tuple[str, ...]:
-    """The names that a model answers to; llama.cpp lists aliases beside the id."""
+    """The names that a model answers to; llama.cpp lists aliases besides the id."""
     aliases = entry.get("aliases")
     return (entry["id"], *(alias for alias in aliases if isinstance(alias, str))) if aliases else (entry["id"],)
 

@@ -1,4 +1,4 @@
-"""A consistent view of the whole fleet, for whatever shows it to people or programs."""
+"""A consistent view of the whole fleet, for endpoints and metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["BackendSnapshot", "FleetSnapshot"]
 
 @dataclass(frozen=True, slots=True)
 class BackendSnapshot:
-    """One backend at one time. More attributes than a class should have: each is shown under its own name.
+    """One backend at one point in time. It has many attributes, because each is shown under its own name.
 
     Attributes:
         name: from the configuration.
@@ -30,10 +30,10 @@ class BackendSnapshot:
         is_last_choice: it gets a request only when no other backend is free.
         leases: requests of this worker.
         requests_in_flight: requests of all workers.
-        load: all its requests, foreign ones included, as far as known.
+        load: all its known requests, including foreign ones.
         limit: the load at which it is full; infinite when unknown.
         weight: its configured weight.
-        share: the part of its usual share of requests that it gets now, up to 1.
+        share: the fraction of its usual share of requests that it gets now, up to 1.
         serving: its models.
         reported: its latest report.
         reported_at: when it reported, in seconds since the epoch; 0 before the first report.
@@ -86,7 +86,7 @@ class BackendSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class FleetSnapshot:
-    """The fleet at one time.
+    """The fleet at one point in time.
 
     Attributes:
         backends: in the order of the configuration.

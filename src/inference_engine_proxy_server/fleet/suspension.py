@@ -1,4 +1,4 @@
-"""Suspension: a backend that answers polls but fails requests gets none for a while, and longer each time."""
+"""Suspension: a backend that answers polls but fails requests gets no requests for a while, longer each time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Suspension:
         draw: returns a random number from 0 to below 1.
 
     Attributes:
-        is_active: the backend is suspended, or on trial after that.
-        stands_still: it is suspended because its work does not move, so that it ends when work moves.
+        is_active: the backend is suspended, or on trial after a suspension.
+        stands_still: the suspension is due to work without progress, and ends when there is progress.
         reason: why it is suspended, for people.
         began_at: when the latest suspension began.
         until: when a request may try the backend; -inf if it is not suspended.
-        falls: times that the backend left the rotation by failing, since it was last well for long enough.
+        falls: how often the backend failed and left the rotation since its last long period of good health.
     """
 
     __slots__ = ("_draw", "began_at", "falls", "is_active", "reason", "stands_still", "until")
@@ -43,12 +43,12 @@ class Suspension:
         return f"<Suspension active={self.is_active} until={self.until:g} falls={self.falls} {self.reason!r}>"
 
     def begin(self, now: float, reason: str, *, stands_still: bool) -> None:
-        """Suspend the backend, which has fallen once more."""
+        """Suspend the backend, and count one more fall."""
         self.falls += 1
         self._begin(now, reason, self.falls, stands_still=stands_still)
 
     def begin_if_flapping(self, now: float) -> bool:
-        """Suspend a backend that comes back if it has fallen too often; whether it has."""
+        """Suspend a backend that comes back after too many falls. Returns whether there were too many."""
         if self.falls <= _HARMLESS_FALLS:
             return False
         self._begin(now, "it keeps failing", self.falls - _HARMLESS_FALLS, stands_still=False)

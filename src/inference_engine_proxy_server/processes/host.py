@@ -146,9 +146,17 @@ def listen(name: str, host: str, port: int) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=ACCEPT_BACKLOG)
+        return _listener(address[:2], family)
     except OSError as error:
         raise OSError(f"cannot listen on HOST {host}, {name} {port}: {error.strerror or error}") from error
+
+
+def _listener(address: tuple[Any, ...], family: int, *, is_shared: bool = False) -> socket.socket:
+    """A listening socket; at ``::``, every IPv6 address, it accepts IPv4 connections, too."""
+    is_dual = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(
+        address, family=family, backlog=ACCEPT_BACKLOG, reuse_port=is_shared, dualstack_ipv6=is_dual
+    )
 
 
 class SharedPort:
@@ -172,7 +180,7 @@ class SharedPort:
         if self._spare is not None:
             spare, self._spare = self._spare, None
             return spare
-        return socket.create_server(self.address, family=self._family, backlog=ACCEPT_BACKLOG, reuse_port=True)
+        return _listener(self.address, self._family, is_shared=True)
 
 
 def announce(url: str, operators_url: str | None, on_started: Callable[[str], None] | None) -> None:

@@ -1,1 +1,1 @@
-"""Reads what a request asks for: its destination, model, prompt and named resources. Pure."""
+"""Reads requests: destination, model, prompt and named resources. Pure."""

@@ -1,22 +1,27 @@
-"""Reads what a request says besides its headers; every decoder of clients' JSON is in this module.
+"""Reads the content of a request apart from its headers; clients' JSON is decoded here and in ``tolerant_json`` only.
 
-A body is decoded once into a view whose members stay raw bytes until they are read, so that an invalid member hides no
-other one. There are two depths: :func:`read_content` skips the prompt, :func:`read_prompt_content` keeps its parts.
-Nested values become Python objects only where a caller asks for them.
+A body is decoded once into a view whose members stay raw bytes until they are read, so that one invalid member does not
+hide the others. There are two depths: :func:`read_content` skips the prompt, :func:`read_prompt_content` keeps its
+parts. Nested values become Python objects only when a caller needs them.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qs
 
 import msgspec
 
+from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.requests.forms import form_values, is_form, media_type
+from inference_engine_proxy_server.requests.headers import content_coding
+from inference_engine_proxy_server.requests.tolerant_json import as_utf8, member_text, tolerant_members
+
 __all__ = [
     "PromptContent",
     "RequestContent",
     "all_members",
+    "model_problem",
     "read_content",
     "read_list",
     "read_prompt_content",
@@ -30,8 +35,7 @@ _ABSENT = msgspec.Raw()
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _JSON_BLANKS = b" \t\r\n"
 
-_MULTIPART_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
-_MULTIPART_SEARCH_BYTES = 1 << 20  # the fields of a form come before or after its file, and audio files are longer
+_URLENCODED = "application/x-www-form-urlencoded"
 
 
 class RequestContent(msgspec.Struct, frozen=True, gc=False):
@@ -76,7 +80,7 @@ class RequestContent(msgspec.Struct, frozen=True, gc=False):
 
 
 class PromptContent(RequestContent, frozen=True, gc=False):
-    """The same, and the raw parts of the prompt; a part that the body lacks is empty."""
+    """The content, and the raw parts of the prompt; a part that the body lacks is empty."""
 
     messages: list[msgspec.Raw] | None = None
     prompt: msgspec.Raw = _ABSENT
@@ -104,38 +108,103 @@ _texts_decoder = msgspec.json.Decoder(str | list[str])
 _EMPTY = RequestContent()
 
 
-def read_content(target: bytes, body: bytes) -> RequestContent:
+def read_content(target: bytes, body: bytes, header_lines: bytes = b"") -> RequestContent:
     """The content of a request, without its prompt.
 
-    The model is the ``model`` member of a JSON object, the ``model`` part of a form (audio transcription), or the
-    ``model`` parameter of the query (llama.cpp's router mode: ``GET /props?model=...``). Routing may guess it from a
-    loose reading, because the engine checks it again; :mod:`.unambiguous_model` is for permissions. Malformed JSON has
-    no content: the engine reports the error.
+    The model is the ``model`` member of a JSON object, the ``model`` field of a form (audio transcription), or the
+    ``model`` parameter of the query (llama.cpp's router mode: ``GET /props?model=...``). It is found even in JSON that
+    only some engines accept; the other engines report an error themselves.
 
     Args:
         target: path and query as sent.
         body: the whole body.
+        header_lines: the request's header lines, each ending in CRLF.
     """
+    content = _EMPTY
     if body:
         try:
-            return _decode(body)
+            content = _decode(body)
         except _MALFORMED:
-            if body[:64].lstrip()[:1] == b"{":
-                return _EMPTY
-    model = _model_in_form(body) if body.startswith(b"--") else _model_in_query(target)
-    return _EMPTY if model is None else RequestContent(model)
+            content = _tolerant_content(body)
+        if content.model:
+            return content
+    return _with_model_from_elsewhere(content, target, header_lines, body)
 
 
-def _model_in_form(body: bytes) -> str | None:
-    part = _MULTIPART_MODEL.search(body[:_MULTIPART_SEARCH_BYTES]) or _MULTIPART_MODEL.search(
-        body[-_MULTIPART_SEARCH_BYTES:]
-    )
-    return part[1].decode(errors="replace") if part else None
+def model_problem(header_lines: bytes, body: bytes) -> ClientError | None:
+    """Why the model in ``body`` cannot be read; ``None`` when the body names none.
+
+    Args:
+        header_lines, body: of a request in which :func:`read_content` found no model.
+    """
+    coding = content_coding(header_lines)
+    if coding and coding != b"identity":
+        return _unreadable("the body is encoded (Content-Encoding). Send it without an encoding.", status=415)
+    if is_form(header_lines):
+        values = form_values(header_lines, body, "model")
+        if values is None:
+            return _unreadable("the form cannot be read. Check its boundary.")
+        return _unreadable("the form names several.") if len(set(values)) > 1 else None
+    kind = media_type(header_lines)
+    if kind == _URLENCODED:
+        return None
+    members = tolerant_members(as_utf8(body))
+    if members is not None:
+        raw = _member(members, "model")
+        return None if raw in (None, b"null", b'""') else _unreadable("'model' must be a string.")
+    if kind and not kind.endswith(("/json", "+json")):
+        return _unreadable(f"a body of the type '{kind[:100]}' cannot be read. Send JSON or a form.", status=415)
+    return _unreadable("the body is not a JSON object.")
+
+
+def _unreadable(reason: str, status: int = 400) -> ClientError:
+    message = f"The backends serve different models, and the model of this request cannot be read: {reason}"
+    return ClientError(message, status=status, code="unreadable_model")
+
+
+def _tolerant_content(body: bytes) -> RequestContent:
+    members = tolerant_members(as_utf8(body))
+    if not members:
+        return _EMPTY
+    raws = {
+        f"raw_{name}": msgspec.Raw(members[name])
+        for name in ("stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
+        if name in members
+    }
+    if "previous_response_id" in members:
+        raws["raw_previous_response_id"] = msgspec.Raw(members["previous_response_id"])
+    return RequestContent(member_text(members.get("model")), **raws)
+
+
+def _with_model_from_elsewhere(
+    content: RequestContent, target: bytes, header_lines: bytes, body: bytes
+) -> RequestContent:
+    model = _model_elsewhere(header_lines, body) if body else None
+    if not model and b"?" in target:
+        model = _model_in_query(target)
+    if not model and content.model is None:
+        return content
+    return msgspec.structs.replace(content, model=model or None)
+
+
+def _model_elsewhere(header_lines: bytes, body: bytes) -> str | None:
+    if is_form(header_lines):
+        values = form_values(header_lines, body, "model")
+        return values[0] if values and len(set(values)) == 1 else None
+    if media_type(header_lines) == _URLENCODED:
+        return parse_qs(body.decode(errors="replace"), max_num_fields=None).get("model", [None])[-1]
+    members = tolerant_members(as_utf8(body))
+    return None if members is None else member_text(_member(members, "model"))
+
+
+def _member(members: Mapping[str, bytes], name: str) -> bytes | None:
+    """The member of this name, or else of the name in another case: Go's JSON library (Ollama) ignores case."""
+    found = members.get(name)
+    return found if found is not None else next((raw for other, raw in members.items() if other.lower() == name), None)
 
 
 def _model_in_query(target: bytes) -> str | None:
-    query = target.partition(b"?")[2]
-    return parse_qs(query.decode()).get("model", [None])[0] if b"model=" in query else None
+    return parse_qs(target.partition(b"?")[2].decode()).get("model", [None])[0]
 
 
 def read_prompt_content(body: bytes) -> PromptContent | None:
@@ -147,7 +216,7 @@ def read_prompt_content(body: bytes) -> PromptContent | None:
 
 
 def all_members(body: bytes) -> Mapping[str, msgspec.Raw] | None:
-    """Every member by name, the last of equal names; ``None`` when ``body`` is not an object. Values are unchecked."""
+    """Every member by name (of equal names, the last), unchecked; ``None`` if ``body`` is not an object."""
     try:
         return _mapping_decoder.decode(body.strip(_JSON_BLANKS))
     except _MALFORMED:

@@ -1,6 +1,6 @@
 """Splits a chat prompt into the parts that other requests share: common start, first question, history, last turn.
 
-Replicas of the proxy exchange nothing, but all of them see the same text. The first question of a conversation is the
+Replicas of the proxy do not communicate, but all of them see the same text. The first question of a conversation is the
 same in every one of its requests, so its hash is a key by which every replica picks the same backend.
 """
 
@@ -28,7 +28,7 @@ class Parts(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         shared: end of what precedes the first question: tools and system messages.
         opening: end of the first question.
-        history: end of the last message but one; 0 when no message lies between the first question and the last.
+        history: start of the last message; 0 when the first question is the last message.
         turn: end of the last message.
         last_turn: end of the message that was last in the conversation's previous request; 0 when there was none.
         first_question: its first bytes.

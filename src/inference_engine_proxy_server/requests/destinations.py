@@ -33,26 +33,26 @@ _RESPONSES = ("/responses", "/v1/responses")
 
 
 class Destination(Enum):
-    """Who answers a request."""
+    """Where a request is answered."""
 
     OPERATORS = "operators"
-    """This proxy, for operators only."""
+    """In this proxy, for operators only."""
     OWN = "own"
-    """This proxy."""
+    """In this proxy."""
     BLOCKED = "blocked"
-    """Nobody: the request is refused."""
+    """Nowhere: the request is rejected."""
     LIGHT = "light"
-    """A backend, without using one of its slots."""
+    """On a backend, without using one of its slots."""
     WORK = "work"
-    """A backend, in one of its slots."""
+    """On a backend, in one of its slots."""
     NAMED = "named"
-    """As ``LIGHT``, but only the backend that holds the resource in the path or query."""
+    """Like ``LIGHT``, but only on the backend that holds the resource in the path or query."""
     TIED = "tied"
-    """As ``WORK``, but the request may need a backend-local resource, or create one that later requests name."""
+    """Like ``WORK``, but the request may need a backend-local resource, or create one that later requests name."""
 
 
 ANSWERED_HERE = (Destination.OPERATORS, Destination.OWN)
-"""Destinations that no backend sees."""
+"""Destinations of requests that the proxy answers itself."""
 
 
 def is_named(path: str) -> bool:

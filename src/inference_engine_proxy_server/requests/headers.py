@@ -1,4 +1,4 @@
-"""Reads the request headers that steer this proxy; all other headers only pass through.
+"""Reads the request headers that control this proxy; all other headers are only forwarded.
 
 Every function takes the raw header lines of a request, each ending in CRLF.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 __all__ = [
+    "content_coding",
     "conversation_id",
     "conversation_ids",
     "multipart_boundary",
@@ -26,6 +27,7 @@ def _line(name: bytes, value: bytes) -> re.Pattern[bytes]:
 
 _CONVERSATION = re.compile(rb"(?:^|\n)x-conversation-id:", re.IGNORECASE)
 _CONVERSATION_ID = _line(b"x-conversation-id", rb"([^\r\n]*?)")
+_CODING = _line(b"content-encoding", rb"([^\r\n]*?)")
 _EXPLAIN = _line(b"x-proxy-explain", b"1")
 _PRIORITY = _line(b"x-priority", rb"(-?[0-9]{1,3})")
 _QUEUE_UPDATES = _line(b"x-queue-updates", b"(?:true|1|yes|on)")
@@ -39,7 +41,7 @@ _BOUNDARY = re.compile(rb'boundary(?:="?([0-9A-Za-z\'()+_,./:=?-]{1,70})"?(?=[;\
 
 
 def names_conversation(lines: bytes) -> bool:
-    """Whether the request has ``X-Conversation-Id``, also an empty one."""
+    """Whether the request has ``X-Conversation-Id``, even an empty one."""
     return _CONVERSATION.search(lines) is not None
 
 
@@ -61,7 +63,7 @@ def session_id(lines: bytes) -> str | None:
 
 
 def stated_priority(lines: bytes) -> int | None:
-    """The integer in ``X-Priority``, from -999 to 999; ``None`` when it is missing or no such number."""
+    """The integer in ``X-Priority``, from -999 to 999; ``None`` when it is missing or not such an integer."""
     found = _PRIORITY.search(lines)
     return None if found is None else int(found[1])
 
@@ -74,6 +76,12 @@ def wants_explanation(lines: bytes) -> bool:
 def wants_queue_updates(lines: bytes) -> bool:
     """Whether ``X-Queue-Updates`` asks for queue positions in a waiting stream."""
     return _QUEUE_UPDATES.search(lines) is not None
+
+
+def content_coding(lines: bytes) -> bytes:
+    """The value of ``Content-Encoding`` in lower case; empty without one."""
+    found = _CODING.search(lines)
+    return found[1].lower() if found is not None else b""
 
 
 def multipart_boundary(lines: bytes) -> bytes | None:

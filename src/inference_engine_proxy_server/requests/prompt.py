@@ -1,8 +1,9 @@
-"""Reads what decides how long an engine works before its first token: how long a prompt is, and how it begins.
+"""Reads what determines the time to the first token: how long a prompt is, and how it begins.
 
-The body is decoded once, and only small members become Python objects. The prompt stays the bytes that the client sent,
-and hashes identify its beginnings: clients repeat a conversation in the same bytes and append to it. A prefix that is
-shared in another spelling goes unnoticed; engines report what they really reused (:mod:`~.prefix_index`).
+The body is decoded once, and only small members become Python objects. The prompt is kept as the bytes that the client
+sent, and its beginnings are identified by hashes: clients repeat a conversation in the same bytes and append to it. A
+prefix that is shared, but encoded in other bytes, is not recognized; engines report what they actually reused
+(:mod:`~.prefix_index`).
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ class Prompt:
     It has more than 15 attributes: policies read them one by one, and one object per prompt is the cheapest.
 
     Attributes:
-        model: as :func:`~.content.read_content` finds it.
+        model: the model as found by :func:`~.content.read_content`.
         size: bytes of the prompt's raw text; of the whole body when no prompt is found in it.
-        bytes_a_token: of its model, learned from replies.
+        bytes_a_token: bytes per token of its model, learned from replies.
         tokens: estimated tokens.
         is_one_text: the engine reads it as one text. False for a list of independent texts (``input`` of embeddings),
             and when no prompt is found.
@@ -76,8 +77,8 @@ class Prompt:
         answer_tokens: the most tokens that the answer may have; ``None`` when the request sets no limit.
         is_streamed: the request asks for a stream.
         start: the first bytes of its raw text.
-        shared, opening, history: bytes before the first question, up to its end, and up to the last message when
-            others lie between; 0 when there is no such part.
+        shared, opening, history: bytes before the first question, up to its end, and before the last message if that is
+            another one; 0 when there is no such part.
         turn, last_turn: hashes of it and of the previous prompt in its conversation; 0 when there is none.
     """
 
@@ -147,17 +148,17 @@ def read_prompt(target: bytes, path: str, fields: bytes, body: bytes, token_size
     """
     content = read_prompt_content(body) if body else None
     if content is None:
-        model = read_content(target, body).model
+        model = read_content(target, body, fields).model
         prompt = Prompt(model, len(body), token_sizes.of(model))
         prompt.start = body[:_PLACEMENT_BYTES]
     else:
-        prompt = _prompt_of(content, path, body, token_sizes)
+        model = content.model or read_content(target, body, fields).model
+        prompt = _prompt_of(content, model, path, body, token_sizes)
     prompt.session = session_id(fields) or prompt.session
     return prompt
 
 
-def _prompt_of(content: PromptContent, path: str, body: bytes, token_sizes: TokenSizes) -> Prompt:
-    model = content.model
+def _prompt_of(content: PromptContent, model: str | None, path: str, body: bytes, token_sizes: TokenSizes) -> Prompt:
     messages = content.messages or _messages_in(content.input)
     text = _text_of(content, messages)
     prompt = Prompt(model, len(text) or len(body), token_sizes.of(model))

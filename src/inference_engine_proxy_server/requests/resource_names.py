@@ -1,7 +1,8 @@
 """Backend-local resources: the names under which requests and replies refer to them. Pure.
 
-A name is bytes: the kind, a blank, and the engine's own id of at most 256 bytes; a longer id names nothing. The kind
-keeps streams apart from other resources, because clients choose the ids of streams and engines choose all others.
+A name consists of bytes: the kind, a blank, and the engine's own id of at most 256 bytes; a resource with a longer id
+has no name. The kind keeps streams apart from other resources, because clients choose the ids of streams and engines
+choose all others.
 
 Sources: OpenAI's "Responses", and stored "Chat completions"; vLLM 0.32.0, which keeps responses in memory with
 ``VLLM_ENABLE_RESPONSES_API_STORE``; llama.cpp's resumable streams: ``/v1/stream?conv_id=`` in

@@ -1,16 +1,17 @@
 """Finds the model that a request names, for permissions: a wrong answer would let a client use a forbidden model.
 
-Routing may guess the model (:mod:`.content`), permissions must not. Engines differ: some take the first of two names,
-others the last, some read the query and others the body, and some accept encodings that others refuse. A request that
-two engines could read differently names no model here.
+Routing may guess the model (:mod:`.content`), but permissions may not. Engines differ: some take the first of two
+names, others the last, some read the query and others the body, and some accept encodings that others refuse. A request
+that two engines could read differently names no model here.
 """
 
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from urllib.parse import parse_qsl
 
-from inference_engine_proxy_server.requests.content import all_members, read_text
+from inference_engine_proxy_server.requests.content import all_members, read_content, read_text
 from inference_engine_proxy_server.requests.headers import multipart_boundary
 
 __all__ = ["unambiguous_model"]
@@ -40,12 +41,16 @@ def unambiguous_model(target: bytes, header_lines: bytes, body: bytes) -> str | 
         if in_body is None:
             return None
         names.append(in_body)
-    return names[0] if len(set(names)) == 1 else None
+    if len(set(names)) != 1:
+        return None
+    name = names[0]
+    # Routing must find the same model.
+    return name if (read_content(target, body, header_lines).model or "") == name else None
 
 
 def _in_json(body: bytes) -> str | None:
     """The ``model`` of a JSON object in UTF-8. Of equal names the last counts, as in all engines."""
-    members = all_members(body) or {}
+    members = all_members(body.removeprefix(BOM_UTF8)) or {}
     if [name for name in members if name.lower() == "model"] != ["model"]:  # Go's JSON library also accepts "Model"
         return None
     return read_text(members["model"])

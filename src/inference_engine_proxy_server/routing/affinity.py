@@ -1,8 +1,8 @@
 """Affinity to a backend-local resource: a response, a stored completion or a stream that exists on one backend only.
 
-The table learns from requests and replies which backend holds what, within a bound. A name may be unknown: the proxy
-was restarted, or another process served the request that created the resource. Then the backends that serve the model
-are asked one after the other, until one does not answer that it lacks the resource.
+A bounded table records which backend holds which resource, as learned from requests and replies. A name may be unknown,
+because the proxy was restarted or another process served the request that created the resource. In that case the
+backends that serve the model are tried one after another, until one gives another answer than "not found".
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Affinity:
 
     Attributes:
         resource: name of the backend-local resource that the request needs; ``None`` when it needs none.
-        stream: name by which the client may ask for the reply's stream again; ``None`` when it cannot.
+        stream: name by which the client may request the reply's stream again; ``None`` when it cannot.
         home: the backend that holds the resource, or else that served the conversation's last stream; ``None`` when
             unknown.
-        creates_response: the reply names a response that the client may ask for later.
+        creates_response: the reply names a response that the client may request later.
         deletes: the resource is gone after the reply.
-        creates_completion: the engine may store the completion, which its owner may ask for later.
+        creates_completion: the engine may store the completion, which its owner may request later.
     """
 
     resource: bytes | None
@@ -57,12 +57,12 @@ class Affinity:
 
     @property
     def is_unlocated(self) -> bool:
-        """Whether only one backend can serve the request and the table does not know it."""
+        """Whether only one backend can serve the request, and it is not known which one."""
         return self.resource is not None and self.home is None
 
     @property
     def allows_any_backend(self) -> bool:
-        """Whether every backend may serve the request, which only later requests depend on."""
+        """Whether any backend may serve the request, and only later requests depend on the choice."""
         return self.resource is None and self.home is None
 
     @property
@@ -73,10 +73,10 @@ class Affinity:
 
 
 class Entry(NamedTuple):
-    """Where a resource is.
+    """The location and the owner of a resource.
 
     Attributes:
-        url: of its backend.
+        url: URL of its backend.
         owner: name of the key that created it; ``None`` when unknown, or without keys.
     """
 
@@ -85,9 +85,10 @@ class Entry(NamedTuple):
 
 
 class AffinityTable:
-    """Which backend holds which resource, and which key created it: the names used last.
+    """Maps the most recently used resource names to the URLs of their backends and to their owners.
 
-    A backend may lose a resource and say so. A backend that left the fleet is not found any more.
+    An entry may be outdated, because backends lose resources; their replies then say so. Entries of backends that have
+    left the fleet are ignored.
 
     Args:
         fleet: returns all backends.
@@ -113,7 +114,7 @@ class AffinityTable:
         return Affinity(resource, stream, home, creates_response=creates_response, deletes=False)
 
     def remember(self, name: bytes, backend: Backend, owner: str | None = None) -> None:
-        """``backend`` holds the resource ``name``.
+        """Record that ``backend`` holds the resource ``name``.
 
         Args:
             name: of the resource.
@@ -123,7 +124,7 @@ class AffinityTable:
         self.adopt(name, backend.url, owner)
 
     def adopt(self, name: bytes, url: str, owner: str | None) -> None:
-        """The same for the backend ``url``."""
+        """Record the same for the backend ``url``."""
         entries = self._entries
         before = entries.pop(name, None)
         entries[name] = Entry(url, owner if before is None or before.owner is None else before.owner)
@@ -131,7 +132,7 @@ class AffinityTable:
             del entries[next(iter(entries))]
 
     def entry(self, name: bytes) -> Entry | None:
-        """Where the resource ``name`` is; ``None`` when unknown."""
+        """The entry of the resource ``name``; ``None`` when unknown."""
         return self._entries.get(name)
 
     def owner(self, name: bytes) -> str | None:

@@ -11,7 +11,7 @@ LAST_CHOICE = 1e9
 """Added to the rank of a backend with doubtful health or an old report, so that all others go first."""
 
 _TRIES = range(3)
-_MANY = 16  # backends, beyond which looking at all of them costs more than some draws in vain
+_MANY = 16  # number of ranks above which a scan costs more than a few failed draws
 
 
 def choose(
@@ -19,12 +19,11 @@ def choose(
 ) -> int:
     """The position of the lowest rank; ties are broken at random, by shares.
 
-    Every request passes here, in fleets of any size: whatever looks at all ranks is written in C.
+    This runs for every request, in fleets of any size. If costs are equal, all loops over the ranks run in C.
 
     Args:
         ranks: weighted load of each backend, 0 or more, plus ``LAST_CHOICE`` where it applies; at least one.
-        costs: weight of one request on each backend: twice as much where half as many should go; ``None`` if all are
-            equal.
+        costs: weight of one request on each backend, the inverse of the backend's share; ``None`` if all are equal.
         draw: returns a random number from 0 to below 1.
     """
     if costs is not None:
@@ -37,7 +36,7 @@ def choose(
             if not ranks[at]:  # an idle backend: none has a lower rank
                 return at
     least = min(ranks)
-    for _ in _TRIES:  # in a fleet with slots to spare many tie, and the first draw is usually one of them
+    for _ in _TRIES:  # with many free slots, many ranks are equal, and the first draw usually hits one
         at = int(draw() * count)
         if ranks[at] == least:
             return at

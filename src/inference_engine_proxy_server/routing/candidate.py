@@ -1,4 +1,4 @@
-"""A backend as routing sees it: the backend itself, and what routing keeps about it."""
+"""A backend as routing sees it: the backend itself, and what routing stores about it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Candidate:
         number: its number in the prefix index.
 
     Attributes:
-        load: requests of the backend.
-        url_key: 64 bits of its URL, the same in all replicas of the proxy.
-        work: the prompts and answers of this proxy that it is working on.
+        load: the backend's requests.
+        url_key: 64-bit hash of its URL, the same in all replicas of the proxy.
+        work: its pending work: prompts and answers of requests from this proxy.
         cost: weight of one request: 1 for a backend of weight 1 in good health, more for a smaller share.
     """
 
@@ -65,7 +65,7 @@ class Candidate:
         return self.load.total * self.cost + (LAST_CHOICE if self.backend.is_last_choice else 0.0)
 
     def review(self, now: float) -> None:
-        """Adopt the state of the backend; ``now`` is a reading of the clock."""
+        """Update cost and rank from the backend's state; ``now`` is a reading of the clock."""
         backend = self.backend
         self.cost = 1 / (backend.config.weight * backend.health.share(now))
         for table, at in self._tables:
@@ -73,7 +73,7 @@ class Candidate:
         self.review_rotation()
 
     def review_rotation(self) -> None:
-        """Adopt whether the backend is in rotation."""
+        """Update the rank after the backend entered or left the rotation."""
         backend = self.backend
         self._handicap = math.inf if not backend.takes_requests else LAST_CHOICE if backend.is_last_choice else 0.0
         self.rerank()
@@ -81,7 +81,7 @@ class Candidate:
     def rerank(self) -> None:
         """Update the rank in all rank tables; called whenever a lease begins or ends."""
         load = self.load
-        total = load.leases + load.others  # load.total, inlined: every request comes here twice
+        total = load.leases + load.others  # load.total, inlined: this runs twice for each request
         rank = total * self.cost + self._handicap if total < load.limit else math.inf
         for table, at in self._tables:
             table.ranks[at] = rank

@@ -22,8 +22,9 @@ class CandidateRegistry:
         clock: a monotonic clock, in seconds.
 
     Attributes:
-        sets: the live backends that serve a model, by the name of the model, as far as requests have asked for it.
+        sets: the live backends that serve a model, for each model that requests have named.
         candidates: a candidate for each backend, in the order of the fleet.
+        models_differ: whether backends list different models; a backend whose models are unknown lists none.
         contexts_differ: whether live backends serve the same model with contexts of different lengths.
     """
 
@@ -31,21 +32,24 @@ class CandidateRegistry:
         self.sets: dict[str | None, CandidateSet] = {}
         self.candidates: tuple[Candidate, ...] = ()
         self.contexts_differ = False
+        self.models_differ = False
         self._clock = clock
         self._numbers = 0
         self._candidates: dict[Backend, Candidate] = {}  # by backend
+        self._served_names: dict[str, None] = {}  # that a backend lists or has listed, least recently listed first
 
     def get(self, backend: Backend) -> Candidate | None:
         """The candidate for ``backend``; ``None`` if it has left the fleet."""
         return self._candidates.get(backend)
 
     def replace(self, backends: Sequence[Backend]) -> None:
-        """Let ``backends`` be the fleet. What was learned about those that stay is kept."""
+        """Replace the fleet by ``backends``. What was learned about backends that stay is kept."""
         self.forget_sets()
         known, self._candidates = self._candidates, {}
         for backend in backends:
             self._candidates[backend] = known.get(backend) or self.new_candidate(backend)
         self.candidates = tuple(self._candidates.values())
+        self.learn_names()
 
     def new_candidate(self, backend: Backend) -> Candidate:
         """A candidate for ``backend``, with a number that no other has."""
@@ -55,26 +59,48 @@ class CandidateRegistry:
         return candidate
 
     def forget_sets(self) -> None:
-        """Find all sets again when they are needed: a backend's models changed, or its liveness."""
+        """Discard all sets, because a backend's models or liveness changed; they are rebuilt on demand."""
         self.sets.clear()
         for candidate in self.candidates:
             candidate.leave_all()
 
-    def compare_contexts(self) -> None:
-        """Bring ``contexts_differ`` up to date."""
+    def compare_backends(self) -> None:
+        """Bring ``models_differ`` and ``contexts_differ`` up to date."""
+        self.models_differ = len({one.backend.serving.model_ids for one in self.candidates}) > 1
         self.contexts_differ = differ_somewhere(one.backend for one in self.candidates if one.backend.is_live)
 
-    def find_set(self, model: str | None) -> CandidateSet:
-        """The live backends that serve ``model``, added to ``sets``.
+    def serving(self, model: str | None) -> Sequence[Candidate]:
+        """The backends that serve ``model``, live or not; empty when all models are known and none has this name.
 
-        A name that a live backend lists goes to backends that list it. Any other name goes to backends that answer to
-        any name, or are not known to be strict.
+        A name that backends list goes only to them, also while they are down. While the models of some backends are
+        unknown, any other name goes to these. If all are known, other names go to backends that the configuration marks
+        for them, or else to all that accept any name or are not known to be strict. A name that was listed once never
+        goes there, because another model would answer.
         """
-        found = [one for one in self.candidates if one.backend.is_live]
-        if model is not None:
-            found = [one for one in found if model in one.backend.serving.model_ids] or [
-                one for one in found if one.backend.serving.model_names is not ModelNames.STRICT
-            ]
+        if model is None:
+            return self.candidates
+        if listing := [one for one in self.candidates if model in one.backend.serving.model_ids]:
+            return listing
+        if unknown := [one for one in self.candidates if not one.backend.models_known]:
+            return unknown
+        if model in self._served_names:
+            return ()
+        marked = [one for one in self.candidates if one.backend.config.accepts_unlisted_models]
+        return marked or [one for one in self.candidates if one.backend.serving.model_names is not ModelNames.STRICT]
+
+    def learn_names(self) -> None:
+        """Remember the names that backends list now."""
+        names = self._served_names
+        for candidate in self.candidates:
+            for name in candidate.backend.serving.model_ids:
+                names.pop(name, None)
+                names[name] = None
+        while len(names) > _REMEMBERED_MODELS:
+            del names[next(iter(names))]
+
+    def find_set(self, model: str | None) -> CandidateSet:
+        """The live backends that serve ``model``, added to ``sets``; see :meth:`serving`."""
+        found = [one for one in self.serving(model) if one.backend.is_live]
         if len(self.sets) >= _REMEMBERED_MODELS:
             self.forget_sets()
         candidates, contexts = tuple(found), contexts_of([one.backend for one in found], model)

@@ -1,4 +1,4 @@
-"""Candidates for a request, with their ranks in a form in which the lowest is found without a Python loop."""
+"""Candidates for a request, and a list of their ranks, in which the lowest is found without a Python loop."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class CandidateSet:
     """Candidates, and their rank table.
 
     Args:
-        candidates: each once.
+        candidates: without duplicates.
         ranks: rank of each by its load; infinite for one that takes no request.
-        contexts: context of each in tokens, infinite when unknown; ``None`` when all are alike.
+        contexts: context of each in tokens, infinite when unknown; ``None`` when all are equal.
 
     Attributes:
         costs: weight of one request on each.
-        uneven_costs: the same; ``None`` when all are equal.
+        uneven_costs: ``costs``; ``None`` when all are equal.
     """
 
     __slots__ = ("candidates", "contexts", "costs", "ranks", "uneven_costs")
@@ -37,7 +37,7 @@ class CandidateSet:
 
     @classmethod
     def kept_up_to_date(cls, candidates: Sequence[Candidate], contexts: Sequence[float] | None) -> CandidateSet:
-        """A set whose ranks and costs the candidates update: a loop over them for each request would cost more."""
+        """A set whose candidates update its ranks and costs, which is cheaper than a loop for each request."""
         made = cls(candidates, [math.inf] * len(candidates), contexts)
         for at, candidate in enumerate(candidates):
             candidate.join(made, at)

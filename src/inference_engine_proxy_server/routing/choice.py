@@ -1,4 +1,4 @@
-"""The vocabulary of policies: what they look at, and what they return."""
+"""The types of policies: their inputs and their results."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class CandidateView(Protocol):
 
     @property
     def url_key(self) -> int:
-        """64 bits of the backend's URL, the same in all replicas of the proxy."""
+        """64-bit hash of the backend's URL, the same in all replicas of the proxy."""
 
     @property
     def work(self) -> PendingWork:
-        """The prompts and answers of this proxy that it is working on."""
+        """Its pending work: prompts and answers of requests from this proxy."""
 
     @property
     def load(self) -> BackendLoad:
@@ -49,7 +49,7 @@ class PromptView(NamedTuple):
         prompt: its prompt.
         held: bytes of the prompt that each backend holds in its cache, by the backend's number; only if above 0.
         last_at: number of the backend that had the conversation's previous turn; -1 when unknown.
-        goes_on: the share of requests with the same beginning that continue a conversation.
+        goes_on: of the requests with the same beginning, the share that continue a conversation.
         lookup: the prefix lookup that ``held`` comes from; ``None`` when there was none.
     """
 
@@ -65,7 +65,7 @@ class Scores(NamedTuple):
 
     Attributes:
         at: position of the best candidate.
-        rows: numbers of each candidate, named by the terms of the policy; empty for one that was not considered.
+        rows: values of the policy's terms for each candidate; empty for a candidate that was not considered.
     """
 
     at: int
@@ -73,7 +73,7 @@ class Scores(NamedTuple):
 
 
 Scoring = Callable[[Sequence[CandidateView], PromptView, float], Scores]
-"""Scores candidates (at least one) for a request, at a time of the monotonic clock. Pure."""
+"""Scores candidates (at least one) for a request; the last argument is a reading of the clock."""
 
 
 class Choice(msgspec.Struct):
@@ -83,10 +83,10 @@ class Choice(msgspec.Struct):
         candidate: the chosen one.
         rule: the policy, or other rule, that chose it.
         considered: the candidates that were compared.
-        rows: numbers of each of them, named by the terms of the rule; ``None``: their ranks by load, which are copied
-            only where decisions are recorded.
+        rows: values of the rule's terms for each of them. ``None`` stands for their ranks by load, which are copied
+            only if decisions are recorded.
         view: what the policy saw of the request; ``None`` if it looked at no prompt.
-        decision: a record of the choice; ``None`` if no one reads it.
+        decision: a record of the choice; ``None`` if decisions are not recorded.
     """
 
     candidate: Candidate
@@ -101,7 +101,7 @@ class Choice(msgspec.Struct):
 
 
 class Knowledge(Protocol):
-    """What policies know beside the candidates; see :class:`~.prompt_router.PromptRouter`."""
+    """What policies know besides the candidates; see :class:`~.prompt_router.PromptRouter`."""
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -123,13 +123,13 @@ class Policy(Rule, Protocol):
 
     @property
     def learns(self) -> bool:
-        """Whether the choice depends on what earlier requests left behind: caches, conversations, pending work."""
+        """Whether the choice depends on what was learned from earlier requests: caches, conversations, pending work."""
 
     def choose(self, candidates: CandidateSet, prompt: Prompt | None, knowledge: Knowledge) -> Choice | None:
         """The candidate for a request; ``None`` when none takes a request now.
 
         Args:
             candidates: candidates with their ranks.
-            prompt: of the request; ``None`` if it was not read.
+            prompt: the request's prompt; ``None`` if it was not read.
             knowledge: what was learned from earlier requests.
         """

@@ -1,8 +1,8 @@
 """Whether a prompt fits into a backend's context, in a fleet with contexts of different lengths.
 
-Only a model's tokenizer could count a prompt's tokens exactly, and the proxy has none. So a prompt is assumed to be as
-dense as the densest texts that the model was seen to read. A prompt that seems too long merely narrows the choice; one
-that seems too short costs its client an error.
+Only the model's tokenizer can count the tokens of a prompt exactly, and the proxy has none. It assumes as many tokens
+per byte as in the densest earlier prompts of the model. An overestimate merely narrows the choice; an underestimate
+causes an error for the client.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from inference_engine_proxy_server.routing.candidate import Candidate
 
 __all__ = ["Need", "contexts_of", "differ_somewhere", "fitting"]
 
-_ENOUGH_ANSWER_TOKENS = 256  # of a longer answer that a request asks for, only so much must fit
+_ENOUGH_ANSWER_TOKENS = 256  # of the answer that must fit, even if the request allows a longer one
 
 
 class Need(NamedTuple):
-    """What a request needs of a context.
+    """The context length that a request needs.
 
     Attributes:
-        tokens: upper estimate of its prompt, plus an answer that is worth having.
+        tokens: upper estimate of its prompt, plus a part of the answer.
         answer_tokens: longest answer that it allows; 0 if it sets no bound.
     """
 
@@ -45,7 +45,7 @@ class Need(NamedTuple):
 
 
 def contexts_of(backends: Iterable[Backend], model: str | None) -> list[float] | None:
-    """The context of each backend for ``model``, infinite when unknown; ``None`` when all are alike."""
+    """The context of each backend for ``model``, infinite when unknown; ``None`` when all are equal."""
     reported = [backend.serving.context_of(model) for backend in backends]
     return [math.inf if tokens is None else tokens for tokens in reported] if len(set(reported)) > 1 else None
 
@@ -66,9 +66,9 @@ def fitting(candidates: Sequence[Candidate], contexts: Sequence[float], need: Ne
     """The candidates with a sufficient context; if there are none, those with the longest context.
 
     Args:
-        candidates: returned as they are if the need fits everywhere.
+        candidates: returned unchanged if all have a sufficient context.
         contexts: the context of each in tokens; infinite when unknown.
-        need: of the request.
+        need: the request's need.
     """
     pairs = [(one, one.backend, context) for one, context in zip(candidates, contexts, strict=True)]
     fit = [

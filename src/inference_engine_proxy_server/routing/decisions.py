@@ -1,6 +1,6 @@
-"""Explains routing: the latest decisions, with the terms of every candidate that was compared.
+"""Explains routing: the latest decisions, with the values that were compared for each candidate.
 
-Recording a decision costs a few references and tuples that exist anyway. It is formatted only when it is read.
+Recording a decision is cheap: it stores references to existing objects, and formats them only when it is read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Rule(Protocol):
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Names of a candidate's terms; the last term is compared."""
+        """Names of the values computed for a candidate; the last value is compared."""
 
     @property
     def most_wins(self) -> bool:
@@ -90,11 +90,12 @@ class Decision:
     Attributes:
         rule: the rule that decided.
         candidates: the backends that could have been chosen.
-        rows: the terms of each candidate, in the same order; empty for a candidate that was not looked at.
+        rows: the values of the rule's terms for each candidate, in the same order; empty for a candidate that was not
+            considered.
         chosen: the candidate that was chosen.
-        model: the model that the request names; ``None`` when it names none or nothing read it.
-        prompt_tokens: estimated tokens of the prompt; ``None`` when nothing read the prompt.
-        request_id: of the request.
+        model: the model that the request names; ``None`` if it names none or was not read.
+        prompt_tokens: estimated tokens of the prompt; ``None`` if it was not read.
+        request_id: the request's id.
         at: when the request was sent, in seconds since the epoch.
     """
 
@@ -143,7 +144,7 @@ class Decisions:
     """The latest decisions.
 
     Args:
-        answers_header: whether a reply carries its decision if the request asks for it by ``x-proxy-explain: 1``.
+        answers_header: whether ``x-proxy-explain: 1`` in a request adds the decision to its reply.
 
     Attributes:
         latest: from the oldest to the newest, at most :data:`KEPT`.

@@ -21,8 +21,8 @@ class BackendLearning:
         predicted_tokens: those of them that the proxy expected to be cached.
         cached_tokens: those of them that were cached.
         prompts_reading: prompts that the backend has not read yet.
-        reads_per_second: prompt tokens that it reads in a second; ``None`` while unknown.
-        seconds_per_token: time for a token of each answer, with as many answers at a time as it writes now; ``None``
+        reads_per_second: prompt tokens that it reads per second; ``None`` while unknown.
+        seconds_per_token: time for one token of each answer, at the current number of concurrent answers; ``None``
             while unknown.
         kept_prompt_bytes: bytes of prompts that its cache is estimated to keep.
     """

@@ -14,7 +14,7 @@ __all__ = ["ModelPolicies"]
 
 @dataclass(frozen=True, slots=True)
 class ModelPolicies:
-    """A default policy, and exceptions.
+    """The default policy, and the policies of particular models.
 
     Attributes:
         usual: for models without a policy of their own.
@@ -26,7 +26,7 @@ class ModelPolicies:
 
     @classmethod
     def named(cls, usual: str, models: Mapping[str, ModelConfig]) -> ModelPolicies:
-        """Policies by their names in the settings."""
+        """Look up policies by their names in the settings."""
         stated = {model: config.balancing_policy for model, config in models.items()}
         return cls(POLICIES[usual], {model: POLICIES[name] for model, name in stated.items() if name})
 
@@ -41,5 +41,5 @@ class ModelPolicies:
         return any(policy.learns for policy in (self.usual, *self.by_model.values()))
 
     def policy(self, model: str | None) -> Policy:
-        """The policy for requests that ask for ``model``."""
+        """The policy for requests that name ``model``."""
         return self.usual if model is None else self.by_model.get(model, self.usual)

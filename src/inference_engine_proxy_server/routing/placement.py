@@ -1,11 +1,10 @@
-"""Picks the backend for a request: of those that serve its model, the one that its policy chooses."""
+"""Picks the backend for a request: its policy chooses among the backends that serve its model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Sequence
 
-from inference_engine_proxy_server.backends.base import ModelNames
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
@@ -28,18 +27,19 @@ __all__ = ["Placement"]
 
 
 class Placement(FleetObserver):
-    """Picks backends of a fleet. Counts no requests and weighs no evidence.
+    """Picks backends of a fleet. Leases are counted in ``dispatch``, and health is judged in ``fleet``.
 
     Args:
         fleet: the fleet.
         router: the policies and their knowledge.
-        is_shared: other workers send requests to the backends, too, without notice.
+        is_shared: other workers also send requests to the backends, so loads are counted again for each choice.
         records_decisions: whether choices carry a decision that explains them.
         retry_after_seconds: when clients should try again if no backend serves their request.
 
     Attributes:
+        models_differ: whether the model of a request restricts the choice of its backend.
         contexts_differ: whether a prompt may fit some backends only.
-        reads_prompts: whether prompts must be read, for that reason or for a policy.
+        reads_prompts: whether prompts must be read, because contexts differ or because a policy needs them.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Placement(FleetObserver):
         retry_after_seconds: int = 1,
     ) -> None:
         self.router = router
-        self.contexts_differ = self.reads_prompts = False
+        self.models_differ = self.contexts_differ = self.reads_prompts = False
         self._is_shared = is_shared
         self._records_decisions = records_decisions
         self._retry_after_seconds = retry_after_seconds
@@ -89,6 +89,7 @@ class Placement(FleetObserver):
     def on_serving_changed(self) -> None:
         """See :class:`FleetObserver`."""
         self._registry.forget_sets()
+        self._registry.learn_names()
         self._look_again()
 
     def on_reviewed(self, backend: Backend) -> None:
@@ -98,12 +99,13 @@ class Placement(FleetObserver):
             candidate.review(self._clock())
 
     def set_policies(self, policies: ModelPolicies) -> None:
-        """Choose by ``policies`` from now on."""
+        """Use ``policies`` from now on."""
         self.router.set_policies(policies)
         self._look_again()
 
     def _look_again(self) -> None:
-        self._registry.compare_contexts()
+        self._registry.compare_backends()
+        self.models_differ = self._registry.models_differ
         self.contexts_differ = self._registry.contexts_differ
         self.reads_prompts = self.contexts_differ or self.router.policies.read_prompts
 
@@ -126,15 +128,15 @@ class Placement(FleetObserver):
         return bool(self.router.policies.by_model)
 
     def policy(self, model: str | None) -> Policy:
-        """The policy for requests that ask for ``model``."""
+        """The policy for requests that name ``model``."""
         return self.router.policies.policy(model)
 
     def choose(self, requirements: Requirements, excluded: Collection[Backend] = ()) -> Choice | None:
         """The backend for a request; ``None`` when all are full.
 
         Raises:
-            CapacityError: no backend that serves the request works now.
-            ClientError: 404, all live backends are strict about model names and none has this one.
+            CapacityError: no backend that serves the request is available.
+            ClientError: 404, the models of all backends are known, and none serves this one.
         """
         found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
         if self._is_shared:
@@ -157,7 +159,7 @@ class Placement(FleetObserver):
         return choice
 
     def track(self, requirements: Requirements, choice: Choice) -> Tracker | None:
-        """Learn from a request that is about to be sent as chosen; ``None`` if nothing can be learned from it."""
+        """A tracker that learns from a request about to be sent; ``None`` if there is nothing to learn from it."""
         prompt = requirements.prompt
         if prompt is None:
             return None
@@ -165,7 +167,7 @@ class Placement(FleetObserver):
         return SizeTracker(self.router.token_sizes, prompt) if tracker is None and self.contexts_differ else tracker
 
     def has_other(self, requirements: Requirements, excluded: Collection[Backend]) -> bool:
-        """Whether a backend that is not ``excluded`` takes such requests, though it may be full."""
+        """Whether a backend that is not ``excluded`` takes such requests; it may be full."""
         found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
         return any(_is_open(one.backend, requirements) for one in self._eligible(found, requirements, excluded))
 
@@ -194,9 +196,11 @@ class Placement(FleetObserver):
         """The candidates that may get the request, full or not; ``found.candidates`` itself if all may."""
         affinity = requirements.affinity
         if affinity is not None and affinity.is_required and affinity.home is not None:
-            # A home that has left the fleet goes on serving the requests that need it.
+            # A home that has left the fleet still serves the requests that need it.
             home = self._registry.get(affinity.home) or self._registry.new_candidate(affinity.home)
             return [home] if home.backend.is_live and home.backend not in excluded else []
+        if affinity is not None and affinity.is_unlocated and self._awaits_backend(requirements):
+            return []  # a 404 from the others could be wrong
         fit = self._fitting(found, requirements)
         return [one for one in fit if one.backend not in excluded] if excluded else fit
 
@@ -218,12 +222,14 @@ class Placement(FleetObserver):
         return None if home is None else Choice(home, TIED, [home], [()])
 
     def _last_resort(self, candidates: Sequence[Candidate], requirements: Requirements) -> Choice | None:
-        """The best suspect with a free slot, if there is no other backend to wait for; ``None``: wait for one."""
+        """The best suspect with a free slot, if there is no other backend to wait for; ``None``: the request waits."""
         is_required = requirements.affinity is not None and requirements.affinity.is_required
         others = [one for one in candidates if not one.backend.is_draining or is_required]
         if any(one.backend.takes_requests or one.backend.health.state is not Health.SUSPECT for one in others):
             return None
         if not others:
+            if self._awaits_backend(requirements):
+                return None
             raise self._unavailable(requirements)
         free = [one for one in others if one.has_slot]
         suspects = CandidateSet(free, [one.rank() for one in free])
@@ -232,27 +238,28 @@ class Placement(FleetObserver):
             choice.rows = Ranked(suspects.ranks, suspects.costs)
         return choice
 
+    def _awaits_backend(self, requirements: Requirements) -> bool:
+        """Whether a backend that has neither answered nor failed yet may serve the request."""
+        affinity = requirements.affinity
+        if affinity is not None and affinity.is_required and affinity.home is not None:
+            return False
+        return any(one.backend.is_awaited for one in self._registry.serving(requirements.model))
+
     def _unavailable(self, requirements: Requirements) -> ProxyError:
         affinity, model = requirements.affinity, requirements.model
         if affinity is not None and affinity.is_required and affinity.home is not None:
             # Not 404: the backend may come back and still have the resource, or report itself that it lacks it.
             message = "The backend that has what this names is not available."
             return CapacityError(message, code="home_unavailable", retry_after_seconds=self._retry_after_seconds)
-        backends = [one.backend for one in self.candidates]
-        live = [backend for backend in backends if backend.is_live]
-        if (
-            live
-            and model is not None
-            and all(backend.serving.model_names is ModelNames.STRICT for backend in live)
-            and not any(model in backend.serving.model_ids for backend in backends)
-        ):
+        live = [one for one in self.candidates if one.backend.is_live]
+        if live and model is not None and not self._registry.serving(model):
             return ClientError(f"The model '{model[:200]}' is not served here.", status=404, code="model_not_found")
         message = "No backend that serves this is available." if live else "No backend is available."
         return CapacityError(message, retry_after_seconds=self._retry_after_seconds)
 
 
 def _is_open(backend: Backend, requirements: Requirements) -> bool:
-    """Whether a live backend takes the request unless it is full. A required home does so even while draining."""
+    """Whether a live backend takes the request unless it is full. A required home does, even while draining."""
     if requirements.affinity is None or not requirements.affinity.is_required:
         return backend.takes_requests
     return (

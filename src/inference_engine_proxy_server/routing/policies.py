@@ -1,7 +1,7 @@
 """The policies that choose among backends, by name.
 
-Most policies are a pure scoring function of the candidates, the request and the time. ``least_requests``, the default,
-reads the candidates' rank table instead: it is the only one that every request may pass at hardly any cost.
+Most policies are a function that scores candidates for a request at a given time. ``least_requests``, the default, is
+cheaper: it only takes the lowest rank of the rank table, which candidates keep up to date.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from inference_engine_proxy_server.routing.rendezvous import MAX_WEIGHT, weights
 
 __all__ = ["LEAST_REQUESTS", "POLICIES", "LeastRequests", "PromptPolicy", "power_of_two", "rendezvous", "round_robin"]
 
-# Requests beyond its limit that a backend may have if it holds the beginning of the prompt, although others are free.
-# With BACKEND_QUEUE_ALLOWANCE, as many as MAX_ALLOWED_DEFERRED lets a backend queue.
+# A backend that holds the beginning of the prompt is considered even if it exceeds its limit by fewer requests than
+# this. Together with the default BACKEND_QUEUE_ALLOWANCE, this allows as many waiting requests as the default
+# MAX_ALLOWED_DEFERRED.
 _MAY_QUEUE = 2
 _FULL = math.inf  # rank of a candidate that takes no request
 
@@ -47,7 +48,7 @@ class LeastRequests:
         return "<LeastRequests>"
 
     def choose(self, candidates: CandidateSet, prompt: Prompt | None, knowledge: Knowledge) -> Choice | None:  # noqa: ARG002
-        """The candidate of the lowest finite rank, see :meth:`Policy.choose`."""
+        """The candidate with the lowest finite rank, see :meth:`Policy.choose`."""
         ranks = candidates.ranks
         if not ranks:
             return None
@@ -68,7 +69,7 @@ class PromptPolicy:
         scoring: scores the candidates.
         terms: names of the numbers in a row; the last one is compared.
         most_wins: whether the highest number is best, not the lowest.
-        learns: whether ``scoring`` looks at more than the prompt and ``work.sent_at``.
+        learns: whether ``scoring`` uses what was learned from earlier requests, besides ``work.sent_at``.
     """
 
     name: str
@@ -83,7 +84,7 @@ class PromptPolicy:
         return True
 
     def choose(self, candidates: CandidateSet, prompt: Prompt | None, knowledge: Knowledge) -> Choice | None:
-        """The candidate of the best score; a last choice only if there is no other. See :meth:`Policy.choose`."""
+        """The candidate with the best score; a last choice only if there is no other. See :meth:`Policy.choose`."""
         if prompt is None:
             return LEAST_REQUESTS.choose(candidates, prompt, knowledge)
         free = candidates.free()

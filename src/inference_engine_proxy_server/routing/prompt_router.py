@@ -18,12 +18,12 @@ from inference_engine_proxy_server.routing.tracker import learn_size
 
 __all__ = ["PromptRouter", "RequestTracker"]
 
-_BEGINNINGS = 4096  # remembered
+_BEGINNINGS = 4096  # beginnings of prompts for which ``_goes_on`` is remembered
 _TURNS = 32_768  # conversation turns whose backend is remembered: about 4 MB
 _GAIN = 1 / 16
-_MANY = 48  # candidates, from which on not each is scored
+_MANY = 48  # candidates; if there are more, only a shortlist is scored
 _WARM, _DRAWN = 16, 24
-_POLLS = 8  # between two comparisons of the backends' speeds, which are means of many answers
+_POLLS = 8  # between two comparisons of the backends' speeds, which change slowly
 
 
 class RequestTracker:
@@ -31,10 +31,10 @@ class RequestTracker:
 
     Args:
         router: learns from it.
-        candidate: has the request.
-        pending: the request's work there.
+        candidate: the backend that serves the request.
+        pending: the request's pending work on that backend.
         prompt: its prompt.
-        noted: what the prefix index knew about the prompt when it was sent.
+        noted: what the prefix index expected when the prompt was sent.
     """
 
     __slots__ = ("_candidate", "_is_open", "_noted", "_pending", "_prompt", "_router")
@@ -82,14 +82,14 @@ class RequestTracker:
         work.learn(self._pending, now, read, facts.answer_tokens, facts.written_ms)
 
     def close(self) -> None:
-        """The request is over; if it is not complete, its work is dropped."""
+        """The request has ended. If its answer is not complete, its pending work is dropped."""
         if self._is_open:
             self._is_open = False
             self._candidate.work.drop(self._pending)
 
 
 class PromptRouter:
-    """The policies, and what they know beside the candidates.
+    """The policies, and what they know besides the candidates.
 
     Args:
         policies: which policy applies to which model.
@@ -98,7 +98,7 @@ class PromptRouter:
 
     Attributes:
         index: which backend holds which prompts.
-        token_sizes: how many bytes a token has, by model.
+        token_sizes: bytes per token, by model.
     """
 
     def __init__(self, policies: ModelPolicies, index_bytes: int, clock: Callable[[], float]) -> None:
@@ -131,9 +131,9 @@ class PromptRouter:
         return PromptView(prompt, lookup.held, last_at, goes_on, lookup)
 
     def shortlist(self, candidates: list[Candidate], view: PromptView) -> list[Candidate]:
-        """Those that hold most of the prompt, and enough random others that a better one is rarely missed.
+        """The candidates that hold most of the prompt, and enough random others to rarely miss a better one.
 
-        All of them where others send requests to the backends, too: replicas agree only if each considers all.
+        If the backends have foreign load, all candidates: replicas agree only if each of them considers all.
         """
         if len(candidates) <= _MANY or self._has_foreign_load:
             return candidates
@@ -148,10 +148,10 @@ class PromptRouter:
         """Follow a request that is about to be sent; ``None`` if ``policy`` learns nothing from it.
 
         Args:
-            policy: of the request.
-            prompt: of the request.
-            candidate: gets the request.
-            view: what the policy saw of the request, just now; ``None`` if it saw nothing.
+            policy: the request's policy.
+            prompt: the request's prompt.
+            candidate: the backend that gets the request.
+            view: the policy's view of the request; ``None`` if it had none.
         """
         if not policy.learns:
             if policy.reads_prompts:
@@ -168,7 +168,7 @@ class PromptRouter:
         return RequestTracker(self, candidate, pending, prompt, noted)
 
     def update(self, candidates: Sequence[Candidate]) -> None:
-        """Do now and then, when a backend has reported, what need not be done for each request."""
+        """Update what changes slowly; called after each report of a backend."""
         self._polls += 1
         if not self.policies.learn or self._polls < min(_POLLS, len(candidates)):
             return
@@ -178,7 +178,7 @@ class PromptRouter:
         self._expect_memory(candidates)
 
     def forget(self, candidate: Candidate) -> None:
-        """The backend may come back with an empty cache."""
+        """Forget the cache of the backend, which may come back with an empty one."""
         self.index.forget(candidate.number)
 
     def _count_beginning(self, prompt: Prompt) -> None:
@@ -200,5 +200,5 @@ class PromptRouter:
         for one in candidates:
             memory_tokens, models = one.backend.memory_tokens, one.backend.serving.models
             if memory_tokens is not None:
-                model = models[0]["id"] if models else None  # whatever else the backend lists has the same tokenizer
+                model = models[0]["id"] if models else None  # assumes one tokenizer for all models of a backend
                 self.index.expect(one.number, memory_tokens * self.token_sizes.of(model))

@@ -1,4 +1,4 @@
-"""Rendezvous hashing (Thaler and Ravishankar, 1996): a key falls to one backend, whichever others come or go."""
+"""Rendezvous hashing (Thaler and Ravishankar, 1996): a key maps to one backend, even if others come and go."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _HasUrlKey(Protocol):
 
 
 def highest(candidates: Sequence[_HasUrlKey], key: int) -> int:
-    """Position of the candidate that ``key`` falls to."""
+    """Position of the candidate that ``key`` maps to."""
     found = weights(candidates, key)
     return found.index(max(found))
 
@@ -27,7 +27,7 @@ def weights(candidates: Sequence[_HasUrlKey], key: int) -> list[int]:
 
 
 def _mixed(word: int) -> int:
-    """A word each of whose bits depends on all bits of ``word`` (two rounds of Stafford's variant of MurmurHash3)."""
+    """Mix the bits of ``word``: each bit of the result depends on all (MurmurHash3, Stafford's variant, two rounds)."""
     word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & MAX_WEIGHT
     word = (word ^ (word >> 27)) * 0x94D049BB133111EB & MAX_WEIGHT
     return word ^ (word >> 31)

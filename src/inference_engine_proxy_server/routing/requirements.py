@@ -13,7 +13,7 @@ __all__ = ["Requirements"]
 
 
 class Requirements(msgspec.Struct, frozen=True, gc=False):
-    """The requirements of one request. Created once, before its first attempt.
+    """The requirements of one request, created once, before its first attempt.
 
     Attributes:
         model: the model that the request names; ``None`` if it names none, so that every backend serves it.

@@ -37,7 +37,7 @@ class SizeTracker:
         self._prompt = prompt
 
     def begin(self) -> None:
-        """The first data of the answer arrived, which tells nothing about the prompt's size."""
+        """The first data of the answer arrived, which says nothing about the prompt's size."""
 
     def wants_facts(self) -> bool:
         """Always true."""

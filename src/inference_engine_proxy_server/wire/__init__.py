@@ -1,1 +1,1 @@
-"""HTTP/1.1 on both sides. Knows bytes, framing, deadlines and back-pressure, and no policy: it is given a handler."""
+"""HTTP/1.1 on both sides: bytes, framing, deadlines and back-pressure. The handler of requests is passed in."""

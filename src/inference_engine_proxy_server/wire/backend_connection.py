@@ -20,6 +20,7 @@ from inference_engine_proxy_server.wire.reply_sink import HeldReply, ReplySink
 __all__ = ["BackendConnection"]
 
 _FRESH_SECONDS = 0.1  # a backend hardly ever closes a connection so soon after it agreed to keep it open
+_CROSSING_SECONDS = 0.25  # round trip to another continent: a close that crosses a request arrives by then
 
 _NO_STATUSES: frozenset[int] = frozenset()
 
@@ -29,14 +30,14 @@ class BackendConnection(ReplyRelay):
 
     Args:
         deadlines: watches this connection.
-        memory: of the replies' header sections; shared by all connections to one backend.
+        memory: cache of the last header section of a reply; shared by all connections to one backend.
         first_byte_seconds: longest wait for a reply's first byte.
         pause_seconds: longest pause within a reply.
 
     Attributes:
         sent_at: when the last request was sent; 0 before the first.
-        waits_since: since when the connection could receive bytes for the request, not counting the time in which the
-            client was behind; ``inf`` during that time.
+        waits_since: since when the connection has waited for the backend: the last request or, after a pause for a slow
+            client, the end of that pause; ``inf`` during the pause.
     """
 
     __slots__ = ("_deadlines", "_first_byte_seconds", "_poll", "_rests_since", "sent_at", "waits_since")
@@ -128,11 +129,11 @@ class BackendConnection(ReplyRelay):
         return result
 
     def give_up(self, error: BackendError) -> None:
-        """End the request under way with ``error``; the backend sees its client leave."""
+        """End the current request with ``error``; the backend sees a disconnect."""
         self._fail(error)
 
     def abort(self) -> None:
-        """Close at once without an error; the backend sees its client leave."""
+        """Close at once without an error; the backend sees a disconnect."""
         self._sink = self._result = self._pass_through = self._held_rest = None
         self._transport.abort()
 
@@ -147,13 +148,13 @@ class BackendConnection(ReplyRelay):
         """Whether an idle connection is unusable: the backend closed it, or sent bytes without a request."""
         if self._transport.is_closing():
             return True
-        # The event loop has not seen what arrived since its last turn. After so short a time a call is not worth it.
+        # Bytes may have arrived since the event loop's last turn. Right after a use, a system call is not worth it.
         return self._clock() - self._rests_since > _FRESH_SECONDS and bool(self._poll.poll(0))
 
     # --- the transport's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ready for a request."""
+        """The connection is ready for a request."""
         self._transport = cast(asyncio.Transport, transport)
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._deadlines.watch(self)
@@ -168,8 +169,12 @@ class BackendConnection(ReplyRelay):
             self._complete(sink)
         else:
             message = "The backend closed the connection before its reply was complete."
-            is_stale = self._served > 0 and self._head is None
-            self._fail(BackendBroke(message, on_reused_connection=is_stale))
+            self._fail(BackendBroke(message, crossed_request=self._may_have_crossed_request()))
+
+    def _may_have_crossed_request(self) -> bool:
+        """Whether the backend may have closed the connection as idle before it received the request."""
+        has_answered = self._head is not None or self._head_reader.has_begun
+        return self._served > 0 and not has_answered and self._clock() - self.sent_at < _CROSSING_SECONDS
 
     # --- deadlines and back-pressure
 
@@ -189,7 +194,7 @@ class BackendConnection(ReplyRelay):
             self.deadline = now + self._progress_seconds
 
     def look(self, now: float) -> None:
-        """Note whether the reply has made progress since the last look."""
+        """Record whether the reply has made progress since the last check."""
         sink = self._sink
         if sink is not None and self._head is not None and sink.sent_bytes != self._progress_bytes:
             self._progress_bytes = sink.sent_bytes

@@ -50,8 +50,8 @@ class Activity(NamedTuple):
         last_byte_at: when the backend last sent a byte of a reply, as far as recorded; 0 for never.
         waiting_since: when the oldest request was sent, not counting time spent waiting for a slow client; ``None`` if
             there is no request that the backend could make progress with.
-        answered_sent_at: when the most recently sent request was sent to which the backend is sending a reply that is
-            not an error; 0 if there is none.
+        answered_sent_at: of the requests that the backend is answering without an error, when the latest was sent; 0 if
+            there is none.
         has_begun: at least one of the replies has begun.
     """
 
@@ -125,7 +125,7 @@ class BackendConnections:
         """Open a connection for one request.
 
         Raises:
-            BackendUnreachable: refused, name not found, or not within the deadline.
+            BackendUnreachable: the connection was refused, the name was not found, or the deadline has passed.
             CapacityError: this machine is out of file descriptors or ports; the backend is not to blame.
         """
         connecting = asyncio.get_running_loop().create_task(self._connect())  # asyncio.timeout needs a task
@@ -133,7 +133,7 @@ class BackendConnections:
             connection = await connecting
         except asyncio.CancelledError:
             if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
-                connecting.result().abort()  # it was established at the very moment the client left
+                connecting.result().abort()  # it was established at the same moment at which the client disconnected
             raise
         self._in_use.add(connection)
         return connection
@@ -164,7 +164,7 @@ class BackendConnections:
             return Activity(self._last_byte_at)
         now = self._deadlines.clock()
         for connection in serving:
-            connection.look(now)  # connections check rarely on their own, so their latest bytes would look too old
+            connection.look(now)  # connections record progress rarely, so their latest bytes would look too old
         waits_since = min(connection.waits_since for connection in serving)
         return Activity(
             max(self._last_byte_at, *(connection.last_byte_at for connection in serving)),

@@ -1,4 +1,4 @@
-"""A client's connection: complete requests in, one at a time, replies out, with deadlines and back-pressure."""
+"""A client's connection: reads requests one at a time and sends replies, with deadlines and back-pressure."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.tasks.light_task import LightTask
 from inference_engine_proxy_server.wire.client_context import ClientContext
 from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.forwarding import peer_of
 from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.reading_pace import ReadingPace
 from inference_engine_proxy_server.wire.request_head import RequestHead
@@ -23,10 +24,10 @@ from inference_engine_proxy_server.wire.request_reader import RequestReader, unr
 __all__ = ["CLIENT_GONE", "ClientConnection"]
 
 CLIENT_GONE = 499
-"""Status of a request whose client left before the reply, in logs and metrics only (nginx's number)."""
+"""Status of a request whose client disconnected before the reply, in logs and metrics only (nginx's number)."""
 
 _WRITE_BUFFER_BYTES = 64 * 1024  # above this the reply's source is paused; uvicorn and Pingora use the same
-_LINGER_SECONDS = 2.0  # the rest of a refused request is discarded so long, so that no RST overtakes the answer
+_LINGER_SECONDS = 2.0  # how long the rest of a rejected request is discarded, so that no RST overtakes the reply
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, zero seconds
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,8 @@ E = TypeVar("E", bound=Exchange)
 class ClientConnection(asyncio.Protocol, Generic[E]):
     """One client's connection, which uvicorn creates and shuts down.
 
-    During a reply the connection keeps reading, into a bounded look-ahead buffer: this detects at once that a client
-    leaves. A client that closes its sending half counts as gone, as in nginx.
+    During a reply the connection keeps reading, into a bounded look-ahead buffer: this detects a disconnect at once. A
+    client that closes its sending half counts as gone, as in nginx.
 
     Args:
         context: shared by all connections of clients.
@@ -70,8 +71,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self.write = self._transport.write
-        peer = transport.get_extra_info("peername")
-        host, self._client = (str(peer[0]), _name_of(*peer[:2])) if isinstance(peer, tuple) else ("unknown", "local")
+        host, self._client = peer_of(transport.get_extra_info("peername"))
         self._reader = RequestReader(self._context, host, self._client, self.write)
         self._pace = ReadingPace(self._transport, self._limits.write_stall_seconds)
         self.deadline = self.clock() + self._limits.keep_alive_seconds
@@ -81,7 +81,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
             self._turn_away()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the exchange under way."""
+        """End the current exchange."""
         del exc
         self._connections.discard(self)
         self._load.leave(self)
@@ -259,7 +259,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
     # --- the host's side
 
     def on_deadline(self, now: float) -> None:
-        """The client was too slow to send a request, to read a reply, or to reuse the connection; or the reply was."""
+        """The client was too slow to send a request, read a reply or reuse the connection; or the reply was late."""
         if self._task is not None and now >= self._reply_deadline():
             self.deadline = NEVER
             self._task.cancel()
@@ -286,13 +286,9 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         self._close()
 
     def shutdown(self) -> None:
-        """Finish the request under way, then close; called by the host."""
+        """Finish the current request, then close; called by the host."""
         self._draining = True
         if self._exchange is not None:
             self._exchange.keep_alive = False
         elif not self._ahead and not self._reader.has_begun:
             self._close()
-
-
-def _name_of(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

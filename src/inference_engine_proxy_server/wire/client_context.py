@@ -1,4 +1,4 @@
-"""What all connections of clients share: limits, the clock, and the functions that serve their requests."""
+"""What all client connections share: limits, deadlines, and the functions that serve their requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ E = TypeVar("E", bound=Exchange)
 
 @dataclass(frozen=True, slots=True)
 class ClientLimits:
-    """Bounds of what one client's connection may cost; times in seconds.
+    """Limits for one client connection; times in seconds.
 
     Attributes:
         head: bounds of a request's header section.
@@ -29,7 +29,7 @@ class ClientLimits:
         body_total_seconds: longest time for a whole request body.
         request_seconds: longest time from a complete request to the end of its reply; ``NEVER`` for no limit.
         keep_alive_seconds: how long a connection may wait for its next request.
-        write_stall_seconds: how long a client that reads too slowly may make almost no progress.
+        write_stall_seconds: how long a slow client may read almost nothing.
     """
 
     head: HeadLimits
@@ -44,18 +44,18 @@ class ClientLimits:
 
 @dataclass(frozen=True, slots=True)
 class ClientContext(Generic[E]):
-    """What all connections of clients share. Policy reaches the connections through these functions only.
+    """What all client connections share. All decisions about requests are made by these functions.
 
     Attributes:
         limits: bounds for each connection.
         deadlines: watches the connections.
-        load: what all connections hold together.
+        load: the resources that all connections use.
         forwarding: the forwarding headers that backends receive.
         request_ids: new ids, for requests that bring none.
         new_exchange: makes an exchange of a connection, a head, a body, a request id and a client address.
         classify: computes the destination of a request, once per header section.
-        shed: refuses a request, or a connection before its first request (``None``), because of the named bound. Raises
-            ``CapacityError``, unless the request must be served all the same.
+        shed: rejects a request, or a connection before its first request (``None``), because of the named bound. Raises
+            ``CapacityError``, unless the request must be served nevertheless.
         admit: checks each header section before the body is read; its result becomes the head's ``access``. Raises
             ``ClientError`` to refuse the request.
         handle: serves one exchange, run by a :class:`~.light_task.LightTask` and cancelled when the client leaves. May

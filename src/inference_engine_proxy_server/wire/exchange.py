@@ -30,16 +30,16 @@ class ClientSide(Protocol):
         """Send ``block`` to the client."""
 
     def exchange_done(self, exchange: Exchange) -> None:
-        """The reply is complete; or ``BROKEN``: it never will be, and the client must be able to tell."""
+        """The reply is complete or, if its outcome is ``BROKEN``, never will be; the client must see the difference."""
 
 
 class Exchange:
-    """A complete request, and the reply to it as far as it has been sent.
+    """A complete request, and the state of the reply to it.
 
     A reply is written by calling :meth:`begin` once, :meth:`write` or :meth:`write_chunks` for each piece of the body
     as soon as it exists, and :meth:`end`; or by :meth:`respond`; or by :meth:`fail` at any time.
 
-    It has more than 15 public attributes: a request costs one object on the hot path, not three.
+    It has many public attributes, so that a request needs one object on the hot path instead of three.
 
     Attributes:
         head, body: the complete request.
@@ -208,17 +208,17 @@ class Exchange:
             self._send(one_chunk(payload) if self._chunked else payload)
 
     def write_chunks(self, block: bytes) -> None:
-        """Send whole chunks as they are, the last chunk not among them. Needs ``takes_chunks``."""
+        """Send whole chunks unchanged, without the last chunk. Requires ``takes_chunks``."""
         self._send(block)
 
     def write_last_chunks(self, block: bytes) -> None:
-        """Send whole chunks as they are, the last chunk at their end. Needs ``takes_chunks``."""
+        """Send whole chunks unchanged, including the last chunk. Requires ``takes_chunks``."""
         self._chunked = False
         self._send(block)
 
     def end(self) -> None:
         """The body is complete."""
-        if self.done:  # the client left while the last bytes were on their way
+        if self.done:  # the client disconnected during the last bytes
             return
         if self._chunked:
             self._send(last_chunk)
@@ -235,10 +235,10 @@ class Exchange:
         self.end()
 
     def fail(self, error: ProxyError) -> None:
-        """Answer with ``error``; or, when the reply has begun, end it so that its reader can tell it is broken.
+        """Answer with ``error``. If the reply has begun, end it so that the client can see that it is broken.
 
-        A stream of server-sent events that stands between two events gets an error event. The end of the body is never
-        sent, and no ``[DONE]``: a clean end would look like success.
+        If an event stream is between two events, an error event is sent. The end of the body and ``[DONE]`` are never
+        sent: a clean end would look like success.
         """
         if self.done:
             return
@@ -254,7 +254,7 @@ class Exchange:
         self._connection.exchange_done(self)
 
     def client_left(self) -> None:
-        """The client is gone. What the source still sends is discarded."""
+        """The client has disconnected. What the source still sends is discarded."""
         self._write = _discard
         if self.source is not None:
             self.source.pause_reading()  # stops the direct path, too

@@ -13,13 +13,13 @@ __all__ = ["Inquiry"]
 
 
 class Inquiry:
-    """Questions that belong together. They share no connection with requests, and one after the other they share one.
+    """A group of requests of the proxy itself, such as one poll. They use the same connection, one after another.
 
-    Each inquiry makes a connection of its own: only so does it see whether the backend accepts any.
+    Each inquiry opens a new connection, because only this shows whether the backend still accepts connections.
 
     Args:
         connections: to the backend.
-        limit_bytes: the longest answer.
+        limit_bytes: the longest reply.
     """
 
     def __init__(self, connections: BackendConnections, limit_bytes: int) -> None:
@@ -30,11 +30,11 @@ class Inquiry:
     async def fetch(
         self, path: str, *, json_body: bytes | None = None, credentials: bytes = b"", timeout_seconds: float
     ) -> _Collected:
-        """Ask for ``path``.
+        """Request ``path``.
 
         Args:
-            json_body: is sent by ``POST``; ``None``: nothing is sent, by ``GET``.
-            credentials: header lines that the backend knows us by.
+            json_body: body of a ``POST``; ``None`` for a ``GET``.
+            credentials: header lines that authenticate the proxy.
 
         Returns:
             The reply's ``status`` and ``body``.
@@ -56,12 +56,12 @@ class Inquiry:
                 try:
                     return await self._ask(self._free.pop(), [section, body])
                 except BackendBroke as error:
-                    if not error.on_reused_connection:
+                    if not error.crossed_request:
                         raise
             return await self._ask(await self._connections.connect(), [section, body])
 
     def close(self) -> None:
-        """It is over."""
+        """End the inquiry, and close its connection."""
         while self._free:
             self._connections.discard(self._free.pop())
 

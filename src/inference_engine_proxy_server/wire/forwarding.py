@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
-__all__ = ["Forwarding"]
+__all__ = ["Forwarding", "peer_of"]
 
 
 class Forwarding:
@@ -41,7 +41,7 @@ class Forwarding:
         return any((mapped or parsed) in network for network in self._trusted)
 
     def describe(self, head: RequestHead, peer: str, *, is_trusted: bool) -> bytes:
-        """The forwarding field lines to send with ``head``, which ``peer`` sent.
+        """The forwarding field lines to send with ``head``, which came from ``peer``.
 
         Raises:
             ClientError: 508, the request has already passed through this proxy.
@@ -74,6 +74,14 @@ class Forwarding:
             if address and not self.trusts(address):
                 return address if _is_address(address) else None
         return None
+
+
+def peer_of(name: object) -> tuple[str, str]:
+    """Address of a peer, and the same with its port, from ``name`` as a socket reports it."""
+    if not isinstance(name, tuple):
+        return "unknown", "local"
+    host = str(name[0]).removeprefix("::ffff:")  # a socket for IPv6 and IPv4 reports IPv4 peers this way
+    return host, f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"
 
 
 def _without_port(text: str) -> str:

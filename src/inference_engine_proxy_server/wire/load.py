@@ -1,7 +1,7 @@
-"""The resources that clients hold now, and their limits.
+"""The resources that clients use now, and their limits.
 
-Plain numbers, because every request checks them: ``overload.overload_guard`` sets the limits, and client connections
-compare with them.
+These are plain numbers, because every request checks them. ``overload.overload_guard`` sets the limits, and client
+connections enforce them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Load:
 
     @property
     def is_flooded(self) -> bool:
-        """Too many rejected connections are open to send each of them an error reply."""
+        """Whether too many rejected connections are open to send each of them an error reply."""
         return len(self._rejected) > max(self.most_connections / 10, 8)
 
     def leave(self, connection: OpenConnection) -> None:

@@ -1,7 +1,7 @@
 """The parts of a reply in which engines report facts: both ends, and every usage or timing report in between.
 
-Blocks are kept by reference, so a streamed token costs one append and no copy. Whenever 64 KiB have gathered, they are
-searched and dropped. The cost of the search per token is a fraction of the cost of sending it.
+Blocks are kept by reference, so a streamed token costs one append and no copy. After every 64 KiB, the blocks are
+searched and dropped, which costs a fraction of what sending them costs.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class ReplyExcerpt(ReplyObserver):
         self._events = 0
 
     def take(self, block: bytes) -> None:
-        """Keep ``block`` for a while."""
+        """Keep ``block`` until it is searched."""
         self._blocks.append(block)
         self._bytes += len(block)
         if self._bytes > _KEPT_BYTES:
             self._search()
 
     def read(self) -> bytes:
-        """The whole body if it is short; else its beginning, the reports in it, and its end, a blank line between."""
+        """The whole body if it is short; else its beginning, its reports and its end, separated by blank lines."""
         rest = self._last + self._payload()
         return b"\n\n".join((self._first, *self._reports, rest)) if self._first else rest
 
@@ -70,7 +70,7 @@ class ReplyExcerpt(ReplyObserver):
         return _without_framing(body) if self._reply.takes_chunks else body
 
     def _new_events(self, text: bytes) -> int:
-        """Events in ``text``, which begins with what has been searched, that were not counted."""
+        """Events in ``text`` that were not counted before; ``text`` begins with the last searched part."""
         return len(_EVENT.findall(text)) - len(_EVENT.findall(self._last))
 
     def _search(self) -> None:

@@ -25,6 +25,6 @@ def is_event_stream(fields: bytes) -> bool:
 
 
 def ends_between_events(block: bytes, *, is_chunked: bool) -> bool:
-    """Whether an event stream whose last block is ``block`` stands between two events; ``block`` may be empty."""
+    """Whether an event stream whose last block is ``block`` is between two events; ``block`` may be empty."""
     tail = b"".join(ChunkedBody().feed(block)) if is_chunked else block
     return not tail or tail.endswith(_EVENT_ENDS)

@@ -99,6 +99,11 @@ class ReplyHeadReader:
         self._received = b""
         self._interim = 0
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether bytes of an incomplete reply have arrived."""
+        return bool(self._received) or self._interim > 0
+
     def feed(self, data: bytes) -> tuple[ReplyHead, bytes] | None:
         """Parse the connection's next bytes.
 

@@ -1,6 +1,7 @@
 """Parses the replies on a backend's connection and relays each to its sink, byte for byte as it arrives.
 
-A reply is validated as strictly as a request is. Any doubt is an :class:`InvalidReply`, and the connection is closed.
+Replies are validated as strictly as requests. Anything doubtful is an :class:`InvalidReply`, and the connection is
+closed.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from inference_engine_proxy_server.wire.reply_sink import HeldReply, PassThrough
 __all__ = ["ReplyRelay"]
 
 _BODILESS = frozenset({204, 304})
-_PROGRESS_SECONDS = 0.5  # between two looks for progress; reading the clock for each chunk would cost more
+_PROGRESS_SECONDS = 0.5  # between two checks for progress; reading the clock for each chunk would cost more
 
 
 class ReplyRelay(asyncio.Protocol):
     """The receiving half of a :class:`~.backend_connection.BackendConnection`.
 
     Args:
-        deadlines: the clock, and the watch over the connection.
-        memory: of the replies' header sections; shared by all connections to one backend.
+        deadlines: provides the clock.
+        memory: cache of the last header section of a reply; shared by all connections to one backend.
         pause_seconds: longest pause within a reply.
 
     Attributes:
-        deadline: when to look for progress next, see :class:`~.deadlines.Timed`.
+        deadline: when to check for progress next, see :class:`~.deadlines.Timed`.
         is_reusable: the last reply is complete and the backend accepts another request on this connection.
-        keep_alive_seconds: how long the backend keeps an idle connection open; ``None`` when it does not say.
-        last_byte_at: when the backend was last seen to have sent something; 0 before that.
+        keep_alive_seconds: how long the backend keeps an idle connection open; ``None`` if it announces nothing.
+        last_byte_at: when the backend last sent a byte of a reply, as far as recorded; 0 before that.
     """
 
     __slots__ = (
@@ -62,7 +63,7 @@ class ReplyRelay(asyncio.Protocol):
         self._served = 0  # replies completed; above 0 the backend may have closed the connection as idle
         self._pause_seconds = pause_seconds
         self._progress_seconds = min(_PROGRESS_SECONDS, pause_seconds / 4)
-        self._progress_bytes = 0  # bytes of the reply at the last look
+        self._progress_bytes = 0  # bytes of the reply at the last check
         self._quiet_since = 0.0  # when the backend last made progress, or could be heard again
 
     def data_received(self, data: bytes) -> None:
@@ -98,7 +99,7 @@ class ReplyRelay(asyncio.Protocol):
     def _read_head(self, sink: ReplySink, data: bytes) -> None:
         found = self._head_reader.feed(data)
         if found is None:
-            return  # the deadline stays: a header section that drips is late all the same
+            return  # the deadline stays, also for a header section that arrives byte by byte
         head, rest = found
         self._head = head
         self._missing = -1 if head.content_length is None else head.content_length

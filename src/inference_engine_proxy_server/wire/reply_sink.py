@@ -30,7 +30,7 @@ class ReplySource(Protocol):
 
 
 class PassThrough(Protocol):
-    """A sink that takes whole chunks without a call of its own in between.
+    """A sink whose write function the sender may call directly, with whole chunks.
 
     The caller of ``write_through`` updates ``sent_bytes`` and ``last_block`` itself.
     """
@@ -44,10 +44,10 @@ class ChunkSink(Protocol):
     """Takes whole chunks, framing included."""
 
     def write_chunks(self, block: bytes) -> None:
-        """Take whole chunks, the last chunk not among them."""
+        """Take whole chunks, without the last chunk."""
 
     def write_last_chunks(self, block: bytes) -> None:
-        """Take whole chunks, the last chunk at their end."""
+        """Take whole chunks, including the last chunk."""
 
 
 class ReplySink(Protocol):
@@ -57,11 +57,11 @@ class ReplySink(Protocol):
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes received so far; they only grow while the reply makes progress."""
+        """Bytes received so far. The number grows as long as the reply makes progress."""
 
     @property
     def chunks(self) -> ChunkSink | None:
-        """Takes whole chunks as they are; ``None`` when the body must be written in pieces without chunk framing."""
+        """Takes whole chunks unchanged; ``None`` when the body must be written in pieces without chunk framing."""
 
     @property
     def pass_through(self) -> PassThrough | None:

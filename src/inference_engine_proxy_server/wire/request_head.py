@@ -1,4 +1,4 @@
-"""A request's header section: validated as a whole, read where the proxy needs it, rewritten for a backend."""
+"""A request's header section: validated as a whole, parsed only where the proxy needs it, rewritten for a backend."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class RequestHead:
         request_id: the client's own ``x-request-id`` if it is a valid one.
         authorization, api_key, azure_key: the fields ``Authorization``, ``X-Api-Key`` and ``Api-Key``; ``None`` when
             absent.
-        credentials: their lines, without those that ``Connection`` declares hop-by-hop.
+        credentials: the lines of these fields, without those that ``Connection`` declares hop-by-hop.
         way: the forwarding fields as received: ``Via``, ``Forwarded``, ``X-Forwarded-*`` and ``X-Real-IP``, by
             lower-case name.
         passed_on: the other fields' lines as sent, each ending in CRLF.
@@ -107,7 +107,7 @@ class RequestHead:
         return self.method == "OPTIONS" and _PREFLIGHT.search(self.passed_on) is not None
 
     def refuse_compression(self) -> None:
-        """Let the backend reply without compression, so that the proxy can read the reply."""
+        """Ask the backend for a reply without compression, so that the proxy can read it."""
         self.passed_on = _ACCEPT_ENCODING.sub(b"", self.passed_on)
 
     def for_backend(
@@ -159,7 +159,7 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
         section: from the request line to the last field's CRLF, without the blank line.
 
     Raises:
-        ClientError: the section is invalid or exceeds a limit; the status tells which.
+        ClientError: the section is invalid or exceeds a limit; the status says which.
     """
     check_lines(section, limits)
     if section.count(b"\n") > limits.field_count + 1:

@@ -28,11 +28,11 @@ class RequestReader:
         write: sends an interim reply.
 
     Attributes:
-        head: of the request that is arriving; ``None`` until its header section is complete.
+        head: header section of the request that is arriving; ``None`` until it is complete.
         excess: bytes after the last complete request.
         held_bytes: this connection's part of :attr:`.Load.body_bytes`.
         deadline: when the request must be complete, or more of it must have arrived; ``NEVER`` before its first byte.
-        is_in_step: whether a refused request has been read to its end, so that the next one can be read.
+        is_in_step: whether a rejected request has been read to its end, so that the next one can be read.
     """
 
     __slots__ = (

@@ -62,19 +62,20 @@ class EngineConnection(asyncio.Protocol):
         Raises:
             ConnectionError: the connection ended before it was complete.
         """
-        head_bytes = await self._until(lambda rest: rest.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in rest else 0)
-        length = _CONTENT_LENGTH.search(self.received[self._taken : self._taken + head_bytes])
-        size = head_bytes + (int(length[1]) if length else 0)
-        await self._until(lambda rest: len(rest) >= size)
-        request = bytes(self.received[self._taken : self._taken + size])
-        self._taken += size
+        await self._until(lambda: self.received.find(b"\r\n\r\n", self._taken) >= 0)
+        head_end = self.received.find(b"\r\n\r\n", self._taken) + 4
+        length = _CONTENT_LENGTH.search(self.received, self._taken, head_end)
+        end = head_end + (int(length[1]) if length else 0)
+        await self._until(lambda: len(self.received) >= end)
+        request = bytes(self.received[self._taken : end])
+        self._taken = end
         self.requests.append(request)
         self._engine.requests.append(request)
         return request
 
     async def first_bytes(self) -> None:
         """Wait until something of the next request has come."""
-        await self._until(len)
+        await self._until(lambda: len(self.received) > self._taken)
 
     def send(self, *blocks: bytes) -> None:
         """Send bytes as they are, in one write."""
@@ -125,13 +126,13 @@ class EngineConnection(asyncio.Protocol):
             self.ended.set_result(how)
         self._changed.set()
 
-    async def _until(self, enough: Callable[[bytearray], int]) -> int:
-        while not (result := enough(self.received[self._taken :])):
+    async def _until(self, is_enough: Callable[[], bool]) -> None:
+        """Wait for more bytes; ``is_enough`` must not copy what has come, which may be many megabytes."""
+        while not is_enough():
             if self.ended.done():
                 raise ConnectionError(self.ended.result())
             self._changed.clear()
             await self._changed.wait()
-        return result
 
 
 Script = Callable[[EngineConnection], Coroutine[None, None, None]]

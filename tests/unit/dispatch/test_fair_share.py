@@ -53,14 +53,14 @@ def stating(priority: str) -> bytes:
 # --- whose it is
 
 
-def test_a_request_is_its_keys() -> None:
+def test_sender_is_the_key() -> None:
     alice = ApiKey("alice", b"")
     first = STANDING.sender(exchange(key=alice, client="192.0.2.1:1"))
     assert first == STANDING.sender(exchange(key=alice, client="192.0.2.2:1"))
     assert first != STANDING.sender(exchange(key=ApiKey("bob", b""), client="192.0.2.1:1"))
 
 
-def test_a_keys_name_is_no_address() -> None:
+def test_key_name_is_never_an_address() -> None:
     key = ApiKey("192.0.2.1", b"")
     assert STANDING.sender(exchange(key=key)) != STANDING.sender(exchange(client="192.0.2.1:1"))
 
@@ -74,11 +74,11 @@ def test_a_keys_name_is_no_address() -> None:
         ("[2001:db8::1]:4711", "2001:db8::1"),
     ],
 )
-def test_without_a_key_a_request_is_its_address_whatever_the_port(client: str, other_connection: str) -> None:
+def test_sender_without_a_key_is_the_address_without_port(client: str, other_connection: str) -> None:
     assert STANDING.sender(exchange(client=client)) == STANDING.sender(exchange(client=other_connection))
 
 
-def test_other_addresses_are_other_senders() -> None:
+def test_different_addresses_are_different_senders() -> None:
     clients = ("192.0.2.1:1", "192.0.2.2:1", "[2001:db8::1]:1", "[2001:db8::2]:1", "2001:db8::3", "local", "unknown")
     assert len({STANDING.sender(exchange(client=client)) for client in clients}) == len(clients)
 
@@ -86,11 +86,11 @@ def test_other_addresses_are_other_senders() -> None:
 # --- how urgent it is
 
 
-def test_a_request_without_a_key_has_priority_0() -> None:
+def test_request_without_a_key_has_priority_0() -> None:
     assert STANDING.priority(exchange()) == 0
 
 
-def test_a_request_has_its_keys_priority() -> None:
+def test_request_has_the_priority_of_its_key() -> None:
     assert STANDING.priority(exchange(key=ApiKey("k", b"", priority=7))) == 7
 
 
@@ -98,22 +98,22 @@ def test_a_request_has_its_keys_priority() -> None:
     ("stated", "priority"),
     [("5", 5), ("-5", -5), ("100", 100), ("101", 100), ("-999", -100), ("+5", 0), ("5.5", 0), ("high", 0), ("", 0)],
 )
-def test_without_a_key_a_request_may_state_its_priority(stated: str, priority: int) -> None:
+def test_request_without_a_key_may_state_its_priority(stated: str, priority: int) -> None:
     assert STANDING.priority(exchange(fields=stating(stated))) == priority
 
 
 @pytest.mark.parametrize(("stated", "priority"), [("3", 3), ("-3", -3), ("8", 7), ("x", 7)])
-def test_a_request_may_state_less_than_its_keys_priority_but_not_more(stated: str, priority: int) -> None:
+def test_request_may_lower_but_not_raise_the_priority_of_its_key(stated: str, priority: int) -> None:
     key = ApiKey("k", b"", priority=7)
     assert STANDING.priority(exchange(fields=stating(stated), key=key)) == priority
 
 
-def test_what_a_request_states_counts_only_where_that_is_allowed() -> None:
+def test_stated_priority_counts_only_if_allowed() -> None:
     assert STRICT.priority(exchange(fields=stating("5"))) == 0
     assert STRICT.priority(exchange(fields=stating("5"), key=ApiKey("k", b"", priority=7))) == 7
 
 
-def test_a_field_that_only_looks_alike_states_nothing() -> None:
+def test_similar_field_name_states_no_priority() -> None:
     assert STANDING.priority(exchange(fields=b"My-X-Priority: 5\r\nX-Other: x-priority: 6\r\n")) == 0
 
 
@@ -121,7 +121,7 @@ def test_a_field_that_only_looks_alike_states_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"])
-def test_the_bound_that_a_request_sets_is_its_work(name: str) -> None:
+def test_answer_limit_counts_as_work(name: str) -> None:
     bodies = [b'{"%b": %d}' % (name.encode(), bound) for bound in (10, 90)]
     small, large = (STANDING.tokens(exchange(body), None) for body in bodies)
     assert large - small == 80
@@ -129,11 +129,11 @@ def test_the_bound_that_a_request_sets_is_its_work(name: str) -> None:
     assert large - small == 80
 
 
-def test_the_prompts_length_is_work() -> None:
+def test_prompt_length_counts_as_work() -> None:
     assert STANDING.tokens(exchange(b"x" * 4000), None) - STANDING.tokens(exchange(b""), None) == 1000
 
 
-def test_a_picture_is_no_more_work_than_engines_make_of_it() -> None:
+def test_picture_counts_as_its_tokens_not_its_bytes() -> None:
     picture = b'{"prompt": "data:image/png;base64,' + b"iVBORw0K" * 50_000 + b'"}'
     assert STANDING.tokens(exchange(picture), None) > 100_000
     assert STANDING.tokens(exchange(picture), read(picture)) < 3_000
@@ -143,16 +143,16 @@ def test_a_picture_is_no_more_work_than_engines_make_of_it() -> None:
     "body",
     [b"", b"not JSON", b"[1]", b'{"max_tokens": "9"}', b'{"max_tokens": null}', b'{"n_predict": -1}', b'{"a": "\xff"}'],
 )
-def test_without_a_bound_a_usual_answer_is_expected(body: bytes) -> None:
+def test_missing_answer_limit_counts_as_a_usual_answer(body: bytes) -> None:
     assert STANDING.tokens(exchange(body), None) == STANDING.tokens(exchange(), read(body)) == 1 + len(body) / 4 + 256
 
 
-def test_no_bound_is_believed_beyond_all_measure() -> None:
+def test_huge_answer_limit_is_capped() -> None:
     huge = STANDING.tokens(exchange(b'{"max_tokens": 1' + b"0" * 400 + b"}"), None)
     assert 100_000 < huge < 200_000
 
 
 @given(st.binary(max_size=200) | st.text('{}[]":,0123456789max_tokens', max_size=200).map(str.encode))
-def test_no_body_is_too_odd(body: bytes) -> None:
+def test_any_body_has_a_size(body: bytes) -> None:
     assert STANDING.tokens(exchange(body), None) >= 1
     assert STANDING.tokens(exchange(body), read(body)) >= 1

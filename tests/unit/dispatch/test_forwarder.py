@@ -50,7 +50,7 @@ async def closes_when_asked_twice(connection: EngineConnection) -> None:
     connection.finish()
 
 
-async def test_a_reply_comes_back_byte_for_byte_and_says_who_gave_it() -> None:
+async def test_reply_is_relayed_byte_for_byte_and_names_its_backend() -> None:
     async with FakeEngine(answering(http_reply(b"\x00\xff body", 418, b"x-own: kept\r\n"))) as engine:
         async with ForwardingFront(engine) as proxy:
             reply = await proxy.post()
@@ -63,7 +63,7 @@ async def test_a_reply_comes_back_byte_for_byte_and_says_who_gave_it() -> None:
     assert any(line.startswith(b"x-request-id: ") for line in lines)
 
 
-async def test_the_engine_gets_the_request_as_sent_with_its_own_host() -> None:
+async def test_engine_gets_the_request_unchanged_except_for_host() -> None:
     async with FakeEngine(answering(http_reply())) as engine, ForwardingFront(engine) as proxy:
         await proxy.send(
             b"PUT /any/%7Epath?q=%20&r HTTP/1.1\r\nHost: public.example\r\nX-Request-ID: my-id\r\n"
@@ -85,7 +85,7 @@ async def test_the_engine_gets_the_request_as_sent_with_its_own_host() -> None:
     }
 
 
-async def test_a_refused_connection_moves_the_request_and_takes_the_backend_out() -> None:
+async def test_refused_connection_moves_the_request_and_ejects_the_backend() -> None:
     async with FakeEngine(answering(http_reply())) as alive:
         async with ForwardingFront(unused_url(), alive) as proxy:
             replies = [await proxy.post(path="/v1/responses") for _ in range(16)]
@@ -95,7 +95,7 @@ async def test_a_refused_connection_moves_the_request_and_takes_the_backend_out(
             assert (other.takes_requests, other.load.leases) == (True, 0)
 
 
-async def test_nobody_reachable_is_503_with_retry_after() -> None:
+async def test_unreachable_fleet_is_503_with_retry_after() -> None:
     port = free_port()
     async with ForwardingFront(f"http://127.0.0.1:{port}") as proxy:
         reply = await proxy.post()
@@ -105,7 +105,7 @@ async def test_nobody_reachable_is_503_with_retry_after() -> None:
     assert str(port).encode() not in reply.partition(b"\r\n\r\n")[2]
 
 
-async def test_a_backend_that_dies_with_a_repeatable_request_costs_nothing() -> None:
+async def test_repeatable_request_survives_a_backend_that_dies() -> None:
     async with FakeEngine(dies_with_the_request) as dying, FakeEngine(answering(http_reply())) as alive:
         async with ForwardingFront(dying, alive) as proxy:
             await post_until_chosen(proxy, dying)
@@ -122,7 +122,7 @@ async def post_until_chosen(proxy: ForwardingFront, engine: FakeEngine) -> None:
     raise AssertionError("never chosen")
 
 
-async def test_a_request_that_may_have_had_an_effect_is_not_repeated() -> None:
+async def test_request_with_side_effects_is_not_repeated() -> None:
     async with FakeEngine(dies_with_the_request) as first, FakeEngine(dies_with_the_request) as second:
         async with ForwardingFront(first, second) as proxy:
             reply = await proxy.post(path="/v1/responses")
@@ -131,7 +131,7 @@ async def test_a_request_that_may_have_had_an_effect_is_not_repeated() -> None:
     assert len(first.requests) + len(second.requests) == 1
 
 
-async def test_a_request_that_kills_engines_kills_two_at_most() -> None:
+async def test_request_that_kills_engines_kills_two_at_most() -> None:
     async with (
         FakeEngine(dies_with_the_request) as first,
         FakeEngine(dies_with_the_request) as second,
@@ -143,7 +143,7 @@ async def test_a_request_that_kills_engines_kills_two_at_most() -> None:
     assert len(first.requests) + len(second.requests) + len(third.requests) == 2
 
 
-async def test_a_request_that_kills_engines_on_kept_connections_kills_two_at_most() -> None:
+async def test_request_that_kills_engines_on_kept_connections_kills_two_at_most() -> None:
     async def answers_once(connection: EngineConnection) -> None:
         await connection.request()
         connection.send(http_reply())
@@ -168,20 +168,20 @@ async def test_a_request_that_kills_engines_on_kept_connections_kills_two_at_mos
     assert (len(first.requests), len(second.requests) + len(third.requests)) == (2, 1)
 
 
-async def test_an_error_of_our_own_names_no_backend() -> None:
+async def test_error_of_the_proxy_names_no_backend() -> None:
     async with FakeEngine(dies_with_the_request) as only, ForwardingFront(only) as proxy:
         reply = await proxy.post()
         assert b"x-backend" not in reply
         assert proxy.observed[0].backend is None
 
 
-async def test_the_last_failure_is_told_when_there_is_nobody_else() -> None:
+async def test_last_failure_is_reported_if_no_other_backend_is_left() -> None:
     async with FakeEngine(dies_with_the_request) as only, ForwardingFront(only) as proxy:
         reply = await proxy.post()
     assert (status_of(reply), error_of(reply)["code"]) == (502, "backend_disconnected")
 
 
-async def test_a_stale_connection_is_replaced_without_blaming_the_backend() -> None:
+async def test_stale_connection_is_replaced_without_blaming_the_backend() -> None:
     async with FakeEngine(closes_when_asked_twice) as engine, ForwardingFront(engine) as proxy:
         replies = [await proxy.post() for _ in range(2)]
         assert [status_of(reply) for reply in replies] == [200, 200]
@@ -189,13 +189,54 @@ async def test_a_stale_connection_is_replaced_without_blaming_the_backend() -> N
     assert len(engine.connections) == 2
 
 
-async def test_a_stale_connection_is_not_replaced_for_a_request_with_effects() -> None:
+async def test_request_that_an_engine_held_on_a_kept_connection_counts_as_lost() -> None:
+    async def holds_the_second_request(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(http_reply())
+        await connection.request()
+        await asyncio.sleep(0.4)
+        connection.reset()
+
+    async with FakeEngine(holds_the_second_request) as holding, FakeEngine(answering(http_reply(b"other"))) as other:
+        async with ForwardingFront(holding, other) as proxy:
+            with chosen_first(proxy, 0):
+                assert status_of(await proxy.post()) == 200
+                reply = await proxy.post()
+            assert (status_of(reply), reply.partition(b"\r\n\r\n")[2]) == (200, b"other")
+            assert not proxy.pool.backends[0].takes_requests
+    assert (len(holding.requests), len(other.requests)) == (2, 1)
+
+
+async def test_two_engines_that_hold_and_drop_a_request_are_the_last() -> None:
+    async def holds_the_second_request(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(http_reply())
+        await connection.request()
+        await asyncio.sleep(0.4)
+        connection.finish()
+
+    async with (
+        FakeEngine(holds_the_second_request) as first,
+        FakeEngine(holds_the_second_request) as second,
+        FakeEngine(holds_the_second_request) as third,
+        ForwardingFront(first, second, third) as proxy,
+    ):
+        engines = (first, second, third)
+        for index in range(3):
+            with chosen_first(proxy, index):
+                assert status_of(await proxy.post()) == 200
+        reply = await proxy.post()
+        assert (status_of(reply), error_of(reply)["code"]) == (502, "backend_disconnected")
+        assert sorted(len(engine.requests) for engine in engines) == [1, 2, 2]
+
+
+async def test_request_with_side_effects_is_not_resent_after_a_stale_connection() -> None:
     async with FakeEngine(closes_when_asked_twice) as engine, ForwardingFront(engine) as proxy:
         replies = [await proxy.post(path="/v1/files") for _ in range(2)]
     assert [status_of(reply) for reply in replies] == [200, 502]
 
 
-async def test_a_timeout_is_504_and_not_repeated() -> None:
+async def test_timeout_is_504_and_not_repeated() -> None:
     async def never_answers(connection: EngineConnection) -> None:
         await connection.request()
 
@@ -221,7 +262,7 @@ async def test_an_invalid_reply_is_502() -> None:
         ("/v1/responses", b'event: response.failed\ndata: {"type": "response.failed"'),
     ],
 )
-async def test_a_stream_cut_between_events_ends_with_one_that_says_so(path: str, last_event: bytes) -> None:
+async def test_stream_cut_between_events_ends_with_an_error_event(path: str, last_event: bytes) -> None:
     async def dies_between_events(connection: EngineConnection) -> None:
         await connection.request()
         connection.send(STREAM_HEAD, chunk(EVENT), chunk(EVENT))
@@ -239,7 +280,7 @@ async def test_a_stream_cut_between_events_ends_with_one_that_says_so(path: str,
     assert not stream.endswith(b"0\r\n\r\n")
 
 
-async def test_a_stream_cut_inside_an_event_just_ends() -> None:
+async def test_stream_cut_inside_an_event_gets_no_error_event() -> None:
     async def dies_inside_an_event(connection: EngineConnection) -> None:
         await connection.request()
         connection.send(STREAM_HEAD, chunk(EVENT), chunk(b'data: {"n": '))
@@ -252,7 +293,7 @@ async def test_a_stream_cut_inside_an_event_just_ends() -> None:
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before the first byte", "in the stream"])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/embeddings", "/other"])
-async def test_a_client_that_leaves_closes_the_backends_connection(path: str, begun: bool) -> None:
+async def test_disconnect_closes_the_backend_connection(path: str, begun: bool) -> None:
     async def answers_for_ever(connection: EngineConnection) -> None:
         await connection.request()
         if begun:
@@ -274,7 +315,7 @@ async def test_a_client_that_leaves_closes_the_backends_connection(path: str, be
         assert proxy.observed[0].status == (200 if begun else CLIENT_GONE)
 
 
-async def test_control_endpoints_are_refused_without_asking_anybody() -> None:
+async def test_control_endpoints_are_refused_without_a_backend() -> None:
     async with FakeEngine(answering(http_reply())) as engine, ForwardingFront(engine) as proxy:
         reply = await proxy.post(path="/sleep?level=1")
     assert (status_of(reply), error_of(reply)["code"]) == (403, "path_blocked")
@@ -282,7 +323,7 @@ async def test_control_endpoints_are_refused_without_asking_anybody() -> None:
     assert engine.connections == []
 
 
-async def test_an_unknown_model_is_404_in_the_paths_dialect() -> None:
+async def test_unknown_model_is_404_in_the_format_of_the_path() -> None:
     async with FakeEngine(answering(http_reply())) as engine, ForwardingFront(engine) as proxy:
         openai = await proxy.post(b'{"model": "other"}')
         anthropic = await proxy.post(b'{"model": "other"}', path="/v1/messages")
@@ -291,7 +332,7 @@ async def test_an_unknown_model_is_404_in_the_paths_dialect() -> None:
     assert engine.connections == []
 
 
-async def test_an_engine_without_keep_alive_is_told_to_close() -> None:
+async def test_engine_without_keep_alive_gets_connection_close() -> None:
     async with FakeEngine(answering(http_reply())) as engine, ForwardingFront(engine) as proxy:
         proxy.pool.backends[0].connections.keep_alive(wanted=False)
         for _ in range(3):
@@ -314,7 +355,7 @@ def chosen_first(proxy: ForwardingFront, index: int) -> Iterator[Backend]:
 
 
 @pytest.mark.parametrize("status", [429, 502, 503])
-async def test_a_request_that_an_engine_declines_is_served_by_another(status: int) -> None:
+async def test_declined_request_is_served_by_another_backend(status: int) -> None:
     async with (
         FakeEngine(answering(http_reply(b"no", status))) as declining,
         FakeEngine(answering(http_reply())) as other,
@@ -329,7 +370,7 @@ async def test_a_request_that_an_engine_declines_is_served_by_another(status: in
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 500, 504])
-async def test_other_errors_are_passed_on_at_once(status: int) -> None:
+async def test_other_errors_are_relayed_at_once(status: int) -> None:
     async with (
         FakeEngine(answering(http_reply(b"no", status))) as failing,
         FakeEngine(answering(http_reply())) as other,
@@ -342,7 +383,7 @@ async def test_other_errors_are_passed_on_at_once(status: int) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/files", "/v1/audio/speech"])
-async def test_what_may_have_had_an_effect_is_declined_for_good(path: str) -> None:
+async def test_declined_request_with_side_effects_is_not_repeated(path: str) -> None:
     async with FakeEngine(answering(http_reply(b"no", 503))) as declining, FakeEngine(answering(http_reply())) as other:
         async with ForwardingFront(declining, other) as proxy:
             with chosen_first(proxy, 0):
@@ -353,9 +394,7 @@ async def test_what_may_have_had_an_effect_is_declined_for_good(path: str) -> No
 
 @pytest.mark.parametrize("status", [429, 502, 503])
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_an_engines_own_refusal_is_passed_on_byte_for_byte_when_there_is_nobody_else(
-    status: int, chunked: bool
-) -> None:
+async def test_declining_reply_is_relayed_byte_for_byte_if_no_other_backend_is_left(status: int, chunked: bool) -> None:
     body = b'{"error": {"message": "\xc3\xbcberlastet"}}'
     engines_reply = http_reply(body, status, b"Retry-After: 1\r\nX-Own: kept\r\n")
     if chunked:
@@ -370,7 +409,7 @@ async def test_an_engines_own_refusal_is_passed_on_byte_for_byte_when_there_is_n
     assert len(only.requests) == 1
 
 
-async def test_a_refusal_of_a_head_request_has_no_body() -> None:
+async def test_declining_reply_to_head_has_no_body() -> None:
     async with FakeEngine(answering(b"HTTP/1.1 503 No\r\ncontent-length: 9\r\n\r\n")) as only:
         async with ForwardingFront(only) as proxy:
             reply = await proxy.send(b"HEAD /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -378,7 +417,7 @@ async def test_a_refusal_of_a_head_request_has_no_body() -> None:
     assert reply.endswith(b"\r\n\r\n")
 
 
-async def test_what_two_engines_decline_is_not_tried_a_third_time() -> None:
+async def test_request_declined_twice_is_not_tried_again() -> None:
     async with (
         FakeEngine(answering(http_reply(b"first", 503))) as first,
         FakeEngine(answering(http_reply(b"second", 503))) as second,
@@ -390,7 +429,7 @@ async def test_what_two_engines_decline_is_not_tried_a_third_time() -> None:
     assert len(first.requests) + len(second.requests) + len(third.requests) == 2
 
 
-async def test_an_engine_that_asks_for_a_pause_gets_it() -> None:
+async def test_engine_that_asks_for_a_pause_gets_it() -> None:
     declines = http_reply(b"no", 503, b"Retry-After: 9\r\n")
     async with FakeEngine(answering(declines)) as declining, FakeEngine(answering(http_reply())) as other:
         async with ForwardingFront(declining, other) as proxy:
@@ -402,7 +441,7 @@ async def test_an_engine_that_asks_for_a_pause_gets_it() -> None:
     assert (len(declining.requests), len(other.requests)) == (1, 5)
 
 
-async def test_an_engine_that_fails_fast_draws_few_requests() -> None:
+async def test_engine_that_fails_fast_attracts_few_requests() -> None:
     async with FakeEngine(answering(http_reply(b"no", 503))) as failing, FakeEngine(answering(http_reply())) as other:
         async with ForwardingFront(failing, other) as proxy:
             with chosen_first(proxy, 0) as backend:
@@ -415,7 +454,7 @@ async def test_an_engine_that_fails_fast_draws_few_requests() -> None:
     assert statuses.count(200) >= 57
 
 
-async def test_a_fleet_that_declines_everything_is_asked_little_more_than_once_for_each_request() -> None:
+async def test_fleet_that_declines_everything_gets_few_retries() -> None:
     scripts = [answering(http_reply(b"no", 503)) for _ in range(3)]
     async with FakeEngine(scripts[0]) as first, FakeEngine(scripts[1]) as second, FakeEngine(scripts[2]) as third:
         async with ForwardingFront(first, second, third) as proxy:
@@ -425,7 +464,7 @@ async def test_a_fleet_that_declines_everything_is_asked_little_more_than_once_f
     assert len(first.requests) + len(second.requests) + len(third.requests) <= 1.2 * 50 + 3
 
 
-async def test_a_declined_request_gives_its_share_of_the_budget_back_however_it_ends() -> None:
+async def test_declined_request_always_returns_its_retry_budget() -> None:
     async with FakeEngine(answering(http_reply(b"no", 503))) as declining, FakeEngine(answering(http_reply())) as other:
         gone = unused_url()
         async with ForwardingFront(declining, gone, other) as proxy:
@@ -443,7 +482,7 @@ async def test_a_declined_request_gives_its_share_of_the_budget_back_however_it_
             assert proxy.budget_under_way == 0
 
 
-async def test_what_a_client_did_wrong_says_nothing_about_the_engine() -> None:
+async def test_client_error_is_no_evidence_against_the_engine() -> None:
     replies = [http_reply(b"", 500), http_reply(b"", 400), http_reply(b"", 404), http_reply(b"", 429)]
     async with FakeEngine(answering(*replies, *replies, http_reply())) as engine, ForwardingFront(engine) as proxy:
         health = proxy.pool.backends[0].health
@@ -481,7 +520,7 @@ def go_down(proxy: ForwardingFront, backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("ends", [get_stuck, go_down])
-async def test_a_request_that_waits_in_vain_is_served_by_another(ends: object) -> None:
+async def test_request_on_a_stuck_backend_is_served_by_another(ends: object) -> None:
     assert callable(ends)
     async with FakeEngine(keeps_waiting) as stuck, FakeEngine(answering(http_reply())) as other:
         async with ForwardingFront(stuck, other) as proxy, asyncio.TaskGroup() as clients:
@@ -495,7 +534,7 @@ async def test_a_request_that_waits_in_vain_is_served_by_another(ends: object) -
             assert (backend.load.leases, len(other.requests)) == (0, 3)
 
 
-async def test_a_stream_that_has_begun_is_not_taken_back() -> None:
+async def test_stream_that_has_begun_is_not_taken_back() -> None:
     async with FakeEngine(streams_and_stops) as stuck, FakeEngine(answering(http_reply())) as other:
         async with ForwardingFront(stuck, other) as proxy, asyncio.TaskGroup() as clients:
             with chosen_first(proxy, 0) as backend:
@@ -509,7 +548,7 @@ async def test_a_stream_that_has_begun_is_not_taken_back() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/files"])
-async def test_a_request_that_may_have_had_an_effect_is_not_taken_back(path: str) -> None:
+async def test_request_with_side_effects_is_not_taken_back(path: str) -> None:
     async with FakeEngine(answers_on_cue) as stuck, FakeEngine(answering(http_reply())) as other:
         async with ForwardingFront(stuck, other) as proxy, asyncio.TaskGroup() as clients:
             with chosen_first(proxy, 0) as backend:
@@ -527,7 +566,7 @@ async def answers_on_cue(connection: EngineConnection) -> None:
     connection.send(http_reply())
 
 
-async def test_a_request_is_not_taken_back_when_there_is_nobody_else() -> None:
+async def test_request_is_not_taken_back_if_no_other_backend_is_left() -> None:
     async with FakeEngine(answers_on_cue) as only, ForwardingFront(only) as proxy, asyncio.TaskGroup() as clients:
         reply = clients.create_task(proxy.post())
         await until(lambda: only.requests)
@@ -536,7 +575,7 @@ async def test_a_request_is_not_taken_back_when_there_is_nobody_else() -> None:
         assert status_of(await reply) == 200
 
 
-async def test_a_request_is_taken_back_once() -> None:
+async def test_request_is_taken_back_at_most_once() -> None:
     scripts: list[Script] = [keeps_waiting, answers_on_cue]
     async with FakeEngine(scripts[0]) as first, FakeEngine(scripts[1]) as second:
         async with FakeEngine(answering(http_reply())) as third, ForwardingFront(first, second, third) as proxy:
@@ -577,7 +616,7 @@ def limit_to(proxy: ForwardingFront, capacity: int) -> None:
     publish(proxy.pool, replace(READY, capacity=capacity))
 
 
-async def test_a_request_waits_for_a_place_and_is_served() -> None:
+async def test_request_waits_for_a_slot_and_is_served() -> None:
     async with SlowEngine() as engine, ForwardingFront(engine) as proxy:
         limit_to(proxy, 1)
         async with asyncio.TaskGroup() as clients:
@@ -591,7 +630,7 @@ async def test_a_request_waits_for_a_place_and_is_served() -> None:
         assert (proxy.pool.queue.count, proxy.pool.requests_in_flight) == (0, 0)
 
 
-async def test_a_client_that_leaves_while_it_waits_is_never_heard_of_by_an_engine() -> None:
+async def test_request_whose_client_leaves_the_queue_reaches_no_engine() -> None:
     async with SlowEngine() as engine, ForwardingFront(engine) as proxy:
         limit_to(proxy, 1)
         async with asyncio.TaskGroup() as clients:
@@ -608,7 +647,7 @@ async def test_a_client_that_leaves_while_it_waits_is_never_heard_of_by_an_engin
     assert len(engine.requests) == 1
 
 
-async def test_a_full_line_is_429_at_once() -> None:
+async def test_full_queue_is_429_at_once() -> None:
     async with SlowEngine() as engine:
         async with ForwardingFront(engine, queue=QueueLimits(requests=1, seconds=30)) as proxy:
             limit_to(proxy, 1)
@@ -624,7 +663,7 @@ async def test_a_full_line_is_429_at_once() -> None:
             assert [status_of(reply.result()) for reply in replies] == [200, 200]
 
 
-async def test_who_has_waited_for_too_long_is_told() -> None:
+async def test_request_that_waited_too_long_in_the_queue_is_503() -> None:
     async with SlowEngine() as engine:
         async with ForwardingFront(engine, queue=QueueLimits(requests=9, seconds=0.02)) as proxy:
             limit_to(proxy, 1)
@@ -638,7 +677,7 @@ async def test_who_has_waited_for_too_long_is_told() -> None:
     assert len(engine.requests) == 1
 
 
-async def test_a_request_that_states_a_higher_priority_is_served_first() -> None:
+async def test_request_with_a_higher_stated_priority_is_served_first() -> None:
     async with SlowEngine() as engine, ForwardingFront(engine) as proxy:
         limit_to(proxy, 1)
         async with asyncio.TaskGroup() as clients:
@@ -658,7 +697,7 @@ async def test_a_request_that_states_a_higher_priority_is_served_first() -> None
     assert stated == [b"", b"9", b"0", b"-1"]
 
 
-async def test_a_request_that_an_engine_declined_is_served_before_those_that_wait() -> None:
+async def test_declined_request_is_served_before_waiting_ones() -> None:
     async def declines_on_cue(connection: EngineConnection) -> None:
         await connection.request()
         await connection.cue.wait()
@@ -687,7 +726,7 @@ async def test_a_request_that_an_engine_declined_is_served_before_those_that_wai
             assert b"declined" in other.requests[1]
 
 
-async def test_a_request_that_waits_for_another_engine_holds_up_nobody() -> None:
+async def test_request_that_waits_for_another_engine_blocks_no_other() -> None:
     async with FakeEngine(answering(http_reply(b"no", 503), http_reply())) as declining, SlowEngine() as other:
         async with ForwardingFront(declining, other) as proxy:
             limit_to(proxy, 1)
@@ -708,7 +747,7 @@ def request_of(name: str) -> bytes:
     return f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nX-Name: {name}\r\nContent-Length: 2\r\n\r\n{{}}".encode()
 
 
-async def test_a_client_that_does_not_read_says_nothing_about_its_backend() -> None:
+async def test_client_that_does_not_read_is_no_evidence_against_its_backend() -> None:
     async def floods(connection: EngineConnection) -> None:
         await connection.request()
         connection.send(STREAM_HEAD, chunk(b"x" * 60_000) * 400)
@@ -724,7 +763,7 @@ async def test_a_client_that_does_not_read_says_nothing_about_its_backend() -> N
             await client.some()
 
 
-async def test_a_reply_that_begins_in_the_line_names_no_backend_that_declined_it() -> None:
+async def test_reply_begun_in_the_queue_names_no_backend_that_declined_it() -> None:
     async with (
         FakeEngine(answering(http_reply(b"", 503))) as declining,
         FakeEngine(answering(STREAM_HEAD + chunk(EVENT) + b"0\r\n\r\n")) as full,

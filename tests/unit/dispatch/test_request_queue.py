@@ -345,7 +345,7 @@ async def test_lease_granted_at_the_moment_of_leaving_goes_to_the_next_request()
     assert lanes.tasks[0].cancelled()
 
 
-async def test_timeout_of_a_request_that_is_leaving_does_no_harm() -> None:
+async def test_timeout_of_a_request_that_is_leaving_has_no_effect() -> None:
     lanes = Lanes(seconds=30)
     task = await lanes.join()
     task.cancel()
@@ -355,7 +355,7 @@ async def test_timeout_of_a_request_that_is_leaving_does_no_harm() -> None:
     assert (lanes.queue.count, lanes.queue.timeouts) == (0, 0)
 
 
-async def test_leaving_twice_does_no_harm() -> None:
+async def test_leaving_twice_has_no_further_effect() -> None:
     lanes = Lanes()
     task = await lanes.join()
     task.cancel()

@@ -19,7 +19,7 @@ from inference_engine_proxy_server.errors import (
 
 UNREACHABLE = BackendUnreachable("")
 BROKE = BackendBroke("")
-STALE = BackendBroke("", on_reused_connection=True)
+STALE = BackendBroke("", crossed_request=True)
 MOVED = RequestMoved("")
 DECLINED = BackendDeclined(503)
 CHAT = ("POST", "/v1/chat/completions")

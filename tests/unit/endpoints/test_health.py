@@ -28,7 +28,7 @@ OWN = ("/", "/health", "/livez", "/readyz", "/v1/models", "/metrics", "/docs", "
         pytest.param([None, None], "unavailable", [False, False], id="all down"),
     ],
 )
-async def test_health_is_200_and_says_how_much_of_the_fleet_is_ready(
+async def test_health_is_200_and_shows_how_much_of_the_fleet_is_ready(
     fleet: Fleet, processing: list[int | None], status: str, ready: list[bool]
 ) -> None:
     urls = [unused_url() if count is None else (await fleet.engine(processing=count)).url for count in processing]
@@ -125,7 +125,7 @@ async def test_only_get_and_head_of_own_paths_are_answered(fleet: Fleet, method:
         assert engine.asked[-1][:2] == (method, path)
 
 
-async def test_paths_that_only_resemble_own_ones_are_passed_on(fleet: Fleet) -> None:
+async def test_paths_that_only_resemble_own_ones_are_forwarded(fleet: Fleet) -> None:
     engine = await fleet.engine()
     proxy = await fleet.proxy(engine)
 

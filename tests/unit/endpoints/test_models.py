@@ -27,14 +27,14 @@ async def test_each_model_of_the_fleet_has_one_entry(fleet: Fleet) -> None:
     assert await _ids(proxy) == ["a", "b", "c"]
 
 
-async def test_entries_are_as_the_engine_wrote_them(fleet: Fleet) -> None:
+async def test_entries_are_unchanged_from_the_engine(fleet: Fleet) -> None:
     entry = {"id": "a", "object": "model", "meta": {"n_ctx": 2048, "size": 2**60}, "root": None, "x/é": [1.5, "\u2028"]}
     proxy = await fleet.proxy(await fleet.engine(models=[entry]))
 
     assert await _listing(proxy) == {"object": "list", "data": [entry | {"owned_by": "llamacpp"}]}
 
 
-async def test_web_page_of_any_origin_may_read_the_list(fleet: Fleet) -> None:
+async def test_page_of_any_origin_may_read_the_list(fleet: Fleet) -> None:
     proxy = await fleet.proxy(await fleet.engine())
 
     reply = await proxy.http.get("/v1/models", headers={"Origin": "http://page"})

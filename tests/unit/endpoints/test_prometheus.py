@@ -104,7 +104,7 @@ async def test_each_request_is_counted_once_by_route_backend_and_code(fleet: Fle
     }
 
 
-async def test_request_that_no_backend_could_take_is_counted(fleet: Fleet) -> None:
+async def test_request_without_an_available_backend_is_counted(fleet: Fleet) -> None:
     proxy = await fleet.proxy(unused_url())
 
     await proxy.http.post(CHAT, json={})
@@ -142,7 +142,7 @@ async def test_client_that_leaves_before_its_reply_is_counted_as_499(fleet: Flee
 
 
 @pytest.mark.parametrize("side", ["client", "backend"])
-async def test_reply_that_is_not_finished_is_counted_by_who_ended_it(fleet: Fleet, side: str) -> None:
+async def test_unfinished_reply_is_counted_by_the_side_that_ended_it(fleet: Fleet, side: str) -> None:
     engine = await fleet.engine(begins=True)
     proxy = await fleet.proxy(engine)
     engine.freed.clear()

@@ -64,3 +64,22 @@ def test_a_shared_port_cannot_be_taken_a_second_time(stack: ExitStack) -> None:
 def test_ipv6_addresses_in_urls_have_brackets() -> None:
     assert url_of(("127.0.0.1", 80), is_tls=False) == "http://127.0.0.1:80"
     assert url_of(("::1", 443, 0, 0), is_tls=True) == "https://[::1]:443"
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("host", ["::", "0:0::0"])
+def test_a_server_on_every_ipv6_address_accepts_ipv4_connections(stack: ExitStack, host: str, is_shared: bool) -> None:
+    if is_shared:
+        shared = SharedPort("PORT", host, 0)
+        listeners = [stack.enter_context(shared.listener()) for _ in range(2)]
+    else:
+        listeners = [stack.enter_context(listen("PORT", host, 0))]
+    port = listeners[0].getsockname()[1]
+    for address in ("127.0.0.1", "::1"):
+        stack.enter_context(socket.create_connection((address, port), timeout=5))
+
+
+def test_a_server_on_one_ipv6_address_accepts_no_ipv4_connections(stack: ExitStack) -> None:
+    port = stack.enter_context(listen("PORT", "::1", 0)).getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)

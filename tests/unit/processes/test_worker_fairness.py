@@ -17,7 +17,7 @@ from inference_engine_proxy_server.processes.worker_fairness import WorkerFairne
         pytest.param([0, 0, 0], [1, 1, 1], True, id="nobody has anything"),
     ],
 )
-def test_a_free_place_is_for_whoever_has_fewest_of_those_who_wait(
+def test_free_slot_goes_to_the_waiting_worker_with_the_fewest_leases(
     leases: list[int], waiting: list[int], is_ours: bool
 ) -> None:
     board = SharedLeases(len(leases))

@@ -36,12 +36,12 @@ def test_a_priority_is_an_integer_of_up_to_three_digits(lines: bytes, priority: 
 @pytest.mark.parametrize(
     ("value", "are_wanted"), [("true", True), ("1", True), ("YES", True), ("on", True), ("false", False), ("", False)]
 )
-def test_queue_updates_are_wanted_by_a_true_value(value: str, are_wanted: bool) -> None:
+def test_a_true_value_requests_queue_updates(value: str, are_wanted: bool) -> None:
     assert wants_queue_updates(f"accept: */*\r\nX-Queue-Updates: {value}\r\n".encode()) is are_wanted
 
 
 @pytest.mark.parametrize(("value", "is_wanted"), [("1", True), ("11", False), ("true", False), ("", False)])
-def test_an_explanation_is_wanted_by_the_value_1(value: str, is_wanted: bool) -> None:
+def test_the_value_1_requests_an_explanation(value: str, is_wanted: bool) -> None:
     assert wants_explanation(f"X-Proxy-Explain: {value}\r\n".encode()) is is_wanted
 
 

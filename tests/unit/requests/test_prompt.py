@@ -182,7 +182,7 @@ def test_the_model_is_the_same_with_and_without_reading_the_prompt(body: dict[st
 
 def test_the_model_is_found_in_forms_queries_and_bodies_with_invalid_members() -> None:
     form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n--x--\r\n'
-    assert read(form).model == "whisper-1"
+    assert read(form, fields=b"Content-Type: multipart/form-data; boundary=x\r\n").model == "whisper-1"
     assert read(b"", "/props?model=a").model == "a"
     assert read(b'{"model": "tiny", "stream": {}}').model == "tiny"
 

@@ -57,7 +57,7 @@ FILE = part("file", "RIFF....", disposition='Content-Disposition: form-data; nam
         pytest.param('{"model":"ours"', None, id="cut off"),
         pytest.param('{"model":"ours","x":NaN}', None, id="what only some engines read"),
         pytest.param("model=ours", None, id="a form's text"),
-        pytest.param(b'\xef\xbb\xbf{"model":"ours"}', None, id="byte order mark"),
+        pytest.param(b'\xef\xbb\xbf{"model":"ours"}', "ours", id="byte order mark"),
         pytest.param('{"model":"ours"}'.encode("utf-16"), None, id="UTF-16, which vLLM reads"),
         pytest.param('{"model":"ours"}'.encode("utf-32-be"), None, id="UTF-32"),
         pytest.param(b'{"model":"\xff"}', None, id="no UTF-8"),

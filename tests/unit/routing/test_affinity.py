@@ -53,7 +53,7 @@ async def front(*replies: bytes) -> AsyncIterator[tuple[ForwardingFront, list[Fa
 # --- what is known
 
 
-def test_the_names_that_were_of_use_last_are_known_and_no_more_than_there_is_room_for() -> None:
+def test_only_the_most_recently_used_names_are_remembered() -> None:
     backends = two_backends().backends
     table = AffinityTable(lambda: backends)
     assert table.home(None) is table.home(b"a") is None
@@ -65,7 +65,7 @@ def test_the_names_that_were_of_use_last_are_known_and_no_more_than_there_is_roo
     assert (table.home(b"a"), table.home(b"b"), table.home(b"0")) == (backends[1], None, backends[0])
 
 
-def test_who_has_left_the_fleet_is_not_known() -> None:
+def test_backend_that_left_the_fleet_is_no_home() -> None:
     fleet = list(two_backends().backends)
     table = AffinityTable(lambda: fleet)
     table.remember(b"a", fleet[0])
@@ -76,7 +76,7 @@ def test_who_has_left_the_fleet_is_not_known() -> None:
 # --- who gets a place
 
 
-def test_who_needs_a_home_that_is_full_waits_for_it_alone() -> None:
+def test_request_waits_for_its_full_home_only() -> None:
     pool = two_backends(capacity=1)
     home = pool.backends[0]
     place = pool.lease(tied_to(home))
@@ -91,7 +91,7 @@ def test_who_needs_a_home_that_is_full_waits_for_it_alone() -> None:
     assert lane(tied_to(home)) not in map(lane, (Requirements("m"), tied_to(pool.backends[1]), tied_to(None)))
 
 
-def test_who_needs_a_home_that_is_full_and_draining_waits_for_it() -> None:
+def test_request_waits_for_its_full_draining_home() -> None:
     pool = two_backends(capacity=1)
     home = pool.backends[0]
     pool.set_draining(home)
@@ -102,7 +102,7 @@ def test_who_needs_a_home_that_is_full_and_draining_waits_for_it() -> None:
     assert pool.lease(tied_to(home)) is not None
 
 
-def test_a_busy_home_is_asked_for_what_takes_no_place() -> None:
+def test_request_that_needs_no_slot_goes_to_its_busy_home() -> None:
     pool = two_backends()
     home = pool.backends[0]
     publish(pool, BUSY)
@@ -112,7 +112,7 @@ def test_a_busy_home_is_asked_for_what_takes_no_place() -> None:
     assert light.backend is home
 
 
-def test_a_suspected_home_is_asked_since_there_is_no_other() -> None:
+def test_request_goes_to_its_suspended_home() -> None:
     pool = two_backends()
     home = pool.backends[0]
     for _ in range(5):
@@ -122,7 +122,7 @@ def test_a_suspected_home_is_asked_since_there_is_no_other() -> None:
     assert place.backend is home
 
 
-def test_a_home_that_does_not_work_is_told() -> None:
+def test_request_for_an_unavailable_home_fails() -> None:
     pool = two_backends()
     pool.report_refused_connection(pool.backends[0])
     with pytest.raises(CapacityError) as raised:
@@ -130,7 +130,7 @@ def test_a_home_that_does_not_work_is_told() -> None:
     assert (raised.value.status, raised.value.code) == (503, "home_unavailable")
 
 
-def test_a_conversation_goes_elsewhere_rather_than_wait() -> None:
+def test_conversation_moves_rather_than_wait() -> None:
     pool = two_backends(capacity=1)
     home, other = pool.backends
     wanted = tied_to(home, needed=None)
@@ -149,14 +149,14 @@ def test_a_conversation_goes_elsewhere_rather_than_wait() -> None:
 # --- asking for it
 
 
-async def test_no_more_than_sixteen_are_asked() -> None:
+async def test_at_most_sixteen_backends_are_asked() -> None:
     async with front(*[LACKS] * 18) as (proxy, engines):
         reply = await proxy.send(ASK)
         assert reply.endswith(b"its own 404")
         assert sum(len(engine.requests) for engine in engines) == 16
 
 
-async def test_an_answer_that_is_not_about_having_it_is_passed_on() -> None:
+async def test_reply_other_than_404_ends_the_search() -> None:
     for own in (http_reply(b"", 503, b"retry-after: 1\r\n"), http_reply(b"", 400), http_reply(b"", 405)):
         async with front(own, LACKS) as (proxy, engines):
             for _ in range(8):
@@ -165,7 +165,7 @@ async def test_an_answer_that_is_not_about_having_it_is_passed_on() -> None:
             assert len(engines[0].requests) == 8
 
 
-async def test_who_cannot_be_reached_is_passed_over() -> None:
+async def test_unreachable_backend_is_skipped_in_the_search() -> None:
     async with FakeEngine(answering(LACKS)) as engine:
         async with ForwardingFront(unused_url(), engine) as proxy:
             statuses = [status_of(await proxy.send(ASK)) for _ in range(4)]
@@ -174,7 +174,7 @@ async def test_who_cannot_be_reached_is_passed_over() -> None:
             assert proxy.budget_under_way == 0
 
 
-async def test_an_error_of_who_may_have_it_makes_him_no_home() -> None:
+async def test_error_reply_does_not_make_a_home() -> None:
     async with FakeEngine(answering(http_reply(b"", 400), LACKS)) as one, FakeEngine(answering(LACKS)) as other:
         async with ForwardingFront(one, other) as proxy:
             while not one.requests:
@@ -184,7 +184,7 @@ async def test_an_error_of_who_may_have_it_makes_him_no_home() -> None:
             assert len(other.requests) == before + 1
 
 
-async def test_a_stream_that_says_200_before_anybody_has_answered_makes_nobody_a_home() -> None:
+async def test_queue_updates_alone_do_not_make_a_home() -> None:
     body = b'{"model": "m", "stream": true, "previous_response_id": "resp_1"}'
     head = b"POST /v1/responses HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Queue-Updates: true\r\n"
     async with FakeEngine(answering(LACKS)) as one, FakeEngine(answering(LACKS)) as other:

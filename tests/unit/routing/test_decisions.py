@@ -19,7 +19,7 @@ class OneOf:
 FLEET = [OneOf(BackendConfig(f"http://llm-{number}:80", f"llm-{number}")) for number in range(12)]
 
 
-def test_chosen_one_is_told_first_and_then_the_others_from_the_best_on() -> None:
+def test_chosen_candidate_comes_first_then_the_others_best_first() -> None:
     rows = [(0.3,), (0.1,), (), (0.2,)]
     told = Decision(POLICIES["power_of_two"], FLEET[:4], rows, FLEET[3]).as_json()
     assert [one["name"] for one in told["candidates"]] == ["llm-3", "llm-1", "llm-0", "llm-2"]
@@ -32,13 +32,13 @@ def test_highest_is_best_where_most_wins() -> None:
     assert [one["weight"] for one in told["candidates"]] == [0.9, 0.7, 0.5]
 
 
-def test_only_so_many_are_told() -> None:
+def test_number_of_listed_candidates_is_bounded() -> None:
     told = Decision(LEAST_REQUESTS, FLEET, Ranked(range(12), [1.0] * 12), FLEET[11]).as_json(3)
     assert [one["name"] for one in told["candidates"]] == ["llm-11", "llm-0", "llm-1"]
     assert told["left_out"] == 9
 
 
-def test_fewest_requests_are_told_by_load_share_and_rank_as_they_were() -> None:
+def test_least_requests_decision_has_load_share_and_rank_at_the_choice() -> None:
     ranks = [6.0, LAST_CHOICE + 1.0, math.inf]
     decision = Decision(LEAST_REQUESTS, FLEET[:3], Ranked(ranks, [2.0, 0.5, 1.0]), FLEET[0])
     ranks[0] = 7.0
@@ -49,7 +49,7 @@ def test_fewest_requests_are_told_by_load_share_and_rank_as_they_were() -> None:
     ]
 
 
-def test_long_name_of_a_model_is_cut() -> None:
+def test_long_model_name_is_cut() -> None:
     told = Decision(TIED, FLEET[:1], [()], FLEET[0], model="m" * 10_000).as_json()
     assert told["model"] == "m" * 200
     assert told["candidates"] == [{"name": "llm-0"}]

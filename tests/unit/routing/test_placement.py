@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
-from inference_engine_proxy_server.errors import CapacityError, ClientError
+from inference_engine_proxy_server.errors import CapacityError, ProxyError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.routing.affinity import Affinity
@@ -38,6 +38,13 @@ def clock() -> Clock:
     return Clock()
 
 
+def refusal(pool: Pool, model: str) -> tuple[int, str, float | None]:
+    """Status, code and ``Retry-After`` of the error for a request that no backend may have."""
+    with pytest.raises(ProxyError) as raised:
+        lease_of(pool, model)
+    return raised.value.status, raised.value.code, raised.value.retry_after_seconds
+
+
 def test_request_goes_to_backends_that_list_its_model(clock: Clock) -> None:
     pool = make_pool(clock, 3)
     publish(pool, 0, ready(models=["a"]))
@@ -54,12 +61,82 @@ def test_unlisted_model_goes_to_non_strict_backends(clock: Clock, names: ModelNa
     assert {lease_of(pool, "other").backend.url for _ in range(6)} == {pool.backends[1].url}
 
 
-def test_unlisted_model_is_404_if_all_live_backends_are_strict(clock: Clock) -> None:
+def test_unlisted_model_is_404_if_all_models_are_known_and_no_backend_accepts_it(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, ready(models=["a"]))
-    with pytest.raises(ClientError) as raised:
-        lease_of(pool, "other")
-    assert (raised.value.status, raised.value.code) == (404, "model_not_found")
+    publish(pool, 1, ready(models=["b"]))
+    assert refusal(pool, "other") == (404, "model_not_found", None)
+
+
+@pytest.mark.parametrize("names", list(ModelNames))
+def test_unlisted_model_is_503_while_the_models_of_a_backend_are_unknown(clock: Clock, names: ModelNames) -> None:
+    pool = make_pool(clock, 3)
+    publish(pool, 0, ready(models=["a"], names=names))
+    publish(pool, 1, LOADING)
+    pool.report_refusal(pool.backends[2])
+    assert refusal(pool, "other") == (503, "no_backend_available", 3)
+    assert lease_of(pool, "a").backend is pool.backends[0]
+
+
+def test_unlisted_model_is_503_while_a_backend_that_accepts_it_is_down(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"]))
+    publish(pool, 1, ready(models=["b"], names=ModelNames.ANY))
+    pool.report_refused_connection(pool.backends[1])
+    assert refusal(pool, "other") == (503, "no_backend_available", 3)
+
+
+def test_backend_that_reports_no_models_gets_unlisted_models(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"], names=ModelNames.ANY))
+    publish(pool, 1, BackendState(ready=True, models=None))
+    assert {lease_of(pool, "other").backend.url for _ in range(6)} == {pool.backends[1].url}
+
+
+def test_model_of_a_backend_that_is_down_never_goes_to_one_that_accepts_any_name(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["alpha"], names=ModelNames.ANY))
+    publish(pool, 1, ready(models=["beta"], names=ModelNames.ANY))
+    lease_of(pool, "alpha").close()
+    pool.report_refused_connection(pool.backends[0])
+    assert refusal(pool, "alpha") == (503, "no_backend_available", 3)
+    assert lease_of(pool, "gpt-4o").backend is pool.backends[1]
+    clock.now += 1
+    publish(pool, 0, ready(models=["alpha"], names=ModelNames.ANY))
+    assert lease_of(pool, "alpha").backend is pool.backends[0]
+
+
+def test_model_of_the_fleet_file_is_known_before_its_backend_reports(clock: Clock) -> None:
+    pool = make_pool(clock, 2, configs=[{"models": ("alpha",)}, {}])
+    pool.report_refusal(pool.backends[0])
+    publish(pool, 1, ready(models=["beta"], names=ModelNames.ANY))
+    assert refusal(pool, "alpha") == (503, "no_backend_available", 3)
+    assert lease_of(pool, "gpt-4o").backend is pool.backends[1]
+
+
+def test_model_that_was_served_before_is_not_answered_by_another(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["alpha"], names=ModelNames.ANY))
+    publish(pool, 1, ready(models=["beta"], names=ModelNames.ANY))
+    publish(pool, 0, ready(models=["gamma"], names=ModelNames.ANY))
+    assert refusal(pool, "alpha") == (404, "model_not_found", None)
+    pool.replace(pool.backends[1:])
+    assert refusal(pool, "gamma") == (404, "model_not_found", None)
+
+
+def test_backend_marked_in_the_fleet_file_gets_unlisted_models(clock: Clock) -> None:
+    pool = make_pool(clock, 3, configs=[{"accepts_unlisted_models": True}, {}, {}])
+    publish(pool, 0, ready(models=["a"]))
+    publish(pool, 1, ready(models=["b"]))
+    publish(pool, 2, ready(models=["c"], names=ModelNames.ANY))
+    assert {lease_of(pool, "adapter").backend.url for _ in range(6)} == {pool.backends[0].url}
+    assert lease_of(pool, "b").backend is pool.backends[1]
+
+
+def test_backend_marked_in_the_fleet_file_may_refuse_unlisted_models(clock: Clock) -> None:
+    pool = make_pool(clock, 1, configs=[{"accepts_unlisted_models": False}])
+    publish(pool, 0, ready(models=["a"], names=ModelNames.ANY))
+    assert refusal(pool, "other") == (404, "model_not_found", None)
 
 
 def test_model_of_a_backend_that_is_down_is_503_not_404(clock: Clock) -> None:
@@ -102,7 +179,7 @@ def test_treatment_of_other_names_holds_as_long_as_the_models(clock: Clock) -> N
     pool = make_pool(clock, 1)
     publish(pool, 0, ready(models=["a"], names=ModelNames.STRICT))
     publish(pool, 0, BackendState(ready=True, models=None))
-    with pytest.raises(ClientError):
+    with pytest.raises(ProxyError):
         lease_of(pool, "other")
 
 
@@ -125,6 +202,7 @@ def test_backend_that_is_not_ready_gets_no_request(clock: Clock, state: BackendS
 def test_fleet_without_a_live_backend_is_503_with_retry_after(clock: Clock) -> None:
     pool = make_pool(clock, 2)
     publish(pool, 0, LOADING)
+    pool.report_refusal(pool.backends[1])
     with pytest.raises(CapacityError) as raised:
         lease_of(pool, "m")
     assert (raised.value.status, raised.value.code) == (503, "no_backend_available")
@@ -294,3 +372,90 @@ def test_policy_that_reads_prompts_counts_requests_where_no_prompt_was_read(cloc
     lease = pool.lease(Requirements("m", policy=POLICIES["rendezvous"]))
     assert lease is not None
     assert (lease.backend, lease.choice.rule.name) == (pool.backends[1], "least_requests")
+
+
+def test_request_waits_until_the_first_backend_has_answered(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    assert pool.lease(Requirements("m")) is None
+    assert pool.lease(Requirements(None)) is None
+    publish(pool, 0, ready())
+    assert lease_of(pool, "m").backend is pool.backends[0]
+
+
+@pytest.mark.parametrize("names", [ModelNames.ANY, ModelNames.UNKNOWN, ModelNames.STRICT])
+def test_unlisted_model_waits_for_backends_that_may_list_it(clock: Clock, names: ModelNames) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"], names=names))
+    assert lease_of(pool, "a").backend is pool.backends[0]
+    assert pool.lease(Requirements("b")) is None
+    publish(pool, 1, ready(models=["b"]))
+    assert lease_of(pool, "b").backend is pool.backends[1]
+
+
+def test_unlisted_model_waits_no_longer_than_for_the_first_answers(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"], names=ModelNames.ANY))
+    assert pool.lease(Requirements("b")) is None
+    pool.report_refusal(pool.backends[1])
+    assert refusal(pool, "b") == (503, "no_backend_available", 3)
+
+
+def test_request_does_not_wait_for_a_backend_that_refused_its_first_poll(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    pool.report_refusal(pool.backends[0])
+    assert pool.lease(Requirements("m")) is None
+    pool.report_refusal(pool.backends[1])
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"))
+
+
+def test_request_does_not_wait_for_a_backend_that_loads_its_model(clock: Clock) -> None:
+    pool = make_pool(clock, 1)
+    publish(pool, 0, LOADING)
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"))
+
+
+def test_one_unanswered_poll_is_no_failure_yet(clock: Clock) -> None:
+    pool = make_pool(clock, 1)
+    pool.report_silence(pool.backends[0])
+    assert pool.lease(Requirements("m")) is None
+    pool.report_silence(pool.backends[0])
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"))
+
+
+def test_request_does_not_wait_for_a_draining_backend_that_has_not_answered(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, LOADING)
+    pool.set_draining(pool.backends[1])
+    with pytest.raises(CapacityError):
+        pool.lease(Requirements("m"))
+
+
+def test_request_does_not_wait_for_a_backend_whose_configuration_lacks_its_model(clock: Clock) -> None:
+    pool = make_pool(clock, 2, configs=[{}, {"models": ("b",)}])
+    publish(pool, 0, ready(models=["a"]))
+    assert pool.lease(Requirements("b")) is None
+    assert refusal(pool, "c") == (404, "model_not_found", None)
+
+
+def test_backend_that_joins_is_awaited_as_at_the_start(clock: Clock) -> None:
+    pool = ready_pool(clock, 1)
+    newcomer = make_pool(clock, 2).backends[1]
+    assert refusal(pool, "other") == (404, "model_not_found", None)
+    pool.replace([*pool.backends, newcomer])
+    assert pool.lease(Requirements("other")) is None
+    pool.report_refusal(newcomer)
+    assert refusal(pool, "other") == (503, "no_backend_available", 3)
+
+
+def test_request_for_an_unlocated_resource_waits_until_every_backend_is_known(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready())
+    affinity = Affinity(b"resp_1", stream=None, home=None, creates_response=False, deletes=False)
+    assert pool.lease(Requirements(None, affinity=affinity)) is None
+    pool.report_refusal(pool.backends[1])
+    found = pool.lease(Requirements(None, affinity=affinity))
+    assert found is not None
+    assert found.backend is pool.backends[0]

@@ -265,7 +265,7 @@ def test_power_of_two_has_rows_for_two_candidates_only() -> None:
     assert sum(row != () for row in scores.rows) == 2
 
 
-def test_candidate_that_never_got_a_request_is_idle_for_ever() -> None:
+def test_candidate_that_never_got_a_request_has_infinite_idle_time() -> None:
     fleet = a_fleet(2)
     send(fleet[0], 1, now=3.0)
 

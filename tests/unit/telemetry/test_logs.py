@@ -189,7 +189,7 @@ async def test_unreadable_request_is_one_line(fleet: Fleet, capsys: pytest.Captu
     assert _text(line).items() >= {("method", "-"), ("path", "-"), ("status", "400")}
 
 
-async def test_client_that_left_is_one_line(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_disconnected_client_is_one_line(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     engine = await fleet.engine()
     proxy = await fleet.proxy(engine, log_format="json")
     engine.freed.clear()
@@ -207,7 +207,7 @@ async def test_client_that_left_is_one_line(fleet: Fleet, capsys: pytest.Capture
     assert capsys.readouterr().out == ""
 
 
-async def test_line_is_written_within_a_moment(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_line_is_written_within_a_second(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     proxy = await fleet.proxy(await fleet.engine())
 
     await proxy.http.get("/livez")
@@ -244,7 +244,7 @@ async def test_nothing_is_logged_when_it_is_off(fleet: Fleet, capsys: pytest.Cap
     assert capsys.readouterr().out == ""
 
 
-async def test_proxy_works_on_when_nobody_reads_its_log(
+async def test_proxy_continues_when_its_log_is_not_read(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     reading, writing = os.pipe()
@@ -296,7 +296,7 @@ def test_long_model_is_cut(one_line: Callable[..., str]) -> None:
     assert json.loads(one_line("json", model="m" * 5000))["model"] == "m" * 100
 
 
-def test_what_is_not_known_is_a_dash(one_line: Callable[..., str]) -> None:
+def test_unknown_value_is_a_dash(one_line: Callable[..., str]) -> None:
     told = _text(one_line(backend=None, model=None, first_byte_seconds=None).removesuffix("\n"))
 
     assert (told["backend"], told["model"], told["first_byte"]) == ("-", "-", "-")
@@ -326,7 +326,7 @@ class _Pipe(io.StringIO):
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/" + "x" * 1000, "/" + "x" * 5000])
-def test_where_others_write_too_lines_are_written_whole_and_in_order(path: str) -> None:
+def test_lines_stay_whole_and_in_order_if_other_processes_write_to_the_log(path: str) -> None:
     pipe = _Pipe()
     log = AccessLog(pipe, "text", is_shared=True)
     for number in range(100):
@@ -370,7 +370,7 @@ def test_events_are_lines_of_text_on_standard_error() -> None:
     )
 
 
-def test_events_are_json_objects_one_a_line() -> None:
+def test_each_event_is_one_json_object() -> None:
     first, second = map(json.loads, _events("json"))
 
     assert first.pop("time").endswith("Z")
@@ -384,6 +384,6 @@ def test_events_below_the_level_are_not_written() -> None:
     assert len(_events("json", "error")) == 1
 
 
-def test_events_of_a_worker_tell_which_it_is() -> None:
+def test_events_name_their_worker() -> None:
     assert _events("text", worker=3)[0].endswith("Z info    [worker 3] it works")
     assert json.loads(_events("json", worker=0)[0])["worker"] == 0

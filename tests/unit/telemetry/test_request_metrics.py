@@ -115,16 +115,14 @@ def test_retries_are_counted_by_reason(metrics: RequestMetrics, shown: Collector
     assert shown.get_sample_value("inference_proxy_retries_total", {"reason": "backend_timeout"}) == 1
 
 
-def test_what_is_shed_is_counted_by_its_reason_from_nothing_on(
-    metrics: RequestMetrics, shown: CollectorRegistry
-) -> None:
+def test_shed_requests_are_counted_by_reason(metrics: RequestMetrics, shown: CollectorRegistry) -> None:
     metrics.count_shed("memory")
 
     assert shown.get_sample_value("inference_proxy_shed_total", {"reason": "memory"}) == 1
     assert shown.get_sample_value("inference_proxy_shed_total", {"reason": "event_loop"}) == 0
 
 
-def test_a_gauge_shows_what_is_so_at_the_scrape(metrics: RequestMetrics, shown: CollectorRegistry) -> None:
+def test_gauge_has_its_value_at_the_scrape(metrics: RequestMetrics, shown: CollectorRegistry) -> None:
     values = iter([1.0, 2.0])
     metrics.add_gauge("thing", "A thing.", lambda: next(values))
 

@@ -285,7 +285,7 @@ async def test_a_reply_that_ends_early_is_broken(script: Script, status: int) ->
         with pytest.raises(BackendBroke) as broken:
             await asking
         assert (sink.status, sink.ended) == (status, 0)
-        assert not broken.value.on_reused_connection
+        assert not broken.value.crossed_request
 
 
 async def drips(connection: EngineConnection) -> None:

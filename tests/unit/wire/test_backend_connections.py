@@ -101,7 +101,7 @@ async def test_stale_connections_are_dropped_to_make_room() -> None:
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-async def test_connections_are_kept_only_if_wanted_and_allowed(*, wanted: bool) -> None:
+async def test_connections_are_kept_only_if_both_sides_allow_it(*, wanted: bool) -> None:
     async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
         connections.keep_alive(wanted=wanted)
         assert connections.keeps_alive is wanted
@@ -164,7 +164,7 @@ async def test_an_error_on_a_reused_connection_is_marked(end: Callable[[EngineCo
         await ask(connections)
         with pytest.raises(BackendBroke) as broken:
             await ask(connections)
-        assert broken.value.on_reused_connection
+        assert broken.value.crossed_request
         assert len(engine.connections) == 1
         assert (await ask(connections)).body == b"hello"
 

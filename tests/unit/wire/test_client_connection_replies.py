@@ -336,14 +336,14 @@ async def test_a_client_that_reads_slowly_but_steadily_gets_the_whole_reply(size
     async def handle(exchange: Exchange) -> None:
         exchange.respond(200, b"", bytes(size))
 
-    limits = replace(LIMITS, write_stall_seconds=0.3)
+    limits = replace(LIMITS, write_stall_seconds=1)
     async with Front(handle, limits, send_buffer_bytes=SMALL) as front:  # CF10
         client = await front.connect(receive_buffer_bytes=SMALL)
         client.send(CLOSE)
         await client.head()
         for _ in range(30):
             await client.read(size // 30)
-            await asyncio.sleep(0.03)  # slow on purpose
+            await asyncio.sleep(0.05)  # slow on purpose: longer than a stall, all together
         assert await client.rest() == b""
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError, load_settings
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.wire.forwarding import Forwarding
+from inference_engine_proxy_server.wire.forwarding import Forwarding, peer_of
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead, parse_request_head
 
 LIMITS = HeadLimits(line_bytes=8192, total_bytes=32_768, field_count=100)
@@ -212,3 +212,16 @@ def test_no_proxy_is_trusted_by_default() -> None:
 def test_a_value_that_is_no_address_or_network_is_refused(written: str) -> None:
     with pytest.raises(SettingsError, match=r"TRUSTED_PROXIES.*is not an address, a network like 10\.0\.0\.0/8, or"):
         load_settings({"TRUSTED_PROXIES": written}, Path("/nonexistent/.env"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        pytest.param(("192.0.2.7", 5), ("192.0.2.7", "192.0.2.7:5"), id="IPv4"),
+        pytest.param(("2001:db8::1", 5, 0, 0), ("2001:db8::1", "[2001:db8::1]:5"), id="IPv6"),
+        pytest.param(("::ffff:192.0.2.7", 5, 0, 0), ("192.0.2.7", "192.0.2.7:5"), id="IPv4 on a socket for both"),
+        pytest.param("", ("unknown", "local"), id="Unix socket"),
+    ],
+)
+def test_peer_has_the_same_address_on_every_kind_of_socket(name: object, expected: tuple[str, str]) -> None:
+    assert peer_of(name) == expected

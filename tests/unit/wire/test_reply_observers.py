@@ -68,7 +68,7 @@ def stream(exchange: Exchange, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_every_observer_sees_every_block_of_a_stream_whatever_the_others_want(count: int) -> None:
+def test_every_observer_sees_every_block_of_a_stream(count: int) -> None:
     observers = [Recorder(wants_blocks=bool(number % 2)) for number in range(count)]
     all_blocks = [*map(chunk, range(20)), LAST_CHUNK]
     exchange, connection = observed(*observers)

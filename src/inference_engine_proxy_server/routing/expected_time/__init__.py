@@ -1,1 +1,1 @@
-"""State that the ``expected_time`` policy learns: cached prefixes, pending work and engine speeds."""
+"""The ``expected_time`` policy: its scoring, and what it learns: cached prefixes, pending work and engine speeds."""

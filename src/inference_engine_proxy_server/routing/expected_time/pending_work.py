@@ -212,8 +212,8 @@ class PendingWork:
 def compare(works: Sequence[PendingWork]) -> None:
     """Set the speeds that routing uses: the fleet's median, scaled for a backend that reads clearly slower or faster.
 
-    Small differences between similar machines are chance: a backend's reading speed rests on its latest few requests,
-    and its line for writing on answers at about the same concurrency. Such noise would outweigh differences in load.
+    Small differences between similar machines are chance: a backend's reading speed is based on a few recent requests,
+    and its writing speed on answers at about the same concurrency. Such noise would outweigh differences in load.
     """
     fill_gaps([work.speeds for work in works])
     reads = median(work.speeds.reads for work in works)

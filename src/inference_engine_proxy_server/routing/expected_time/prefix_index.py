@@ -105,7 +105,7 @@ class PrefixIndex:
         self._runs = 0
         self._hand = 0  # index of the shard that drops a run next
         self._shelves: list[_CacheEstimate] = []
-        self._oldest: list[int] = []  # of each shelf, for who looks at many
+        self._oldest: list[int] = []  # ``oldest()`` of each estimate, because look-ups read many
 
     @property
     def bytes_used(self) -> int:
@@ -142,7 +142,7 @@ class PrefixIndex:
         self._oldest[backend] = shelf.oldest()
 
     def look_up(self, prompt: Prompt) -> Lookup:
-        """Find out which backends hold how much of ``prompt``."""
+        """Find which backends hold how much of ``prompt``."""
         held: dict[int, int] = {}
         oldest = self._oldest
         path = self._path(prompt)

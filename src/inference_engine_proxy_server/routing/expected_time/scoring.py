@@ -13,16 +13,17 @@ __all__ = ["TERMS", "expected_time"]
 TERMS = ("held_tokens", "place", "before", "own", "crowd", "memory", "home", "cost")
 """Names of the numbers in each row."""
 
-# One more answer lengthens each later step for every request there that waits for its first token meanwhile. Longer
-# steps also lengthen answers, so that more of them run at a time.
+# One more answer lengthens each later step of the backend, for every request that waits there for its first token.
+# Longer steps also lengthen answers, so that more of them run concurrently.
 _CROWD = 4.0
-_MEMORY_SECONDS = 0.05  # of half-full memory; the last tenth costs ten times as much: full memory starts nothing
+_MEMORY_SECONDS = 0.05  # cost of half-full memory; nine times as much at 90 %, as full memory starts nothing
 _NEAR = 0.08  # costs this close to the lowest count as equal: no estimate is more precise
 _NEAR_SECONDS = 0.002
-# Replicas of the proxy do not talk to each other. A replica knows what another one sent to a backend only by a rule
-# that all of them follow. A request that breaks the rule is read again, there and wherever the others look for it.
+# Replicas of the proxy do not communicate, but all assign conversations and shared beginnings to backends by the same
+# rule (rendezvous hashing). This tells a replica where another one has sent a prompt. A prompt that is sent elsewhere
+# is read again: there, and on the backend where the other replicas expect it.
 _AGREEMENT = 4.0
-_LIKELY = 0.3  # probability above which a conversation is expected to go on
+_LIKELY = 0.3  # probability above which a conversation is expected to continue
 _SHARED_TRUST = 0.7  # probability that a shared beginning is where the rule puts it
 _LEFT_BEHIND = 0.5  # a conversation that moves leaves behind cached tokens that no other request can use
 
@@ -30,9 +31,9 @@ _LEFT_BEHIND = 0.5  # a conversation that moves leaves behind cached tokens that
 def expected_time(candidates: Sequence[CandidateView], request: PromptView, now: float) -> Scores:
     """Score by the time to the first token, plus what the request costs others, in seconds.
 
-    The cost of a candidate is the time until a slot is free, until earlier prompts have been read, and until this
-    prompt has been read, except for its cached part; plus what the prompts lose that are read at the same time, what
-    one more answer costs the answers under way, and what it costs that memory gets scarce.
+    The time to the first token is the wait for a free slot, the time to read earlier prompts, and the time to read the
+    uncached part of this one. The costs for others are the delay of prompts that are read at the same time, the delay
+    of concurrent answers, and a price for scarce cache memory. The home of a conversation gets a discount.
     """
     leases = sum(one.load.leases for one in candidates)
     foreign = sum(one.load.foreign for one in candidates)
@@ -62,9 +63,9 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
 
 
 def _cheapest(candidates: Sequence[CandidateView], costs: list[float]) -> int:
-    """Of the candidates near the lowest cost, the one that got its last request longest ago.
+    """Among the candidates near the lowest cost, the one whose last request was sent longest ago.
 
-    That spaces prompts, so that fewer of them meet in one step of an engine.
+    This spreads prompts over time, so that fewer of them share a step of an engine.
     """
     least = min(costs)
     most = least + abs(least) * _NEAR + _NEAR_SECONDS
@@ -73,7 +74,7 @@ def _cheapest(candidates: Sequence[CandidateView], costs: list[float]) -> int:
 
 
 def _known_tokens(candidates: Sequence[CandidateView], request: PromptView, foreign_share: float) -> list[float]:
-    """Tokens of the prompt that each candidate has: as recorded here, or as the rule of all replicas implies."""
+    """Tokens of the prompt that each candidate has cached, as recorded here or implied by the rule of all replicas."""
     prompt, held = request.prompt, request.held
     known = [held.get(one.number, 0) / prompt.bytes_a_token for one in candidates]
     if request.last_at in held:  # that backend has the answer, too
@@ -89,11 +90,12 @@ def _known_tokens(candidates: Sequence[CandidateView], request: PromptView, fore
 def _home(
     candidates: Sequence[CandidateView], request: PromptView, known: list[float], foreign_share: float
 ) -> tuple[int, float]:
-    """The home of the conversation by the rule of all replicas, and its worth in tokens; -1 when it has none.
+    """The home of the conversation by the rule of all replicas, and its value in tokens; -1 if it has no home.
 
-    A known conversation belongs where it is. An unknown or new one belongs where its key falls: among all candidates if
-    requests with the same beginning usually go on, else among those that hold most of the prompt. Raises the home's
-    entry in ``known``: if the conversation went on through another replica, it went on there.
+    The home of a known conversation is the backend that holds most of it. The home of any other one is found by hashing
+    its key: among all candidates if requests with the same beginning usually continue, otherwise among those that hold
+    most of the prompt. Raises the home's entry in ``known``, because other replicas may have continued the conversation
+    there.
     """
     prompt = request.prompt
     most = max(known)

@@ -112,7 +112,7 @@ class Speeds:
             self._fit()
 
     def take_usual(self, reads: float | None, writing: tuple[float, float] | None) -> None:
-        """Use the given speeds where none has been measured; ``None`` if the fleet's speed is unknown, too.
+        """Use the given speeds where none was measured; ``None`` if the fleet's speed is unknown as well.
 
         Args:
             reads: reading speed.

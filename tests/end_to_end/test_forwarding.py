@@ -1,4 +1,4 @@
-"""What engines are told of who asks and of the way that a request came; and requests that go in circles."""
+"""Headers that engines get about keys, clients and forwarding, and the detection of loops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GIVEN = {"Authorization": f"Bearer {ALICE}", "X-Api-Key": "other", "Proxy-Author
 
 
 def fields_of(request: bytes, *names: str) -> dict[str, str]:
-    """The fields with these names as the engine got them; each once."""
+    """The named fields as the engine received them, each exactly once."""
     lines = request.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")[1:]
     found = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
     picked = [(name, value) for name, value in found if name in names]
@@ -52,14 +52,12 @@ def fields_of(request: bytes, *names: str) -> dict[str, str]:
         ),
     ],
 )
-async def test_an_engine_gets_the_key_that_is_meant_for_it(
-    start_proxy: StartProxy, settings: dict[str, str], got: dict[str, str]
-) -> None:
+async def test_engine_gets_its_own_key(start_proxy: StartProxy, settings: dict[str, str], got: dict[str, str]) -> None:
     async with RecordingEngine() as engine:
         proxy = await asyncio.to_thread(start_proxy, engine.url, **settings)
         assert (await send(proxy.url, CHAT, chat(), headers=GIVEN)).status == 200
 
-        [request] = engine.passed_on
+        [request] = engine.forwarded
         assert fields_of(request, "authorization", "x-api-key", "proxy-authorization") == got
         own = {"authorization": f"Bearer {ENGINES_KEY}"} if "BACKEND_API_KEY" in settings else {}
         assert engine.polls
@@ -67,18 +65,18 @@ async def test_an_engine_gets_the_key_that_is_meant_for_it(
             assert fields_of(poll, "authorization", "x-api-key") == own
 
 
-async def test_without_keys_any_authorization_goes_on_as_it_came(start_proxy: StartProxy) -> None:
+async def test_without_keys_authorization_is_forwarded_unchanged(start_proxy: StartProxy) -> None:
     given = ["Basic YTpi", "bearer  x", "Digest a=b, c=d", "Bearer \xe9"]
     async with RecordingEngine() as engine:
         proxy = await asyncio.to_thread(start_proxy, engine.url)
         for authorization in given:
             await send(proxy.url, CHAT, chat(), headers={"Authorization": authorization})
 
-        got = [fields_of(request, "authorization")["authorization"] for request in engine.passed_on]
+        got = [fields_of(request, "authorization")["authorization"] for request in engine.forwarded]
         assert got == [authorization.encode().decode("latin-1") for authorization in given]
 
 
-async def test_an_engine_with_a_key_of_its_own_is_used_and_understood(
+async def test_engine_with_a_configured_key_is_polled_and_used(
     start_servers: StartServers, start_proxy: StartProxy, tiny_model: Path
 ) -> None:
     [server] = start_servers(1, tiny_model, "--api-key", ENGINES_KEY)
@@ -92,7 +90,7 @@ async def test_an_engine_with_a_key_of_its_own_is_used_and_understood(
     assert (await send(proxy.url, CHAT, chat())).status == 401
 
 
-async def test_an_engine_whose_key_we_lack_answers_for_itself(
+async def test_engine_with_an_unconfigured_key_answers_401_itself(
     start_servers: StartServers, start_proxy: StartProxy, tiny_model: Path
 ) -> None:
     [server] = start_servers(1, tiny_model, "--api-key", ENGINES_KEY)
@@ -103,7 +101,7 @@ async def test_an_engine_whose_key_we_lack_answers_for_itself(
     assert (await send(proxy.url, CHAT, chat(), headers={"Authorization": f"Bearer {ENGINES_KEY}"})).status == 200
 
 
-# --- the way
+# --- forwarding headers
 
 SPOOFED = {
     "X-Forwarded-For": "203.0.113.9",
@@ -116,13 +114,13 @@ SPOOFED = {
 WAY = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip", "forwarded", "traceparent")
 
 
-async def test_a_strangers_word_about_its_way_is_replaced(tmp_path: Path) -> None:
+async def test_forwarding_headers_of_an_untrusted_client_are_replaced(tmp_path: Path) -> None:
     async with RecordingEngine() as engine:
         with await asyncio.to_thread(Proxy, tmp_path, [engine.url]) as proxy:
             await send(proxy.url, "/x", headers=SPOOFED)
             await eventually(lambda: len(proxy.access_lines) == 1)
 
-            assert fields_of(engine.passed_on[0], *WAY) == {
+            assert fields_of(engine.forwarded[0], *WAY) == {
                 "x-forwarded-for": "127.0.0.1",
                 "x-forwarded-proto": "http",
                 "x-forwarded-host": proxy.url.removeprefix("http://"),
@@ -131,22 +129,22 @@ async def test_a_strangers_word_about_its_way_is_replaced(tmp_path: Path) -> Non
     assert clients_in(tmp_path) == [""]
 
 
-async def test_a_trusted_proxys_word_is_passed_on_and_logged(tmp_path: Path) -> None:
-    told = ["203.0.113.9", "6.6.6.6, 203.0.113.9, 10.0.0.1", "[2001:db8::1]:443", 'x" 200', "127.0.0.1", ""]
+async def test_forwarding_headers_of_a_trusted_proxy_are_extended_and_logged(tmp_path: Path) -> None:
+    values = ["203.0.113.9", "6.6.6.6, 203.0.113.9, 10.0.0.1", "[2001:db8::1]:443", 'x" 200', "127.0.0.1", ""]
     async with RecordingEngine() as engine:
         with await asyncio.to_thread(Proxy, tmp_path, [engine.url], TRUSTED_PROXIES="private") as proxy:
-            for value in told:
+            for value in values:
                 await send(proxy.url, "/x", headers=SPOOFED | {"X-Forwarded-For": value})
-            await eventually(lambda: len(proxy.access_lines) == len(told))
+            await eventually(lambda: len(proxy.access_lines) == len(values))
 
-        assert fields_of(engine.passed_on[0], *WAY) == {
+        assert fields_of(engine.forwarded[0], *WAY) == {
             **{name.lower(): value for name, value in SPOOFED.items()},
             "x-forwarded-for": "203.0.113.9, 127.0.0.1",
         }
     assert clients_in(tmp_path) == ["203.0.113.9", "203.0.113.9", "2001:db8::1", "", "", ""]
 
 
-async def test_a_proxy_that_is_its_own_backend_says_so(start_proxy: StartProxy, free_port: int) -> None:
+async def test_proxy_that_is_its_own_backend_reports_a_loop(start_proxy: StartProxy, free_port: int) -> None:
     proxy = start_proxy(f"http://127.0.0.1:{free_port}", PORT=str(free_port), METRICS_CACHE_TTL_SECONDS="0.1")
     await eventually(lambda: _is_ready(proxy))
 
@@ -156,18 +154,18 @@ async def test_a_proxy_that_is_its_own_backend_says_so(start_proxy: StartProxy, 
     await eventually(lambda: len([line for line in proxy.access_lines if line.path == CHAT]) == 2)
 
 
-async def test_two_proxies_in_a_row_are_no_circle(start_proxy: StartProxy) -> None:
+async def test_two_proxies_in_a_row_are_not_a_loop(start_proxy: StartProxy) -> None:
     async with RecordingEngine() as engine:
         inner = await asyncio.to_thread(start_proxy, engine.url)
         outer = await asyncio.to_thread(start_proxy, inner.url)
 
         assert json.loads((await send(outer.url, "/x")).body)["data"]
-        via = fields_of(engine.passed_on[0], "via")["via"]
+        via = fields_of(engine.forwarded[0], "via")["via"]
         assert re.fullmatch(r"1\.1 inference-proxy-\w+, 1\.1 inference-proxy-\w+", via)
 
 
 def clients_in(folder: Path) -> list[str]:
-    """Who asked, in the access log of the program that ran there; empty for the peer itself."""
+    """The client address in the access log of the program in ``folder``; empty for the peer itself."""
     found = [line.split(" ")[1] for line in (folder / "stdout").read_text().splitlines()]
     return ["" if client.startswith("127.0.0.1:") else client for client in found]
 

@@ -1,4 +1,4 @@
-"""Engines that keep what they have made, and find it by its name, as vLLM does with responses."""
+"""Engines that store responses and find them by id, as vLLM does."""
 
 from __future__ import annotations
 
@@ -8,53 +8,53 @@ import json
 from support.engine import STREAM_HEAD, Engine, chunk
 from support.fakes.engine import EngineConnection, http_reply
 
-__all__ = ["KeepingEngine"]
+__all__ = ["StatefulEngine"]
 
-_NOT_FOUND = b'{"error": {"message": "not found, says %b", "code": 404}}'
+_NOT_FOUND = b'{"error": {"message": "not found by %b", "code": 404}}'
 
 
-class KeepingEngine(Engine):
-    """Answers 404 for what it does not have.
+class StatefulEngine(Engine):
+    """Answers 404 for ids that it has not stored.
 
     Attributes:
-        kept: the ids of its responses and stored completions.
-        lacked: how often it was asked for something else.
+        stored: the ids of its responses and stored completions.
+        not_found: number of requests for other ids.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__(self._answer, owner="vllm")
         self.name = name
-        self.kept: list[str] = []
-        self.lacked = 0
+        self.stored: list[str] = []
+        self.not_found = 0
         self._numbers = itertools.count()
 
     async def _answer(self, connection: EngineConnection) -> None:
         head, _, body = connection.requests[-1].partition(b"\r\n\r\n")
         method, target, _ = head.decode().split(" ", 2)
         path = target.partition("?")[0]
-        asked = json.loads(body) if body else {}
+        payload = json.loads(body) if body else {}
         if path == "/v1/responses":
-            needed = asked.get("previous_response_id")
+            needed = payload.get("previous_response_id")
         elif method == "POST" and path in ("/v1/chat/completions", "/v1/streams/lookup"):
             needed = None
         else:
             needed = path.removeprefix("/v1/responses/").removeprefix("/v1/chat/completions/").partition("/")[0]
-        if needed is not None and needed not in self.kept:
-            self.lacked += 1
+        if needed is not None and needed not in self.stored:
+            self.not_found += 1
             connection.send(http_reply(_NOT_FOUND % self.name.encode(), 404))
         elif method == "POST" and path == "/v1/chat/completions":
-            self.kept.append(f"chatcmpl-{self.name}{next(self._numbers)}")
-            connection.send(http_reply(json.dumps({"id": self.kept[-1]}).encode()))
+            self.stored.append(f"chatcmpl-{self.name}{next(self._numbers)}")
+            connection.send(http_reply(json.dumps({"id": self.stored[-1]}).encode()))
         elif path == "/v1/responses":
-            self._respond(connection, is_streamed=asked.get("stream", False))
+            self._respond(connection, is_streamed=payload.get("stream", False))
         else:
             if method == "DELETE":
-                self.kept = [kept for kept in self.kept if kept != needed]
-            connection.send(http_reply(json.dumps({"id": needed, "of": self.name}).encode()))
+                self.stored = [stored for stored in self.stored if stored != needed]
+            connection.send(http_reply(json.dumps({"id": needed, "engine": self.name}).encode()))
 
     def _respond(self, connection: EngineConnection, *, is_streamed: bool) -> None:
-        self.kept.append(f"resp_{self.name}{next(self._numbers)}")
-        response = {"id": self.kept[-1], "object": "response", "output": [{"id": "resp_not_this", "text": "x" * 99}]}
+        self.stored.append(f"resp_{self.name}{next(self._numbers)}")
+        response = {"id": self.stored[-1], "object": "response", "output": [{"id": "resp_not_this", "text": "x" * 99}]}
         if not is_streamed:
             connection.send(http_reply(json.dumps(response).encode()))
             return

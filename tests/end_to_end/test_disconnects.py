@@ -1,4 +1,4 @@
-"""Who leaves gives the place back, on every path, within a second."""
+"""A disconnect frees the slot within a second, on every path."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from support.waiting import eventually
 
 Leave = Callable[[Call], Awaitable[None]]
 
-LONG = 4000  # tokens: many seconds
+LONG = 4000  # tokens; takes many seconds
 PATH = "/v1/chat/completions"
-RARE_POLLS = {"METRICS_CACHE_TTL_SECONDS": "60"}  # so that each connection to the engine is a request's
+RARE_POLLS = {"METRICS_CACHE_TTL_SECONDS": "60"}  # so that each connection to the engine belongs to a request
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,13 @@ async def is_idle_again(server: LlamaServer) -> None:
 
 
 def load(server: LlamaServer) -> tuple[float, float]:
-    """Requests that it is working on, and those that it has queued, by its own count."""
+    """Numbers of running and queued requests, as reported by the server."""
     metrics = server.metrics()
     return metrics["llamacpp:requests_processing"], metrics["llamacpp:requests_deferred"]
 
 
 async def has_let_go(proxy: Proxy, server: LlamaServer, connections: int = 0) -> None:
-    """The proxy holds nothing for the client that left, within a second."""
+    """Wait at most a second until the proxy has released the client's connection and lease."""
     await eventually(lambda: proxy.connections_to(server.port) == connections, seconds=1)
 
     async def holds_no_more_leases() -> bool:
@@ -54,7 +54,7 @@ async def has_let_go(proxy: Proxy, server: LlamaServer, connections: int = 0) ->
 
 
 @pytest.mark.parametrize("leave", [Call.leave, Call.reset, Call.half_close], ids=["FIN", "RST", "half-close"])
-async def test_leaving_within_a_stream_ends_its_generation(proxy: Proxy, server: LlamaServer, leave: Leave) -> None:
+async def test_disconnect_during_a_stream_ends_its_generation(proxy: Proxy, server: LlamaServer, leave: Leave) -> None:
     async with Call(proxy.url, PATH, chat(LONG, stream=True)) as stream:
         stream.send()
         assert await stream.head() == 200
@@ -68,8 +68,10 @@ async def test_leaving_within_a_stream_ends_its_generation(proxy: Proxy, server:
         await eventually(lambda: load(server) == (0, 0), seconds=1)
 
 
-async def test_leaving_while_queued_in_the_engine_closes_the_connection(proxy: Proxy, server: LlamaServer) -> None:
-    """The engine sends such a request nothing at all, not even a header section."""
+async def test_disconnect_while_queued_in_the_engine_closes_the_backend_connection(
+    proxy: Proxy, server: LlamaServer
+) -> None:
+    """The engine sends nothing for a queued request, not even a header section."""
     async with AsyncExitStack() as stack:
 
         async def call(url: str, body: dict[str, object]) -> Call:
@@ -87,10 +89,10 @@ async def test_leaving_while_queued_in_the_engine_closes_the_connection(proxy: P
             await leave(leaving)
 
         await has_let_go(proxy, server)
-        assert load(server) == (2, 4)  # it will find out in their turn
+        assert load(server) == (2, 4)  # the engine notices when it takes them from its queue
 
 
-async def test_one_that_leaves_disturbs_no_other(proxy: Proxy, server: LlamaServer) -> None:
+async def test_disconnect_disturbs_no_other_request(proxy: Proxy, server: LlamaServer) -> None:
     async with Call(proxy.url, PATH, chat(600, stream=True)) as staying:
         staying.send()
         await staying.head()
@@ -105,8 +107,8 @@ async def test_one_that_leaves_disturbs_no_other(proxy: Proxy, server: LlamaServ
     assert reply.body.count(b'"content":"') == 600
 
 
-async def test_leaving_without_stream_closes_the_connection(proxy: Proxy, server: LlamaServer) -> None:
-    """llama.cpp itself goes on to the last token; that we have left is all that we can tell it."""
+async def test_disconnect_before_the_reply_closes_the_backend_connection(proxy: Proxy, server: LlamaServer) -> None:
+    """llama.cpp generates to the last token anyway. The proxy can only close the connection."""
     async with Call(proxy.url, PATH, chat(1000)) as one, Call(proxy.url, PATH, chat(1000)) as other:
         one.send()
         other.send()

@@ -1,4 +1,4 @@
-"""No secret is in anything that the program writes, at its most talkative; and no address of a backend in an error."""
+"""No output of the program has a secret, even at the highest log level, and no error has a backend's address."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CHAT = "/v1/chat/completions"
 PROMPT = {"messages": [{"role": "user", "content": f"my password is {PLANTED}-prompt"}], "max_tokens": 4}
 PRIVATE = {"X-Password": f"{PLANTED}-field", "Cookie": f"session={PLANTED}-cookie"}
 QUERY = f"?api_key={PLANTED}-query&token={PLANTED}-token"
-MODELS = b'{"object":"list","data":[{"id":"tiny","object":"model","owned_by":"somebody"}]}'
+MODELS = b'{"object":"list","data":[{"id":"tiny","object":"model","owned_by":"unknown-engine"}]}'
 SETTINGS = {"ADMIN_KEY": ADMIN, "METRICS_KEY": METRICS, "BACKEND_API_KEY": ENGINE}
 TALKATIVE = {"LOG_LEVEL": "debug", "MAX_REQUEST_BODY_BYTES": "2000", "HEALTH_DETAILS": "all", "BACKEND_HEADER": "true"}
 
 
 async def engine_of_all_kinds(connection: EngineConnection) -> None:
-    """Answers as the path says: well, with an error, not in HTTP, with half a stream, or not at all."""
+    """Answers as the path says: correctly, with an error, not in HTTP, with half a stream, or not at all."""
     while True:
         request = await connection.request()
         path = request.split(b" ")[1].partition(b"?")[0]
@@ -55,12 +55,12 @@ async def engine_of_all_kinds(connection: EngineConnection) -> None:
 
 
 @dataclass
-class Seen:
-    """What came out of the program.
+class Output:
+    """All output of the program.
 
     Attributes:
-        replies: raw, by what was asked for; not what an engine itself wrote.
-        errors: those of them that are the proxy's own errors.
+        replies: raw replies by request, without those that an engine wrote.
+        errors: the replies that are errors of the proxy.
         statuses: of all replies.
     """
 
@@ -69,7 +69,7 @@ class Seen:
     statuses: set[int] = field(default_factory=set)
 
     async def ask(self, url: str, line: str, body: object = None, **fields: str) -> None:
-        """Ask for ``METHOD /path``, and keep the reply."""
+        """Send ``METHOD /path`` and record the reply."""
         method, target = line.split(" ", 1)
         content = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         given = {"Host": "proxy", "Connection": "close", "Content-Length": str(len(content)), **PRIVATE, **fields}
@@ -85,26 +85,26 @@ class Seen:
             self.errors[what] = reply
 
 
-async def everything(url: str, secret: str) -> Seen:
-    """Requests of all kinds by somebody who shows ``secret``, and by others."""
-    seen = Seen()
+async def everything(url: str, secret: str) -> Output:
+    """Send all kinds of requests, with ``secret`` and without."""
+    output = Output()
     key = {"Authorization": f"Bearer {secret}"}
     for path in (CHAT, "/v1/messages", "/engine-error", "/no-http", "/broken", "/silent", "/gone", "/sleep", "/x"):
-        await seen.ask(url, f"POST {path}{QUERY}", PROMPT, **key)
-        await seen.ask(url, f"GET {path}{QUERY}", None, X_Api_Key=secret)
+        await output.ask(url, f"POST {path}{QUERY}", PROMPT, **key)
+        await output.ask(url, f"GET {path}{QUERY}", None, X_Api_Key=secret)
     for wrong in (f"Bearer {OTHER}", f"Basic {OTHER}", f"Bearer {ADMIN}", f"{OTHER}"):
         for path in (CHAT, "/v1/messages", "/v1/models", "/admin/keys", "/metrics"):
-            await seen.ask(url, f"POST {path}{QUERY}", PROMPT, Authorization=wrong)
+            await output.ask(url, f"POST {path}{QUERY}", PROMPT, Authorization=wrong)
     for path in ("/", "/health", "/livez", "/readyz", "/openapi.json", "/docs", "/v1/models"):
-        await seen.ask(url, f"GET {path}{QUERY}", None, **key)
+        await output.ask(url, f"GET {path}{QUERY}", None, **key)
     for operator, path in ((ADMIN, "/admin/keys"), (ADMIN, "/admin/x"), (ADMIN, "/admin"), (METRICS, "/metrics")):
-        await seen.ask(url, f"GET {path}{QUERY}", None, Authorization=f"Bearer {operator}")
-    await seen.ask(url, f"POST {CHAT}", PROMPT | {"model": "other"}, **key)
-    await seen.ask(url, f"POST {CHAT}", json.dumps(PROMPT)[:-1].encode(), **key)
-    await seen.ask(url, f"POST {CHAT}{QUERY}", PLANTED.encode() * 200, **key)
+        await output.ask(url, f"GET {path}{QUERY}", None, Authorization=f"Bearer {operator}")
+    await output.ask(url, f"POST {CHAT}", PROMPT | {"model": "other"}, **key)
+    await output.ask(url, f"POST {CHAT}", json.dumps(PROMPT)[:-1].encode(), **key)
+    await output.ask(url, f"POST {CHAT}{QUERY}", PLANTED.encode() * 200, **key)
     for number, malformed in enumerate(_malformed(secret)):
-        seen.keep(f"malformed {number}", await raw(url, malformed))
-    return seen
+        output.keep(f"malformed {number}", await raw(url, malformed))
+    return output
 
 
 def _malformed(secret: str) -> Iterator[bytes]:
@@ -125,7 +125,7 @@ def _malformed(secret: str) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 @pytest.mark.parametrize("keys", [True, False])
-async def test_no_secret_is_in_anything_the_program_writes(tmp_path: Path, log_format: str, *, keys: bool) -> None:
+async def test_program_writes_no_secret(tmp_path: Path, log_format: str, *, keys: bool) -> None:
     (tmp_path / "keys.yaml").write_text(f"keys: [{{name: file, secret: {IN_FILE}, models: [tiny]}}]")
     settings = TALKATIVE | SETTINGS | {"LOG_FORMAT": log_format, "BACKEND_TIMEOUT_SECONDS": "0.3"}
     if keys:
@@ -133,7 +133,7 @@ async def test_no_secret_is_in_anything_the_program_writes(tmp_path: Path, log_f
     dead = unused_url()
     async with FakeEngine(engine_of_all_kinds) as engine:
         with await asyncio.to_thread(Proxy, tmp_path, [engine.url, dead], **settings) as proxy:
-            seen = await everything(proxy.url, CLIENT)
+            output = await everything(proxy.url, CLIENT)
             (tmp_path / "keys.yaml").write_text(f"keys: [{{name: file, secret: {IN_FILE}, {PLANTED}-x: 1}}]")
             if keys:
                 await eventually(lambda: "keys.yaml" in proxy.events)
@@ -141,18 +141,18 @@ async def test_no_secret_is_in_anything_the_program_writes(tmp_path: Path, log_f
     written = {name: (tmp_path / name).read_bytes() for name in ("stdout", "stderr")}
     assert {200, 401, 403, 404, 400, 413, 414, 417, 431, 500, 502, 504, 505} - (
         {404} if keys else {403}
-    ) <= seen.statuses
-    for what, content in (written | seen.replies).items():
+    ) <= output.statuses
+    for what, content in (written | output.replies).items():
         assert PLANTED.encode() not in content, f"{what}: {content[:2000]!r}"
     addresses = re.compile(rb"127\.0\.0\.1|localhost|:%d|:%s" % (engine.port, dead.rpartition(":")[2].encode()))
-    assert len(seen.errors) > 20
-    for what, content in seen.errors.items():
+    assert len(output.errors) > 20
+    for what, content in output.errors.items():
         assert not addresses.search(content.partition(b"\r\n\r\n")[2]), f"{what}: {content!r}"
         if not content.startswith(b"HTTP/1.1 200"):
             assert b"x-backend" not in content, f"{what}: {content!r}"
 
 
-async def test_nobody_is_told_of_a_dead_fleets_addresses(tmp_path: Path) -> None:
+async def test_error_for_a_dead_fleet_names_no_address(tmp_path: Path) -> None:
     port = free_port()
     with await asyncio.to_thread(Proxy, tmp_path, [f"http://127.0.0.1:{port}"], LOG_LEVEL="debug") as proxy:
         for path in (CHAT, "/v1/messages", "/v1/responses"):
@@ -166,7 +166,7 @@ async def test_nobody_is_told_of_a_dead_fleets_addresses(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("arguments", [("settings",), ("settings", "--json")])
-def test_settings_are_shown_without_their_secrets(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_shown_settings_have_no_secrets(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = run_command(tmp_path, *arguments, **SETTINGS, API_KEYS=f"alice:{CLIENT},bob:{OTHER}")
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -174,7 +174,7 @@ def test_settings_are_shown_without_their_secrets(tmp_path: Path, arguments: tup
     assert PLANTED not in done.stdout
 
 
-def test_wrong_settings_are_named_without_their_secrets(tmp_path: Path) -> None:
+def test_invalid_settings_are_reported_without_secrets(tmp_path: Path) -> None:
     wrong = {
         "API_KEYS": f"a:{OTHER},a:{CLIENT}",
         "ADMIN_KEY": f"{ADMIN} {ADMIN}",
@@ -198,7 +198,7 @@ def test_wrong_settings_are_named_without_their_secrets(tmp_path: Path) -> None:
         f"keys: {{\n{CLIENT}",
     ],
 )
-def test_a_wrong_file_of_keys_is_one_line_without_its_secrets(tmp_path: Path, content: str) -> None:
+def test_invalid_key_file_is_one_line_without_secrets(tmp_path: Path, content: str) -> None:
     (tmp_path / "keys.yaml").write_text(content)
     settings = {"BACKENDS": "http://127.0.0.1:1", "PORT": "0", "API_KEYS_FILE": "keys.yaml", "LOG_LEVEL": "debug"}
 
@@ -210,7 +210,7 @@ def test_a_wrong_file_of_keys_is_one_line_without_its_secrets(tmp_path: Path, co
     assert PLANTED not in done.stderr
 
 
-def test_a_line_of_env_that_cannot_be_read_is_not_repeated(tmp_path: Path) -> None:
+def test_unreadable_line_of_dot_env_is_not_repeated(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
         f"BACKENDS=http://127.0.0.1:1\nADMIN_KEY={PLANTED}\n{PLANTED} is it\nADMN_KEY={OTHER}\n"
     )

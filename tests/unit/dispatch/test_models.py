@@ -1,0 +1,96 @@
+"""A request reaches an engine that serves its model, or is refused; over real sockets, on scripted engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Self
+
+import pytest
+
+from inference_engine_proxy_server.backends.base import BackendState, ModelNames
+from support.fakes.engine import FakeEngine, answering, http_reply
+from support.pools import ForwardingFront
+
+JSON = "application/json"
+FORM = "multipart/form-data; boundary=x"
+FIELD = b"--x\r\nContent-Disposition: form-data; name=model\r\n\r\nbeta\r\n--x--\r\n"
+
+
+def status_of(reply: bytes) -> int:
+    return int(reply.split(b" ", 2)[1])
+
+
+def code_of(reply: bytes) -> str:
+    code: str = json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["code"]
+    return code
+
+
+def request(body: bytes, *, path: str = "/v1/chat/completions", fields: str = "", content_type: str = JSON) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {content_type}\r\n{fields}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+class Models(AsyncExitStack):
+    """Engines with one model each, and a proxy in front of them."""
+
+    def __init__(self, *models: str, policy: str = "least_requests") -> None:
+        super().__init__()
+        self._models = models
+        self._policy = policy
+        self.engines: list[FakeEngine] = []
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        for model in self._models:
+            self.engines.append(await self.enter_async_context(FakeEngine(answering(http_reply(model.encode())))))
+        self.proxy = await self.enter_async_context(ForwardingFront(*self.engines, policy=self._policy))
+        for backend, model in zip(self.proxy.pool.backends, self._models, strict=True):
+            state = BackendState(
+                ready=True, requests_processing=0.0, models=({"id": model},), model_names=ModelNames.ANY
+            )
+            self.proxy.pool.publish(backend, state, own_at_poll=0, asked_at=self.proxy.pool.clock())
+        return self
+
+    @property
+    def requests(self) -> Sequence[int]:
+        """How many requests each engine got."""
+        return [len(engine.requests) for engine in self.engines]
+
+
+@pytest.mark.parametrize("policy", ["least_requests", "expected_time"])
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        pytest.param(JSON, b'\xef\xbb\xbf{"model": "beta"}', id="byte-order mark"),
+        pytest.param(JSON, b'{"prompt": "\\ud83d", "model": "beta"}', id="lone surrogate"),
+        pytest.param(FORM, FIELD, id="form"),
+        pytest.param(FORM, b"preamble\r\n" + FIELD, id="form with a preamble"),
+    ],
+)
+async def test_model_in_an_unusual_notation_reaches_its_engine(policy: str, content_type: str, body: bytes) -> None:
+    async with Models("alpha", "beta", "gamma", policy=policy) as fleet:
+        for _ in range(6):
+            await fleet.proxy.send(request(body, content_type=content_type))
+        assert fleet.requests == [0, 6, 0]
+
+
+@pytest.mark.parametrize("policy", ["least_requests", "expected_time"])
+@pytest.mark.parametrize(
+    ("fields", "body", "status"),
+    [("", b'{"model": 7}', 400), ("", b"{ not JSON", 400), ("Content-Encoding: gzip\r\n", b"\x1f\x8b", 415)],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/tokenize"])
+async def test_unreadable_model_is_refused_where_backends_differ(
+    path: str, policy: str, fields: str, body: bytes, status: int
+) -> None:
+    async with Models("alpha", "beta", policy=policy) as fleet:
+        reply = await fleet.proxy.send(request(body, path=path, fields=fields))
+        assert (status_of(reply), code_of(reply)) == (status, "unreadable_model")
+        assert fleet.requests == [0, 0]
+
+
+async def test_unreadable_model_reaches_an_engine_where_all_backends_are_alike() -> None:
+    async with Models("alpha", "alpha") as fleet:
+        assert status_of(await fleet.proxy.send(request(b"{ not JSON"))) == 200
