@@ -59,14 +59,14 @@ def run(
         load: reads the configuration again, to apply a changed fleet; ``None`` when it never changes.
 
     Returns:
-        The process's exit code: 0 after a requested stop; 1 when an address is not available; 2 when the
-        configuration cannot be used: the certificate, the file of keys, or an engine in the fleet.
+        The exit code of the process: 0 after a requested stop; 1 when an address is unavailable; 2 when the
+        certificate, the key file or an engine in the fleet is unusable.
     """
     settings = configuration.settings
     configure_logging(settings.log_level, settings.log_format)
     raise_file_limit()
-    # uvicorn raises a caught signal again when it has stopped, which would end this process by that signal. A SIGHUP
-    # asks for a reload, and must not end a process that is still starting.
+    # After it has stopped, uvicorn raises a caught signal again, which would terminate this process by that signal.
+    # SIGHUP requests a reload, and must not terminate a process that is still starting.
     for number in (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if load is not None else ())):
         signal.signal(number, lambda *_: None)
     with ExitStack() as stack:
@@ -86,7 +86,7 @@ def _prepared(
     load: Callable[[], Configuration] | None,
     stack: ExitStack,
 ) -> Callable[[], int]:
-    """A function that serves, with all its resources acquired; raises one of ``_STARTUP_ERRORS``."""
+    """Acquire all resources and return the function that serves; raises one of ``_STARTUP_ERRORS``."""
     settings = configuration.settings
     if settings.workers > 1:
         return make_supervisor(configuration, on_started, load).run
@@ -108,7 +108,7 @@ def make_supervisor(
     on_started: Callable[[str], None] | None,
     load: Callable[[], Configuration] | None,
 ) -> Supervisor:
-    """A supervisor for several processes that serve together; arguments as for :func:`run`."""
+    """The supervisor of several workers; arguments as for :func:`run`."""
     if sys.platform != "linux":
         message = "WORKERS above 1 needs Linux, whose kernel spreads connections over several sockets of one port"
         raise SettingsError([message])
@@ -122,7 +122,7 @@ def make_supervisor(
         configure_logging(settings.log_level, settings.log_format, context.siblings.number)
         try:
             proxy = build_proxy(context.configuration, load, context)
-        except _STARTUP_ERRORS as error:  # a file that has become unusable since the start
+        except _STARTUP_ERRORS as error:  # a file has become unusable since the start
             logger.error("%s", error)
             return 1
         Worker(_uvicorn_config(settings, proxy), proxy, context).run(sockets=[context.listeners[0]])
@@ -136,7 +136,7 @@ def make_supervisor(
 
 
 def _reloader(settings: Settings, load: Callable[[], Configuration] | None) -> Callable[[], Configuration | None]:
-    """A function that returns the configuration if it has changed since the last call and can be used."""
+    """A function that returns the configuration if it is valid and has changed since the last call."""
     watch = FileWatch(settings_files(settings))
 
     def reload_if_changed() -> Configuration | None:
@@ -147,7 +147,7 @@ def _reloader(settings: Settings, load: Callable[[], Configuration] | None) -> C
             check_engines(changed.fleet, discover_engines())
         except (SettingsError, UnknownEngineError):  # each worker logs it
             return None
-        except Exception:  # must not end the supervisor, as it does not end a worker
+        except Exception:  # must not terminate the supervisor, just as it does not terminate a worker
             logger.exception("the settings cannot be reloaded")
             return None
         return changed
@@ -156,10 +156,10 @@ def _reloader(settings: Settings, load: Callable[[], Configuration] | None) -> C
 
 
 def _check_certificate(certificate: str | None, key: str | None) -> None:
-    """Raises ``SettingsError`` with the names of the settings; uvicorn would only repeat OpenSSL's message."""
+    """Raise ``SettingsError`` with the names of the settings; uvicorn would only repeat OpenSSL's message."""
     if certificate is not None:
         try:
-            # With a password given, OpenSSL does not prompt on the terminal.
+            # Given a password, OpenSSL does not prompt on the terminal.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             reason = (isinstance(error, OSError) and error.strerror) or error
@@ -186,7 +186,7 @@ def make_host(
     Args:
         configuration: with at least one backend.
         on_started: as for :func:`run`.
-        operators: listens on ADMIN_PORT; ``None`` without such a port.
+        operators: socket for ADMIN_PORT; ``None`` without such a port.
         load: as for :func:`run`.
     """
     proxy = build_proxy(configuration, load)

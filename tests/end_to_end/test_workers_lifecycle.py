@@ -163,7 +163,7 @@ async def test_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path, stream
             streams.may_end.set()
             assert all([(await call.reply()).complete for call in calls])
         await eventually(lambda: not any(map(lives, workers)))
-        assert proxy.events.count("the supervisor is gone") == 2
+        assert proxy.events.count("the supervisor has ended") == 2
 
 
 def kill_remaining(pids: list[int]) -> None:

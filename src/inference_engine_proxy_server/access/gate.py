@@ -10,7 +10,7 @@ from inference_engine_proxy_server.access.allowances import Allowance, Allowance
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey, digest_of
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.requests.destinations import Destination
+from inference_engine_proxy_server.requests.destinations import Destination, is_about_models
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["Access", "Gate"]
@@ -42,8 +42,8 @@ class Gate:
         ring: the keys of clients; ``None`` when the engines are open to everyone.
         allowances: the allowances of keys.
         admin_key: for ``/admin/``; ``None`` disables it.
-        metrics_key: for ``/metrics``; ``None`` opens it to everyone.
-        operators_elsewhere: ``/admin/`` and ``/metrics`` are on a port of their own.
+        metrics_key: for ``/metrics``; ``None`` when it needs no key.
+        operators_elsewhere: whether ``/admin/`` and ``/metrics`` are on a separate port.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Gate:
 
 def _is_open(head: RequestHead) -> bool:
     """Whether the request needs no client key: the proxy's own endpoints, except those about models."""
-    return head.destination is Destination.OWN and not head.path.startswith(("/v1/models", "/models"))
+    return head.destination is Destination.OWN and not is_about_models(head.path)
 
 
 def _secrets(head: RequestHead) -> list[bytes]:

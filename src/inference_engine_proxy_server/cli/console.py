@@ -1,4 +1,4 @@
-"""What the subcommands share: output, loading of settings, and options."""
+"""Shared parts of the subcommands: output, loading of settings, and options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inference_engine_proxy_server.config.sources import ENV_FILE, LoadedSetting
 __all__ = ["StrictParser", "Subparsers", "address_options", "complain", "load", "show"]
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - has no public name
-"""What ``add_subparsers`` returns."""
+"""The result of ``add_subparsers``."""
 
 
 class StrictParser(argparse.ArgumentParser):

@@ -60,15 +60,15 @@ def build_proxy(
     load: Callable[[], Configuration] | None = None,
     process: ProcessContext | None = None,
 ) -> Proxy:
-    """A proxy, ready to be hosted.
+    """Build a proxy that is ready to be hosted.
 
     Args:
         configuration: with at least one backend.
         load: reads the configuration again; ``None`` when it never changes.
-        process: the process that the proxy runs in; ``None`` when it is the only one.
+        process: the context of the process; ``None`` for a single process.
 
     Raises:
-        KeyFileError: the file of keys cannot be used.
+        KeyFileError: the key file cannot be used.
         UnknownEngineError: the configuration names an unknown engine.
     """
     settings, process = configuration.settings, process or SoleProcess()
@@ -103,7 +103,7 @@ def build_proxy(
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }
     app = build_app(routers, _lifespan(loops, refresher, fleet))
-    # The clients.
+    # The client side.
     bridge = AsgiBridge(app)
     gate = build_gate(settings, ring, allowances)
     destinations = build_destinations(settings, app, routers)

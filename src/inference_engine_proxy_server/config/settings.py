@@ -78,8 +78,8 @@ class Settings(BaseModel):
     """Longest time in seconds from the last byte of a request to the end of its reply; 0 means no limit."""
     backend_connect_timeout_seconds: _Seconds = 2
     """Longest wait in seconds for a new connection to a backend."""
-    max_allowed_request_queue: _Requests = 6
-    """A llama.cpp backend is busy and gets no new requests if it processes more requests than this."""
+    max_allowed_request_queue: _Requests | None = None
+    """A llama.cpp backend that processes more requests gets no new ones; default: 6, or its slots if more."""
     max_allowed_deferred: _Requests = 3
     """A llama.cpp backend is busy and gets no new requests if more requests than this wait inside it."""
     backend_idle_connection_seconds: _SecondsOrZero = 3

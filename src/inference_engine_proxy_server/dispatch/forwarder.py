@@ -152,7 +152,7 @@ class Forwarder:
         return self._affinities.affinity(request.head, request.content)
 
     def _observe(self, request: ProxiedRequest, lease: Lease) -> tuple[ReplyObserver, ...]:
-        """Let routing learn from this attempt's reply."""
+        """Make routing learn from the reply of this attempt."""
         observers: list[ReplyObserver] = []
         if lease.tracker is not None:
             observers.append(LearningObserver(request, lease.tracker))
@@ -169,7 +169,7 @@ class Forwarder:
     def _take_failure(
         self, request: ProxiedRequest, backend: Backend, error: BackendError, failed: dict[Backend, BackendError]
     ) -> None:
-        """Note a failed attempt; raises ``error`` unless another attempt may be made."""
+        """Record a failed attempt; raise ``error`` unless another attempt may be made."""
         failed[backend] = error
         if isinstance(error, BackendLacks):
             return

@@ -15,7 +15,7 @@ class LimitedForwarder:
 
     Args:
         limits: enforces the limits of keys.
-        ownership: enforces the ownership of backend-local resources.
+        ownership: knows which key created a backend-local resource.
         forwarder: forwards the permitted requests.
     """
 
@@ -31,7 +31,7 @@ class LimitedForwarder:
             ProxyError: the key does not permit the request, or it cannot be served.
         """
         access = request.access
-        if access is None:  # the gate admits only preflights without a key, and no backend needs to see them
+        if access is None:  # without a key, the gate admits only preflights, which no backend needs to see
             request.pass_preflight()
             return
         request.model = self._limits.begin(request, access)

@@ -56,7 +56,9 @@ _REPEATABLE_PATHS = frozenset(
     "/invocations",  # Amazon SageMaker's, which vLLM and SGLang serve
 }  # fmt: skip
 
-_LOSSES = 1  # backends that may fail one request after it was sent: a prompt that kills engines must not kill all
+_LOSSES = (
+    1  # backends that may fail one request after it was sent, so that a prompt that kills engines does not kill all
+)
 _CONNECT_TIMEOUTS = 3  # each takes seconds; refused connections take no time and are not counted
 
 _WINDOW_SECONDS = 10.0
@@ -69,7 +71,7 @@ class NextAttempt(Enum):
 
     NONE = "none"
     SAME_ON_FRESH_CONNECTION = "same"
-    """The kept-alive connection had gone stale, which says nothing about the backend."""
+    """The kept-alive connection was stale, which is no evidence about the backend."""
     OTHER_BACKEND = "other"
 
 
@@ -101,7 +103,7 @@ def next_attempt(
         return NextAttempt.SAME_ON_FRESH_CONNECTION
     if isinstance(error, (BackendBroke, RequestMoved, BackendDeclined)) and losses < _LOSSES:
         return NextAttempt.OTHER_BACKEND
-    return NextAttempt.NONE  # after a timeout an engine is still at work; an invalid reply is an answer
+    return NextAttempt.NONE  # after a timeout, the engine is still working; an invalid reply is an answer
 
 
 class RetryBudget:

@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse
 __all__ = ["docs_router"]
 
 _TITLE = "inference-engine-proxy-server"
-_DESCRIPTION = "openapi.json"  # relative, as all addresses here: a path prefix in front of this proxy does no harm
+_DESCRIPTION = "openapi.json"  # relative, as all addresses here, so that a path prefix in front of this proxy works
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",

@@ -21,7 +21,7 @@ def health_router(fleet: Fleet, is_draining: Callable[[], bool], *, names_need_k
     Args:
         fleet: the fleet.
         is_draining: whether this process is stopping.
-        names_need_key: show the addresses of backends only to clients with a key; number them for others.
+        names_need_key: whether only clients with a key see the addresses of backends; others see numbers.
     """
     router = APIRouter(tags=["health"])
 

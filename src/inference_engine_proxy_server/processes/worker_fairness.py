@@ -1,6 +1,6 @@
 """Decides which worker fills a slot that became free while requests wait in several workers.
 
-Without it, a worker that holds a slot could refill it for ever while requests in other workers wait in vain.
+Without it, a worker that holds a slot could refill it for ever while requests in other workers never get one.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ class Fairness(Protocol):
     """One worker's view of all workers."""
 
     def publish_waiting(self, requests: int) -> None:
-        """Tell the other workers how many requests wait here."""
+        """Publish the number of requests that wait in this worker."""
 
     def is_ours(self) -> bool:
         """Whether this worker may fill a free slot."""
 
 
 class SoleWorker:
-    """The fairness of a process without siblings: every free slot is its own."""
+    """The fairness of a process without siblings: it may fill every free slot."""
 
     def publish_waiting(self, requests: int) -> None:
-        """There is no one to tell."""
+        """Do nothing: there is no other worker."""
 
     def is_ours(self) -> bool:
         """Always true."""
@@ -47,7 +47,7 @@ class WorkerFairness:
         self._worker = worker
 
     def publish_waiting(self, requests: int) -> None:
-        """Tell the other workers how many requests wait here."""
+        """Publish the number of requests that wait in this worker."""
         self._waiting[self._worker] = requests
 
     def is_ours(self) -> bool:

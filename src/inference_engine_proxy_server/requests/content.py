@@ -39,7 +39,7 @@ _URLENCODED = "application/x-www-form-urlencoded"
 
 
 class RequestContent(msgspec.Struct, frozen=True, gc=False):
-    """What the proxy reads of a request's target and body, without its prompt.
+    """The content of a request's target and body that the proxy reads, without the prompt.
 
     Attributes:
         model: the model that the request names; ``None`` when it names none.

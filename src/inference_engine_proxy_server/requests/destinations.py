@@ -1,4 +1,4 @@
-"""Classifies requests by method, path and headers: answered here, blocked, or passed on to a backend."""
+"""Classifies requests by method, path and headers: answered here, blocked, or forwarded to a backend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from inference_engine_proxy_server.requests.headers import names_conversation
 
-__all__ = ["ANSWERED_HERE", "Destination", "Destinations", "is_named", "is_response"]
+__all__ = ["ANSWERED_HERE", "Destination", "Destinations", "is_about_models", "is_named", "is_response"]
 
 # Engines answer these outside their request queue: without a slot (llama.cpp) or a scheduling step (vLLM).
 _LIGHT_PATHS = frozenset(
@@ -65,6 +65,11 @@ def is_response(path: str) -> bool:
     return path in _RESPONSES
 
 
+def is_about_models(path: str) -> bool:
+    """Whether ``GET`` of this path asks for the list of models, or for one of them."""
+    return path in ("/v1/models", "/models") or path.startswith(("/v1/models/", "/models/"))
+
+
 class Destinations:
     """Finds the destination of a request.
 
@@ -94,7 +99,7 @@ class Destinations:
         is_reading = method in ("GET", "HEAD")
         if path == "/admin" or path.startswith("/admin/") or (path == "/metrics" and is_reading):
             return Destination.OPERATORS
-        if is_reading and path in self._own_paths:
+        if is_reading and (path in self._own_paths or is_about_models(path)):
             return Destination.OWN
         if self._blocks(method, path):
             return Destination.BLOCKED

@@ -1,4 +1,4 @@
-"""Decides which paths are blocked: engines' control endpoints, which would change an engine for all its clients."""
+"""The deny-list of paths: engines' control endpoints, which would change an engine for all its clients."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PathPolicy:
 
 
 def readings(path: str) -> set[str]:
-    """Every way in which an engine might read ``path``, which is forwarded as sent.
+    """Every way in which an engine might read ``path``, which is forwarded unchanged.
 
     Percent-decoded zero, one or two times, with and without backslashes taken as slashes, and each of these with and
     without normalization (doubled slashes, dot segments, trailing slash). One blocked reading blocks the request.

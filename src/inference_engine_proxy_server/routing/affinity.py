@@ -40,7 +40,7 @@ class Affinity:
             unknown.
         creates_response: the reply names a response that the client may request later.
         deletes: the resource is gone after the reply.
-        creates_completion: the engine may store the completion, which its owner may request later.
+        creates_completion: the engine may store the completion, which its owner may ask for later.
     """
 
     resource: bytes | None
@@ -73,10 +73,10 @@ class Affinity:
 
 
 class Entry(NamedTuple):
-    """The location and the owner of a resource.
+    """Where a resource is.
 
     Attributes:
-        url: URL of its backend.
+        url: of its backend.
         owner: name of the key that created it; ``None`` when unknown, or without keys.
     """
 
@@ -85,7 +85,7 @@ class Entry(NamedTuple):
 
 
 class AffinityTable:
-    """Maps the most recently used resource names to the URLs of their backends and to their owners.
+    """Maps the most recently used resource names to their backends and to the keys that created them.
 
     An entry may be outdated, because backends lose resources; their replies then say so. Entries of backends that have
     left the fleet are ignored.
@@ -117,14 +117,14 @@ class AffinityTable:
         """Record that ``backend`` holds the resource ``name``.
 
         Args:
-            name: of the resource.
-            backend: holds it.
-            owner: name of the key that created it, if that is known; a known owner stays.
+            name: the resource's name.
+            backend: holds the resource.
+            owner: name of the key that created the resource, if known. A known owner is never replaced.
         """
         self.adopt(name, backend.url, owner)
 
     def adopt(self, name: bytes, url: str, owner: str | None) -> None:
-        """Record the same for the backend ``url``."""
+        """Record that the backend ``url`` holds the resource ``name``; see ``remember``."""
         entries = self._entries
         before = entries.pop(name, None)
         entries[name] = Entry(url, owner if before is None or before.owner is None else before.owner)
@@ -132,7 +132,7 @@ class AffinityTable:
             del entries[next(iter(entries))]
 
     def entry(self, name: bytes) -> Entry | None:
-        """The entry of the resource ``name``; ``None`` when unknown."""
+        """Where the resource ``name`` is; ``None`` when unknown."""
         return self._entries.get(name)
 
     def owner(self, name: bytes) -> str | None:

@@ -35,6 +35,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{0,5})?
 _ENDS_IN_CHUNKED = re.compile(rb"(?:(?!chunked[ \t]*,)" + TOKEN + rb"++[ \t]*,[ \t]*)+chunked", re.IGNORECASE)
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://([^/?]*)(.*)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_STILL_HTTP = re.compile(rb"h2c?$|http/|tls/")
 _ACCEPT_ENCODING = re.compile(rb"(?:^|(?<=\n))accept-encoding:[^\n]*+\n", re.IGNORECASE)
 _PREFLIGHT = re.compile(rb"(?:^|\n)access-control-request-method:", re.IGNORECASE)
 
@@ -62,6 +63,7 @@ class RequestHead:
         keep_alive: the client wants the connection to stay open.
         content_length: bytes of the body; ``None`` when chunked or when there is no body.
         chunked: the body comes in chunks.
+        upgrade: the protocol other than HTTP to which the client wants to change; ``None`` if it wants none.
         expects_continue: the client waits for ``100 Continue`` before it sends the body.
         request_id: the client's own ``x-request-id`` if it is a valid one.
         authorization, api_key, azure_key: the fields ``Authorization``, ``X-Api-Key`` and ``Api-Key``; ``None`` when
@@ -78,7 +80,7 @@ class RequestHead:
     __slots__ = (
         "access", "api_key", "authorization", "azure_key", "chunked", "content_length", "credentials", "destination",
         "expects_continue", "host", "keep_alive", "method", "minor_version", "passed_on", "path", "request_id",
-        "sender", "target", "way",
+        "sender", "target", "upgrade", "way",
     )  # fmt: skip
 
     method: str
@@ -89,6 +91,7 @@ class RequestHead:
     keep_alive: bool
     content_length: int | None
     chunked: bool
+    upgrade: bytes | None
     expects_continue: bool
     request_id: str | None
     authorization: bytes | None
@@ -182,6 +185,7 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
         raise ClientError("The request needs exactly one valid Host field.", code="invalid_host")
     head.host = host or b""
     connection = owned.get(b"connection", b"")
+    head.upgrade = _other_protocol(owned[b"upgrade"], connection) if b"upgrade" in owned else None
     head.keep_alive = b"close" not in connection.lower() if minor_version else connection.lower() == b"keep-alive"
     head.request_id = valid_request_id(owned.get(b"x-request-id"))
     _read_credentials(head, owned, named_by(connection))
@@ -214,6 +218,20 @@ def _origin_form(method: bytes, target: bytes) -> bytes:
     if not rest and method == b"OPTIONS":
         return b"*"  # RFC 9112, 3.2.4
     return rest if rest.startswith(b"/") else b"/" + rest
+
+
+def _other_protocol(upgrade: bytes, connection: bytes) -> bytes | None:
+    """The first protocol in ``Upgrade`` that is not HTTP. RFC 9110, 7.8: the field counts if ``Connection`` names it.
+
+    Clients that offer ``h2c`` or TLS go on in HTTP/1.1 when the offer is ignored. WebSocket clients do not, so their
+    field counts in any case.
+    """
+    protocols = [protocol.strip().lower() for protocol in upgrade.split(b",")]
+    if b"websocket" in protocols:
+        return b"websocket"
+    if b"upgrade" not in named_by(connection):
+        return None
+    return next((protocol for protocol in protocols if protocol and not _STILL_HTTP.match(protocol)), None)
 
 
 def _read_credentials(head: RequestHead, owned: dict[bytes, bytes], for_us: set[bytes]) -> None:

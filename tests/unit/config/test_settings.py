@@ -39,7 +39,7 @@ def test_without_any_value_the_documented_defaults_apply() -> None:
     assert (settings.port, settings.host, settings.backends) == (8888, "127.0.0.1", ())
     assert (settings.model_dir, settings.model) == (None, None)
     assert (settings.metrics_cache_ttl_seconds, settings.backend_timeout_seconds) == (3, 300)
-    assert (settings.max_allowed_request_queue, settings.max_allowed_deferred) == (6, 3)
+    assert (settings.max_allowed_request_queue, settings.max_allowed_deferred) == (None, 3)
     assert settings.llamacpp_keep_alive is False
     assert settings.backend_header is True
 

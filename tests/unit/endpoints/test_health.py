@@ -129,7 +129,7 @@ async def test_paths_that_only_resemble_own_ones_are_forwarded(fleet: Fleet) -> 
     engine = await fleet.engine()
     proxy = await fleet.proxy(engine)
 
-    for path in ("/health/", "/healthz", "/%68ealth", "/docs/other.js", "/v1/models/tiny", "//health"):
+    for path in ("/health/", "/healthz", "/%68ealth", "/docs/other.js", "/v1/model/tiny", "//health"):
         reader, writer = await proxy.connect()
         writer.write(f"GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
 
@@ -189,3 +189,12 @@ async def _is_ready(proxy: Proxy) -> bool:
 
 def _types(members: dict[str, Any]) -> set[tuple[str, type]]:
     return {(name, type(value)) for name, value in members.items()}
+
+
+async def test_all_slots_of_a_backend_are_used_by_default(fleet: Fleet) -> None:
+    engine = await fleet.engine(processing=9)
+    engine.slots = 16
+    by_default = await fleet.proxy(engine)
+    assert (await by_default.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 200
+    chosen = await fleet.proxy(engine, max_allowed_request_queue=6, queue_timeout_seconds=0.1)
+    assert (await chosen.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 503
