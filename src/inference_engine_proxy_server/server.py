@@ -140,7 +140,7 @@ def _reloader(settings: Settings, load: Callable[[], Configuration] | None) -> C
     watch = FileWatch(settings_files(settings))
 
     def reload_if_changed() -> Configuration | None:
-        if load is None or not watch.changed():
+        if load is None or not watch.changed_completely():
             return None
         try:
             changed = load()

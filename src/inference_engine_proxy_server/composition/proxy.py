@@ -91,7 +91,7 @@ def build_proxy(
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
     workers = AllWorkers(dispatcher, decisions, ring, allowances, process.siblings, process.order)
     metrics_page = MetricsPage(dispatcher, metrics, process.siblings)
-    routers = build_routers(settings, fleet, ring, allowances, readiness, workers, metrics_page)
+    routers = build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page)
     client_load = build_client_load(settings, deadlines)
     guard = build_overload_guard(settings, client_load, metrics, deadlines)
     answers = {**workers.answers, **metrics_page.answers, **ownership.answers}

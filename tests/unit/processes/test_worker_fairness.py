@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
-from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
+from inference_engine_proxy_server.processes.worker_fairness import SoleWorker, WorkerFairness
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,11 @@ def test_free_slot_goes_to_the_waiting_worker_with_the_fewest_leases(
 
     assert WorkerFairness(board, 0).is_ours() is is_ours
     assert any(WorkerFairness(board, worker).is_ours() for worker, waits in enumerate(waiting) if waits)
+
+
+def test_waiting_requests_are_those_of_all_workers() -> None:
+    shared = SharedLeases(3)
+    for worker, waits in enumerate((5, 2, 1)):
+        WorkerFairness(shared, worker).publish_waiting(waits)
+    assert WorkerFairness(shared, 0).waiting(6) == 9
+    assert SoleWorker().waiting(6) == 6

@@ -116,6 +116,45 @@ async def test_each_request_is_one_json_object(fleet: Fleet, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_probes_are_logged_only_on_request(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    engine = await fleet.engine()
+    written = []
+    for has_probes in (False, True):
+        settings = {"access_log_probes": has_probes, "log_format": log_format, "metrics_key": "right"}
+        proxy = await fleet.proxy(engine, **settings)
+        for path in ("/health", "/livez", "/readyz", "/metrics"):
+            await proxy.http.get(path, headers={"authorization": "Bearer right"})
+            await proxy.http.head(path, headers={"authorization": "Bearer right"})
+        await proxy.http.get("/v1/models")
+        await proxy.stop()
+        written.append(capsys.readouterr().out.splitlines())
+    assert [len(lines) for lines in written] == [1, 9]
+    assert "/v1/models" in written[0][0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_logged"),
+    [
+        ({"path": "/readyz", "status": 200}, False),
+        ({"path": "/readyz", "status": 503}, False),
+        ({"path": "/metrics", "status": 401}, True),
+        ({"path": "/health", "method": "POST", "status": 404}, True),
+        ({"path": "/health", "backend": "http://e"}, True),
+        ({"path": "/docs"}, True),
+        ({"path": "/"}, True),
+    ],
+)
+def test_only_answered_probes_are_left_out(fields: dict[str, Any], is_logged: bool) -> None:
+    stream = io.StringIO()
+    log = AccessLog(stream, "text", has_probes=False)
+    _write(log, **fields)
+    log.flush()
+    assert bool(stream.getvalue()) is is_logged
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
 async def test_no_secret_is_logged(
     fleet: Fleet, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, log_format: str
 ) -> None:
