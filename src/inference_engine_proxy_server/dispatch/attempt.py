@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
+from inference_engine_proxy_server.dispatch.ollama import OllamaReply, is_ollama_path
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.retry import NextAttempt, RetryBudget, next_attempt
 from inference_engine_proxy_server.errors import (
@@ -76,7 +77,8 @@ class Attempts:
         """
         request, backend = attempt.request, attempt.backend
         head, connections = request.head, backend.connections
-        sink = LateReply(request) if request.has_only_comments else request
+        is_usual = not (request.has_only_comments or head.path.startswith("/api"))
+        sink = request if is_usual else _unusual_sink(request)
         request.backend = backend.url
         if self._names_backend:
             request.backend_fields = backend.reply_field
@@ -173,3 +175,10 @@ class Attempts:
             self._fleet.report_failure(backend, f"it answered {status}")
         elif status < 400:
             self._fleet.report_success(backend, sent_at)
+
+
+def _unusual_sink(request: ProxiedRequest) -> ProxiedRequest | LateReply:
+    """The receiver of a reply that may not be relayed as it is."""
+    if request.has_only_comments:
+        return LateReply(request)
+    return OllamaReply(request) if is_ollama_path(request.head.path) else request

@@ -12,6 +12,7 @@ from inference_engine_proxy_server.dispatch.attempt import Attempt, Attempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.learning_observer import LearningObserver
 from inference_engine_proxy_server.dispatch.leases import Dispatcher, Lease
+from inference_engine_proxy_server.dispatch.ollama import explained, is_ollama_path
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import FIRST, QueuedRequest
@@ -104,8 +105,10 @@ class Forwarder:
                 finally:
                     lease.close()
                 await _back_off(failed)
-        except (CapacityError, ClientError):  # no other backend can serve the request
+        except (CapacityError, ClientError) as error:  # no other backend can serve the request
             _raise_broken(failed)  # a backend received the request, so "no capacity" would be wrong
+            if isinstance(error, ClientError) and is_ollama_path(request.head.path):
+                raise explained(error) from None
             raise
         finally:
             if failed and any(isinstance(error, BackendDeclined) for error in failed.values()):
