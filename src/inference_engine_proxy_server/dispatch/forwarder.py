@@ -7,6 +7,8 @@ import random
 from collections.abc import Mapping
 from functools import partial
 
+import msgspec
+
 from inference_engine_proxy_server.dispatch.affinity_observer import AffinityObserver
 from inference_engine_proxy_server.dispatch.attempt import Attempt, Attempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
@@ -24,6 +26,7 @@ from inference_engine_proxy_server.errors import (
     BackendUnreachable,
     CapacityError,
     ClientError,
+    EngineLacks,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.content import model_problem
@@ -31,6 +34,7 @@ from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
+from inference_engine_proxy_server.routing.paths import same_kind
 from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
@@ -127,6 +131,9 @@ class Forwarder:
             requirements = Requirements(request.model, takes_slot, affinity=affinity)
         if requirements.model is None:
             self._require_readable_model(request)
+            lacking = self._placement.paths.lacking(head.method, head.path)
+            if lacking and affinity is None:
+                requirements = msgspec.structs.replace(requirements, lacking=lacking)
         return requirements
 
     def _require_readable_model(self, request: ProxiedRequest) -> None:
@@ -162,6 +169,8 @@ class Forwarder:
     ) -> None:
         """Record a failed attempt; raise ``error`` unless another attempt may be made."""
         failed[backend] = error
+        if isinstance(error, EngineLacks):
+            failed.update(dict.fromkeys(same_kind(backend, self._dispatcher.fleet), error))
         if isinstance(error, BackendLacks):
             return
         self._attempts.report(backend, error)

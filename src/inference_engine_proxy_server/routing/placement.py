@@ -14,10 +14,11 @@ from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.candidate_registry import CandidateRegistry
 from inference_engine_proxy_server.routing.candidate_set import CandidateSet
 from inference_engine_proxy_server.routing.choice import Choice, Policy
-from inference_engine_proxy_server.routing.context_fit import Need, fitting
+from inference_engine_proxy_server.routing.context_fit import Need, contexts_of, fitting
 from inference_engine_proxy_server.routing.decisions import TIED, Decision, Ranked
 from inference_engine_proxy_server.routing.learned import LearnedSnapshot
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
+from inference_engine_proxy_server.routing.paths import PathTable, kind_of
 from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
 from inference_engine_proxy_server.routing.requirements import Requirements
@@ -38,6 +39,7 @@ class Placement(FleetObserver):
 
     Attributes:
         models_differ: whether the model of a request restricts the choice of its backend.
+        paths: which kinds of engines lack which path.
         contexts_differ: whether a prompt may fit some backends only.
         reads_prompts: whether prompts must be read, because contexts differ or because a policy needs them.
     """
@@ -56,6 +58,8 @@ class Placement(FleetObserver):
         self._is_shared = is_shared
         self._records_decisions = records_decisions
         self._retry_after_seconds = retry_after_seconds
+        self.paths = PathTable()
+        self._live = 0
         self._clock = fleet.clock
         self._registry = CandidateRegistry(fleet.clock)
         self._sets = self._registry.sets
@@ -71,6 +75,7 @@ class Placement(FleetObserver):
     def on_replaced(self, backends: Sequence[Backend]) -> None:
         """See :class:`FleetObserver`."""
         self._registry.replace(backends)
+        self.paths.forget()
         self._look_again()
 
     def on_reported(self, backend: Backend) -> None:
@@ -90,6 +95,10 @@ class Placement(FleetObserver):
         """See :class:`FleetObserver`."""
         self._registry.forget_sets()
         self._registry.learn_names()
+        live = sum(one.backend.is_live for one in self.candidates)
+        if live > self._live:  # an engine that comes back may have other options than before
+            self.paths.forget()
+        self._live = live
         self._look_again()
 
     def on_reviewed(self, backend: Backend) -> None:
@@ -143,7 +152,13 @@ class Placement(FleetObserver):
             found.recount()
         affinity = requirements.affinity
         prompt = requirements.prompt
-        if affinity is None and prompt is None and not excluded and requirements.needs_slot:
+        if (
+            affinity is None
+            and prompt is None
+            and not excluded
+            and requirements.needs_slot
+            and not requirements.lacking
+        ):
             choice = requirements.policy.choose(found, None, self.router)
         else:
             found = self._narrowed(found, requirements, excluded)
@@ -184,11 +199,15 @@ class Placement(FleetObserver):
     # --- candidates
 
     def _fitting(self, found: CandidateSet, requirements: Requirements) -> Sequence[Candidate]:
-        """The candidates that the prompt fits; ``found.candidates`` itself if it fits all."""
-        if found.contexts is None or requirements.prompt is None:
-            return found.candidates
+        """The candidates that have the path and that the prompt fits; ``found.candidates`` itself if all do."""
+        candidates, contexts = found.candidates, found.contexts
+        if requirements.lacking:
+            candidates = [one for one in candidates if kind_of(one.backend) not in requirements.lacking]
+            contexts = contexts_of([one.backend for one in candidates], requirements.model)
+        if contexts is None or requirements.prompt is None:
+            return candidates
         need = Need.of(requirements.prompt, self.router.token_sizes)
-        return found.candidates if need is None else fitting(found.candidates, found.contexts, need)
+        return candidates if need is None else fitting(candidates, contexts, need)
 
     def _eligible(
         self, found: CandidateSet, requirements: Requirements, excluded: Collection[Backend]

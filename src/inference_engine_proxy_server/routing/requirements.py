@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import msgspec
 
 from inference_engine_proxy_server.requests.prompt import Prompt
@@ -21,6 +23,7 @@ class Requirements(msgspec.Struct, frozen=True, gc=False):
         prompt: its prompt; ``None`` if it was not read.
         policy: chooses the backend.
         affinity: ties the request to one backend; ``None`` if nothing does.
+        lacking: kinds of engines (:mod:`~.paths`) that lack the path of the request.
     """
 
     model: str | None = None
@@ -28,3 +31,4 @@ class Requirements(msgspec.Struct, frozen=True, gc=False):
     prompt: Prompt | None = None
     policy: Policy = LEAST_REQUESTS
     affinity: Affinity | None = None
+    lacking: frozenset[Hashable] = frozenset()
