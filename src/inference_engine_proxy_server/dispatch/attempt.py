@@ -22,8 +22,8 @@ from inference_engine_proxy_server.errors import (
     InvalidReply,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.routing.paths import MISSING_STATUSES, kind_of, same_kind
-from inference_engine_proxy_server.routing.requirements import Requirements
+from inference_engine_proxy_server.routing.paths import MISSING_STATUSES
+from inference_engine_proxy_server.routing.requirements import Requirements, beyond
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.late_reply import LateReply
@@ -164,9 +164,8 @@ class Attempts:
                 raise BackendLacks("The backend does not have what the request names.")
             return
         if held.status in MISSING_STATUSES:
-            kinds = {kind_of(one) for one in attempt.failed}
-            excluded = [*attempt.failed, *same_kind(backend, self._fleet)]
-            if len(kinds) + 1 < _MOST_ASKED and self._placement.has_other(requirements, excluded):
+            others = beyond(requirements, backend)
+            if len(others.lacking) < _MOST_ASKED and self._placement.has_other(others, [*attempt.failed, backend]):
                 raise EngineLacks("The engine does not have what the request means.")
             return
         pause = _RETRY_AFTER.search(held.fields)

@@ -7,8 +7,6 @@ import random
 from collections.abc import Mapping
 from functools import partial
 
-import msgspec
-
 from inference_engine_proxy_server.dispatch.affinity_observer import AffinityObserver
 from inference_engine_proxy_server.dispatch.attempt import Attempt, Attempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
@@ -34,9 +32,8 @@ from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
-from inference_engine_proxy_server.routing.paths import same_kind
 from inference_engine_proxy_server.routing.placement import Placement
-from inference_engine_proxy_server.routing.requirements import Requirements
+from inference_engine_proxy_server.routing.requirements import Requirements, beyond
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 
@@ -100,6 +97,7 @@ class Forwarder:
                     return await self._attempts.send(Attempt(request, lease.backend, failed))
                 except BackendError as error:
                     self._take_failure(request, lease.backend, error, failed)
+                    requirements = request.requirements
                     if observers:
                         request.observers.remove(*observers)
                 finally:
@@ -131,9 +129,8 @@ class Forwarder:
             requirements = Requirements(request.model, takes_slot, affinity=affinity)
         if requirements.model is None:
             self._require_readable_model(request)
-            lacking = self._placement.paths.lacking(head.method, head.path)
-            if lacking and affinity is None:
-                requirements = msgspec.structs.replace(requirements, lacking=lacking)
+            if affinity is None or not affinity.is_required:
+                requirements = self._placement.without_lacking(requirements, head.method, head.path)
         return requirements
 
     def _require_readable_model(self, request: ProxiedRequest) -> None:
@@ -170,7 +167,7 @@ class Forwarder:
         """Record a failed attempt; raise ``error`` unless another attempt may be made."""
         failed[backend] = error
         if isinstance(error, EngineLacks):
-            failed.update(dict.fromkeys(same_kind(backend, self._dispatcher.fleet), error))
+            request.requirements = beyond(request.requirements, backend)
         if isinstance(error, BackendLacks):
             return
         self._attempts.report(backend, error)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.fleet.fleet import Fleet
 
-__all__ = ["MISSING_STATUSES", "PathTable", "kind_of", "same_kind"]
+__all__ = ["MISSING_STATUSES", "PathTable", "kind_of"]
 
 MISSING_STATUSES = frozenset({404, 405, 501})
 """Statuses by which an engine says that it lacks a path, or the model that the request means."""
@@ -49,9 +48,3 @@ class PathTable:
     def forget(self) -> None:
         """Forget everything: the fleet changed, and an engine may have another configuration than before."""
         self._lacking.clear()
-
-
-def same_kind(backend: Backend, fleet: Fleet) -> list[Backend]:
-    """All backends of the kind of ``backend``, itself included."""
-    kind = kind_of(backend)
-    return [one for one in fleet.backends if one is backend or kind_of(one) == kind]

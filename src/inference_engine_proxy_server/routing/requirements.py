@@ -6,12 +6,14 @@ from collections.abc import Hashable
 
 import msgspec
 
+from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.routing.affinity import Affinity
 from inference_engine_proxy_server.routing.choice import Policy
+from inference_engine_proxy_server.routing.paths import kind_of
 from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS
 
-__all__ = ["Requirements"]
+__all__ = ["Requirements", "beyond"]
 
 
 class Requirements(msgspec.Struct, frozen=True, gc=False):
@@ -32,3 +34,8 @@ class Requirements(msgspec.Struct, frozen=True, gc=False):
     policy: Policy = LEAST_REQUESTS
     affinity: Affinity | None = None
     lacking: frozenset[Hashable] = frozenset()
+
+
+def beyond(requirements: Requirements, backend: Backend) -> Requirements:
+    """``requirements`` of a request whose path engines of the kind of ``backend`` lack."""
+    return msgspec.structs.replace(requirements, lacking=requirements.lacking | {kind_of(backend)})

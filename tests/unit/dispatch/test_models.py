@@ -158,3 +158,26 @@ async def test_engine_that_comes_back_is_asked_again() -> None:
         for _ in range(20):
             await fleet.proxy.send(request(b"{}", path="/v1/embeddings"))
         assert fleet.requests[0] > 1
+
+
+async def test_web_ui_sees_one_model() -> None:
+    """It loads its page and assets, asks for /props, and chats without a model."""
+    async with Models("alpha", "beta", "embedding") as fleet:
+        await missing(fleet, 404, 2)
+        asked = [request(b"", path=path).replace(b"POST", b"GET") for path in ("/index.html", "/bundle.js", "/props")]
+        for one in [*asked, request(b'{"messages": []}')] * 4:
+            assert (await fleet.proxy.send(one)).endswith(b"alpha")
+
+
+async def test_web_ui_works_behind_an_engine_that_lacks_it() -> None:
+    async with Models("vllm", "llama") as fleet:
+        await missing(fleet, 404, 0)
+        for path in ("/index.html", "/props") * 4:
+            assert (await fleet.proxy.send(request(b"", path=path).replace(b"POST", b"GET"))).endswith(b"llama")
+
+
+async def test_path_that_several_models_have_is_always_served_by_the_same() -> None:
+    async with Models("chat", "embedding-1", "embedding-2") as fleet:
+        await missing(fleet, 501, 0)
+        replies = {await fleet.proxy.send(request(b"{}", path="/v1/embeddings")) for _ in range(12)}
+        assert len({reply.rpartition(b"\r\n")[2] for reply in replies}) == 1
