@@ -32,6 +32,7 @@ __all__ = [
     "BackendUnreachable",
     "CapacityError",
     "ClientError",
+    "EngineLacks",
     "InvalidReply",
     "ProxyError",
     "RequestMoved",
@@ -145,6 +146,12 @@ class BackendLacks(BackendError):
     """The backend replied that it lacks the resource that the request names, and the reply was not forwarded."""
 
     code = "backend_lacks"
+
+
+class EngineLacks(BackendLacks):
+    """The backend replied that its engine lacks the path, or the model, of a request that names no listed model."""
+
+    code = "engine_lacks"
 
 
 class RequestMoved(BackendError):

@@ -10,7 +10,7 @@ from inference_engine_proxy_server.access.allowances import Allowance, Allowance
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey, digest_of
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.requests.destinations import Destination, is_about_models
+from inference_engine_proxy_server.requests.destinations import Destination, is_about_models, is_web_ui
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["Access", "Gate"]
@@ -79,7 +79,7 @@ class Gate:
                 key = self._ring.find(digest_of(given))
                 if key is not None:
                     return Access(key, self._allowances.of(key), self._ring.keys)
-            if not _is_open(head) and not head.is_preflight:
+            if not _is_open(head) and not head.is_preflight and not is_web_ui(head.method, head.path):
                 raise _refused(head)
         return None
 

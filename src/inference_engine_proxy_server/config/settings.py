@@ -95,6 +95,8 @@ class Settings(BaseModel):
 
     balancing_policy: BalancingPolicy = "least_requests"
     """How a backend is picked: fewest requests, soonest first token, better of two, in turn, or by hash."""
+    default_model: str | None = None
+    """Model of requests that name none, if backends serve different models; default: the first listed model."""
     prefix_index_bytes: Annotated[int, Field(ge=2**16, le=2**40)] = 67_108_864
     """Most memory in bytes for the index of prompts that backends hold; only expected_time uses it."""
     backend_queue_allowance: _Requests = 1

@@ -19,9 +19,12 @@ from inference_engine_proxy_server.errors import (
     BackendLacks,
     BackendTimeout,
     BackendUnreachable,
+    EngineLacks,
     InvalidReply,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.routing.paths import MISSING_STATUSES
+from inference_engine_proxy_server.routing.requirements import Requirements, beyond
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.late_reply import LateReply
@@ -30,6 +33,7 @@ from inference_engine_proxy_server.wire.reply_sink import HeldReply
 __all__ = ["Attempt", "Attempts"]
 
 _FAILURE_STATUSES = frozenset({500, 502, 503, 504})  # a backend's own failures; 501 and 505 are about the request
+_HELD_WITHOUT_LISTED_MODEL = DECLINABLE_STATUSES | MISSING_STATUSES
 _MOST_ASKED = 16  # backends that are tried for a resource whose backend is unknown
 _RETRY_AFTER = re.compile(rb"(?:^|\n)retry-after:[ \t]*([0-9]{1,6})", re.IGNORECASE)
 
@@ -85,10 +89,10 @@ class Attempts:
         credentials = backend.credentials
         if credentials is None:
             credentials = head.credentials if self._keeps_credentials else b""
-        affinity = request.requirements.affinity
+        requirements = request.requirements
         held_statuses = DECLINABLE_STATUSES
-        if affinity is not None and affinity.is_unlocated:
-            held_statuses = affinity.lacking_statuses
+        if requirements.affinity is not None or requirements.model not in backend.serving.model_ids:
+            held_statuses = _held_statuses(requirements, backend)
         connection = connections.take_idle() or await connections.connect()
         origin, body = connections.origin, request.body
         section = head.for_backend(
@@ -117,6 +121,8 @@ class Attempts:
             connection = await self._reconnect(attempt)
         if sink.status >= 500 or backend.health.is_doubtful:
             self._judge(backend, sink.status, connection.sent_at)
+        if attempt.failed:
+            self._learn_path(attempt, sink.status)
 
     def next(self, request: ProxiedRequest, error: BackendError, connect_timeouts: int = 0) -> NextAttempt:
         """What may follow an attempt that failed with ``error``; see :func:`~.retry.next_attempt`."""
@@ -159,6 +165,11 @@ class Attempts:
             if has_other and len(attempt.failed) + 1 < _MOST_ASKED:
                 raise BackendLacks("The backend does not have the resource that the request names.")
             return
+        if held.status in MISSING_STATUSES:
+            others = beyond(requirements, backend)
+            if len(others.lacking) < _MOST_ASKED and self._placement.has_other(others, [*attempt.failed, backend]):
+                raise EngineLacks("The engine does not have what the request means.")
+            return
         pause = _RETRY_AFTER.search(held.fields)
         if pause is not None:
             self._fleet.report_request_to_wait(backend, int(pause[1]))
@@ -169,6 +180,12 @@ class Attempts:
             and self.budget.take(self._dispatcher.requests_in_flight)
         ):
             raise declined
+
+    def _learn_path(self, attempt: Attempt, status: int) -> None:
+        lacking = [one for one, error in attempt.failed.items() if isinstance(error, EngineLacks)]
+        if lacking and status < 500 and status not in MISSING_STATUSES:
+            head = attempt.request.head
+            self._placement.paths.learn(head.method, head.path, lacking)
 
     def _judge(self, backend: Backend, status: int, sent_at: float) -> None:
         if status in _FAILURE_STATUSES:
@@ -182,3 +199,10 @@ def _unusual_sink(request: ProxiedRequest) -> ProxiedRequest | LateReply:
     if request.has_only_comments:
         return LateReply(request)
     return OllamaReply(request) if is_ollama_path(request.head.path) else request
+
+
+def _held_statuses(requirements: Requirements, backend: Backend) -> frozenset[int]:
+    affinity = requirements.affinity
+    if affinity is not None and affinity.is_unlocated:
+        return affinity.lacking_statuses
+    return DECLINABLE_STATUSES if requirements.model in backend.serving.model_ids else _HELD_WITHOUT_LISTED_MODEL

@@ -25,6 +25,7 @@ from inference_engine_proxy_server.errors import (
     BackendUnreachable,
     CapacityError,
     ClientError,
+    EngineLacks,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.content import model_problem
@@ -33,7 +34,7 @@ from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.placement import Placement
-from inference_engine_proxy_server.routing.requirements import Requirements
+from inference_engine_proxy_server.routing.requirements import Requirements, beyond
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 
@@ -100,6 +101,7 @@ class Forwarder:
                     return await self._attempts.send(Attempt(request, lease.backend, failed))
                 except BackendError as error:
                     self._take_failure(request, lease.backend, error, failed)
+                    requirements = request.requirements
                     if observers:
                         request.observers.remove(*observers)
                 finally:
@@ -135,6 +137,8 @@ class Forwarder:
             requirements = Requirements(request.model, takes_slot, affinity=affinity)
         if requirements.model is None:
             self._require_readable_model(request)
+            if affinity is None or not affinity.is_required:
+                requirements = self._placement.without_lacking(requirements, head.method, head.path)
         return requirements
 
     def _require_readable_model(self, request: ProxiedRequest) -> None:
@@ -171,6 +175,8 @@ class Forwarder:
     ) -> None:
         """Record a failed attempt; raise ``error`` unless another attempt may be made."""
         failed[backend] = error
+        if isinstance(error, EngineLacks):
+            request.requirements = beyond(request.requirements, backend)
         if isinstance(error, BackendLacks):
             return
         self._attempts.report(backend, error)

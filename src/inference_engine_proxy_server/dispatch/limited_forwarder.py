@@ -6,6 +6,7 @@ from inference_engine_proxy_server.access.key_limits import KeyLimits
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+from inference_engine_proxy_server.requests.destinations import is_web_ui
 
 __all__ = ["LimitedForwarder"]
 
@@ -31,9 +32,10 @@ class LimitedForwarder:
             ProxyError: the key does not permit the request, or it cannot be served.
         """
         access = request.access
-        if access is None:  # without a key, the gate admits only preflights, which no backend needs to see
+        if access is None and request.head.is_preflight:  # no backend needs to see it
             request.pass_preflight()
             return
-        request.model = self._limits.begin(request, access)
-        await self._ownership.check(request, access)
+        if access is not None and not is_web_ui(request.head.method, request.head.path):
+            request.model = self._limits.begin(request, access)
+            await self._ownership.check(request, access)
         await self._forwarder.forward(request)

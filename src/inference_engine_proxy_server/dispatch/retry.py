@@ -8,6 +8,8 @@
     a new connection broke                       another backend    repeatable ones   1 backend may lose it
     taken back from a stuck or vanished backend  another backend    repeatable ones   1 backend may lose it
     answered 429, 502 or 503                     another backend    repeatable ones   the same, within the budget
+    answered 404, 405 or 501 to a request that   another kind       all               16 in all (see paths.py)
+      names no model that the backend lists
     answered 404 about an unlocated resource     another backend    all with affinity 16 in all (see affinity.py)
     no answer in time, or not in HTTP            not at all
     any of these after the reply began           not at all

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from inference_engine_proxy_server.requests.headers import names_conversation
 
-__all__ = ["ANSWERED_HERE", "Destination", "Destinations", "is_about_models", "is_named", "is_response"]
+__all__ = ["ANSWERED_HERE", "Destination", "Destinations", "is_about_models", "is_named", "is_response", "is_web_ui"]
 
 # Engines answer these outside their request queue: without a slot (llama.cpp) or a scheduling step (vLLM).
 _LIGHT_PATHS = frozenset(
@@ -29,6 +29,7 @@ _NAMED = re.compile(
     r"(?:/v1)?/(?:stream(?:/[^/]+)?"
     r"|(?:responses|chat/completions)/(?!(?:compact|input_tokens|control|render|batch)(?:/|$))[^/]+(?:/.*)?)"
 )
+_WEB_UI_FOLDER = re.compile(r"/_app/(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _RESPONSES = ("/responses", "/v1/responses")
 
 
@@ -68,6 +69,16 @@ def is_response(path: str) -> bool:
 def is_about_models(path: str) -> bool:
     """Whether ``GET`` of this path asks for the list of models, or for one of them."""
     return path in ("/v1/models", "/models") or path.startswith(("/v1/models/", "/models/"))
+
+
+_WEB_UI = frozenset(
+    {"/index.html", "/loading.html", "/bundle.js", "/bundle.css", "/favicon.svg", "/manifest.json", "/sw.js"}
+)
+
+
+def is_web_ui(method: str, path: str) -> bool:
+    """Whether the request asks for a file of llama.cpp's web UI, which llama-server also serves without a key."""
+    return method in ("GET", "HEAD") and (path in _WEB_UI or _WEB_UI_FOLDER.fullmatch(path) is not None)
 
 
 class Destinations:

@@ -21,6 +21,7 @@ class CandidateRegistry:
 
     Args:
         clock: a monotonic clock, in seconds.
+        default_model: the model of requests that name none, if backends differ; ``None`` to choose one.
 
     Attributes:
         sets: the live backends that serve a model, for each model that requests have named.
@@ -29,11 +30,13 @@ class CandidateRegistry:
         contexts_differ: whether live backends serve the same model with contexts of different lengths.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], default_model: str | None = None) -> None:
         self.sets: dict[str | None, CandidateSet] = {}
         self.candidates: tuple[Candidate, ...] = ()
         self.contexts_differ = False
         self.models_differ = False
+        self._default_model = default_model
+        self._all: CandidateSet | None = None
         self._clock = clock
         self._numbers = 0
         self._candidates: dict[Backend, Candidate] = {}  # by backend
@@ -62,6 +65,7 @@ class CandidateRegistry:
     def forget_sets(self) -> None:
         """Discard all sets, because a backend's models or liveness changed; they are rebuilt on demand."""
         self.sets.clear()
+        self._all = None
         for candidate in self.candidates:
             candidate.leave_all()
 
@@ -79,7 +83,9 @@ class CandidateRegistry:
         goes there, because another model would answer.
         """
         if model is None:
-            return self.candidates
+            model = self._model_of_unnamed()
+            if model is None:
+                return self.candidates
         if listing := [one for one in self.candidates if model in one.backend.serving.model_ids]:
             return listing
         if unknown := [one for one in self.candidates if not one.backend.models_known]:
@@ -88,6 +94,28 @@ class CandidateRegistry:
             return ()
         marked = [one for one in self.candidates if one.backend.config.accepts_unlisted_models]
         return marked or [one for one in self.candidates if one.backend.serving.model_names is not ModelNames.STRICT]
+
+    def _model_of_unnamed(self) -> str | None:
+        """The model of requests that name none; ``None`` if all backends serve the same models.
+
+        Without a configured default, it is the first model of the first backend whose models are known, and which
+        accepts any name if there is such a backend: its clients need not name a model. It is the same in all workers
+        and replicas, whichever backends are down.
+        """
+        if not self.models_differ or self._default_model is not None:
+            return self._default_model if self.models_differ else None
+        found = [one.backend.serving for one in self.candidates if one.backend.serving.models]
+        first = next((one for one in found if one.model_names is ModelNames.ANY), found[0] if found else None)
+        return None if first is None else first.models[0]["id"]
+
+    def find_all(self) -> CandidateSet:
+        """All live backends, whatever they serve."""
+        if self._all is None:
+            found = tuple(one for one in self.candidates if one.backend.is_live)
+            self._all = CandidateSet.kept_up_to_date(
+                found, contexts_of([one.backend for one in found], None), _handicaps(found, None)
+            )
+        return self._all
 
     def learn_names(self) -> None:
         """Remember the names that backends list now."""

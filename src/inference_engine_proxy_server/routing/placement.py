@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Sequence
 
+import msgspec
+
 from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
@@ -14,10 +16,11 @@ from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.candidate_registry import CandidateRegistry
 from inference_engine_proxy_server.routing.candidate_set import CandidateSet
 from inference_engine_proxy_server.routing.choice import Choice, Policy
-from inference_engine_proxy_server.routing.context_fit import Need, fitting
+from inference_engine_proxy_server.routing.context_fit import Need, contexts_of, fitting
 from inference_engine_proxy_server.routing.decisions import TIED, Decision, Ranked
 from inference_engine_proxy_server.routing.learned import LearnedSnapshot
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
+from inference_engine_proxy_server.routing.paths import PathTable, kind_of
 from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
 from inference_engine_proxy_server.routing.requirements import Requirements
@@ -35,9 +38,11 @@ class Placement(FleetObserver):
         is_shared: other workers also send requests to the backends, so loads are counted again for each choice.
         records_decisions: whether choices carry a decision that explains them.
         retry_after_seconds: when clients should try again if no backend serves their request.
+        default_model: the model of requests that name none, if backends differ; ``None`` to choose one.
 
     Attributes:
         models_differ: whether the model of a request restricts the choice of its backend.
+        paths: which kinds of engines lack which path.
         contexts_differ: whether a prompt may fit some backends only.
         reads_prompts: whether prompts must be read, because contexts differ or because a policy needs them.
     """
@@ -50,14 +55,17 @@ class Placement(FleetObserver):
         is_shared: bool = False,
         records_decisions: bool = False,
         retry_after_seconds: int = 1,
+        default_model: str | None = None,
     ) -> None:
         self.router = router
         self.models_differ = self.contexts_differ = self.reads_prompts = False
         self._is_shared = is_shared
         self._records_decisions = records_decisions
         self._retry_after_seconds = retry_after_seconds
+        self.paths = PathTable()
+        self._live = 0
         self._clock = fleet.clock
-        self._registry = CandidateRegistry(fleet.clock)
+        self._registry = CandidateRegistry(fleet.clock, default_model)
         self._sets = self._registry.sets
         self.on_replaced(fleet.backends)
         fleet.subscribe(self)
@@ -71,6 +79,7 @@ class Placement(FleetObserver):
     def on_replaced(self, backends: Sequence[Backend]) -> None:
         """See :class:`FleetObserver`."""
         self._registry.replace(backends)
+        self.paths.forget()
         self._look_again()
 
     def on_reported(self, backend: Backend) -> None:
@@ -90,6 +99,10 @@ class Placement(FleetObserver):
         """See :class:`FleetObserver`."""
         self._registry.forget_sets()
         self._registry.learn_names()
+        live = sum(one.backend.is_live for one in self.candidates)
+        if live > self._live:  # an engine that comes back may have other options than before
+            self.paths.forget()
+        self._live = live
         self._look_again()
 
     def on_reviewed(self, backend: Backend) -> None:
@@ -138,12 +151,20 @@ class Placement(FleetObserver):
             CapacityError: no backend that serves the request is available.
             ClientError: 404, the models of all backends are known, and none serves this one.
         """
-        found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
+        found = self._sets.get(requirements.model) if requirements.model is not None else None
+        if found is None:
+            found = self._found(requirements)
         if self._is_shared:
             found.recount()
         affinity = requirements.affinity
         prompt = requirements.prompt
-        if affinity is None and prompt is None and not excluded and requirements.needs_slot:
+        if (
+            affinity is None
+            and prompt is None
+            and not excluded
+            and requirements.needs_slot
+            and not requirements.lacking
+        ):
             choice = requirements.policy.choose(found, None, self.router)
         else:
             found = self._narrowed(found, requirements, excluded)
@@ -168,27 +189,48 @@ class Placement(FleetObserver):
 
     def has_other(self, requirements: Requirements, excluded: Collection[Backend]) -> bool:
         """Whether a backend that is not ``excluded`` takes such requests; it may be full."""
-        found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
+        found = self._found(requirements)
         return any(_is_open(one.backend, requirements) for one in self._eligible(found, requirements, excluded))
+
+    def without_lacking(self, requirements: Requirements, method: str, path: str) -> Requirements:
+        """``requirements`` of a request without a model; if its usual backends lack the path, of other kinds."""
+        lacking = self.paths.lacking(method, path)
+        if not lacking or any(kind_of(one.backend) not in lacking for one in self._registry.serving(None)):
+            return requirements
+        return msgspec.structs.replace(requirements, lacking=lacking)
 
     def lane(self, requirements: Requirements) -> Hashable:
         """The lane of the queue in which a request waits: the same backends can serve all requests of one lane."""
         affinity = requirements.affinity
         if affinity is not None and affinity.is_required:
             return requirements.model, affinity.home
-        found = self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
+        found = self._found(requirements)
         fit = self._fitting(found, requirements)
         model = requirements.model
-        return model if fit is found.candidates else (model, *(one.backend.url for one in fit))
+        is_usual = fit is found.candidates and not _is_for_all(requirements)
+        return model if is_usual else (model, *(one.backend.url for one in fit))
 
     # --- candidates
 
+    def _found(self, requirements: Requirements) -> CandidateSet:
+        """The live backends that may serve the request, whether or not the prompt fits."""
+        if _is_for_all(requirements):
+            return self._registry.find_all()
+        return self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
+
     def _fitting(self, found: CandidateSet, requirements: Requirements) -> Sequence[Candidate]:
-        """The candidates that the prompt fits; ``found.candidates`` itself if it fits all."""
-        if found.contexts is None or requirements.prompt is None:
-            return found.candidates
+        """The candidates that have the path and that the prompt fits; ``found.candidates`` itself if all do."""
+        candidates, contexts = found.candidates, found.contexts
+        if requirements.lacking:
+            kinds = [kind_of(one.backend) for one in candidates]
+            # All requests without a model go to the same one of the other kinds.
+            wanted = [kind for kind in kinds if kind not in requirements.lacking][:1]
+            candidates = [one for one, kind in zip(candidates, kinds, strict=True) if kind in wanted]
+            contexts = contexts_of([one.backend for one in candidates], requirements.model)
+        if contexts is None or requirements.prompt is None:
+            return candidates
         need = Need.of(requirements.prompt, self.router.token_sizes)
-        return found.candidates if need is None else fitting(found.candidates, found.contexts, need)
+        return candidates if need is None else fitting(candidates, contexts, need)
 
     def _eligible(
         self, found: CandidateSet, requirements: Requirements, excluded: Collection[Backend]
@@ -245,7 +287,9 @@ class Placement(FleetObserver):
         affinity = requirements.affinity
         if affinity is not None and affinity.is_required and affinity.home is not None:
             return False
-        return any(one.backend.is_awaited for one in self._registry.serving(requirements.model))
+        is_for_all = _is_for_all(requirements)
+        serving = self.candidates if is_for_all else self._registry.serving(requirements.model)
+        return any(one.backend.is_awaited for one in serving)
 
     def _unavailable(self, requirements: Requirements) -> ProxyError:
         affinity, model = requirements.affinity, requirements.model
@@ -258,6 +302,14 @@ class Placement(FleetObserver):
             return ClientError(f"The model '{model[:200]}' is not served here.", status=404, code="model_not_found")
         message = "No backend that serves this is available." if live else "No backend is available."
         return CapacityError(message, retry_after_seconds=self._retry_after_seconds)
+
+
+def _is_for_all(requirements: Requirements) -> bool:
+    """Whether the request may go to backends of every model: it names none, and its path or resource decides."""
+    affinity = requirements.affinity
+    return requirements.model is None and (
+        bool(requirements.lacking) or (affinity is not None and affinity.is_required)
+    )
 
 
 def _is_open(backend: Backend, requirements: Requirements) -> bool:

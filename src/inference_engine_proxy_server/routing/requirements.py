@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import msgspec
 
+from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.routing.affinity import Affinity
 from inference_engine_proxy_server.routing.choice import Policy
+from inference_engine_proxy_server.routing.paths import kind_of
 from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS
 
-__all__ = ["Requirements"]
+__all__ = ["Requirements", "beyond"]
 
 
 class Requirements(msgspec.Struct, frozen=True, gc=False):
@@ -21,6 +25,7 @@ class Requirements(msgspec.Struct, frozen=True, gc=False):
         prompt: its prompt; ``None`` if it was not read.
         policy: chooses the backend.
         affinity: ties the request to one backend; ``None`` if nothing does.
+        lacking: kinds of engines (:mod:`~.paths`) that lack the path of the request.
     """
 
     model: str | None = None
@@ -28,3 +33,9 @@ class Requirements(msgspec.Struct, frozen=True, gc=False):
     prompt: Prompt | None = None
     policy: Policy = LEAST_REQUESTS
     affinity: Affinity | None = None
+    lacking: frozenset[Hashable] = frozenset()
+
+
+def beyond(requirements: Requirements, backend: Backend) -> Requirements:
+    """``requirements`` of a request whose path engines of the kind of ``backend`` lack."""
+    return msgspec.structs.replace(requirements, lacking=requirements.lacking | {kind_of(backend)})

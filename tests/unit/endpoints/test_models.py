@@ -151,3 +151,16 @@ async def _lists(proxy: Proxy, ids: list[str]) -> bool:
 
 async def _shows_second(proxy: Proxy) -> bool:
     return [entry["at"] for entry in (await _listing(proxy))["data"]] == ["second"]
+
+
+async def test_files_of_the_web_ui_need_no_key_but_props_and_chats_do(fleet: Fleet, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("keys:\n  - name: few\n    secret: sk-0123456789abcdef\n    models: [a]\n")
+    keys.chmod(0o600)
+    engines = [await fleet.engine(models=[{"id": "a"}]), await fleet.engine(models=[{"id": "b"}])]
+    proxy = await fleet.proxy(*engines, api_keys_file=str(keys))
+    for headers in ({}, {"Authorization": "Bearer sk-0123456789abcdef"}):
+        reply = await proxy.http.get("/index.html", headers=headers)
+        assert (reply.status_code, reply.json()["engine"]) == (200, engines[0].url)
+    assert (await proxy.http.get("/props")).status_code == 401
+    assert (await proxy.http.post("/v1/chat/completions", json={})).status_code == 401

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE, Destination, Destinations
+from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE, Destination, Destinations, is_web_ui
 
 OWN_PATHS = ("/health", "/metrics", "/v1/models")
 
@@ -74,3 +74,22 @@ def test_work_with_a_conversation_id_is_tied() -> None:
     assert of("POST", "/tokenize", fields) is Destination.LIGHT
     assert of("POST", "/slots/0", fields) is Destination.BLOCKED
     assert of("GET", "/health", fields) is Destination.OWN
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("GET", "/index.html", True),
+        ("HEAD", "/bundle.js", True),
+        ("GET", "/_app/immutable/chunks/a-1.B_2.js", True),
+        ("POST", "/index.html", False),
+        ("GET", "/props", False),
+        ("GET", "/_app/../props", False),
+        ("GET", "/_app/%2e%2e/props", False),
+        ("GET", "/_app//props", False),
+        ("GET", "/_app/", False),
+        ("GET", "/index.html/../props", False),
+    ],
+)
+def test_only_static_files_of_the_web_ui_are_public(method: str, path: str, expected: bool) -> None:
+    assert is_web_ui(method, path) is expected

@@ -11,6 +11,8 @@ from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.errors import CapacityError, ProxyError
 from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
+from inference_engine_proxy_server.routing.affinity import Affinity
+from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.policies import POLICIES
 from inference_engine_proxy_server.routing.requirements import Requirements
 from support.clocked_pool import (
@@ -22,6 +24,7 @@ from support.clocked_pool import (
     ready,
     refusal,
 )
+from support.pools import Pool
 
 
 @pytest.fixture
@@ -224,3 +227,49 @@ def test_sleeping_backend_is_cold_for_its_aliases_and_for_requests_without_a_mod
     publish(pool, 1, cold(COLD, "m", capacity=None))
     for name in ("public", None):
         assert {pool.backends.index(lease_of(pool, name).backend) for _ in range(4)} == {0}
+
+
+def places(pool: Pool, model: str | None) -> set[int]:
+    """The positions of the backends that get six requests."""
+    return {pool.backends.index(lease_of(pool, model).backend) for _ in range(6)}
+
+
+def test_all_requests_without_a_model_go_to_the_same_model(clock: Clock) -> None:
+    pool = make_pool(clock, 3)
+    publish(pool, 0, ready(models=["a"]))
+    publish(pool, 1, ready(models=["b", "b2"]))
+    publish(pool, 2, ready(models=["a"]))
+    assert places(pool, None) == {0, 2}
+    for at in (0, 2):
+        pool.report_refused_connection(pool.backends[at])
+    with pytest.raises(CapacityError):
+        lease_of(pool, None)
+
+
+def test_requests_without_a_model_prefer_a_backend_that_accepts_any_name(clock: Clock) -> None:
+    pool = make_pool(clock, 3)
+    publish(pool, 0, ready(models=["a"]))
+    publish(pool, 1, ready(models=["b"], names=ModelNames.ANY))
+    publish(pool, 2, ready(models=["c"], names=ModelNames.ANY))
+    assert places(pool, None) == {1}
+
+
+def test_default_model_replaces_the_chosen_one(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    placement = Placement(pool.fleet, pool.router, default_model="b")
+    publish(pool, 0, ready(models=["a"], names=ModelNames.ANY))
+    publish(pool, 1, ready(models=["b"]))
+    for _ in range(4):
+        choice = placement.choose(Requirements(None))
+        assert choice is not None
+        assert choice.candidate.backend is pool.backends[1]
+
+
+def test_request_for_a_resource_may_go_to_backends_of_every_model(clock: Clock) -> None:
+    pool = make_pool(clock, 2)
+    publish(pool, 0, ready(models=["a"]))
+    publish(pool, 1, ready(models=["b"]))
+    affinity = Affinity(b"responses resp_1", None, None, creates_response=False, deletes=False)
+    requirements = Requirements(None, affinity=affinity)
+    assert pool.placement.has_other(requirements, [pool.backends[0]])
+    assert pool.placement.has_other(requirements, [pool.backends[1]])
