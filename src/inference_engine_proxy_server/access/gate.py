@@ -92,7 +92,7 @@ class Gate:
 
     def _require_operator(self, head: RequestHead) -> None:
         digest = self._metrics_digest
-        if head.path != "/metrics":
+        if head.path.removesuffix("/") != "/metrics":
             digest = self._admin_digest
             if digest is None:
                 raise ClientError("/admin is off: ADMIN_KEY is not set.", status=404, code="admin_off")
@@ -101,8 +101,8 @@ class Gate:
 
 
 def _is_open(head: RequestHead) -> bool:
-    """Whether the request needs no client key: the proxy's own endpoints, except the list of models."""
-    return head.destination is Destination.OWN and head.path != "/v1/models"
+    """Whether the request needs no client key: the proxy's own endpoints, except those about models."""
+    return head.destination is Destination.OWN and not head.path.startswith(("/v1/models", "/models"))
 
 
 def _secrets(head: RequestHead) -> list[bytes]:

@@ -25,6 +25,7 @@ class AsgiBridge:
     """Answers exchanges through an ASGI 3 application.
 
     ``HEAD`` is passed on as ``GET``, and the body of the answer is dropped, so an application need not know both. The
+    A slash at the end of the path is dropped from ``path``; ``raw_path`` still has it. The
     call is cancelled when the client leaves, so the application never receives ``http.disconnect``.
     """
 
@@ -65,7 +66,7 @@ def _scope(exchange: Exchange) -> _Message:
         "http_version": f"1.{head.minor_version}",
         "method": "GET" if head.method == "HEAD" else head.method,
         "scheme": "http",
-        "path": unquote(raw_path.decode()),
+        "path": unquote(raw_path.decode()).removesuffix("/") or "/",
         "raw_path": raw_path,
         "query_string": query,
         "root_path": "",

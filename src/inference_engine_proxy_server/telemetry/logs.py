@@ -19,7 +19,7 @@ _FLUSH_SECONDS = 0.2  # an access line is on its way within this time; a write p
 _FLUSH_LINES = 512
 _UNMIXED_BYTES = 4096  # what processes write to one pipe at once is kept apart up to so many (pipe(7), PIPE_BUF)
 
-_PROBES = frozenset({"/health", "/livez", "/readyz", "/metrics"})
+_PROBES = frozenset(f"/{name}{end}" for name in ("health", "livez", "readyz", "metrics") for end in ("", "/"))
 
 logger = logging.getLogger(__name__)
 

@@ -133,7 +133,7 @@ async def test_paths_that_only_resemble_own_ones_are_forwarded(fleet: Fleet) -> 
     engine = await fleet.engine()
     proxy = await fleet.proxy(engine)
 
-    for path in ("/health/", "/healthz", "/%68ealth", "/docs/other.js", "/v1/models/tiny", "//health"):
+    for path in ("/health//", "/healthz", "/%68ealth", "/docs/other.js", "/v1/models/tiny", "//health"):
         reader, writer = await proxy.connect()
         writer.write(f"GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
 
@@ -244,3 +244,40 @@ def test_health_names_every_state_that_people_must_tell_apart() -> None:
     assert shown_state(pool) == "suspect"
     pool.report_refused_connection(backend)
     assert shown_state(pool) == "down"
+
+
+@pytest.mark.parametrize("path", [path for path in OWN if path != "/"])
+async def test_slash_at_the_end_of_an_own_path_changes_nothing(fleet: Fleet, path: str) -> None:
+    engine = await fleet.engine()
+    proxy = await fleet.proxy(engine)
+    asked = list(engine.asked)
+    replies = [await proxy.http.get(path + end, follow_redirects=True) for end in ("", "/")]
+    assert [reply.status_code for reply in replies] == [200, 200]
+    assert replies[0].headers["content-type"] == replies[1].headers["content-type"]
+    assert engine.asked == asked
+
+
+async def test_favicon_is_answered_by_the_proxy(fleet: Fleet) -> None:
+    engine = await fleet.engine()
+    proxy = await fleet.proxy(engine, api_keys=("a:0123456789abcdef",))
+    reply = await proxy.http.get("/favicon.ico")
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "image/svg+xml")
+    assert ("GET", "/favicon.ico") not in [line[:2] for line in engine.asked]
+
+
+async def test_slash_at_the_end_needs_the_same_keys(fleet: Fleet) -> None:
+    proxy = await fleet.proxy(await fleet.engine(), api_keys=("a:0123456789abcdef",), metrics_key="right")
+    for path, status in (("/v1/models/", 401), ("/metrics/", 401), ("/health/", 200)):
+        assert (await proxy.http.get(path)).status_code == status
+    right = {"authorization": "Bearer right"}
+    assert (await proxy.http.get("/metrics/", headers=right)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["//v1/chat/completions", "/v1//chat/completions"])
+async def test_doubled_slash_is_explained(fleet: Fleet, path: str) -> None:
+    engine = await fleet.engine()
+    proxy = await fleet.proxy(engine)
+    reply = await proxy.post(path, {"model": "m"})
+    assert (reply.status, reply.json["error"]["code"]) == (404, "doubled_slash")
+    assert "base URL" in reply.json["error"]["message"]
+    assert not engine.served
