@@ -1,4 +1,4 @@
-"""For all tests."""
+"""Fixtures and settings for all tests."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, settings
 from support import ports
 from support.tiny_gguf import ModelShape, write_tiny_gguf
 
-# How fast a busy machine is must not decide whether a property holds.
+# The speed of a busy machine must not decide whether a property holds.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 
 @pytest.fixture
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens."""
+    """A port of 127.0.0.1 on which no server listens."""
     return ports.free_port()
 
 

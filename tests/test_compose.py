@@ -56,7 +56,7 @@ def resolved(node: Any, environment: Mapping[str, str]) -> Any:
 
 
 def environment_of(service: Service, environment: Mapping[str, str]) -> dict[str, str]:
-    """What a container gets; a name without a value is looked up, and left out where it is not set."""
+    """The environment of a container; a name without a value is looked up, and left out if it is not set."""
     given = service.get("environment", {})
     if isinstance(given, list):
         given = {name: value if equals else None for name, equals, value in (item.partition("=") for item in given)}
@@ -69,7 +69,7 @@ def source(kind: str) -> str:
 
 
 def with_third_engine(text: str) -> str:
-    """What the file tells people to do: llm-2's block copied as it stands, and one URL more."""
+    """The change that the file describes: a copy of llm-2's block, and one more URL."""
     block = re.search(r"^  llm-2:\n(?:^    .*\n)+", text, re.MULTILINE)
     assert block is not None
     text = text.replace(block[0], block[0] + "\n" + block[0].replace("llm-2:", "llm-3:"))
@@ -238,7 +238,7 @@ def test_images_are_pinned_and_can_be_replaced(kind: str) -> None:
 def test_stop_waits_a_minute_longer_than_the_proxy_takes(kind: str, env: dict[str, str], seconds: float) -> None:
     services = services_of(source(kind), DOT_ENV | env)
     for name in ("proxy", "nginx"):
-        parts = re.findall(r"([\d.]+)([ms])", services[name]["stop_grace_period"])  # Compose adds them up
+        parts = re.findall(r"([\d.]+)([ms])", services[name]["stop_grace_period"])  # Compose adds the parts
         assert sum(float(number) * {"m": 60, "s": 1}[unit] for number, unit in parts) == seconds
         assert "".join(map("".join, parts)) == services[name]["stop_grace_period"]
 

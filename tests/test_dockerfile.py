@@ -1,4 +1,4 @@
-"""The Dockerfile, and the locked versions that the image is made of."""
+"""The Dockerfile, and the locked versions in the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documents say about settings and endpoints is what the program does, and their links lead somewhere."""
+"""Documents agree with the program about settings and endpoints, and their links have targets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_settings_page_has_the_enforced_limits() -> None:
     sections = dict(re.findall(r"^### (.*)\n([^#]*)", SETTINGS_PAGE, re.MULTILINE))
 
     for field, of_field in Settings.model_json_schema()["properties"].items():
-        schema = of_field.get("anyOf", [of_field])[0]  # the other one is null
+        schema = of_field.get("anyOf", [of_field])[0]  # the other alternative is null
         if "maximum" in schema:
             low = f"{schema['minimum']} to" if "minimum" in schema else f"above {schema['exclusiveMinimum']}, up to"
             assert f"* Allowed: {low} {schema['maximum']}" in sections[field.upper()], field
@@ -109,7 +109,7 @@ def test_every_link_in_a_document_has_a_target() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of a page's headings: lower case, blanks as hyphens, without punctuation."""
+    """Anchors of a page's headings as GitHub makes them: lower case, hyphens for blanks, no punctuation."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     return {
         re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")

@@ -1,4 +1,4 @@
-"""The README's commands are known, and the same in both languages; `scripts/test.sh installation` runs them."""
+"""Each README command is tested, and both languages have the same ones. `scripts/test.sh installation` runs them."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Exceptions for requests that fail, grouped by whose fault the failure is.
+"""Exceptions for failed requests, grouped by the party at fault.
 
 ::
 
     ProxyError
     ├── ClientError              the request is at fault
-    ├── CapacityError            no backend can take the request now; waiting helps
+    ├── CapacityError            no backend is available for the request now; waiting helps
     └── BackendError             a backend failed while it had the request
         ├── BackendUnreachable   nothing was sent, so another backend can safely be tried
         ├── BackendBroke         sent, but the connection ended early
@@ -217,6 +217,8 @@ def error_fields(error: ProxyError, path: str, request_id: str) -> bytes:
         fields.append(b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (math.ceil(error.retry_after_seconds), exact))
     if error.status == 405:
         fields.append(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n")
+    if error.status == 426:
+        fields.append(b"upgrade: HTTP/1.1\r\n")  # RFC 9110, 15.5.22: the protocols that are supported
     if isinstance(error, BackendTimeout):
         fields.append(b"x-should-retry: false\r\n")
     if _speaks_anthropic(path):

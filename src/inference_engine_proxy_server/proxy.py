@@ -59,7 +59,7 @@ class Proxy:
             self.config_watch.reload()
 
     def obey(self, url: str, *, is_draining: bool) -> None:
-        """Drain or undrain the backend ``url``, as an operator has ordered."""
+        """Drain or undrain the backend ``url`` by an operator's command."""
         for backend in self.fleet.backends:
             if backend.url == url and backend.is_draining is not is_draining:
                 self.fleet.set_draining(backend, is_draining=is_draining)

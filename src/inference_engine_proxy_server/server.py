@@ -17,9 +17,9 @@ import uvicorn
 
 from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.composition import build_proxy
-from inference_engine_proxy_server.config.api_keys import KeyFileError
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.file_watch import FileWatch
+from inference_engine_proxy_server.config.key_file import KeyFileError
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError, settings_files
 from inference_engine_proxy_server.fleet.fleet_updater import UnknownEngineError, check_engines
@@ -40,7 +40,8 @@ from inference_engine_proxy_server.telemetry.logs import configure_logging
 
 __all__ = ["run"]
 
-_STARTUP_ERRORS = (KeyFileError, UnknownEngineError, OSError)
+_CONFIGURATION_ERRORS = (KeyFileError, SettingsError, UnknownEngineError)
+_STARTUP_ERRORS = (*_CONFIGURATION_ERRORS, OSError)
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +59,14 @@ def run(
         load: reads the configuration again, to apply a changed fleet; ``None`` when it never changes.
 
     Returns:
-        The process's exit code: 0 after a requested stop; 1 when an address is not available, or the certificate, the
-        file of keys or an engine in the fleet cannot be used.
+        The exit code of the process: 0 after a requested stop; 1 when an address is unavailable; 2 when the
+        certificate, the key file or an engine in the fleet is unusable.
     """
     settings = configuration.settings
     configure_logging(settings.log_level, settings.log_format)
     raise_file_limit()
-    # uvicorn raises a caught signal again when it has stopped, which would end this process by that signal. A SIGHUP
-    # asks for a reload, and must not end a process that is still starting.
+    # After it has stopped, uvicorn raises a caught signal again, which would terminate this process by that signal.
+    # SIGHUP requests a reload, and must not terminate a process that is still starting.
     for number in (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if load is not None else ())):
         signal.signal(number, lambda *_: None)
     with ExitStack() as stack:
@@ -74,7 +75,7 @@ def run(
             serve = _prepared(configuration, on_started, load, stack)
         except _STARTUP_ERRORS as error:
             logger.error("%s", error)
-            return 1
+            return 2 if isinstance(error, _CONFIGURATION_ERRORS) else 1
         _warn_of_open_port(settings)
         return serve()
 
@@ -85,7 +86,7 @@ def _prepared(
     load: Callable[[], Configuration] | None,
     stack: ExitStack,
 ) -> Callable[[], int]:
-    """A function that serves, with all its resources acquired; raises one of ``_STARTUP_ERRORS``."""
+    """Acquire all resources and return the function that serves; raises one of ``_STARTUP_ERRORS``."""
     settings = configuration.settings
     if settings.workers > 1:
         return make_supervisor(configuration, on_started, load).run
@@ -107,9 +108,10 @@ def make_supervisor(
     on_started: Callable[[str], None] | None,
     load: Callable[[], Configuration] | None,
 ) -> Supervisor:
-    """A supervisor for several processes that serve together; arguments as for :func:`run`."""
+    """The supervisor of several workers; arguments as for :func:`run`."""
     if sys.platform != "linux":
-        raise OSError("WORKERS above 1 needs Linux, whose kernel spreads connections over several sockets of one port")
+        message = "WORKERS above 1 needs Linux, whose kernel spreads connections over several sockets of one port"
+        raise SettingsError([message])
     settings = configuration.settings
     addresses = [("PORT", settings.port), ("ADMIN_PORT", settings.admin_port)]
     ports = [SharedPort(name, settings.host, port) for name, port in addresses if port is not None]
@@ -120,7 +122,7 @@ def make_supervisor(
         configure_logging(settings.log_level, settings.log_format, context.siblings.number)
         try:
             proxy = build_proxy(context.configuration, load, context)
-        except _STARTUP_ERRORS as error:  # a file that has become unusable since the start
+        except _STARTUP_ERRORS as error:  # a file has become unusable since the start
             logger.error("%s", error)
             return 1
         Worker(_uvicorn_config(settings, proxy), proxy, context).run(sockets=[context.listeners[0]])
@@ -134,7 +136,7 @@ def make_supervisor(
 
 
 def _reloader(settings: Settings, load: Callable[[], Configuration] | None) -> Callable[[], Configuration | None]:
-    """A function that returns the configuration if it has changed since the last call and can be used."""
+    """A function that returns the configuration if it is valid and has changed since the last call."""
     watch = FileWatch(settings_files(settings))
 
     def reload_if_changed() -> Configuration | None:
@@ -145,7 +147,7 @@ def _reloader(settings: Settings, load: Callable[[], Configuration] | None) -> C
             check_engines(changed.fleet, discover_engines())
         except (SettingsError, UnknownEngineError):  # each worker logs it
             return None
-        except Exception:  # must not end the supervisor, as it does not end a worker
+        except Exception:  # must not terminate the supervisor, just as it does not terminate a worker
             logger.exception("the settings cannot be reloaded")
             return None
         return changed
@@ -154,14 +156,14 @@ def _reloader(settings: Settings, load: Callable[[], Configuration] | None) -> C
 
 
 def _check_certificate(certificate: str | None, key: str | None) -> None:
-    """Raises ``OSError`` with the names of the settings; uvicorn would only repeat OpenSSL's message."""
+    """Raise ``SettingsError`` with the names of the settings; uvicorn would only repeat OpenSSL's message."""
     if certificate is not None:
         try:
-            # With a password given, OpenSSL does not prompt on the terminal.
+            # Given a password, OpenSSL does not prompt on the terminal.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             reason = (isinstance(error, OSError) and error.strerror) or error
-            raise OSError(f"TLS_CERT_FILE {certificate}, TLS_KEY_FILE {key}: {reason}") from error
+            raise SettingsError([f"TLS_CERT_FILE {certificate}, TLS_KEY_FILE {key}: {reason}"]) from error
 
 
 def _warn_of_open_port(settings: Settings) -> None:
@@ -184,7 +186,7 @@ def make_host(
     Args:
         configuration: with at least one backend.
         on_started: as for :func:`run`.
-        operators: listens on ADMIN_PORT; ``None`` without such a port.
+        operators: socket for ADMIN_PORT; ``None`` without such a port.
         load: as for :func:`run`.
     """
     proxy = build_proxy(configuration, load)

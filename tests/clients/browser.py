@@ -1,4 +1,4 @@
-"""A web page from another origin than the proxy's, in a headless browser."""
+"""A web page in a headless browser, from another origin than the proxy."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from pathlib import Path
 __all__ = ["answer_shown"]
 
 _DEADLINE_SECONDS = 60
-_PATIENCE_MILLISECONDS = 30_000  # of the page's own clock, which stands while it waits for the network
+_PATIENCE_MILLISECONDS = 30_000  # of the page's virtual clock, which stops while it waits for the network
 
 
 def answer_shown(page: str, folder: Path) -> str:
-    """Open ``page`` and give what it shows as its answer once all is done; ``folder`` is an empty one."""
+    """Open ``page`` and return the answer that it shows when it is done; ``folder`` is an empty directory."""
     site = folder / "site"
     site.mkdir()
     (site / "chat.html").write_text(page)
     with _web_server(site) as address:
         command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
-        told = subprocess.run(
+        output = subprocess.run(
             [*command, f"--virtual-time-budget={_PATIENCE_MILLISECONDS}", "--dump-dom", f"{address}/chat.html"],
             capture_output=True,
             text=True,
             timeout=_DEADLINE_SECONDS,
             check=True,
         )
-    shown = re.search(r'<pre id="answer">(.*?)</pre>', told.stdout, re.DOTALL)
-    assert shown, told.stderr
+    shown = re.search(r'<pre id="answer">(.*?)</pre>', output.stdout, re.DOTALL)
+    assert shown, output.stderr
     return html.unescape(shown[1])
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the overridden method's
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager

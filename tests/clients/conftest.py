@@ -1,4 +1,4 @@
-"""Two real servers of the page's model, and the proxy in front of them."""
+"""Two real servers with the model of the page, and the proxy in front of them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, servers: list[LlamaServer]) 
 
 @pytest.fixture
 def lonely_proxy(tmp_path_factory: pytest.TempPathFactory, free_port: int) -> Iterator[Proxy]:
-    """In front of ``free_port``, where nobody listens."""
+    """A proxy in front of ``free_port``, where no server listens."""
     with Proxy(tmp_path_factory.mktemp("proxy"), [f"http://127.0.0.1:{free_port}"]) as proxy:
         yield proxy

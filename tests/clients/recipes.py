@@ -1,4 +1,4 @@
-"""The code blocks of docs/clients.md, and what is seen when one of them is run as it stands there."""
+"""The code blocks of docs/clients.md, and the output of a block that is run unchanged."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from support.program import environment
 __all__ = ["BLOCKS", "MODEL", "Block", "Output", "output_of", "run", "start"]
 
 ROOT = Path(__file__).parents[2]
-MODEL = "gemma-3-270m"  # the page's, the demo's
+MODEL = "gemma-3-270m"  # of the page and of the demo
 
-_NOT_RUN = "## Configuration of programs"  # from here on the page says that no test runs its blocks
+_NOT_RUN = "## Configuration of programs"  # no test runs the blocks below this heading, as the page says
 _ADDRESS = "http://127.0.0.1:8888"
-_INSTALLED = ROOT / ".venv-clients"  # by `scripts/test.sh clients`
+_INSTALLED = ROOT / ".venv-clients"  # created by `scripts/test.sh clients`
 _DEADLINE_SECONDS = 60
 _PIECE_BYTES = 1 << 16
-_PIPE_BYTES = 1 << 20  # 256 pieces; the most that everyone is allowed
+_PIPE_BYTES = 1 << 20  # 256 pieces; the maximum for unprivileged users
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Block:
 
     Attributes:
         name: its heading, and its number if the heading has several: ``curl``, ``curl 2``.
-        text: what stands between the fences.
-        is_run: it stands among the recipes.
+        text: the content between the fences.
+        is_run: it is one of the tested recipes.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Block:
     is_run: bool
 
     def at(self, url: str) -> str:
-        """The text with the address of a proxy in place of the page's."""
+        """The text with the address of a proxy in place of that of the page."""
         assert _ADDRESS in self.text, f"{self.name} does not say where the proxy is"
         return self.text.replace(_ADDRESS, url)
 
@@ -64,10 +64,10 @@ BLOCKS = _read_blocks()
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a recipe wrote to standard output.
+    """The standard output of a recipe.
 
     Attributes:
-        pieces: one for each time that it wrote.
+        pieces: one for each write.
     """
 
     pieces: Sequence[str]
@@ -78,12 +78,12 @@ class Output:
 
 
 def start(block: Block, url: str, folder: Path) -> subprocess.Popen[bytes]:
-    """Start a recipe against the proxy at ``url``; ``folder`` is an empty one.
+    """Start a recipe against the proxy at ``url``; ``folder`` is an empty directory.
 
-    Its standard output is a pipe that keeps apart what was written apart.
+    Its standard output is a pipe that keeps separate writes apart.
     """
     reading, writing = os.pipe2(os.O_DIRECT)
-    fcntl(writing, F_SETPIPE_SZ, _PIPE_BYTES)  # room for all pieces: Node joins those that have to wait
+    fcntl(writing, F_SETPIPE_SZ, _PIPE_BYTES)  # room for all pieces: Node joins writes that have to wait
     with (folder / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
             ["timeout", str(_DEADLINE_SECONDS), *_command(block, url, folder)],
@@ -99,7 +99,7 @@ def start(block: Block, url: str, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def output_of(process: subprocess.Popen[bytes], folder: Path) -> Output:
-    """What a recipe that was started writes until it ends; it must end well."""
+    """The output of a started recipe until it ends; it must succeed."""
     assert process.stdout is not None
     with process, process.stdout as stdout:
         pieces = list(iter(lambda: stdout.read(_PIECE_BYTES), b""))
@@ -109,7 +109,7 @@ def output_of(process: subprocess.Popen[bytes], folder: Path) -> Output:
 
 
 def run(block: Block, url: str, folder: Path) -> Output:
-    """Run a recipe to its end, as :func:`start` and :func:`output_of`."""
+    """Run a recipe to its end: :func:`start`, then :func:`output_of`."""
     return output_of(start(block, url, folder), folder)
 
 

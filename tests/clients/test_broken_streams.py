@@ -1,6 +1,6 @@
-"""What Node and a browser make of a stream whose engine has died: each notices that the answer is not whole.
+"""Node and browsers notice that a stream is incomplete when its engine has died.
 
-The same for Python and curl is in ``end_to_end/test_broken_streams.py``.
+``end_to_end/test_broken_streams.py`` has the same for Python and curl.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from support.program import Proxy
 
 pytestmark = pytest.mark.clients
 
-ADDRESS = "http://127.0.0.1:8888"  # which `Block.at` replaces by the proxy's
+ADDRESS = "http://127.0.0.1:8888"  # `Block.at` replaces it by the address of the proxy
 
 OPENAI = """
 import OpenAI from "openai";
@@ -57,7 +57,7 @@ try {
 console.log(JSON.stringify(seen));
 """
 
-# What a page writes into `seen` it shows.
+# The page shows the content of `seen`.
 PAGE = """<!doctype html>
 <pre id="answer"></pre>
 <script type="module">
@@ -95,7 +95,7 @@ EVENT_SOURCE = """
 
 @pytest.fixture(params=[False, True], ids=["between events", "inside one"])
 def inside(request: pytest.FixtureRequest) -> bool:
-    """Where the engine dies."""
+    """Whether the engine dies inside an event."""
     return bool(request.param)
 
 
@@ -137,11 +137,11 @@ async def test_node_sdk_raises_on_a_broken_stream(
 
 
 async def test_browser_fetch_fails_on_a_broken_stream(proxy: Proxy, inside: bool, tmp_path: Path) -> None:
-    """Before that it reads what has come, if it gets to it: Chromium drops what waits when the connection breaks."""
+    """Chromium drops unread data when the connection breaks, so the page may lose the last event."""
     seen = await browser(FETCH, proxy, tmp_path)
 
     assert not seen["ended"]
-    assert seen["raised"] == "TypeError"  # as for any failure of the network
+    assert seen["raised"] == "TypeError"  # as for any network failure
     assert "[DONE]" not in seen["text"]
     if seen["text"]:
         assert seen["text"].count("\n\n") == (1 if inside else 3)
@@ -151,10 +151,10 @@ async def test_browser_fetch_fails_on_a_broken_stream(proxy: Proxy, inside: bool
 async def test_browser_event_source_gets_the_error_event_and_then_an_error(
     proxy: Proxy, inside: bool, tmp_path: Path
 ) -> None:
-    """It would ask again by itself, as it does after any end of its stream."""
+    """It would reconnect by itself, as after any end of a stream."""
     seen = await browser(EVENT_SOURCE, proxy, tmp_path)
 
     assert seen["raised"] == "error"
     assert seen["tries_again"]
-    messages = [json.loads(message) for message in seen["messages"]]  # so none of them is [DONE]
+    messages = [json.loads(message) for message in seen["messages"]]  # valid JSON, so none of them is [DONE]
     assert ["error" in message for message in messages] == ([False] if inside else [False, False, True])

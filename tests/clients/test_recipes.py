@@ -1,4 +1,4 @@
-"""docs/clients.md does what it says."""
+"""The recipes of docs/clients.md work as described."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PARSERS: dict[str, Callable[[str], object]] = {"json": json.loads, "toml": tomll
 
 
 def named_backend(text: str, servers: list[LlamaServer]) -> bool:
-    """Whether a line says a request's id and the backend that answered it."""
+    """Whether a line has a request id and the backend that answered it."""
     return any(found[1] in {server.url for server in servers} for found in WHO_ANSWERED.finditer(text))
 
 
@@ -71,7 +71,7 @@ def test_sdk(name: str, proxy: Proxy, servers: list[LlamaServer], tmp_path: Path
     output = run(BLOCKS[name], proxy.url, tmp_path)
 
     assert named_backend(output.text, servers)
-    assert len(output.pieces) > 50  # of 60 tokens, each of which is written when it comes
+    assert len(output.pieces) > 50  # of 60 tokens, each written when it arrives
     at_once, streamed = "".join(output.pieces[:-50]), "".join(output.pieces[-50:])
     assert len(WHO_ANSWERED.sub("", at_once)) > 80
     assert len(streamed) > 50

@@ -1,1 +1,1 @@
-"""Our own payloads: messages that a proxy must refuse, odd ones that it must pass on, and what has to come of each."""
+"""HTTP messages that the proxy must refuse or forward, each with its expected result."""

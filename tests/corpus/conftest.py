@@ -1,4 +1,7 @@
-"""A proxy before an engine that keeps every byte it gets, one for a module, as what is refused leaves no trace."""
+"""A proxy in front of an engine that records every byte.
+
+Tests of a module share it, because refused messages leave no trace.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,28 @@ from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 from support.fakes.front import Client
 from support.live_proxy import Proxy, live_proxy
 
-__all__ = ["MODELS", "YES", "Recorder", "RunningProxy", "connect_to", "is_about_state", "says_yes"]
+__all__ = ["MODELS", "YES", "Recorder", "RunningProxy", "answers_yes", "connect_to", "is_about_state"]
 
 YES = b"yes"
-"""The body of each of the engine's good replies."""
+"""The body of each good reply of the engine."""
 
-_PATIENCE_SECONDS = 0.05  # of the proxy that gives up on slow clients
-_HEAD_BYTES = 256 * 1024  # of a reply, as a client reads it
-_IDLE_SECONDS = 60  # of a backend's connection, so that it is not age that ends one
+_PATIENCE_SECONDS = 0.05  # client timeout of the impatient proxy
+_HEAD_BYTES = 256 * 1024  # limit of the test's client
+_IDLE_SECONDS = 60  # long enough that no backend connection ends because of its age
 _STATE_PATHS = (b"GET /health ", b"GET /v1/models ")
 MODELS = json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "corpus"}]}).encode()
-"""The list of models of an engine that nobody knows, and so of one that speaks the OpenAI API and no more."""
+"""The model list of an unknown engine, which the proxy treats as a plain OpenAI-compatible server."""
 
 Answer = Callable[[EngineConnection, bytes], Coroutine[None, None, None]]
 
 
 def is_about_state(request: bytes) -> bool:
-    """Whether it is the proxy's own question to the engine."""
+    """Whether ``request`` is a poll of the proxy."""
     return request.startswith(_STATE_PATHS)
 
 
 class Recorder(FakeEngine):
-    """An engine that answers what the proxy asks of its own accord, and leaves the rest to ``answer``."""
+    """An engine that answers polls itself and leaves other requests to ``answer``."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(self._serve)
@@ -49,7 +52,7 @@ class Recorder(FakeEngine):
 
     @property
     def is_in_step(self) -> bool:
-        """Whether every byte that came belongs to a request that was taken."""
+        """Whether every received byte belongs to a complete request."""
         return all(len(one.received) == sum(map(len, one.requests)) for one in self.connections)
 
     async def _serve(self, connection: EngineConnection) -> None:
@@ -63,17 +66,17 @@ class Recorder(FakeEngine):
 
 @dataclass(frozen=True, slots=True)
 class RunningProxy:
-    """A proxy and the engine behind it."""
+    """A proxy with the engine behind it."""
 
     proxy: Proxy
     engine: Recorder
 
     async def connect(self) -> Client:
-        """A new connection of a client."""
+        """A new client connection."""
         return await connect_to(self.proxy)
 
     async def is_well(self, path: str) -> bool:
-        """Whether a good request for ``path`` on a new connection is answered, by the engine's good reply to it."""
+        """Whether a good request for ``path`` on a new connection gets the engine's good reply."""
         client = await self.connect()
         client.send(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\ngood".encode())
         status, _, fields = await client.head()
@@ -84,20 +87,20 @@ class RunningProxy:
 
 
 async def connect_to(proxy: Proxy) -> Client:
-    """A new connection of a client, which may be left open."""
+    """A new client connection, which the test may leave open."""
     host, _, port = proxy.url.removeprefix("http://").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=_HEAD_BYTES)
     proxy.clients.callback(writer.close)
     return Client(reader, writer)
 
 
-async def says_yes(connection: EngineConnection, request: bytes) -> None:
-    """Answer any request well."""
+async def answers_yes(connection: EngineConnection, request: bytes) -> None:
+    """Answer any request with a good reply."""
     connection.send(http_reply(b"" if request.startswith(b"HEAD ") else YES))
 
 
 async def _watched(**further: Any) -> AsyncIterator[RunningProxy]:
-    async with Recorder(says_yes) as engine:
+    async with Recorder(answers_yes) as engine:
         limits = settings() | {"access_log": False, "backend_idle_connection_seconds": _IDLE_SECONDS} | further
         async with live_proxy(engine.url, **limits) as proxy:
             yield RunningProxy(proxy, engine)
@@ -105,14 +108,14 @@ async def _watched(**further: Any) -> AsyncIterator[RunningProxy]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def watched() -> AsyncIterator[RunningProxy]:
-    """With the corpus' limits."""
+    """A proxy with the limits of the corpus."""
     async for one in _watched():
         yield one
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def impatient() -> AsyncIterator[RunningProxy]:
-    """The same, but it waits for no client."""
+    """The same, with short client timeouts."""
     async for one in _watched(
         client_header_timeout_seconds=_PATIENCE_SECONDS, client_body_timeout_seconds=_PATIENCE_SECONDS
     ):

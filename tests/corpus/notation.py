@@ -1,7 +1,7 @@
-"""The corpus' notation, read into bytes.
+"""Parses the notation of the corpus.
 
-A message is a string, of which each character stands for one byte (so none is above ``\\xff``), or a list of strings
-and of ``{repeat: string, times: number}``, which are joined.
+A message is a string, of which each character is one byte (so none is above ``\\xff``), or a list of strings and of
+``{repeat: string, times: number}``, which are joined.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class BadRequest:
 
     Attributes:
         name: its id.
-        send: the bytes, and whatever follows them.
-        statuses: one of these is the last reply.
-        served_first: so many good requests stand before it, and are answered.
-        ends: the client sends no more after it.
-        waits: the client sends no more, but stays.
-        stays_open: it is refused for what it wants rather than for how it is written.
-        interim: the client may be told to go on before that.
-        cases: the attacks that it is a case of, as its reason names them.
+        send: the bytes, including any that follow the request.
+        statuses: possible statuses of the last reply.
+        served_first: number of good requests before it, which are answered.
+        ends: the client closes its sending half after it.
+        waits: the client sends no more, but stays connected.
+        stays_open: the connection stays open, as the request is well-formed but not allowed.
+        interim: 100 Continue may precede the refusal.
+        cases: numbers of the attacks that it belongs to, taken from its reason.
     """
 
     name: str
@@ -51,12 +51,12 @@ class BadRequest:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One request as a backend must see it.
+    """One request as a backend must receive it.
 
     Attributes:
-        fields: lines that must be there exactly as they are.
-        absent: names, in lower case, of fields that must not be there, beside those that never may.
-        never: must be nowhere in its bytes.
+        fields: lines that must be present unchanged.
+        absent: lower-case names of further fields that must not be present.
+        never: must not occur anywhere in its bytes.
     """
 
     method: str
@@ -73,12 +73,12 @@ class OddRequest:
 
     Attributes:
         name: its id.
-        send: one request or more.
-        sees: what the backend must see, in order.
-        later: the body, which the client sends once it is told to go on; empty: it is not told.
+        send: one or more requests.
+        sees: the requests that the backend must receive, in order.
+        later: the body, sent after 100 Continue; empty if there is no 100 Continue.
         closes: the connection ends after the last reply.
-        at_once: is sent whole only.
-        cases: the attacks that it is a case of, as its reason names them.
+        at_once: must be sent in one piece.
+        cases: numbers of the attacks that it belongs to, taken from its reason.
     """
 
     name: str
@@ -92,16 +92,16 @@ class OddRequest:
 
 @dataclass(frozen=True, slots=True)
 class BadReply:
-    """A reply that must not be believed.
+    """A reply that must be refused.
 
     Attributes:
         name: its id.
         reply: the bytes.
-        request_method: what it answers.
-        outcome: ``refused``: 502 before anything of it went out; ``broken``: 502, or what had begun does not end
-            cleanly; ``cut``: delivered as far as it is a reply, the rest is dropped.
-        body: what is delivered when it is ``cut``.
-        later: bytes that follow once the reply has been delivered.
+        request_method: the method that it answers.
+        outcome: ``refused``: 502 before any of it was relayed; ``broken``: 502, or a reply without a clean end;
+            ``cut``: the valid part is delivered, the rest is dropped.
+        body: the delivered body if ``cut``.
+        later: bytes sent after the reply has been delivered.
         ends: the backend closes after it.
     """
 
@@ -121,8 +121,8 @@ class OddReply:
     Attributes:
         name: its id.
         reply: the bytes.
-        body, status: what the client gets.
-        request_method: what it answers.
+        body, status: as the client gets them.
+        request_method: the method that it answers.
         ends: the backend closes after it.
     """
 
@@ -135,7 +135,7 @@ class OddReply:
 
 
 def as_bytes(notation: Any) -> bytes:
-    """What ``notation`` stands for."""
+    """The bytes that ``notation`` describes."""
     if isinstance(notation, str):
         return notation.encode("latin-1")
     if isinstance(notation, dict):
@@ -145,13 +145,13 @@ def as_bytes(notation: Any) -> bytes:
 
 
 def settings() -> dict[str, Any]:
-    """The proxy's settings that the corpus' limits are about."""
+    """The proxy settings with the limits that the corpus tests."""
     read: dict[str, Any] = _read("requests.yaml")["settings"]
     return read
 
 
 def bad_requests() -> list[BadRequest]:
-    """All of them, in the file's order."""
+    """All entries, in the order of the file."""
     return [
         BadRequest(
             name=entry["id"],
@@ -169,7 +169,7 @@ def bad_requests() -> list[BadRequest]:
 
 
 def odd_requests() -> list[OddRequest]:
-    """All of them, in the file's order."""
+    """All entries, in the order of the file."""
     return [
         OddRequest(
             name=entry["id"],
@@ -185,7 +185,7 @@ def odd_requests() -> list[OddRequest]:
 
 
 def bad_replies() -> list[BadReply]:
-    """All of them, in the file's order."""
+    """All entries, in the order of the file."""
     return [
         BadReply(
             name=entry["id"],
@@ -201,7 +201,7 @@ def bad_replies() -> list[BadReply]:
 
 
 def odd_replies() -> list[OddReply]:
-    """All of them, in the file's order."""
+    """All entries, in the order of the file."""
     return [
         OddReply(
             name=entry["id"],

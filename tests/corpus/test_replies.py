@@ -1,4 +1,4 @@
-"""Replies of ``replies.yaml``, given to the listening proxy whole, byte by byte, and with a pause after their head."""
+"""Replies of ``replies.yaml``, sent to a listening proxy whole, byte by byte, and with a pause after their head."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from support.fakes.front import Client, Reply, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-_PIECES = 800  # at most; a reply that is shorter is sent byte by byte
+_PIECES = 800  # maximum; a shorter reply is sent byte by byte
 _HOP_BY_HOP = {"keep-alive", "proxy-connection", "te", "trailer", "upgrade", "x-named"}
-_PATIENCE_SECONDS = 5.0  # for what must come
+_PATIENCE_SECONDS = 5.0  # deadline for expected replies
 _CASE = b"/case "
 
 
 class Scripted:
-    """Lets the engine give one reply to the request for ``/case``, and ``yes`` to every other.
+    """Makes the engine answer ``/case`` with one reply of the corpus, and all other requests with ``yes``.
 
     Attributes:
-        connection: the one that the request came on; ``None`` before that.
-        head_read: for the test to set, once the client has the head.
-        all_read: for the test to set, once the client has the reply.
-        done: all that is to be sent has been sent, and read if the proxy reads it.
+        connection: the connection of the request; ``None`` before it arrives.
+        head_read: set by the test once the client has the head.
+        all_read: set by the test once the client has the reply.
+        done: everything has been sent, and read if the proxy reads it.
     """
 
     def __init__(self, reply: bytes, split: str, *, later: bytes = b"", ends: bool = False) -> None:
@@ -65,9 +65,9 @@ class Scripted:
         size = max(1, len(self._reply) if self._split == "whole" else -(-len(self._reply) // count))
         for start in range(0, len(self._reply), size):
             if connection.ended.done():
-                return  # it was found out
+                return  # the proxy closed the connection
             connection.send(self._reply[start : start + size])
-            await asyncio.sleep(0)  # the proxy runs in this loop: now it has read the piece
+            await asyncio.sleep(0)  # the proxy runs in this event loop and reads the piece now
             await asyncio.sleep(0)
 
 
@@ -98,7 +98,7 @@ async def get_reply(client: Client, script: Scripted, method: str) -> Reply:
 
 
 async def read_chunks(client: Client) -> bytes:
-    """Read a body of chunks that have neither extensions nor trailers, as the proxy writes them."""
+    """Read a chunked body without extensions and trailers, as the proxy writes it."""
     body = b""
     while size := int(await read_line(client), 16):
         body += await client.read(size)
@@ -145,7 +145,7 @@ async def test_malformed_reply_is_refused(watched: RunningProxy, entry: BadReply
 
 
 async def check_refused(client: Client, script: Scripted, entry: BadReply, split: str) -> None:
-    """Whether the client gets 502; or, where the fault comes after the head, a reply without an end."""
+    """Check that the client gets 502 or, if the fault comes after the head, a reply without a clean end."""
     try:
         reply = await get_reply(client, script, entry.request_method)
     except (EOFError, ConnectionError):
@@ -158,7 +158,7 @@ async def check_refused(client: Client, script: Scripted, entry: BadReply, split
 
 
 async def answers_again(watched: RunningProxy) -> None:
-    """Wait until good requests are answered: a backend that broke a connection is asked first whether it lives."""
+    """Wait until good requests are answered: a backend that broke a connection is polled first."""
     async with asyncio.timeout(_PATIENCE_SECONDS):
         while not await watched.is_well("/after"):  # noqa: ASYNC110 - the proxy has no event for tests
             await asyncio.sleep(0.005)
@@ -183,6 +183,6 @@ async def test_unusual_reply_is_relayed_with_its_meaning(watched: RunningProxy, 
 
 
 async def test_corpus_is_complete() -> None:
-    """So that a slip in the file does not take half of it away unseen."""
+    """Protects against losing entries unnoticed by a mistake in the file."""
     assert len(bad_replies()) > 150
     assert len(odd_replies()) > 10

@@ -1,4 +1,4 @@
-"""Requests of ``requests.yaml``, sent to the listening proxy whole and in pieces."""
+"""Requests of ``requests.yaml``, sent to a listening proxy whole and in pieces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.fakes.front import Client
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _SPLITS = ("whole", "halves", "pieces")
-_PIECES = 800  # at most; a message that is shorter is sent byte by byte
+_PIECES = 800  # maximum; a shorter message is sent byte by byte
 _HOP_BY_HOP = {
     "connection", "expect", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
     "upgrade",
@@ -24,7 +24,7 @@ _GOOD = b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 def pieces(message: bytes, split: str) -> Iterable[bytes]:
-    """``message`` as it is cut when it is sent."""
+    """The pieces in which ``message`` is sent."""
     size = {"whole": len(message), "halves": -(-len(message) // 2), "pieces": -(-len(message) // _PIECES)}[split]
     return (message[start : start + size] for start in range(0, len(message), size))
 
@@ -34,12 +34,12 @@ async def send(client: Client, message: bytes, split: str) -> None:
     for piece in pieces(message, split):
         client.send(piece)
         await client.sent()
-        await asyncio.sleep(0)  # the proxy runs in this loop: now it has read the piece
+        await asyncio.sleep(0)  # the proxy runs in this event loop and reads the piece now
         await asyncio.sleep(0)
 
 
 async def final_status(client: Client, method: str = "POST", *, after_interim: bool = False) -> int:
-    """Read one reply; gives its status."""
+    """Read one reply; returns its status."""
     status, _, fields = await client.head()
     if status == 100 and after_interim:
         status, _, fields = await client.head()
@@ -106,12 +106,12 @@ async def test_unusual_request_is_forwarded_with_its_meaning(
     passed_on = watched.engine.passed_on[before:]
     assert len(passed_on) == len(entry.sees) + (not entry.closes) + 1
     for request, seen in zip(passed_on, entry.sees, strict=False):
-        check_passed_on(request, seen, authority=watched.engine.url.removeprefix("http://"))
+        check_forwarded(request, seen, authority=watched.engine.url.removeprefix("http://"))
     assert watched.engine.is_in_step
 
 
-def check_passed_on(request: bytes, seen: Seen, authority: str) -> None:
-    """Whether the engine could take ``request`` for nothing but what was seen."""
+def check_forwarded(request: bytes, seen: Seen, authority: str) -> None:
+    """Check that ``request`` is unambiguous for the engine and as expected."""
     section, body = request.split(b"\r\n\r\n", 1)
     first, *lines = section.split(b"\r\n")
     assert first == b"%b %b HTTP/1.1" % (seen.method.encode(), seen.target)
@@ -129,6 +129,6 @@ def check_passed_on(request: bytes, seen: Seen, authority: str) -> None:
 
 
 async def test_corpus_is_complete() -> None:
-    """So that a slip in the file does not take half of it away unseen."""
+    """Protects against losing entries unnoticed by a mistake in the file."""
     assert len(bad_requests()) > 450
     assert len(odd_requests()) > 90

@@ -1,7 +1,7 @@
-"""Counts what the proxy's own Python does for a request, and for a streamed event.
+"""Counts the Python instructions and calls of the proxy for a request and for a streamed event.
 
-The proxy runs in this thread, whose bytecode instructions and calls are counted; its engines and its client have
-threads of their own, and nothing of theirs is. Counts are the same however busy the machine is.
+Only this thread is counted, in which the proxy runs; its engines and its client have separate threads. The counts do
+not depend on the load of the machine.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from support.live_proxy import live_proxy
 
 __all__ = ["Costs", "Count", "measure"]
 
-_TIMES = 20  # that something is done in a batch, and twice as often in one to compare it with
-_BATCHES = 6  # the least of them had nothing beside that is only done now and then
+_TIMES = 20  # repetitions in a batch; the batch for comparison has twice as many
+_BATCHES = 6  # the minimum excludes periodic work
 _MODELS = json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "somebody"}]}).encode()
 _ANSWER = b'{"object":"chat.completion","choices":[{"index":0,"message":{"content":"' + b"x" * 400 + b'"}}]}'
 _EVENT = b'data: {"choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}]}\n\n'
@@ -36,11 +36,11 @@ _FIELDS = b"".join(b"x-stainless-%d: some value\r\n" % number for number in rang
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """What is done for one of something.
+    """The cost of one step.
 
     Attributes:
-        instructions: of Python's bytecode; each version of Python has its own.
-        calls: of functions, Python's and C's.
+        instructions: bytecode instructions; they differ between versions of Python.
+        calls: function calls, in Python and C.
     """
 
     instructions: int
@@ -49,21 +49,21 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Of a request that is answered whole, and of an event of a stream."""
+    """The costs of a request with a whole answer, and of one event of a stream."""
 
     request: Count
     event: Count
 
 
 class _Meter:
-    """Counts what the thread does that starts it, the meter's own part left out."""
+    """Counts the work of the thread that starts it, without the meter's own part."""
 
     def __init__(self) -> None:
         self._instructions = self._calls = 0
 
     def start(self) -> None:
         self._instructions = self._calls = 0
-        self._others = sys.gettrace(), sys.getprofile()  # coverage's, say
+        self._others = sys.gettrace(), sys.getprofile()  # for example those of coverage
         sys.setprofile(self._on_call)
         sys.settrace(self._on_frame)
 
@@ -90,7 +90,7 @@ class _Meter:
 
 
 class _Engine(socketserver.ThreadingTCPServer):
-    """Answers at once; a stream goes on by an event whenever :attr:`may_go_on` is released."""
+    """Answers at once; a stream continues with an event whenever :attr:`may_go_on` is released."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -137,11 +137,11 @@ class _Conversation(socketserver.StreamRequestHandler):
             while self.server.may_go_on.acquire():
                 self.wfile.write(_CHUNK)
         except OSError:
-            return  # its client has left
+            return  # its client has disconnected
 
 
 class _Client:
-    """Does one thing after the other on one connection."""
+    """Performs steps sequentially on one connection."""
 
     def __init__(self, url: str, body_bytes: int, engines: list[_Engine]) -> None:
         host, _, port = url.removeprefix("http://").rpartition(":")
@@ -179,7 +179,7 @@ class _Client:
 
 
 def measure(body_bytes: int = 1000, backends: int = 2) -> Costs:
-    """What it costs with requests of about ``body_bytes``, before so many ``backends``."""
+    """Measure the costs with requests of about ``body_bytes`` and this number of ``backends``."""
     with ExitStack() as stack:
         engines = [stack.enter_context(_running(_Engine())) for _ in range(backends)]
         return uvloop.run(_measured(engines, body_bytes))
@@ -202,7 +202,7 @@ async def _measured(engines: list[_Engine], body_bytes: int) -> Costs:
     meter = _Meter()
 
     def counted(act: Callable[[], None], times: int) -> Count:
-        """What this thread did while a client's thread did ``act`` so often."""
+        """The work of this thread while a client thread repeated ``act``."""
         done: list[Count] = []
         began, ended = threading.Event(), threading.Event()
 
@@ -232,7 +232,7 @@ async def _measured(engines: list[_Engine], body_bytes: int) -> Costs:
     def costs(url: str) -> Costs:
         client = _Client(url, body_bytes, engines)
         try:
-            for _ in range(4 * len(engines)):  # connections to the engines are made
+            for _ in range(4 * len(engines)):  # opens the connections to the engines
                 client.ask()
             request = cost(client.ask)
             client.open_stream()

@@ -1,8 +1,8 @@
-"""What a request and an event may cost. A change that costs more, or less, says so in ``budget.json``.
+"""The budget of a request and of an event. A change that costs more or less must update ``budget.json``.
 
 ::
 
-    python tests/cost/test_budget.py        measures, and writes the file anew
+    python tests/cost/test_budget.py        measures, and rewrites the file
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cost.meter import Costs, Count, measure
 BUDGET = Path(__file__).with_name("budget.json")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 SLACK = 0.02
-SLACK_OF_OTHER_PYTHONS = 0.15  # their calls, too, are somewhat different ones
+SLACK_OF_OTHER_PYTHONS = 0.15  # their numbers of calls differ slightly, too
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,1 @@
-"""Whether what the proxy passes on means the same to real servers as it does to the proxy."""
+"""Real servers must interpret forwarded requests as the proxy does."""

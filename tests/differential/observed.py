@@ -1,4 +1,4 @@
-"""What a backend took for a request."""
+"""Requests as a backend understood them."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Observed:
 
 
 REFUSED = Observed("", b"", "")
-"""Stands for something that the backend took for a request, and called malformed."""
+"""A request that the backend called malformed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A server that notes what it takes for requests.
+    """A server that records the requests it understood.
 
     Attributes:
-        name: which one it is.
-        observed: all of it so far, in order.
+        name: of the server program.
+        observed: all requests so far, in order.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Backend:
 
 
 def from_raw(request: bytes) -> Observed:
-    """What the bytes of one request are, which has nothing but a Content-Length to frame it."""
+    """Parse one request that is framed by Content-Length only."""
     section, _, body = request.partition(b"\r\n\r\n")
     method, target, _ = section.partition(b"\r\n")[0].split(b" ")
     return Observed.of(method.decode(), target, body)

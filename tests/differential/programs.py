@@ -1,4 +1,4 @@
-"""Backends that are programs of their own, each before a recorder."""
+"""Backends that are external programs, each in front of a recorder."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from corpus.conftest import Recorder, says_yes
+from corpus.conftest import Recorder, answers_yes
 from differential.observed import REFUSED, Backend, Observed, from_raw
 from support.fakes.front import until
 from support.ports import free_port
 
 __all__ = ["haproxy_backend", "nginx_backend", "recorder_backend"]
 
-_PATH = f"{os.environ['PATH']}:/usr/sbin"  # Debian's place for daemons
+_PATH = f"{os.environ['PATH']}:/usr/sbin"  # Debian's directory for daemons
 _STOP_SECONDS = 20.0
 _NGINX = """\
 daemon off;
@@ -74,17 +74,17 @@ backend recorder
 
 @asynccontextmanager
 async def recorder_backend() -> AsyncIterator[Backend]:
-    """No parser but one that looks for Content-Length: what the proxy passed on, in the plainest reading."""
-    async with Recorder(says_yes) as recorder:
+    """The reference: reads forwarded requests with Content-Length as their only framing."""
+    async with Recorder(answers_yes) as recorder:
         yield Backend("recorder", recorder.url, lambda: [from_raw(request) for request in recorder.requests])
 
 
 @asynccontextmanager
 async def nginx_backend(folder: Path) -> AsyncIterator[Backend]:
-    """NGINX; what it saw is in its access log, what it refused too."""
-    async with Recorder(says_yes) as recorder:
+    """NGINX; its access log has the requests it understood and refused."""
+    async with Recorder(answers_yes) as recorder:
         port = free_port()
-        user = "user root;" if os.geteuid() == 0 else ""  # else its worker could not enter a test's folder
+        user = "user root;" if os.geteuid() == 0 else ""  # otherwise its worker could not enter the folder of a test
         configuration = folder / "nginx.conf"
         configuration.write_text(_NGINX.format(folder=folder, port=port, recorder=recorder.url, user=user))
         command = [_found("nginx"), "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")]
@@ -95,8 +95,8 @@ async def nginx_backend(folder: Path) -> AsyncIterator[Backend]:
 
 @asynccontextmanager
 async def haproxy_backend(folder: Path) -> AsyncIterator[Backend]:
-    """HAProxy; what it saw is what it sent on, what it refused is in its log."""
-    async with Recorder(says_yes) as recorder:
+    """HAProxy; understood requests are those it forwarded, refused ones are in its log."""
+    async with Recorder(answers_yes) as recorder:
         port = free_port()
         configuration = folder / "haproxy.cfg"
         configuration.write_text(_HAPROXY.format(port=port, recorder=recorder.url.removeprefix("http://")))
@@ -115,7 +115,7 @@ def _from_nginx(line: bytes) -> Observed:
 
 
 def _growing(file: Path, read: Callable[[bytes], Observed | None]) -> Callable[[], list[Observed]]:
-    """All that the whole lines of a file say, which is read only as far as it has grown."""
+    """The complete lines of a growing file."""
     known: list[Observed] = []
     position = 0
 

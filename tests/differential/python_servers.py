@@ -1,4 +1,4 @@
-"""Backends made of the HTTP parsers that Python servers use."""
+"""Backends with the HTTP parsers of Python servers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def h11_backend() -> AsyncIterator[Backend]:
             except h11.RemoteProtocolError:
                 observed.append(REFUSED)
             except ConnectionError:
-                pass  # the proxy has no use for the connection any more
+                pass  # the proxy has closed the connection
 
     connection = _OneByOne(serve)
     server = await asyncio.start_server(connection, "127.0.0.1", 0)
@@ -49,7 +49,7 @@ async def h11_backend() -> AsyncIterator[Backend]:
 
 
 class _OneByOne:
-    """Serves connections, and breaks those that are left at the end."""
+    """Serves connections, and breaks the remaining ones at the end."""
 
     def __init__(self, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
         self._serve = serve
@@ -68,7 +68,7 @@ class _OneByOne:
 
 
 async def _serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, observed: list[Observed]) -> bool:
-    """Take requests that a connection brings until it ends, or until h11 wants to see no more of it."""
+    """Read requests from a connection until it ends or h11 refuses to continue."""
     connection = h11.Connection(h11.SERVER)
     head: h11.Request | None = None
     body = b""

@@ -1,4 +1,4 @@
-"""The same bytes through one proxy before each backend: none may see what the proxy does not know that it passed on."""
+"""The same bytes through one proxy per backend: no backend may see a request that the proxy did not forward."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from support.live_proxy import Proxy, live_proxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-_LAST = b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"  # so that every connection ends
-_PATIENCE_SECONDS = 0.1  # of the proxies with clients that send half of something
+_LAST = b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"  # ends every connection
+_PATIENCE_SECONDS = 0.1  # client timeout of the proxies for incomplete messages
 _END_SECONDS = 20.0
 _MUTATIONS = 400
 _NUMBERS = itertools.count(1)
@@ -42,7 +42,7 @@ _STATE_TARGETS = (b"/health", b"/v1/models", b"/metrics")
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One backend and the proxy before it.
+    """One backend with the proxy in front of it.
 
     Attributes:
         log: the proxy's access log.
@@ -53,7 +53,7 @@ class Side:
     log: io.StringIO
 
     async def send(self, message: bytes) -> list[Observed]:
-        """What the backend saw of ``message``."""
+        """The requests that the backend understood from ``message``."""
         before = len(self._observed())
         reader, writer = await self.proxy.connect()
         with contextlib.suppress(ConnectionError):
@@ -65,11 +65,11 @@ class Side:
         return self._observed()[before:]
 
     async def _mark(self) -> None:
-        """Send one more request and wait until it was seen: then all before it was seen, too."""
+        """Send one more request and wait for it; all earlier ones have then been recorded too."""
         marker = f"/marker/{next(_NUMBERS)}"
         async with asyncio.timeout(_END_SECONDS):
             while (await self.proxy.http.get(marker)).status_code == 503:  # noqa: ASYNC110 - no event for tests
-                await asyncio.sleep(0.01)  # the backend has broken a connection, and is asked whether it lives
+                await asyncio.sleep(0.01)  # the backend broke a connection and is being polled
         await until(lambda: any(one.target == marker.encode() for one in self.backend.observed()[-50:]))
 
     def _observed(self) -> list[Observed]:
@@ -82,7 +82,7 @@ class Side:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def sides(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[Side]]:
-    """All backends, the recorder first."""
+    """All backends, with the recorder first."""
     starting = [
         recorder_backend(), h11_backend(), uvicorn_h11_backend(), uvicorn_httptools_backend(), aiohttp_backend(),
         nginx_backend(tmp_path_factory.mktemp("nginx")), haproxy_backend(tmp_path_factory.mktemp("haproxy")),
@@ -97,14 +97,14 @@ async def sides(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[
         for one in starting:
             backend = await stack.enter_async_context(one)
             log = io.StringIO()
-            with contextlib.redirect_stdout(log):  # the access log keeps what it finds there
+            with contextlib.redirect_stdout(log):  # the access log keeps the standard output that it finds at the start
                 proxy = await stack.enter_async_context(live_proxy(backend.url, **limits))
             found.append(Side(backend, proxy, log))
         yield found
 
 
 async def check(sides: list[Side], message: bytes) -> None:
-    """Whether no backend sees another request than the recorder, or more of them."""
+    """Check that every backend sees the same requests as the recorder."""
     passed_on, *observed = await asyncio.gather(*(side.send(message) for side in sides))
     for side, seen in zip(sides[1:], observed, strict=True):
         more = Counter(one for one in seen if one.method) - Counter(passed_on)
@@ -134,7 +134,7 @@ _SHORT = [message for message in MESSAGES.values() if len(message) < 1000]
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A message of the corpus with some of it taken away, doubled, replaced, or of another one's put in."""
+    """A message of the corpus with parts removed, doubled, replaced, or inserted from another message."""
     message = draw(st.sampled_from(_SHORT))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(message)))
@@ -155,7 +155,7 @@ async def test_backend_sees_exactly_the_forwarded_mutated_request(sides: list[Si
 
 
 async def test_backends_have_seen_no_more_requests_than_the_access_log_has(sides: list[Side]) -> None:
-    """Needs the tests above to have run; ends the proxies, as the log is whole only then."""
+    """Runs after the tests above. It stops the proxies, because only then the log is complete."""
     for side in sides:
         await side.proxy.stop()
         lines = map(json.loads, side.log.getvalue().splitlines())

@@ -29,7 +29,7 @@ def two_servers(start_servers: StartServers, tiny_model: Path) -> list[LlamaServ
 
 @pytest.fixture
 def two_slow_servers(start_servers: StartServers, slow_model: Path) -> list[LlamaServer]:
-    # Each request that it has queued holds a thread of its own; what is left answers for its state.
+    # Each queued request occupies one thread. The remaining threads answer polls.
     return start_servers(2, slow_model, "--slots", "2", "--context", "8192", "--http-threads", "64")
 
 
@@ -47,7 +47,7 @@ def start_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartProxy
 
 @pytest.fixture(scope="package")
 def shared_server(tiny_model: Path) -> Iterator[LlamaServer]:
-    """For tests that leave it as it was."""
+    """For tests that do not change its state."""
     with LlamaServer(tiny_model, "--slots", "2", "--context", "8192") as server:
         yield server
 

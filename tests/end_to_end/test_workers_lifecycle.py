@@ -163,7 +163,7 @@ async def test_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path, stream
             streams.may_end.set()
             assert all([(await call.reply()).complete for call in calls])
         await eventually(lambda: not any(map(lives, workers)))
-        assert proxy.events.count("the supervisor is gone") == 2
+        assert proxy.events.count("the supervisor has ended") == 2
 
 
 def kill_remaining(pids: list[int]) -> None:
@@ -190,13 +190,13 @@ async def test_port_in_use_is_one_line_with_workers(tmp_path: Path, holder_worke
 
 
 def test_unusable_files_are_one_line(tmp_path: Path) -> None:
-    output = _failed_start(tmp_path, PORT="0", BACKENDS="http://127.0.0.1:9", API_KEYS_FILE="missing.yaml")
+    output = _failed_start(tmp_path, PORT="0", BACKENDS="http://127.0.0.1:9", API_KEYS_FILE="missing.yaml", exit_code=2)
     assert output.count("\n") == 1
     assert "missing.yaml" in output
 
 
-def _failed_start(folder: Path, **settings: str) -> str:
-    """The error output of a start with two workers, which must exit with code 1."""
+def _failed_start(folder: Path, *, exit_code: int = 1, **settings: str) -> str:
+    """The error output of a start with two workers, which must exit with this code."""
     done = run_command(folder, "serve", WORKERS="2", **settings)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (exit_code, "")
     return done.stderr

@@ -1,4 +1,4 @@
-"""Makes up inputs for the targets, guided by the code that they reach. Run by `scripts/test.sh fuzz`.
+"""Fuzzes the targets, guided by code coverage. Run by `scripts/test.sh fuzz`.
 
 Usage: python -m fuzz CORPUS [libFuzzer's options]
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-atheris: Any = importlib.import_module("atheris")  # in an environment of its own, where mypy does not look
+atheris: Any = importlib.import_module("atheris")  # installed in a separate environment that mypy does not see
 
 with atheris.instrument_imports(include=["inference_engine_proxy_server"]):
     from fuzz.targets import BETWEEN, check, regressions, seeds

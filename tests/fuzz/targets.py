@@ -1,7 +1,7 @@
-"""What any bytes at all must not bring about; each target takes what a fuzzer makes up and raises if they do.
+"""Rules that hold for any bytes. Each target takes input of a fuzzer and raises if the input breaks a rule.
 
-An input is one byte that chooses the target, one that says how the network splits and delays what follows, and that:
-a client's bytes, or a backend's, or both with ``BETWEEN`` in between.
+An input has one byte that chooses the target, one that says how the network splits and delays the rest, and the rest:
+bytes of a client, of a backend, or of both with ``BETWEEN`` in between.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from support.fakes.rules import (
 __all__ = ["BETWEEN", "check", "regressions", "seeds"]
 
 BETWEEN = b"\n====\n"
-_MOST_BYTES = 4096  # of an input; more costs time and finds nothing that less does not
-_LATER = 100.0  # seconds; every deadline of a connection in memory is before that
-_OF_OUR_OWN = {501, 505}  # what a request that cannot be understood may be answered with, beside 4xx
+_MOST_BYTES = 4096  # of an input; longer ones cost time and find nothing more
+_LATER = 100.0  # seconds; longer than every deadline of a connection in memory
+_OF_OUR_OWN = {501, 505}  # statuses for unreadable requests besides 4xx
 
 
 def check(loop: HurryingLoop, data: bytes) -> None:
@@ -56,7 +56,7 @@ def check(loop: HurryingLoop, data: bytes) -> None:
 
 
 def seeds() -> dict[str, bytes]:
-    """Inputs to begin with, by a name for each: every message, and some after each other."""
+    """Initial inputs by name: every message of the corpus, and some sequences of messages."""
     requests, replies = VALID + ODD + MALFORMED, REPLIES + BAD_REPLIES
     sections = [message.partition(b"\r\n\r\n")[0] + b"\r\n" for message in [*requests, *replies]]
     streams = {
@@ -73,13 +73,13 @@ def seeds() -> dict[str, bytes]:
 
 
 def regressions() -> dict[str, bytes]:
-    """Inputs that have broken a rule once, by file name."""
+    """Inputs that once broke a rule, by file name."""
     folder = Path(__file__).with_name("regressions")
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix != ".md"}
 
 
 async def _client(chance: random.Random, stream: bytes) -> None:
-    """A client's bytes mean the same however they come; its connection ends in time or goes on in good order."""
+    """A client's bytes mean the same however they are split; its connection ends in time or stays usable."""
     whole = await seen([stream], AT_ONCE)
     split = await seen(pieces(stream, _cuts(chance, stream)), _delays(chance))
     assert split == whole
@@ -95,7 +95,7 @@ async def _client(chance: random.Random, stream: bytes) -> None:
     client.transport.finish()
     await client.settle()
     assert client.transport.is_closing() or client.transport.half_closed
-    if not client.transport.half_closed:  # no request was under way, so one that follows must be answered
+    if not client.transport.half_closed:  # no request is in progress, so the next one must be answered
         await _check_in_sync(stream)
 
 
@@ -116,7 +116,7 @@ async def _greet(exchange: Exchange) -> None:
 
 
 async def _backend(chance: random.Random, stream: bytes) -> None:
-    """A backend's bytes mean the same however they come, and a reply is over in time."""
+    """A backend's bytes mean the same however they are split, and a reply ends in time."""
     is_head, ends = chance.random() < 0.1, chance.random() < 0.5
     whole = await relayed([stream], is_head=is_head, ends=ends, takes_chunks=False)
     cuts = _cuts(chance, stream)
@@ -133,7 +133,7 @@ async def _backend(chance: random.Random, stream: bytes) -> None:
 
 
 async def _check_times_out(stream: bytes) -> None:
-    """A reply that is not over with ``stream`` fails in time when no more comes."""
+    """A reply that is incomplete after ``stream`` fails at its deadline."""
     backend = MemoryBackend()
     result = backend.connection.request([GET], Sink(), is_head=False)
     await backend.transport.receive(stream)
@@ -145,7 +145,7 @@ async def _check_times_out(stream: bytes) -> None:
 
 
 async def _proxy(chance: random.Random, data: bytes) -> None:
-    """Whatever both say: a backend gets plain requests, and a client never takes half of a reply for a whole one."""
+    """Whatever both sides send, a backend gets unambiguous requests, and no incomplete reply looks complete."""
     stream, _, reply = data.partition(BETWEEN)
     sent: list[tuple[Exchange, bytes]] = []
     broken: list[Exchange] = []
@@ -178,7 +178,7 @@ async def _proxy(chance: random.Random, data: bytes) -> None:
 
 
 def _check_replies(client: MemoryClient, broken: list[Exchange]) -> None:
-    """h11 must find one whole reply in the client's bytes for each exchange, unless it can tell that it is broken."""
+    """h11 must find one complete reply to the client for each exchange, or see that the reply is broken."""
     reader = h11.Connection(h11.CLIENT)
     reader.receive_data(bytes(client.transport.sent))
     for number, exchange in enumerate(client.observed, 1):
@@ -199,14 +199,14 @@ def _check_replies(client: MemoryClient, broken: list[Exchange]) -> None:
 
 
 def _read_reply(reader: h11.Connection, *, connection_ended: bool) -> bool:
-    """Whether a whole reply is there."""
+    """Whether a complete reply is there."""
     while not isinstance(event := reader.next_event(), h11.EndOfMessage):
         if event is h11.NEED_DATA:
             if not connection_ended:
                 return False
             try:
                 reader.receive_data(b"")
-            except RuntimeError:  # it has been told so before
+            except RuntimeError:  # it got the end of the connection before
                 return False
             connection_ended = False
             try:
@@ -217,7 +217,7 @@ def _read_reply(reader: h11.Connection, *, connection_ended: bool) -> bool:
 
 
 async def _parsers(chance: random.Random, data: bytes) -> None:
-    """Only the declared exceptions; and a section remembered says what it says when it is read."""
+    """Parsing raises only declared exceptions, and a recalled section equals the parsed one."""
     first, _, second = data.partition(BETWEEN)
     requests, replies = HeadMemory[RequestHead](), HeadMemory[ReplyHead]()
     for section in (first, second):

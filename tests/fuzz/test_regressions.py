@@ -1,4 +1,4 @@
-"""What fuzzing began with, and what it has found."""
+"""Initial inputs of the fuzzer, and inputs that once broke a rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's commands, run word for word on a copy of the project with environments of their own."""
+"""The commands of the README, run verbatim on a copy of the project with its own environments."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 PIP_CACHE = Path("~/.cache/pip").expanduser()
-START_SECONDS = 300  # it installs packages first
+START_SECONDS = 300  # includes the installation of packages
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The project's files and nothing else, as a fresh clone has them."""
+    """The files of the project only, as in a fresh clone."""
     folder = tmp_path_factory.mktemp("checkout")
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -52,7 +52,7 @@ def checkout(copy: Path) -> Path:
 
 
 class Shell:
-    """A user's shell in ``folder``, with nothing of this project in its environment."""
+    """A user's shell in ``folder``, without anything from this project in its environment."""
 
     def __init__(self, folder: Path, **variables: str) -> None:
         self.folder = folder
@@ -74,7 +74,7 @@ class Shell:
 
     @contextmanager
     def running(self, command: str, until: str) -> Iterator[str]:
-        """A command that goes on until Ctrl-C, with what it has printed once ``until`` was in it."""
+        """A command that runs until Ctrl-C; yields its output once that contains ``until``."""
         log = self.folder / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -101,7 +101,7 @@ class Shell:
 
 
 async def test_quick_start_talks_to_a_real_model(checkout: Path, free_port: int) -> None:
-    # The demo keeps its model there; pip's own cache stays, or everything would be downloaded again.
+    # The demo stores its model there; pip's cache stays, otherwise everything would be downloaded again.
     caches = {"XDG_CACHE_HOME": str(checkout / "cache"), "PIP_CACHE_DIR": str(PIP_CACHE)}
     shell = Shell(checkout, PORT=str(free_port), **caches)
     address = f"http://127.0.0.1:{free_port}"
@@ -159,7 +159,7 @@ async def eventually_available(address: str, urls: list[str]) -> None:
 
 
 class _NovelEngine(BaseHTTPRequestHandler):
-    """What the README's recipe is written for: an engine that nobody knows."""
+    """An unknown engine, as in the README's recipe for a new engine."""
 
     def do_GET(self) -> None:
         body = {"/v1/models": b'{"data": [{"id": "m", "owned_by": "my-engine"}]}', "/status": b"4"}.get(self.path, b"")
@@ -169,7 +169,7 @@ class _NovelEngine(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_request(self, *_: object) -> None:
-        """Nobody reads it."""
+        """Log nothing."""
 
 
 @contextmanager

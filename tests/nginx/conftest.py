@@ -18,7 +18,7 @@ __all__ = ["start_proxy"]
 
 StartNginx = Callable[..., Nginx]
 
-# So that each connection to an engine is a request's, and no engine is ever too busy for one.
+# So that each connection to an engine belongs to a request, and no engine is ever busy.
 PATIENT = {
     "METRICS_CACHE_TTL_SECONDS": "60",
     "MAX_ALLOWED_REQUEST_QUEUE": "1000",
@@ -29,7 +29,7 @@ PATIENT = {
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as an operator fills nginx/certs, for 127.0.0.1."""
+    """A folder like nginx/certs of an operator, with a certificate for 127.0.0.1."""
     folder = tmp_path_factory.mktemp("certs")
     command = (
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost "
@@ -41,7 +41,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def servers(slow_model: Path) -> Iterator[list[LlamaServer]]:
-    """Two real engines, with a thread for each request of a burst."""
+    """Two real engines with one thread for each request of a burst."""
     with ExitStack() as stack:
         options = ("--slots", "2", "--context", "8192", "--http-threads", "64")
         yield [stack.enter_context(LlamaServer(slow_model, *options)) for _ in range(2)]
@@ -55,14 +55,14 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, servers: list[LlamaServer]) 
 
 @pytest.fixture(scope="session")
 def nginx(tmp_path_factory: pytest.TempPathFactory, proxy: Proxy, certificates: Path) -> Iterator[Nginx]:
-    """In front of ``proxy``, over HTTP and HTTPS, with the default settings."""
+    """NGINX in front of ``proxy``, over HTTP and HTTPS, with the default settings."""
     with Nginx(tmp_path_factory.mktemp("nginx"), proxy.url, certificates=certificates) as running:
         yield running
 
 
 @pytest.fixture
 def start_nginx(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[StartNginx]:
-    """Starts one more in front of base URLs, over HTTP and HTTPS, with further variables of ``.env``."""
+    """Starts another NGINX in front of base URLs, over HTTP and HTTPS, with further variables of ``.env``."""
     with ExitStack() as stack:
 
         def start(*proxies: str, **dot_env: str) -> Nginx:
@@ -74,5 +74,5 @@ def start_nginx(tmp_path_factory: pytest.TempPathFactory, certificates: Path) ->
 
 @pytest.fixture(params=[False, True], ids=["http", "https"])
 def secure(request: pytest.FixtureRequest) -> bool:
-    """Once without and once with TLS."""
+    """Without and with TLS."""
     return bool(request.param)

@@ -24,12 +24,12 @@ from test_compose import environment_of, services_of, source
 __all__ = ["CAN_RESOLVE_AGAIN", "Nginx", "SecureCall", "check", "configure"]
 
 _SOURCE = Path(__file__).parents[2] / "nginx"
-_PROGRAM = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or "nginx"  # Debian's place for daemons
+_PROGRAM = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or "nginx"  # Debian's directory for daemons
 _VERSION = subprocess.run([_PROGRAM, "-v"], capture_output=True, text=True, check=False).stderr
 CAN_RESOLVE_AGAIN = tuple(map(int, re.findall(r"\d+", _VERSION)[:3])) >= (1, 27, 3)
 """NGINX has the parameter ``resolve``; Debian 12's has not."""
 _START_SECONDS = _STOP_SECONDS = 20.0
-_USER = "user root;\n" if os.geteuid() == 0 else ""  # else its workers could not enter a test's folder
+_USER = "user root;\n" if os.geteuid() == 0 else ""  # otherwise its workers could not enter the folder of a test
 _MAIN = """\
 # The image's own nginx.conf, but for what writes outside the folder.
 worker_processes 2;
@@ -55,7 +55,7 @@ class SecureCall(Call):
     """The same over TLS.
 
     Args:
-        trusted: the certificate that the server must have.
+        trusted: the certificate of the server.
     """
 
     def __init__(
@@ -76,24 +76,24 @@ class SecureCall(Call):
         return self
 
     async def leave(self) -> None:
-        """Close the connection at once, as HTTP clients do, which do not wait for the server's ``close_notify``."""
+        """Close the connection at once: HTTP clients do not wait for the ``close_notify`` of the server."""
         self._writer.transport.abort()
 
 
 class Nginx:
-    """One NGINX that listens when the constructor returns.
+    """An NGINX process, which listens when the constructor returns.
 
     Args:
-        folder: an empty one; takes the place of /etc/nginx.
-        proxies: base URLs of the addresses that the name ``proxy`` stands for. With ``dns``, the port of the only one
-            is used, and NGINX asks for its address.
+        folder: an empty folder, used as /etc/nginx.
+        proxies: base URLs that the host name ``proxy`` resolves to. With ``dns``, the port of the only one is used, and
+            NGINX asks for its address.
+        certificates: a folder used as nginx/certs.
         dns: port of a DNS server on 127.0.0.1; without it, no name is resolved.
-        certificates: a folder that takes the place of nginx/certs.
-        dot_env: variables of the operator's ``.env``.
+        dot_env: variables in ``.env``.
 
     Attributes:
-        url: where it listens.
-        https_url: where it listens if it has a certificate.
+        url: its HTTP base URL.
+        https_url: its HTTPS base URL if it has a certificate.
     """
 
     def __init__(
@@ -123,12 +123,12 @@ class Nginx:
 
     @property
     def errors(self) -> str:
-        """What it has written to its error log."""
+        """The content of its error log."""
         return (self._folder / "error.log").read_text()
 
     @property
     def access_lines(self) -> list[str]:
-        """What it has written to its access log."""
+        """The lines of its access log."""
         return (self._folder / "access.log").read_text().splitlines()
 
     def call(
@@ -140,7 +140,7 @@ class Nginx:
         method: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> Call:
-        """One request on a connection of its own, with TLS or without."""
+        """One request on its own connection, with TLS or without."""
         if not secure:
             return Call(self.url, target, body, method=method, headers=headers)
         trusted = self._folder / "certs" / "fullchain.pem"
@@ -149,13 +149,13 @@ class Nginx:
     async def send(
         self, target: str, body: object = None, *, secure: bool = False, headers: Mapping[str, str] | None = None
     ) -> Reply:
-        """The whole reply to one request; arguments as for :meth:`call`."""
+        """Send one request and return the whole reply; arguments as for :meth:`call`."""
         async with self.call(target, body, secure=secure, headers=headers) as call:
             call.send()
             return await call.reply()
 
     def drain(self) -> None:
-        """Tell it to stop as the image does: what runs may end."""
+        """Stop it as the image does: requests in flight may finish."""
         self._process.send_signal(signal.SIGQUIT)
 
     @property
@@ -172,17 +172,17 @@ class Nginx:
 
     def _kill(self) -> None:
         if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)  # with its workers
+            os.killpg(self._process.pid, signal.SIGKILL)  # including its workers
             self._process.wait()
 
 
 def configure(
     folder: Path, *proxies: str, certificates: Path | None = None, dns: int | None = None, **dot_env: str
 ) -> tuple[int, int]:
-    """Make ``folder`` what /etc/nginx is when the image has started; gives the ports for HTTP and for HTTPS.
+    """Fill ``folder`` like /etc/nginx in the started image; returns the ports for HTTP and HTTPS.
 
     Raises:
-        AssertionError: the configuration no longer has what is replaced in it.
+        AssertionError: a part that is to be replaced is missing in the configuration.
     """
     http_port, https_port = free_port(), free_port()
     servers = " ".join(f"server {urlsplit(proxy).netloc};" for proxy in proxies)
@@ -212,16 +212,16 @@ def configure(
     if certificates:
         shutil.copytree(certificates, folder / "certs")
     entrypoint = (folder / "conf.d" / script.name).rename(folder / script.name)
-    shutil.copymode(script, entrypoint)  # the image runs what can be executed, and skips the rest
+    shutil.copymode(script, entrypoint)  # the image runs executable scripts and skips the others
     subprocess.run([entrypoint], check=True)
     return http_port, https_port
 
 
 def check(folder: Path) -> str:
-    """What NGINX says of the configuration in ``folder``.
+    """Check the configuration in ``folder`` with NGINX; returns its output.
 
     Raises:
-        AssertionError: it is not accepted.
+        AssertionError: NGINX rejects it.
     """
     done = subprocess.run([*_command(folder), "-t"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -233,7 +233,7 @@ def _command(folder: Path) -> list[str]:
 
 
 def _environment_after(script: str, variables: Mapping[str, str]) -> Mapping[str, str]:
-    """As the image does it: what can be executed is sourced, what cannot is skipped."""
+    """As in the image: executable scripts are sourced, others are skipped."""
     assert os.access(_SOURCE / script, os.X_OK)
     sourcing = ["sh", "-euc", '. "$0"; env -0', str(_SOURCE / script)]
     told = subprocess.run(
@@ -244,7 +244,7 @@ def _environment_after(script: str, variables: Mapping[str, str]) -> Mapping[str
 
 
 def _filled_in(text: str, variables: Mapping[str, str]) -> str:
-    """As envsubst does it: ``$NAME`` and ``${NAME}`` of these variables only, as NGINX has its own."""
+    """As envsubst does: ``$NAME`` and ``${NAME}`` of the given variables only, because NGINX has its own variables."""
     names = "|".join(variables)
     return re.sub(rf"\$(\{{)?({names})(?(1)\}}|\b)", lambda found: variables[found[2]], text)
 

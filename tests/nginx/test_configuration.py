@@ -1,4 +1,4 @@
-"""The configuration as such: what NGINX says of it, and where it listens with it."""
+"""NGINX accepts the configuration and listens where it should."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_configuration_uses_nothing_from_the_image_or_from_compose(tmp_path: Pat
 
 async def test_without_certificate_nothing_listens_for_https(tmp_path: Path) -> None:
     with Nginx(tmp_path, NOBODY) as nginx:
-        assert (await nginx.send("/metrics")).headers["server"] == "nginx"  # and not which version
+        assert (await nginx.send("/metrics")).headers["server"] == "nginx"  # without the version
         with pytest.raises(ConnectionRefusedError):
             async with Call(nginx.https_url, "/"):
                 pass

@@ -1,4 +1,4 @@
-"""Clients of NGINX get what the engines make, when they make it; who leaves, leaves on both sides."""
+"""Clients of NGINX get replies as they are generated, and their disconnects reach the engines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.waiting import eventually
 
 Leave = Callable[[Call], Awaitable[None]]
 
-LONG = 4000  # tokens: many seconds
+LONG = 4000  # tokens; takes many seconds
 PATH = "/v1/chat/completions"
 TWENTY_MEGABYTES = 20_000_000
 
@@ -33,7 +33,7 @@ async def is_idle_again(servers: list[LlamaServer]) -> None:
 
 
 def processing(servers: list[LlamaServer]) -> float:
-    """Requests that the engines work on, by their own count."""
+    """Number of requests that the engines report as running."""
     return sum(server.metrics()["llamacpp:requests_processing"] for server in servers)
 
 
@@ -71,7 +71,7 @@ async def test_disconnect_frees_the_lease_and_the_backend_connection(
 
         await eventually(lambda: is_free(proxy), seconds=1)
         await eventually(lambda: not any(proxy.connections_to(server.port) for server in servers), seconds=1)
-        if stream:  # without one, llama.cpp itself goes on to the last token
+        if stream:  # without a stream, llama.cpp generates to the last token
             await eventually(lambda: processing(servers) == 0, seconds=1)
 
 
@@ -80,7 +80,7 @@ async def is_free(proxy: Proxy) -> bool:
 
 
 async def test_long_prompt_is_answered(nginx: Nginx) -> None:
-    body = chat(padding="x" * TWENTY_MEGABYTES)  # a field that the engine does not know: read, and then ignored
+    body = chat(padding="x" * TWENTY_MEGABYTES)  # an unknown field, which the engine ignores
 
     reply = await nginx.send(PATH, body)
 
@@ -100,7 +100,7 @@ async def test_burst_is_spread_over_the_engines(nginx: Nginx, servers: list[Llam
 async def test_connections_to_the_proxy_are_reused(
     start_nginx: StartNginx, start_proxy: StartProxy, servers: list[LlamaServer]
 ) -> None:
-    """Each of NGINX's two workers keeps its own."""
+    """Each of the two NGINX workers keeps its own connections."""
     proxy = start_proxy(*servers)
     nginx = start_nginx(proxy.url)
     kept = set()
@@ -112,7 +112,7 @@ async def test_connections_to_the_proxy_are_reused(
 
 
 def connections_to(proxy: Proxy) -> set[str]:
-    """The other ends of the connections to ``proxy`` that are open now."""
+    """The peers of the open connections to ``proxy``."""
     address = f"0100007F:{urlsplit(proxy.url).port:04X}"
     rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
     return {local for _, local, remote, state, *_ in rows if (remote, state) == (address, "01")}

@@ -1,4 +1,4 @@
-"""What reaches an engine through NGINX and the proxy, what does not, and how often."""
+"""Which requests reach an engine through NGINX and the proxy, and how often."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ NOT_FOR_THE_WORLD = (
 
 
 async def silent(connection: EngineConnection) -> None:
-    """Answers polls; a POST with nothing."""
+    """Answers polls, but no POST."""
     while not (await connection.request()).startswith(b"POST "):
         connection.send(MODELS)
 
 
 async def closing(connection: EngineConnection) -> None:
-    """Answers polls; a POST with the connection's end."""
+    """Answers polls; closes the connection on a POST."""
     await silent(connection)
     connection.finish()
 
 
 async def streaming(connection: EngineConnection) -> None:
-    """Answers polls; a POST with a stream, each event at its cue."""
+    """Answers polls; a POST gets a stream, with each event at its cue."""
     await silent(connection)
     connection.send(STREAM)
     for number in range(EVENTS):
@@ -54,7 +54,7 @@ async def streaming(connection: EngineConnection) -> None:
 
 @pytest.fixture
 async def engine() -> AsyncIterator[FakeEngine]:
-    """Answers everything with 200."""
+    """Answers every request with 200."""
     async with FakeEngine(answering(MODELS)) as running:
         yield running
 
@@ -64,8 +64,9 @@ async def proxy(engine: FakeEngine, start_proxy: StartProxy) -> Proxy:
     settings = PATIENT | {
         "TRUSTED_PROXIES": "private",
         "ACCESS_LOG_PROBES": "true",
-    }  # the first as in the Compose files
-    return await asyncio.to_thread(start_proxy, engine.url, **settings)  # it polls the engine, which lives in our loop
+    }  # the former as in the Compose files
+    # In a thread, because it polls the engine, which runs in this event loop.
+    return await asyncio.to_thread(start_proxy, engine.url, **settings)
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def nginx(start_nginx: StartNginx, proxy: Proxy) -> Nginx:
 
 
 def fields_of(request: bytes) -> dict[str, str]:
-    """By lower-case name; each comes once."""
+    """Fields by lower-case name; each occurs once."""
     lines = request.decode().partition("\r\n\r\n")[0].split("\r\n")[1:]
     fields = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
     assert len(fields) == len(lines)
@@ -106,7 +107,7 @@ async def test_origin_is_determined_by_nginx_not_by_the_client(engine: FakeEngin
 
     seen = fields_of(engine.requests[-1])
     assert {name: seen[name] for name in ORIGIN_FIELDS if name in seen} == {
-        "x-forwarded-for": "127.0.0.1, 127.0.0.1",  # the client and NGINX
+        "x-forwarded-for": "127.0.0.1, 127.0.0.1",  # the client, then NGINX
         "x-real-ip": "127.0.0.1",
         "x-forwarded-proto": "https" if secure else "http",
         "x-forwarded-host": (nginx.https_url if secure else nginx.url).partition("//")[2],
@@ -115,7 +116,7 @@ async def test_origin_is_determined_by_nginx_not_by_the_client(engine: FakeEngin
 
 @pytest.mark.parametrize("given", ["job-7.b_C", None, "a b", "x" * 129])
 async def test_one_request_id_in_all_logs(engine: FakeEngine, nginx: Nginx, proxy: Proxy, given: str | None) -> None:
-    """The client's own if the proxy would keep it, else one of NGINX's."""
+    """The client's id if the proxy would keep it, otherwise one from NGINX."""
     reply = await nginx.send("/x", headers={"X-Request-Id": given} if given else {})
 
     request_id = reply.headers["x-request-id"]
@@ -186,7 +187,7 @@ async def test_default_body_limit_is_that_of_the_proxy(nginx: Nginx, proxy: Prox
 
 
 async def test_large_header_reaches_the_proxy(nginx: Nginx, proxy: Proxy) -> None:
-    """The limits of a line and of a section are the proxy's, and so are their errors."""
+    """The proxy limits the length of a line and of a section, and sends the errors."""
     assert (await nginx.send("/x", headers={"Authorization": "k" * 30_000})).status == 200
     many = {f"x-{number}": "k" * 9000 for number in range(4)}
     for reply in (await nginx.send("/x", headers=many), await nginx.send(f"/x?{'k' * 9000}")):
@@ -200,11 +201,11 @@ async def test_nginx_adds_no_retry_to_those_of_the_proxy(
     async with FakeEngine(closing) as one, FakeEngine(closing) as other:
 
         async def ask(through: Callable[[Proxy], str]) -> tuple[int, bytes, int]:
-            """Of a proxy of its own, as it takes broken engines out of choice."""
+            """The number of attempts of a separate proxy, because a proxy ejects broken engines."""
             proxy = await asyncio.to_thread(start_proxy, one.url, other.url, **PATIENT)
             before = len(posts_to(one, other))
             reply = await send(through(proxy), path, {"model": "m"}, headers={"X-Request-Id": "same"})
-            await asyncio.to_thread(proxy.stop)  # it would go on asking them whether they are well
+            await asyncio.to_thread(proxy.stop)  # it would continue to poll the engines
             return reply.status, reply.body, len(posts_to(one, other)) - before
 
         direct = await ask(lambda proxy: proxy.url)
@@ -216,7 +217,7 @@ async def test_nginx_adds_no_retry_to_those_of_the_proxy(
 
 @pytest.mark.parametrize("script", [closing, answering(http_reply(b"no", 503, b"retry-after: 7\r\n"))])
 async def test_request_is_sent_to_one_proxy_only(start_nginx: StartNginx, script: Script) -> None:
-    """Also where the name stands for several of them."""
+    """Also if the name resolves to several proxies."""
     async with FakeEngine(script) as one, FakeEngine(script) as other:
         nginx = start_nginx(one.url, other.url)
         reply = await nginx.send(PATH, {})

@@ -25,7 +25,7 @@ from inference_engine_proxy_server.backends.vllm import VLLMBackend
 from support.ports import free_port
 
 MODEL = "tiny"
-START_SECONDS = 600  # two at once on two busy cores; one alone takes about 80
+START_SECONDS = 600  # for two servers at once on two busy cores; one alone takes about 80
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Answer:
 
 
 def ask(url: str, payload: dict[str, Any] | None = None, timeout: float = 60) -> Answer:
-    """GET ``url``, or POST ``payload`` to it."""
+    """Send GET to ``url``, or POST with ``payload``."""
     data = None if payload is None else json.dumps(payload).encode()
     request = urllib.request.Request(url, data, {"content-type": "application/json"})  # noqa: S310 - our own loopback
     try:
@@ -52,7 +52,7 @@ def ask(url: str, payload: dict[str, Any] | None = None, timeout: float = 60) ->
 
 
 def eventually(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether ``condition`` comes true in time."""
+    """Whether ``condition`` becomes true in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -65,7 +65,7 @@ def eventually(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 class Vllm:
-    """One vLLM server in a process group of its own."""
+    """A vLLM server in its own process group."""
 
     def __init__(self, python: str, model: Path, log: Path) -> None:
         port = free_port()
@@ -95,23 +95,25 @@ class Vllm:
         return ask(f"{self.url}/health").status == 200
 
     def running(self) -> float:
-        """Requests it says it is working on or has queued."""
+        """Numbers of running and waiting requests that it reports."""
         lines = ask(f"{self.url}/metrics").body.decode().splitlines()
         names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
 
     def state(self) -> BackendState:
-        """What the proxy reads of it now."""
+        """The state that the proxy reads from it now."""
 
         async def get(path: str) -> Reply:
-            answer = ask(self.url + path, timeout=2)  # as the proxy: /is_paused waits for an engine that hangs
+            answer = ask(
+                self.url + path, timeout=2
+            )  # as the proxy does, because /is_paused waits for an engine that hangs
             return Reply(answer.status, answer.body)
 
         return asyncio.run(VLLMBackend(self.url, get, Thresholds(6, 3)).fetch_state())
 
     @contextmanager
     def engine_stopped(self) -> Iterator[None]:
-        """Stop the process that computes; the one that answers HTTP goes on."""
+        """Stop the engine process; the HTTP server process continues."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         engine = next(int(pid) for pid in children if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes())
         os.kill(engine, signal.SIGSTOP)
@@ -121,7 +123,7 @@ class Vllm:
             os.kill(engine, signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it and its children at once."""
+        """Kill it and its children at once."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -143,7 +145,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Vllm]]:
 
 @pytest.fixture(scope="session")
 def proxy(engines: list[Vllm], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The base URL of the real proxy, in front of both engines."""
+    """The base URL of the real proxy in front of both engines."""
     settings = {"PORT": "0", "METRICS_CACHE_TTL_SECONDS": "1", "BACKENDS": ",".join(engine.url for engine in engines)}
     with subprocess.Popen(
         [sys.executable, "-m", "inference_engine_proxy_server", "serve"],
@@ -156,7 +158,7 @@ def proxy(engines: list[Vllm], tmp_path_factory: pytest.TempPathFactory) -> Iter
         assert process.stderr is not None
         try:
             listening = next(line for line in process.stderr if "listening on " in line)
-            draining = threading.Thread(target=process.stderr.read)  # a full pipe would stop the proxy
+            draining = threading.Thread(target=process.stderr.read)  # a full pipe would block the proxy
             draining.start()
             yield listening.split("listening on ")[1].strip()
         finally:

@@ -23,8 +23,8 @@ def chat(max_tokens: int = 8, **more: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": MESSAGES, "max_tokens": max_tokens, "ignore_eos": True, **more}
 
 
-def send_and_leave(url: str, payload: dict[str, Any], engines: list[Vllm], *, after_first_byte: bool) -> None:
-    """Send a request, and close the connection when an engine works on it or has begun to answer."""
+def send_and_disconnect(url: str, payload: dict[str, Any], engines: list[Vllm], *, after_first_byte: bool) -> None:
+    """Send a request, and close the connection once an engine works on it or has begun to answer."""
     body = json.dumps(payload).encode()
     address = urlsplit(url)
     fields = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -69,7 +69,7 @@ def test_progress_counter_moves_while_streaming_but_not_while_the_engine_hangs(e
         before = engine.state().progress
         assert eventually(lambda: engine.state().progress != before, 5)
         with engine.engine_stopped():
-            time.sleep(0.5)  # what it had sent before must have been counted
+            time.sleep(0.5)  # tokens generated before must have been counted
             seen = [engine.state() for _ in range(2)]
         assert answer.result().status == 200
     assert {(state.ready, state.requests_processing) for state in seen} == {(True, 1.0)}
@@ -80,7 +80,7 @@ def test_progress_counter_moves_while_a_long_prompt_is_read(engines: list[Vllm])
     engine = engines[0]
     assert eventually(lambda: idle(engines), 5)
     counted = engine.state().figures["vllm:prompt_tokens_total"]
-    prompt = [10 + place * place % 233 for place in range(1900)]  # token ids; read 64 at a time
+    prompt = [10 + index * index % 233 for index in range(1900)]  # token ids; read 64 at a time
     seen = []
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, f"{engine.url}/v1/completions", {"model": MODEL, "prompt": prompt, "max_tokens": 2})
@@ -149,7 +149,7 @@ def test_sdk_streams_token_by_token(proxy: str, engines: list[Vllm]) -> None:
 @pytest.mark.parametrize(("stream", "after_first_byte"), [(True, True), (True, False), (False, False)])
 def test_disconnect_frees_the_slot(proxy: str, engines: list[Vllm], stream: bool, after_first_byte: bool) -> None:
     assert eventually(lambda: idle(engines), 5)
-    send_and_leave(proxy, chat(1900, stream=stream), engines, after_first_byte=after_first_byte)
+    send_and_disconnect(proxy, chat(1900, stream=stream), engines, after_first_byte=after_first_byte)
     assert eventually(lambda: in_flight(proxy) == 0, 1)
     assert eventually(lambda: idle(engines), 1.5)
 
@@ -157,7 +157,7 @@ def test_disconnect_frees_the_slot(proxy: str, engines: list[Vllm], stream: bool
 def test_requests_around_the_idle_timeout_of_the_engine_never_fail(proxy: str, engines: list[Vllm]) -> None:
     for pause in (2.9, 4.95, 5.0, 5.05):
         assert ask(f"{proxy}/v1/chat/completions", chat(2)).status == 200
-        time.sleep(pause)  # the time is the thing under test: vLLM closes idle connections after 5 s
+        time.sleep(pause)  # the pause is under test: vLLM closes idle connections after 5 s
     assert ask(f"{proxy}/v1/chat/completions", chat(2)).status == 200
 
 
@@ -211,7 +211,7 @@ def test_engine_errors_are_relayed_unchanged(proxy: str, engines: list[Vllm]) ->
 
 
 def test_killed_engine_loses_no_request(proxy: str, engines: list[Vllm]) -> None:
-    """Runs last: one engine stays dead."""
+    """Runs last, because one engine stays dead."""
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(ask, f"{proxy}/v1/chat/completions", chat(64)) for _ in range(40)]
         assert eventually(lambda: engines[0].running() > 0, 5)

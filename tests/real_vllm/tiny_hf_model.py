@@ -1,6 +1,6 @@
 """Writes a tiny random Llama model in Hugging Face's format: ``python tiny_hf_model.py DIRECTORY``.
 
-Runs in vLLM's own environment, which has torch, transformers and tokenizers.
+Runs in vLLM's environment, which has torch, transformers and tokenizers.
 """
 
 import sys
@@ -18,7 +18,7 @@ CHAT_TEMPLATE = (
 
 
 def write_tiny_model(directory: Path) -> None:
-    """Write weights, tokenizer and chat template; about 300 kB."""
+    """Write weights, tokenizer and chat template, about 300 kB."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,6 +1,6 @@
-"""Whole answers of real engines, by engine: llama.cpp builds 11434 and 11549 (xllamacpp), vLLM 0.32.0.
+"""Recorded replies of real engines: llama.cpp builds 11434 and 11549 (xllamacpp), vLLM 0.32.0.
 
-And a ``get`` made of such answers, for tests of what reads them.
+``answers`` imitates a backend's ``get`` with them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ __all__ = ["answering", "recorded"]
 
 
 def recorded(engine: str, name: str) -> Reply:
-    """The answer in ``<engine>/<name>.http``, without its headers."""
+    """The reply in ``<engine>/<name>.http``, without its headers."""
     head, _, body = (Path(__file__).parent / engine / f"{name}.http").read_bytes().partition(b"\r\n\r\n")
     return Reply(int(head.split()[1]), body)
 
 
 def answering(answers: Mapping[str, Reply | Exception], asked: list[str] | None = None) -> Get:
-    """A backend that answers each path as told, or raises; other paths get 404.
+    """A ``get`` that returns or raises the given answer of each path; other paths get 404.
 
     Args:
-        answers: looked up at every question, so it can be changed between two.
-        asked: where to note the paths in the order they are asked.
+        answers: by path; looked up at every call, so a test can change them.
+        asked: records the requested paths in order.
     """
 
     async def get(path: str) -> Reply:

@@ -1,6 +1,6 @@
-"""An engine in a process of its own, so that its work for the slow clients is not what the others wait for.
+"""An engine in its own process, so that its work for slow clients does not delay the other clients.
 
-Answers at once, and under ``/v1/large`` with much. Writes its base URL to standard output, and runs until it is ended.
+Answers at once; answers under ``/v1/large`` are large. Prints its base URL, and runs until it is terminated.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from support.engine import Engine, says
 from support.fakes.engine import http_reply
 
-_LARGE = b"x" * 1_000_000  # the kernel takes some hundred times of it for who does not read, and then no more
+_LARGE = b"x" * 1_000_000  # for a client that does not read, the kernel buffers at most some hundred of these
 
 
 async def main() -> None:

@@ -1,4 +1,4 @@
-"""A client that is not slow, and how long proxies make it wait."""
+"""A normal client that measures the latency of proxies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 __all__ = ["Latencies", "ask_for", "p99"]
 
-_PAUSE_SECONDS = 0.002  # so that it is a client among others, and no load of its own
+_PAUSE_SECONDS = 0.002  # so that the client itself is no significant load
 _PATIENCE_SECONDS = 10.0
 
 _Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -18,12 +18,12 @@ _Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass
 class Latencies:
-    """Seconds from a request's first byte to its reply's last one, connecting included where it was needed.
+    """Seconds from the first byte of a request to the last byte of its reply, including a new connection if needed.
 
     Attributes:
-        kept: of requests on one connection.
-        fresh: of requests that each made a new one.
-        failures: replies other than 200, and connections that broke.
+        kept: requests on one kept connection.
+        fresh: requests on new connections.
+        failures: replies other than 200, and broken connections.
     """
 
     kept: list[float] = field(default_factory=list)
@@ -36,7 +36,7 @@ def p99(seconds: list[float]) -> float:
 
 
 async def ask_for(seconds: float, path: str, *urls: str) -> list[Latencies]:
-    """Ask each of ``urls`` in turn, on a kept and on a new connection, for so long."""
+    """Send requests to each of ``urls`` in turn, on a kept and on a new connection, for ``seconds``."""
     askers = [_Asker(url, path) for url in urls]
     until = time.monotonic() + seconds
     while time.monotonic() < until:

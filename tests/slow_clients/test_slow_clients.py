@@ -1,7 +1,7 @@
-"""A thousand clients that are slow on purpose must not make the others wait.
+"""A thousand deliberately slow clients must not delay other clients.
 
-How long those wait is compared with another proxy, at the same time and on the same machine, which nobody attacks: so
-what slowhttptest itself costs, and whatever else runs, counts on both sides.
+Their latency is compared with that of a second proxy on the same machine at the same time, which is not attacked. So
+the cost of slowhttptest and of anything else counts on both sides.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from support.program import Proxy, environment
 from support.waiting import eventually
 
 CONNECTIONS = 1000
-A_SECOND = 300  # of them are made
+A_SECOND = 300  # new connections
 MOST_OF_THEM = CONNECTIONS * 0.95
 MOST_TIMES_SLOWER = 2.0
 
-# An engine without a bound, so that it is the proxy's own limits that are met, and no refusal of a request is right.
+# An engine without a bound, so that only limits of the proxy apply, and no request may be refused.
 PATIENT = {"METRICS_CACHE_TTL_SECONDS": "60", "MAX_ALLOWED_REQUEST_QUEUE": "100000", "MAX_ALLOWED_DEFERRED": "100000"}
 
-# Seconds, path, and slowhttptest's options. The first is shorter: the proxy ends unfinished header sections after 10 s.
+# Seconds, path, and slowhttptest's options. The first one is shorter: unfinished header sections end after 10 s.
 ATTACKS = {
     "slow-headers": (15, "/v1/slow", ["-H", "-i", "3", "-x", "24", "-t", "GET"]),
     "slow-body": (25, "/v1/slow", ["-B", "-i", "5", "-s", "8192", "-x", "24", "-t", "POST"]),
@@ -49,7 +49,7 @@ async def test_slow_clients_do_not_delay_others(
         with Proxy(folders[0], [url], **PATIENT) as proxy, Proxy(folders[1], [url], **PATIENT) as other:
             common = ["-c", str(CONNECTIONS), "-r", str(A_SECOND), "-l", str(seconds), "-u", proxy.url + path]
             async with _running("slowhttptest", *options, *common) as attack:
-                # Making them is load like any other; what counts is what they do by being there.
+                # Opening them is ordinary load; the test is about open slow connections.
                 began = time.monotonic()
                 await eventually(lambda: _open_files(proxy) > MOST_OF_THEM, seconds)
                 ramp = time.monotonic() - began

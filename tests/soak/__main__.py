@@ -1,4 +1,4 @@
-"""Runs the proxy for some minutes among faults and clients of every kind, and fails when anything is left of them.
+"""Runs the proxy for some minutes with all kinds of faults and clients, and fails if anything is left at the end.
 
 Usage: python -m soak MINUTES [--seed N]
 """
@@ -36,7 +36,7 @@ _MEGABYTE = 2**20
 _SETTINGS = {
     "PORT": "0",
     "CONFIG_FILE": "fleet.yaml",
-    # Short, so that in minutes everything happens that else takes hours.
+    # Short, so that everything that usually takes hours happens in minutes.
     "METRICS_CACHE_TTL_SECONDS": "1",
     "BACKEND_TIMEOUT_SECONDS": "10",
     "SUSPECT_AFTER_SECONDS": "5",
@@ -54,9 +54,9 @@ class Soak:
     """One run.
 
     Args:
-        folder: an empty one.
+        folder: an empty folder.
         minutes: how long faults last.
-        seed: decides what happens when.
+        seed: determines the sequence of events.
     """
 
     def __init__(self, folder: Path, minutes: float, seed: int) -> None:
@@ -68,7 +68,7 @@ class Soak:
         self._checks = Checks(self._report)
 
     async def run(self) -> bool:
-        """Whether everything held."""
+        """Run it; returns whether all checks passed."""
         _say(f"seed {self._seed}; starting two llama.cpp servers, four scripted engines and the proxy")
         fleet_file = self._folder / "fleet.yaml"
         admin_key = f"soak-{random.SystemRandom().getrandbits(64):x}"

@@ -1,4 +1,4 @@
-"""What must be left when faults and clients are gone: nothing."""
+"""Checks that nothing is left when faults and clients have ended."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from soak.watch import LivezProbe, Samples, read_doubts, read_metrics, slope
 __all__ = ["Checks", "all_are", "fewest_descriptors", "in_time"]
 
 _LIVE_SECONDS = 30.0
-_TRUSTED_SECONDS = 90.0  # the longest suspension of a backend that kept failing, its jitter, and the request on trial
+_TRUSTED_SECONDS = 90.0  # the longest suspension of a failing backend with its jitter, and its trial request
 _QUIET_SECONDS = 20.0
 _LIVEZ_SECONDS = 1.0
-_MORE_FILES = 2  # than at the start: a backend may just be asked how it is, and keep the connection
-_KEPT_FAILING = re.compile("is suspect: ")  # it waits for the end of its suspension, which grows with each fall
+_MORE_FILES = 2  # than at the start: a poll may be in progress, and a backend may keep its connection
+_KEPT_FAILING = re.compile("is suspect: ")  # its suspension must end first, and grows with each fall
 _WELL_KNOWN = ("up", "busy", "suspect")
 _MEGABYTE = 2**20
 
 
 class Checks:
-    """Writes what it finds to ``report``."""
+    """Writes its findings to ``report``."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -115,7 +115,7 @@ class Checks:
         fitted = [(at, size) for at, size in samples.resident if at >= warm]
         hours = (fitted[-1][0] - fitted[0][0]) / 3600
         found = slope(fitted) * 3600 / _MEGABYTE
-        # 1 MB/h, and what caches and the allocator may take once, which weighs the more the shorter the run is.
+        # 1 MB/h, plus one-time growth of caches and the allocator, which weighs more in a short run.
         bound = 1.0 + 2.0 / hours
         first, last = fitted[0][1] / _MEGABYTE, fitted[-1][1] / _MEGABYTE
         self._report.check(
@@ -127,7 +127,7 @@ class Checks:
 
 
 async def in_time(seconds: float, holds: Callable[[], Awaitable[bool]]) -> float | None:
-    """How long it took until ``holds``; ``None``: longer than that."""
+    """The seconds until ``holds`` is true; ``None`` if it takes longer than the limit."""
     began = time.monotonic()
     while time.monotonic() - began <= seconds:
         if await holds():
@@ -142,7 +142,7 @@ async def all_are(proxy: Proxy, engines: Sequence[EngineProcess], states: Sequen
 
 
 async def fewest_descriptors(proxy: Proxy) -> Counter[str]:
-    """The fewest of some seconds, as backends are asked how they are again and again."""
+    """The minimum over some seconds, because polls open files again and again."""
     looks = []
     for _ in range(20):
         looks.append(proxy.descriptors())

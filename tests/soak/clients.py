@@ -1,4 +1,4 @@
-"""Every kind of client, each a loop with a pause, so that two cores can bear all of them."""
+"""All kinds of clients, each a loop with a pause, so that two cores can run all of them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _SCRAPED = ("/health", "/metrics", "/v1/models", "/readyz", "/")
 
 
 class Clients:
-    """What all clients share.
+    """The state shared by all clients.
 
     Args:
         port: of the proxy.
-        seed: what they ask for, and when.
-        take: told of each result whose client stayed to the end.
+        seed: determines their requests and pauses.
+        take: called with each result whose client stayed connected.
     """
 
     def __init__(self, port: int, seed: int, take: Callable[[Result], None]) -> None:
@@ -46,7 +46,7 @@ class Clients:
         self.stopped: set[str] = set()  # kinds
 
     async def run(self, kind: str, number: int) -> None:
-        """One client of that kind, until told to stop."""
+        """Run one client of ``kind`` until it is stopped."""
         draw = random.Random(f"{self._seed} {kind} {number}")
         once, pause_seconds = KINDS[kind][1:]
         connection = Connection(self._port)
@@ -57,7 +57,7 @@ class Clients:
             await asyncio.sleep(pause_seconds * draw.uniform(0.5, 1.5))
         connection.close()
 
-    # --- what they do; each gives the connection that its client has then
+    # --- actions; each returns the client's connection after it
 
     async def stay(self, kind: str, connection: Connection, draw: random.Random) -> Connection:
         """Read a stream to its end."""
@@ -66,35 +66,35 @@ class Clients:
         return await self._whole(kind, connection, asked)
 
     async def plain(self, kind: str, connection: Connection, draw: random.Random) -> Connection:
-        """Wait for an answer that is no stream."""
+        """Wait for an answer without a stream."""
         return await self._whole(kind, connection, chat(_model(draw), draw.randint(4, 50), stream=False))
 
     async def unrepeatable(self, kind: str, connection: Connection, draw: random.Random) -> Connection:
-        """The same on a path where nothing may be repeated once it was sent."""
+        """The same on a path whose requests must not be repeated."""
         asked = chat("soak", draw.randint(4, 30), stream=False, path="/v1/soak")
         return await self._whole(kind, connection, asked)
 
     async def burst(self, kind: str, connection: Connection, draw: random.Random) -> Connection:
-        """More requests at a time than there are places; some leave the line again."""
+        """Send more concurrent requests than there are slots; some clients leave the queue."""
         async with asyncio.TaskGroup() as group:
             for _ in range(16):
                 asked = chat("soak", draw.randint(10, 40), stream=draw.random() < 0.5)
                 if draw.random() < 0.25:
-                    group.create_task(self._leaving(asked, draw.uniform(0.1, 1.0), resets=draw.random() < 0.5))
+                    group.create_task(self._disconnecting(asked, draw.uniform(0.1, 1.0), resets=draw.random() < 0.5))
                 else:
                     group.create_task(self._in_burst(kind, asked))
         return connection
 
-    async def leave_early(self, kind: str, connection: Connection, draw: random.Random) -> Connection:
-        """Go before the first byte, mostly."""
+    async def disconnect_early(self, kind: str, connection: Connection, draw: random.Random) -> Connection:
+        """Disconnect, usually before the first byte."""
         del kind
         connection.close()
         asked = chat(_model(draw), 50, stream=draw.random() < 0.5)
-        await self._leaving(asked, draw.choice((0.0, 0.01, 0.03, draw.uniform(0, 1))), resets=draw.random() < 0.5)
+        await self._disconnecting(asked, draw.choice((0.0, 0.01, 0.03, draw.uniform(0, 1))), resets=draw.random() < 0.5)
         return Connection(self._port)
 
-    async def leave_midway(self, kind: str, connection: Connection, draw: random.Random) -> Connection:
-        """Go in the middle of a stream."""
+    async def disconnect_midway(self, kind: str, connection: Connection, draw: random.Random) -> Connection:
+        """Disconnect during a stream."""
         connection.close()
         asked = chat(_model(draw), draw.randint(30, 60), stream=True)
         connection = Connection(self._port)
@@ -110,7 +110,7 @@ class Clients:
         return connection
 
     async def read_slowly(self, kind: str, connection: Connection, draw: random.Random) -> Connection:
-        """Take a long stream more slowly than it comes, or stop taking it: then the proxy cuts the connection."""
+        """Read a long stream slowly, or stop reading until the proxy cuts the connection."""
         connection.close()
         stops = draw.random() < 0.3
         asked = chat("soak", 30, stream=True, pad=40_000)
@@ -132,7 +132,7 @@ class Clients:
         return connection
 
     async def send_slowly(self, kind: str, connection: Connection, draw: random.Random) -> Connection:
-        """Send a request in pieces; some never come to its end, and are told so or cut off."""
+        """Send a request in pieces; some remain incomplete until the proxy rejects or cuts them."""
         connection.close()
         asked = chat("tiny", 8, stream=False)
         head_bytes = asked.message.index(b"\r\n\r\n") + 4
@@ -163,12 +163,12 @@ class Clients:
         return connection
 
     async def send_garbage(self, kind: str, connection: Connection, draw: random.Random) -> Connection:
-        """What no proxy should pass on, and JSON that no engine can read."""
+        """Send malformed requests, and JSON that no engine can parse."""
         connection.close()
         if draw.random() < 0.3:
             fields = b"host: soak\r\ncontent-type: application/json\r\ncontent-length: %d" % len(_BAD_JSON)
             message = b"POST /v1/chat/completions HTTP/1.1\r\n%b\r\n\r\n%b" % (fields, _BAD_JSON)
-            expected = frozenset({400, 429, 500, 502, 503, 504})  # some engine's, in whatever state it is
+            expected = frozenset({400, 429, 500, 502, 503, 504})  # from an engine in any state
         else:
             message, expected = draw.choice(_GARBAGE)
         connection = Connection(self._port)
@@ -179,14 +179,14 @@ class Clients:
         return connection
 
     async def scrape(self, kind: str, connection: Connection, draw: random.Random) -> Connection:
-        """Ask the proxy about itself."""
+        """Request the proxy's own paths."""
         message = f"GET {draw.choice(_SCRAPED)} HTTP/1.1\r\nhost: soak\r\n\r\n".encode()
         with self.open.one(is_certain=False):
             result = await self._ask(kind, connection, Asked("", "", 0, stream=False, message=message))
         self._expect(kind, result, frozenset({200, 503} if b"readyz" in message else {200}))
         return connection
 
-    # --- inside
+    # --- internals
 
     async def _whole(self, kind: str, connection: Connection, asked: Asked) -> Connection:
         with self.open.one(is_certain=True):
@@ -199,7 +199,7 @@ class Clients:
         await self._whole(kind, connection, asked)
         connection.close()
 
-    async def _leaving(self, asked: Asked, after_seconds: float, *, resets: bool) -> None:
+    async def _disconnecting(self, asked: Asked, after_seconds: float, *, resets: bool) -> None:
         connection = Connection(self._port)
         with self.open.one(is_certain=False):
             with contextlib.suppress(OSError):
@@ -212,7 +212,7 @@ class Clients:
         was_open = connection.is_open
         result = await self._ask_once(kind, connection, asked, pause_seconds)
         if was_open and result.ending == "no reply" and result.ended - result.began < 1:
-            # The proxy closed an idle connection in the moment in which it was used: clients ask again then.
+            # The proxy closed an idle connection at the moment of its use: clients retry then.
             result = await self._ask_once(kind, connection, asked, pause_seconds)
         return result
 
@@ -248,14 +248,14 @@ KINDS: dict[str, tuple[int, _Once, float]] = {
     "plain": (5, Clients.plain, 0.2),
     "unrepeatable": (1, Clients.unrepeatable, 0.5),
     "bursts": (1, Clients.burst, 8.0),
-    "leave early": (2, Clients.leave_early, 0.3),
-    "leave midway": (2, Clients.leave_midway, 0.3),
+    "leave early": (2, Clients.disconnect_early, 0.3),
+    "leave midway": (2, Clients.disconnect_midway, 0.3),
     "read slowly": (2, Clients.read_slowly, 3.0),
     "send slowly": (2, Clients.send_slowly, 1.0),
     "garbage": (1, Clients.send_garbage, 0.3),
     "scrapers": (1, Clients.scrape, 0.3),
 }
-"""Each kind: how many, what one does, and the pause after it in seconds. With a burst they are 39 at a time."""
+"""For each kind: the number of clients, their action, and the pause after it in seconds. A burst makes 39 at a time."""
 
 KEEPING_KINDS = frozenset({"streams", "plain"})
-"""Those that go on until all backends are trusted again, for which each has to serve a request."""
+"""Kinds that continue until no backend is suspect: each suspect needs a successful request."""

@@ -1,10 +1,10 @@
-"""An engine that passes for a vLLM server, or for one that nobody knows, and misbehaves on order.
+"""An engine that imitates a vLLM server or an unknown engine, and misbehaves on command.
 
 ``python engine.py PORT KIND``, with ``vllm`` or ``other`` as KIND. Each line of standard input is a JSON object with
-the ``Orders`` to change; the answer is one line of JSON, the state. The engine ends with its standard input.
+changed ``Orders``; the answer is one line of JSON with the state. The engine ends with its standard input.
 
-Whatever it answers repeats the request's ``user`` and numbers the events, so that a client can tell its own reply from
-somebody else's, and a whole one from one with a gap.
+All its replies repeat the ``user`` of the request and number the events, so that a client can detect the reply of
+another request, and a gap.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ class Orders:
     """How the engine behaves.
 
     Attributes:
-        answers: to requests for a model: ``well``, ``503``, ``500``, ``429``, ``reset``, ``slow`` or ``malformed``.
-        listens: accepts connections.
-        health: ``well``, or ``hangs``: nothing that is asked about its state is answered.
-        metrics: has that page.
-        first_byte_seconds: from a request to its first byte, and from there to the end of one that is no stream.
-        slow_seconds: the same when it is ``slow``.
-        token_seconds: from one event of a stream to the next one.
+        answers: how it answers requests for a model: ``well``, ``503``, ``500``, ``429``, ``reset``, ``slow`` or
+        ``malformed``.
+        listens: whether it accepts connections.
+        health: ``well``, or ``hangs``: polls get no answer.
+        metrics: whether it has a metrics page.
+        first_byte_seconds: from a request to the first byte, and from there to the end of a reply without a stream.
+        slow_seconds: the same while it is ``slow``.
+        token_seconds: from one event of a stream to the next.
     """
 
     answers: str = "well"
@@ -57,7 +58,7 @@ class Orders:
 
 @dataclass(slots=True)
 class Engine:
-    """What all its connections share."""
+    """The state shared by all connections."""
 
     kind: str
     orders: Orders = field(default_factory=Orders)
@@ -66,7 +67,7 @@ class Engine:
     tokens: int = 0
 
     def page(self, path: str) -> tuple[str, str, str]:
-        """Status, type and body of what a proxy asks in order to know the engine."""
+        """Status, type and body of the reply to a poll."""
         if path == "/health":
             return "200 OK", "text/plain", ""
         if path == "/v1/models":
@@ -85,7 +86,7 @@ class Engine:
 
 
 class Connection(asyncio.Protocol):
-    """One request after the other; the next one is read when the one before is answered."""
+    """One connection; it reads the next request after it has answered the previous one."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -103,7 +104,7 @@ class Connection(asyncio.Protocol):
         del exc
         self._may_write.set()
         if self._task is not None:
-            self._task.cancel()  # as vLLM does: nobody reads the answer, so the work is dropped
+            self._task.cancel()  # as vLLM does: the work is dropped when the client has left
 
     def pause_writing(self) -> None:
         self._may_write.clear()
@@ -141,7 +142,7 @@ class Connection(asyncio.Protocol):
         elif self._orders.health == "well":
             self._reply(*self._engine.page(path))
         else:
-            await asyncio.Event().wait()  # until the proxy leaves
+            await asyncio.Event().wait()  # until the proxy closes the connection
         self._task = None
         if closes:
             self._transport.close()
@@ -190,7 +191,7 @@ class Connection(asyncio.Protocol):
         text = json.dumps({"id": user, "n": count, "of": count, "content": pad * count})
         head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(text)}\r\n\r\n".encode()
         if self._orders.answers in ("reset", "malformed"):
-            if count % 3:  # else before the first byte, so that it may be asked elsewhere
+            if count % 3:  # otherwise before the first byte, so that the request may be retried
                 self._transport.write(head + text[: len(text) // 2].encode())
                 await asyncio.sleep(0.02)
             self._reset()
@@ -212,7 +213,7 @@ def _chunk(text: str) -> bytes:
 
 
 class Control:
-    """Takes the orders from standard input, and tells the state."""
+    """Reads orders from standard input and reports the state."""
 
     def __init__(self, engine: Engine, port: int) -> None:
         self._engine = engine
@@ -220,27 +221,27 @@ class Control:
         self._server: asyncio.Server | None = None
 
     async def run(self) -> None:
-        """Until standard input ends."""
+        """Run until standard input ends."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         await self._listen()
-        self._tell()
+        self._report_state()
         while line := await reader.readline():
             for name, value in json.loads(line).items():
                 setattr(self._engine.orders, name, value)
             await self._listen()
-            self._tell()
+            self._report_state()
 
     async def _listen(self) -> None:
         if self._engine.orders.listens and self._server is None:
             loop = asyncio.get_running_loop()
             self._server = await loop.create_server(lambda: Connection(self._engine), "127.0.0.1", self._port)
         elif not self._engine.orders.listens and self._server is not None:
-            self._server.close()  # connections that are open stay
+            self._server.close()  # open connections stay open
             self._server = None
 
-    def _tell(self) -> None:
+    def _report_state(self) -> None:
         state: dict[str, Any] = {"running": self._engine.running, "orders": asdict(self._engine.orders)}
         sys.stdout.write(json.dumps(state) + "\n")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The engines behind the proxy, each a process on a port that stays its own, and the file that lists them."""
+"""The engines behind the proxy, each a process on a fixed port, and their fleet file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SCRIPTED_CAPACITY = 3
 
 
 class EngineProcess(Protocol):
-    """What can be done to any engine."""
+    """Operations on any engine."""
 
     name: str
     port: int
@@ -34,20 +34,20 @@ class EngineProcess(Protocol):
         """Its base URL."""
 
     async def start(self) -> None:
-        """Returns when it is ready."""
+        """Start it; returns when it is ready."""
 
     def kill(self) -> None:
-        """As a crash would."""
+        """Kill it, like a crash."""
 
     def freeze(self) -> None:
-        """Stop its clock."""
+        """Freeze it."""
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Thaw it."""
 
     @property
     def log(self) -> str:
-        """What it has said since its start."""
+        """Its output since its start."""
 
 
 class LlamaProcess:
@@ -65,41 +65,41 @@ class LlamaProcess:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Returns when it has loaded its model."""
+        """Start it; returns when it has loaded its model."""
         self._server = LlamaServer(
             self._model, "--alias", "tiny", "--http-threads", "16", "--context", "8192", port=self.port, wait=False
         )
         await asyncio.to_thread(self._server.wait_until_ready)
 
     def kill(self) -> None:
-        """As a crash would; its connections are reset by the system."""
+        """Kill it, like a crash; the system resets its connections."""
         if self._server is not None:
             server, self._server = self._server, None
             server.kill()
 
     def freeze(self) -> None:
-        """Stop its clock."""
+        """Freeze it."""
         cast(LlamaServer, self._server).freeze()
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Thaw it."""
         cast(LlamaServer, self._server).thaw()
 
     @property
     def log(self) -> str:
-        """What it has said since its start."""
+        """Its output since its start."""
         return "" if self._server is None else self._server.log
 
 
 class ScriptedProcess:
-    """An engine that takes orders, see ``engine.py``."""
+    """A scripted engine, see ``engine.py``."""
 
     def __init__(self, name: str, port: int, kind: str) -> None:
         self.name = name
         self.port = port
         self._kind = kind
         self._process: asyncio.subprocess.Process | None = None
-        self._turn = asyncio.Lock()  # an order, then its answer
+        self._order_lock = asyncio.Lock()  # for one order with its answer
 
     @property
     def url(self) -> str:
@@ -107,7 +107,7 @@ class ScriptedProcess:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Returns when it listens."""
+        """Start it; returns when it listens."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             str(_PROGRAM),
@@ -115,35 +115,35 @@ class ScriptedProcess:
             self._kind,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the program that stops it
+            start_new_session=True,  # Ctrl-C reaches only the parent, which stops it
         )
         await self._state(self._process)
 
     async def order(self, **orders: object) -> dict[str, Any]:
-        """Change how it behaves; gives its state."""
+        """Change its behaviour; returns its state."""
         process = cast(asyncio.subprocess.Process, self._process)
-        async with self._turn:
+        async with self._order_lock:
             cast(asyncio.StreamWriter, process.stdin).write(json.dumps(orders).encode() + b"\n")
             return await self._state(process)
 
     def kill(self) -> None:
-        """As a crash would; its connections are reset by the system."""
+        """Kill it, like a crash; the system resets its connections."""
         if self._process is not None:
             process, self._process = self._process, None
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
 
     def freeze(self) -> None:
-        """Stop its clock."""
+        """Freeze it."""
         cast(asyncio.subprocess.Process, self._process).send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Thaw it."""
         cast(asyncio.subprocess.Process, self._process).send_signal(signal.SIGCONT)
 
     @property
     def log(self) -> str:
-        """Nothing: it does as it is told."""
+        """Nothing, because it only follows its orders."""
         return ""
 
     async def _state(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class ScriptedProcess:
 
 @asynccontextmanager
 async def started_engines(folder: Path) -> AsyncIterator[list[EngineProcess]]:
-    """Two real ones and four scripted ones; the last of these is not in the fleet at first."""
+    """Two real engines and four scripted ones; the last scripted one is not in the fleet at first."""
     model = write_tiny_gguf(folder / "tiny.gguf")
     ports = [free_port() for _ in range(6)]
     engines: list[EngineProcess] = [
@@ -178,7 +178,7 @@ async def started_engines(folder: Path) -> AsyncIterator[list[EngineProcess]]:
 
 
 def write_fleet_file(path: Path, engines: Iterable[EngineProcess]) -> None:
-    """In one step, so that nobody reads half of it. JSON is YAML, too."""
+    """Written in one step, so that no reader sees half a file. JSON is also YAML."""
     backends = []
     for engine in engines:
         entry: dict[str, object] = {"url": engine.url, "name": engine.name}

@@ -1,4 +1,4 @@
-"""One request as a client sees it, over a connection that it owns, and how it ended."""
+"""One request as a client sees it, on its own connection, and how it ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Literal
 __all__ = ["Asked", "Connection", "Ending", "OpenRequests", "Result", "chat"]
 
 PATIENCE_SECONDS = 60.0
-"""No request may take longer: two backends' time, a wait in line before each, and a stream."""
+"""No request may take longer: the time of two backends, a wait in the queue before each, and a stream."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, zero seconds
 _KEPT_BYTES = 4 * 1024 * 1024  # of a reply
@@ -38,14 +38,14 @@ class Asked:
 
 @dataclass(slots=True)
 class Result:
-    """How a request ended.
+    """The result of a request.
 
     Attributes:
-        kind: of client.
-        began, ended: by the monotonic clock.
-        status: 0: there was none.
-        ending: ``whole``: as its framing says; ``broken``: within the body; ``no reply``: the connection ended without
-            one; ``stuck``: not in time; ``left``: the client did.
+        kind: the kind of client.
+        began, ended: times of the monotonic clock.
+        status: 0 if there was none.
+        ending: ``whole``: complete by its framing; ``broken``: it ended within the body; ``no reply``: the connection
+            ended without one; ``stuck``: not in time; ``left``: the client disconnected.
     """
 
     kind: str
@@ -63,12 +63,12 @@ class Result:
 
     @property
     def backend(self) -> str:
-        """Base URL of who gave the reply; empty: the proxy itself."""
+        """Base URL of the backend that replied; empty if the proxy itself did."""
         return self.fields.get("x-backend", "")
 
     @property
     def code(self) -> str:
-        """The proxy's reason for an error, or an engine's."""
+        """The error code of the proxy or of an engine."""
         try:
             error: dict[str, Any] = json.loads(self.body)["error"]
             return str(error.get("code"))
@@ -76,27 +76,27 @@ class Result:
             return ""
 
     def events(self) -> list[str]:
-        """What the events of a stream say; comments are left out, as readers of events do."""
+        """The data of the events of a stream, without comments."""
         return [part[6:] for part in self.text.split("\n\n") if part.startswith("data: ")]
 
 
 class OpenRequests:
-    """How many requests the clients have open, to be compared with what the proxy counts.
+    """Counts the open requests of all clients, for comparison with the proxy's count.
 
-    What happens on one side is seen on the other a moment later, so bounds are given for a window of time. A reply that
-    its client reads slowly is over for the proxy before it is for the client: such a request may or may not count.
+    Each side sees the events of the other with a delay, so bounds are for a time window. A slowly read reply ends for
+    the proxy before it ends for the client, so such a request may or may not count.
     """
 
     _SEEN_SECONDS = 0.5
 
     def __init__(self) -> None:
         self._open: dict[int, tuple[float, bool]] = {}
-        self._closed: list[tuple[float, float]] = []  # begun, over; of late only
+        self._closed: list[tuple[float, float]] = []  # begin and end; recent ones only
         self._keys = itertools.count()
 
     @contextmanager
     def one(self, *, is_certain: bool) -> Iterator[None]:
-        """A request is open as long as this is entered."""
+        """A context in which a request counts as open."""
         key = next(self._keys)
         self._open[key] = (time.monotonic(), is_certain)
         try:
@@ -110,7 +110,7 @@ class OpenRequests:
         return len(self._open)
 
     def bounds(self, began: float, ended: float) -> tuple[int, int]:
-        """The least and the most that the proxy can have counted at some moment from ``began`` to ``ended``."""
+        """The minimum and maximum that the proxy may count at any time from ``began`` to ``ended``."""
         since = began - self._SEEN_SECONDS
         self._closed = [one for one in self._closed if one[1] >= since - 60]
         least = sum(is_certain and start <= since for start, is_certain in self._open.values())
@@ -119,7 +119,7 @@ class OpenRequests:
 
 
 def chat(model: str, tokens: int, *, stream: bool, pad: int = 1, fields: str = "", path: str = "") -> Asked:
-    """A request for a model that nobody else makes."""
+    """A request for a model, unique by its ``user``."""
     user = f"soak-{next(_numbers)}"
     messages = [{"role": "user", "content": f"Tell {user} a story."}]
     asked = {"model": model, "messages": messages, "max_tokens": tokens, "stream": stream, "user": user, "pad": pad}
@@ -134,7 +134,7 @@ class Connection:
     """A client's connection.
 
     Args:
-        receive_bytes: how much the system may keep for the client; ``None``: its own choice.
+        receive_bytes: size of the receive buffer; ``None`` for the system's default.
     """
 
     def __init__(self, port: int, receive_bytes: int | None = None) -> None:
@@ -148,7 +148,7 @@ class Connection:
         return self._writer is not None and not self._writer.is_closing() and not self._reader.at_eof()
 
     async def open(self) -> None:
-        """Connect, if it is not connected."""
+        """Connect unless connected."""
         if self.is_open:
             return
         self.close()
@@ -164,7 +164,7 @@ class Connection:
             raise
 
     async def send(self, message: bytes) -> None:
-        """Send all of it."""
+        """Send all bytes."""
         assert self._writer is not None
         self._writer.write(message)
         await self._writer.drain()
@@ -185,13 +185,13 @@ class Connection:
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         status_line, *lines = head.split("\r\n")
         result.status = int(status_line.split(" ", 2)[1])
-        result.ending = "broken"  # until it is known to be whole
+        result.ending = "broken"  # until it is known to be complete
         for line in lines:
             name, _, value = line.partition(":")
             result.fields[name.lower()] = value.strip()
 
     async def read_body(self, result: Result, pause_seconds: float = 0.0, most_pieces: int | None = None) -> bool:
-        """The reply's body, to its end or until so many pieces have come; whether it is whole."""
+        """Read the body to its end or for a number of pieces; returns whether it is complete."""
         fields = result.fields
         pieces = 0
         if "chunked" in fields.get("transfer-encoding", ""):

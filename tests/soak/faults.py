@@ -1,4 +1,4 @@
-"""Disturbs the backends, one kind of fault after the other as a seed decides, up to three at a time."""
+"""Disturbs the backends with random kinds of faults, up to three at a time, determined by a seed."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from soak.timeline import Timeline
 __all__ = ["FaultDriver"]
 
 _MOST_AT_A_TIME = 3
-_PAUSE_SECONDS = 1.5  # between the beginnings of two faults, on average
+_PAUSE_SECONDS = 1.5  # mean time between the starts of two faults
 _ADMIN_SECONDS = 10.0
 
 _Fault = Callable[[EngineProcess, float], Awaitable[None]]
 
 
 class FaultDriver:
-    """Does it.
+    """Causes the faults.
 
     Args:
-        engines: all of them; the spare one is last.
-        fleet_file: lists those that the proxy should use.
-        timeline: told of everything.
+        engines: all engines; the last one is the spare.
+        fleet_file: lists the engines that the proxy should use.
+        timeline: records every fault.
         port, admin_key: of the proxy.
-        reload: tells the proxy that the file has changed.
-        seed: what comes when.
+        reload: signals to the proxy that the file has changed.
+        seed: determines the sequence of faults.
 
     Attributes:
-        done: how many of each kind.
-        unanswered: what the proxy did not do when an operator asked for it.
+        done: number of faults of each kind.
+        unanswered: operators' commands that the proxy did not carry out.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class FaultDriver:
         self.unanswered: list[str] = []
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until ``stop`` is set; everything is as it was when this returns."""
+        """Run until ``stop`` is set; all faults have ended when this returns."""
         with self._timeline.disturbed(self._spare.url, "absent"):
             async with asyncio.TaskGroup() as group:
                 tasks: set[asyncio.Task[None]] = set()
@@ -97,11 +97,11 @@ class FaultDriver:
                 await _is_set(stop, 2 * seconds)
                 engine.thaw()
             elif kind == "drain":
-                await self._tell_admin(f"/admin/backends/{engine.name}/drain")
+                await self._send_admin_command(f"/admin/backends/{engine.name}/drain")
                 await _is_set(stop, seconds)
-                await self._tell_admin(f"/admin/backends/{engine.name}/undrain")
+                await self._send_admin_command(f"/admin/backends/{engine.name}/undrain")
             elif kind == "absent":
-                await self._leave_out(engine, stop, seconds)
+                await self._remove_from_fleet(engine, stop, seconds)
             elif isinstance(engine, ScriptedProcess):
                 await self._misbehave(engine, kind, seconds, stop)
 
@@ -118,10 +118,10 @@ class FaultDriver:
         await engine.order(**{name: good})
 
     async def _outage(self, engine: EngineProcess, stop: asyncio.Event) -> None:
-        """Of all that are calm at a time, so that nobody may be left."""
+        """Disturb all undisturbed backends at once, so that no backend may be left."""
         await self._disturb(engine, "refuse" if isinstance(engine, ScriptedProcess) else "kill", 3.0, stop)
 
-    async def _leave_out(self, engine: EngineProcess, stop: asyncio.Event, seconds: float) -> None:
+    async def _remove_from_fleet(self, engine: EngineProcess, stop: asyncio.Event, seconds: float) -> None:
         if len(self._absent) > 2:
             return
         self._absent.add(engine)
@@ -151,7 +151,7 @@ class FaultDriver:
         write_fleet_file(self._fleet_file, [one for one in self._engines if one not in self._absent])
         self._reload()
 
-    async def _tell_admin(self, path: str) -> None:
+    async def _send_admin_command(self, path: str) -> None:
         await asyncio.to_thread(self._post, path)
 
     def _post(self, path: str) -> None:
@@ -160,7 +160,7 @@ class FaultDriver:
             connection.request("POST", path, headers={"Authorization": f"Bearer {self._admin_key}"})
             reply = connection.getresponse()
             reply.read()
-            if reply.status not in (200, 404):  # 404: it is just not in the fleet
+            if reply.status not in (200, 404):  # 404: it is not in the fleet at the moment
                 self.unanswered.append(f"POST {path}: {reply.status}")
         except OSError as error:
             self.unanswered.append(f"POST {path}: {error!r}")
@@ -169,7 +169,7 @@ class FaultDriver:
 
 
 async def _is_set(stop: asyncio.Event, seconds: float) -> bool:
-    """Wait so long, but no longer than until it is set."""
+    """Wait for ``seconds``, or until the event is set."""
     try:
         async with asyncio.timeout(seconds):
             await stop.wait()

@@ -1,4 +1,4 @@
-"""The program under test: the installed command, as a user starts it, and what can be seen of its process."""
+"""The program under test: the installed command, as a user starts it, and observations of its process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BAD = re.compile(
     r"Traceback|never retrieved|never awaited|[Uu]nclosed|ResourceWarning|unexpected error|Exception in callback"
 )
 _ERROR = re.compile(r"^\S+Z (error|critical) +(.*)$")
-_EXPECTED_ERROR = re.compile(r"settings: .*; the fleet is unchanged$")  # a fleet file that was broken on purpose
+_EXPECTED_ERROR = re.compile(r"settings: .*; the fleet is unchanged$")  # # a deliberately broken fleet file
 _KEPT_LINES = 40
 
 
@@ -33,13 +33,13 @@ class Proxy:
     """One proxy process.
 
     Args:
-        folder: where it runs.
-        settings: its environment's variables.
+        folder: its working directory.
+        settings: its environment variables.
 
     Attributes:
-        port: where it listens.
-        bad_lines: what it has said that it must not have to say.
-        outcomes: status and outcome of all lines of its access log.
+        port: its port.
+        bad_lines: unexpected lines of its log.
+        outcomes: counts of status and outcome in its access log.
     """
 
     def __init__(self, folder: Path, **settings: str) -> None:
@@ -59,7 +59,7 @@ class Proxy:
         if command is None:
             raise RuntimeError("the project is not installed beside this Python: no inference-proxy")
         kept = {name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "PATH", "COV"))}
-        # Said only by debug builds otherwise: a socket or a transport that nobody has closed.
+        # Reports sockets and transports that were never closed, which otherwise only debug builds do.
         kept["PYTHONWARNINGS"] = "default::ResourceWarning"
         read_end, write_end = os.pipe()
         try:
@@ -99,12 +99,12 @@ class Proxy:
         return self._process.returncode is not None
 
     def reload(self) -> None:
-        """Tell it that its settings have changed."""
+        """Signal that its settings have changed."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGHUP)
 
     async def stop(self) -> int | None:
-        """As an operator does; its exit code, or ``None`` when it does not end."""
+        """Stop it as an operator does; returns its exit code, or ``None`` if it does not end."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         try:
@@ -114,7 +114,7 @@ class Proxy:
             return None
 
     def read_errors(self) -> None:
-        """Look through what it has said since the last time."""
+        """Read its log since the last call."""
         with self._errors.open("rb") as file:
             file.seek(self._read_bytes)
             text = file.read()
@@ -129,17 +129,17 @@ class Proxy:
                 self.bad_lines.append(line)  # the rest of a traceback
 
     def resident_bytes(self) -> int:
-        """Its memory in RAM."""
+        """Its resident memory in bytes."""
         pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def cpu_seconds(self) -> float:
-        """User and system."""
+        """CPU seconds, user plus system."""
         words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
     def descriptors(self) -> Counter[str]:
-        """Open file descriptors, by what they are; sockets by their state and the port at the other end."""
+        """Open file descriptors by type; sockets by state and peer port."""
         sockets = {}
         for row in map(str.split, Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]):
             sockets[row[9]] = f"socket in state {row[3]} to port {int(row[2].partition(':')[2], 16)}"

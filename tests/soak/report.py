@@ -1,4 +1,4 @@
-"""The figures at the end, as tables that can be pasted into a document."""
+"""The figures at the end, as Markdown tables."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _SHOWN_DETAILS = 15
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that must hold.
+    """One check.
 
     Attributes:
         what: the rule.
-        figure: what was found.
-        bound: what is allowed.
-        holds: whether it is.
-        details: what is worth knowing when it does not.
+        figure: the measured value.
+        bound: the allowed value.
+        holds: whether the rule holds.
+        details: useful information if it does not.
     """
 
     what: str
@@ -32,18 +32,18 @@ class Check:
 
 @dataclass(slots=True)
 class Report:
-    """Everything that is printed at the end."""
+    """The report printed at the end."""
 
     title: str
     checks: list[Check] = field(default_factory=list)
     counts: list[tuple[str, Mapping[str, int]]] = field(default_factory=list)
 
     def check(self, what: str, figure: str, bound: str, *, holds: bool, details: tuple[str, ...] = ()) -> None:
-        """Add one."""
+        """Add a check."""
         self.checks.append(Check(what, figure, bound, holds, details))
 
     def count(self, what: str, counts: Counter[str]) -> None:
-        """Add counts of something, the most frequent first."""
+        """Add a table of counts, most frequent first."""
         self.counts.append((what, dict(counts.most_common())))
 
     @property

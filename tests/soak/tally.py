@@ -1,4 +1,4 @@
-"""What became of the requests of clients that stayed to the end."""
+"""How the requests of clients that stayed connected ended."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _SHOWN_LOG = 4000
 
 
 class Tally:
-    """Judges each, and counts.
+    """Judges and counts results.
 
     Args:
-        timeline, engines: what they are judged by.
+        timeline, engines: the basis of the judgement.
 
     Attributes:
-        counts: how they ended.
-        avoidable: those of them that failed although some backend could have served them.
-        forbidden: what the rules do not allow.
+        counts: number of requests by ending.
+        avoidable: failures although some backend could have served the request.
+        forbidden: endings that break a rule.
     """
 
     def __init__(self, timeline: Timeline, engines: Sequence[EngineProcess]) -> None:
@@ -37,7 +37,7 @@ class Tally:
         self.forbidden: list[str] = []
 
     def take(self, result: Result) -> None:
-        """Judge one."""
+        """Judge one result."""
         verdict = judge(result, self._timeline, self._fleet, self._scripted)
         self.counts[verdict.what] += 1
         if verdict is not GOOD and self._had_choice(result):
@@ -62,7 +62,7 @@ class Tally:
         return self.counts[GOOD.what]
 
     def _had_choice(self, result: Result) -> bool:
-        """Whether a backend that lists its model was undisturbed all the time."""
+        """Whether a backend with its model was undisturbed all the time."""
         disturbed = {one.backend for one in self._timeline.during(result.began, result.ended)}
         serves_soak = result.asked is not None and result.asked.model == "soak"
         return bool((self._scripted if serves_soak else set(self._fleet)) - disturbed)

@@ -1,4 +1,4 @@
-"""May a request end like that? Judged by what was done to the backends meanwhile. Pure."""
+"""Judges whether a request may end as it did, given the faults of the backends meanwhile. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from soak.timeline import BREAKING, Timeline
 __all__ = ["GOOD", "Verdict", "judge"]
 
 _SERVING = frozenset({"500", "slow", "no metrics"})
-"""Faults that leave a backend in use: it may be suspected, but serves when nobody else does."""
+"""Faults that leave a backend in use: it may be suspect, but serves as a last resort."""
 
 _OWN_STATUS = {"500": 500, "503": 503, "429": 429}
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``is_allowed``: the rules let it end so; ``what``: how it ended, and why that may be."""
+    """``is_allowed``: whether the rules allow it; ``what``: how it ended and why that is allowed."""
 
     is_allowed: bool
     what: str
@@ -29,11 +29,11 @@ GOOD = Verdict(True, "good")
 
 
 def judge(result: Result, timeline: Timeline, fleet: Iterable[str], scripted: frozenset[str]) -> Verdict:
-    """How ``result``, of a client that stayed to the end, is to be taken.
+    """Judge ``result`` of a client that stayed connected.
 
     Args:
-        fleet: base URLs of all backends that there ever are.
-        scripted: those whose replies repeat the request's ``user``.
+        fleet: base URLs of all backends that ever exist.
+        scripted: backends whose replies repeat the ``user`` of the request.
     """
     happened = timeline.during(result.began, result.ended)
     kinds_by_backend: dict[str, set[str]] = {url: set() for url in fleet}
@@ -58,7 +58,7 @@ def _judge_success(result: Result, kinds: dict[str, set[str]], *, is_scripted: b
     if result.ending == "whole" and fault is None:
         return GOOD
     if result.ending == "whole":
-        return _judge_told_failure(result, kinds, fault or "")
+        return _judge_failure_event(result, kinds, fault or "")
     if fault is not None and fault.startswith("somebody else's"):
         return Verdict(False, fault)
     shape = "stream" if result.asked.stream else "reply"
@@ -68,8 +68,8 @@ def _judge_success(result: Result, kinds: dict[str, set[str]], *, is_scripted: b
     return Verdict(False, f"{shape} of an undisturbed engine broken off")
 
 
-def _judge_told_failure(result: Result, kinds: dict[str, set[str]], fault: str) -> Verdict:
-    """A stream that was told its place in line has status 200 whatever comes: the failure is its last event."""
+def _judge_failure_event(result: Result, kinds: dict[str, set[str]], fault: str) -> Verdict:
+    """A stream that got queue updates always has status 200; a failure is its last event."""
     del kinds
     events = result.events()
     if "x-backend" not in result.fields and events and '"error"' in events[-1]:
@@ -78,7 +78,7 @@ def _judge_told_failure(result: Result, kinds: dict[str, set[str]], fault: str) 
 
 
 def _mismatch(result: Result, *, is_scripted: bool) -> str | None:
-    """What is wrong with what has come; whether it is all is known from ``result.ending``."""
+    """The fault in the received content, if any; ``result.ending`` says whether it is complete."""
     assert result.asked is not None
     return (_mismatch_of_events if result.asked.stream else _mismatch_of_answer)(result, is_scripted)
 
@@ -104,7 +104,7 @@ def _mismatch_of_events(result: Result, is_scripted: bool) -> str | None:
         return "its last event is missing"
     if not is_scripted and not (
         events and '"of"' in events[0]
-    ):  # a reply after a wait in line does not say whose it is
+    ):  # a reply that began in the queue does not name its backend
         return None
     read = [json.loads(event) for event in events if '"of"' in event]
     if any(event["id"] != asked.user for event in read):

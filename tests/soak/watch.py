@@ -1,4 +1,4 @@
-"""What is sampled while the proxy runs, and what must hold of it all the time."""
+"""Samples the running proxy and checks invariants."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from soak.proxy import Proxy
 __all__ = ["LivezProbe", "Metrics", "Samples", "read_doubts", "read_metrics", "slope"]
 
 _SAMPLE = re.compile(r"^(inference_proxy_\w+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
-_TOLERANCE = 2  # requests: what operators and the probe of /livez ask is not among the clients' own
+_TOLERANCE = 2  # requests of operators and of the /livez probe, which clients do not count
 _PROBE_SECONDS = 0.25
 _PROBE_PATIENCE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """A page of the proxy's ``/metrics``.
+    """The figures of the proxy's ``/metrics``.
 
     Attributes:
-        in_flight: requests that clients have, this page's own excepted.
-        on_backends: requests that backends have.
-        queued: requests that wait.
-        states: of each backend, by its base URL.
-        ready: backends that take requests.
-        shed: requests refused for want of room.
-        retries: requests that were repeated, by reason.
+        in_flight: client requests, without this one for ``/metrics``.
+        on_backends: requests on backends.
+        queued: waiting requests.
+        states: state of each backend by base URL.
+        ready: number of backends that take requests.
+        shed: requests refused because of overload.
+        retries: repeated requests by reason.
     """
 
     in_flight: int
@@ -46,12 +46,12 @@ class Metrics:
 
 
 async def read_metrics(port: int) -> Metrics:
-    """The page as it is now."""
+    """The current figures."""
     return await asyncio.to_thread(_read_metrics, port)
 
 
 async def read_doubts(port: int) -> dict[str, str]:
-    """Base URLs of the backends that are not up, each with its state and the reason for it."""
+    """The backends that are not up: state and reason by base URL."""
     page = json.loads(await asyncio.to_thread(_get, port, "/health", _PROBE_PATIENCE_SECONDS))
     return {one["backend"]: f"{one['state']}: {one['reason']}" for one in page["details"] if one["state"] != "up"}
 
@@ -95,13 +95,13 @@ def _get(port: int, path: str, timeout_seconds: float) -> str:
 
 
 class LivezProbe:
-    """Asks ``/livez`` again and again, in a thread of its own.
+    """Requests ``/livez`` repeatedly in a separate thread.
 
     Attributes:
-        worst_seconds: the longest wait for its answer.
-        worst_fair_seconds: the same, of those times when this thread itself was not late.
-        late_seconds: how late this thread was at worst: what the machine, not the proxy, is to blame for.
-        failures: why there was no answer.
+        worst_seconds: the longest wait for an answer.
+        worst_fair_seconds: the same, only from times at which this thread itself was not late.
+        late_seconds: the longest delay of this thread itself, caused by the machine and not by the proxy.
+        failures: reasons for missing answers.
     """
 
     def __init__(self, port: int) -> None:
@@ -122,7 +122,7 @@ class LivezProbe:
             self._thread.join(_PROBE_PATIENCE_SECONDS)
 
     def worst_of_late(self) -> float:
-        """The longest wait since this was last asked."""
+        """The longest wait since the previous call."""
         worst, self._worst_of_late = self._worst_of_late, 0.0
         return worst
 
@@ -153,11 +153,11 @@ class LivezProbe:
 
 @dataclass(slots=True)
 class Samples:
-    """What is looked at every two seconds.
+    """Samples taken every two seconds.
 
     Attributes:
-        resident: time and bytes of memory.
-        broken_invariants: what did not hold twice in a row.
+        resident: times with bytes of resident memory.
+        broken_invariants: invariants that failed twice in a row.
     """
 
     proxy: Proxy
@@ -176,7 +176,7 @@ class Samples:
         return Counter() if self.last is None else self.last.retries
 
     async def take(self) -> None:
-        """Look once."""
+        """Take one sample."""
         began = time.monotonic()
         metrics = await read_metrics(self.proxy.port)
         least, most = self.open_requests.bounds(began, time.monotonic())
@@ -201,7 +201,7 @@ class Samples:
 
 
 def slope(samples: list[tuple[float, float]]) -> float:
-    """The slope of the line that fits them best; 0 for fewer than three."""
+    """The slope of the least-squares line; 0 for fewer than three points."""
     if len(samples) < 3:
         return 0.0
     mean_x = sum(x for x, _ in samples) / len(samples)

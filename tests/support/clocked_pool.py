@@ -1,4 +1,4 @@
-"""A pool on a clock that tests move by hand, and what its backends report."""
+"""A fleet on a clock that tests advance, and reports of its backends."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
+from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.backend_load import BackendLoad
 from inference_engine_proxy_server.fleet.fleet import Fleet
@@ -31,6 +34,7 @@ __all__ = [
     "publish",
     "ready",
     "ready_pool",
+    "refusal",
     "suspend",
 ]
 
@@ -40,7 +44,7 @@ LOADING = BackendState(ready=False, live=False, reason="loading")
 
 
 class Clock:
-    """A clock that stands still until a test moves it."""
+    """A clock that only tests advance."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -57,7 +61,7 @@ def make_pool(
     weights: Sequence[float] = (),
     configs: Sequence[Mapping[str, Any]] = (),
 ) -> Pool:
-    """A pool of ``count`` backends, none of which has reported yet; ``configs`` as in ``BackendConfig``."""
+    """A pool of ``count`` backends that have not reported yet; ``configs`` as in ``BackendConfig``."""
     limits = BackendLimits(connect_seconds=1, first_byte_seconds=1, pause_seconds=1, idle_seconds=1)
     rules = HealthRules(evidence_seconds=2 * REFRESH_SECONDS, suspect_after_seconds=60, slow_start_seconds=30)
     deadlines = Deadlines(clock=clock)
@@ -78,7 +82,7 @@ def make_pool(
 
 
 def ready_pool(clock: Clock, count: int, *, capacity: int | None = None, allowance: int = 0) -> Pool:
-    """A pool of ``count`` backends that are all ready."""
+    """A pool of ``count`` ready backends."""
     pool = make_pool(clock, count, allowance=allowance)
     for index in range(count):
         publish(pool, index, replace(ready(), capacity=capacity))
@@ -92,17 +96,24 @@ def suspend(pool: Pool, index: int) -> None:
 
 
 def pass_time(pool: Pool, clock: Clock, seconds: float) -> None:
-    """Let time pass; then every backend repeats its latest report."""
+    """Advance the clock; then every backend repeats its latest report."""
     clock.now += seconds
     for index, backend in enumerate(pool.backends):
         publish(pool, index, backend.health.reported)
 
 
 def lease_of(pool: Pool, model: str | None = "m", excluded: Sequence[Backend] = ()) -> Lease:
-    """A lease, which the pool must grant."""
+    """A lease that the pool must grant."""
     found = pool.lease(Requirements(model), excluded)
     assert found is not None
     return found
+
+
+def refusal(pool: Pool, model: str) -> tuple[int, str, float | None]:
+    """Status, code and ``Retry-After`` of the error for a request that no backend may have."""
+    with pytest.raises(ProxyError) as raised:
+        lease_of(pool, model)
+    return raised.value.status, raised.value.code, raised.value.retry_after_seconds
 
 
 def ready(

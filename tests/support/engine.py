@@ -1,4 +1,4 @@
-"""An engine that answers the proxy's questions as llama.cpp or vLLM does, and clients' requests as a test says.
+"""An engine that answers polls as llama.cpp or vLLM does, and clients' requests as a test specifies.
 
 ::
 
@@ -19,7 +19,7 @@ from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 __all__ = ["EVENT", "LOADING", "STREAM_HEAD", "Answer", "Engine", "chunk", "fails_with", "hangs", "says"]
 
 Answer = Callable[[EngineConnection], Coroutine[None, None, None]]
-"""Answers one request, which has been taken from the connection."""
+"""Answers one request that has been read from the connection."""
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENT = b'data: {"n": 1}\n\n'
@@ -60,12 +60,12 @@ def says(*blocks: bytes) -> Answer:
 
 
 def fails_with(status: int, fields: bytes = b"") -> Answer:
-    """Answers with an error of the engine's own."""
+    """Answers with an error of the engine."""
     return says(http_reply(b'{"error": "its own"}', status, fields))
 
 
 async def hangs(connection: EngineConnection) -> None:
-    """Never answers; goes when who asked does."""
+    """Never answers; ends when the client disconnects."""
     await connection.ended
 
 
@@ -76,20 +76,20 @@ def _path(request: bytes) -> str:
 
 
 class Engine(FakeEngine):
-    """See above.
+    """The engine; see the module.
 
     Attributes:
-        answer: what clients' requests get; by default the engine's address and the path, once ``freed`` is set.
-        freed: whether the default answer is given; set at first.
-        held: set when a request has come that the default answer is for.
-        begins: the default answer is sent, but for its last byte, before ``freed`` is set.
-        owner: which engine it is, as its models list says: ``llamacpp``, ``vllm``, or any other.
+        answer: answers clients' requests; by default with the engine's address and the path, once ``freed`` is set.
+        freed: set while the default answer is sent; initially set.
+        held: set when a request for the default answer has arrived.
+        begins: whether the default answer, except its last byte, is sent before ``freed`` is set.
+        owner: ``owned_by`` in its models list: ``llamacpp``, ``vllm``, or any other.
         models: entries of its models list, without ``owned_by``.
-        processing, waiting, decoded: what its metrics say.
-        slots: what its ``/props`` say; ``None``: nothing.
-        health: the status of ``GET /health``, or how it is answered.
-        pages: answers to ``GET`` of these paths, in place of the usual ones.
-        served: the requests of clients that it took, in order.
+        processing, waiting, decoded: values in its metrics.
+        slots: value in its ``/props``; ``None`` for none.
+        health: the status of ``GET /health``, or an answer.
+        pages: answers to ``GET`` by path, instead of the usual ones.
+        served: clients' requests that it accepted, in order.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Engine(FakeEngine):
 
     @property
     def open_requests(self) -> int:
-        """Connections with requests of clients that the other side has not ended."""
+        """Number of connections with clients' requests that the peer has not ended."""
         return sum(not connection.ended.done() for connection in self._serving)
 
     @property
@@ -130,31 +130,31 @@ class Engine(FakeEngine):
         return [(method, target, body) for (method, target, _), body in lines]
 
     def count(self, path: str) -> int:
-        """How often ``path`` was asked for, with any method and query."""
+        """Number of requests for ``path``, with any method and query."""
         return sum(_path(request) == path for request in self.requests)
 
     async def stop(self) -> None:
-        """Be gone: connections are refused from now on, and those that are open break."""
+        """Crash: refuse new connections and break open ones."""
         self.freed.set()
         await self.go()
         self.drop_clients()
 
     async def go(self) -> None:
-        """Refuse connections from now on; those that are open stay."""
+        """Refuse new connections; open ones stay."""
         loop = asyncio.get_running_loop()
         for listener in self._server.sockets:
             loop.remove_reader(listener.fileno())
-        for _ in range(3):  # what is just being accepted would be lost in the loop's hands
+        for _ in range(3):  # connections being accepted would be lost inside the event loop
             await asyncio.sleep(0)
         self.refuse()
 
     async def listen_again(self) -> None:
-        """After :meth:`go`."""
+        """Listen again after :meth:`go`."""
         make = asyncio.get_running_loop().create_server
         self._server = await make(lambda: EngineConnection(self), "127.0.0.1", self.port)
 
     def die(self) -> None:
-        """Be gone, and break what is open; after :meth:`go` where connections may just be coming."""
+        """Break open connections and listen no more; after :meth:`go` if connections may be arriving."""
         self.refuse()
         self.drop_clients()
 

@@ -1,6 +1,6 @@
-"""An HTTP/1.1 client that does each step when it is told to: connect, send, read the head, read an event, leave.
+"""An HTTP/1.1 client with separate steps: connect, send, read the head, read an event, disconnect.
 
-One connection for each request, so that every test sees exactly the bytes that came for it.
+Each request has its own connection, so that a test sees exactly the bytes of its reply.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _EVENT_END = b"\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One reply, as far as it came.
+    """One reply, as far as it was received.
 
     Attributes:
         headers: by lower-case name.
         body: without the chunks' framing.
-        complete: its framing says that this is all of it.
+        complete: whether it is complete by its framing.
     """
 
     status: int
@@ -43,13 +43,13 @@ class Reply:
 
 
 class Call:
-    """One request on a connection of its own.
+    """One request on its own connection.
 
     Args:
-        url: where to connect, and for ``Host``; its path is ignored.
-        target: path and query, sent as they are.
-        body: bytes, or what is to be sent as JSON; ``None``: no body.
-        headers: further ones.
+        url: address to connect to and value of ``Host``; its path is ignored.
+        target: path and query, sent unchanged.
+        body: bytes, or an object to send as JSON; ``None`` for no body.
+        headers: further fields.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Call:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.complete = False
-        self._unread = b""  # what came of the body after the last event that was read
+        self._unread = b""  # body bytes after the last event that was read
 
     async def __aenter__(self) -> Self:
         self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
@@ -84,7 +84,7 @@ class Call:
         self._writer.write(self._request)
 
     async def head(self) -> int:
-        """Read the reply's header section; gives the status."""
+        """Read the header section of the reply; returns the status."""
         async with asyncio.timeout(_DEADLINE_SECONDS):
             section = await self._reader.readuntil(b"\r\n\r\n")
         status_line, *lines = section.decode("latin-1").rstrip().split("\r\n")
@@ -93,7 +93,7 @@ class Call:
         return self.status
 
     async def event(self) -> bytes:
-        """The next server-sent event with its blank line; what is left when the body ends; then nothing."""
+        """The next server-sent event with its blank line; at the end of the body the rest, then nothing."""
         while _EVENT_END not in self._unread:
             piece = await self._piece()
             if not piece:
@@ -125,16 +125,16 @@ class Call:
         await self.leave()
 
     async def half_close(self) -> None:
-        """Send no more; the other direction stays open."""
+        """Close the sending half; the other direction stays open."""
         self._writer.write_eof()
 
     async def ended(self) -> bool:
-        """Whether the other side closes the connection without another byte."""
+        """Whether the peer closes the connection without sending another byte."""
         async with asyncio.timeout(_DEADLINE_SECONDS):
             return not await self._reader.read(1)
 
     async def _piece(self) -> bytes:
-        """The next bytes of the body; nothing at its end, or where it breaks off."""
+        """The next bytes of the body; empty at its end or where it is cut."""
         if self.complete or not self._has_body:
             self.complete = True
             return b""
@@ -159,13 +159,13 @@ class Call:
 async def send(
     url: str, target: str, body: object = None, *, method: str = "", headers: Mapping[str, str] | None = None
 ) -> Reply:
-    """The whole reply to one request; arguments as for :class:`Call`."""
+    """Send one request and return the whole reply; arguments as for :class:`Call`."""
     async with Call(url, target, body, method=method, headers=headers) as call:
         call.send()
         return await call.reply()
 
 
 def chat(max_tokens: int = 4, *, stream: bool = False, **fields: object) -> dict[str, object]:
-    """The body of a chat completion whose answer is always the same."""
+    """The body of a chat completion with a deterministic answer."""
     messages = [{"role": "user", "content": "kin sol mer"}]
     return {"messages": messages, "max_tokens": max_tokens, "stream": stream, "temperature": 0, "seed": 1, **fields}

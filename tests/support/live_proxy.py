@@ -1,4 +1,4 @@
-"""The whole proxy in this process, on a free port."""
+"""The whole proxy in the test process, on a free port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.running_proxy import RunningProxy
 __all__ = ["Proxy", "live_proxy"]
 
 _DEADLINE_SECONDS = 20
-_NEVER_SECONDS = 3600.0  # a refresh interval that no test lives to see: only the first round asks
+_NEVER_SECONDS = 3600.0  # a poll interval longer than any test: only the first round polls
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Proxy(RunningProxy):
     """A proxy in this process.
 
     Attributes:
-        http: a client of it.
-        stop: ends it as SIGTERM does, and waits until it is gone.
-        clients: what ends with it.
+        http: an HTTP client for it.
+        stop: stops it as SIGTERM does, and waits until it has ended.
+        clients: connections that end with it.
     """
 
     url: str
@@ -47,7 +47,7 @@ class Proxy(RunningProxy):
 
 @asynccontextmanager
 async def live_proxy(*backends: str, refresh_seconds: float = _NEVER_SECONDS, **settings: Any) -> AsyncIterator[Proxy]:
-    """A proxy that has asked ``backends`` for their state once, and asks again after ``refresh_seconds``."""
+    """A proxy that has polled ``backends`` once, and polls again after ``refresh_seconds``."""
     loop = asyncio.get_running_loop()
     started: asyncio.Future[str] = loop.create_future()
     checked = Settings(backends=backends, metrics_cache_ttl_seconds=refresh_seconds, **settings)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 
-import xllamacpp  # 100 MB, which the tests' own processes do not load
+import xllamacpp  # 100 MB, which the test processes do not load
 
 
 def _arguments() -> argparse.Namespace:
@@ -44,12 +44,12 @@ def _serve(arguments: argparse.Namespace) -> None:
     if arguments.api_key:
         chosen.api_keys = [arguments.api_key]
     ready_pipe = os.dup(1)
-    os.dup2(2, 1)  # whatever the engine prints is log
+    os.dup2(2, 1)  # all output of the engine is log
     server = xllamacpp.Server(chosen)
-    with contextlib.suppress(BrokenPipeError):  # the tests have gone meanwhile: the next line sees that too
+    with contextlib.suppress(BrokenPipeError):  # the tests have ended; the next line notices that too
         os.write(ready_pipe, f"{server.listening_address}\n".encode())
     sys.stdin.buffer.read()
-    os._exit(0)  # at once: the engine's own way out waits for its streams
+    os._exit(0)  # at once, because the engine's orderly exit waits for its streams
 
 
 if __name__ == "__main__":

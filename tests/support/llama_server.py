@@ -1,11 +1,11 @@
-"""A real llama.cpp server for tests, in a process of its own.
+"""A real llama.cpp server for tests, in its own process.
 
 ::
 
     with LlamaServer(model, "--slots", "2") as server:
         server.url, server.metrics(), server.freeze(), server.thaw(), server.kill()
 
-The child runs ``llama_program.py``. It ends when its standard input does, so it cannot outlive a test run, however that
+The child runs ``llama_program.py``. It ends with its standard input, so it cannot outlive a test run, however that
 ends.
 """
 
@@ -31,14 +31,14 @@ _PROGRAM = Path(__file__).with_name("llama_program.py")
 
 
 class LlamaServer:
-    """One server on 127.0.0.1, ready when the constructor returns (but see ``wait``).
+    """A server on 127.0.0.1, ready when the constructor returns (but see ``wait``).
 
     Args:
         model: a GGUF file, such as ``tiny_gguf.write_tiny_gguf`` writes.
         options: command line options of ``llama_program.py``.
-        port: ``None``: a free one.
-        wait: ``False``: return at once, while the server refuses connections and then answers 503 for as long as it
-            loads; ``wait_until_ready`` waits. A large model makes that long enough to be seen.
+        port: ``None`` for a free port.
+        wait: ``False`` to return at once, while the server refuses connections and then answers 503 during loading;
+            ``wait_until_ready`` waits. A large model makes this time observable.
 
     Raises:
         RuntimeError: it did not start; the message has its log.
@@ -53,7 +53,7 @@ class LlamaServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            start_new_session=True,  # Ctrl-C is for the tests, which stop their servers
+            start_new_session=True,  # Ctrl-C reaches only the tests, which stop their servers
         )
         if wait:
             self.wait_until_ready()
@@ -70,7 +70,7 @@ class LlamaServer:
 
     @property
     def log(self) -> str:
-        """Everything the server has printed so far."""
+        """The output of the server so far."""
         return Path(self._log.name).read_text(errors="replace")
 
     def wait_until_ready(self, deadline_seconds: float = _READY_DEADLINE_SECONDS) -> None:
@@ -80,7 +80,7 @@ class LlamaServer:
             RuntimeError: the server ended, or was not ready in time; the message has its log.
         """
         assert self._process.stdout is not None
-        # It says so itself. Asking /health until it is 200 could ask a stranger who took the port.
+        # It reports readiness itself. Polling /health could reach another process that took the port.
         if not select.select([self._process.stdout], [], [], deadline_seconds)[0]:
             log = self.log
             self.stop()
@@ -91,17 +91,17 @@ class LlamaServer:
             raise RuntimeError(f"llama.cpp did not start: {log}")
 
     def status(self, path: str = "/health") -> int | None:
-        """Status of ``GET path`` on a connection of its own; ``None`` when nobody listens."""
+        """Status of ``GET path`` on a new connection; ``None`` if no server listens."""
         try:
             return self._get(path)[0]
         except ConnectionError:
             return None
 
     def metrics(self) -> dict[str, float]:
-        """What its own ``/metrics`` says now: ``{"llamacpp:requests_processing": 1.0, ...}``.
+        """The current values of its ``/metrics``: ``{"llamacpp:requests_processing": 1.0, ...}``.
 
         Raises:
-            RuntimeError: another status than 200, as when it was started with ``--no-metrics``.
+            RuntimeError: the status is not 200, for example after a start with ``--no-metrics``.
         """
         status, body = self._get("/metrics")
         if status != http.HTTPStatus.OK:
@@ -110,23 +110,23 @@ class LlamaServer:
         return {name: float(value) for name, value in samples}
 
     def freeze(self) -> None:
-        """Stop its clock: connections are still accepted by the system, and nothing is answered."""
+        """Freeze it: the system still accepts connections, but nothing is answered."""
         self._process.send_signal(signal.SIGSTOP)
-        # The signal only asks: threads on other CPUs may still answer until all of them have stopped.
+        # The signal is asynchronous: threads on other CPUs may still answer until all have stopped.
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
-        """Let a frozen server go on."""
+        """Thaw a frozen server."""
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it as a crash would, frozen or not; open connections are reset by the system."""
+        """Kill it like a crash, frozen or not; the system resets open connections."""
         self._process.kill()
         self._close()
 
     def stop(self) -> None:
-        """End it; also when it is frozen, or has ended already."""
-        self._process.kill()  # it has nothing to save, and its own way out waits for its streams
+        """End it, even if it is frozen or has ended already."""
+        self._process.kill()  # it has nothing to save, and its orderly exit waits for its streams
         self._close()
 
     def _get(self, path: str) -> tuple[int, bytes]:

@@ -1,4 +1,4 @@
-"""A forwarder over scripted engines that listens on a real socket, and the parts beneath it."""
+"""A forwarder in front of scripted engines, listening on a real socket, and its parts."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.processes.worker_fairness import SoleWorker, WorkerFairness
 from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
+from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.choice import Choice
 from inference_engine_proxy_server.routing.decisions import Decisions
@@ -45,7 +46,7 @@ QUEUE = QueueLimits(requests=100, seconds=30)
 
 
 class Pool:
-    """A fleet with the parts that route and dispatch requests to it, and short names for what tests call most.
+    """A fleet with its routing and dispatch, and short names for frequent calls.
 
     Args:
         fleet: the backends.
@@ -90,7 +91,7 @@ class Pool:
         return self.dispatcher.requests_in_flight
 
     def candidate(self, backend: Backend) -> Candidate:
-        """What routing keeps about ``backend``."""
+        """The routing candidate of ``backend``."""
         return next(one for one in self.placement.candidates if one.backend is backend)
 
     def occupy(self, backend: Backend) -> Lease:
@@ -110,7 +111,7 @@ def make_pool(
     by_model: Mapping[str, str] | None = None,
     **limits: float,
 ) -> Pool:
-    """A pool of ``engines`` (or base URLs), none of which has reported yet; ``limits`` as in ``BackendLimits``."""
+    """A pool of ``engines`` (or base URLs) that have not reported yet; ``limits`` as in ``BackendLimits``."""
     usual = {"connect_seconds": 1.0, "first_byte_seconds": 5.0, "pause_seconds": 5.0, "idle_seconds": 3.0}
     backend_limits = BackendLimits(**(usual | limits))
     backends = [
@@ -134,21 +135,23 @@ def publish(pool: Pool, state: BackendState = READY) -> None:
 
 
 def make_forwarder(pool: Pool) -> Forwarder:
-    """A forwarder with the usual options, but for ``x-priority``, which it takes."""
+    """A forwarder with the default options, except that it honours ``x-priority``."""
     metrics = RequestMetrics()
     attempts = Attempts(pool.dispatcher, metrics, names_backend=True, keeps_credentials=True)
     fair_share = FairShare(takes_priority_header=True)
     updates = QueueUpdates(pool.queue, to_all=False)
-    return Forwarder(pool.dispatcher, Decisions(answers_header=False), metrics, fair_share, updates, attempts)
+    affinities = AffinityTable(lambda: pool.backends)
+    decisions = Decisions(answers_header=False)
+    return Forwarder(pool.dispatcher, decisions, metrics, fair_share, updates, attempts, affinities)
 
 
 def requests_under_budget(forwarder: Forwarder) -> int:
-    """Repeated requests that the retry budget counts as under way."""
+    """Number of repeated requests that the retry budget counts as in flight."""
     return forwarder._attempts.budget._under_way  # noqa: SLF001 - every test must leave 0
 
 
 class ForwardingFront(Front):
-    """A front whose requests go to ``engines``, all ready at first; ``options`` as in :func:`make_pool`.
+    """A front whose requests go to ``engines``, which are ready at first; ``options`` as in :func:`make_pool`.
 
     Attributes:
         pool: of the engines, in their order.
@@ -174,16 +177,16 @@ class ForwardingFront(Front):
 
     @property
     def budget_under_way(self) -> int:
-        """Repeated requests that have not been released from the budget."""
+        """Number of repeated requests that have not been released from the budget."""
         return requests_under_budget(self.forwarder)
 
     async def post(self, body: bytes = b'{"model": "m"}', path: str = "/v1/chat/completions") -> bytes:
-        """Everything that comes back for a POST until the connection ends."""
+        """Send a POST; returns everything received until the connection ends."""
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         return await self.send(head.encode() + body)
 
     async def send(self, request: bytes) -> bytes:
-        """Everything that comes back for ``request`` until the connection ends."""
+        """Send ``request``; returns everything received until the connection ends."""
         client = await self.connect()
         client.send(request)
         return await client.rest()

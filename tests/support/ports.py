@@ -1,4 +1,4 @@
-"""TCP ports of 127.0.0.1 that no other test run hands out and the system gives to no socket by itself."""
+"""TCP ports of 127.0.0.1 that no other test run uses and the system assigns to no socket."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 __all__ = ["free_port", "unused_url"]
 
-# Below the range that Linux takes ports of clients and of "port 0" from: net.ipv4.ip_local_port_range, from 32768.
+# Below the range of Linux for client ports and "port 0": net.ipv4.ip_local_port_range, from 32768.
 _FIRST, _LAST = 12_000, 32_000
 _BLOCK_PORTS = 100
 
 
 def free_port() -> int:
-    """A port where nobody listens, and that is handed out again only after all others of this process."""
+    """A free port, which is returned again only after all others of this process."""
     return next(_ports)
 
 
@@ -30,7 +30,9 @@ def unused_url() -> str:
 def _free_ports() -> Iterator[int]:
     for port in itertools.cycle(range(_FIRST_OWN, _FIRST_OWN + _BLOCK_PORTS)):
         with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no obstacle
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as servers do, so that TIME_WAIT is no obstacle
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
@@ -39,7 +41,7 @@ def _free_ports() -> Iterator[int]:
 
 
 def _reserve_block() -> int:
-    """The first port of a block that is this process's until it ends: a lock on a file says so."""
+    """The first port of a block that this process reserves until it ends, by a file lock."""
     for first in range(_FIRST, _LAST, _BLOCK_PORTS):
         lock = os.open(Path(tempfile.gettempdir(), f"test-ports-{first}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -47,9 +49,9 @@ def _reserve_block() -> int:
         except BlockingIOError:
             os.close(lock)
             continue
-        return first  # the lock stays open, and so locked, until the process ends
+        return first  # the file stays open, and so locked, until the process ends
     raise RuntimeError(f"all ports from {_FIRST} to {_LAST} are reserved by other test runs")
 
 
-_FIRST_OWN = _reserve_block()  # at once: a test that counts open files must not see the lock come
+_FIRST_OWN = _reserve_block()  # at import: a test that counts open files must not see the lock file appear
 _ports = _free_ports()

@@ -1,4 +1,4 @@
-"""The program in a process of its own, and what can be seen of it from outside."""
+"""The program in its own process, and observations of it from outside."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FORKSERVER.set_forkserver_preload(["inference_engine_proxy_server.server", __na
 
 @dataclass(frozen=True, slots=True)
 class AccessLine:
-    """One line of the access log; ``backend`` is ``-`` where none was asked."""
+    """One line of the access log; ``backend`` is ``-`` if the request reached none."""
 
     method: str
     path: str
@@ -49,13 +49,13 @@ class AccessLine:
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """An environment with nothing in it but what Python and the measuring of coverage need, and ``settings``."""
+    """An environment with ``settings`` and the variables that Python and coverage need, nothing else."""
     kept = {name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "PATH", "COV"))}
     return kept | settings
 
 
 def run_command(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """``inference-proxy ARGUMENTS`` in ``folder``, with only ``settings`` in its environment, until it has ended."""
+    """Run ``inference-proxy ARGUMENTS`` in ``folder`` to its end, with only ``settings`` in its environment."""
     process = _start(arguments, folder, settings, is_fresh=False)
     try:
         code = process.wait(_COMMAND_SECONDS)
@@ -67,9 +67,9 @@ def run_command(folder: Path, *arguments: str, **settings: str) -> subprocess.Co
 
 
 class _ForkedProgram:
-    """A process forked from one that has imported the program; used as ``subprocess.Popen`` is.
+    """A process forked from one that has imported the program; used like ``subprocess.Popen``.
 
-    A start costs a tenth of what a fresh interpreter takes to import everything.
+    A start takes a tenth of the time that a fresh interpreter needs for all imports.
     """
 
     def __init__(self, arguments: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:
@@ -100,11 +100,11 @@ class _ForkedProgram:
 def _start(
     arguments: Sequence[str], folder: Path, settings: Mapping[str, str], *, is_fresh: bool
 ) -> _ForkedProgram | subprocess.Popen[bytes]:
-    """The program in a session of its own, with its output in files of ``folder``."""
+    """The program in its own session, with its output in files of ``folder``."""
     variables = environment(**settings)
     if not is_fresh and not any(name.startswith("COVERAGE_PROCESS") for name in variables):
         for number in (1, 2):
-            _output(folder, number).write_bytes(b"")  # not left to the process: what another one wrote must be gone
+            _output(folder, number).write_bytes(b"")  # not left to the process: output of a previous one must be gone
         return _ForkedProgram(arguments, folder, variables)
     with _output(folder, 1).open("wb") as stdout, _output(folder, 2).open("wb") as stderr:
         return subprocess.Popen(
@@ -123,7 +123,7 @@ def _output(folder: Path, number: int) -> Path:
 
 
 def _run(arguments: tuple[str, ...], folder: Path, variables: Mapping[str, str]) -> NoReturn:
-    """What the forked process does."""
+    """The work of the forked process."""
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
@@ -135,19 +135,19 @@ def _run(arguments: tuple[str, ...], folder: Path, variables: Mapping[str, str])
     ):
         os.dup2(opened, number)
         os.close(opened)
-    # As a fresh interpreter makes them for files.
+    # As a fresh interpreter creates them for files.
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - open until the end
     sys.stderr = open(2, "w", closefd=False, buffering=1, errors="backslashreplace")  # noqa: SIM115
     sys.exit(cli.main(arguments))
 
 
 class Proxy(RunningProxy):
-    """One proxy process, which listens when the constructor returns.
+    """A proxy process, which listens when the constructor returns.
 
     Args:
-        folder: to run in; made if it is missing.
+        folder: its working directory; created if missing.
         backends: base URLs.
-        settings: further variables; without ``DRAIN_GRACE_SECONDS`` there is no grace.
+        settings: further variables; without ``DRAIN_GRACE_SECONDS`` there is no grace period.
     """
 
     _is_fresh = False
@@ -176,23 +176,23 @@ class Proxy(RunningProxy):
 
     @property
     def workers(self) -> list[int]:
-        """Processes that it has made and that live, in no order."""
+        """Its living child processes, in no order."""
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     @property
     def cpu_seconds(self) -> float:
-        """What its first process has used so far."""
+        """The CPU seconds that its first process has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def events(self) -> str:
-        """What it has written to standard error."""
+        """Its standard error."""
         return self._stderr.read_text()
 
     @property
     def access_lines(self) -> list[AccessLine]:
-        """What it has written to standard output; every line must be one of the access log."""
+        """The lines of its standard output; each must be an access log line."""
         matches = []
         for line in self._stdout.read_text().splitlines():
             match = _ACCESS_LINE.fullmatch(line)
@@ -210,25 +210,25 @@ class Proxy(RunningProxy):
         return set((await self.health())["available_backends"])
 
     async def in_flight(self) -> int:
-        """Requests that it holds on all backends together."""
+        """Number of its requests on all backends."""
         return sum(int(one["requests_in_flight"]) for one in (await self.details()).values())
 
     def signal_all(self, number: signal.Signals) -> None:
-        """As a terminal does, or systemd: to every process of it."""
+        """Send a signal to all its processes, as a terminal or systemd does."""
         os.killpg(self.pid, number)
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
     async def ended(self) -> int:
-        """Wait until it has ended by itself; gives the exit code."""
+        """Wait until it has ended by itself; returns the exit code."""
         await eventually(lambda: self._process.poll() is not None)
         return self._process.wait()
 
     def stop(self) -> None:
-        """Stop it as an operator does; it must end well, and nothing unexpected may have happened to it."""
+        """Stop it as an operator does; it must exit with code 0 and have logged nothing unexpected."""
         try:
-            self.signal(signal.SIGTERM)  # does nothing if it has ended
+            self.signal(signal.SIGTERM)  # no effect if it has ended
             assert self._process.wait(_STOP_SECONDS) == 0, self.events
             assert "Traceback" not in self.events, self.events
         finally:
@@ -236,12 +236,12 @@ class Proxy(RunningProxy):
             self._process.wait()
 
     def kill(self) -> None:
-        """End it if it has not ended."""
+        """Kill it if it has not ended."""
         self._process.kill()
         self._process.wait()
 
     def connections_to(self, port: int) -> int:
-        """How many TCP connections to ``port`` of 127.0.0.1 this process has open."""
+        """Number of open TCP connections of this process to ``port`` of 127.0.0.1."""
         inodes = set()
         for entry in Path(f"/proc/{self.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed since it was listed
@@ -260,19 +260,19 @@ class Proxy(RunningProxy):
 
 
 class FreshProxy(Proxy):
-    """A proxy in an interpreter of its own, for tests of its memory and of the limits that a process inherits."""
+    """A proxy in a fresh interpreter, for tests of its memory and of limits that a process inherits."""
 
     _is_fresh = True
 
 
 async def started(stack: AsyncExitStack, folder: Path, *backends: Addressed | str, **settings: str) -> Proxy:
-    """A proxy in front of engines of this process; it lives until a test or ``stack`` ends it."""
+    """A proxy in front of engines of this process, until a test or ``stack`` ends it."""
     return await _started(Proxy, stack, folder, backends, settings)
 
 
 @asynccontextmanager
 async def program(folder: Path, *backends: Addressed | str, **settings: str) -> AsyncIterator[Proxy]:
-    """The same; it must end well."""
+    """The same; it must exit with code 0."""
     async with AsyncExitStack() as stack:
         proxy = await started(stack, folder, *backends, **settings)
         yield proxy
@@ -281,7 +281,7 @@ async def program(folder: Path, *backends: Addressed | str, **settings: str) -> 
 
 @asynccontextmanager
 async def fresh_program(folder: Path, *backends: Addressed | str, **settings: str) -> AsyncIterator[Proxy]:
-    """The same, as :class:`FreshProxy`."""
+    """The same with :class:`FreshProxy`."""
     async with AsyncExitStack() as stack:
         proxy = await _started(FreshProxy, stack, folder, backends, settings)
         yield proxy
@@ -296,6 +296,6 @@ async def _started(
     settings: dict[str, str],
 ) -> Proxy:
     urls = [backend if isinstance(backend, str) else backend.url for backend in backends]
-    proxy = await asyncio.to_thread(kind, folder, urls, **settings)  # it asks the engines before it listens
+    proxy = await asyncio.to_thread(kind, folder, urls, **settings)  # it polls the engines before it listens
     stack.callback(proxy.kill)
     return proxy

@@ -1,4 +1,4 @@
-"""The tests' own servers do what the other tests take for granted."""
+"""The llama.cpp servers of the tests behave as other tests assume."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def server(tiny_model: Path) -> Iterator[LlamaServer]:
 
 
 def ask(server: LlamaServer, **fields: object) -> http.client.HTTPResponse:
-    """Send a chat completion; the reply's body is still to be read."""
+    """Send a chat completion; returns the reply before its body is read."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     request = {"messages": [{"role": "user", "content": "kin sol mer"}], **fields}
     connection.request("POST", "/v1/chat/completions", json.dumps(request), {"Connection": "close"})
@@ -41,7 +41,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
 
 
 def state(server: LlamaServer) -> BackendState:
-    """What the proxy reads of it now."""
+    """The state that the proxy reads from it now."""
 
     async def get(path: str) -> Reply:
         with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
@@ -86,10 +86,10 @@ def test_third_request_of_two_slots_is_deferred(tiny_model: Path) -> None:
         assert load() == (0, 0)
         with closing(http.client.HTTPConnection("127.0.0.1", slow.port, timeout=60)) as third:
             with ask(slow, max_tokens=1500, stream=True), ask(slow, max_tokens=1500, stream=True):
-                # Headers of a deferred request come only with its slot, so they cannot be awaited here.
+                # A deferred request gets its header section only with its slot, so the test cannot wait for it here.
                 third.request("POST", "/completion", json.dumps({"prompt": "sol", "n_predict": 3}))
                 assert eventually(lambda: load() == (2, 1))
-            assert third.getresponse().status == 200  # those who left have freed their slots
+            assert third.getresponse().status == 200  # the disconnected clients have freed their slots
         assert eventually(lambda: load() == (0, 0))
 
 
@@ -124,7 +124,7 @@ def test_progress_counter_moves_while_streaming(tiny_model: Path) -> None:
 
 def test_progress_counter_moves_while_a_long_prompt_is_read(tiny_model: Path) -> None:
     model = write_tiny_gguf(tiny_model.with_name("long.gguf"), ModelShape(embedding=128, context=16384))
-    prompt = "kin sol mer " * 2500  # three tokens each, and 2048 tokens are one batch
+    prompt = "kin sol mer " * 2500  # three tokens each; a batch has 2048 tokens
     with (
         LlamaServer(model, "--slots", "1", "--context", "16384") as server,
         closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection,
@@ -133,7 +133,7 @@ def test_progress_counter_moves_while_a_long_prompt_is_read(tiny_model: Path) ->
         seen = []
         while not select.select([connection.sock], [], [], 0.005)[0]:
             told = state(server)
-            # Other counters wait for the prompt's end, so that they cannot tell a long prompt from a stuck engine.
+            # Other counters change only at the end of a prompt, and cannot tell a long prompt from a stuck engine.
             if told.requests_processing and not told.figures["llamacpp:prompt_tokens_total"]:
                 seen.append(told.progress)
         assert connection.getresponse().status == 200

@@ -1,11 +1,11 @@
-"""Writes a tiny Llama model with random weights as a GGUF file, with the standard library alone.
+"""Writes a tiny Llama model with random weights as a GGUF file. Needs only the standard library.
 
-It speaks nonsense, but it is a real model to llama.cpp: tokenizer, chat template, attention, sampling. It practically
-never chooses to end, so that a reply has exactly ``max_tokens`` tokens.
+Its text is nonsense, but for llama.cpp it is a real model: tokenizer, chat template, attention, sampling. It hardly
+ever ends by itself, so a reply has exactly ``max_tokens`` tokens.
 
 ``python tests/tiny_gguf.py OUT.gguf [EMBEDDING LAYERS]``
 
-Source: ggml docs/gguf.md (version 3); tensor names as llama.cpp's ``llama`` architecture has them.
+Source: ggml docs/gguf.md (version 3); tensor names of the ``llama`` architecture in llama.cpp.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _CONTROL_TOKENS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 _FIRST_WORD_TOKEN = len(_CONTROL_TOKENS) + 256
 _CONSONANTS, _VOWELS = "bdfghklmnprst", "aeiou"
-_POOL_SIZE = 65_537  # prime, so that the rows of a tensor start at different places of the pool
+_POOL_SIZE = 65_537  # prime, so that the rows of a tensor start at different offsets in the pool
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -37,12 +37,12 @@ _CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """How large, and thereby how slow, the model is.
+    """The size of the model, which determines its speed.
 
     Attributes:
-        embedding: length of a token's vector; a multiple of 64.
+        embedding: length of a token vector; a multiple of 64.
         layers: transformer blocks.
-        context: longest text in tokens it claims to be trained for.
+        context: context length in tokens that its metadata states.
         seed: the same seed gives the same bytes.
     """
 
@@ -69,7 +69,7 @@ class _Tensor:
 
 
 def write_tiny_gguf(path: Path, shape: ModelShape | None = None) -> Path:
-    """Write the model to ``path`` and give ``path`` back."""
+    """Write the model to ``path``; returns ``path``."""
     shape = shape or ModelShape()
     vocabulary = list(_vocabulary())
     metadata = _metadata(shape, vocabulary)
@@ -92,18 +92,18 @@ def write_tiny_gguf(path: Path, shape: ModelShape | None = None) -> Path:
 
 
 def whole_words() -> list[str]:
-    """Words that are one token each, together with the blank before them: a text of these has a known length."""
+    """Words that are one token each, including the preceding blank, so that a text of them has a known length."""
     return [consonant + vowel + end for consonant in _CONSONANTS for vowel in _VOWELS for end in "lnrst"]
 
 
 def _vocabulary() -> Iterator[tuple[str, int]]:
-    """Tokens with their types: control, the 256 bytes, single characters, and short words."""
+    """Tokens with their types: control tokens, the 256 bytes, single characters and short words."""
     yield _CONTROL_TOKENS[0], _UNKNOWN
     yield from ((token, _CONTROL) for token in _CONTROL_TOKENS[1:])
     yield from ((f"<0x{byte:02X}>", _BYTE) for byte in range(256))
     printable = "".join(chr(code) for code in range(33, 127))
     yield from ((character, _NORMAL) for character in "▁\n" + printable)
-    # The tokenizer joins two tokens at a time, so each beginning of a word must be a token too.
+    # The tokenizer joins two tokens at a time, so each prefix of a word must be a token too.
     starts = [f"▁{consonant}" for consonant in _CONSONANTS]
     middles = [start + vowel for start in starts for vowel in _VOWELS]
     words = [f"▁{word}" for word in whole_words()]
@@ -112,7 +112,7 @@ def _vocabulary() -> Iterator[tuple[str, int]]:
 
 def _metadata(shape: ModelShape, vocabulary: list[tuple[str, int]]) -> dict[str, bytes]:
     tokens = [token for token, _ in vocabulary]
-    # The tokenizer joins the pair with the highest score first: longer tokens win.
+    # The tokenizer joins the pair with the highest score first, so longer tokens win.
     scores = [float(len(token)) if kind == _NORMAL else 0.0 for token, kind in vocabulary]
     return {
         "general.architecture": _typed_string("llama"),
@@ -144,8 +144,8 @@ def _metadata(shape: ModelShape, vocabulary: list[tuple[str, int]]) -> dict[str,
 def _tensors(shape: ModelShape, tokens: int) -> Iterator[_Tensor]:
     """All weights.
 
-    How the end is made unlikely: component 0 of the running vector starts large and positive, no block adds to it, and
-    the output weights of all control and byte tokens look at that component only, with a large negative weight.
+    To make the end unlikely, component 0 of the running vector starts large and positive, no block adds to it, and the
+    output weights of all control and byte tokens are zero except for a large negative weight on this component.
     """
     random_source = random.Random(shape.seed)
     pool = array("f", (random_source.gauss(0.0, 1.0) for _ in range(_POOL_SIZE)))

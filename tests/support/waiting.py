@@ -1,4 +1,4 @@
-"""Waiting for something to become true, instead of for a time."""
+"""Waiting for conditions instead of sleeping."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LOOK_SECONDS = 0.01
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """The first true answer of ``condition``, or of the awaitable that it returns.
+    """Return the first true result of ``condition``, or of the awaitable that it returns.
 
     Raises:
-        AssertionError: there is none within ``seconds``; the message has the condition's source.
+        AssertionError: there is none within ``seconds``; the message has the source of the condition.
     """
     deadline = time.monotonic() + seconds
     while True:

@@ -9,10 +9,10 @@ import asyncio
 from functools import partial
 from typing import Any
 
-from inference_engine_proxy_server.backends.base import BackendState, ModelNames, Thresholds
+from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.composition.dispatch import build_dispatcher, build_placement
-from inference_engine_proxy_server.composition.fleet import build_backend_factory, build_fleet
+from inference_engine_proxy_server.composition.fleet import build_backend_factory, build_fleet, thresholds_of
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.leases import Lease
@@ -49,7 +49,7 @@ class ProjectPolicy(Policy):
         self._numbers = {backend: number for number, backend in enumerate(self._backends)}
         self._leases: dict[int, Lease] = {}
         self._waits: set[asyncio.Task[None]] = set()
-        self._thresholds = Thresholds(self._settings.max_allowed_request_queue, self._settings.max_allowed_deferred)
+        self._thresholds = thresholds_of(self._settings)
         self._most_running = [0] * len(urls)
 
     def choose(self, request: Request, view: ReplicaView, now: float) -> int | None:  # noqa: ARG002

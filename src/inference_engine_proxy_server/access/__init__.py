@@ -1,1 +1,1 @@
-"""API keys of clients and operators: what each key permits, and how much it may use."""
+"""Access control: the gate that checks API keys, the limits of each key, and its token usage."""

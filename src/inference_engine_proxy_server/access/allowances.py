@@ -16,7 +16,7 @@ from inference_engine_proxy_server.errors import CapacityError
 __all__ = ["Allowance", "Allowances"]
 
 _WINDOW_SECONDS = 60.0
-_LONGEST_WAIT_SECONDS = 120  # SDKs give up rather than wait longer
+_LONGEST_WAIT_SECONDS = 120  # SDKs give up instead of waiting longer
 
 _FIELDS = b"x-ratelimit-limit-@: %d\r\nx-ratelimit-remaining-@: %d\r\nx-ratelimit-reset-@: %ds\r\n"
 _REQUEST_FIELDS = _FIELDS.replace(b"@", b"requests")
@@ -27,7 +27,7 @@ class _Bucket:
     """A token bucket.
 
     Attributes:
-        size: its level when full, and the amount that flows in per minute.
+        size: its level when full, and the refill per minute.
     """
 
     __slots__ = ("_at", "_level", "size")
@@ -38,7 +38,7 @@ class _Bucket:
         self._at = now
 
     def level(self, now: float) -> float:
-        """The amount that is left; negative after use beyond the limit."""
+        """The remaining amount; negative after use beyond the limit."""
         level = self._level
         if now != self._at:
             level += (now - self._at) * self.size / _WINDOW_SECONDS
@@ -50,7 +50,7 @@ class _Bucket:
         self._level = self.level(now) - amount
 
     def reading(self, now: float) -> tuple[int, int, int]:
-        """Its size, the amount that is left, and the seconds until it is full."""
+        """Its size, the remaining amount, and the seconds until it is full."""
         level = self.level(now)
         return self.size, int(level) if level > 0 else 0, math.ceil((self.size - level) * _WINDOW_SECONDS / self.size)
 
@@ -133,7 +133,7 @@ class Allowance:
 
 
 class Allowances:
-    """The allowance of each key, by name, so that it survives a reload of the file of keys.
+    """The allowance of each key, by name, so that it survives a reload of the key file.
 
     Args:
         clock: a monotonic clock, in seconds.

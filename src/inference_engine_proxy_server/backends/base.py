@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
@@ -16,6 +16,7 @@ __all__ = [
     "Get",
     "ModelEntry",
     "ModelNames",
+    "ModelStatus",
     "Reply",
     "Thresholds",
     "UnreadableState",
@@ -57,12 +58,30 @@ class ModelNames(Enum):
     UNKNOWN = "unknown"
 
 
+class ModelStatus(IntEnum):
+    """How much an engine must do before it can serve a model. Lower values are better."""
+
+    AWAKE = 0
+    """Nothing."""
+    COLD = 1
+    """Load the model: the engine sleeps, or a router has unloaded the model."""
+    FAILED = 2
+    """Load the model, which failed the last time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Reported counts above which a backend is busy: it gets no new requests, but has not failed."""
+    """Reported counts above which a backend is busy: it gets no new requests, but has not failed.
+
+    Attributes:
+        requests_processing: requests in process.
+        requests_waiting: requests in its own queue.
+        grows_with_slots: nobody has chosen ``requests_processing``, so that it is at least the number of slots.
+    """
 
     requests_processing: float
     requests_waiting: float
+    grows_with_slots: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +91,7 @@ class BackendState:
     Attributes:
         ready: accepts new requests now.
         live: works, even if it is too busy to be ready. Not live: starting, or asleep.
-        starting: not live yet, without having failed: it is loading its model.
+        starting: whether it is loading its model, which is not a failure.
         reason: for people, why it is not ready; empty when it is.
         requests_processing: requests that it is generating for.
         requests_waiting: requests in its own queue.
@@ -81,8 +100,9 @@ class BackendState:
         memory_tokens: tokens that fit into that memory, for current requests and for reusable prefixes together.
         progress: a number that changes while it works on anything, including a long prompt. A constant value while
             there is work means that the engine is stuck.
-        models: what it serves; when ``None``, the previously reported models and ``model_names`` still hold.
+        models: the models that it serves; when ``None``, the previously reported models and ``model_names`` still hold.
         model_names: how it treats names that ``models`` lacks.
+        statuses: by the ids of the ``models`` that are not awake.
         contexts: tokens that a prompt and its answer may have together, by the ids of the ``models`` that report it.
         bounds_max_tokens: it refuses a request whose answer limit alone exceeds the whole context.
         figures: further numbers worth showing, by the engine's own names.
@@ -100,6 +120,7 @@ class BackendState:
     progress: float | None = None
     models: tuple[ModelEntry, ...] | None = None
     model_names: ModelNames = ModelNames.UNKNOWN
+    statuses: Mapping[str, ModelStatus] = field(default_factory=dict)
     contexts: Mapping[str, int] = field(default_factory=dict)
     bounds_max_tokens: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)

@@ -5,7 +5,9 @@ Sources: llama.cpp ``tools/server/README.md``; measured on llama.cpp builds 1143
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -15,6 +17,7 @@ from inference_engine_proxy_server.backends.base import (
     BaseBackend,
     ModelEntry,
     ModelNames,
+    ModelStatus,
     Reply,
     context_lengths,
     non_negative,
@@ -23,12 +26,15 @@ from inference_engine_proxy_server.backends.prometheus_text import sum_samples
 
 __all__ = ["LlamaCppBackend"]
 
+logger = logging.getLogger(__name__)
+
 _PROCESSING = "llamacpp:requests_processing"
 _DEFERRED = "llamacpp:requests_deferred"
 # Grows during every request, embeddings included, while the token counters are updated only at the end of the prompt or
 # of the whole reply (measured on build 11549). It counts batches: by default 2048 prompt tokens make one batch, which
 # takes a CPU many seconds. By its help text, images are not counted.
 _DECODED = "llamacpp:n_decode_total"
+_COLD = ("unloaded", "loading", "sleeping", "downloading", "downloaded")  # values of a router's status
 _SHOWN = (
     "llamacpp:prompt_tokens_total",
     "llamacpp:prompt_tokens_cached_total",
@@ -68,12 +74,13 @@ class LlamaCppBackend(BaseBackend):
         health = await self.get("/health")
         if health.status != 200:
             return _not_live(health)
-        models, slots = await self.fetch_models(), await self._fetch_slots()
+        models, props = await self.fetch_models(), await self._fetch_props()
+        slots = props.total_slots
         page = await self.fetch_body("/metrics")  # last: only it waits for the engine's current step
         sums = sum_samples(page or b"", (_PROCESSING, _DEFERRED, _DECODED, *_SHOWN))
         processing = non_negative(sums.get(_PROCESSING))
         deferred = non_negative(sums.get(_DEFERRED))
-        reason = self._why_busy(processing, deferred)
+        reason = self._why_busy(processing, deferred, slots)
         return BackendState(
             ready=not reason,
             reason=reason,
@@ -83,30 +90,49 @@ class LlamaCppBackend(BaseBackend):
             progress=non_negative(sums.get(_DECODED)),
             models=models,
             model_names=_model_names(models),
+            statuses=_statuses(models, is_sleeping=props.is_sleeping),
             contexts=context_lengths(models, _context_tokens),
             figures=_figures(sums),
         )
 
-    async def _fetch_slots(self) -> int | None:
+    async def _fetch_props(self) -> _Props:
         # Polled every time, because a process with other slots may have taken over the address. It costs the engine
         # 0.2 ms (build 11549), less than /metrics. Unlike /slots it cannot be disabled, and it does not wake a sleeping
         # server (llama.cpp tools/server/tests/unit/test_sleep.py).
         body = await self.fetch_body("/props")
         try:
-            return None if body is None else msgspec.json.decode(body, type=_Props).total_slots
+            return _Props() if body is None else msgspec.json.decode(body, type=_Props)
         except (ValueError, RecursionError):
-            return None
+            return _Props()
 
-    def _why_busy(self, processing: float | None, deferred: float | None) -> str:
-        if processing is not None and processing > self.thresholds.requests_processing:
-            return f"busy: {processing:g} requests processing, limit {self.thresholds.requests_processing:g}"
+    def _why_busy(self, processing: float | None, deferred: float | None, slots: int | None) -> str:
+        limit = self.thresholds.requests_processing
+        if slots is not None and slots > limit:
+            if self.thresholds.grows_with_slots:
+                limit = slots
+            else:
+                _warn_of_idle_slots(self.url, limit, slots)
+        if processing is not None and processing > limit:
+            return f"busy: {processing:g} requests processing, limit {limit:g}"
         if deferred is not None and deferred > self.thresholds.requests_waiting:
             return f"busy: {deferred:g} requests deferred, limit {self.thresholds.requests_waiting:g}"
         return ""
 
 
+@lru_cache(maxsize=1024)  # one warning for each backend
+def _warn_of_idle_slots(url: str, limit: float, slots: int) -> None:
+    logger.warning(
+        "backend %s has %d slots, but is busy above %g requests in process; raise or remove this limit to use all "
+        "slots (MAX_ALLOWED_REQUEST_QUEUE, or max_requests_processing in the fleet file)",
+        url,
+        slots,
+        limit,
+    )
+
+
 class _Props(msgspec.Struct):
     total_slots: Annotated[int, msgspec.Meta(ge=1)] | None = None  # a router's /props lacks it
+    is_sleeping: bool = False
 
 
 def _not_live(health: Reply) -> BackendState:
@@ -121,6 +147,22 @@ def _model_names(models: tuple[ModelEntry, ...] | None) -> ModelNames:
         return ModelNames.UNKNOWN
     # Only a router reports a model's status ("loaded", "unloaded", ...), and only a router refuses unknown names.
     return ModelNames.STRICT if any("status" in model for model in models) else ModelNames.ANY
+
+
+def _statuses(models: tuple[ModelEntry, ...] | None, *, is_sleeping: bool) -> dict[str, ModelStatus]:
+    found = {entry["id"]: ModelStatus.COLD if is_sleeping else _status(entry) for entry in models or ()}
+    return {name: status for name, status in found.items() if status is not ModelStatus.AWAKE}
+
+
+def _status(model: ModelEntry) -> ModelStatus:
+    # A router: {"status": {"value": "unloaded", "failed": true, "exit_code": 1}}; also loading, loaded and sleeping.
+    status = model.get("status")
+    if not isinstance(status, dict):
+        return ModelStatus.AWAKE
+    value = status.get("value")
+    if status.get("failed") is True or value == "failed":
+        return ModelStatus.FAILED
+    return ModelStatus.COLD if value in _COLD else ModelStatus.AWAKE
 
 
 def _context_tokens(model: ModelEntry) -> object:

@@ -1,7 +1,7 @@
 """Reads a few metrics from a page in the Prometheus text format, without parsing the rest.
 
 An engine's page has thousands of lines (vLLM 0.32.0: 48 KB for one idle model) of which a handful matter, and every
-backend's page is read every few seconds. The page is therefore searched for each wanted name, and only lines that
+backend's page is read every few seconds. The page is therefore searched for each requested name, and only lines that
 begin with one are parsed. Types and help texts are ignored.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/, "Text-based format".

@@ -66,8 +66,8 @@ def discover_engines(package: ModuleType = backends) -> Engines:
 async def identify(engines: Engines, get: Get) -> Engine | None:
     """The engine of a backend, by the first ``owned_by`` of ``GET /v1/models`` that identifies one.
 
-    The fallback when the list has no known owner or is empty, and when the list is refused for good (501, or a 4xx that
-    is not about time): a wrong or missing key hides the engine, and requests work all the same. ``None`` when the
+    The fallback when the list has no known owner or is empty, and when the list is refused permanently (501, or a 4xx
+    that is not about time): a wrong or missing key hides the engine, but requests still work. ``None`` when the
     engine is not known yet: the backend is loading (503), failing (another 5xx), asks to wait (408, 425, 429),
     redirects (3xx), or its reply is not readable; try again later.
 
@@ -92,7 +92,7 @@ def _is_lasting_refusal(status: int) -> bool:
 def _engines_in(package: ModuleType) -> Iterator[Engine]:
     for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         module = importlib.import_module(found.name)
-        # An engine that one module imports from another is yielded twice, which does no harm.
+        # An engine that one module imports from another is yielded twice; the second time has no effect.
         yield from filter(_is_engine, vars(module).values())
 
 

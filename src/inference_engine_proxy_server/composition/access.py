@@ -24,7 +24,7 @@ def build_key_ring(settings: Settings) -> KeyRing | None:
     """The keys of clients; ``None`` when clients need none.
 
     Raises:
-        KeyFileError: the file of keys cannot be used.
+        KeyFileError: the key file cannot be used.
     """
     if not needs_keys(settings):
         return None

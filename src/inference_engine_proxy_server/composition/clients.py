@@ -1,4 +1,4 @@
-"""Builds the client side: the bounds of connections, the overload guard, and what connections share."""
+"""Builds the client side: limits of connections, the overload guard, and the context that connections share."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def build_client_context(
     handle: Handler,
     observe: Callable[[ProxiedRequest], None],
 ) -> ClientContext[ProxiedRequest]:
-    """What all connections on PORT share."""
+    """The context of all connections on PORT."""
     process = secrets.token_hex(6)
     return ClientContext(
         _client_limits(settings),

@@ -50,7 +50,7 @@ def build_routers(
     return (
         welcome_router(report),
         health_router(fleet, report, readiness.probe),
-        models_router(fleet),
+        models_router(fleet, settings.metrics_cache_ttl_seconds),
         prometheus_router(metrics_page),
         docs_router(),
         admin_router(fleet, ring, allowances, workers),
@@ -60,7 +60,7 @@ def build_routers(
 def build_app(
     routers: Iterable[APIRouter], lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
 ) -> FastAPI:
-    """An application that answers the proxy's own paths and describes these and the proxied ones."""
+    """An application that answers the proxy's own paths, and describes these and the forwarded ones."""
     app = FastAPI(
         title="inference-engine-proxy-server",
         version=__version__,

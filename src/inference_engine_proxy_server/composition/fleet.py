@@ -24,7 +24,16 @@ from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
 
-__all__ = ["build_backend_factory", "build_cache_refresher", "build_config_watch", "build_fleet", "build_fleet_updater"]
+__all__ = [
+    "build_backend_factory",
+    "build_cache_refresher",
+    "build_config_watch",
+    "build_fleet",
+    "build_fleet_updater",
+    "thresholds_of",
+]
+
+_USUAL_REQUESTS_PROCESSING = 6  # without MAX_ALLOWED_REQUEST_QUEUE, in a llama.cpp backend with at most as many slots
 
 BackendFactory = Callable[[BackendConfig], Backend]
 
@@ -80,11 +89,18 @@ def build_cache_refresher(settings: Settings, fleet: Fleet, engines: Engines) ->
     return CacheRefresher(
         fleet,
         engines,
-        Thresholds(settings.max_allowed_request_queue, settings.max_allowed_deferred),
+        thresholds_of(settings),
         settings.metrics_cache_ttl_seconds,
         always_keep_alive=settings.llamacpp_keep_alive,
         tests_suspects=settings.health_test_requests,
     )
+
+
+def thresholds_of(settings: Settings) -> Thresholds:
+    """The counts above which a backend is busy, unless the fleet file has others for it."""
+    chosen = settings.max_allowed_request_queue
+    usual = _USUAL_REQUESTS_PROCESSING if chosen is None else chosen
+    return Thresholds(usual, settings.max_allowed_deferred, grows_with_slots=chosen is None)
 
 
 def build_fleet_updater(

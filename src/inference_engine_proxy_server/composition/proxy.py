@@ -30,6 +30,7 @@ from inference_engine_proxy_server.composition.telemetry import build_access_log
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
+from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
@@ -41,6 +42,7 @@ from inference_engine_proxy_server.processes.process_context import Loop, Loops,
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.proxy import Proxy
 from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE
+from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.tasks.background import in_background
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
@@ -58,15 +60,15 @@ def build_proxy(
     load: Callable[[], Configuration] | None = None,
     process: ProcessContext | None = None,
 ) -> Proxy:
-    """A proxy, ready to be hosted.
+    """Build a proxy that is ready to be hosted.
 
     Args:
         configuration: with at least one backend.
         load: reads the configuration again; ``None`` when it never changes.
-        process: the process that the proxy runs in; ``None`` when it is the only one.
+        process: the context of the process; ``None`` for a single process.
 
     Raises:
-        KeyFileError: the file of keys cannot be used.
+        KeyFileError: the key file cannot be used.
         UnknownEngineError: the configuration names an unknown engine.
     """
     settings, process = configuration.settings, process or SoleProcess()
@@ -82,7 +84,8 @@ def build_proxy(
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
     decisions = Decisions(answers_header=settings.explain_header)
     ring = build_key_ring(settings)
-    forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring)
+    ownership = Ownership(AffinityTable(lambda: fleet.backends), process.siblings)
+    forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring, ownership)
     # The proxy's own paths.
     allowances = Allowances(deadlines.clock)
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
@@ -91,7 +94,7 @@ def build_proxy(
     routers = build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page)
     client_load = build_client_load(settings, deadlines)
     guard = build_overload_guard(settings, client_load, metrics, deadlines)
-    answers = {**workers.answers, **metrics_page.answers}
+    answers = {**workers.answers, **metrics_page.answers, **ownership.answers}
     loops = {
         "deadlines": deadlines.run,
         "overload guard": guard.run,
@@ -100,7 +103,7 @@ def build_proxy(
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }
     app = build_app(routers, _lifespan(loops, refresher, fleet))
-    # The clients.
+    # The client side.
     bridge = AsgiBridge(app)
     gate = build_gate(settings, ring, allowances)
     destinations = build_destinations(settings, app, routers)

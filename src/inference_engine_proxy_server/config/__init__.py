@@ -1,1 +1,1 @@
-"""Reads what the operator configures (settings, the fleet, clients' keys), checks it, and explains what is wrong."""
+"""Settings, fleet file and keys of clients: reads them, validates them, and explains what is wrong."""

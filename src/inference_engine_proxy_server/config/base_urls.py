@@ -1,4 +1,4 @@
-"""Base URLs of engine servers: how they are written, and which of them mean the same server."""
+"""Base URLs of engine servers: validation, normalization, and which URLs mean the same server."""
 
 from __future__ import annotations
 

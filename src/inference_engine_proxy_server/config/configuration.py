@@ -33,7 +33,7 @@ class Configuration:
         described: Iterable[BackendConfig] = (),
         models: Mapping[str, ModelConfig] = MappingProxyType({}),
     ) -> Configuration:
-        """The configuration that ``settings`` and a fleet file give together.
+        """The configuration from ``settings`` and a fleet file together.
 
         Args:
             settings: decide which backends there are.

@@ -22,7 +22,7 @@ _Stamp = tuple[int, int, int]  # modification time, size, and inode, because man
 
 
 class FileWatch:
-    """Tells whether any of some files has changed, appeared or disappeared.
+    """Detects whether any of some files has changed, appeared or disappeared.
 
     Args:
         files: to watch; they need not exist.

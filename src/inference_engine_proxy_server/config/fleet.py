@@ -1,4 +1,4 @@
-"""The fleet: what the operator says of each backend besides its URL, and of each model besides its name."""
+"""The fleet: configuration of each backend besides its URL, and of each model besides its name."""
 
 from __future__ import annotations
 

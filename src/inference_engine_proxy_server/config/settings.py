@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inference_engine_proxy_server.config.values import (
     ApiKeys,
+    AsLogLevel,
     BalancingPolicy,
     BaseUrls,
     HostName,
@@ -77,8 +78,8 @@ class Settings(BaseModel):
     """Longest time in seconds from the last byte of a request to the end of its reply; 0 means no limit."""
     backend_connect_timeout_seconds: _Seconds = 2
     """Longest wait in seconds for a new connection to a backend."""
-    max_allowed_request_queue: _Requests = 6
-    """A llama.cpp backend is busy and gets no new requests if it processes more requests than this."""
+    max_allowed_request_queue: _Requests | None = None
+    """A llama.cpp backend that processes more requests gets no new ones; default: 6, or its slots if more."""
     max_allowed_deferred: _Requests = 3
     """A llama.cpp backend is busy and gets no new requests if more requests than this wait inside it."""
     backend_idle_connection_seconds: _SecondsOrZero = 3
@@ -170,7 +171,7 @@ class Settings(BaseModel):
     """Whether every request is logged as one line; requests for /health, /livez, /readyz and /metrics are not."""
     access_log_probes: bool = False
     """Whether the access log has requests for /health, /livez, /readyz and /metrics, too."""
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], InLowerCase] = "info"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], AsLogLevel] = "info"
     """Lowest level that is logged."""
     log_format: Annotated[Literal["text", "json"], InLowerCase] = "text"
     """Format of log lines: text for people, or one JSON object per line for programs."""

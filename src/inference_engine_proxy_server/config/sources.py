@@ -101,8 +101,16 @@ def load_settings(
     given = {name.lower(): value for name, (value, _) in found.items() if value is not None}
     origins = {name: origin for name, (_, origin) in found.items()}
     problems += _missing_settings(given, backends_required=backends_required)
-    settings = _validated(given, problems, origins, config_file)
-    warnings = (*_misspellings(env_file_values), *_doubled_paths(settings), *_unused(fleet, settings, origins))
+    misspellings = [*_misspellings("environment", environ), *_misspellings(".env", env_file_values)]
+    try:
+        settings = _validated(given, problems, origins, config_file)
+    except SettingsError as error:
+        raise SettingsError([str(error), *misspellings]) from None  # a missing setting may be a misspelt one
+    warnings = (
+        *misspellings,
+        *_doubled_paths(settings),
+        *_unused(fleet, settings, origins),
+    )
     configuration = Configuration.of(settings, fleet.backends, fleet.models)
     return LoadedSettings(configuration, MappingProxyType(origins), warnings)
 
@@ -187,10 +195,10 @@ def _shown(name: str, value: object) -> str:
     return repr(shown if len(shown) <= 200 else f"{shown[:200]}...")
 
 
-def _misspellings(names: Mapping[str, str]) -> list[str]:
-    """Warnings about names that resemble a setting. Other names are fine: Docker Compose shares the file."""
+def _misspellings(origin: str, names: Mapping[str, str]) -> list[str]:
+    """Warnings about names that resemble a setting. Other names are fine: other programs share the source."""
     return [
-        f".env: {name} is not a setting; did you mean {close}?"
+        f"{origin}: {name} is not a setting; did you mean {close}?"
         for name in names
         if name not in _VARIABLES and (close := closest_name(name.upper(), _VARIABLES, min_similarity=0.85))
     ]

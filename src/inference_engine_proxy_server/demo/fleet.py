@@ -36,7 +36,7 @@ _QUOTED_LINES = 3
 
 @contextmanager
 def demo_fleet(report: Callable[[str], None]) -> Iterator[tuple[str, ...]]:
-    """Run ``SERVER_COUNT`` llama.cpp servers for as long as the ``with`` block lasts; gives their base URLs.
+    """Run ``SERVER_COUNT`` llama.cpp servers for as long as the ``with`` block lasts; yields their base URLs.
 
     Args:
         report: called with one printable line for each step that takes seconds.
@@ -116,7 +116,7 @@ class _Server:
         raise DemoUnavailable(f"a demo server did not start ({reason}): {self._last_log_lines()}")
 
     def begin_shutdown(self) -> None:
-        """Let the process end, without waiting."""
+        """Tell the process to end, without waiting."""
         self._lifeline.close()
 
     def reap(self) -> None:

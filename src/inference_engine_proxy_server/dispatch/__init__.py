@@ -1,1 +1,1 @@
-"""The life of a request: lease or queue, forward, retry, close the lease."""
+"""The life of a request: take a lease or wait in the queue, send, retry, release the lease."""

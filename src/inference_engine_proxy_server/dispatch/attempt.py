@@ -37,8 +37,8 @@ class Attempt(msgspec.Struct, gc=False):
     """One attempt.
 
     Attributes:
-        request: its reply has not begun.
-        backend: holds a lease for the request.
+        request: the request; its reply has not begun.
+        backend: the leased backend.
         failed: the backends of earlier attempts, with the error of each.
     """
 
@@ -128,7 +128,7 @@ class Attempts:
         )
 
     def report(self, backend: Backend, error: BackendError) -> None:
-        """Report to the fleet at once what a failed attempt shows about ``backend``."""
+        """Report the evidence of a failed attempt about ``backend`` to the fleet at once."""
         fleet = self._fleet
         if isinstance(error, BackendUnreachable):
             fleet.report_refused_connection(backend)

@@ -1,4 +1,4 @@
-"""The inputs of fair queueing for one request: its sender, its priority and its estimated work in tokens."""
+"""The inputs of fair queueing for one request: its sender, its priority and its estimated size in tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from inference_engine_proxy_server.requests.token_sizes import USUAL_BYTES_A_TOK
 
 __all__ = ["FairShare"]
 
-_USUAL_ANSWER_TOKENS = 256  # assumed for a request that sets no bound
+_USUAL_ANSWER_TOKENS = 256  # assumed for a request without a limit
 _MOST_ANSWER_TOKENS = 131_072  # upper bound of the estimate, whatever a request sets
 
 
@@ -41,7 +41,7 @@ class FairShare:
         return max(-100, min(stated, most))
 
     def tokens(self, request: ProxiedRequest, prompt: Prompt | None) -> float:
-        """The estimated work of ``request``: tokens of its prompt and of its longest permitted answer.
+        """The estimated size of ``request``: tokens of its prompt and of its longest permitted answer.
 
         Args:
             prompt: the request's prompt; ``None`` if it was not read, and the body's length is used instead.

@@ -38,6 +38,7 @@ from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 
 __all__ = ["Forwarder"]
 
+_STORES_COMPLETION = Affinity(None, None, None, creates_response=False, deletes=False, creates_completion=True)
 _BACK_OFF_SECONDS = 0.025  # upper bound of a random pause: Envoy's base interval
 
 
@@ -54,6 +55,7 @@ class Forwarder:
         fair_share: orders the requests that must wait.
         updates: sends queue positions to waiting streams.
         attempts: sends requests to backends.
+        affinities: which backend holds what.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Forwarder:
         fair_share: FairShare,
         updates: QueueUpdates,
         attempts: Attempts,
+        affinities: AffinityTable,
     ) -> None:
         self._dispatcher = dispatcher
         self._placement = dispatcher.placement
@@ -73,7 +76,7 @@ class Forwarder:
         self._updates = updates
         self._attempts = attempts
         self._budget = attempts.budget
-        self._affinities = AffinityTable(lambda: dispatcher.fleet.backends)
+        self._affinities = affinities
 
     async def forward(self, request: ProxiedRequest) -> None:
         """Send ``request`` to the best backend and relay the reply.
@@ -119,6 +122,8 @@ class Forwarder:
         if not takes_slot and head.destination is not Destination.LIGHT:
             affinity = self._affinity(request)
             takes_slot = head.destination is Destination.TIED
+        elif head.access is not None and _may_store(request):
+            affinity = _STORES_COMPLETION
         if takes_slot and self._placement.reads_prompts:
             requirements = _with_prompt(request, affinity, self._placement)
         else:
@@ -147,15 +152,16 @@ class Forwarder:
         return self._affinities.affinity(request.head, request.content)
 
     def _observe(self, request: ProxiedRequest, lease: Lease) -> tuple[ReplyObserver, ...]:
-        """Let routing learn from this attempt's reply."""
+        """Make routing learn from the reply of this attempt."""
         observers: list[ReplyObserver] = []
         if lease.tracker is not None:
             observers.append(LearningObserver(request, lease.tracker))
         affinity = request.requirements.affinity
         if affinity is not None:
-            observers.append(AffinityObserver(self._affinities, request, affinity, lease.backend))
+            owner = None if request.access is None else request.access.key.name
+            observers.append(AffinityObserver(self._affinities, request, affinity, lease.backend, owner))
             if affinity.stream is not None:
-                self._affinities.remember(affinity.stream, lease.backend)
+                self._affinities.remember(affinity.stream, lease.backend, owner)
         for observer in observers:
             request.observers.add(observer)
         return tuple(observers)
@@ -163,7 +169,7 @@ class Forwarder:
     def _take_failure(
         self, request: ProxiedRequest, backend: Backend, error: BackendError, failed: dict[Backend, BackendError]
     ) -> None:
-        """Note a failed attempt; raises ``error`` unless another attempt may be made."""
+        """Record a failed attempt; raise ``error`` unless another attempt may be made."""
         failed[backend] = error
         if isinstance(error, BackendLacks):
             return
@@ -200,6 +206,11 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
     prompt = read_prompt(head.target, head.path, head.passed_on, request.body, placement.router.token_sizes)
     request.model = request.model or prompt.model
     return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity)
+
+
+def _may_store(request: ProxiedRequest) -> bool:
+    """Whether ``request`` may ask the engine to store a chat completion. Guesses, as a wrong answer does no harm."""
+    return request.head.path.endswith("/chat/completions") and b'"store"' in request.body
 
 
 def _raise_broken(failed: Mapping[Backend, BackendError]) -> None:

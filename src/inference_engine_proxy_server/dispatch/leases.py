@@ -1,4 +1,4 @@
-"""Grants leases: one request's claim on one backend, at once or when its turn comes in the queue.
+"""Grants leases: one request's claim on one backend, at once or after a wait in the queue.
 
 Everything here but the search for freed slots is synchronous. No ``await`` can come between the choice of a backend and
 its lease, so a burst cannot send two requests to one free slot.
@@ -28,7 +28,7 @@ _LOOKS_LEFT_TO_OTHERS = 3
 
 
 class Lease:
-    """One request's claim on one backend, from its selection to the last byte. Closing it twice does no harm.
+    """One request's claim on one backend, from its selection to the last byte. Closing it twice has no further effect.
 
     Args:
         choice: the selected backend, and why it was selected.
@@ -55,7 +55,7 @@ class Lease:
         return f"<Lease {'open' if self.is_open else 'closed'} on {self.backend!r}>"
 
     def close(self) -> None:
-        """End the claim."""
+        """Release the lease."""
         if self.is_open:
             self.is_open = False
             if self.tracker is not None:

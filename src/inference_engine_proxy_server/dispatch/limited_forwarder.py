@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inference_engine_proxy_server.access.key_limits import KeyLimits
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
+from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 
 __all__ = ["LimitedForwarder"]
@@ -14,11 +15,13 @@ class LimitedForwarder:
 
     Args:
         limits: enforces the limits of keys.
+        ownership: knows which key created a backend-local resource.
         forwarder: forwards the permitted requests.
     """
 
-    def __init__(self, limits: KeyLimits, forwarder: Forwarder) -> None:
+    def __init__(self, limits: KeyLimits, ownership: Ownership, forwarder: Forwarder) -> None:
         self._limits = limits
+        self._ownership = ownership
         self._forwarder = forwarder
 
     async def forward(self, request: ProxiedRequest) -> None:
@@ -28,8 +31,9 @@ class LimitedForwarder:
             ProxyError: the key does not permit the request, or it cannot be served.
         """
         access = request.access
-        if access is None:  # the gate admits only preflights without a key, and no backend needs to see them
+        if access is None:  # without a key, the gate admits only preflights, which no backend needs to see
             request.pass_preflight()
             return
         request.model = self._limits.begin(request, access)
+        await self._ownership.check(request, access)
         await self._forwarder.forward(request)

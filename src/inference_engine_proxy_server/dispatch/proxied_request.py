@@ -21,7 +21,7 @@ _PREFLIGHT_PASSED = (
 
 
 class ProxiedRequest(Exchange):
-    """An exchange on its way through the proxy.
+    """An exchange with the state of its request in the proxy.
 
     Attributes:
         model: the model that the request names; ``None`` if it names none or has not been read.
@@ -43,7 +43,7 @@ class ProxiedRequest(Exchange):
 
     @property
     def content(self) -> RequestContent:
-        """What the request's target and body say, without the prompt; decoded on first use."""
+        """The content of the request's target and body, without the prompt; decoded on first use."""
         content = self._content
         if content is None:
             content = self._content = read_content(self.head.target, self.body, self.head.passed_on)
@@ -51,7 +51,7 @@ class ProxiedRequest(Exchange):
 
     @property
     def access(self) -> Access | None:
-        """What the request's API key permits; ``None`` when the request has no key and needs none."""
+        """The permissions of the request's API key; ``None`` when the request has no key and needs none."""
         return cast(Access | None, self.head.access)
 
     def fail(self, error: ProxyError) -> None:

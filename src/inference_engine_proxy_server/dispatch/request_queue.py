@@ -26,16 +26,16 @@ __all__ = ["FIRST", "Claim", "QueueLimits", "QueuedRequest", "RequestQueue"]
 _RATE_SECONDS = 10.0  # time constant of the average dispatch rate
 _LONGEST_RETRY_SECONDS = 120.0
 _REMEMBERED_SENDERS = 4096
-_REMEMBERED_GONE = 1024
+_REMEMBERED_ABANDONED = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Bounds of the queue.
+    """Limits of the queue.
 
     Attributes:
-        requests: how many requests may wait.
-        seconds: how long each may wait.
+        requests: maximum number of waiting requests.
+        seconds: maximum wait of each.
     """
 
     requests: int
@@ -43,7 +43,7 @@ class QueueLimits:
 
 
 class Claim(Protocol):
-    """What a request waits for: a lease."""
+    """The part of a lease that the queue needs."""
 
     def close(self) -> None:
         """Release the claim."""
@@ -93,7 +93,7 @@ class QueuedRequest(Generic[C]):
         return self.waits and not self.lease.done()
 
     def on_deadline(self, now: float) -> None:
-        """Leave the queue, having waited for too long."""
+        """Leave the queue, because the wait was too long."""
         del now
         self.deadline = NEVER
         self.queue.time_out(self)
@@ -106,7 +106,7 @@ class RequestQueue(Generic[C]):
     """The queue.
 
     Args:
-        limits: its bounds.
+        limits: the limits of the queue.
         deadlines: ends the waits.
 
     Attributes:
@@ -124,7 +124,7 @@ class RequestQueue(Generic[C]):
         self._finish_of: dict[Hashable, float] = {}  # virtual time at which each sender's last request ends
         self._rate = 0.0  # dispatches a second
         self._dispatched_at = -math.inf
-        self._gone = 0  # upper bound of requests that left but are still in their lanes
+        self._abandoned = 0  # upper bound of requests that left but are still in their lanes
         self.count = 0
         self.timeouts = 0
         self.rejections = 0
@@ -133,7 +133,7 @@ class RequestQueue(Generic[C]):
         return f"<RequestQueue {self.count} waiting in {len(self._lanes)} lanes>"
 
     async def wait(self, request: QueuedRequest[C]) -> C:
-        """Wait for the turn of ``request``, and return its lease.
+        """Wait until ``request`` is dispatched, and return its lease.
 
         Raises:
             CapacityError: 429, the queue is full; 503, the request has waited for too long.
@@ -180,7 +180,7 @@ class RequestQueue(Generic[C]):
                 heapq.heappush(heads, following)
 
     def time_out(self, request: QueuedRequest[C]) -> None:
-        """End the wait of ``request``, which has waited for too long."""
+        """End the wait of ``request``, which was too long."""
         if request.is_waiting:
             self.timeouts += 1
             self._leave(request)
@@ -202,14 +202,14 @@ class RequestQueue(Generic[C]):
         rate = self._rate_at(self._deadlines.clock())
         return requests / rate if rate > 1e-3 else None
 
-    # --- inside
+    # --- internals
 
     def _too_much(self, message: str, status: int, code: str) -> CapacityError:
         return CapacityError(message, status=status, code=code, retry_after_seconds=self.retry_after_seconds())
 
     def _join(self, request: QueuedRequest[C]) -> None:
         if len(self._finish_of) > _REMEMBERED_SENDERS:
-            self._finish_of = {who: at for who, at in self._finish_of.items() if at > self._virtual_time}
+            self._finish_of = {sender: at for sender, at in self._finish_of.items() if at > self._virtual_time}
         request.starts_at = max(self._virtual_time, self._finish_of.get(request.sender, 0.0))
         self._finish_of[request.sender] = request.starts_at + request.tokens
         entry = (-request.priority, request.starts_at, next(self._numbers), request)
@@ -220,28 +220,28 @@ class RequestQueue(Generic[C]):
         self._deadlines.watch(request)
 
     def _leave(self, request: QueuedRequest[C]) -> None:
-        """Take ``request`` out if it is in; its entry is removed when it gets to the head of its lane."""
+        """Remove ``request`` if it waits; its entry is removed when it reaches the head of its lane."""
         if not request.waits:
             return
         request.waits = False
         self._deadlines.forget(request)
         self.count -= 1
-        self._gone += 1
+        self._abandoned += 1
         if not self.count:
             self._lanes.clear()
             self._finish_of.clear()
             self._virtual_time = 0.0
-            self._gone = 0
-        elif self._gone > self.count + _REMEMBERED_GONE:
-            self._remove_gone()
+            self._abandoned = 0
+        elif self._abandoned > self.count + _REMEMBERED_ABANDONED:
+            self._remove_abandoned()
 
-    def _remove_gone(self) -> None:
+    def _remove_abandoned(self) -> None:
         for lane, heap in list(self._lanes.items()):
             heap[:] = [entry for entry in heap if entry[3].waits]
             heapq.heapify(heap)
             if not heap:
                 del self._lanes[lane]
-        self._gone = 0
+        self._abandoned = 0
 
     def _head_of(self, lane: Hashable) -> _Entry[C] | None:
         heap = self._lanes.get(lane)

@@ -43,10 +43,22 @@ _REPEATABLE_PATHS = frozenset(
         "/chat/completions", "/completions", "/completion", "/messages", "/messages/count_tokens",
         "/embeddings", "/embedding", "/rerank", "/reranking", "/score", "/classify", "/pooling",
         "/tokenize", "/detokenize", "/apply-template", "/infill",
+        "/chat/completions/input_tokens", "/chat/completions/render", "/completions/render", "/responses/input_tokens",
+        "/audio/transcriptions", "/audio/translations", "/audio/speech",
+        "/images/generations", "/images/edits", "/images/variations", "/moderations",
     )
-)  # fmt: skip
+) | {
+    "/v2/embed", "/v2/rerank",  # Cohere's API
+    "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/show",  # Ollama's
+    "/embed", "/embed_all", "/embed_sparse", "/predict", "/similarity",  # text-embeddings-inference's
+    "/generate", "/generate_stream",  # text-generation-inference's and SGLang's
+    "/inference",  # whisper.cpp's
+    "/invocations",  # Amazon SageMaker's, which vLLM and SGLang serve
+}  # fmt: skip
 
-_LOSSES = 1  # backends that may fail one request after it was sent: a prompt that kills engines must not kill all
+_LOSSES = (
+    1  # backends that may fail one request after it was sent, so that a prompt that kills engines does not kill all
+)
 _CONNECT_TIMEOUTS = 3  # each takes seconds; refused connections take no time and are not counted
 
 _WINDOW_SECONDS = 10.0
@@ -59,7 +71,7 @@ class NextAttempt(Enum):
 
     NONE = "none"
     SAME_ON_FRESH_CONNECTION = "same"
-    """The kept-alive connection had gone stale, which says nothing about the backend."""
+    """The kept-alive connection was stale, which is no evidence about the backend."""
     OTHER_BACKEND = "other"
 
 
@@ -91,7 +103,7 @@ def next_attempt(
         return NextAttempt.SAME_ON_FRESH_CONNECTION
     if isinstance(error, (BackendBroke, RequestMoved, BackendDeclined)) and losses < _LOSSES:
         return NextAttempt.OTHER_BACKEND
-    return NextAttempt.NONE  # after a timeout an engine is still at work; an invalid reply is an answer
+    return NextAttempt.NONE  # after a timeout, the engine is still working; an invalid reply is an answer
 
 
 class RetryBudget:

@@ -1,1 +1,1 @@
-"""Own paths, as FastAPI routers: thin readers of snapshots. None of them polls a backend."""
+"""The proxy's own paths, as FastAPI routers that only read snapshots and never poll a backend."""

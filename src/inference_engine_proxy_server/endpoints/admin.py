@@ -1,4 +1,4 @@
-"""`/admin`: what operators see and do. The gate admits only requests with ADMIN_KEY."""
+"""`/admin`: the operators' views and commands. The gate admits only requests with ADMIN_KEY."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from inference_engine_proxy_server.routing.decisions import KEPT
 
 __all__ = ["admin_router"]
 
-_LOOK_SECONDS = 0.1  # between two looks whether the last request of a backend is over
+_LOOK_SECONDS = 0.1  # interval of checks whether the last request of a backend has ended
 _RESPONSES: dict[int | str, dict[str, Any]] = {401: {}, 404: {"description": "ADMIN_KEY is not set"}}
 _BACKEND_RESPONSES: dict[int | str, dict[str, Any]] = {
     401: {},
@@ -39,7 +39,7 @@ def admin_router(fleet: Fleet, ring: KeyRing | None, allowances: Allowances, wor
     Args:
         fleet: the fleet.
         ring: the keys of clients; ``None`` when there are none.
-        allowances: what is left of the keys' limits in this worker.
+        allowances: the remaining allowances of the keys in this worker.
         workers: this worker and its siblings.
     """
     router = APIRouter(prefix="/admin", tags=["admin"])
@@ -51,7 +51,7 @@ def admin_router(fleet: Fleet, ring: KeyRing | None, allowances: Allowances, wor
 
 
 def _add_keys(router: APIRouter, ring: KeyRing | None, allowances: Allowances, workers: AllWorkers) -> None:
-    @router.get("/keys", summary="The keys of clients: what each may do and has left, never its secret",
+    @router.get("/keys", summary="The keys of clients: permissions and remaining limits, never secrets",
                 responses=_RESPONSES)  # fmt: skip
     async def keys() -> dict[str, Any]:
         siblings = await workers.keys()
@@ -60,7 +60,7 @@ def _add_keys(router: APIRouter, ring: KeyRing | None, allowances: Allowances, w
 
 
 def _add_backends(router: APIRouter, fleet: Fleet, workers: AllWorkers) -> None:
-    @router.get("/backends", summary="The backends: how each is, and why", responses=_RESPONSES)
+    @router.get("/backends", summary="The backends: state of each, and its reason", responses=_RESPONSES)
     async def backends() -> dict[str, Any]:
         siblings = await workers.fleet()
         rows = [_described(backend, siblings) for backend in fleet.snapshot().backends]
@@ -73,13 +73,13 @@ def _add_drain(router: APIRouter, fleet: Fleet, workers: AllWorkers) -> None:
         row = _described(BackendSnapshot.of(backend, fleet.clock()), siblings)
         return {**row, **workers.silence(siblings)}
 
-    @router.post("/backends/{name:path}/drain", summary="Give a backend no new requests; tells when it may be stopped",
+    @router.post("/backends/{name:path}/drain", summary="Give a backend no new requests; reports when to stop it",
                  responses=_BACKEND_RESPONSES)  # fmt: skip
     async def drain(name: str, wait_seconds: _WaitSeconds = 0) -> dict[str, Any]:
         backend = _find(fleet, name)
         workers.set_draining(backend, is_draining=True)
         deadline = fleet.clock() + wait_seconds
-        # Only this endpoint waits for the end of requests, so it looks for itself instead of being notified.
+        # Only this endpoint waits for the end of requests, so it polls instead of being notified.
         while backend.load.proxy_leases and backend.is_draining and fleet.clock() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
         return described(backend, await workers.fleet_once_drained(backend))
@@ -93,7 +93,7 @@ def _add_drain(router: APIRouter, fleet: Fleet, workers: AllWorkers) -> None:
 
 
 def _add_decisions(router: APIRouter, workers: AllWorkers) -> None:
-    @router.get("/decisions", summary="The latest decisions: which backend got a request, and what was compared",
+    @router.get("/decisions", summary="The latest decisions: which backend got a request, and the compared candidates",
                 responses=_RESPONSES)  # fmt: skip
     async def decisions(limit: _Limit = 20) -> JSONResponse:
         siblings = await workers.decisions()
@@ -143,12 +143,12 @@ def _described_key(key: ApiKey, allowances: Allowances) -> dict[str, Any]:
 
 
 def _with_siblings(row: dict[str, Any], siblings: SiblingAnswers) -> dict[str, Any]:
-    """``row`` for all workers: requests under way add up; of limits, which each worker has, the least that is left."""
+    """``row`` for all workers: requests in flight are summed; of each limit, the lowest remainder counts."""
     others = [one[row["name"]] for one in siblings.answers if row["name"] in one]
-    under_way = row["requests_in_flight"] + sum(other["requests_in_flight"] for other in others)
+    in_flight = row["requests_in_flight"] + sum(other["requests_in_flight"] for other in others)
     left = {
         name: None if row[name] is None else min(row[name], *(other[name] for other in others))
         for name in ("requests_left", "tokens_left")
         if others
     }
-    return {**row, "requests_in_flight": under_way, **left}
+    return {**row, "requests_in_flight": in_flight, **left}

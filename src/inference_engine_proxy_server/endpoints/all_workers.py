@@ -1,6 +1,6 @@
-"""Questions and orders of operators that concern all workers, although they reach only one of them.
+"""Operators' queries and commands for all workers. Each reaches only one worker, which involves the others.
 
-A process without siblings is all workers by itself.
+A process without siblings answers alone.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from inference_engine_proxy_server.routing.decisions import Decisions
 __all__ = ["AllWorkers", "Order", "SiblingAnswers"]
 
 _FLEET, _KEYS, _DECISIONS = "fleet", "keys", "decisions"
-_ORDER_SECONDS = 1.0  # in which an order reaches every worker that does not hang
-_LOOK_SECONDS = 0.02  # between two looks whether it has
+_ORDER_SECONDS = 1.0  # within which a command reaches every worker that does not hang
+_LOOK_SECONDS = 0.02  # interval of checks whether it has
 
 
 class Order(Protocol):
-    """Passes an operator's order on to all workers."""
+    """Sends an operator's command to all workers."""
 
     def __call__(self, url: str, *, is_draining: bool) -> None:
         """Take the backend ``url`` out of rotation, or put it back."""
@@ -34,7 +34,7 @@ class Order(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SiblingAnswers:
-    """The answers of all siblings to one question.
+    """The answers of all siblings to one query.
 
     Attributes:
         answers: of the siblings that answered.
@@ -56,9 +56,9 @@ class AllWorkers:
         dispatcher: of this worker.
         decisions: of this worker.
         ring: the keys of clients; ``None`` when there are none.
-        allowances: what is left of the keys' limits in this worker.
+        allowances: the remaining allowances of the keys in this worker.
         siblings: the other workers.
-        order: reaches all workers.
+        order: sends a command to all workers.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class AllWorkers:
 
     @property
     def answers(self) -> Answers:
-        """The answers of this worker to its siblings' questions."""
+        """The answers of this worker to queries of its siblings."""
         return {_FLEET: self._answer_fleet, _KEYS: self._answer_keys, _DECISIONS: self._answer_decisions}
 
     @property
@@ -93,12 +93,12 @@ class AllWorkers:
         return self._decisions.as_json()
 
     def set_draining(self, backend: Backend, *, is_draining: bool) -> None:
-        """Take ``backend`` out of rotation, or put it back: here at once, in the siblings a moment later."""
+        """Take ``backend`` out of rotation, or put it back: at once here, a moment later in the siblings."""
         self._fleet.set_draining(backend, is_draining=is_draining)
         self._order(backend.url, is_draining=is_draining)
 
     async def fleet_once_drained(self, backend: Backend) -> SiblingAnswers:
-        """As :meth:`fleet`, when every sibling has drained ``backend``, or the order should have arrived."""
+        """As :meth:`fleet`, once every sibling has drained ``backend`` or the deadline of the command has passed."""
         deadline = self._fleet.clock() + _ORDER_SECONDS
         siblings = await self.fleet()
         while not siblings.drained(backend.url) and backend.is_draining and self._fleet.clock() < deadline:
@@ -119,7 +119,7 @@ class AllWorkers:
         return await self._ask(_DECISIONS)
 
     def silence(self, siblings: SiblingAnswers) -> dict[str, Any]:
-        """For a reply about all workers: those that are missing in it. Empty for a process without siblings."""
+        """For a reply about all workers: the workers missing in it. Empty for a process without siblings."""
         return {"silent_workers": list(siblings.silent)} if self._siblings.others else {}
 
     async def _ask(self, question: str) -> SiblingAnswers:

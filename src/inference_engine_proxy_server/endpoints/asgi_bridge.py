@@ -1,4 +1,4 @@
-"""Answers requests for own paths through an ASGI application."""
+"""Answers requests for the proxy's own paths through an ASGI application."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 class AsgiBridge:
     """Answers exchanges through an ASGI 3 application.
 
-    ``HEAD`` is passed on as ``GET``, and the body of the answer is dropped, so an application need not know both. The
-    A slash at the end of the path is dropped from ``path``; ``raw_path`` still has it. The
-    call is cancelled when the client leaves, so the application never receives ``http.disconnect``.
+    ``HEAD`` is passed as ``GET``, and the body of the answer is dropped, so an application need not support both. A
+    slash at the end of the path is dropped from ``path``, but not from ``raw_path``. The call is cancelled when the
+    client disconnects, so the application never receives ``http.disconnect``.
     """
 
     def __init__(self, app: _App) -> None:
@@ -38,7 +38,7 @@ class AsgiBridge:
 
         async def receive() -> _Message:
             if not bodies:
-                await asyncio.get_running_loop().create_future()  # until the client leaves
+                await asyncio.get_running_loop().create_future()  # until the client disconnects
             return {"type": "http.request", "body": bodies.pop(), "more_body": False}
 
         async def send(message: _Message) -> None:
@@ -53,7 +53,7 @@ class AsgiBridge:
         async def call() -> None:
             await self._app(_scope(exchange), receive, send)
 
-        await asyncio.get_running_loop().create_task(call())  # frameworks look up the task that runs them
+        await asyncio.get_running_loop().create_task(call())  # frameworks look up the current task
 
 
 def _scope(exchange: Exchange) -> _Message:

@@ -1,4 +1,4 @@
-"""What every endpoint that shows a backend says about it, under the same names."""
+"""The description of a backend that several endpoints share."""
 
 from __future__ import annotations
 

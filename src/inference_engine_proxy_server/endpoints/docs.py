@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, RedirectResponse
 __all__ = ["docs_router"]
 
 _TITLE = "inference-engine-proxy-server"
-_DESCRIPTION = "openapi.json"  # relative, as all addresses here: a path prefix in front of this proxy does no harm
+_DESCRIPTION = "openapi.json"  # relative, as all addresses here, so that a path prefix in front of this proxy works
 _REDOC = "redoc.standalone.js"
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",

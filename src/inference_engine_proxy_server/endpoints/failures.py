@@ -1,4 +1,4 @@
-"""Failures of own endpoints are answered in the same form as all other errors of this proxy."""
+"""Answers failures of own endpoints in the same format as all other errors of this proxy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["answer_failures"]
 
 
 def answer_failures(app: FastAPI) -> None:
-    """Let ``app`` answer every failure of its endpoints with an error body of this proxy."""
+    """Make ``app`` answer every failure of its endpoints with an error body of this proxy."""
 
     @app.exception_handler(ProxyError)
     async def proxy_error(request: Request, error: ProxyError) -> Response:

@@ -1,7 +1,7 @@
-"""Describes the paths that are passed on to the engines, so that `/docs` shows what clients call.
+"""Describes the forwarded paths, so that `/docs` shows what clients call.
 
 Only well-known paths are described, with their most important fields. Engines accept many more fields, and all other
-paths are passed on as well.
+paths are forwarded as well.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 __all__ = ["describe_proxied_paths"]
 
-_MODEL = {"type": "string", "description": "Goes to a backend that serves it; see GET /v1/models."}
+_MODEL = {"type": "string", "description": "The model, served by some backend; see GET /v1/models."}
 _STREAM = {"type": "boolean", "default": False, "description": "Answer as server-sent events, token by token."}
 _MAX_TOKENS = {"type": "integer", "minimum": 1}
 _MESSAGES = {
@@ -78,11 +78,11 @@ def describe_proxied_paths(app: FastAPI) -> None:
 def _operation(summary: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
     body = {"type": "object", "properties": properties, "required": required, "additionalProperties": True}
     return {
-        "tags": ["passed on to a backend"],
+        "tags": ["forwarded to a backend"],
         "summary": summary,
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {
             "200": {"description": "The engine's answer, byte for byte."},
-            "503": {"description": "No backend can take it now; see Retry-After."},
+            "503": {"description": "No backend is available now; see Retry-After."},
         },
     }

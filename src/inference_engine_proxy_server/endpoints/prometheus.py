@@ -1,4 +1,4 @@
-"""`/metrics`: what the proxy has served, and the state of the backends."""
+"""`/metrics`: counters of served requests, and the state of the backends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _GAUGES: tuple[tuple[str, str, Callable[[BackendSnapshot], float | None]], ...] 
     ("backend_live", "1 if the backend works, busy or not.", lambda backend: backend.is_live),
     ("backend_ready", "1 if the backend takes new requests.", lambda backend: backend.takes_requests),
     ("backend_draining", "1 if an operator drains the backend.", lambda backend: backend.is_draining),
-    ("requests_in_flight", "Requests of this proxy that the backend has now.", lambda backend: backend.leases),
+    ("requests_in_flight", "Requests of this proxy on the backend now.", lambda backend: backend.leases),
     ("backend_load", "All requests of the backend, as far as known.", lambda backend: backend.load),
     (
         "backend_requests_running",
@@ -54,12 +54,12 @@ _LEARNED_COUNTERS: tuple[tuple[str, str, Callable[[BackendLearning], float]], ..
     ),
     (
         "backend_prompt_tokens_predicted",
-        "Those of them that were expected in the backend's cache.",
+        "Prompt tokens of these requests that were expected in the backend's cache.",
         lambda backend: backend.predicted_tokens,
     ),
     (
         "backend_prompt_tokens_cached",
-        "Those of them that were in the backend's cache, as replies reported.",
+        "Prompt tokens of these requests that were in the backend's cache, as replies reported.",
         lambda backend: backend.cached_tokens,
     ),
 )
@@ -88,7 +88,7 @@ _KEPT: tuple[tuple[str, str, Callable[[BackendLearning], float | None]], ...] = 
 
 
 class _LearnedCollector:
-    """What policies learn; nothing while no policy learns."""
+    """The knowledge of learning policies; absent while no policy learns."""
 
     def __init__(self, placement: Placement) -> None:
         self._placement = placement
@@ -106,7 +106,7 @@ class _LearnedCollector:
         yield from _gauges(_KEPT, learned.backends)
         name = "inference_proxy_prefix_index"
         yield GaugeMetricFamily(f"{name}_bytes", "Memory of the prefix index.", learned.index_bytes)
-        yield GaugeMetricFamily(f"{name}_runs", "Beginnings of prompts in the prefix index.", learned.index_runs)
+        yield GaugeMetricFamily(f"{name}_runs", "Prompt prefixes in the prefix index.", learned.index_runs)
 
 
 def _gauges(gauges: Iterable[tuple[str, str, Callable[[B], float | None]]], backends: Sequence[B]) -> Iterator[Metric]:
@@ -142,7 +142,7 @@ class _FleetCollector:
 
 def _states(backends: Iterable[BackendSnapshot]) -> Metric:
     family = GaugeMetricFamily(
-        "inference_proxy_backend_state", "1 for the state that the backend is in.", labels=["backend", "state"]
+        "inference_proxy_backend_state", "1 for the current state of the backend.", labels=["backend", "state"]
     )
     for backend in backends:
         for state in Health:
@@ -169,7 +169,7 @@ class MetricsPage:
 
     @property
     def answers(self) -> Answers:
-        """The answers of this worker to its siblings' questions."""
+        """The answers of this worker to queries of its siblings."""
         return {_METRICS: self._own}
 
     async def text(self) -> bytes:

@@ -114,7 +114,7 @@ class Backend:
         self.takes_requests = False
 
     def review(self, now: float, evidence_seconds: float) -> None:
-        """Update what follows from health and from the age of reports.
+        """Update the attributes that follow from health and from the age of reports.
 
         Args:
             now: a reading of the clock.

@@ -15,7 +15,7 @@ class BackendLoad:
     Attributes:
         leases: requests of this worker.
         foreign: requests that did not come through this proxy, derived from the backend's latest report.
-        others: all requests but those of this worker: foreign ones, and those of other workers when last counted.
+        others: all requests except those of this worker: foreign ones, and those of other workers when last counted.
         slots: how many requests the backend works on at once; infinite when it does not report that.
         limit: the total at which the backend is full.
     """
@@ -56,7 +56,7 @@ class BackendLoad:
         self.limit = self.slots + allowance
 
     def count_others(self) -> None:
-        """Bring ``others`` up to date."""
+        """Update ``others``."""
         self.others = self.foreign
 
 
@@ -103,5 +103,5 @@ class SharedLoad(BackendLoad):
         return sum(self._row)
 
     def count_others(self) -> None:
-        """Bring ``others`` up to date: other workers change their counts without notice."""
+        """Update ``others``: other workers change their counts without notice."""
         self.others = self.foreign + sum(self._row) - self._leases

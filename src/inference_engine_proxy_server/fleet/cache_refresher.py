@@ -33,13 +33,13 @@ __all__ = ["CacheRefresher"]
 logger = logging.getLogger(__name__)
 
 _JITTER = 0.2  # of the interval, so that the polls of a fleet do not coincide
-_DOUBT_SECONDS = 1.0  # interval for a backend that is not up, so that one that comes back is noticed soon
+_DOUBT_SECONDS = 1.0  # interval for a backend that is not up, so that its recovery is noticed soon
 _SILENT_SECONDS = 0.5  # interval for a backend that did not answer
 _FETCH_SECONDS = 2.0  # HAProxy's default for a health check; less if the interval is shorter
 _LEAST_FETCH_SECONDS = 0.5
 _OWN_DELAY_SECONDS = 0.25  # a deadline is missed by more than this only if the event loop is late
 _TEST_SECONDS = 10.0  # for one token
-_FETCH_BYTES = 4 * 1024 * 1024  # a vLLM with many adapters and engines exposes about a tenth of it
+_FETCH_BYTES = 4 * 1024 * 1024  # a vLLM server with many adapters and engines sends about a tenth of this
 
 
 class CacheRefresher:
@@ -183,11 +183,21 @@ class CacheRefresher:
         try:
             engine = await self._engine_of(backend, inquiry)
             if engine is None:
-                reason = "GET /v1/models does not tell yet which engine it is"
+                reason = "GET /v1/models does not identify the engine yet"
                 return BackendState(ready=False, live=False, starting=True, reason=reason)
             return _within_stated_bounds(await engine.fetch_state(), backend.config)
         finally:
             inquiry.close()
+
+    def _thresholds_of(self, config: BackendConfig) -> Thresholds:
+        usual = self._thresholds
+        waiting = usual.requests_waiting if config.max_requests_waiting is None else config.max_requests_waiting
+        if config.max_requests_processing is not None:
+            return Thresholds(config.max_requests_processing, waiting)
+        if usual.grows_with_slots and config.capacity is not None:
+            processing = max(usual.requests_processing, config.capacity)
+            return replace(usual, requests_processing=processing, requests_waiting=waiting)
+        return replace(usual, requests_waiting=waiting)
 
     async def _engine_of(self, backend: Backend, inquiry: Inquiry) -> BaseBackend | None:
         engine = self._identified.get(backend)
@@ -197,7 +207,7 @@ class CacheRefresher:
             engine_class = self._engines.by_provider[stated] if stated else await identify(self._engines, get)
             if engine_class is None:
                 return None
-            engine = self._identified[backend] = engine_class(backend.url, get, self._thresholds)
+            engine = self._identified[backend] = engine_class(backend.url, get, self._thresholds_of(backend.config))
             backend.connections.keep_alive(wanted=engine_class.reuses_connections or self._always_keep_alive)
             logger.info("backend %s: its engine is %s", backend.url, engine_class.__name__)
         return engine

@@ -26,7 +26,7 @@ class ConfigWatch:
     """Reads the configuration again and applies its fleet. A configuration with an error is rejected as a whole.
 
     Args:
-        configuration: the one in use.
+        configuration: the current configuration.
         load: reads it again. Raises ``SettingsError``.
         updater: applies the fleet.
         metrics: counts reloads.

@@ -34,7 +34,7 @@ class FleetObserver:
         """A backend serves other models than before, or its liveness changed."""
 
     def on_lost(self, backend: Backend) -> None:
-        """``backend`` is not live any more."""
+        """``backend`` is no longer live."""
 
     def on_stuck(self, backend: Backend) -> None:
         """Requests to ``backend`` without an answer will not get one soon, and should be taken back."""
@@ -79,7 +79,7 @@ class Fleet:
         self._observers.append(observer)
 
     def snapshot(self) -> FleetSnapshot:
-        """The fleet as it is now."""
+        """The current state of the fleet."""
         return FleetSnapshot.of(self.backends, self.clock())
 
     def close(self) -> None:

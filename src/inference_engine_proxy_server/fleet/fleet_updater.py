@@ -21,7 +21,7 @@ class UnknownEngineError(Exception):
 
 
 def check_engines(fleet: Iterable[BackendConfig], engines: Engines) -> None:
-    """Raises :class:`UnknownEngineError` if ``fleet`` names an engine that is not among ``engines``."""
+    """Raise :class:`UnknownEngineError` if ``fleet`` names an engine that is not in ``engines``."""
     for config in fleet:
         if config.engine is not None and config.engine not in engines.by_provider:
             known = ", ".join(sorted(engines.by_provider))

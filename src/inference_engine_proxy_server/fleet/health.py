@@ -36,7 +36,7 @@ class Cause(Enum):
     PAUSED = "paused"
     """It asked for a pause (``Retry-After``)."""
     SILENT = "silent"
-    """It did not answer the latest poll, but is still taken to be alive."""
+    """It did not answer the latest poll, but is still considered alive."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ _FORGIVEN_SECONDS = 60.0  # of good health after which earlier failures are forg
 _SILENCES = 2  # unanswered polls in a row, so that a delay of the proxy itself does not count against a backend
 _REFUSALS = 3  # refused polls in a row while bytes still come
 _FRESH_SECONDS = 2.0  # maximum age of bytes that outweigh a refused poll
-_FIRST_SHARE = 0.1  # of its usual share, right after a backend came back; Envoy's and HAProxy's slow start
+_FIRST_SHARE = 0.1  # of its usual share, right after its recovery; as the slow start of Envoy and HAProxy
 _LONGEST_PAUSE_SECONDS = 30.0
 
 
@@ -183,7 +183,7 @@ class HealthTracker:
     # --- the verdict
 
     def review(self, now: float, activity: Activity) -> None:
-        """Bring all attributes up to date."""
+        """Update all attributes."""
         self._check_silence(now, activity)
         self._check_work(now, activity)
         is_back = self.reported.live and not self._is_lost

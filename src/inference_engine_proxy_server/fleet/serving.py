@@ -1,14 +1,17 @@
-"""What a backend serves: its models, the names they answer to, and the lengths of their contexts."""
+"""The models that a backend serves, with their names and context lengths."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from inference_engine_proxy_server.backends.base import BackendState, ModelEntry, ModelNames
+from inference_engine_proxy_server.backends.base import BackendState, ModelEntry, ModelNames, ModelStatus
 from inference_engine_proxy_server.config.fleet import BackendConfig
 
-__all__ = ["Serving"]
+__all__ = ["Serving", "names_of"]
+
+_AWAKE = ModelStatus.AWAKE
+_IMPLIED_TAG = ":latest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,8 @@ class Serving:
         model_names: how the backend treats other names.
         contexts: tokens that a prompt and its answer may have together, by the names of the models that report it.
         only_context: the context of the backend's only model, whatever the name; ``None`` if it has several.
+        statuses: by name; a name without one is awake.
+        best_status: of all its models.
         bounds_max_tokens: the backend refuses a request whose ``max_tokens`` exceeds its context.
     """
 
@@ -30,6 +35,8 @@ class Serving:
     contexts: Mapping[str, int] = field(default_factory=dict)
     only_context: int | None = None
     bounds_max_tokens: bool = False
+    statuses: Mapping[str, ModelStatus] = field(default_factory=dict)
+    best_status: ModelStatus = _AWAKE
 
     @classmethod
     def of(cls, entries: tuple[ModelEntry, ...], state: BackendState, config: BackendConfig) -> Serving:
@@ -46,18 +53,29 @@ class Serving:
             model_names = ModelNames.ANY if config.accepts_unlisted_models else ModelNames.STRICT
         contexts = {
             name: state.contexts[entry["id"]] for entry in entries if entry["id"] in state.contexts
-            for name in _names(entry)
+            for name in names_of(entry)
         }  # fmt: skip
         only_context = state.contexts.get(entries[0]["id"]) if len(entries) == 1 else None
         if stated is None:
-            ids = frozenset(name for entry in entries for name in _names(entry))
-            return cls(entries, ids, model_names, contexts, only_context, state.bounds_max_tokens)
-        models = tuple({**_entry_of(entries, name), "id": name} for name in stated)
-        return cls(models, frozenset(stated), model_names, contexts, only_context, state.bounds_max_tokens)
+            models, names = entries, [name for entry in entries for name in names_of(entry)]
+        else:
+            models = tuple({**_entry_of(entries, name), "id": name} for name in stated)
+            names = list(_with_implied(stated))
+        best_status = min((state.statuses.get(entry["id"], _AWAKE) for entry in entries), default=_AWAKE)
+        return cls(
+            models, frozenset(names), model_names, contexts, only_context, state.bounds_max_tokens,
+            _statuses(entries, state, names, best_status), best_status,
+        )  # fmt: skip
 
     def context_of(self, model: str | None) -> int | None:
         """Tokens that a prompt for ``model`` and its answer may have together; ``None`` when unknown."""
         return self.only_context if model is None else self.contexts.get(model, self.only_context)
+
+    def status_of(self, model: str | None) -> ModelStatus:
+        """Whether the backend can serve ``model`` at once; ``None`` and unlisted names stand for its best model."""
+        if model is None or model not in self.model_ids:
+            return self.best_status
+        return self.statuses.get(model, _AWAKE)
 
     def routes_like(self, other: Serving) -> bool:
         """Whether both serve the same requests. Entries may differ: vLLM gives them a new ``created`` every time."""
@@ -65,14 +83,29 @@ class Serving:
             self.model_ids == other.model_ids
             and self.model_names is other.model_names
             and self.contexts == other.contexts
+            and (self.statuses, self.best_status) == (other.statuses, other.best_status)
         )
 
 
-def _names(entry: ModelEntry) -> tuple[str, ...]:
-    """The names that a model answers to; llama.cpp lists aliases besides the id."""
+def _statuses(
+    entries: tuple[ModelEntry, ...], state: BackendState, names: Sequence[str], best: ModelStatus
+) -> Mapping[str, ModelStatus]:
+    if not state.statuses:
+        return {}
+    reported = {name: state.statuses.get(entry["id"], _AWAKE) for entry in entries for name in names_of(entry)}
+    return {name: reported.get(name, best) for name in names}
+
+
+def names_of(entry: ModelEntry) -> tuple[str, ...]:
+    """The names of a model, its id first: also llama.cpp's aliases, and ``x`` for ``x:latest``, as in Ollama."""
     aliases = entry.get("aliases")
-    return (entry["id"], *(alias for alias in aliases if isinstance(alias, str))) if aliases else (entry["id"],)
+    listed = [entry["id"], *(alias for alias in aliases if isinstance(alias, str))] if aliases else [entry["id"]]
+    return _with_implied(listed)
+
+
+def _with_implied(names: Sequence[str]) -> tuple[str, ...]:
+    return (*names, *(name.removesuffix(_IMPLIED_TAG) for name in names if name.endswith(_IMPLIED_TAG)))
 
 
 def _entry_of(models: tuple[ModelEntry, ...], name: str) -> ModelEntry:
-    return next((entry for entry in models if name in _names(entry)), {"object": "model", "owned_by": "unknown"})
+    return next((entry for entry in models if name in names_of(entry)), {"object": "model", "owned_by": "unknown"})

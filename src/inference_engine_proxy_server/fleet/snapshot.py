@@ -37,6 +37,7 @@ class BackendSnapshot:
         weight: its configured weight.
         share: the fraction of its usual share of requests that it gets now, up to 1.
         serving: its models.
+        models_known: its models are from a report or from the configuration.
         reported: its latest report.
         reported_at: when it reported, in seconds since the epoch; 0 before the first report.
     """
@@ -59,12 +60,13 @@ class BackendSnapshot:
     weight: float
     share: float
     serving: Serving
+    models_known: bool
     reported: BackendState
     reported_at: float
 
     @classmethod
     def of(cls, backend: Backend, now: float) -> BackendSnapshot:
-        """``backend`` as it is now; ``now`` is a reading of the fleet's clock."""
+        """The current state of ``backend``; ``now`` is a reading of the fleet's clock."""
         health, load = backend.health, backend.load
         return cls(
             name=backend.config.name,
@@ -85,6 +87,7 @@ class BackendSnapshot:
             weight=backend.config.weight,
             share=health.share(now),
             serving=backend.serving,
+            models_known=backend.models_known,
             reported=health.reported,
             reported_at=backend.reported_at,
         )
@@ -102,7 +105,7 @@ class FleetSnapshot:
 
     @classmethod
     def of(cls, backends: Iterable[Backend], now: float) -> FleetSnapshot:
-        """``backends`` as they are now; ``now`` is a reading of the fleet's clock."""
+        """The current state of ``backends``; ``now`` is a reading of the fleet's clock."""
         return cls(tuple(BackendSnapshot.of(backend, now) for backend in backends))
 
     @property

@@ -1,1 +1,1 @@
-"""Overload protection: admission limits derived from event-loop lag, memory use and open files."""
+"""Overload protection: refuses requests early when event-loop lag, memory use or open files reach a limit."""

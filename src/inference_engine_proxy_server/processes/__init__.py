@@ -1,1 +1,1 @@
-"""One process or several workers: hosting, supervision and what workers share."""
+"""One process or several workers: hosting by uvicorn, supervision, and the state that workers share."""

@@ -15,10 +15,10 @@ SIGNAL = "signal"
 SERVING = "serving"
 """From a worker: it accepts connections."""
 DRAIN, UNDRAIN = "drain", "undrain"
-"""An operator's order for the backend with this base URL. The worker that received the order sends it to the
+"""An operator's command for the backend with this base URL. The worker that received the command sends it to the
 supervisor, which sends it to all workers."""
 READINESS_PROBED = "watched"
-"""A load balancer or orchestrator has probed one worker's readiness. Sent in the same way as an order."""
+"""A load balancer or orchestrator has probed one worker's readiness. Sent in the same way as a command."""
 
 _LONGEST_BYTES = 65_536
 

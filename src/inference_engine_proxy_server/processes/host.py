@@ -29,7 +29,9 @@ __all__ = [
 
 ACCEPT_BACKLOG = 4096  # connections that may wait to be accepted; the kernel caps the number at its own limit
 _MOST_CONNECTIONS = 10_000
-_SHARE_OF_FILES = 0.4  # Envoy's advice: a client connection may need a second one, to a backend, and other files exist
+_SHARE_OF_FILES = (
+    0.4  # Envoy's advice: a client connection may need a second one to a backend, and there are other files
+)
 _FORCED_STOP_SECONDS = 0.5  # for cancelled tasks to end in an immediate stop
 
 logger = logging.getLogger(__name__)
@@ -171,7 +173,9 @@ class SharedPort:
 
     def __init__(self, name: str, host: str, port: int) -> None:
         self._spare: socket.socket | None = listen(name, host, port)
-        self._spare.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # only now may other sockets share the port
+        self._spare.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEPORT, 1
+        )  # other sockets may share the port from now on
         self._family = self._spare.family
         self.address = self._spare.getsockname()[:2]
 

@@ -1,4 +1,4 @@
-"""What a proxy knows of the process that it runs in: it is the only one, or one of several workers."""
+"""The process of a proxy: a single process, or one of several workers."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class ProcessContext(Protocol):
         """Decides whether this worker may fill a free slot."""
 
     def order(self, url: str, *, is_draining: bool) -> None:
-        """Send an operator's drain or undrain order to all workers, including workers started later."""
+        """Send an operator's drain or undrain command to all workers, including workers started later."""
 
     def announce_readiness_probe(self) -> None:
-        """Tell all workers that readiness is being probed."""
+        """Report a readiness probe to all workers."""
 
     def loops(self, answers: Answers, fill_slots: Loop) -> Loops:
         """Background tasks that connect this process with its siblings.
 
         Args:
-            answers: to the siblings' questions.
+            answers: to queries of siblings.
             fill_slots: looks for slots that siblings freed.
         """
 
@@ -70,11 +70,11 @@ class SoleProcess:
         self.siblings = Siblings()
 
     def fairness(self) -> Fairness:
-        """Every free slot is this process's own."""
+        """Every free slot belongs to this process."""
         return SoleWorker()
 
     def order(self, url: str, *, is_draining: bool) -> None:
-        """Does nothing: the order has been carried out in this process."""
+        """Does nothing: the command has been carried out in this process."""
 
     def announce_readiness_probe(self) -> None:
         """Does nothing: this process knows of the probe."""
@@ -94,7 +94,7 @@ class WorkerContext:
         listeners: the worker's sockets on PORT and, if set, ADMIN_PORT.
         channel: to the supervisor.
         siblings: the other workers.
-        inbox: receives the siblings' questions.
+        inbox: receives queries of siblings.
         shared_leases: lease counts of all workers, by backend.
         drained_urls: base URLs of the backends that operators have drained.
     """
@@ -117,13 +117,13 @@ class WorkerContext:
         return WorkerFairness(self.shared_leases, self.siblings.number)
 
     def order(self, url: str, *, is_draining: bool) -> None:
-        """Send an operator's drain or undrain order to all workers, including workers started later."""
+        """Send an operator's drain or undrain command to all workers, including workers started later."""
         self.channel.send(DRAIN if is_draining else UNDRAIN, url)
 
     def announce_readiness_probe(self) -> None:
-        """Tell all workers that readiness is being probed."""
+        """Report a readiness probe to all workers."""
         self.channel.send(READINESS_PROBED)
 
     def loops(self, answers: Answers, fill_slots: Loop) -> Loops:
-        """Answer the siblings' questions, and fill the slots that they free."""
+        """Answer queries of siblings, and fill the slots that they free."""
         return {"siblings": partial(self.siblings.answer, self.inbox, answers), "slots of siblings": fill_slots}

@@ -16,11 +16,11 @@ class Readiness:
 
     Args:
         grace_seconds: how long a stopping process still accepts connections if its readiness is probed.
-        announce: tells the other workers of a probe.
-        clock: seconds that only grow.
+        announce: reports a probe to the other workers.
+        clock: monotonic clock, in seconds.
 
     Attributes:
-        is_stopping: the process has been told to stop.
+        is_stopping: whether the process has been asked to stop.
     """
 
     def __init__(self, grace_seconds: float, announce: Callable[[], None], clock: Callable[[], float]) -> None:

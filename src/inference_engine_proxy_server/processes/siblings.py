@@ -1,7 +1,7 @@
 """Requests from one worker to its siblings.
 
 Each worker listens on an abstract Unix socket, which has no file: a killed process leaves nothing behind, and a
-read-only file system does no harm. The kernel reports the peer's user, which must be the worker's own.
+read-only file system is no problem. The kernel reports the peer's user, which must be the worker's own.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 __all__ = ["Answers", "Siblings", "inboxes"]
 
 _ANSWER_SECONDS = 1.0  # an event loop that lags further behind is overloaded, and must not spend time on answers
-_LONGEST_QUESTION_BYTES = 256
+_LONGEST_QUESTION_BYTES = 1024
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of <sys/socket.h>: process, user, group
 
-Answers = Mapping[str, Callable[[], bytes]]
-"""Functions that produce the answers, by question."""
+Answers = Mapping[str, Callable[..., bytes]]
+"""Functions that produce the answers, by query. The part of a query after a space is the function's argument."""
 
 
 def inboxes(count: int) -> list[socket.socket]:
-    """One socket per worker for its siblings' questions; the kernel chooses the names (unix(7), autobind)."""
+    """One socket per worker for queries of its siblings; the kernel chooses the names (unix(7), autobind)."""
     made = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(count)]
     for inbox in made:
         inbox.bind("")
@@ -54,7 +54,7 @@ class Siblings:
         return dict(zip(self.others, answers, strict=True))
 
     async def answer(self, inbox: socket.socket, answers: Answers) -> None:
-        """Answer the siblings' questions at ``inbox``, until cancelled."""
+        """Answer queries of siblings at ``inbox``, until cancelled."""
 
         async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.closing(writer), contextlib.suppress(TimeoutError, OSError, asyncio.IncompleteReadError):
@@ -62,7 +62,8 @@ class Siblings:
                     return
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     question = (await reader.readuntil(b"\n")).decode().rstrip()
-                    answer = answers[question]()
+                    name, *arguments = question.split(" ", 1)
+                    answer = answers[name](*arguments)
                     writer.write(b"%d\n" % len(answer) + answer)
                     await writer.drain()
 

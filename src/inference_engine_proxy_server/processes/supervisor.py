@@ -31,7 +31,7 @@ __all__ = ["Supervisor"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _FLEET_CHECK_SECONDS = 1.0  # between two checks of the fleet for changes
-_EARLY_SECONDS = 10.0  # a worker that ends sooner after its start will probably do so again
+_EARLY_SECONDS = 10.0  # a worker that ends sooner after its start will probably end again
 _LONGEST_PAUSE_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class Supervisor:
         for worker in self._workers:
             if worker.starts_at is not None and time.monotonic() >= worker.starts_at:
                 worker.starts_at, worker.started_at = None, time.monotonic()
-                self._check_fleet()  # a new worker does not look for changes made before its start
+                self._check_fleet()  # a new worker does not check for changes made before its start
                 try:
                     self._start(worker)
                 except OSError as error:  # out of memory or processes, or another program has the port
@@ -203,7 +203,7 @@ class Supervisor:
         ours, theirs = Channel.pair()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # otherwise the child would write the buffered text again
-        # Until the child has let go of the wakeup pipe, its signals would look like signals to this process.
+        # Until the child has closed the wakeup pipe, its signals would look like signals to this process.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             pid = os.fork()

@@ -1,4 +1,4 @@
-"""A worker process: what it inherits from its supervisor, and how it obeys the supervisor's messages."""
+"""A worker process, which acts on the messages of its supervisor."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class WorkersProxy(Hosted, Protocol):
         """Reload the settings, as after SIGHUP."""
 
     def obey(self, url: str, *, is_draining: bool) -> None:
-        """Drain or undrain the backend ``url``, as an operator has ordered."""
+        """Drain or undrain the backend ``url`` by an operator's command."""
 
     def record_readiness_probe(self) -> None:
         """Record that the readiness of this or another worker has just been probed."""
 
 
 class Worker(Host):
-    """A host that obeys its supervisor's messages instead of signals.
+    """A host that acts on its supervisor's messages instead of signals.
 
     A terminal or systemd may send a signal to all processes at once. The supervisor receives the signal, too, and
     forwards it; a worker that received it twice would stop immediately.
@@ -68,7 +68,7 @@ class Worker(Host):
         messages = self._channel.receive()
         if messages is None:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
-            logger.error("the supervisor is gone")
+            logger.error("the supervisor has ended")
             if not self.is_stopping:  # a second call would stop immediately
                 self.handle_exit(signal.SIGINT, None)  # not SIGTERM: its grace period would keep the port occupied
             return

@@ -1,6 +1,6 @@
 """Decides which worker fills a slot that became free while requests wait in several workers.
 
-Without it, a worker that holds a slot could refill it for ever while requests in other workers wait in vain.
+Without it, a worker that holds a slot could refill it for ever while requests in other workers never get one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Fairness(Protocol):
     """One worker's view of all workers."""
 
     def publish_waiting(self, requests: int) -> None:
-        """Tell the other workers how many requests wait here."""
+        """Publish the number of requests that wait in this worker."""
 
     def waiting(self, own: int) -> int:
         """How many requests wait in all workers; ``own`` of them wait here."""
@@ -26,10 +26,10 @@ class Fairness(Protocol):
 
 
 class SoleWorker:
-    """The fairness of a process without siblings: every free slot is its own."""
+    """The fairness of a process without siblings: it may fill every free slot."""
 
     def publish_waiting(self, requests: int) -> None:
-        """There is no one to tell."""
+        """Do nothing: there is no other worker."""
 
     def waiting(self, own: int) -> int:
         """Those that wait here."""
@@ -54,7 +54,7 @@ class WorkerFairness:
         self._worker = worker
 
     def publish_waiting(self, requests: int) -> None:
-        """Tell the other workers how many requests wait here."""
+        """Publish the number of requests that wait in this worker."""
         self._waiting[self._worker] = requests
 
     def waiting(self, own: int) -> int:

@@ -1,4 +1,4 @@
-"""What the supervisor keeps about each worker."""
+"""The supervisor's record of each worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WorkerSlot:
     """One numbered worker, across the restarts of its process.
 
     Attributes:
-        inbox: receives the siblings' questions.
+        inbox: receives queries of siblings.
         listeners: its listening sockets; empty during a pause before a restart, so that no connection waits there.
         process: its living process, if any.
         starts_at: when the next process is due to start; ``None`` if none is.

@@ -1,1 +1,1 @@
-"""Reads requests: destination, model, prompt and named resources. Pure."""
+"""What a request asks for: destination, model, prompt, and names of backend-local resources. No I/O."""

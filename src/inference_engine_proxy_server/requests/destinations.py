@@ -1,4 +1,4 @@
-"""Classifies requests by method, path and headers: answered here, blocked, or passed on to a backend."""
+"""Classifies requests by method, path and headers: answered here, blocked, or forwarded to a backend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from inference_engine_proxy_server.requests.headers import names_conversation
 
-__all__ = ["ANSWERED_HERE", "Destination", "Destinations"]
+__all__ = ["ANSWERED_HERE", "Destination", "Destinations", "is_about_models", "is_named", "is_response"]
 
 # Engines answer these outside their request queue: without a slot (llama.cpp) or a scheduling step (vLLM).
 _LIGHT_PATHS = frozenset(
@@ -59,6 +59,21 @@ ANSWERED_HERE = (Destination.OPERATORS, Destination.OWN)
 """Destinations of requests that the proxy answers itself."""
 
 
+def is_named(path: str) -> bool:
+    """Whether a path names a backend-local resource."""
+    return _NAMED.fullmatch(path) is not None
+
+
+def is_response(path: str) -> bool:
+    """Whether a request to this path creates a response."""
+    return path in _RESPONSES
+
+
+def is_about_models(path: str) -> bool:
+    """Whether ``GET`` of this path asks for the list of models, or for one of them."""
+    return path in ("/v1/models", "/models") or path.startswith(("/v1/models/", "/models/"))
+
+
 class Destinations:
     """Finds the destination of a request.
 
@@ -89,14 +104,14 @@ class Destinations:
         own_path = path.removesuffix("/") or path  # no engine serves one of these with a slash at its end
         if path == "/admin" or path.startswith("/admin/") or (own_path == "/metrics" and is_reading):
             return Destination.OPERATORS
-        if is_reading and own_path in self._own_paths:
+        if is_reading and (own_path in self._own_paths or is_about_models(path)):
             return Destination.OWN
         if self._blocks(method, path):
             return Destination.BLOCKED
         if _DOUBLED_SLASH.fullmatch(path):
             return Destination.MISJOINED
-        if (is_reading or method in ("POST", "DELETE")) and _NAMED.fullmatch(path):
+        if (is_reading or method in ("POST", "DELETE")) and is_named(path):
             return Destination.NAMED
         if method != "POST" or path in _LIGHT_PATHS:
             return Destination.LIGHT
-        return Destination.TIED if path in _RESPONSES else Destination.WORK
+        return Destination.TIED if is_response(path) else Destination.WORK

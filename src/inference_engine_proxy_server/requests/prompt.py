@@ -59,7 +59,7 @@ _LIST_START_BYTES = 64  # searched for the first item of a list, blanks included
 
 
 class Prompt:
-    """What routing knows of a request's prompt. Immutable once :func:`read_prompt` has returned it.
+    """The facts about a request's prompt that routing uses. Immutable once :func:`read_prompt` has returned it.
 
     It has more than 15 attributes: policies read them one by one, and one object per prompt is the cheapest.
 

@@ -1,1 +1,1 @@
-"""The choice of a backend for each request, and what routing learns for it. No I/O."""
+"""The choice of a backend for each request, and the knowledge that it needs. No I/O."""

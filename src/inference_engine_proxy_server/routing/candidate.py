@@ -45,7 +45,7 @@ class Candidate:
         self.work = PendingWork()
         self.cost = 1.0
         self._handicap = math.inf  # added to the rank by load; infinite while the backend is out of rotation
-        self._tables: list[tuple[_RankTable, int]] = []
+        self._tables: list[tuple[_RankTable, int, float]] = []
 
     def __repr__(self) -> str:
         return f"<Candidate {self.number} cost={self.cost:g} of {self.backend!r}>"
@@ -68,7 +68,7 @@ class Candidate:
         """Update cost and rank from the backend's state; ``now`` is a reading of the clock."""
         backend = self.backend
         self.cost = 1 / (backend.config.weight * backend.health.share(now))
-        for table, at in self._tables:
+        for table, at, _ in self._tables:
             table.set_cost(at, self.cost)
         self.review_rotation()
 
@@ -83,12 +83,12 @@ class Candidate:
         load = self.load
         total = load.leases + load.others  # load.total, inlined: this runs twice for each request
         rank = total * self.cost + self._handicap if total < load.limit else math.inf
-        for table, at in self._tables:
-            table.ranks[at] = rank
+        for table, at, handicap in self._tables:
+            table.ranks[at] = rank + handicap
 
-    def join(self, table: _RankTable, at: int) -> None:
-        """Keep position ``at`` of ``table`` up to date, until :meth:`leave_all`."""
-        self._tables.append((table, at))
+    def join(self, table: _RankTable, at: int, handicap: float) -> None:
+        """Keep position ``at`` of ``table`` up to date until :meth:`leave_all`, with ``handicap`` added to the rank."""
+        self._tables.append((table, at, handicap))
         self.rerank()
 
     def leave_all(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from inference_engine_proxy_server.backends.base import ModelNames
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.routing.balancer import COLD
 from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.candidate_set import CandidateSet
 from inference_engine_proxy_server.routing.context_fit import contexts_of, differ_somewhere
@@ -52,7 +53,7 @@ class CandidateRegistry:
         self.learn_names()
 
     def new_candidate(self, backend: Backend) -> Candidate:
-        """A candidate for ``backend``, with a number that no other has."""
+        """A candidate for ``backend`` with a unique number."""
         candidate = Candidate(backend, self._numbers)
         candidate.review(self._clock())
         self._numbers += 1
@@ -65,7 +66,7 @@ class CandidateRegistry:
             candidate.leave_all()
 
     def compare_backends(self) -> None:
-        """Bring ``models_differ`` and ``contexts_differ`` up to date."""
+        """Update ``models_differ`` and ``contexts_differ``."""
         self.models_differ = len({one.backend.serving.model_ids for one in self.candidates}) > 1
         self.contexts_differ = differ_somewhere(one.backend for one in self.candidates if one.backend.is_live)
 
@@ -103,7 +104,12 @@ class CandidateRegistry:
         found = [one for one in self.serving(model) if one.backend.is_live]
         if len(self.sets) >= _REMEMBERED_MODELS:
             self.forget_sets()
-        candidates, contexts = tuple(found), contexts_of([one.backend for one in found], model)
-        same = (known for known in self.sets.values() if (known.candidates, known.contexts) == (candidates, contexts))
-        self.sets[model] = known = next(same, None) or CandidateSet.kept_up_to_date(candidates, contexts)
+        kind = (tuple(found), contexts_of([one.backend for one in found], model), _handicaps(found, model))
+        same = (known for known in self.sets.values() if (known.candidates, known.contexts, known.handicaps) == kind)
+        self.sets[model] = known = next(same, None) or CandidateSet.kept_up_to_date(*kind)
         return known
+
+
+def _handicaps(candidates: Sequence[Candidate], model: str | None) -> list[float] | None:
+    found = [COLD * one.backend.serving.status_of(model) for one in candidates]
+    return found if len(set(found)) > 1 else None

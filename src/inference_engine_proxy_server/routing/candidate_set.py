@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
 from inference_engine_proxy_server.routing.candidate import Candidate
 
 __all__ = ["CandidateSet"]
@@ -17,30 +18,41 @@ class CandidateSet:
         candidates: without duplicates.
         ranks: rank of each by its load; infinite for one that takes no request.
         contexts: context of each in tokens, infinite when unknown; ``None`` when all are equal.
+        handicaps: what the rank of each contains because its model is not awake; ``None`` when all are equal.
 
     Attributes:
         costs: weight of one request on each.
         uneven_costs: ``costs``; ``None`` when all are equal.
     """
 
-    __slots__ = ("candidates", "contexts", "costs", "ranks", "uneven_costs")
+    __slots__ = ("candidates", "contexts", "costs", "handicaps", "ranks", "uneven_costs")
 
     def __init__(
-        self, candidates: Sequence[Candidate], ranks: list[float], contexts: Sequence[float] | None = None
+        self,
+        candidates: Sequence[Candidate],
+        ranks: list[float],
+        contexts: Sequence[float] | None = None,
+        handicaps: Sequence[float] | None = None,
     ) -> None:
         self.candidates = candidates
         self.ranks = ranks
         self.contexts = contexts
+        self.handicaps = handicaps
         self.costs = [candidate.cost for candidate in candidates]
         self.uneven_costs: list[float] | None
         self._compare_costs()
 
     @classmethod
-    def kept_up_to_date(cls, candidates: Sequence[Candidate], contexts: Sequence[float] | None) -> CandidateSet:
+    def kept_up_to_date(
+        cls,
+        candidates: Sequence[Candidate],
+        contexts: Sequence[float] | None,
+        handicaps: Sequence[float] | None = None,
+    ) -> CandidateSet:
         """A set whose candidates update its ranks and costs, which is cheaper than a loop for each request."""
-        made = cls(candidates, [math.inf] * len(candidates), contexts)
+        made = cls(candidates, [math.inf] * len(candidates), contexts, handicaps)
         for at, candidate in enumerate(candidates):
-            candidate.join(made, at)
+            candidate.join(made, at, handicaps[at] if handicaps else 0.0)
         return made
 
     def __repr__(self) -> str:
@@ -51,13 +63,30 @@ class CandidateSet:
         """The candidates that take a request now."""
         return [one for one, rank in zip(self.candidates, self.ranks, strict=True) if rank < math.inf]
 
+    def preferred(self) -> list[Candidate]:
+        """The candidates that take a request now; last choices and cold ones only if there are no others."""
+        best = (
+            min(self.ranks, default=math.inf) // LAST_CHOICE
+        )  # NaN, which equals nothing, when all ranks are infinite
+        return [one for one, rank in zip(self.candidates, self.ranks, strict=True) if rank // LAST_CHOICE == best]
+
     def slightly_full(self, requests: float) -> list[Candidate]:
-        """The candidates in rotation that exceed their limit by less than ``requests``."""
+        """The awake candidates in rotation, except last choices, that exceed their limit by less than ``requests``."""
+        handicaps = self.handicaps or [0.0] * len(self.candidates)
         return [
             one
-            for one in self.candidates
-            if one.backend.takes_requests and one.load.limit <= one.load.total < one.load.limit + requests
+            for one, handicap in zip(self.candidates, handicaps, strict=True)
+            if one.backend.takes_requests
+            and one.load.limit <= one.load.total < one.load.limit + requests
+            and not handicap
+            and not one.backend.is_last_choice
         ]
+
+    def handicap_of(self, candidate: Candidate) -> float:
+        """What the rank of ``candidate`` contains because its model is not awake; 0 for one of another set."""
+        if self.handicaps is None or candidate not in self.candidates:
+            return 0.0
+        return self.handicaps[self.candidates.index(candidate)]
 
     def set_cost(self, at: int, cost: float) -> None:
         """Set the weight of one request on the candidate at this position."""

@@ -19,7 +19,7 @@ __all__ = ["CandidateView", "Choice", "Knowledge", "Policy", "PromptView", "Scor
 
 
 class CandidateView(Protocol):
-    """What a scoring function sees of a :class:`~.candidate.Candidate`."""
+    """The part of a :class:`~.candidate.Candidate` that a scoring function reads."""
 
     @property
     def number(self) -> int:
@@ -43,7 +43,7 @@ class CandidateView(Protocol):
 
 
 class PromptView(NamedTuple):
-    """What a scoring function sees of a request.
+    """The part of a request that a scoring function reads.
 
     Attributes:
         prompt: its prompt.
@@ -61,7 +61,7 @@ class PromptView(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What a scoring function returns.
+    """The result of a scoring function.
 
     Attributes:
         at: position of the best candidate.
@@ -77,7 +77,7 @@ Scoring = Callable[[Sequence[CandidateView], PromptView, float], Scores]
 
 
 class Choice(msgspec.Struct):
-    """A candidate for a request, and why it was chosen.
+    """The chosen candidate for a request, with the reasons.
 
     Attributes:
         candidate: the chosen one.
@@ -108,10 +108,10 @@ class Knowledge(Protocol):
         """A monotonic clock, in seconds."""
 
     def view(self, prompt: Prompt) -> PromptView:
-        """What was learned about ``prompt``."""
+        """The knowledge about ``prompt``."""
 
     def shortlist(self, candidates: list[Candidate], view: PromptView) -> list[Candidate]:
-        """Those of ``candidates`` that are worth scoring."""
+        """The ``candidates`` that are worth scoring."""
 
 
 class Policy(Rule, Protocol):
@@ -126,7 +126,7 @@ class Policy(Rule, Protocol):
         """Whether the choice depends on what was learned from earlier requests: caches, conversations, pending work."""
 
     def choose(self, candidates: CandidateSet, prompt: Prompt | None, knowledge: Knowledge) -> Choice | None:
-        """The candidate for a request; ``None`` when none takes a request now.
+        """The candidate for a request; ``None`` when no candidate takes a request now.
 
         Args:
             candidates: candidates with their ranks.

@@ -1,4 +1,4 @@
-"""What routing has learned about each backend, for metrics."""
+"""A snapshot of the knowledge about each backend, for metrics."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["BackendLearning", "LearnedSnapshot"]
 
 @dataclass(frozen=True, slots=True)
 class BackendLearning:
-    """What was learned about one backend.
+    """The knowledge about one backend.
 
     Attributes:
         url: base URL of the backend.
         prompt_tokens: tokens of prompts whose replies reported cached tokens.
-        predicted_tokens: those of them that the proxy expected to be cached.
-        cached_tokens: those of them that were cached.
+        predicted_tokens: the part of them that the proxy expected to be cached.
+        cached_tokens: the part of them that was cached.
         prompts_reading: prompts that the backend has not read yet.
         reads_per_second: prompt tokens that it reads per second; ``None`` while unknown.
         seconds_per_token: time for one token of each answer, at the current number of concurrent answers; ``None``
@@ -38,7 +38,7 @@ class BackendLearning:
 
     @classmethod
     def of(cls, candidate: Candidate, index: PrefixIndex) -> BackendLearning:
-        """What was learned about the backend of ``candidate``."""
+        """The knowledge about the backend of ``candidate``."""
         work = candidate.work
         speeds, reuse = work.speeds, work.reuse
         return cls(
@@ -55,10 +55,10 @@ class BackendLearning:
 
 @dataclass(frozen=True, slots=True)
 class LearnedSnapshot:
-    """What was learned about the fleet.
+    """The knowledge about the fleet.
 
     Attributes:
-        backends: what was learned about each backend.
+        backends: the knowledge about each backend.
         index_bytes: memory of the prefix index.
         index_runs: runs of blocks in the prefix index.
     """
@@ -69,6 +69,6 @@ class LearnedSnapshot:
 
     @classmethod
     def of(cls, candidates: Iterable[Candidate], index: PrefixIndex) -> LearnedSnapshot:
-        """What was learned about the backends of ``candidates``."""
+        """The knowledge about the backends of ``candidates``."""
         backends = tuple(BackendLearning.of(candidate, index) for candidate in candidates)
         return cls(backends, index.bytes_used, len(index))

@@ -17,7 +17,7 @@ class ModelPolicies:
     """The default policy, and the policies of particular models.
 
     Attributes:
-        usual: for models without a policy of their own.
+        usual: for models without their own policy.
         by_model: policies of other models, by the name in the request.
     """
 

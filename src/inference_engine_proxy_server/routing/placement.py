@@ -210,7 +210,9 @@ class Placement(FleetObserver):
         is_required = requirements.affinity is not None and requirements.affinity.is_required
         if eligible is found.candidates and requirements.needs_slot and not is_required:
             return found
-        return CandidateSet(eligible, [_rank(one, requirements) for one in eligible])
+        handicaps = None if found.handicaps is None else [found.handicap_of(one) for one in eligible]
+        ranks = [_rank(one, requirements) + found.handicap_of(one) for one in eligible]
+        return CandidateSet(eligible, ranks, handicaps=handicaps)
 
     # --- choices
 

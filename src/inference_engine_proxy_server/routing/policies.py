@@ -87,18 +87,13 @@ class PromptPolicy:
         """The candidate with the best score; a last choice only if there is no other. See :meth:`Policy.choose`."""
         if prompt is None:
             return LEAST_REQUESTS.choose(candidates, prompt, knowledge)
-        free = candidates.free()
-        if not free:
+        if not candidates.free():
             return None
-        considered = [one for one in free if not one.backend.is_last_choice] or free
+        considered = candidates.preferred()
         view = PromptView(prompt)
         if self.learns:
             view = knowledge.view(prompt)
-            considered += [
-                one
-                for one in candidates.slightly_full(_MAY_QUEUE)
-                if one.number in view.held and not one.backend.is_last_choice
-            ]
+            considered += [one for one in candidates.slightly_full(_MAY_QUEUE) if one.number in view.held]
             considered = knowledge.shortlist(considered, view)
         scores = self.scoring(considered, view, knowledge.clock())
         return Choice(considered[scores.at], self, considered, scores.rows, view)

@@ -1,1 +1,1 @@
-"""Metrics and logs."""
+"""Metrics and logs, both fed by one record for each request."""

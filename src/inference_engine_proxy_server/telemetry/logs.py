@@ -15,9 +15,9 @@ from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 
 __all__ = ["AccessLog", "configure_logging"]
 
-_FLUSH_SECONDS = 0.2  # an access line is on its way within this time; a write per line would cost a system call each
+_FLUSH_SECONDS = 0.2  # longest delay of an access line; a write for each line would cost a system call each
 _FLUSH_LINES = 512
-_UNMIXED_BYTES = 4096  # what processes write to one pipe at once is kept apart up to so many (pipe(7), PIPE_BUF)
+_UNMIXED_BYTES = 4096  # up to this size, writes of several processes to one pipe do not mix (pipe(7), PIPE_BUF)
 
 _PROBES = frozenset(f"/{name}{end}" for name in ("health", "livez", "readyz", "metrics") for end in ("", "/"))
 
@@ -30,12 +30,12 @@ def configure_logging(level: str, log_format: str, worker: int | None = None) ->
     Args:
         level: ``debug``, ``info``, ``warning`` or ``error``.
         log_format: ``text``, or ``json`` for one object a line.
-        worker: number of this process, which every event then tells; ``None``: it is the only one, or their supervisor.
+        worker: number of this process, shown in every event; ``None`` for a single process and for the supervisor.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter(worker) if log_format == "json" else _TextFormatter(worker))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # server.py says the same things in our own words
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # this program logs the same events itself
 
 
 def _utc(seconds: float) -> str:
@@ -71,13 +71,13 @@ class _JsonFormatter(logging.Formatter):
 
 
 class AccessLog:
-    """One line for each request that is over. Never a body, a query or a header field: they may hold secrets.
+    """One line for each finished request. Never has a body, a query or a header field, which may contain secrets.
 
     Args:
-        stream: where the lines go.
+        stream: receives the lines.
         log_format: ``text`` or ``json``.
-        is_shared: other processes write to the stream as well.
-        has_probes: probes of health and metrics have lines, too. Those that are refused (4xx) always have.
+        is_shared: whether other processes write to the stream as well.
+        has_probes: whether probes of health and metrics have lines. Those that are refused (4xx) always have.
     """
 
     def __init__(self, stream: TextIO, log_format: str, *, is_shared: bool = False, has_probes: bool = True) -> None:
@@ -91,7 +91,7 @@ class AccessLog:
         self._second_text = ""
 
     def write(self, record: RequestRecord) -> None:
-        """Write the line of a finished request soon after."""
+        """Add the line of a finished request; it is written soon after."""
         backend = record.backend
         if backend is None and record.path in self._skipped_paths and _is_probe(record):
             return
@@ -121,7 +121,7 @@ class AccessLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been noted. What cannot be written (its reader is gone, the disk is full) is lost."""
+        """Write all collected lines. They are lost if that fails (closed pipe, full disk)."""
         if self._lines:
             lines, self._lines = self._lines, []
             try:
@@ -145,7 +145,7 @@ class AccessLog:
         return f"{self._second_text}.{int((now - second) * 1000):03d}Z"
 
     async def run(self) -> None:
-        """Write what is noted every now and then, until cancelled; then the rest."""
+        """Write collected lines periodically until cancelled, then the rest."""
         try:
             while True:
                 await asyncio.sleep(_FLUSH_SECONDS)
@@ -160,7 +160,7 @@ def _is_probe(record: RequestRecord) -> bool:
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
-    """``lines``, as many at a time as other processes' lines do not get between; one that is longer is alone."""
+    """``lines`` in blocks that do not mix with lines of other processes; a longer line is a block of its own."""
     block: list[str] = []
     size = 0
     for line in lines:
@@ -168,14 +168,14 @@ def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
             yield block
             block, size = [], 0
         block.append(line)
-        size += len(line) + 1  # it is ASCII, and ends in a line feed
+        size += len(line) + 1  # lines are ASCII and end with a line feed
     yield block
 
 
-@lru_cache(maxsize=256)  # of models, which are few
+@lru_cache(maxsize=256)  # clients use few models
 def _quoted(text: str) -> str:
-    """``text``, which a client chose, as one word of a line whatever is in it."""
+    """``text`` from a client as one word of a line, quoted if necessary."""
     text = text[:100]
-    # ASCII only: standard output may have an encoding that lacks the rest.
+    # ASCII only, because standard output may have an encoding without other characters.
     plain = text.isascii() and text.isprintable() and " " not in text and '"' not in text
     return text if plain else json.dumps(text)

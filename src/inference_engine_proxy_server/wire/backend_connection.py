@@ -19,7 +19,7 @@ from inference_engine_proxy_server.wire.reply_sink import HeldReply, ReplySink
 
 __all__ = ["BackendConnection"]
 
-_FRESH_SECONDS = 0.1  # a backend hardly ever closes a connection so soon after it agreed to keep it open
+_FRESH_SECONDS = 0.1  # a backend hardly ever closes a connection this soon after it agreed to keep it open
 _CROSSING_SECONDS = 0.25  # round trip to another continent: a close that crosses a request arrives by then
 
 _NO_STATUSES: frozenset[int] = frozenset()
@@ -201,10 +201,10 @@ class BackendConnection(ReplyRelay):
             self.last_byte_at = self._quiet_since = now
 
     def pause_reading(self) -> None:
-        """The client is behind: its own deadline counts meanwhile, not the backend's."""
+        """The client is behind: meanwhile, its own deadline counts, not that of the backend."""
         if self._sink is not None and not self._transport.is_closing():
             self._transport.pause_reading()
-            if self._sink.sent_bytes != self._progress_bytes:  # the next look may be far away
+            if self._sink.sent_bytes != self._progress_bytes:  # the next check may be far away
                 self._mark_progress(self._sink, self._clock())
             self.deadline = self.waits_since = NEVER
 
@@ -212,6 +212,6 @@ class BackendConnection(ReplyRelay):
         """The client has caught up."""
         if self._sink is not None and self._held_rest is None and not self._transport.is_closing():
             self._transport.resume_reading()
-            # The backend could not be heard before; whether it made progress is unknown.
+            # The connection did not read before, so the backend's progress is unknown.
             self._quiet_since = self.waits_since = self._clock()
             self.deadline = self._quiet_since + self._progress_seconds

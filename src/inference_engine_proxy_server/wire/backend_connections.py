@@ -153,7 +153,7 @@ class BackendConnections:
         connection.abort()
 
     def discard(self, connection: BackendConnection) -> None:
-        """End a probe's use of ``connection``: a reply to a probe says nothing about progress with requests."""
+        """End a poll's use of ``connection``: an answer to a poll says nothing about progress with requests."""
         self._in_use.discard(connection)
         connection.abort()
 
@@ -224,7 +224,7 @@ class BackendConnections:
     async def _connect_to_any(self, addresses: list[str]) -> BackendConnection:
         """Connect to the first address that answers, and try that address first from now on."""
         loop = asyncio.get_running_loop()
-        # Per address, so that one that drops all packets leaves time for the others.
+        # Per address, so that an address that drops all packets leaves time for the others.
         share_seconds = self._limits.connect_seconds / max(1, len(addresses))
         failure = OSError("the name has no address")
         for address in addresses:

@@ -232,7 +232,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
             return
         self.deadline = self.clock() + self._limits.keep_alive_seconds
         if self._ahead:
-            # In the next turn: a reply may complete before this returns, and recursion would grow with each request.
+            # In the next iteration: a reply may complete before this returns, and each request would add recursion.
             asyncio.get_running_loop().call_soon(self._read_ahead)
 
     def _read_ahead(self) -> None:

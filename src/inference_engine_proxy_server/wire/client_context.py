@@ -22,7 +22,7 @@ class ClientLimits:
     """Limits for one client connection; times in seconds.
 
     Attributes:
-        head: bounds of a request's header section.
+        head: limits of a request's header section.
         body_bytes: longest request body.
         header_seconds: longest time from a request's first byte to the end of its header section.
         body_seconds: longest pause between two reads of a request body.
@@ -47,19 +47,19 @@ class ClientContext(Generic[E]):
     """What all client connections share. All decisions about requests are made by these functions.
 
     Attributes:
-        limits: bounds for each connection.
+        limits: of each connection.
         deadlines: watches the connections.
         load: the resources that all connections use.
         forwarding: the forwarding headers that backends receive.
-        request_ids: new ids, for requests that bring none.
+        request_ids: new ids, for requests without one.
         new_exchange: makes an exchange of a connection, a head, a body, a request id and a client address.
         classify: computes the destination of a request, once per header section.
         shed: rejects a request, or a connection before its first request (``None``), because of the named bound. Raises
             ``CapacityError``, unless the request must be served nevertheless.
         admit: checks each header section before the body is read; its result becomes the head's ``access``. Raises
             ``ClientError`` to refuse the request.
-        handle: serves one exchange, run by a :class:`~.light_task.LightTask` and cancelled when the client leaves. May
-            raise a ``ProxyError`` itself.
+        handle: serves one exchange, run by a :class:`~.light_task.LightTask` and cancelled when the client disconnects.
+            May raise a ``ProxyError`` itself.
         observe: called once for each exchange that has ended, however it ended.
     """
 

@@ -80,7 +80,7 @@ def peer_of(name: object) -> tuple[str, str]:
     """Address of a peer, and the same with its port, from ``name`` as a socket reports it."""
     if not isinstance(name, tuple):
         return "unknown", "local"
-    host = str(name[0]).removeprefix("::ffff:")  # a socket for IPv6 and IPv4 reports IPv4 peers this way
+    host = str(name[0]).removeprefix("::ffff:")  # a dual-stack socket reports IPv4 peers this way
     return host, f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"
 
 

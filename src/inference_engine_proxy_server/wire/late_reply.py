@@ -44,11 +44,11 @@ class LateReply:
 
     @property
     def chunks(self) -> ChunkSink | None:
-        """The exchange's; ``None`` for the body of an error."""
+        """That of the exchange; ``None`` for the body of an error."""
         return self.exchange.chunks if self._error is None else None
 
     def begin(self, status: int, reason: bytes, fields: bytes, content_length: int | None) -> None:
-        """Take the backend's header section, which can no longer be passed on."""
+        """Take the backend's header section, which can no longer be relayed."""
         del reason, content_length
         self.status = status
         self.exchange.has_only_comments = False

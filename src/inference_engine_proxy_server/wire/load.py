@@ -12,7 +12,9 @@ from typing import Protocol
 
 __all__ = ["Load", "OpenConnection"]
 
-_SEARCH_SECONDS = 0.1  # between two searches for idle connections, as a search that finds none scans all connections
+_SEARCH_SECONDS = (
+    0.1  # interval of searches for idle connections, because a search without results scans all connections
+)
 _SEARCH_RESULTS = 1024  # enough for a burst of new connections to need only one search
 
 

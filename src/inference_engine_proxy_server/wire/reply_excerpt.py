@@ -30,7 +30,7 @@ class Framed(Protocol):
 
 
 class ReplyExcerpt(ReplyObserver):
-    """Keeps what one reply's body reports, without chunk framing.
+    """Keeps the parts of one reply's body that may have reports, without chunk framing.
 
     Args:
         reply: says whether the blocks are chunks.

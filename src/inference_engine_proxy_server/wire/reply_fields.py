@@ -1,4 +1,4 @@
-"""What a reply's header lines and last block say about its body, and the lines that the proxy adds."""
+"""Facts about a reply's body from its header lines and last block, and the header lines that the proxy adds."""
 
 from __future__ import annotations
 

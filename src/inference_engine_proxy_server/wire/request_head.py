@@ -25,7 +25,7 @@ _LONG_METHOD = re.compile(TOKEN + rb"{33}")
 _METHOD = re.compile(TOKEN + rb"{1,32}+ ")
 _REQUEST = re.compile(rb"(" + TOKEN + rb"{1,32}+) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + FIELD_LINES)
 _OWNED = owned_fields(
-    rb"authorization|proxy-authorization|x-api-key"
+    rb"authorization|proxy-authorization|x-api-key|api-key"
     rb"|forwarded|via|x-forwarded-(?:for|host|proto)|x-real-ip"
     rb"|content-length|expect|host|http2-settings|x-request-id"
 )
@@ -35,6 +35,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{0,5})?
 _ENDS_IN_CHUNKED = re.compile(rb"(?:(?!chunked[ \t]*,)" + TOKEN + rb"++[ \t]*,[ \t]*)+chunked", re.IGNORECASE)
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://([^/?]*)(.*)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_STILL_HTTP = re.compile(rb"h2c?$|http/|tls/")
 _ACCEPT_ENCODING = re.compile(rb"(?:^|(?<=\n))accept-encoding:[^\n]*+\n", re.IGNORECASE)
 _PREFLIGHT = re.compile(rb"(?:^|\n)access-control-request-method:", re.IGNORECASE)
 
@@ -62,10 +63,12 @@ class RequestHead:
         keep_alive: the client wants the connection to stay open.
         content_length: bytes of the body; ``None`` when chunked or when there is no body.
         chunked: the body comes in chunks.
+        upgrade: the protocol other than HTTP to which the client wants to change; ``None`` if it wants none.
         expects_continue: the client waits for ``100 Continue`` before it sends the body.
         request_id: the client's own ``x-request-id`` if it is a valid one.
-        authorization, api_key: the fields ``Authorization`` and ``X-Api-Key``; ``None`` when absent.
-        credentials: the lines of these two fields, without those that ``Connection`` declares hop-by-hop.
+        authorization, api_key, azure_key: the fields ``Authorization``, ``X-Api-Key`` and ``Api-Key``; ``None`` when
+            absent.
+        credentials: the lines of these fields, without those that ``Connection`` declares hop-by-hop.
         way: the forwarding fields as received: ``Via``, ``Forwarded``, ``X-Forwarded-*`` and ``X-Real-IP``, by
             lower-case name.
         passed_on: the other fields' lines as sent, each ending in CRLF.
@@ -75,9 +78,9 @@ class RequestHead:
     """
 
     __slots__ = (
-        "access", "api_key", "authorization", "chunked", "content_length", "credentials", "destination",
+        "access", "api_key", "authorization", "azure_key", "chunked", "content_length", "credentials", "destination",
         "expects_continue", "host", "keep_alive", "method", "minor_version", "passed_on", "path", "request_id",
-        "sender", "target", "way",
+        "sender", "target", "upgrade", "way",
     )  # fmt: skip
 
     method: str
@@ -88,10 +91,12 @@ class RequestHead:
     keep_alive: bool
     content_length: int | None
     chunked: bool
+    upgrade: bytes | None
     expects_continue: bool
     request_id: str | None
     authorization: bytes | None
     api_key: bytes | None
+    azure_key: bytes | None
     credentials: bytes
     way: Mapping[bytes, bytes]
     passed_on: bytes
@@ -180,6 +185,7 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
         raise ClientError("The request needs exactly one valid Host field.", code="invalid_host")
     head.host = host or b""
     connection = owned.get(b"connection", b"")
+    head.upgrade = _other_protocol(owned[b"upgrade"], connection) if b"upgrade" in owned else None
     head.keep_alive = b"close" not in connection.lower() if minor_version else connection.lower() == b"keep-alive"
     head.request_id = valid_request_id(owned.get(b"x-request-id"))
     _read_credentials(head, owned, named_by(connection))
@@ -214,12 +220,27 @@ def _origin_form(method: bytes, target: bytes) -> bytes:
     return rest if rest.startswith(b"/") else b"/" + rest
 
 
+def _other_protocol(upgrade: bytes, connection: bytes) -> bytes | None:
+    """The first protocol in ``Upgrade`` that is not HTTP. RFC 9110, 7.8: the field counts if ``Connection`` names it.
+
+    Clients that offer ``h2c`` or TLS go on in HTTP/1.1 when the offer is ignored. WebSocket clients do not, so their
+    field counts in any case.
+    """
+    protocols = [protocol.strip().lower() for protocol in upgrade.split(b",")]
+    if b"websocket" in protocols:
+        return b"websocket"
+    if b"upgrade" not in named_by(connection):
+        return None
+    return next((protocol for protocol in protocols if protocol and not _STILL_HTTP.match(protocol)), None)
+
+
 def _read_credentials(head: RequestHead, owned: dict[bytes, bytes], for_us: set[bytes]) -> None:
     head.authorization = owned.get(b"authorization")
     head.api_key = owned.get(b"x-api-key")
+    head.azure_key = owned.get(b"api-key")
     head.credentials = b"".join(
         b"%b: %b\r\n" % (name, owned[name])
-        for name in (b"authorization", b"x-api-key")
+        for name in (b"authorization", b"x-api-key", b"api-key")
         if name in owned and name not in for_us
     )
 

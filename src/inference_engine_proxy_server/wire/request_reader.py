@@ -124,6 +124,8 @@ class RequestReader:
         self.head = head = parse_request_head(section, self._limits.head)
         forwarding = self._context.forwarding
         head.sender = (self._is_trusted and forwarding.client_of(head)) or self._client
+        if head.upgrade is not None:
+            raise _upgrade_refused(head.upgrade)
         head.destination = self._context.classify(head)
         head.passed_on += forwarding.describe(head, self._peer, is_trusted=self._is_trusted)
         return head
@@ -174,6 +176,12 @@ class RequestReader:
         self.held_bytes += size
 
 
+def _upgrade_refused(protocol: bytes) -> ClientError:
+    name = "WebSocket" if protocol == b"websocket" else f"'{protocol[:50].decode('latin-1')}'"
+    message = f"{name} connections are not supported here. Send the request over HTTP; replies can be streamed as SSE."
+    return ClientError(message, status=426, code="upgrade_not_supported")
+
+
 def unreadable_head() -> RequestHead:
     """A placeholder for an unreadable header section, so that its refusal is sent and logged like any reply."""
     head = RequestHead()
@@ -182,7 +190,7 @@ def unreadable_head() -> RequestHead:
     head.host = b""
     head.minor_version = 1
     head.keep_alive = False
-    head.content_length = head.request_id = None
+    head.content_length = head.request_id = head.upgrade = None
     head.chunked = head.expects_continue = False
     head.authorization = head.api_key = None
     head.credentials = b""

@@ -1,1 +1,1 @@
-"""Stand-ins over real sockets: an engine that does what a test tells it to, and a client that does the same."""
+"""Scripted engines and clients over real sockets, and connections in memory."""

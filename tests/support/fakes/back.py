@@ -1,4 +1,4 @@
-"""The proxy's side of a backend: its connections, with a clock that runs, and a sink that keeps the reply."""
+"""The proxy's side of a backend: its connections with a running clock, and a sink that records the reply."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ GET = b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
 class Sink:
-    """Keeps a reply as it was relayed.
+    """Records a reply as it was relayed.
 
     Attributes:
-        status, reason, fields, content_length: as the reply began; ``status`` 0 before that.
-        pieces: of the body, as they were relayed.
-        blocks: whole chunks, as they were relayed or written through; only with ``takes_chunks``.
-        payload: of both, in the order in which it came.
+        status, reason, fields, content_length: the head of the reply; ``status`` is 0 before it.
+        pieces: the relayed pieces of the body.
+        blocks: whole chunks that were relayed or written through; only with ``takes_chunks``.
+        payload: of both, in order of arrival.
         on_piece: called with each piece.
     """
 
@@ -110,7 +110,7 @@ async def connections_to(url: str, limits: BackendLimits = LIMITS) -> AsyncItera
 async def ask(
     connections: BackendConnections, request: bytes = GET, *, sink: Sink | None = None, is_head: bool = False
 ) -> Sink:
-    """One request on a kept or a new connection, as the forwarder makes it; its reply."""
+    """Send one request on a kept or a new connection, as the forwarder does; returns the reply."""
     sink = sink or Sink()
     connection = connections.take_idle() or await connections.connect()
     try:

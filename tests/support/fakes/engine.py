@@ -1,4 +1,4 @@
-"""An engine that does exactly what a test's script tells it to, over real sockets.
+"""An engine that follows the script of a test, over real sockets.
 
 ::
 
@@ -12,8 +12,8 @@
         assert engine.requests == [...]
         assert await engine.connections[0].ended == "reset"
 
-The script runs once for each connection, until it returns; returning leaves the connection open. ``answering`` covers
-the usual case. A script waits for its connection's ``cue``, never for a time.
+The script runs once for each connection; when it returns, the connection stays open. ``answering`` covers the usual
+case. A script waits for the ``cue`` of its connection, never for a time.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class EngineConnection(asyncio.Protocol):
     """One connection as the engine sees it.
 
     Attributes:
-        received: every byte that came, requests taken or not.
-        requests: the requests that :meth:`request` took from it, each as raw bytes.
-        ended: done when the other side ended the connection: ``"eof"`` or ``"reset"``.
-        cue: for the test to set, where a script waits for it.
-        ended_at: when that was, by ``time.monotonic``; 0 before.
+        received: all received bytes, including those of requests not yet read.
+        requests: the raw requests that :meth:`request` has read.
+        ended: done when the peer ended the connection: ``"eof"`` or ``"reset"``.
+        cue: set by the test when a script waits for it.
+        ended_at: the time of that, by ``time.monotonic``; 0 before.
     """
 
     def __init__(self, engine: FakeEngine) -> None:
@@ -57,7 +57,7 @@ class EngineConnection(asyncio.Protocol):
         self.ended_at = 0.0
 
     async def request(self) -> bytes:
-        """Take the next request: header section and a body of the length it announces.
+        """Read the next request: header section and a body of the announced length.
 
         Raises:
             ConnectionError: the connection ended before it was complete.
@@ -74,15 +74,15 @@ class EngineConnection(asyncio.Protocol):
         return request
 
     async def first_bytes(self) -> None:
-        """Wait until something of the next request has come."""
+        """Wait for the first bytes of the next request."""
         await self._until(lambda: len(self.received) > self._taken)
 
     def send(self, *blocks: bytes) -> None:
-        """Send bytes as they are, in one write."""
+        """Send the bytes in one write."""
         self._transport.write(b"".join(blocks))
 
     def finish(self) -> None:
-        """Close in an orderly way, after what was sent (FIN)."""
+        """Close orderly after the sent bytes (FIN)."""
         self._transport.close()
 
     def reset(self) -> None:
@@ -93,16 +93,16 @@ class EngineConnection(asyncio.Protocol):
         self._transport.abort()
 
     def stop_reading(self) -> None:
-        """Take nothing more from the socket until :meth:`go_on_reading`."""
+        """Read nothing more from the socket until :meth:`go_on_reading`."""
         self._transport.pause_reading()
 
     def go_on_reading(self) -> None:
-        """Take what comes again."""
+        """Resume reading."""
         self._transport.resume_reading()
 
     @property
     def unsent_bytes(self) -> int:
-        """What was sent but not yet taken by the kernel."""
+        """Number of sent bytes that the kernel has not accepted yet."""
         return self._transport.get_write_buffer_size()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -115,7 +115,7 @@ class EngineConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._end("eof")
-        return True  # the script decides when our half is closed
+        return True  # the script decides when this half is closed
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end("reset" if exc is not None else "closed by the engine")
@@ -139,14 +139,14 @@ Script = Callable[[EngineConnection], Coroutine[None, None, None]]
 
 
 class FakeEngine:
-    """A listener on 127.0.0.1 that runs ``script`` for each connection while it is entered.
+    """A listener on 127.0.0.1 that runs ``script`` for each connection while its context is entered.
 
-    An exception of the script, other than a ConnectionError, is raised when it is left.
+    An exception of the script, other than a ConnectionError, is raised at exit.
 
     Attributes:
-        requests: all requests taken, in order.
-        connections: all connections accepted, in order.
-        port, url: where it listens.
+        requests: all requests read, in order.
+        connections: all accepted connections, in order.
+        port, url: its address.
     """
 
     def __init__(self, script: Script) -> None:
@@ -167,7 +167,7 @@ class FakeEngine:
         self._tasks.append(asyncio.get_running_loop().create_task(self._play(connection)))
 
     def refuse(self) -> None:
-        """Stop listening: new connections are refused, those open stay."""
+        """Stop listening: new connections are refused, open ones stay."""
         self._server.close()
 
     async def __aenter__(self) -> Self:
@@ -180,30 +180,30 @@ class FakeEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._server.close()
-        for _ in range(20):  # a connection that was just being accepted takes some turns of the loop to be there
+        for _ in range(20):  # a connection being accepted needs some iterations of the event loop
             await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         for connection in self.connections:
             connection.reset()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # lets the transports go
+        await asyncio.sleep(0)  # lets the transports close
         failures = [result for result in results if isinstance(result, Exception)]
         if failures and error is None:
             raise failures[0]
 
     async def _play(self, connection: EngineConnection) -> None:
-        with contextlib.suppress(ConnectionError):  # the other side left in the middle of it
+        with contextlib.suppress(ConnectionError):  # the peer disconnected in the middle of it
             await self.script(connection)
 
 
 def http_reply(body: bytes = b"hello", status: int = 200, fields: bytes = b"") -> bytes:
-    """A whole reply with a Content-Length; ``fields``: lines that end in CRLF."""
+    """A whole reply with Content-Length; ``fields``: lines that end with CRLF."""
     return b"HTTP/1.1 %d OK\r\n%bcontent-length: %d\r\n\r\n%b" % (status, fields, len(body), body)
 
 
 def answering(*replies: bytes) -> Script:
-    """Answers each request with the next of ``replies``, whatever connection it comes on; the last one for ever."""
+    """Answers each request with the next of ``replies``, on any connection; the last one is repeated for ever."""
     waiting = list(replies)
 
     async def script(connection: EngineConnection) -> None:

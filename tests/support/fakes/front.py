@@ -1,4 +1,4 @@
-"""Real client connections with a handler of the test's own behind them, and a client that speaks raw bytes to them."""
+"""Real client connections with a handler of the test, and a client that sends raw bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestH
 __all__ = ["LIMITS", "Client", "Front", "Handler", "Reply", "shed", "until"]
 
 Handler = Callable[[Any], Coroutine[None, None, None]]
-"""Answers an exchange of the type that the front makes."""
+"""Answers an exchange of the front."""
 
 LIMITS = ClientLimits(
     head=HeadLimits(line_bytes=1024, total_bytes=4096, field_count=20),
@@ -38,12 +38,12 @@ LIMITS = ClientLimits(
     keep_alive_seconds=30,
     write_stall_seconds=30,
 )
-_PATIENCE_SECONDS = 20.0  # of a test that waits for something that must come
+_PATIENCE_SECONDS = 20.0  # deadline for expected events
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for ``condition``, looking often."""
+    """Wait for ``condition``, checking often."""
     async with asyncio.timeout(_PATIENCE_SECONDS):
         while not condition():  # noqa: ASYNC110 - the code under test has no events for tests
             await asyncio.sleep(0.002)
@@ -60,7 +60,7 @@ class Reply:
 
 
 class Client:
-    """A connection of a client that sends and expects what it is told to."""
+    """A client connection that a test controls."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -70,7 +70,7 @@ class Client:
         self._writer.write(block)
 
     async def sent(self) -> None:
-        """Wait until the kernel has nearly all of what was sent."""
+        """Wait until the kernel has accepted nearly all sent bytes."""
         async with asyncio.timeout(_PATIENCE_SECONDS):
             await self._writer.drain()
 
@@ -79,7 +79,7 @@ class Client:
         return await self.reply(has_body=has_body)
 
     async def reply(self, *, has_body: bool = True) -> Reply:
-        """Read one whole reply, however it is framed."""
+        """Read one whole reply with any framing."""
         status, version, fields = await self.head()
         if not has_body:
             body = b""
@@ -107,12 +107,12 @@ class Client:
             return await self._reader.read(65536)
 
     async def rest(self) -> bytes:
-        """Everything up to the connection's end."""
+        """Read everything until the connection ends."""
         async with asyncio.timeout(_PATIENCE_SECONDS):
             return await self._reader.read()
 
     async def is_reset(self) -> bool:
-        """Whether the connection ends in RST rather than in FIN."""
+        """Whether the connection ends with RST instead of FIN."""
         try:
             await self.rest()
         except ConnectionResetError:
@@ -120,14 +120,14 @@ class Client:
         return False
 
     def stop_reading(self) -> None:
-        """Take nothing more from the socket, for good."""
+        """Read nothing more from the socket."""
         cast(asyncio.Transport, self._writer.transport).pause_reading()
 
     def half_close(self) -> None:
         self._writer.write_eof()
 
     def leave(self) -> None:
-        """Close in an orderly way (FIN)."""
+        """Close orderly (FIN)."""
         self._writer.close()
 
     def reset(self) -> None:
@@ -146,20 +146,20 @@ class Client:
 
 
 def shed(reason: str, head: RequestHead | None) -> None:
-    """Refuse whatever a bound keeps out, but ``/health``."""
+    """Refuse everything beyond a limit, except ``/health``."""
     if head is None or head.path != "/health":
         raise CapacityError(reason, code="overloaded", retry_after_seconds=1)
 
 
 class Front:
-    """A listener on 127.0.0.1 whose connections give their requests to ``handle``.
+    """A listener on 127.0.0.1 whose connections pass their requests to ``handle``.
 
-    ``send_buffer_bytes``: how much of a reply the kernel takes that the client has not; 0: it decides (megabytes).
+    ``send_buffer_bytes``: size of the kernel's send buffer; 0 for the system's default (megabytes).
 
     Attributes:
-        observed: the exchanges that are over, each as often as it was observed.
+        observed: the finished exchanges, each as often as it was observed.
         connections, tasks: as uvicorn keeps them.
-        load: what the clients hold, without bounds until a test sets some.
+        load: the load of all clients, without limits until a test sets some.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class Front:
         self._watch: asyncio.Task[None]
 
     async def connect(self, *, receive_buffer_bytes: int = 0) -> Client:
-        """A new client; with a small buffer it takes nothing that it does not read."""
+        """A new client; a small buffer bounds the bytes that the kernel accepts unread."""
         client = socket.socket()
         client.setblocking(False)
         if receive_buffer_bytes:

@@ -1,7 +1,7 @@
-"""Connections without sockets: bytes go in as exactly the reads that a test makes of them, and time passes at once.
+"""Connections without sockets: tests determine the exact reads, and time passes at once.
 
-What asyncio and uvloop promise a protocol is kept: no data while paused or after the end, ``pause_writing`` above the
-buffer's bound, ``connection_lost`` once and never from within a call of the protocol's own.
+They keep the guarantees of asyncio and uvloop for protocols: no data while paused or after the end, ``pause_writing``
+above the buffer limit, ``connection_lost`` once and never from within a call of the protocol.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = ["HurryingLoop", "MemoryBackend", "MemoryClient", "MemoryTransport", "
 
 Result = TypeVar("Result")
 
-_MOST_TURNS = 50_000  # of the loop, for something that must come; far more than it takes
+_MOST_TURNS = 50_000  # loop iterations for expected events; far more than needed
 
 
 class HurryingLoop(asyncio.SelectorEventLoop):
-    """An event loop that waits for nothing: when only time could bring something, that time has passed.
+    """An event loop that never waits: when only a timer is left, its time has come.
 
-    Waiting for what no timer brings is an error: it would be for ever.
+    Waiting without a timer is an error, because it would never end.
 
     Attributes:
-        failures: what callbacks raised.
+        failures: exceptions of callbacks.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class _Hurry(selectors.SelectSelector):
 
 
 class _Descriptor:
-    """What a connection may do with its socket: be asked whether something came, and end in a reset."""
+    """The socket of a connection: it can be polled for input, and closed with a reset."""
 
     def __init__(self, transport: MemoryTransport) -> None:
         self._transport = transport
@@ -89,19 +89,19 @@ _silent, _never_used = socket.socketpair()
 
 
 class MemoryTransport(asyncio.Transport):
-    """One connection, with the test at its other end.
+    """One connection with the test as its peer.
 
     Args:
-        protocol: what the connection is of.
-        high_water_bytes: how much may wait unsent before the protocol is paused; ``None``: what the protocol says.
+        protocol: the protocol under test.
+        high_water_bytes: unsent bytes above which the protocol is paused; ``None`` for the protocol's own limit.
 
     Attributes:
-        sent: what the protocol wrote and the other end has taken.
-        takes_all: the other end takes everything at once; else only what :meth:`take` says.
-        paused: the protocol reads nothing at the moment.
-        half_closed: the protocol's own half is closed.
-        resets: its close is a reset.
-        lost: it is over for both.
+        sent: bytes that the protocol wrote and the peer has read.
+        takes_all: whether the peer reads everything at once; otherwise only by :meth:`take`.
+        paused: whether the protocol has paused reading.
+        half_closed: whether the protocol's sending half is closed.
+        resets: whether it closes with a reset.
+        lost: whether the connection has ended for both sides.
     """
 
     def __init__(self, protocol: asyncio.Protocol, high_water_bytes: int | None = None) -> None:
@@ -116,10 +116,10 @@ class MemoryTransport(asyncio.Transport):
         self.paused = self.half_closed = self.resets = self.lost = False
         protocol.connection_made(self)
 
-    # --- the other end
+    # --- the peer
 
     async def receive(self, block: bytes) -> None:
-        """Let the protocol read ``block`` once it reads at all; nothing if it is closing."""
+        """Let the protocol read ``block`` when it is not paused; no effect if it is closing."""
         for _ in range(_MOST_TURNS):
             if self._is_closing:
                 return
@@ -131,12 +131,12 @@ class MemoryTransport(asyncio.Transport):
         raise AssertionError("it is paused and never reads again")
 
     def finish(self) -> None:
-        """Send no more (FIN)."""
+        """Close the sending half of the peer (FIN)."""
         if not self._is_closing and not self._protocol.eof_received():
             self.close()
 
     def take(self, size: int) -> None:
-        """Take ``size`` bytes of what is unsent."""
+        """Read ``size`` of the unsent bytes."""
         self.sent += self._unsent[:size]
         del self._unsent[:size]
         if self._writing_paused and len(self._unsent) <= self._high_water_bytes // 4:
@@ -145,7 +145,7 @@ class MemoryTransport(asyncio.Transport):
         if self._is_closing and not self._unsent:
             self._lose()
 
-    # --- the protocol's end
+    # --- the protocol's side
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return {"peername": ("192.0.2.1", 4711), "socket": _Descriptor(self)}.get(name, default)
@@ -203,11 +203,11 @@ class MemoryTransport(asyncio.Transport):
 
 
 class MemoryClient:
-    """A client's connection, whose requests ``handle`` answers.
+    """A client connection whose requests ``handle`` answers.
 
     Attributes:
-        transport: with the client at its other end.
-        observed: the exchanges that are over.
+        transport: with the client as its peer.
+        observed: the finished exchanges.
     """
 
     def __init__(self, handle: Handler, limits: ClientLimits, high_water_bytes: int | None = None) -> None:
@@ -231,10 +231,10 @@ class MemoryClient:
         self.transport = MemoryTransport(ClientConnection(context, set(), self._tasks), high_water_bytes)
 
     async def settle(self) -> None:
-        """Let everything happen that happens by itself, with a client that takes all of it.
+        """Run until nothing is left to do, with a client that reads everything.
 
         Raises:
-            AssertionError: an exchange does not come to its end.
+            AssertionError: an exchange does not end.
         """
         for _ in range(_MOST_TURNS):
             self.transport.takes_all = True
@@ -246,7 +246,7 @@ class MemoryClient:
         raise AssertionError("a request is never answered")
 
     async def pass_time(self, seconds: float) -> None:
-        """Let deadlines come."""
+        """Let all deadlines pass."""
         await _pass_time(self._deadlines, seconds)
 
 
@@ -254,8 +254,8 @@ class MemoryBackend:
     """A connection to a backend.
 
     Attributes:
-        transport: with the backend at its other end.
-        connection: ours, to ask on.
+        transport: with the backend as its peer.
+        connection: the proxy's connection, for requests.
     """
 
     def __init__(self, memory: HeadMemory[ReplyHead] | None = None) -> None:
@@ -266,10 +266,10 @@ class MemoryBackend:
     async def reply(
         self, reads: Sequence[bytes], sink: ReplySink, *, is_head: bool = False, ends: bool = True
     ) -> ProxyError | None:
-        """Ask, and let the backend answer with ``reads``, and close after them if it ``ends``.
+        """Send a request and let the backend answer with ``reads``, then close if it ``ends``.
 
         Returns:
-            What the request failed with; ``None``: the reply is complete, or is not over yet.
+            The error of the request; ``None`` if the reply is complete or not finished yet.
         """
         result = self.connection.request([b"GET / HTTP/1.1\r\n\r\n"], sink, is_head=is_head)
         for block in reads:
@@ -286,7 +286,7 @@ class MemoryBackend:
         return None
 
     async def pass_time(self, seconds: float) -> None:
-        """Let deadlines come."""
+        """Let all deadlines pass."""
         await _pass_time(self._deadlines, seconds)
 
 
@@ -298,13 +298,13 @@ async def _pass_time(deadlines: Deadlines, seconds: float) -> None:
 
 
 async def turns(count: int) -> None:
-    """Let the event loop turn ``count`` times."""
+    """Let the event loop iterate ``count`` times."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """The result of ``coroutine`` on a :class:`HurryingLoop`, none of whose callbacks may fail."""
+    """Run ``coroutine`` on a :class:`HurryingLoop` and return its result; no callback may fail."""
     loop = HurryingLoop()
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         result = runner.run(coroutine)

@@ -1,4 +1,4 @@
-"""Raw messages: valid ones, odd ones, and ones that must be refused; each is whole, so they can follow each other."""
+"""Raw messages: valid, unusual and invalid ones. Each is complete, so they can be concatenated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 TIGHT = replace(LIMITS, head=HeadLimits(line_bytes=60, total_bytes=300, field_count=8), body_bytes=40)
-"""So small that short messages reach them."""
+"""Limits so small that short messages reach them."""
 
 HOST = b"Host: a\r\n"
 GET = b"GET /get HTTP/1.1\r\n" + HOST + b"\r\n"

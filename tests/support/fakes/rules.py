@@ -1,4 +1,4 @@
-"""What becomes of bytes that reach a connection in memory, and what must hold of it."""
+"""Results of bytes that reach a connection in memory, and rules for them."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Delays:
-    """How the network and the engine pass the time.
+    """The timing of network and engine.
 
     Attributes:
-        turns: of the loop after each read, in turn.
-        answer_turns: of the loop until a request is answered.
-        high_water_bytes: how much may wait for the client before the proxy stops; ``None``: it takes all at once.
-        take_bytes: how much it takes after each read.
+        turns: loop iterations after each read, in order.
+        answer_turns: loop iterations until a request is answered.
+        high_water_bytes: unsent bytes at which the proxy pauses; ``None``: the client reads all at once.
+        take_bytes: bytes that the client reads after each read of the proxy.
     """
 
     turns: list[int]
@@ -56,11 +56,11 @@ def pieces(stream: bytes, cuts: Sequence[int]) -> list[bytes]:
 
 
 Seen = tuple[list[tuple[object, ...]], bytes, bool]
-"""The exchanges, what the client got, and whether its connection was ended."""
+"""The exchanges, the bytes sent to the client, and whether its connection was ended."""
 
 
 async def seen(reads: Sequence[bytes], delays: Delays) -> Seen:
-    """What becomes of a client's ``reads``."""
+    """The result of the ``reads`` of a client."""
     exchanges: list[tuple[object, ...]] = []
 
     async def echo(exchange: Exchange) -> None:
@@ -81,7 +81,7 @@ async def seen(reads: Sequence[bytes], delays: Delays) -> Seen:
 
 
 def comparable(sent: bytes) -> bytes:
-    """``sent`` without what may differ: dates, errors' wording, and 100 Continue, needless when the body came along."""
+    """``sent`` without parts that may differ: dates, error texts, and 100 Continue, sent only before a body."""
     sent = re.sub(rb"HTTP/1\.1 100 Continue\r\n\r\n", b"", sent)
     sent = re.sub(rb"content-length: \d+\r\n|\"message\": \"[^\"]*\"", b"", sent)
     return re.sub(rb"date: [^\r]*\r\n", b"", sent)
@@ -89,7 +89,7 @@ def comparable(sent: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Relayed:
-    """What a client sees of a reply, and its connection's fate."""
+    """A reply as the client sees it, and the end of its connection."""
 
     begun: tuple[object, ...]
     payload: bytes
@@ -99,7 +99,7 @@ class Relayed:
 
 
 async def relayed(reads: Sequence[bytes], *, is_head: bool, ends: bool, takes_chunks: bool) -> Relayed:
-    """What becomes of a backend's ``reads``; a connection that may be used again must then answer as a new one."""
+    """The result of the ``reads`` of a backend. A reusable connection must then behave like a new one."""
     backend, sink = MemoryBackend(), Sink(takes_chunks=takes_chunks)
     error = await backend.reply(reads, sink, is_head=is_head, ends=ends)
     reusable = backend.connection.is_reusable and not backend.connection.is_stale()
@@ -117,7 +117,7 @@ NEVER_PASSED_ON |= {b"expect", b"http2-settings"}
 
 
 def backend_request(exchange: Exchange, *, close: bool) -> bytes:
-    """What a backend gets for ``exchange``."""
+    """The request that a backend gets for ``exchange``."""
     head = exchange.head
     authority, prefix, credentials = b"engine:1", b"/base", head.credentials
     section = head.for_backend(
@@ -127,7 +127,7 @@ def backend_request(exchange: Exchange, *, close: bool) -> bytes:
 
 
 async def backend_requests(reads: Sequence[bytes], *, close: bool) -> list[tuple[Exchange, bytes]]:
-    """The exchanges that a client's ``reads`` make, each with what a backend gets for it."""
+    """The exchanges in the ``reads`` of a client, each with the forwarded request."""
     exchanges: list[Exchange] = []
 
     async def answer(exchange: Exchange) -> None:
@@ -142,7 +142,7 @@ async def backend_requests(reads: Sequence[bytes], *, close: bool) -> list[tuple
 
 
 def check_framing(exchange: Exchange, sent: bytes, *, close: bool) -> None:
-    """One Host, one length at most and that the body's, and nothing that concerns the connection alone."""
+    """Check ``sent``: one Host, at most one length, equal to that of the body, and no hop-by-hop field."""
     section, _, body = sent.partition(b"\r\n\r\n")
     first, *lines = section.split(b"\r\n")
     assert not re.search(rb"[\r\n\0]", b"".join(lines))
@@ -160,7 +160,7 @@ def check_framing(exchange: Exchange, sent: bytes, *, close: bool) -> None:
 
 
 def check_with_another_parser(exchange: Exchange, sent: bytes) -> None:
-    """h11 must find this one request in ``sent``, and nothing after it."""
+    """Check that h11 finds exactly this request in ``sent``."""
     reader = h11.Connection(h11.SERVER)
     reader.receive_data(sent)
     request = reader.next_event()

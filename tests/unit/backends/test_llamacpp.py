@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from inference_engine_proxy_server.backends.base import ModelNames, Reply, Thresholds, UnreadableState
+from inference_engine_proxy_server.backends.base import ModelNames, ModelStatus, Reply, Thresholds, UnreadableState
 from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
 from recorded import answering, recorded
 
@@ -167,6 +169,59 @@ async def test_slots_are_read_at_every_poll() -> None:
 async def test_a_load_above_a_threshold_makes_it_busy_but_live(processing: str, deferred: str, reason: str) -> None:
     state = await backend({**SINGLE, "/metrics": metrics(processing, deferred)}).fetch_state()
     assert (state.ready, state.live, state.reason) == (not reason, True, reason)
+
+
+@pytest.mark.parametrize(
+    ("slots", "processing", "reason"),
+    [
+        (16, "16", ""),
+        (16, "17", "busy: 17 requests processing, limit 16"),
+        (2, "6", ""),
+        (2, "7", "busy: 7 requests processing, limit 6"),
+    ],
+)
+async def test_limit_that_nobody_chose_is_at_least_the_number_of_slots(
+    slots: int, processing: str, reason: str
+) -> None:
+    answers = {**SINGLE, "/metrics": metrics(processing, "0"), "/props": Reply(200, b'{"total_slots":%d}' % slots)}
+    engine = LlamaCppBackend("http://b", answering(answers), Thresholds(6, 3, grows_with_slots=True))
+    assert (await engine.fetch_state()).reason == reason
+
+
+async def test_chosen_limit_below_the_slots_holds_and_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
+    answers = {**SINGLE, "/metrics": metrics("5", "0"), "/props": Reply(200, b'{"total_slots":16}')}
+    for _ in range(2):
+        engine = LlamaCppBackend("http://once", answering(answers), Thresholds(4, 3))
+        assert (await engine.fetch_state()).reason == "busy: 5 requests processing, limit 4"
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "backend http://once has 16 slots, but is busy above 4 requests in process"
+    ]
+
+
+async def test_model_of_a_sleeping_server_is_cold() -> None:
+    sleeping = Reply(200, PROPS.body.replace(b'"is_sleeping":false', b'"is_sleeping":true'))
+    state = await backend({**SINGLE, "/props": sleeping}).fetch_state()
+    assert (state.ready, state.capacity) == (True, 2)
+    assert state.statuses == {"models/gemma-3-270m-q4_k_m.gguf": ModelStatus.COLD}
+
+
+async def test_unloaded_and_failed_models_of_a_router_are_cold() -> None:
+    assert (await backend({**ROUTER}).fetch_state()).statuses == {"tiny-b": ModelStatus.COLD}
+    statuses = {
+        "a": {"value": "loaded"},
+        "b": {"value": "unloaded"},
+        "c": {"value": "unloaded", "failed": True, "exit_code": 1},
+        "d": {"value": "failed"},
+        "e": {"value": "loading"},
+        "f": {"value": "sleeping"},
+        "g": {},
+        "h": 7,
+    }
+    models = [{"id": name, "owned_by": "llamacpp", "status": status} for name, status in statuses.items()]
+    page = Reply(200, json.dumps({"data": models}).encode())
+    cold, failed = ModelStatus.COLD, ModelStatus.FAILED
+    state = await backend({**ROUTER, "/v1/models": page}).fetch_state()
+    assert state.statuses == {"b": cold, "c": failed, "d": failed, "e": cold, "f": cold}
 
 
 async def test_a_router_is_strict_about_names_and_reports_no_load() -> None:

@@ -39,7 +39,7 @@ def test_without_any_value_the_documented_defaults_apply() -> None:
     assert (settings.port, settings.host, settings.backends) == (8888, "127.0.0.1", ())
     assert (settings.model_dir, settings.model) == (None, None)
     assert (settings.metrics_cache_ttl_seconds, settings.backend_timeout_seconds) == (3, 300)
-    assert (settings.max_allowed_request_queue, settings.max_allowed_deferred) == (6, 3)
+    assert (settings.max_allowed_request_queue, settings.max_allowed_deferred) == (None, 3)
     assert settings.llamacpp_keep_alive is False
     assert settings.backend_header is True
 
@@ -436,6 +436,43 @@ def test_a_misspelt_name_in_the_env_file_gives_a_warning(env_file: Path, written
     env_file.write_text(f"{written}=1\n")
 
     assert load_settings({}, env_file).warnings == (f".env: {written} is not a setting; did you mean {meant}?",)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("BACKEND_TIMEOUT", "BACKEND_TIMEOUT_SECONDS"), ("LOGLEVEL", "LOG_LEVEL"), ("API_KEY", "API_KEYS")],
+)
+def test_a_misspelt_name_in_the_environment_gives_a_warning(written: str, meant: str) -> None:
+    warning = f"environment: {written} is not a setting; did you mean {meant}?"
+    assert load_settings({written: "planted"}, NO_FILE).warnings == (warning,)
+
+
+def test_a_misspelt_name_is_reported_with_the_errors_that_it_may_cause(env_file: Path) -> None:
+    env_file.write_text("PROT=1\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"BACKEND": "http://a"}, env_file, backends_required=True)
+    missing, *hints = str(caught.value).splitlines()
+    assert missing.startswith("BACKENDS is not set")
+    assert hints == ["environment: BACKEND is not a setting; did you mean BACKENDS?"]
+
+
+FOREIGN = (
+    "PATH HOME USER HOSTNAME SHELL LANG LC_ALL TERM PWD TZ EDITOR DISPLAY LOGNAME MAIL TMPDIR http_proxy NO_PROXY "
+    "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE PYTHONPATH VIRTUAL_ENV CUDA_VISIBLE_DEVICES HF_HOME HF_TOKEN "
+    "OPENAI_API_KEY ANTHROPIC_API_KEY OPENAI_BASE_URL KUBERNETES_PORT KUBERNETES_SERVICE_HOST KUBERNETES_PORT_443_TCP "
+    "LLM_SERVICE_HOST LLM_PORT LLM_PORT_8080_TCP_ADDR BACKEND_PORT BACKEND_SERVICE_PORT ADMIN_SERVICE_HOST "
+    "INVOCATION_ID JOURNAL_STREAM WEB_CONCURRENCY FORWARDED_ALLOW_IPS LOG_DIR GITHUB_TOKEN CONDA_PREFIX"
+)
+
+
+@pytest.mark.parametrize("name", FOREIGN.split())
+def test_a_foreign_name_in_the_environment_is_ignored(name: str) -> None:
+    assert load_settings({name: "1"}, NO_FILE).warnings == ()
+
+
+@pytest.mark.parametrize("text", ["warn", "WARN", "warning"])
+def test_warn_means_warning(text: str) -> None:
+    assert from_environment({"LOG_LEVEL": text}).log_level == "warning"
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "COMPOSE_PROJECT_NAME", "HTTPS_PORT", "MODEL_2", "VLLM_IMAGE", "TZ"])

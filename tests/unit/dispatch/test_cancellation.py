@@ -1,4 +1,4 @@
-"""A client may leave at any moment: nothing may be left behind then, whatever its request was waiting for."""
+"""A client may disconnect at any moment, and nothing may be left then, whatever its request was waiting for."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def thinks(connection: EngineConnection) -> None:
 
 
 class Client:
-    """Takes what comes."""
+    """Accepts everything."""
 
     def __init__(self) -> None:
         self.clock = lambda: 0.0
@@ -84,7 +84,7 @@ class Client:
 
 
 class Proxy:
-    """A forwarder, and the requests that are on their way through it."""
+    """A forwarder with its requests in flight."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -92,7 +92,7 @@ class Proxy:
         self.requests: list[tuple[ProxiedRequest, asyncio.Task[None]]] = []
 
     def ask(self, *, path: str = "/v1/completions", wants_updates: bool = False) -> int:
-        """Send a request; returns which it is."""
+        """Send a request; returns its number."""
         fields = b"X-Queue-Updates: true\r\n" if wants_updates else b""
         head = parse_request_head(b"POST %b HTTP/1.1\r\nHost: x\r\n%b" % (path.encode(), fields), LIMITS.head)
         head.destination = Destination.WORK
@@ -102,7 +102,7 @@ class Proxy:
         return len(self.requests) - 1
 
     def leave(self, which: int) -> bool:
-        """Let a request's client leave, as its connection does it; ``False``: it has its reply already."""
+        """Disconnect the client of a request, as its connection does; ``False`` if it already has its reply."""
         exchange, task = self.requests[which]
         if task.done() or exchange.done:
             return False
@@ -111,7 +111,7 @@ class Proxy:
         return True
 
     async def finish(self) -> None:
-        """Wait for all requests; each must be answered, or end in an error of ours, or be cancelled."""
+        """Wait for all requests; each must be answered, end with an error of the proxy, or be cancelled."""
         tasks = [task for _, task in self.requests]
         async with asyncio.timeout(20):
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -122,7 +122,7 @@ class Proxy:
             assert exchange.done or outcome is not None
 
     def check_base(self) -> None:
-        """Nothing is left of any request."""
+        """Check that nothing is left of any request."""
         line = self.pool.queue
         assert line.count == 0
         assert not line._lanes  # noqa: SLF001 - what no request may leave behind, as all below
@@ -140,7 +140,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxy_to(*scripts: Script | None, capacity: int | None = None) -> AsyncIterator[Proxy]:
-    """A proxy with an engine for each script; ``None``: one that is not there."""
+    """A proxy with an engine for each script; ``None`` for an absent engine."""
     async with AsyncExitStack() as stack:
         urls: list[str] = []
         for script in scripts:
@@ -208,8 +208,8 @@ async def test_a_client_that_leaves_at_any_moment_leaves_nothing_behind(
 
 
 _clients = st.tuples(
-    st.integers(0, 6),  # turns of the loop until it asks
-    st.none() | st.integers(0, 60),  # and until it leaves; None: it waits for its reply
+    st.integers(0, 6),  # loop iterations until it sends its request
+    st.none() | st.integers(0, 60),  # and until it disconnects; None: it waits for its reply
     st.sampled_from(["/v1/completions", "/v1/responses"]),
     st.booleans(),
 )
@@ -268,7 +268,7 @@ def test_many_clients_that_leave_at_any_moment_leave_nothing_behind(
 
 
 def _evidence(draw: random.Random) -> Callable[[Pool], None]:
-    """Something that happens to a backend, now and then."""
+    """Something that happens to a backend occasionally."""
 
     def nothing(pool: Pool) -> None:
         del pool

@@ -1,4 +1,4 @@
-"""Where a request stands among others that wait."""
+"""The sender, priority and size of a request determine its position in the queue."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STRICT = FairShare(takes_priority_header=False)
 
 
 class NoClient:
-    """A client's connection that nothing is sent on."""
+    """A client connection on which nothing is sent."""
 
     def __init__(self) -> None:
         self.clock = lambda: 0.0
@@ -50,7 +50,7 @@ def stating(priority: str) -> bytes:
     return f"X-Priority: {priority}\r\n".encode()
 
 
-# --- whose it is
+# --- sender
 
 
 def test_sender_is_the_key() -> None:
@@ -69,7 +69,7 @@ def test_key_name_is_never_an_address() -> None:
     ("client", "other_connection"),
     [
         ("192.0.2.1:4711", "192.0.2.1:4712"),
-        ("192.0.2.1:4711", "192.0.2.1"),  # the latter as a proxy before us tells it
+        ("192.0.2.1:4711", "192.0.2.1"),  # the second one as reported by a proxy in front
         ("[2001:db8::1]:4711", "[2001:db8::1]:4712"),
         ("[2001:db8::1]:4711", "2001:db8::1"),
     ],
@@ -83,7 +83,7 @@ def test_different_addresses_are_different_senders() -> None:
     assert len({STANDING.sender(exchange(client=client)) for client in clients}) == len(clients)
 
 
-# --- how urgent it is
+# --- priority
 
 
 def test_request_without_a_key_has_priority_0() -> None:
@@ -117,7 +117,7 @@ def test_similar_field_name_states_no_priority() -> None:
     assert STANDING.priority(exchange(fields=b"My-X-Priority: 5\r\nX-Other: x-priority: 6\r\n")) == 0
 
 
-# --- how much work it is
+# --- size
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"])

@@ -1,4 +1,4 @@
-"""Requests wait in the right order and within bounds; with fake leases, and a clock that tests move by hand."""
+"""Requests wait in the right order and within limits; with fake leases, and a clock that tests advance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.fakes.memory import run, turns
 
 
 class Lanes:
-    """The free slots of some lanes, and the queue before them.
+    """The free slots of some lanes, and the queue for them.
 
     Attributes:
         free: number of free slots, by lane.
@@ -216,7 +216,9 @@ async def test_full_queue_is_429_with_retry_after() -> None:
     with pytest.raises(CapacityError) as raised:
         await (await lanes.join())
     assert (raised.value.status, raised.value.code) == (429, "queue_full")
-    assert raised.value.retry_after_seconds == 17  # the dispatch rate is unknown: by then the queue has been dismissed
+    assert (
+        raised.value.retry_after_seconds == 17
+    )  # the dispatch rate is unknown; after this time, every waiting request has timed out
     assert (lanes.queue.count, lanes.queue.rejections) == (2, 1)
     await lanes.close()
 
@@ -406,8 +408,8 @@ async def take_steps(steps: list[tuple[Any, ...]], seed: int) -> None:
                 places[lane] += count
                 lanes.free[lane] += count
                 lanes.queue.dispatch()
-            case ("close", int(which)) if done := [task for task in lanes.tasks if seat_of(task) is not None]:
-                lease = seat_of(done[which % len(done)])
+            case ("close", int(which)) if done := [task for task in lanes.tasks if lease_of(task) is not None]:
+                lease = lease_of(done[which % len(done)])
                 assert lease is not None
                 if not lease.closed:
                     lease.close()
@@ -419,10 +421,10 @@ async def take_steps(steps: list[tuple[Any, ...]], seed: int) -> None:
     await turns(3)
     assert lanes.queue.count == sum(not task.done() for task in lanes.tasks)
     for lane in places:
-        held = [lease for task in lanes.tasks if (lease := seat_of(task)) and not lease.closed]
+        held = [lease for task in lanes.tasks if (lease := lease_of(task)) and not lease.closed]
         assert lanes.free[lane] + sum(lease._lane == lane for lease in held) == places[lane]  # noqa: SLF001
         assert not (lanes.free[lane] and lanes.queue.has_waiting(lane))
-    got = [lease for task in lanes.tasks if (lease := seat_of(task)) is not None]
+    got = [lease for task in lanes.tasks if (lease := lease_of(task)) is not None]
     assert len(set(got)) == len(got)
     await lanes.close()
     assert all(lease.closed <= 1 for lease in lanes.taken)
@@ -430,7 +432,7 @@ async def take_steps(steps: list[tuple[Any, ...]], seed: int) -> None:
     assert not lanes.queue._lanes  # noqa: SLF001 - nothing is kept of those who left
 
 
-def seat_of(task: asyncio.Task[FakeLease]) -> FakeLease | None:
+def lease_of(task: asyncio.Task[FakeLease]) -> FakeLease | None:
     """The lease that the request got; ``None`` if it got none, or none yet."""
     return task.result() if task.done() and not task.cancelled() and task.exception() is None else None
 

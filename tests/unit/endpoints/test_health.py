@@ -133,7 +133,7 @@ async def test_paths_that_only_resemble_own_ones_are_forwarded(fleet: Fleet) -> 
     engine = await fleet.engine()
     proxy = await fleet.proxy(engine)
 
-    for path in ("/health//", "/healthz", "/%68ealth", "/docs/other.js", "/v1/models/tiny", "//health"):
+    for path in ("/health//", "/healthz", "/%68ealth", "/docs/other.js", "/v1/model/tiny", "//health"):
         reader, writer = await proxy.connect()
         writer.write(f"GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
 
@@ -281,3 +281,12 @@ async def test_doubled_slash_is_explained(fleet: Fleet, path: str) -> None:
     assert (reply.status, reply.json["error"]["code"]) == (404, "doubled_slash")
     assert "base URL" in reply.json["error"]["message"]
     assert not engine.served
+
+
+async def test_all_slots_of_a_backend_are_used_by_default(fleet: Fleet) -> None:
+    engine = await fleet.engine(processing=9)
+    engine.slots = 16
+    by_default = await fleet.proxy(engine)
+    assert (await by_default.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 200
+    chosen = await fleet.proxy(engine, max_allowed_request_queue=6, queue_timeout_seconds=0.1)
+    assert (await chosen.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 503

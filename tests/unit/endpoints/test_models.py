@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from anthropic import AsyncAnthropic
+from openai import AsyncOpenAI
 
 from support.fleet import Fleet
 from support.live_proxy import Proxy
@@ -74,6 +80,69 @@ async def test_fleet_without_a_live_backend_has_an_empty_list(fleet: Fleet) -> N
     proxy = await fleet.proxy(unused_url())
 
     assert await _listing(proxy) == {"object": "list", "data": []}
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "org/name", "org%2Fname", "a:b", "with%20blank", "100%25", "%C3%A9", "x:latest", "x", "alias"]
+)
+@pytest.mark.parametrize("prefix", ["/v1/models", "/models"])
+async def test_each_model_of_the_list_can_be_retrieved(fleet: Fleet, prefix: str, name: str) -> None:
+    ids = ["plain", "org/name", "a:b", "with blank", "100%", "é", "x:latest"]
+    models: list[dict[str, Any]] = [{"id": name} for name in ids] + [{"id": "long", "aliases": ["alias"]}]
+    proxy = await fleet.proxy(await fleet.engine(models=models))
+
+    reply = await proxy.http.get(f"{prefix}/{name}")
+
+    expected = {"x": "x:latest", "alias": "long"}.get(name, unquote(name))
+    assert (reply.status_code, reply.json()["id"], reply.json()["owned_by"]) == (200, expected, "llamacpp")
+
+
+async def test_key_sees_its_models_under_all_paths(fleet: Fleet, tmp_path: Path) -> None:
+    engines = [await fleet.engine(models=[{"id": "a"}]), await fleet.engine(models=[{"id": "b"}])]
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("keys:\n  - name: few\n    secret: sk-0123456789abcdef\n    models: [a]\n")
+    keys.chmod(0o600)
+    proxy = await fleet.proxy(*engines, api_keys_file=str(keys))
+    key = {"Authorization": "Bearer sk-0123456789abcdef"}
+    for path in ("/v1/models", "/models", "/models/", "/v1/models/"):
+        assert (await proxy.http.get(path)).status_code == 401
+        reply = await proxy.http.get(path, headers=key)
+        assert [entry["id"] for entry in reply.json()["data"]] == ["a"]
+    assert (await proxy.http.get("/v1/models/a")).status_code == 401
+    assert (await proxy.http.get("/v1/models/a", headers=key)).json()["id"] == "a"
+    assert (await proxy.http.get("/v1/models/b", headers=key)).status_code == 404
+
+
+async def test_unknown_model_is_404_if_all_models_are_known(fleet: Fleet) -> None:
+    proxy = await fleet.proxy(await fleet.engine())
+    reply = await proxy.http.get("/v1/models/other")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_model_of_a_backend_that_is_down_is_503(fleet: Fleet) -> None:
+    stays, dies = await fleet.engine(models=[{"id": "a"}]), await fleet.engine(models=[{"id": "b"}])
+    proxy = await fleet.proxy(stays, dies, refresh_seconds=0.05)
+    await dies.stop()
+    await eventually(lambda: _lists(proxy, ["a"]))
+    reply = await proxy.http.get("/v1/models/b")
+    assert (reply.status_code, "retry-after" in reply.headers) == (503, True)
+
+
+async def test_anthropic_client_gets_the_members_it_expects(fleet: Fleet) -> None:
+    proxy = await fleet.proxy(await fleet.engine(models=[{"id": "a", "created": 86_400}]))
+    model = (await proxy.http.get("/v1/models/a", headers={"anthropic-version": "2023-06-01"})).json()
+    assert (model["type"], model["display_name"], model["created_at"]) == ("model", "a", "1970-01-02T00:00:00+00:00")
+
+
+@pytest.mark.parametrize("name", ["a", "org/name", "x:latest"])
+async def test_sdks_retrieve_models(fleet: Fleet, name: str) -> None:
+    proxy = await fleet.proxy(await fleet.engine(models=[{"id": "a"}, {"id": "org/name"}, {"id": "x:latest"}]))
+    async with AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key="k") as openai:
+        assert (await openai.models.retrieve(name)).id == name
+        assert [model.id async for model in openai.models.list()] == ["a", "org/name", "x:latest"]
+    async with AsyncAnthropic(base_url=proxy.url, api_key="k") as anthropic:
+        assert (await anthropic.models.retrieve(name)).display_name == name
+        assert [model.id async for model in anthropic.models.list()] == ["a", "org/name", "x:latest"]
 
 
 async def _lists(proxy: Proxy, ids: list[str]) -> bool:

@@ -14,6 +14,7 @@ OWN = {
     "/livez",
     "/readyz",
     "/v1/models",
+    "/v1/models/{model}",
     "/metrics",
     *(f"/admin/{it}" for it in ("backends", "decisions", "keys")),
 }

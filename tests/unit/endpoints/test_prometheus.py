@@ -218,17 +218,17 @@ async def test_gauges_show_the_state_of_each_backend(fleet: Fleet) -> None:
 
     samples = await _samples(proxy)
 
-    def told(name: str) -> list[float | None]:
+    def values(name: str) -> list[float | None]:
         return [_value(samples, f"inference_proxy_{name}", backend=url) for url in (ready.url, busy.url, gone)]
 
-    assert told("backend_live") == [1, 1, 0]
-    assert told("backend_ready") == [1, 0, 0]
-    assert told("backend_requests_running") == [2, 7, None]
-    assert told("backend_requests_waiting") == [1, 0, None]
-    assert told("backend_load") == [3, 7, 0]
-    assert told("requests_in_flight") == [0, 0, 0]
+    assert values("backend_live") == [1, 1, 0]
+    assert values("backend_ready") == [1, 0, 0]
+    assert values("backend_requests_running") == [2, 7, None]
+    assert values("backend_requests_waiting") == [1, 0, None]
+    assert values("backend_load") == [3, 7, 0]
+    assert values("requests_in_flight") == [0, 0, 0]
     details = (await proxy.health())["details"]
-    assert told("backend_state_timestamp_seconds") == [detail["metrics"]["timestamp"] for detail in details]
+    assert values("backend_state_timestamp_seconds") == [detail["metrics"]["timestamp"] for detail in details]
     assert _value(samples, "inference_proxy_build_info", version=__version__) == 1
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from support.engine import Engine
 from support.program import Proxy
 
-# Requests with methods other than GET and HEAD are passed on, so the engine answers them.
+# Requests with methods other than GET and HEAD are forwarded, so the engine answers them.
 OWN = "^/(health|livez|readyz|v1/models|metrics)?$"
 
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -90,6 +91,16 @@ async def test_backend_above_the_thresholds_is_busy_until_it_is_below() -> None:
         assert not backend.takes_requests
         loads[0] = 6
         await until(lambda: backend.takes_requests)
+
+
+async def test_limit_of_the_fleet_file_replaces_the_usual_one() -> None:
+    async with FakeEngine(telling(processing=lambda: 9)) as engine:
+        pool = make_pool([engine], Deadlines())
+        backend = pool.backends[0]
+        backend.configure(replace(backend.config, max_requests_processing=9))
+        refresher = CacheRefresher(pool.fleet, discover_engines(), Thresholds(6, 3), 60)
+        await refresher.refresh(backend)
+        assert (backend.takes_requests, backend.health.reason) == (True, "")
 
 
 async def test_backend_that_hangs_delays_no_other_and_is_not_polled_twice() -> None:

@@ -28,7 +28,7 @@ except OSError:  # the worker has closed the connection without reading
 
 @asynccontextmanager
 async def workers(*answers: Answers | None) -> AsyncIterator[list[Siblings]]:
-    """One worker per item of ``answers``, which it gives; a worker with ``None`` gives no answers."""
+    """One worker per item of ``answers``, which it returns; a worker with ``None`` returns none."""
     made = inboxes(len(answers))
     addresses = [inbox.getsockname() for inbox in made]
     them = [Siblings(addresses, number) for number in range(len(answers))]

@@ -1,4 +1,4 @@
-"""What ties a request to one backend, and what becomes of it there; over real sockets, on scripted engines."""
+"""Requests with an affinity go to their home backend; with scripted engines over real sockets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BUSY = BackendState(ready=False, reason="busy", requests_processing=9.0, models=
 
 
 def two_backends(*, capacity: int | None = None) -> Pool:
-    """A pool of two that are ready, and have no connections."""
+    """A pool of two ready backends without connections."""
     pool = make_pool(["http://127.0.0.1:1", "http://127.0.0.1:2"], Deadlines())
     publish(pool, replace(READY, capacity=capacity))
     return pool
@@ -44,13 +44,13 @@ def status_of(reply: bytes) -> int:
 
 @asynccontextmanager
 async def front(*replies: bytes) -> AsyncIterator[tuple[ForwardingFront, list[FakeEngine]]]:
-    """A proxy before engines each of which gives one of ``replies`` to everybody."""
+    """A proxy in front of engines, each of which sends one of ``replies`` to every request."""
     async with AsyncExitStack() as stack:
         engines = [await stack.enter_async_context(FakeEngine(answering(reply))) for reply in replies]
         yield await stack.enter_async_context(ForwardingFront(*engines)), engines
 
 
-# --- what is known
+# --- the table of names
 
 
 def test_only_the_most_recently_used_names_are_remembered() -> None:
@@ -73,7 +73,7 @@ def test_backend_that_left_the_fleet_is_no_home() -> None:
     assert table.home(b"a") is None
 
 
-# --- who gets a place
+# --- slots
 
 
 def test_request_waits_for_its_full_home_only() -> None:
@@ -146,7 +146,7 @@ def test_conversation_moves_rather_than_wait() -> None:
     assert elsewhere.backend is other
 
 
-# --- asking for it
+# --- the search for a home
 
 
 async def test_at_most_sixteen_backends_are_asked() -> None:
@@ -169,8 +169,11 @@ async def test_unreachable_backend_is_skipped_in_the_search() -> None:
     async with FakeEngine(answering(LACKS)) as engine:
         async with ForwardingFront(unused_url(), engine) as proxy:
             statuses = [status_of(await proxy.send(ASK)) for _ in range(4)]
-            assert statuses[0] in (404, 503)  # 503: it was the last one left, and may have it
-            assert statuses[1:] == [404] * 3  # it is known to be down, and with it what it had
+            assert statuses[0] in (
+                404,
+                503,
+            )  # 503: the unreachable backend was the last one left, and may have the resource
+            assert statuses[1:] == [404] * 3  # it is known to be down, and its resources are lost
             assert proxy.budget_under_way == 0
 
 

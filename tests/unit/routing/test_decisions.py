@@ -1,4 +1,4 @@
-"""What is kept of decisions, and how it is told."""
+"""The content of decisions, and their JSON form."""
 
 from __future__ import annotations
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
-from inference_engine_proxy_server.errors import CapacityError, ProxyError
+from inference_engine_proxy_server.errors import CapacityError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.routing.affinity import Affinity
@@ -28,6 +27,7 @@ from support.clocked_pool import (
     publish,
     ready,
     ready_pool,
+    refusal,
     suspend,
 )
 from support.pools import Pool
@@ -38,114 +38,12 @@ def clock() -> Clock:
     return Clock()
 
 
-def refusal(pool: Pool, model: str) -> tuple[int, str, float | None]:
-    """Status, code and ``Retry-After`` of the error for a request that no backend may have."""
-    with pytest.raises(ProxyError) as raised:
-        lease_of(pool, model)
-    return raised.value.status, raised.value.code, raised.value.retry_after_seconds
-
-
 def test_request_goes_to_backends_that_list_its_model(clock: Clock) -> None:
     pool = make_pool(clock, 3)
     publish(pool, 0, ready(models=["a"]))
     publish(pool, 1, ready(models=["b"]))
     publish(pool, 2, ready(models=["c"], names=ModelNames.ANY))
     assert {lease_of(pool, "b").backend.url for _ in range(6)} == {pool.backends[1].url}
-
-
-@pytest.mark.parametrize("names", [ModelNames.ANY, ModelNames.UNKNOWN])
-def test_unlisted_model_goes_to_non_strict_backends(clock: Clock, names: ModelNames) -> None:
-    pool = make_pool(clock, 2)
-    publish(pool, 0, ready(models=["a"]))
-    publish(pool, 1, ready(models=["b"], names=names))
-    assert {lease_of(pool, "other").backend.url for _ in range(6)} == {pool.backends[1].url}
-
-
-def test_unlisted_model_is_404_if_all_models_are_known_and_no_backend_accepts_it(clock: Clock) -> None:
-    pool = make_pool(clock, 2)
-    publish(pool, 0, ready(models=["a"]))
-    publish(pool, 1, ready(models=["b"]))
-    assert refusal(pool, "other") == (404, "model_not_found", None)
-
-
-@pytest.mark.parametrize("names", list(ModelNames))
-def test_unlisted_model_is_503_while_the_models_of_a_backend_are_unknown(clock: Clock, names: ModelNames) -> None:
-    pool = make_pool(clock, 3)
-    publish(pool, 0, ready(models=["a"], names=names))
-    publish(pool, 1, LOADING)
-    pool.report_refusal(pool.backends[2])
-    assert refusal(pool, "other") == (503, "no_backend_available", 3)
-    assert lease_of(pool, "a").backend is pool.backends[0]
-
-
-def test_unlisted_model_is_503_while_a_backend_that_accepts_it_is_down(clock: Clock) -> None:
-    pool = make_pool(clock, 2)
-    publish(pool, 0, ready(models=["a"]))
-    publish(pool, 1, ready(models=["b"], names=ModelNames.ANY))
-    pool.report_refused_connection(pool.backends[1])
-    assert refusal(pool, "other") == (503, "no_backend_available", 3)
-
-
-def test_backend_that_reports_no_models_gets_unlisted_models(clock: Clock) -> None:
-    pool = make_pool(clock, 2)
-    publish(pool, 0, ready(models=["a"], names=ModelNames.ANY))
-    publish(pool, 1, BackendState(ready=True, models=None))
-    assert {lease_of(pool, "other").backend.url for _ in range(6)} == {pool.backends[1].url}
-
-
-def test_model_of_a_backend_that_is_down_never_goes_to_one_that_accepts_any_name(clock: Clock) -> None:
-    pool = make_pool(clock, 2)
-    publish(pool, 0, ready(models=["alpha"], names=ModelNames.ANY))
-    publish(pool, 1, ready(models=["beta"], names=ModelNames.ANY))
-    lease_of(pool, "alpha").close()
-    pool.report_refused_connection(pool.backends[0])
-    assert refusal(pool, "alpha") == (503, "no_backend_available", 3)
-    assert lease_of(pool, "gpt-4o").backend is pool.backends[1]
-    clock.now += 1
-    publish(pool, 0, ready(models=["alpha"], names=ModelNames.ANY))
-    assert lease_of(pool, "alpha").backend is pool.backends[0]
-
-
-def test_model_of_the_fleet_file_is_known_before_its_backend_reports(clock: Clock) -> None:
-    pool = make_pool(clock, 2, configs=[{"models": ("alpha",)}, {}])
-    pool.report_refusal(pool.backends[0])
-    publish(pool, 1, ready(models=["beta"], names=ModelNames.ANY))
-    assert refusal(pool, "alpha") == (503, "no_backend_available", 3)
-    assert lease_of(pool, "gpt-4o").backend is pool.backends[1]
-
-
-def test_model_that_was_served_before_is_not_answered_by_another(clock: Clock) -> None:
-    pool = make_pool(clock, 2)
-    publish(pool, 0, ready(models=["alpha"], names=ModelNames.ANY))
-    publish(pool, 1, ready(models=["beta"], names=ModelNames.ANY))
-    publish(pool, 0, ready(models=["gamma"], names=ModelNames.ANY))
-    assert refusal(pool, "alpha") == (404, "model_not_found", None)
-    pool.replace(pool.backends[1:])
-    assert refusal(pool, "gamma") == (404, "model_not_found", None)
-
-
-def test_backend_marked_in_the_fleet_file_gets_unlisted_models(clock: Clock) -> None:
-    pool = make_pool(clock, 3, configs=[{"accepts_unlisted_models": True}, {}, {}])
-    publish(pool, 0, ready(models=["a"]))
-    publish(pool, 1, ready(models=["b"]))
-    publish(pool, 2, ready(models=["c"], names=ModelNames.ANY))
-    assert {lease_of(pool, "adapter").backend.url for _ in range(6)} == {pool.backends[0].url}
-    assert lease_of(pool, "b").backend is pool.backends[1]
-
-
-def test_backend_marked_in_the_fleet_file_may_refuse_unlisted_models(clock: Clock) -> None:
-    pool = make_pool(clock, 1, configs=[{"accepts_unlisted_models": False}])
-    publish(pool, 0, ready(models=["a"], names=ModelNames.ANY))
-    assert refusal(pool, "other") == (404, "model_not_found", None)
-
-
-def test_model_of_a_backend_that_is_down_is_503_not_404(clock: Clock) -> None:
-    pool = make_pool(clock, 2)
-    publish(pool, 0, ready(models=["a"]))
-    publish(pool, 1, ready(models=["b"]))
-    pool.report_refused_connection(pool.backends[1])
-    with pytest.raises(CapacityError):
-        lease_of(pool, "b")
 
 
 def test_excluded_backend_is_not_chosen(clock: Clock) -> None:
@@ -175,22 +73,6 @@ def test_backend_that_never_reported_a_load_ranks_with_the_others(clock: Clock) 
     assert lease_of(pool, "m").backend is pool.backends[0]
 
 
-def test_treatment_of_other_names_holds_as_long_as_the_models(clock: Clock) -> None:
-    pool = make_pool(clock, 1)
-    publish(pool, 0, ready(models=["a"], names=ModelNames.STRICT))
-    publish(pool, 0, BackendState(ready=True, models=None))
-    with pytest.raises(ProxyError):
-        lease_of(pool, "other")
-
-
-def test_model_answers_to_its_aliases(clock: Clock) -> None:
-    pool = make_pool(clock, 2)
-    publish(pool, 0, ready(models=["a"], names=ModelNames.ANY))
-    entry = {"id": "long-name", "aliases": ["short", 7]}
-    publish(pool, 1, BackendState(ready=True, models=(entry,), model_names=ModelNames.STRICT))
-    assert {lease_of(pool, "short").backend.url for _ in range(6)} == {pool.backends[1].url}
-
-
 @pytest.mark.parametrize("state", [BUSY, LOADING])
 def test_backend_that_is_not_ready_gets_no_request(clock: Clock, state: BackendState) -> None:
     pool = make_pool(clock, 2)
@@ -207,14 +89,6 @@ def test_fleet_without_a_live_backend_is_503_with_retry_after(clock: Clock) -> N
         lease_of(pool, "m")
     assert (raised.value.status, raised.value.code) == (503, "no_backend_available")
     assert raised.value.retry_after_seconds == REFRESH_SECONDS
-
-
-def test_request_waits_for_the_full_backend_that_lists_its_model(clock: Clock) -> None:
-    pool = make_pool(clock, 2)
-    publish(pool, 0, replace(ready(models=["a"]), capacity=1))
-    publish(pool, 1, ready(models=["b"], names=ModelNames.ANY))
-    assert lease_of(pool, "a").backend is pool.backends[0]
-    assert pool.lease(Requirements("a")) is None  # no other model may answer under this name
 
 
 def test_request_without_a_model_may_go_to_any_backend(clock: Clock) -> None:

@@ -46,14 +46,14 @@ FORGED = [
 
 @pytest.fixture
 async def fleet(capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Fleet]:
-    """Of proxies that write to the captured standard output."""
+    """An access log on the captured standard output."""
     async with AsyncExitStack() as stack:
         yield Fleet(stack)
 
 
 @pytest.fixture
 def one_line() -> Callable[..., str]:
-    """Writes one request, and gives what the log made of it."""
+    """Log one request; returns its line."""
 
     def write(log_format: str = "text", **fields: Any) -> str:
         stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", newline="")
@@ -352,7 +352,7 @@ def test_many_lines_are_written_without_waiting() -> None:
 
 
 class _Pipe(io.StringIO):
-    """Notes what is written to it at once."""
+    """Records each write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -379,7 +379,7 @@ def test_lines_stay_whole_and_in_order_if_other_processes_write_to_the_log(path:
 
 
 def _events(log_format: str, level: str = "info", worker: int | None = None) -> list[str]:
-    """What a process writes to standard error that logs one event of each level, and one with a traceback."""
+    """The standard error of a process that logs one event of each level, and one with a traceback."""
     program = f"""
 import logging
 from inference_engine_proxy_server.telemetry.logs import configure_logging

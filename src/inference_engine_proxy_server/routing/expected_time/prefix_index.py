@@ -118,7 +118,7 @@ class PrefixIndex:
 
     def keeps(self, backend: int) -> float:
         """The estimated cache size of ``backend``, in prompt bytes."""
-        return self._shelf(backend).keeps
+        return self._estimate(backend).keeps
 
     def expect(self, backend: int, keeps_bytes: float) -> None:
         """Set the cache size that ``backend`` reports, in prompt bytes, above 0. Replies refine it from there.
@@ -126,20 +126,20 @@ class PrefixIndex:
         When the reported size changes, the estimate changes in proportion: usually the cache still has as many tokens,
         and only their average length in bytes has become better known.
         """
-        shelf = self._shelf(backend)
-        if shelf.reported == keeps_bytes:
+        estimate = self._estimate(backend)
+        if estimate.reported == keeps_bytes:
             return
-        shelf.keeps = keeps_bytes if shelf.reported is None else shelf.keeps * keeps_bytes / shelf.reported
-        shelf.reported = keeps_bytes
-        self._oldest[backend] = shelf.oldest()
+        estimate.keeps = keeps_bytes if estimate.reported is None else estimate.keeps * keeps_bytes / estimate.reported
+        estimate.reported = keeps_bytes
+        self._oldest[backend] = estimate.oldest()
 
     def forget(self, backend: int) -> None:
         """Empty the cache of ``backend``: it was restarted, or its number now belongs to another backend."""
-        shelf = self._shelf(backend)
-        shelf.clock += 1  # greater than the clock of every recorded run
-        shelf.emptied_at = shelf.clock
-        shelf.losses = 0
-        self._oldest[backend] = shelf.oldest()
+        estimate = self._estimate(backend)
+        estimate.clock += 1  # greater than the clock of every recorded run
+        estimate.emptied_at = estimate.clock
+        estimate.losses = 0
+        self._oldest[backend] = estimate.oldest()
 
     def look_up(self, prompt: Prompt) -> Lookup:
         """Find which backends hold how much of ``prompt``."""
@@ -154,8 +154,8 @@ class PrefixIndex:
     def record(self, lookup: Lookup, backend: int) -> Noted:
         """Record that the prompt of ``lookup`` is sent to ``backend``. Returns what was known before."""
         prompt = lookup.prompt
-        shelf = self._shelf(backend)
-        clock, oldest = shelf.clock, self._oldest[backend]
+        estimate = self._estimate(backend)
+        clock, oldest = estimate.clock, self._oldest[backend]
         held = at = 0
         ages = []
         for found, stop in lookup.path:
@@ -174,8 +174,8 @@ class PrefixIndex:
             at = stop
         if at < len(prompt.chain):
             self._put(prompt.chain[at], _Run(prompt.chain[at:].tobytes(), {backend: clock}))
-        shelf.clock = clock + prompt.size - held
-        self._oldest[backend] = shelf.oldest()
+        estimate.clock = clock + prompt.size - held
+        self._oldest[backend] = estimate.oldest()
         while self._bytes > self._budget and self._runs:
             self._drop_one()
         return Noted(backend, prompt.size, held, ages)
@@ -190,22 +190,22 @@ class PrefixIndex:
         """
         if not noted.ages or prompt_tokens <= 0:
             return
-        shelf = self._shelf(noted.backend)
+        estimate = self._estimate(noted.backend)
         cached = noted.size * cached_tokens // prompt_tokens
         kept_age, start = -1, 0
         for end, age in noted.ages:
             if end <= cached * _SLACK:
                 kept_age, start = age, end
-                shelf.losses = 0
+                estimate.losses = 0
             elif (start + end) / 2 > cached * _SLACK + ENDS[0]:
-                if age <= shelf.keeps:  # otherwise the loss was expected
-                    shelf.losses += 1
-                    shelf.keeps = _less(shelf.keeps, age, shelf.losses)
+                if age <= estimate.keeps:  # otherwise the loss was expected
+                    estimate.losses += 1
+                    estimate.keeps = _less(estimate.keeps, age, estimate.losses)
                 break
-        if kept_age > shelf.keeps:
-            shelf.keeps = min(kept_age, 2 * shelf.keeps + ENDS[0])
-        shelf.clock += max(0, noted.held - cached)  # uncached bytes that were expected to be cached
-        self._oldest[noted.backend] = shelf.oldest()
+        if kept_age > estimate.keeps:
+            estimate.keeps = min(kept_age, 2 * estimate.keeps + ENDS[0])
+        estimate.clock += max(0, noted.held - cached)  # uncached bytes that were expected to be cached
+        self._oldest[noted.backend] = estimate.oldest()
 
     # --- the runs
 
@@ -266,7 +266,7 @@ class PrefixIndex:
             self._runs -= 1
             self._bytes -= _bytes_of(shard.pop(next(iter(shard))))
 
-    def _shelf(self, backend: int) -> _CacheEstimate:
+    def _estimate(self, backend: int) -> _CacheEstimate:
         while backend >= len(self._shelves):
             self._shelves.append(_CacheEstimate())
             self._oldest.append(self._shelves[-1].oldest())

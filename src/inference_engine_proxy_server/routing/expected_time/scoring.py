@@ -1,4 +1,4 @@
-"""The ``expected_time`` policy: the backend where the first token comes soonest."""
+"""The ``expected_time`` policy: the backend with the earliest expected first token."""
 
 from __future__ import annotations
 
