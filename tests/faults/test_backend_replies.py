@@ -48,23 +48,34 @@ async def check_broken(fleet: Fleet, engine: Engine, reply: Reply) -> None:
 
 
 @pytest.mark.parametrize("by_reset", [False, True], ids=["FIN", "RST"])
-@pytest.mark.parametrize("head", [SIZED_HEAD, STREAM_HEAD], ids=["of known length", "stream"])
+@pytest.mark.parametrize("begins", [(SIZED_HEAD,), (STREAM_HEAD, chunk(EVENT))], ids=["of known length", "stream"])
 async def test_bf10_a_reply_that_dies_after_its_head_is_no_empty_success(
-    fleet: Fleet, caplog: pytest.LogCaptureFixture, head: bytes, by_reset: bool
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, begins: tuple[bytes, ...], by_reset: bool
 ) -> None:
-    dying, other = await fleet.engine(then_dies(head, by_reset=by_reset)), await fleet.engine(processing=5)
+    dying, other = await fleet.engine(then_dies(*begins, by_reset=by_reset)), await fleet.engine(processing=5)
     proxy = await fleet.proxy(dying, other)
 
     reply = await proxy.post()
 
     await check_broken(fleet, dying, reply)
-    if head is STREAM_HEAD:
-        assert json.loads(reply.body.removeprefix(b"data: "))["error"]["code"] == "backend_disconnected"
+    if STREAM_HEAD in begins:
+        assert json.loads(reply.body.removeprefix(EVENT + b"data: "))["error"]["code"] == "backend_disconnected"
     else:
         assert reply.body == b""
     assert not other.served
     assert f"backend {dying.url} is down: it broke a connection" in caplog.text
     await proxy.becomes(dying, "up")  # it was asked at once, and answered
+
+
+@pytest.mark.parametrize("by_reset", [False, True], ids=["FIN", "RST"])
+async def test_bf10_a_stream_that_dies_before_its_first_event_is_served_by_another(
+    fleet: Fleet, by_reset: bool
+) -> None:
+    dying, other = await fleet.engine(then_dies(STREAM_HEAD, by_reset=by_reset)), await fleet.engine(processing=5)
+    proxy = await fleet.proxy(dying, other)
+    reply = await proxy.post()
+    assert (reply.status, reply.headers["x-backend"], reply.complete) == (200, other.url, True)
+    assert await proxy.retries("backend_disconnected") == 1
 
 
 async def test_bf10_a_reply_that_ends_with_its_connection_and_is_reset_is_reset_to_its_client(fleet: Fleet) -> None:
@@ -80,7 +91,8 @@ async def test_bf14_a_body_shorter_than_its_length_is_broken_off(fleet: Fleet, b
     await check_broken(fleet, engine, await proxy.post())
 
 
-async def test_bf21_a_head_without_end_is_504_and_asked_of_nobody_else(fleet: Fleet) -> None:
+@pytest.mark.parametrize("path", [CHAT, OTHER])
+async def test_bf21_a_head_without_end_counts_as_no_answer_in_time(fleet: Fleet, path: str) -> None:
     async def drips(connection: EngineConnection) -> None:
         connection.send(b"HTTP/1.1 200 OK\r\n")
         while not connection.ended.done():
@@ -90,10 +102,13 @@ async def test_bf21_a_head_without_end_is_504_and_asked_of_nobody_else(fleet: Fl
 
     dripping, other = await fleet.engine(drips), await fleet.engine(processing=5)
     proxy = await fleet.proxy(dripping, other, backend_first_byte_timeout_seconds=0.5)
-    reply = await proxy.post()
-    assert (reply.status, reply.json["error"]["code"]) == (504, "backend_timeout")
-    assert reply.headers["x-should-retry"] == "false"
-    assert not other.served
+    reply = await proxy.post(path)
+    if path == CHAT:
+        assert (reply.status, reply.headers["x-backend"]) == (200, other.url)
+    else:
+        assert (reply.status, reply.json["error"]["code"]) == (504, "backend_timeout")
+        assert reply.headers["x-should-retry"] == "false"
+        assert not other.served
     await eventually(lambda: not dripping.open_requests)
 
 
@@ -155,7 +170,7 @@ async def test_bf24_an_answer_before_the_end_of_the_upload_is_passed_on_and_ends
     assert (await proxy.post()).status == 200
 
 
-async def test_bf25_a_backend_that_does_not_take_the_body_is_504_and_the_body_is_let_go(fleet: Fleet) -> None:
+async def test_bf25_a_body_that_a_backend_does_not_take_goes_to_another_and_the_body_is_let_go(fleet: Fleet) -> None:
     slow, other = await fleet.add(HeadReadingEngine(refuses_to_read(b""))), await fleet.engine(processing=5)
     slow.slots = 1
     limits = {"backend_first_byte_timeout_seconds": 0.6, "backend_queue_allowance": 0}
@@ -167,11 +182,11 @@ async def test_bf25_a_backend_that_does_not_take_the_body_is_504_and_the_body_is
         assert await proxy.metric("request_body_bytes_in_flight") == len(body)
         assert (await proxy.post()).headers["x-backend"] == other.url
     reply = asking.result()
-    assert (reply.status, reply.json["error"]["code"]) == (504, "backend_timeout")
+    assert (reply.status, reply.headers["x-backend"]) == (200, other.url)
     connection_of_request(slow).cue.set()
     await connection_of_request(slow).ended
     assert await proxy.metric("request_body_bytes_in_flight") == 0
-    assert await proxy.metric("retries_total") == 0
+    assert await proxy.retries("backend_timeout") == 1
 
 
 async def test_bf36_a_long_prefill_is_waited_for(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:

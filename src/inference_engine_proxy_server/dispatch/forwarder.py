@@ -21,6 +21,7 @@ from inference_engine_proxy_server.errors import (
     BackendDeclined,
     BackendError,
     BackendLacks,
+    BackendTimeout,
     BackendUnreachable,
     CapacityError,
     ClientError,
@@ -98,7 +99,7 @@ class Forwarder:
                     lease.close()
                 await _back_off(failed)
         except (CapacityError, ClientError):  # no other backend can serve the request
-            _raise_broken(failed)  # a backend received the request, so "no capacity" would not be the truth
+            _raise_failure(failed)  # a backend received the request, so "no capacity" would not be the truth
             raise
         finally:
             if failed and any(isinstance(error, BackendDeclined) for error in failed.values()):
@@ -183,9 +184,9 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
     return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity)
 
 
-def _raise_broken(failed: Mapping[Backend, BackendError]) -> None:
+def _raise_failure(failed: Mapping[Backend, BackendError]) -> None:
     for error in failed.values():
-        if isinstance(error, BackendBroke):
+        if isinstance(error, (BackendBroke, BackendTimeout)):
             raise error from None
 
 

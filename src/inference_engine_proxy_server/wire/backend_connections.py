@@ -174,11 +174,11 @@ class BackendConnections:
         )
 
     def unanswered(self) -> list[tuple[BackendConnection, Exchange]]:
-        """Requests that wait for their reply's first byte, and their connections."""
+        """Requests that wait for their reply, or for the first event of a stream, and their connections."""
         return [
             (connection, connection.exchange)
             for connection in self._in_use
-            if connection.exchange is not None and not connection.has_begun
+            if connection.exchange is not None and connection.is_unanswered
         ]
 
     def close(self) -> None:

@@ -10,10 +10,12 @@ from dataclasses import replace
 
 import pytest
 
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.routing.requirements import Requirements
+from inference_engine_proxy_server.wire import reply_relay
 from inference_engine_proxy_server.wire.client_connection import CLIENT_GONE
 from inference_engine_proxy_server.wire.outcome import Outcome
 from support.fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply
@@ -236,7 +238,7 @@ async def test_a_stale_connection_is_not_replaced_for_a_request_with_effects() -
     assert [status_of(reply) for reply in replies] == [200, 502]
 
 
-async def test_a_timeout_is_504_and_not_repeated() -> None:
+async def test_two_timeouts_are_504() -> None:
     async def never_answers(connection: EngineConnection) -> None:
         await connection.request()
 
@@ -245,7 +247,33 @@ async def test_a_timeout_is_504_and_not_repeated() -> None:
             reply = await proxy.post()
             assert all(backend.load.leases == 0 for backend in proxy.pool.backends)
     assert (status_of(reply), error_of(reply)["code"]) == (504, "backend_timeout")
-    assert len(silent.requests) + len(other.requests) == 1
+    assert len(silent.requests) + len(other.requests) == 2
+
+
+async def test_a_request_that_gets_no_answer_in_time_is_served_by_another() -> None:
+    async def never_answers(connection: EngineConnection) -> None:
+        await connection.request()
+
+    async with FakeEngine(never_answers) as silent, FakeEngine(answering(http_reply())) as other:
+        async with ForwardingFront(silent, other, first_byte_seconds=0.05) as proxy:
+            with chosen_first(proxy, 0):
+                reply = await proxy.post()
+    assert status_of(reply) == 200
+    assert (len(silent.requests), len(other.requests)) == (1, 1)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_a_timeout_without_another_backend_or_with_effects_is_504(path: str) -> None:
+    async def never_answers(connection: EngineConnection) -> None:
+        await connection.request()
+
+    async with FakeEngine(never_answers) as silent, FakeEngine(answering(http_reply())) as other:
+        engines = [silent] if path == "/v1/chat/completions" else [silent, other]
+        async with ForwardingFront(*engines, first_byte_seconds=0.05) as proxy:
+            with chosen_first(proxy, 0):
+                reply = await proxy.post(path=path)
+    assert (status_of(reply), error_of(reply)["code"]) == (504, "backend_timeout")
+    assert not other.requests
 
 
 async def test_an_invalid_reply_is_502() -> None:
@@ -493,6 +521,135 @@ async def test_what_a_client_did_wrong_says_nothing_about_the_engine() -> None:
             assert health.is_doubtful
         assert status_of(await proxy.post()) == 200
         assert not health.is_doubtful
+
+
+# --- event streams that have not sent an event yet
+
+
+COMMENT = b": keep-alive\n\n"
+PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+HALF_EVENT = b'data: {"n": '
+STREAM_REPLY = STREAM_HEAD + chunk(EVENT) + b"0\r\n\r\n"
+
+
+def streams_and_ends(connection_ends: str, *blocks: bytes) -> Script:
+    """Sends the header section of a stream and ``blocks``, and then ends: ``finish``, ``reset`` or not at all."""
+
+    async def script(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(STREAM_HEAD, *blocks)
+        await until(lambda: bool(connection.requests))
+        await asyncio.sleep(0.05)
+        if connection_ends:
+            getattr(connection, connection_ends)()
+
+    return script
+
+
+@pytest.mark.parametrize("end", ["finish", "reset", ""], ids=["closed", "reset", "stalled"])
+@pytest.mark.parametrize(
+    "begins",
+    [b"", chunk(COMMENT), chunk(PING), chunk(COMMENT) + chunk(HALF_EVENT), b"5\r\nda"],
+    ids=["nothing", "comment", "ping", "half an event", "half a chunk"],
+)
+async def test_a_stream_that_fails_before_its_first_event_is_served_by_another(begins: bytes, end: str) -> None:
+    async with (
+        FakeEngine(streams_and_ends(end, begins)) as failing,
+        FakeEngine(answering(STREAM_REPLY)) as other,
+        ForwardingFront(failing, other, pause_seconds=0.3) as proxy,
+    ):
+        with chosen_first(proxy, 0):
+            reply = await proxy.post()
+        assert (status_of(reply), reply.partition(b"\r\n\r\n")[2]) == (200, chunk(EVENT) + b"0\r\n\r\n")
+        assert b"x-backend: " + other.url.encode() in reply
+        assert proxy.observed[0].outcome is Outcome.COMPLETE
+
+
+async def test_a_stream_with_effects_that_fails_before_its_first_event_is_an_error_with_its_status() -> (
+    None
+):
+    async with FakeEngine(streams_and_ends("reset")) as failing, FakeEngine(answering(STREAM_REPLY)) as other:
+        async with ForwardingFront(failing, other) as proxy:
+            with chosen_first(proxy, 0):
+                reply = await proxy.post(path="/v1/responses")
+    assert (status_of(reply), error_of(reply)["code"]) == (502, "backend_disconnected")
+    assert not other.requests
+
+
+async def test_two_engines_may_lose_a_stream_before_its_first_event() -> None:
+    async with (
+        FakeEngine(streams_and_ends("reset")) as first,
+        FakeEngine(streams_and_ends("reset")) as second,
+        FakeEngine(streams_and_ends("reset")) as third,
+        ForwardingFront(first, second, third) as proxy,
+    ):
+        assert status_of(await proxy.post()) == 502
+    assert len(first.requests) + len(second.requests) + len(third.requests) == 2
+
+
+async def test_a_stream_without_events_that_ends_well_is_complete() -> None:
+    end = b"0\r\n\r\n"
+    async with FakeEngine(answering(STREAM_HEAD + chunk(COMMENT) + end)) as engine, ForwardingFront(engine) as proxy:
+        reply = await proxy.post()
+    assert (status_of(reply), reply.partition(b"\r\n\r\n")[2]) == (200, chunk(COMMENT) + end)
+
+
+async def test_the_first_byte_of_a_stream_is_its_first_event() -> None:
+    async def reads_a_prompt(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(STREAM_HEAD, chunk(COMMENT))
+        await asyncio.sleep(0.3)
+        connection.send(chunk(EVENT), b"0\r\n\r\n")
+
+    async with FakeEngine(reads_a_prompt) as engine, ForwardingFront(engine) as proxy:
+        reply = await proxy.post()
+        assert reply.partition(b"\r\n\r\n")[2] == chunk(COMMENT) + chunk(EVENT) + b"0\r\n\r\n"
+        [request] = proxy.observed
+        assert isinstance(request, ProxiedRequest)
+        assert (request.record(proxy.pool.clock()).first_byte_seconds or 0) > 0.25
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["goes on", "fails over"])
+async def test_keep_alives_reach_a_client_that_has_waited_long_and_the_stream_can_still_be_repeated(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reply_relay, "_SILENT_SECONDS", 0.1)
+
+    async def keeps_alive(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(STREAM_HEAD, chunk(COMMENT))
+        await asyncio.sleep(0.2)
+        connection.send(chunk(COMMENT), b"3\r\n: k")
+        await connection.cue.wait()
+        if fails:
+            connection.reset()
+        else:
+            connection.send(b"\r\n2\r\n\n\n\r\n", chunk(EVENT), b"0\r\n\r\n")
+
+    async with FakeEngine(keeps_alive) as first, FakeEngine(answering(STREAM_REPLY)) as other:
+        async with ForwardingFront(first, other) as proxy:
+            with chosen_first(proxy, 0):
+                client = await proxy.connect()
+                head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n"
+                client.send(head + b"\r\n{}")
+                await client.head()
+                assert await client.read(len(chunk(COMMENT * 2))) == chunk(COMMENT * 2)
+                first.connections[-1].cue.set()
+                rest = await client.rest()
+    expected = [EVENT] if fails else [b": k\n\n" + EVENT]
+    assert rest == b"".join(map(chunk, expected)) + b"0\r\n\r\n"
+    assert len(other.requests) == fails
+
+
+async def test_waiting_streams_are_taken_back_from_a_stuck_backend() -> None:
+    async with FakeEngine(streams_and_ends("")) as stuck, FakeEngine(answering(STREAM_REPLY)) as other:
+        async with ForwardingFront(stuck, other) as proxy:
+            with chosen_first(proxy, 0) as backend:
+                reply = asyncio.get_running_loop().create_task(proxy.post())
+                await until(lambda: backend.connections.activity().has_begun)
+                proxy.pool.report_refused_connection(backend)
+                assert status_of(await reply) == 200
+    assert len(other.requests) == 1
 
 
 # --- requests that wait for their first byte
