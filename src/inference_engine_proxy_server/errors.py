@@ -23,7 +23,7 @@ import json
 import math
 
 __all__ = [
-    "DECLINABLE_STATUSES",
+    "BUSY_STATUSES",
     "BackendBroke",
     "BackendDeclined",
     "BackendError",
@@ -127,7 +127,7 @@ class BackendTimeout(BackendError):
     code = "backend_timeout"
 
 
-DECLINABLE_STATUSES = frozenset({429, 502, 503})
+BUSY_STATUSES = frozenset({429, 502, 503})
 """Statuses of a backend that mean "not here, not now": another backend may do better."""
 
 

@@ -20,6 +20,7 @@ from inference_engine_proxy_server.config.values import (
     PathRule,
     PathRules,
     Secret,
+    Statuses,
     as_path_rules,
     as_variable,
 )
@@ -71,8 +72,12 @@ class Settings(BaseModel):
     """Longest wait in seconds for the first byte of a backend's reply, and for each further byte."""
     backend_first_byte_timeout_seconds: _Seconds | None = None
     """Longest wait in seconds for the first byte of a backend's reply; default: BACKEND_TIMEOUT_SECONDS."""
+    first_token_timeout_seconds: _SecondsOrZero = 0
+    """Longest wait in seconds for the first event of a stream; then another backend gets the request; 0: no limit."""
     backend_stream_idle_timeout_seconds: _Seconds | None = None
     """Longest pause in seconds within a backend's reply; default: BACKEND_TIMEOUT_SECONDS."""
+    retry_statuses: Statuses = (429, 500, 502, 503)
+    """Statuses of a backend after which a repeatable request is tried once on another backend; empty: none."""
     request_timeout_seconds: _SecondsOrZero = 0
     """Longest time in seconds from the last byte of a request to the end of its reply; 0 means no limit."""
     backend_connect_timeout_seconds: _Seconds = 2

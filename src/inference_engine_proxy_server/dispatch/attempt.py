@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -11,7 +11,7 @@ from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.retry import NextAttempt, RetryBudget, next_attempt
 from inference_engine_proxy_server.errors import (
-    DECLINABLE_STATUSES,
+    BUSY_STATUSES,
     BackendBroke,
     BackendDeclined,
     BackendError,
@@ -21,6 +21,7 @@ from inference_engine_proxy_server.errors import (
     InvalidReply,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.late_reply import LateReply
@@ -55,10 +56,19 @@ class Attempts:
         metrics: counts repeated requests.
         names_backend: whether replies name their backend in ``x-backend``.
         keeps_credentials: whether a client's key goes on to a backend for which the proxy has no key.
+        retry_statuses: after which a repeatable request is tried on another backend.
+        first_token_seconds: longest wait for the first event of a stream; 0 for no limit.
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, metrics: RequestMetrics, *, names_backend: bool, keeps_credentials: bool
+        self,
+        dispatcher: Dispatcher,
+        metrics: RequestMetrics,
+        *,
+        names_backend: bool,
+        keeps_credentials: bool,
+        retry_statuses: Iterable[int],
+        first_token_seconds: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._fleet = dispatcher.fleet
@@ -66,6 +76,9 @@ class Attempts:
         self._metrics = metrics
         self._names_backend = names_backend
         self._keeps_credentials = keeps_credentials
+        self._retry_statuses = frozenset(retry_statuses)
+        self._held_statuses = self._retry_statuses | BUSY_STATUSES  # these may ask for a pause
+        self._first_token_seconds = first_token_seconds
         self.budget = RetryBudget(dispatcher.fleet.clock)
 
     async def send(self, attempt: Attempt) -> None:
@@ -84,7 +97,7 @@ class Attempts:
         if credentials is None:
             credentials = head.credentials if self._keeps_credentials else b""
         affinity = request.requirements.affinity
-        held_statuses = DECLINABLE_STATUSES
+        held_statuses = self._held_statuses
         if affinity is not None and affinity.is_unlocated:
             held_statuses = affinity.lacking_statuses
         connection = connections.take_idle() or await connections.connect()
@@ -99,9 +112,12 @@ class Attempts:
         )
         while True:
             try:
-                held = await connection.request(
+                reply = connection.request(
                     [section, body], sink, is_head=head.method == "HEAD", held_statuses=held_statuses
                 )
+                if self._first_token_seconds:
+                    connection.limit_first_event(self._first_token_seconds if request.content.is_streamed else NEVER)
+                held = await reply
                 if held is not None:
                     self._decide(attempt, held)
                     await connection.accept()
@@ -163,6 +179,7 @@ class Attempts:
         declined = BackendDeclined(held.status)
         if (
             has_other
+            and held.status in self._retry_statuses
             and self.next(request, declined) is not NextAttempt.NONE
             and self.budget.take(self._dispatcher.requests_in_flight)
         ):

@@ -7,7 +7,7 @@
     a kept-alive connection crossed it           a new connection   repeatable ones   once
     a new connection broke                       another backend    repeatable ones   1 backend may lose it
     taken back from a stuck or vanished backend  another backend    repeatable ones   1 backend may lose it
-    answered 429, 502 or 503                     another backend    repeatable ones   the same, within the budget
+    answered with a status in RETRY_STATUSES     another backend    repeatable ones   the same, within the budget
     answered 404 about an unlocated resource     another backend    all with affinity 16 in all (see affinity.py)
     no answer, or no first event, in time        another backend    repeatable ones   1 backend may lose it
     the answer is not HTTP                       not at all

@@ -37,7 +37,7 @@ class BackendConnection(ReplyRelay):
             client was behind; ``inf`` during that time.
     """
 
-    __slots__ = ("_deadlines", "_first_byte_seconds", "_poll", "_rests_since", "waits_since")
+    __slots__ = ("_deadlines", "_event_due_at", "_first_byte_seconds", "_poll", "_rests_since", "waits_since")
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class BackendConnection(ReplyRelay):
         self._first_byte_seconds = first_byte_seconds
         self._poll = select.poll()
         self._rests_since = 0.0
+        self._event_due_at = NEVER
         self.waits_since = NEVER
 
     def __repr__(self) -> str:
@@ -107,6 +108,11 @@ class BackendConnection(ReplyRelay):
         self.deadline = now + self._first_byte_seconds
         self._transport.writelines(blocks)
         return self._result
+
+    def limit_first_event(self, seconds: float) -> None:
+        """Give the reply up if a stream has sent no event within ``seconds`` of the request; ``inf`` for no limit."""
+        self._event_due_at = self.sent_at + seconds
+        self.deadline = min(self.deadline, self._event_due_at)
 
     def accept(self) -> Completion[HeldReply | None]:
         """Relay the held reply to its sink. Returns what :meth:`request` returns."""
@@ -178,7 +184,7 @@ class BackendConnection(ReplyRelay):
         if sink is None:
             self._transport.close()
             self.deadline = NEVER
-        elif self._head is None:
+        elif self._head is None or (self._held_stream is not None and now >= self._event_due_at):
             self._fail(BackendTimeout("The backend did not answer in time."))
         elif sink.sent_bytes != self._progress_bytes:
             self._mark_progress(sink, now)

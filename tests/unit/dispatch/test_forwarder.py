@@ -20,7 +20,7 @@ from inference_engine_proxy_server.wire.client_connection import CLIENT_GONE
 from inference_engine_proxy_server.wire.outcome import Outcome
 from support.fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply
 from support.fakes.front import until
-from support.pools import READY, ForwardingFront, publish
+from support.pools import READY, ForwardingFront, make_forwarder, publish
 from support.ports import free_port, unused_url
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -382,7 +382,7 @@ def chosen_first(proxy: ForwardingFront, index: int) -> Iterator[Backend]:
         lease.close()
 
 
-@pytest.mark.parametrize("status", [429, 502, 503])
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
 async def test_a_request_that_an_engine_declines_is_served_by_another(status: int) -> None:
     async with (
         FakeEngine(answering(http_reply(b"no", status))) as declining,
@@ -397,7 +397,7 @@ async def test_a_request_that_an_engine_declines_is_served_by_another(status: in
     assert (len(declining.requests), len(other.requests)) == (1, 1)
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 500, 504])
+@pytest.mark.parametrize("status", [400, 401, 404, 501, 504])
 async def test_other_errors_are_passed_on_at_once(status: int) -> None:
     async with (
         FakeEngine(answering(http_reply(b"no", status))) as failing,
@@ -420,7 +420,7 @@ async def test_what_may_have_had_an_effect_is_declined_for_good(path: str) -> No
     assert other.requests == []
 
 
-@pytest.mark.parametrize("status", [429, 502, 503])
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_an_engines_own_refusal_is_passed_on_byte_for_byte_when_there_is_nobody_else(
     status: int, chunked: bool
@@ -457,6 +457,60 @@ async def test_what_two_engines_decline_is_not_tried_a_third_time() -> None:
         reply = await proxy.post()
     assert status_of(reply) == 503
     assert len(first.requests) + len(second.requests) + len(third.requests) == 2
+
+
+async def test_an_error_on_which_two_engines_agree_is_believed() -> None:
+    async with (
+        FakeEngine(answering(http_reply(b"first", 500))) as first,
+        FakeEngine(answering(http_reply(b"second", 500))) as second,
+        FakeEngine(answering(http_reply())) as third,
+        ForwardingFront(first, second, third) as proxy,
+    ):
+        leases = [proxy.pool.occupy(proxy.pool.backends[2]) for _ in range(3)]
+        reply = await proxy.post()
+        for lease in leases:
+            lease.close()
+    assert (status_of(reply), reply.partition(b"\r\n\r\n")[2] in (b"first", b"second")) == (500, True)
+    assert (len(first.requests), len(second.requests), len(third.requests)) == (1, 1, 0)
+
+
+async def never_streams(connection: EngineConnection) -> None:
+    await connection.request()
+    await connection.ended
+
+
+async def keeps_a_stream_alive(connection: EngineConnection) -> None:
+    await connection.request()
+    connection.send(STREAM_HEAD)
+    while not connection.ended.done():
+        connection.send(chunk(COMMENT))
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("script", [never_streams, keeps_a_stream_alive], ids=["no reply", "comments only"])
+async def test_a_stream_whose_first_event_is_late_is_served_by_another(script: Script) -> None:
+    async with FakeEngine(script) as late, FakeEngine(answering(STREAM_REPLY)) as other:
+        async with ForwardingFront(late, other) as proxy:
+            proxy.forwarder = make_forwarder(proxy.pool, first_token_seconds=0.3)
+            with chosen_first(proxy, 0):
+                reply = await proxy.post(b'{"model": "m", "stream": true}')
+    assert (status_of(reply), EVENT in reply) == (200, True)
+    assert (len(late.requests), len(other.requests)) == (1, 1)
+
+
+async def test_the_deadline_of_the_first_event_concerns_neither_later_events_nor_other_replies() -> None:
+    async def answers_slowly(connection: EngineConnection) -> None:
+        is_stream = b"stream" in await connection.request()
+        if is_stream:
+            connection.send(STREAM_HEAD, chunk(EVENT))
+        await asyncio.sleep(0.5)
+        connection.send(b"0\r\n\r\n" if is_stream else http_reply())
+        connection.finish()
+
+    async with FakeEngine(answers_slowly) as engine, ForwardingFront(engine) as proxy:
+        proxy.forwarder = make_forwarder(proxy.pool, first_token_seconds=0.2)
+        assert (await proxy.post(b'{"model": "m", "stream": true}')).endswith(b"0\r\n\r\n")
+        assert status_of(await proxy.post()) == 200
 
 
 async def test_an_engine_that_asks_for_a_pause_gets_it() -> None:
@@ -565,9 +619,7 @@ async def test_a_stream_that_fails_before_its_first_event_is_served_by_another(b
         assert proxy.observed[0].outcome is Outcome.COMPLETE
 
 
-async def test_a_stream_with_effects_that_fails_before_its_first_event_is_an_error_with_its_status() -> (
-    None
-):
+async def test_a_stream_with_effects_that_fails_before_its_first_event_is_an_error_with_its_status() -> None:
     async with FakeEngine(streams_and_ends("reset")) as failing, FakeEngine(answering(STREAM_REPLY)) as other:
         async with ForwardingFront(failing, other) as proxy:
             with chosen_first(proxy, 0):
