@@ -8,8 +8,8 @@
     it does not answer, but bytes of replies still come   BUSY, the last choice
     it cannot be reached, broke a connection, or was      DOWN, until it answers a poll again
       silent for too long; or it reports so
-    5 failures of requests in a row; work that does not   SUSPECT, for 5 s at first and longer each time; then
-      move; unanswered requests; repeated falls             one request tries it
+    5 failures of requests in a row; work that does not   SUSPECT; every 5 s one request tries it, until one
+      move; unanswered requests; repeated falls             succeeds
 
 Client errors (4xx) never count. A failure stops counting once a request that was sent after it has succeeded; the
 success of a request that was sent before it proves nothing.
@@ -35,6 +35,7 @@ _SILENCES = 2  # unanswered polls in a row, so that a delay of the proxy itself 
 _REFUSALS = 3  # refused polls in a row while bytes still come
 _FRESH_SECONDS = 2.0  # maximum age of bytes that outweigh a refused poll
 _FIRST_SHARE = 0.1  # of its usual share, right after a backend came back; Envoy's and HAProxy's slow start
+_LONGEST_SLOW_START = 4  # times the usual one, for a backend that has fallen as often or more often
 _LONGEST_PAUSE_SECONDS = 30.0
 
 
@@ -206,7 +207,7 @@ class HealthTracker:
 
     def share(self, now: float) -> float:
         """The part of its usual share of requests that it should get now, above 0 and up to 1."""
-        seconds = self._rules.slow_start_seconds
+        seconds = self._rules.slow_start_seconds * min(max(1, self._suspension.falls), _LONGEST_SLOW_START)
         grown = 1.0 if seconds <= 0 else (now - self._ramp_since) / seconds
         return max(_FIRST_SHARE, min(1.0, grown))
 
