@@ -88,6 +88,9 @@ def make_app(routers: Iterable[APIRouter], lifespan: Callable[[FastAPI], Abstrac
     return app
 
 
+_SERVICE = secrets.token_hex(6)  # workers inherit it, because they are forked
+
+
 # --- the fleet
 
 
@@ -109,7 +112,7 @@ def backend_maker(
     )
 
     def make_backend(config: BackendConfig) -> Backend:
-        connections = BackendConnections(Origin.of(config.url), limits, deadlines)
+        connections = BackendConnections(Origin.of(config.url), limits, deadlines, settings.backend_ca_file)
         health = HealthTracker(rules, deadlines.clock())
         load = BackendLoad()
         if context is not None:
@@ -160,7 +163,7 @@ def dispatcher(
     return Dispatcher(fleet, placement, RequestQueue(limits, deadlines), fairness)
 
 
-def cache_refresher(settings: Settings, fleet: Fleet, engines: Engines) -> CacheRefresher:
+def cache_refresher(settings: Settings, fleet: Fleet, engines: Engines, name: str) -> CacheRefresher:
     """Polls the backends of ``fleet``."""
     return CacheRefresher(
         fleet,
@@ -169,6 +172,7 @@ def cache_refresher(settings: Settings, fleet: Fleet, engines: Engines) -> Cache
         settings.metrics_cache_ttl_seconds,
         always_keep_alive=settings.llamacpp_keep_alive,
         tests_suspects=settings.health_test_requests,
+        via=f"via: 1.1 {name}\r\n".encode(),
     )
 
 
@@ -237,8 +241,14 @@ def overload_guard(settings: Settings, load: Load, metrics: RequestMetrics, dead
     return guard
 
 
+def via_name(*, is_shared: bool) -> str:
+    """This proxy's name in ``Via``; all workers of one service share one."""
+    return f"inference-proxy-{_SERVICE if is_shared else secrets.token_hex(6)}"
+
+
 def client_context(
     settings: Settings,
+    name: str,
     deadlines: Deadlines,
     load: Load,
     classify: Callable[[RequestHead], object],
@@ -266,7 +276,7 @@ def client_context(
     process = secrets.token_hex(6)
     request_ids = map(f"{process}-%x".__mod__, itertools.count(1))
     is_tls = settings.tls_cert_file is not None
-    forwarding = Forwarding(settings.trusted_proxies, name=f"inference-proxy-{process}", is_tls=is_tls)
+    forwarding = Forwarding(settings.trusted_proxies, name=name, is_tls=is_tls)
     return ClientContext(
         limits, deadlines, load, forwarding, request_ids, ProxiedRequest, classify, shed, admit, handle, observe
     )

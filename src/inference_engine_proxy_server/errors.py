@@ -96,13 +96,15 @@ class BackendUnreachable(BackendError):
 
     Attributes:
         timed_out: the connection attempt got no response at all before its deadline.
+        reason: one sentence for operators; clients do not see it.
     """
 
     code = "backend_unreachable"
 
-    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+    def __init__(self, message: str, *, timed_out: bool = False, reason: str = "it cannot be reached") -> None:
         super().__init__(message)
         self.timed_out = timed_out
+        self.reason = reason
 
 
 class BackendBroke(BackendError):

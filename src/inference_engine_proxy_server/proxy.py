@@ -30,6 +30,7 @@ from inference_engine_proxy_server.composition import (
     make_app,
     overload_guard,
     placement,
+    via_name,
 )
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
@@ -105,7 +106,8 @@ class Proxy:
         recorded = decisions(settings)
         for url in () if context is None else context.drained_urls:
             self.obey(url, is_draining=True)
-        self._refresher = cache_refresher(settings, self._fleet, engines)
+        name = via_name(is_shared=context is not None)
+        self._refresher = cache_refresher(settings, self._fleet, engines, name)
         self._config_watch = None
         if load is not None:
             keeper = FleetUpdater(
@@ -140,6 +142,7 @@ class Proxy:
         doorkeeper = gate(settings, self._key_ring, allowances)
         self._clients = client_context(
             settings,
+            name,
             self._deadlines,
             self._load,
             lambda head: destinations.of(head.method, head.path, head.passed_on),

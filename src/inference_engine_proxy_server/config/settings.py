@@ -147,6 +147,8 @@ class Settings(BaseModel):
     """YAML file with API keys of clients and their limits; it is read again when it changes."""
     backend_api_key: Secret | None = None
     """Key that the proxy sends to every backend, in place of the client's own."""
+    backend_ca_file: str | None = None
+    """PEM file with the certificate authorities of backends, in addition to those of the system."""
     forward_client_key: bool = False
     """Whether the client's key is forwarded to backends although the proxy has checked it."""
     admin_key: Secret | None = None

@@ -147,7 +147,7 @@ class Attempts:
         """Report to the fleet at once what a failed attempt shows about ``backend``."""
         fleet = self._fleet
         if isinstance(error, BackendUnreachable):
-            fleet.report_refused_connection(backend)
+            fleet.report_refused_connection(backend, error.reason)
         elif isinstance(error, BackendBroke):
             if not error.crossed_request:
                 fleet.report_broken_connection(backend)

@@ -61,10 +61,11 @@ class HealthTracker:
     """
 
     __slots__ = (
-        "_failed_at", "_failures", "_fell", "_has_been_up", "_is_lost", "_lost_at", "_lost_reason", "_paused_until",
-        "_progress", "_progress_at", "_proved_at", "_ramp_since", "_refusals", "_rules", "_silences", "_suspension",
-        "_timeouts", "_well_since", "is_doubtful", "is_in_question", "is_last_choice", "is_stuck", "on_trial",
-        "reason", "reported", "since", "state", "takes_requests",
+        "_failed_at", "_failures", "_fell", "_has_been_up", "_is_lost", "_lost_at", "_lost_reason",
+        "_paused_until", "_progress", "_progress_at", "_proved_at", "_ramp_since", "_refusals", "_rules",
+        "_silence_reason", "_silences", "_suspension", "_timeouts", "_well_since", "is_doubtful",
+        "is_in_question", "is_last_choice", "is_stuck", "on_trial", "reason", "reported", "since", "state",
+        "takes_requests",
     )  # fmt: skip
 
     def __init__(self, rules: HealthRules, now: float, draw: Callable[[], float] = random.random) -> None:
@@ -88,6 +89,7 @@ class HealthTracker:
         self._lost_at = -math.inf  # when it last refused or broke a request's connection
         self._lost_reason = ""
         self._silences = 0
+        self._silence_reason = ""
         self._refusals = 0
         self._failures = 0
         self._failed_at = -math.inf
@@ -124,17 +126,18 @@ class HealthTracker:
         if state.starting:  # failures during a start do not count
             self._forget_failures()
 
-    def was_silent(self) -> None:
-        """It did not answer a poll. That alone proves nothing: a long prefill may keep it from answering."""
+    def was_silent(self, reason: str = "") -> None:
+        """It did not answer a poll, for ``reason`` if that is known. A long prefill may keep it from answering."""
         self._silences += 1
+        self._silence_reason = reason
         self.is_in_question = False
 
-    def was_unreachable(self, now: float, activity: Activity) -> None:
+    def was_unreachable(self, now: float, activity: Activity, reason: str = "it cannot be reached") -> None:
         """No connection could be made for a poll."""
         self._refusals += 1
         self.is_in_question = False
         if self._refusals >= _REFUSALS or now - activity.last_byte_at > _FRESH_SECONDS:
-            self._lose("it cannot be reached")
+            self._lose(reason)
 
     # --- evidence from requests
 
@@ -236,7 +239,7 @@ class HealthTracker:
             case Cause.PAUSED:
                 return "it asked for a pause"
             case Cause.SILENT:
-                return "it does not answer questions"
+                return self._silence_reason or "it does not answer questions"
             case Cause.NONE:
                 return ""
 
@@ -258,7 +261,7 @@ class HealthTracker:
     def _check_silence(self, now: float, activity: Activity) -> None:
         alive_at = max(self._proved_at, activity.last_byte_at)
         if self._silences >= _SILENCES and not self._is_lost and now - alive_at > self._rules.evidence_seconds:
-            self._lose("it has been silent for too long")
+            self._lose(self._silence_reason or "it has been silent for too long")
 
     def _check_work(self, now: float, activity: Activity) -> None:
         moved_at, suspension = max(activity.last_byte_at, self._progress_at), self._suspension

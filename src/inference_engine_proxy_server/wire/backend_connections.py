@@ -17,6 +17,7 @@ from inference_engine_proxy_server.wire.backend_connection import BackendConnect
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.reply_head import ReplyHead
+from inference_engine_proxy_server.wire.unreachable import reason_unreachable
 
 __all__ = ["Activity", "BackendConnections", "BackendLimits", "Origin"]
 
@@ -89,12 +90,18 @@ class Origin:
 class BackendConnections:
     """The connections to one backend.
 
+    Args:
+        origin: the backend's address.
+        limits: deadlines.
+        deadlines: watches the connections.
+        ca_file: PEM file with further certificate authorities; ``None`` for those of the system only.
+
     Attributes:
         origin: the backend's address.
         keeps_alive: connections are kept open for the next request.
     """
 
-    def __init__(self, origin: Origin, limits: BackendLimits, deadlines: Deadlines) -> None:
+    def __init__(self, origin: Origin, limits: BackendLimits, deadlines: Deadlines, ca_file: str | None = None) -> None:
         self.origin = origin
         self.keeps_alive = limits.idle_seconds > 0
         self._limits = limits
@@ -104,6 +111,8 @@ class BackendConnections:
         self._in_use: set[BackendConnection] = set()
         self._last_byte_at = 0.0  # on connections that are no longer in use
         self._tls = ssl.create_default_context() if origin.is_tls else None
+        if self._tls is not None and ca_file is not None:
+            self._tls.load_verify_locations(ca_file)
         self._addresses: list[str] = []
         self._addresses_until = 0.0
 
@@ -218,7 +227,8 @@ class BackendConnections:
                 ) from error
             self._addresses_until = 0.0
             timed_out = isinstance(error, TimeoutError)
-            raise BackendUnreachable("The backend cannot be reached.", timed_out=timed_out) from error
+            reason = reason_unreachable(error)
+            raise BackendUnreachable("The backend cannot be reached.", timed_out=timed_out, reason=reason) from error
         return connection
 
     async def _connect_to_any(self, addresses: list[str]) -> BackendConnection:
