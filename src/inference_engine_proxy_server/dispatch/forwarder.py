@@ -123,6 +123,9 @@ class Forwarder:
         return Requirements(request.model, takes_slot, affinity=affinity)
 
     def _affinity(self, request: ProxiedRequest) -> Affinity:
+        if request.head.destination is Destination.DOUBLE_SLASH:
+            message = "The path has two slashes in a row: remove the slash at the end of the client's base URL."
+            raise ClientError(message, status=404, code="double_slash")
         if request.head.destination is Destination.BLOCKED:
             message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
             raise ClientError(message, status=403, code="path_blocked")

@@ -40,6 +40,10 @@ def welcome_router() -> APIRouter:
             return HTMLResponse(page, headers=page_fields)
         return JSONResponse(greeting, headers=fields)
 
+    @router.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        return Response(status_code=204, headers={"cache-control": "max-age=86400"})  # browsers ask for one
+
     return router
 
 

@@ -29,6 +29,7 @@ _NAMED = re.compile(
     r"(?:/v1)?/(?:stream(?:/[^/]+)?"
     r"|(?:responses|chat/completions)/(?!(?:compact|input_tokens|control|render|batch)(?:/|$))[^/]+(?:/.*)?)"
 )
+_DOUBLE_SLASH = re.compile("(?:/v1)?//")
 _RESPONSES = ("/responses", "/v1/responses")
 
 
@@ -39,6 +40,8 @@ class Destination(Enum):
     """This proxy, for operators only."""
     OWN = "own"
     """This proxy."""
+    DOUBLE_SLASH = "double slash"
+    """Nobody: the client has joined its base URL and a path wrongly."""
     BLOCKED = "blocked"
     """Nobody: the request is refused."""
     LIGHT = "light"
@@ -84,8 +87,10 @@ class Destinations:
         is_reading = method in ("GET", "HEAD")
         if path == "/admin" or path.startswith("/admin/") or (path == "/metrics" and is_reading):
             return Destination.OPERATORS
-        if is_reading and path in self._own_paths:
-            return Destination.OWN
+        if is_reading and (path in self._own_paths or path.rstrip("/") in self._own_paths):
+            return Destination.OWN  # its app redirects a path with a trailing slash
+        if _DOUBLE_SLASH.match(path):
+            return Destination.DOUBLE_SLASH
         if self._blocks(method, path):
             return Destination.BLOCKED
         if (is_reading or method in ("POST", "DELETE")) and _NAMED.fullmatch(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import select
 from typing import cast
 
@@ -31,6 +32,7 @@ class BackendConnection(ReplyRelay):
         memory: of the replies' header sections; shared by all connections to one backend.
         first_byte_seconds: longest wait for a reply's first byte.
         pause_seconds: longest pause within a reply.
+        locations: see :class:`~.reply_head.ReplyHeadReader`.
 
     Attributes:
         waits_since: since when the connection could receive bytes for the request, not counting the time in which the
@@ -45,8 +47,9 @@ class BackendConnection(ReplyRelay):
         memory: HeadMemory[ReplyHead],
         first_byte_seconds: float,
         pause_seconds: float,
+        locations: re.Pattern[bytes] | None = None,
     ) -> None:
-        super().__init__(deadlines, memory, pause_seconds)
+        super().__init__(deadlines, memory, pause_seconds, locations)
         self._deadlines = deadlines
         self._first_byte_seconds = first_byte_seconds
         self._poll = select.poll()

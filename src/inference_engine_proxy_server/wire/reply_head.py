@@ -92,12 +92,14 @@ class ReplyHeadReader:
 
     Args:
         memory: cache of the last section, shared by all connections to one backend.
+        locations: finds what field lines say of the backend's own address, before the path; ``None`` to leave it.
     """
 
-    __slots__ = ("_interim", "_memory", "_received")
+    __slots__ = ("_interim", "_locations", "_memory", "_received")
 
-    def __init__(self, memory: HeadMemory[ReplyHead]) -> None:
+    def __init__(self, memory: HeadMemory[ReplyHead], locations: re.Pattern[bytes] | None = None) -> None:
         self._memory = memory
+        self._locations = locations
         self._received = b""  # start of an incomplete section
         self._interim = 0
 
@@ -141,5 +143,7 @@ class ReplyHeadReader:
             if section.count(b"\n") > _HEAD_FIELDS + 1:  # one for the status line
                 raise InvalidReply("The backend's reply has too many header fields.")
             head = parse_reply_head(section)
+            if self._locations is not None:  # a client cannot reach the backend; a path is relative to the proxy
+                head.passed_on = self._locations.sub(rb"\1/", head.passed_on)
             self._memory.remember(section, head)
         return head

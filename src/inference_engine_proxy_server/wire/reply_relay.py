@@ -6,6 +6,7 @@ A reply is validated as strictly as a request is. Any doubt is an :class:`Invali
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import cast
 
 from inference_engine_proxy_server.errors import BackendError, InvalidReply
@@ -33,6 +34,7 @@ class ReplyRelay(asyncio.Protocol):
         deadlines: the clock, and the watch over the connection.
         memory: of the replies' header sections; shared by all connections to one backend.
         pause_seconds: longest pause within a reply.
+        locations: see :class:`~.reply_head.ReplyHeadReader`.
 
     Attributes:
         deadline: when to look for progress next, see :class:`~.deadlines.Timed`.
@@ -49,14 +51,20 @@ class ReplyRelay(asyncio.Protocol):
         "sent_at",
     )  # fmt: skip
 
-    def __init__(self, deadlines: Deadlines, memory: HeadMemory[ReplyHead], pause_seconds: float) -> None:
+    def __init__(
+        self,
+        deadlines: Deadlines,
+        memory: HeadMemory[ReplyHead],
+        pause_seconds: float,
+        locations: re.Pattern[bytes] | None = None,
+    ) -> None:
         self._clock = deadlines.clock
         self.deadline = NEVER
         self.sent_at = self.last_byte_at = 0.0
         self.is_reusable = False
         self.keep_alive_seconds: int | None = None
         self._transport: asyncio.Transport
-        self._head_reader = ReplyHeadReader(memory)
+        self._head_reader = ReplyHeadReader(memory, locations)
         self._sink: ReplySink | None = None
         self._result: Completion[HeldReply | None] | None = None
         self._held_statuses: frozenset[int] = frozenset()

@@ -27,7 +27,13 @@ def blocks(method: str, path: str) -> bool:
         ("GET", "/health", Destination.OWN),  # despite the deny-list
         ("HEAD", "/v1/models", Destination.OWN),
         ("POST", "/v1/models", Destination.WORK),
-        ("GET", "/v1/models/", Destination.LIGHT),
+        ("GET", "/v1/models/", Destination.OWN),  # its app redirects
+        ("GET", "/health/", Destination.OWN),
+        ("POST", "/health/", Destination.WORK),
+        ("POST", "//v1/chat/completions", Destination.DOUBLE_SLASH),
+        ("POST", "/v1//chat/completions", Destination.DOUBLE_SLASH),
+        ("GET", "///health", Destination.DOUBLE_SLASH),
+        ("POST", "/v1/chat//completions", Destination.WORK),
         ("GET", "/metrics", Destination.OPERATORS),
         ("POST", "/metrics", Destination.WORK),
         ("DELETE", "/admin", Destination.OPERATORS),
