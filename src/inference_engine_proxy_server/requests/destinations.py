@@ -29,7 +29,7 @@ _NAMED = re.compile(
     r"(?:/v1)?/(?:stream(?:/[^/]+)?"
     r"|(?:responses|chat/completions)/(?!(?:compact|input_tokens|control|render|batch)(?:/|$))[^/]+(?:/.*)?)"
 )
-_DOUBLE_SLASH = re.compile("(?:/v1)?//")
+_DOUBLE_SLASH = re.compile("//+v1/|/v1//")
 _RESPONSES = ("/responses", "/v1/responses")
 
 
@@ -89,10 +89,10 @@ class Destinations:
             return Destination.OPERATORS
         if is_reading and (path in self._own_paths or path.rstrip("/") in self._own_paths):
             return Destination.OWN  # its app redirects a path with a trailing slash
-        if _DOUBLE_SLASH.match(path):
-            return Destination.DOUBLE_SLASH
         if self._blocks(method, path):
             return Destination.BLOCKED
+        if _DOUBLE_SLASH.match(path):
+            return Destination.DOUBLE_SLASH
         if (is_reading or method in ("POST", "DELETE")) and _NAMED.fullmatch(path):
             return Destination.NAMED
         if method != "POST" or path in _LIGHT_PATHS:
