@@ -23,7 +23,7 @@ import json
 import math
 
 __all__ = [
-    "DECLINABLE_STATUSES",
+    "BUSY_STATUSES",
     "BackendBroke",
     "BackendDeclined",
     "BackendError",
@@ -97,13 +97,15 @@ class BackendUnreachable(BackendError):
 
     Attributes:
         timed_out: the connection attempt got no response at all before its deadline.
+        reason: one sentence for operators; clients do not see it.
     """
 
     code = "backend_unreachable"
 
-    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+    def __init__(self, message: str, *, timed_out: bool = False, reason: str = "it cannot be reached") -> None:
         super().__init__(message)
         self.timed_out = timed_out
+        self.reason = reason
 
 
 class BackendBroke(BackendError):
@@ -128,7 +130,7 @@ class BackendTimeout(BackendError):
     code = "backend_timeout"
 
 
-DECLINABLE_STATUSES = frozenset({429, 502, 503})
+BUSY_STATUSES = frozenset({429, 502, 503})
 """Statuses of a backend that mean "not here, not now": another backend may do better."""
 
 

@@ -72,6 +72,7 @@ def run(
     with ExitStack() as stack:
         try:
             _check_certificate(settings.tls_cert_file, settings.tls_key_file)
+            _check_authorities(settings.backend_ca_file)
             serve = _prepared(configuration, on_started, load, stack)
         except _STARTUP_ERRORS as error:
             logger.error("%s", error)
@@ -164,6 +165,15 @@ def _check_certificate(certificate: str | None, key: str | None) -> None:
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             reason = (isinstance(error, OSError) and error.strerror) or error
             raise SettingsError([f"TLS_CERT_FILE {certificate}, TLS_KEY_FILE {key}: {reason}"]) from error
+
+
+def _check_authorities(ca_file: str | None) -> None:
+    """Raises ``OSError`` with the name of the setting."""
+    if ca_file is not None:
+        try:
+            ssl.create_default_context().load_verify_locations(ca_file)
+        except OSError as error:  # ssl.SSLError is one
+            raise OSError(f"BACKEND_CA_FILE {ca_file}: {error.strerror or error}") from error
 
 
 def _warn_of_open_port(settings: Settings) -> None:

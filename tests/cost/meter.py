@@ -132,7 +132,7 @@ class _Conversation(socketserver.StreamRequestHandler):
 
     def _stream(self) -> None:
         assert isinstance(self.server, _Engine)
-        self.wfile.write(_STREAM_HEAD)
+        self.wfile.write(_STREAM_HEAD + _CHUNK)
         try:
             while self.server.may_go_on.acquire():
                 self.wfile.write(_CHUNK)
@@ -159,6 +159,7 @@ class _Client:
     def open_stream(self) -> None:
         self._send(stream=True)
         self._head()
+        self._replies.read(len(_CHUNK))  # the first event comes with the header section
 
     def next_event(self) -> None:
         for engine in self._engines:

@@ -48,23 +48,34 @@ async def check_broken(fleet: Fleet, engine: Engine, reply: Reply) -> None:
 
 
 @pytest.mark.parametrize("by_reset", [False, True], ids=["FIN", "RST"])
-@pytest.mark.parametrize("head", [SIZED_HEAD, STREAM_HEAD], ids=["of known length", "stream"])
+@pytest.mark.parametrize("begins", [(SIZED_HEAD,), (STREAM_HEAD, chunk(EVENT))], ids=["of known length", "stream"])
 async def test_bf10_reply_cut_after_its_head_is_not_an_empty_success(
-    fleet: Fleet, caplog: pytest.LogCaptureFixture, head: bytes, by_reset: bool
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, begins: tuple[bytes, ...], by_reset: bool
 ) -> None:
-    dying, other = await fleet.engine(then_dies(head, by_reset=by_reset)), await fleet.engine(processing=5)
+    dying, other = await fleet.engine(then_dies(*begins, by_reset=by_reset)), await fleet.engine(processing=5)
     proxy = await fleet.proxy(dying, other)
 
     reply = await proxy.post()
 
     await check_broken(fleet, dying, reply)
-    if head is STREAM_HEAD:
-        assert json.loads(reply.body.removeprefix(b"data: "))["error"]["code"] == "backend_disconnected"
+    if STREAM_HEAD in begins:
+        assert json.loads(reply.body.removeprefix(EVENT + b"data: "))["error"]["code"] == "backend_disconnected"
     else:
         assert reply.body == b""
     assert not other.served
     assert f"backend {dying.url} is down: it broke a connection" in caplog.text
     await proxy.becomes(dying, "up")  # it was polled at once and answered
+
+
+@pytest.mark.parametrize("by_reset", [False, True], ids=["FIN", "RST"])
+async def test_bf10_stream_cut_before_its_first_event_is_retried_on_another_backend(
+    fleet: Fleet, by_reset: bool
+) -> None:
+    dying, other = await fleet.engine(then_dies(STREAM_HEAD, by_reset=by_reset)), await fleet.engine(processing=5)
+    proxy = await fleet.proxy(dying, other)
+    reply = await proxy.post()
+    assert (reply.status, reply.headers["x-backend"], reply.complete) == (200, other.url, True)
+    assert await proxy.retries("backend_disconnected") == 1
 
 
 async def test_bf10_reset_of_a_reply_without_length_resets_the_client(fleet: Fleet) -> None:
@@ -80,7 +91,8 @@ async def test_bf14_body_shorter_than_its_length_is_cut_off(fleet: Fleet, by_res
     await check_broken(fleet, engine, await proxy.post())
 
 
-async def test_bf21_endless_head_is_504_without_a_retry(fleet: Fleet) -> None:
+@pytest.mark.parametrize("path", [CHAT, OTHER])
+async def test_bf21_endless_head_counts_as_a_timeout(fleet: Fleet, path: str) -> None:
     async def drips(connection: EngineConnection) -> None:
         connection.send(b"HTTP/1.1 200 OK\r\n")
         while not connection.ended.done():
@@ -90,10 +102,13 @@ async def test_bf21_endless_head_is_504_without_a_retry(fleet: Fleet) -> None:
 
     dripping, other = await fleet.engine(drips), await fleet.engine(processing=5)
     proxy = await fleet.proxy(dripping, other, backend_first_byte_timeout_seconds=0.5)
-    reply = await proxy.post()
-    assert (reply.status, reply.json["error"]["code"]) == (504, "backend_timeout")
-    assert reply.headers["x-should-retry"] == "false"
-    assert not other.served
+    reply = await proxy.post(path)
+    if path == CHAT:
+        assert (reply.status, reply.headers["x-backend"]) == (200, other.url)
+    else:
+        assert (reply.status, reply.json["error"]["code"]) == (504, "backend_timeout")
+        assert reply.headers["x-should-retry"] == "false"
+        assert not other.served
     await eventually(lambda: not dripping.open_requests)
 
 
@@ -155,7 +170,7 @@ async def test_bf24_early_reply_is_relayed_and_ends_the_upload(fleet: Fleet) -> 
     assert (await proxy.post()).status == 200
 
 
-async def test_bf25_backend_that_does_not_read_the_body_is_504_and_memory_is_released(fleet: Fleet) -> None:
+async def test_bf25_request_whose_body_is_not_read_is_retried_and_memory_is_released(fleet: Fleet) -> None:
     slow, other = await fleet.add(HeadReadingEngine(refuses_to_read(b""))), await fleet.engine(processing=5)
     slow.slots = 1
     limits = {"backend_first_byte_timeout_seconds": 0.6, "backend_queue_allowance": 0}
@@ -167,11 +182,11 @@ async def test_bf25_backend_that_does_not_read_the_body_is_504_and_memory_is_rel
         assert await proxy.metric("request_body_bytes_in_flight") == len(body)
         assert (await proxy.post()).headers["x-backend"] == other.url
     reply = asking.result()
-    assert (reply.status, reply.json["error"]["code"]) == (504, "backend_timeout")
+    assert (reply.status, reply.headers["x-backend"]) == (200, other.url)
     connection_of_request(slow).cue.set()
     await connection_of_request(slow).ended
     assert await proxy.metric("request_body_bytes_in_flight") == 0
-    assert await proxy.metric("retries_total") == 0
+    assert await proxy.retries("backend_timeout") == 1
 
 
 async def test_bf36_long_prefill_is_waited_for(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
@@ -292,3 +307,11 @@ async def test_bf43_redirect_goes_to_the_client_and_nowhere_else(fleet: Fleet, p
     reply = await proxy.post(path)
     assert (reply.status, reply.headers["location"]) == (307, location)
     assert not other.connections
+
+
+async def test_redirect_to_the_address_of_an_engine_is_rewritten_to_the_proxy(fleet: Fleet) -> None:
+    engine = await fleet.engine()
+    engine.answer = answers_with(http_reply(b"", 307, f"Location: {engine.url}/v1/chat/completions\r\n".encode()))
+    proxy = await fleet.proxy(engine)
+    reply = await proxy.post("/v1/chat/completions/")
+    assert (reply.status, reply.headers["location"]) == (307, "/v1/chat/completions")

@@ -134,10 +134,17 @@ def publish(pool: Pool, state: BackendState = READY) -> None:
         pool.publish(backend, state, own_at_poll=backend.load.leases, asked_at=pool.clock())
 
 
-def make_forwarder(pool: Pool) -> Forwarder:
+def make_forwarder(pool: Pool, *, first_token_seconds: float = 0.0) -> Forwarder:
     """A forwarder with the default options, except that it honours ``x-priority``."""
     metrics = RequestMetrics()
-    attempts = Attempts(pool.dispatcher, metrics, names_backend=True, keeps_credentials=True)
+    attempts = Attempts(
+        pool.dispatcher,
+        metrics,
+        names_backend=True,
+        keeps_credentials=True,
+        retry_statuses=Settings().retry_statuses,
+        first_token_seconds=first_token_seconds,
+    )
     fair_share = FairShare(takes_priority_header=True)
     updates = QueueUpdates(pool.queue, to_all=False)
     affinities = AffinityTable(lambda: pool.backends)

@@ -33,6 +33,8 @@ class OpenAIBackend(BaseBackend):
             status = 200 if status in (401, 403) else status
         if not 200 <= status < 300:
             hint = ", perhaps it is starting" if status == 503 else ""
+            if status in _NOT_ABOUT_HEALTH:
+                hint = ": it is no engine, or its URL lacks a path"
             return BackendState(ready=False, live=False, reason=f"GET {path} answered {status}{hint}")
         models = await self.fetch_models()
         # Not part of OpenAI's API, but vLLM, SGLang and their derivatives report it.

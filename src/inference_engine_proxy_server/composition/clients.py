@@ -13,6 +13,7 @@ from inference_engine_proxy_server.dispatch.proxied_request import ProxiedReques
 from inference_engine_proxy_server.overload.memory_use import MemoryUse, container_limit_bytes
 from inference_engine_proxy_server.overload.overload_guard import OverloadGuard
 from inference_engine_proxy_server.processes.host import connection_limit
+from inference_engine_proxy_server.processes.process_context import ProcessContext
 from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
@@ -21,7 +22,7 @@ from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import HeadLimits
 
-__all__ = ["build_client_context", "build_client_load", "build_operator_context", "build_overload_guard"]
+__all__ = ["build_client_context", "build_client_load", "build_operator_context", "build_overload_guard", "via_name"]
 
 Handler = Callable[[ProxiedRequest], Coroutine[None, None, None]]
 
@@ -52,6 +53,11 @@ def build_overload_guard(
     return guard
 
 
+def via_name(process: ProcessContext) -> str:
+    """The proxy's name in ``Via``, the same in all workers."""
+    return f"inference-proxy-{process.service}"
+
+
 def build_client_context(
     settings: Settings,
     deadlines: Deadlines,
@@ -61,17 +67,16 @@ def build_client_context(
     gate: Gate,
     handle: Handler,
     observe: Callable[[ProxiedRequest], None],
+    process: ProcessContext,
 ) -> ClientContext[ProxiedRequest]:
     """The context of all connections on PORT."""
-    process = secrets.token_hex(6)
+    origin = secrets.token_hex(6)
     return ClientContext(
         _client_limits(settings),
         deadlines,
         load,
-        Forwarding(
-            settings.trusted_proxies, name=f"inference-proxy-{process}", is_tls=settings.tls_cert_file is not None
-        ),
-        map(f"{process}-%x".__mod__, itertools.count(1)),
+        Forwarding(settings.trusted_proxies, name=via_name(process), is_tls=settings.tls_cert_file is not None),
+        map(f"{origin}-%x".__mod__, itertools.count(1)),
         ProxiedRequest,
         lambda head: destinations.of(head.method, head.path, head.passed_on),
         guard.shed,

@@ -65,6 +65,8 @@ def build_forwarder(
         metrics,
         names_backend=settings.backend_header,
         keeps_credentials=not needs_keys(settings) or settings.forward_client_key,
+        retry_statuses=settings.retry_statuses,
+        first_token_seconds=settings.first_token_timeout_seconds,
     )
     fair_share = FairShare(takes_priority_header=settings.priority_header)
     updates = QueueUpdates(dispatcher.queue, to_all=settings.queue_updates)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from inference_engine_proxy_server.backends.base import Thresholds
 from inference_engine_proxy_server.backends.registry import Engines
+from inference_engine_proxy_server.composition.clients import via_name
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.settings import Settings
@@ -54,7 +55,7 @@ def build_backend_factory(settings: Settings, deadlines: Deadlines, process: Pro
     )
 
     def make_backend(config: BackendConfig) -> Backend:
-        connections = BackendConnections(Origin.of(config.url), limits, deadlines)
+        connections = BackendConnections(Origin.of(config.url), limits, deadlines, settings.backend_ca_file)
         health = HealthTracker(rules, deadlines.clock())
         return Backend(config, connections, health, _load_of(config.url, process))
 
@@ -84,7 +85,9 @@ def build_fleet(
     return fleet
 
 
-def build_cache_refresher(settings: Settings, fleet: Fleet, engines: Engines) -> CacheRefresher:
+def build_cache_refresher(
+    settings: Settings, fleet: Fleet, engines: Engines, process: ProcessContext
+) -> CacheRefresher:
     """The loops that poll the backends of ``fleet``."""
     return CacheRefresher(
         fleet,
@@ -93,6 +96,7 @@ def build_cache_refresher(settings: Settings, fleet: Fleet, engines: Engines) ->
         settings.metrics_cache_ttl_seconds,
         always_keep_alive=settings.llamacpp_keep_alive,
         tests_suspects=settings.health_test_requests,
+        via=f"via: 1.1 {via_name(process)}\r\n".encode(),
     )
 
 

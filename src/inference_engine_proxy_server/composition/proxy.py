@@ -77,7 +77,7 @@ def build_proxy(
     # The fleet, and the path of a request to it.
     make_backend = build_backend_factory(settings, deadlines, process)
     fleet = build_fleet(configuration, make_backend, deadlines, process)
-    refresher = build_cache_refresher(settings, fleet, engines)
+    refresher = build_cache_refresher(settings, fleet, engines, process)
     placement = build_placement(configuration, fleet, process)
     updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend)
     config_watch = build_config_watch(configuration, load, updater, metrics, process)
@@ -112,6 +112,7 @@ def build_proxy(
         settings, deadlines, client_load, destinations, guard, gate,
         handle=_handler(bridge, forwarder),
         observe=_recorder(subscribers, deadlines.clock),
+        process=process,
     )  # fmt: skip
     operators = build_operator_context(clients, gate, bridge.answer)
     return Proxy(app, clients, operators, fleet, guard, readiness, config_watch)

@@ -21,6 +21,7 @@ from inference_engine_proxy_server.config.values import (
     PathRule,
     PathRules,
     Secret,
+    Statuses,
     as_path_rules,
     as_variable,
 )
@@ -72,8 +73,12 @@ class Settings(BaseModel):
     """Longest wait in seconds for the first byte of a backend's reply, and for each further byte."""
     backend_first_byte_timeout_seconds: _Seconds | None = None
     """Longest wait in seconds for the first byte of a backend's reply; default: BACKEND_TIMEOUT_SECONDS."""
+    first_token_timeout_seconds: _SecondsOrZero = 0
+    """Longest wait in seconds for the first event of a stream; then another backend gets the request; 0: no limit."""
     backend_stream_idle_timeout_seconds: _Seconds | None = None
     """Longest pause in seconds within a backend's reply; default: BACKEND_TIMEOUT_SECONDS."""
+    retry_statuses: Statuses = (429, 500, 502, 503)
+    """Statuses of a backend after which a repeatable request is tried once on another backend; empty: none."""
     request_timeout_seconds: _SecondsOrZero = 0
     """Longest time in seconds from the last byte of a request to the end of its reply; 0 means no limit."""
     backend_connect_timeout_seconds: _Seconds = 2
@@ -145,6 +150,8 @@ class Settings(BaseModel):
     """YAML file with API keys of clients and their limits; it is read again when it changes."""
     backend_api_key: Secret | None = None
     """Key that the proxy sends to every backend, in place of the client's own."""
+    backend_ca_file: str | None = None
+    """PEM file with the certificate authorities of backends, in addition to those of the system."""
     forward_client_key: bool = False
     """Whether the client's key is forwarded to backends although the proxy has checked it."""
     admin_key: Secret | None = None

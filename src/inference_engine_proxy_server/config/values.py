@@ -25,6 +25,7 @@ __all__ = [
     "PathRule",
     "PathRules",
     "Secret",
+    "Statuses",
     "as_path_rules",
     "as_secret",
     "as_variable",
@@ -87,6 +88,14 @@ def _as_api_keys(value: object) -> tuple[ApiKey, ...]:
     return tuple(keys_by_digest(keys).values())
 
 
+def _as_statuses(value: object) -> tuple[int, ...]:
+    statuses = [str(item) for item in _items(value)]
+    for status in statuses:
+        if not re.fullmatch("[45][0-9][0-9]", status):
+            raise ValueError(f"{status!r} is not a status from 400 to 599")
+    return tuple(sorted({int(status) for status in statuses}))
+
+
 def _as_networks(value: object) -> tuple[IPv4Network | IPv6Network, ...]:
     networks: list[IPv4Network | IPv6Network] = []
     for item in _items(value):
@@ -129,6 +138,7 @@ AsLogLevel = BeforeValidator(_as_log_level)
 InLowerCase = BeforeValidator(_in_lower_case)
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_as_networks)]
 PathRules = Annotated[tuple[PathRule, ...], BeforeValidator(as_path_rules)]
+Statuses = Annotated[tuple[int, ...], BeforeValidator(_as_statuses)]
 Secret = Annotated[SecretStr, BeforeValidator(as_secret)]
 
 

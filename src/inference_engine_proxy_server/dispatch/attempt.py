@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -12,7 +12,7 @@ from inference_engine_proxy_server.dispatch.ollama import OllamaReply, is_ollama
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.retry import NextAttempt, RetryBudget, next_attempt
 from inference_engine_proxy_server.errors import (
-    DECLINABLE_STATUSES,
+    BUSY_STATUSES,
     BackendBroke,
     BackendDeclined,
     BackendError,
@@ -25,6 +25,7 @@ from inference_engine_proxy_server.errors import (
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.routing.paths import MISSING_STATUSES
 from inference_engine_proxy_server.routing.requirements import Requirements, beyond
+from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.late_reply import LateReply
@@ -33,7 +34,6 @@ from inference_engine_proxy_server.wire.reply_sink import HeldReply
 __all__ = ["Attempt", "Attempts"]
 
 _FAILURE_STATUSES = frozenset({500, 502, 503, 504})  # a backend's own failures; 501 and 505 are about the request
-_HELD_WITHOUT_LISTED_MODEL = DECLINABLE_STATUSES | MISSING_STATUSES
 _MOST_ASKED = 16  # backends that are tried for a resource whose backend is unknown
 _RETRY_AFTER = re.compile(rb"(?:^|\n)retry-after:[ \t]*([0-9]{1,6})", re.IGNORECASE)
 
@@ -60,10 +60,19 @@ class Attempts:
         metrics: counts repeated requests.
         names_backend: whether replies name their backend in ``x-backend``.
         keeps_credentials: whether a client's key is forwarded to a backend for which the proxy has no key.
+        retry_statuses: replies with these are retried on another backend if the request is repeatable.
+        first_token_seconds: longest wait for the first event of a stream; 0 for no limit.
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, metrics: RequestMetrics, *, names_backend: bool, keeps_credentials: bool
+        self,
+        dispatcher: Dispatcher,
+        metrics: RequestMetrics,
+        *,
+        names_backend: bool,
+        keeps_credentials: bool,
+        retry_statuses: Iterable[int],
+        first_token_seconds: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._fleet = dispatcher.fleet
@@ -71,6 +80,10 @@ class Attempts:
         self._metrics = metrics
         self._names_backend = names_backend
         self._keeps_credentials = keeps_credentials
+        self._retry_statuses = frozenset(retry_statuses)
+        self._declining = self._retry_statuses | BUSY_STATUSES  # the latter may ask for a pause
+        self._declining_or_missing = self._declining | MISSING_STATUSES
+        self._first_token_seconds = first_token_seconds
         self.budget = RetryBudget(dispatcher.fleet.clock)
 
     async def send(self, attempt: Attempt) -> None:
@@ -84,15 +97,14 @@ class Attempts:
         is_usual = not (request.has_only_comments or head.path.startswith("/api"))
         sink = request if is_usual else _unusual_sink(request)
         request.backend = backend.url
-        if self._names_backend:
-            request.backend_fields = backend.reply_field
+        request.backend_fields = backend.reply_field if self._names_backend else b""
         credentials = backend.credentials
         if credentials is None:
             credentials = head.credentials if self._keeps_credentials else b""
         requirements = request.requirements
-        held_statuses = DECLINABLE_STATUSES
+        held_statuses = self._declining
         if requirements.affinity is not None or requirements.model not in backend.serving.model_ids:
-            held_statuses = _held_statuses(requirements, backend)
+            held_statuses = self._unusual_held_statuses(requirements, backend)
         connection = connections.take_idle() or await connections.connect()
         origin, body = connections.origin, request.body
         section = head.for_backend(
@@ -105,9 +117,12 @@ class Attempts:
         )
         while True:
             try:
-                held = await connection.request(
+                reply = connection.request(
                     [section, body], sink, is_head=head.method == "HEAD", held_statuses=held_statuses
                 )
+                if self._first_token_seconds:
+                    self._limit_first_event(request, connection)
+                held = await reply
                 if held is not None:
                     self._decide(attempt, held)
                     await connection.accept()
@@ -139,7 +154,7 @@ class Attempts:
         """Report the evidence of a failed attempt about ``backend`` to the fleet at once."""
         fleet = self._fleet
         if isinstance(error, BackendUnreachable):
-            fleet.report_refused_connection(backend)
+            fleet.report_refused_connection(backend, error.reason)
         elif isinstance(error, BackendBroke):
             if not error.crossed_request:
                 fleet.report_broken_connection(backend)
@@ -149,6 +164,15 @@ class Attempts:
             fleet.report_failure(backend, "it does not answer in HTTP")
         elif isinstance(error, BackendDeclined):
             self._judge(backend, error.backend_status, 0.0)
+
+    def _unusual_held_statuses(self, requirements: Requirements, backend: Backend) -> frozenset[int]:
+        affinity = requirements.affinity
+        if affinity is not None and affinity.is_unlocated:
+            return affinity.lacking_statuses
+        return self._declining if requirements.model in backend.serving.model_ids else self._declining_or_missing
+
+    def _limit_first_event(self, request: ProxiedRequest, connection: BackendConnection) -> None:
+        connection.limit_first_event(self._first_token_seconds if request.content.is_streamed else NEVER)
 
     async def _reconnect(self, attempt: Attempt) -> BackendConnection:
         try:
@@ -176,6 +200,7 @@ class Attempts:
         declined = BackendDeclined(held.status)
         if (
             has_other
+            and held.status in self._retry_statuses
             and self.next(request, declined) is not NextAttempt.NONE
             and self.budget.take(self._dispatcher.requests_in_flight)
         ):
@@ -199,10 +224,3 @@ def _unusual_sink(request: ProxiedRequest) -> ProxiedRequest | LateReply:
     if request.has_only_comments:
         return LateReply(request)
     return OllamaReply(request) if is_ollama_path(request.head.path) else request
-
-
-def _held_statuses(requirements: Requirements, backend: Backend) -> frozenset[int]:
-    affinity = requirements.affinity
-    if affinity is not None and affinity.is_unlocated:
-        return affinity.lacking_statuses
-    return DECLINABLE_STATUSES if requirements.model in backend.serving.model_ids else _HELD_WITHOUT_LISTED_MODEL

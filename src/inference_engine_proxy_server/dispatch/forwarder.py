@@ -22,6 +22,7 @@ from inference_engine_proxy_server.errors import (
     BackendDeclined,
     BackendError,
     BackendLacks,
+    BackendTimeout,
     BackendUnreachable,
     CapacityError,
     ClientError,
@@ -108,7 +109,7 @@ class Forwarder:
                     lease.close()
                 await _back_off(failed)
         except (CapacityError, ClientError) as error:  # no other backend can serve the request
-            _raise_broken(failed)  # a backend received the request, so "no capacity" would be wrong
+            _raise_failure(failed)  # a backend received the request, so "no capacity" would be wrong
             if isinstance(error, ClientError) and is_ollama_path(request.head.path):
                 raise explained(error) from None
             raise
@@ -222,9 +223,9 @@ def _may_store(request: ProxiedRequest) -> bool:
     return request.head.path.endswith("/chat/completions") and b'"store"' in request.body
 
 
-def _raise_broken(failed: Mapping[Backend, BackendError]) -> None:
+def _raise_failure(failed: Mapping[Backend, BackendError]) -> None:
     for error in failed.values():
-        if isinstance(error, BackendBroke):
+        if isinstance(error, (BackendBroke, BackendTimeout)):
             raise error from None
 
 

@@ -73,7 +73,7 @@ class ProxiedRequest(Exchange):
         """The record of the request, which ended at ``now``."""
         head = self.head
         started_at = self.started_at
-        first_byte_at = self.first_byte_at
+        first_byte_at = None if self.has_only_comments else self.first_byte_at
         return RequestRecord(
             self.client,
             head.method,

@@ -7,11 +7,12 @@
     a kept-alive connection crossed it           a new connection   repeatable ones   once
     a new connection broke                       another backend    repeatable ones   1 backend may lose it
     taken back from a stuck or vanished backend  another backend    repeatable ones   1 backend may lose it
-    answered 429, 502 or 503                     another backend    repeatable ones   the same, within the budget
+    answered with a status in RETRY_STATUSES     another backend    repeatable ones   the same, within the budget
     answered 404, 405 or 501 to a request that   another kind       all               16 in all (see paths.py)
       names no model that the backend lists
     answered 404 about an unlocated resource     another backend    all with affinity 16 in all (see affinity.py)
-    no answer in time, or not in HTTP            not at all
+    no answer, or no first event, in time        another backend    repeatable ones   1 backend may lose it
+    the answer is not HTTP                       not at all
     any of these after the reply began           not at all
 
 A backend may close a kept-alive connection as idle just when a request is sent. Such a close arrives within one round
@@ -31,6 +32,7 @@ from inference_engine_proxy_server.errors import (
     BackendBroke,
     BackendDeclined,
     BackendError,
+    BackendTimeout,
     BackendUnreachable,
     RequestMoved,
 )
@@ -103,7 +105,7 @@ def next_attempt(
         return NextAttempt.NONE
     if isinstance(error, BackendBroke) and error.crossed_request:
         return NextAttempt.SAME_ON_FRESH_CONNECTION
-    if isinstance(error, (BackendBroke, RequestMoved, BackendDeclined)) and losses < _LOSSES:
+    if isinstance(error, (BackendBroke, BackendTimeout, RequestMoved, BackendDeclined)) and losses < _LOSSES:
         return NextAttempt.OTHER_BACKEND
     return NextAttempt.NONE  # after a timeout, the engine is still working; an invalid reply is an answer
 

@@ -22,7 +22,13 @@ from inference_engine_proxy_server.backends.base import (
 )
 from inference_engine_proxy_server.backends.registry import Engines, identify
 from inference_engine_proxy_server.config.fleet import BackendConfig
-from inference_engine_proxy_server.errors import BackendError, BackendTimeout, CapacityError, InvalidReply
+from inference_engine_proxy_server.errors import (
+    BackendError,
+    BackendTimeout,
+    BackendUnreachable,
+    CapacityError,
+    InvalidReply,
+)
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.health import Health
@@ -42,6 +48,32 @@ _TEST_SECONDS = 10.0  # for one token
 _FETCH_BYTES = 4 * 1024 * 1024  # a vLLM server with many adapters and engines sends about a tenth of this
 
 
+_LOOP_DETECTED = 508
+_PATHS_WITH_KEY = frozenset({"/v1/models", "/props"})  # each is protected by the API key of some engine
+_NO_HTTP = "it does not speak HTTP: check its port, and whether its URL should begin with https://"
+_WANTS_TLS = "it speaks TLS: its URL should begin with https://"
+_ENDS_SILENTLY = "it closed the connection without an answer: check its port, and whether its URL needs https://"
+_REJECTS_KEY = "it rejects the proxy's key: check BACKEND_API_KEY, or the backend's api_key in the fleet file"
+_IS_THIS_PROXY = "it is this proxy itself: remove its URL from the backends"
+_UNKNOWN_ENGINE = "GET /v1/models does not identify the engine yet: it is starting, or it is no engine"
+
+
+class _NoReply(ConnectionError):
+    """No reply to a poll; the text is a reason for operators."""
+
+
+class _NoConnectionInTime(TimeoutError):
+    """No connection in time; the text is a reason for operators."""
+
+
+class _Unusable(Exception):
+    """Every request to the backend would fail; the text is a reason for operators."""
+
+
+class _NotHttp(UnreadableState):
+    """The reply is not HTTP; the text is a reason for operators."""
+
+
 class CacheRefresher:
     """Polls the backends of a fleet.
 
@@ -52,6 +84,7 @@ class CacheRefresher:
         refresh_seconds: interval between two polls of a backend.
         always_keep_alive: keep connections open even to engines that should not reuse them.
         tests_suspects: test a backend that seems stuck with a request for one token.
+        via: the header line ``Via``, by which the proxy recognizes its own polls.
     """
 
     def __init__(
@@ -63,6 +96,7 @@ class CacheRefresher:
         *,
         always_keep_alive: bool = False,
         tests_suspects: bool = False,
+        via: bytes = b"",
     ) -> None:
         self._fleet = fleet
         self._engines = engines
@@ -71,6 +105,7 @@ class CacheRefresher:
         self._fetch_seconds = min(_FETCH_SECONDS, max(_LEAST_FETCH_SECONDS, refresh_seconds))
         self._always_keep_alive = always_keep_alive
         self._tests_suspects = tests_suspects
+        self._via = via
         self._identified: dict[Backend, BaseBackend] = {}
         self._inquiries: dict[Backend, Inquiry] = {}
         self._failing: set[Backend] = set()  # backends whose engine class raised an unexpected exception
@@ -159,11 +194,12 @@ class CacheRefresher:
             return
         except (TimeoutError, UnreadableState) as error:
             logger.debug("backend %s reported no state: %r", backend.url, error)
-            self._fleet.report_silence(backend)
+            is_known = isinstance(error, (_NoConnectionInTime, _NotHttp))
+            self._fleet.report_silence(backend, str(error) if is_known else "")
             return
-        except OSError:
+        except OSError as error:
             self._identified.pop(backend, None)  # another engine may come back at this address
-            self._fleet.report_refusal(backend)
+            self._fleet.report_refusal(backend, str(error) if isinstance(error, _NoReply) else "it cannot be reached")
             return
         except Exception as error:
             if backend not in self._failing:
@@ -183,9 +219,10 @@ class CacheRefresher:
         try:
             engine = await self._engine_of(backend, inquiry)
             if engine is None:
-                reason = "GET /v1/models does not identify the engine yet"
-                return BackendState(ready=False, live=False, starting=True, reason=reason)
+                return BackendState(ready=False, live=False, starting=True, reason=_UNKNOWN_ENGINE)
             return _within_stated_bounds(await engine.fetch_state(), backend.config)
+        except _Unusable as error:
+            return BackendState(ready=False, live=False, reason=str(error))
         finally:
             inquiry.close()
 
@@ -202,7 +239,7 @@ class CacheRefresher:
     async def _engine_of(self, backend: Backend, inquiry: Inquiry) -> BaseBackend | None:
         engine = self._identified.get(backend)
         if engine is None:
-            get = _get_from(backend, inquiry, self._fetch_seconds)
+            get = _get_from(backend, inquiry, self._via, self._fetch_seconds)
             stated = backend.config.engine
             engine_class = self._engines.by_provider[stated] if stated else await identify(self._engines, get)
             if engine_class is None:
@@ -224,22 +261,36 @@ def _within_stated_bounds(state: BackendState, config: BackendConfig) -> Backend
     return state
 
 
-def _get_from(backend: Backend, inquiry: Inquiry, timeout_seconds: float) -> Get:
+def _check_usable(backend: Backend, path: str, status: int, body: bytes) -> None:
+    """Raise :class:`_Unusable` if the reply to a poll shows that every request would fail."""
+    if status == 400 and not backend.connections.origin.is_tls and b"HTTPS" in body[:1000]:
+        raise _Unusable(_WANTS_TLS)  # nginx and Go say so
+    if status == _LOOP_DETECTED:
+        raise _Unusable(_IS_THIS_PROXY)
+    if status == 401 and backend.credentials is not None and path in _PATHS_WITH_KEY:
+        raise _Unusable(_REJECTS_KEY)
+
+
+def _get_from(backend: Backend, inquiry: Inquiry, via: bytes, timeout_seconds: float) -> Get:
     async def get(path: str) -> Reply:
         loop = asyncio.get_running_loop()
         late_at = loop.time() + timeout_seconds + _OWN_DELAY_SECONDS
         try:
-            reply = await inquiry.fetch(path, credentials=backend.credentials or b"", timeout_seconds=timeout_seconds)
+            fields = (backend.credentials or b"") + via
+            reply = await inquiry.fetch(path, credentials=fields, timeout_seconds=timeout_seconds)
         except InvalidReply as error:
-            raise UnreadableState(str(error)) from error
+            raise _NotHttp(_NO_HTTP) from error
         except TimeoutError as error:
             if loop.time() > late_at:
                 raise CapacityError("The proxy itself was delayed.") from error
             raise
         except BackendError as error:
-            if isinstance(error, BackendTimeout) or isinstance(error.__cause__, TimeoutError):
+            if isinstance(error, BackendUnreachable):
+                raise (_NoConnectionInTime if error.timed_out else _NoReply)(error.reason) from error
+            if isinstance(error, BackendTimeout):
                 raise TimeoutError(str(error)) from error
-            raise ConnectionError(str(error)) from error
+            raise _NoReply(_ENDS_SILENTLY) from error
+        _check_usable(backend, path, reply.status, reply.body)
         return Reply(reply.status, reply.body)
 
     return get

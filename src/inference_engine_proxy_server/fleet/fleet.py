@@ -133,22 +133,22 @@ class Fleet:
             observer.on_reported(backend)
         self._review(backend)
 
-    def report_silence(self, backend: Backend) -> None:
-        """``backend`` did not answer a poll."""
-        backend.health.was_silent()
+    def report_silence(self, backend: Backend, reason: str = "") -> None:
+        """``backend`` did not answer a poll; ``reason`` says why, if that is known."""
+        backend.health.was_silent(reason)
         self._review(backend)
 
-    def report_refusal(self, backend: Backend) -> None:
+    def report_refusal(self, backend: Backend, reason: str = "it cannot be reached") -> None:
         """``backend`` could not be reached for a poll."""
         backend.reported_at = time.time()  # a refusal is a report, too
-        backend.health.was_unreachable(self.clock(), backend.connections.activity())
+        backend.health.was_unreachable(self.clock(), backend.connections.activity(), reason)
         self._review(backend)
 
     # --- evidence from requests
 
-    def report_refused_connection(self, backend: Backend) -> None:
+    def report_refused_connection(self, backend: Backend, reason: str = "it cannot be reached") -> None:
         """``backend`` could not be reached for a request: it is out of rotation until it answers a poll."""
-        self._report_lost_connection(backend, "it cannot be reached", is_refused=True)
+        self._report_lost_connection(backend, reason, is_refused=True)
 
     def report_broken_connection(self, backend: Backend) -> None:
         """``backend`` broke a request's connection: it is out of rotation until it answers a poll."""

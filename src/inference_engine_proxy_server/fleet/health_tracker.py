@@ -8,8 +8,8 @@
     it does not answer, but bytes of replies still come   BUSY, the last choice
     it cannot be reached, broke a connection, or was      DOWN, until it answers a poll again
       silent for too long; or it reports so
-    5 failed requests in a row; work without progress;    SUSPECT, for 5 s at first and longer each time; then
-      unanswered requests; repeated failures (flapping)     one request tests it
+    5 failed requests in a row; work without progress;    SUSPECT; every 5 s one request tests it, until one
+      unanswered requests; repeated failures (flapping)     succeeds
 
 Client errors (4xx) never count. A failure stops counting once a request that was sent after it has succeeded; the
 success of a request that was sent before it proves nothing.
@@ -35,6 +35,7 @@ _SILENCES = 2  # unanswered polls in a row, so that a delay of the proxy itself 
 _REFUSALS = 3  # refused polls in a row while bytes still come
 _FRESH_SECONDS = 2.0  # maximum age of bytes that outweigh a refused poll
 _FIRST_SHARE = 0.1  # of its usual share, right after its recovery; as the slow start of Envoy and HAProxy
+_LONGEST_SLOW_START = 4  # times the usual one, for a backend that has fallen as often or more often
 _LONGEST_PAUSE_SECONDS = 30.0
 
 
@@ -62,9 +63,9 @@ class HealthTracker:
 
     __slots__ = (
         "_failed_at", "_failures", "_fell", "_has_been_up", "_is_lost", "_lost_at", "_lost_reason", "_paused_until",
-        "_progress", "_progress_at", "_proved_at", "_ramp_since", "_refusals", "_rules", "_silences", "_suspension",
-        "_timeouts", "_well_since", "is_doubtful", "is_in_question", "is_last_choice", "is_stuck",
-        "is_unknown", "on_trial", "reason", "reported", "since", "state", "takes_requests",
+        "_progress", "_progress_at", "_proved_at", "_ramp_since", "_refusals", "_rules", "_silence_reason",
+        "_silences", "_suspension", "_timeouts", "_well_since", "is_doubtful", "is_in_question", "is_last_choice",
+        "is_stuck", "is_unknown", "on_trial", "reason", "reported", "since", "state", "takes_requests",
     )  # fmt: skip
 
     def __init__(self, rules: HealthRules, now: float, draw: Callable[[], float] = random.random) -> None:
@@ -89,6 +90,7 @@ class HealthTracker:
         self._lost_at = -math.inf  # when it last refused or broke a request's connection
         self._lost_reason = ""
         self._silences = 0
+        self._silence_reason = ""
         self._refusals = 0
         self._failures = 0
         self._failed_at = -math.inf
@@ -125,17 +127,18 @@ class HealthTracker:
         if state.starting:  # failures during a start do not count
             self._forget_failures()
 
-    def was_silent(self) -> None:
-        """It did not answer a poll. That alone proves nothing: a long prefill may keep it from answering."""
+    def was_silent(self, reason: str = "") -> None:
+        """It did not answer a poll, for ``reason`` if that is known. A long prefill may keep it from answering."""
         self._silences += 1
+        self._silence_reason = reason
         self.is_in_question = False
 
-    def was_unreachable(self, now: float, activity: Activity) -> None:
+    def was_unreachable(self, now: float, activity: Activity, reason: str = "it cannot be reached") -> None:
         """No connection could be made for a poll."""
         self._refusals += 1
         self.is_in_question = False
         if self._refusals >= _REFUSALS or now - activity.last_byte_at > _FRESH_SECONDS:
-            self._lose("it cannot be reached")
+            self._lose(reason)
 
     # --- evidence from requests
 
@@ -208,7 +211,7 @@ class HealthTracker:
 
     def share(self, now: float) -> float:
         """The fraction of its usual share of requests that it should get now, above 0 and up to 1."""
-        seconds = self._rules.slow_start_seconds
+        seconds = self._rules.slow_start_seconds * min(max(1, self._suspension.falls), _LONGEST_SLOW_START)
         grown = 1.0 if seconds <= 0 else (now - self._ramp_since) / seconds
         return max(_FIRST_SHARE, min(1.0, grown))
 
@@ -237,7 +240,7 @@ class HealthTracker:
             case Cause.PAUSED:
                 return "it asked for a pause"
             case Cause.SILENT:
-                return "it does not answer polls"
+                return self._silence_reason or "it does not answer polls"
             case Cause.NONE:
                 return ""
 
@@ -259,7 +262,7 @@ class HealthTracker:
     def _check_silence(self, now: float, activity: Activity) -> None:
         alive_at = max(self._proved_at, activity.last_byte_at)
         if self._silences >= _SILENCES and not self._is_lost and now - alive_at > self._rules.evidence_seconds:
-            self._lose("it has been silent for too long")
+            self._lose(self._silence_reason or "it has been silent for too long")
 
     def _check_work(self, now: float, activity: Activity) -> None:
         moved_at, suspension = max(activity.last_byte_at, self._progress_at), self._suspension

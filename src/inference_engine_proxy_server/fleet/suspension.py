@@ -1,4 +1,8 @@
-"""Suspension: a backend that answers polls but fails requests gets no requests for a while, longer each time."""
+"""Suspension: a backend that answers polls but fails requests gets only a trial request every few seconds.
+
+The time between trials does not grow, because a backend that has recovered should be used soon. With the number of
+failures grows the slow start after a successful trial.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,7 @@ from collections.abc import Callable
 
 __all__ = ["Suspension"]
 
-_SECONDS = 5.0  # times the number of falls; Envoy's 30 s is long for an idle GPU
-_LONGEST_SECONDS = 60.0
+_SECONDS = 5.0  # between trials; Envoy's 30 s is long for an idle GPU
 _JITTER = 0.2
 _HARMLESS_FALLS = 2  # a restart, and one more; with the third fall the backend is flapping
 
@@ -45,13 +48,13 @@ class Suspension:
     def begin(self, now: float, reason: str, *, stands_still: bool) -> None:
         """Suspend the backend, and count one more fall."""
         self.falls += 1
-        self._begin(now, reason, self.falls, stands_still=stands_still)
+        self._begin(now, reason, stands_still=stands_still)
 
     def begin_if_flapping(self, now: float) -> bool:
         """Suspend a backend that comes back after too many falls. Returns whether there were too many."""
         if self.falls <= _HARMLESS_FALLS:
             return False
-        self._begin(now, "it keeps failing", self.falls - _HARMLESS_FALLS, stands_still=False)
+        self._begin(now, "it keeps failing", stands_still=False)
         return True
 
     def lift(self) -> None:
@@ -59,10 +62,9 @@ class Suspension:
         self.is_active = self.stands_still = False
         self.until = -math.inf
 
-    def _begin(self, now: float, reason: str, times: int, *, stands_still: bool) -> None:
-        seconds = min(_SECONDS * times, _LONGEST_SECONDS)
+    def _begin(self, now: float, reason: str, *, stands_still: bool) -> None:
         self.is_active = True
         self.stands_still = stands_still
         self.reason = reason
         self.began_at = now
-        self.until = max(self.until, now + seconds * (1 + _JITTER * self._draw()))
+        self.until = max(self.until, now + _SECONDS * (1 + _JITTER * self._draw()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ class ProcessContext(Protocol):
     @property
     def siblings(self) -> Siblings:
         """The other workers."""
+
+    @property
+    def service(self) -> str:
+        """A random name, the same in all workers, by which the proxy recognizes requests that it sent itself."""
 
     @property
     def shared_leases(self) -> SharedLeases | None:
@@ -68,6 +73,7 @@ class SoleProcess:
 
     def __init__(self) -> None:
         self.siblings = Siblings()
+        self.service = secrets.token_hex(6)
 
     def fairness(self) -> Fairness:
         """Every free slot belongs to this process."""
@@ -95,6 +101,7 @@ class WorkerContext:
         channel: to the supervisor.
         siblings: the other workers.
         inbox: receives queries of siblings.
+        service: a random name, the same in all workers.
         shared_leases: lease counts of all workers, by backend.
         drained_urls: base URLs of the backends that operators have drained.
     """
@@ -104,6 +111,7 @@ class WorkerContext:
     channel: Channel
     siblings: Siblings
     inbox: socket.socket
+    service: str
     shared_leases: SharedLeases
     drained_urls: frozenset[str]
 

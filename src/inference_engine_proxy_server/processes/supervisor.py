@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import secrets
 import selectors
 import signal
 import socket
@@ -65,6 +66,7 @@ class Supervisor:
         self._drained_urls: set[str] = set()
         self._has_started = self._is_stopping = False
         self._exit_code = 0
+        self._service = secrets.token_hex(6)
         self._shared_leases = SharedLeases(configuration.settings.workers)
         self._workers = [
             WorkerSlot(number, inbox) for number, inbox in enumerate(inboxes(configuration.settings.workers))
@@ -241,6 +243,7 @@ class Supervisor:
                 own,
                 Siblings(self._inboxes, worker.number),
                 worker.inbox,
+                self._service,
                 self._shared_leases,
                 frozenset(self._drained_urls),
             )

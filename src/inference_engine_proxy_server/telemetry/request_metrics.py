@@ -149,7 +149,7 @@ class RequestMetrics:
         )
         yield _histograms(
             "inference_proxy_time_to_first_byte_seconds",
-            "From the complete request to the first byte of the reply.",
+            "From the complete request to the first byte of the reply; of a stream, to its first event.",
             {name: route.first_bytes for name, route in self._routes.items()},
         )
 

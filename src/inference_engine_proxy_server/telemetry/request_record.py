@@ -19,7 +19,8 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
         outcome: how the exchange ended.
         backend: base URL of the backend that served the request; ``None`` for a reply of the proxy itself.
         model: the model that the request names; ``None`` when it names none or nothing read it.
-        first_byte_seconds: from the complete request to the reply's first byte; ``None`` without a reply.
+        first_byte_seconds: from the complete request to the reply's first byte, of a stream: its first event; ``None``
+            without a reply.
         seconds: from the complete request to the end of the reply.
         sent_bytes: length of the reply, header section included.
         request_id: the value of ``x-request-id``.

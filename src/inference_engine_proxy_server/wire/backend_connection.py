@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import select
 from typing import cast
 
 from inference_engine_proxy_server.errors import BackendBroke, BackendError, BackendTimeout, InvalidReply
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.tasks.light_task import Completion
-from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.framing import InvalidChunk
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
-from inference_engine_proxy_server.wire.late_reply import LateReply
 from inference_engine_proxy_server.wire.reply_head import ReplyHead
 from inference_engine_proxy_server.wire.reply_relay import ReplyRelay
 from inference_engine_proxy_server.wire.reply_sink import HeldReply, ReplySink
@@ -33,6 +32,7 @@ class BackendConnection(ReplyRelay):
         memory: cache of the last header section of a reply; shared by all connections to one backend.
         first_byte_seconds: longest wait for a reply's first byte.
         pause_seconds: longest pause within a reply.
+        locations: see :class:`~.reply_head.ReplyHeadReader`.
 
     Attributes:
         sent_at: when the last request was sent; 0 before the first.
@@ -40,7 +40,7 @@ class BackendConnection(ReplyRelay):
             client, the end of that pause; ``inf`` during the pause.
     """
 
-    __slots__ = ("_deadlines", "_first_byte_seconds", "_poll", "_rests_since", "sent_at", "waits_since")
+    __slots__ = ("_deadlines", "_event_due_at", "_first_byte_seconds", "_poll", "_rests_since", "waits_since")
 
     def __init__(
         self,
@@ -48,13 +48,14 @@ class BackendConnection(ReplyRelay):
         memory: HeadMemory[ReplyHead],
         first_byte_seconds: float,
         pause_seconds: float,
+        locations: re.Pattern[bytes] | None = None,
     ) -> None:
-        super().__init__(deadlines, memory, pause_seconds)
+        super().__init__(deadlines, memory, pause_seconds, locations)
         self._deadlines = deadlines
         self._first_byte_seconds = first_byte_seconds
         self._poll = select.poll()
         self._rests_since = 0.0
-        self.sent_at = 0.0
+        self._event_due_at = NEVER
         self.waits_since = NEVER
 
     def __repr__(self) -> str:
@@ -62,22 +63,19 @@ class BackendConnection(ReplyRelay):
         return f"<BackendConnection {state} after {self._served} replies>"
 
     @property
-    def exchange(self) -> Exchange | None:
-        """The client's request that the connection serves; ``None`` when it is idle or serves a poll."""
-        sink = self._sink
-        if isinstance(sink, LateReply):
-            return sink.exchange
-        return sink if isinstance(sink, Exchange) else None
-
-    @property
     def has_begun(self) -> bool:
         """Whether the reply's header section has arrived."""
         return self._head is not None
 
     @property
+    def is_unanswered(self) -> bool:
+        """Whether a request waits for its reply, or for the first event of a stream."""
+        return self._head is None or self._held_stream is not None
+
+    @property
     def is_answering_well(self) -> bool:
-        """Whether a reply has begun whose status is below 400."""
-        return self._head is not None and self._head.status < 400
+        """Whether a reply has begun whose status is below 400; a stream begins with its first event."""
+        return self._head is not None and self._head.status < 400 and self._held_stream is None
 
     # --- requests
 
@@ -115,6 +113,11 @@ class BackendConnection(ReplyRelay):
         self._transport.writelines(blocks)
         return self._result
 
+    def limit_first_event(self, seconds: float) -> None:
+        """Give the reply up if a stream has sent no event within ``seconds`` of the request; ``inf`` for no limit."""
+        self._event_due_at = self.sent_at + seconds
+        self.deadline = min(self.deadline, self._event_due_at)
+
     def accept(self) -> Completion[HeldReply | None]:
         """Relay the held reply to its sink. Returns what :meth:`request` returns."""
         sink, head, rest = cast(ReplySink, self._sink), cast(ReplyHead, self._head), self._held_rest or b""
@@ -134,7 +137,7 @@ class BackendConnection(ReplyRelay):
 
     def abort(self) -> None:
         """Close at once without an error; the backend sees a disconnect."""
-        self._sink = self._result = self._pass_through = self._held_rest = None
+        self._sink = self._result = self._pass_through = self._held_rest = self._held_stream = None
         self._transport.abort()
 
     # --- between requests
@@ -165,7 +168,8 @@ class BackendConnection(ReplyRelay):
         sink = self._sink
         if sink is None:
             return
-        if exc is None and self._head is not None and self._body is None and self._missing < 0:
+        ends_with_connection = self._head is not None and self._body is None and self._missing < 0
+        if exc is None and ends_with_connection and self._held_stream is None:
             self._complete(sink)
         else:
             message = "The backend closed the connection before its reply was complete."
@@ -184,7 +188,7 @@ class BackendConnection(ReplyRelay):
         if sink is None:
             self._transport.close()
             self.deadline = NEVER
-        elif self._head is None:
+        elif self._head is None or (self._held_stream is not None and now >= self._event_due_at):
             self._fail(BackendTimeout("The backend did not answer in time."))
         elif sink.sent_bytes != self._progress_bytes:
             self._mark_progress(sink, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import re
 import socket
 import ssl
@@ -17,8 +18,11 @@ from inference_engine_proxy_server.wire.backend_connection import BackendConnect
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.reply_head import ReplyHead
+from inference_engine_proxy_server.wire.unreachable import reason_unreachable
 
 __all__ = ["Activity", "BackendConnections", "BackendLimits", "Origin"]
+
+logger = logging.getLogger(__name__)
 
 _IDLE_CONNECTIONS = 32  # kept open per backend; nginx's default
 _ADDRESS_SECONDS = 10.0  # how long resolved addresses are cached; short, so that a backend that moved is found again
@@ -85,27 +89,50 @@ class Origin:
         port = parts.port or (443 if is_tls else 80)
         return cls(parts.hostname or "", port, is_tls, authority, parts.path.rstrip("/").encode())
 
+    def locations(self) -> re.Pattern[bytes]:
+        """Finds the origin in ``Location`` and ``Content-Location`` lines, up to the slash after the prefix.
+
+        Group 1 is the line before the value.
+        """
+        default_port = rb"(?::%d)?" % self.port if self.port in (80, 443) else rb""
+        authority = re.escape(self.authority) + (default_port if b":" not in self.authority else b"")
+        prefix = rb"(?:%b(?=[/?#\r]))?" % re.escape(self.prefix) if self.prefix else rb""
+        return re.compile(
+            rb"((?:^|\n)(?:content-)?location:[ \t]*)(?:https?:)?//" + authority + prefix + rb"(?:/(?!/)|(?=[?#\r]))",
+            re.IGNORECASE,
+        )
+
 
 class BackendConnections:
     """The connections to one backend.
+
+    Args:
+        origin: the backend's address.
+        limits: deadlines.
+        deadlines: watches the connections.
+        ca_file: PEM file with further certificate authorities; ``None`` for those of the system only.
 
     Attributes:
         origin: the backend's address.
         keeps_alive: connections are kept open for the next request.
     """
 
-    def __init__(self, origin: Origin, limits: BackendLimits, deadlines: Deadlines) -> None:
+    def __init__(self, origin: Origin, limits: BackendLimits, deadlines: Deadlines, ca_file: str | None = None) -> None:
         self.origin = origin
         self.keeps_alive = limits.idle_seconds > 0
         self._limits = limits
         self._deadlines = deadlines
         self._memory = HeadMemory[ReplyHead]()
+        self._locations = origin.locations()
         self._idle: list[BackendConnection] = []
         self._in_use: set[BackendConnection] = set()
         self._last_byte_at = 0.0  # on connections that are no longer in use
         self._tls = ssl.create_default_context() if origin.is_tls else None
+        if self._tls is not None and ca_file is not None:
+            self._tls.load_verify_locations(ca_file)
         self._addresses: list[str] = []
         self._addresses_until = 0.0
+        self._has_warned = False
 
     def keep_alive(self, *, wanted: bool) -> None:
         """Set whether connections are kept open for the next request; the settings can rule it out."""
@@ -174,11 +201,11 @@ class BackendConnections:
         )
 
     def unanswered(self) -> list[tuple[BackendConnection, Exchange]]:
-        """Requests that wait for their reply's first byte, and their connections."""
+        """Requests that wait for their reply, or for the first event of a stream, and their connections."""
         return [
             (connection, connection.exchange)
             for connection in self._in_use
-            if connection.exchange is not None and not connection.has_begun
+            if connection.exchange is not None and connection.is_unanswered
         ]
 
     def close(self) -> None:
@@ -204,8 +231,21 @@ class BackendConnections:
                     raise
             else:
                 self._addresses = list(dict.fromkeys(str(address[4][0]) for address in found))
+                self._warn_of_unused_addresses()
             self._addresses_until = self._deadlines.clock() + _ADDRESS_SECONDS
         return self._addresses
+
+    def _warn_of_unused_addresses(self) -> None:
+        """Log once that a name with several addresses is one backend; an IPv4 and an IPv6 address are one host's."""
+        most = max(sum((":" in one) is is_ipv6 for one in self._addresses) for is_ipv6 in (False, True))
+        if most > 1 and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "the name %s has %d addresses, and only one of them is used: "
+                "list each address as a backend of its own to balance over all",
+                self.origin.host,
+                most,
+            )
 
     async def _connect(self) -> BackendConnection:
         try:
@@ -218,8 +258,15 @@ class BackendConnections:
                 ) from error
             self._addresses_until = 0.0
             timed_out = isinstance(error, TimeoutError)
-            raise BackendUnreachable("The backend cannot be reached.", timed_out=timed_out) from error
+            reason = reason_unreachable(error)
+            raise BackendUnreachable("The backend cannot be reached.", timed_out=timed_out, reason=reason) from error
         return connection
+
+    def _new_connection(self) -> BackendConnection:
+        limits = self._limits
+        return BackendConnection(
+            self._deadlines, self._memory, limits.first_byte_seconds, limits.pause_seconds, self._locations
+        )
 
     async def _connect_to_any(self, addresses: list[str]) -> BackendConnection:
         """Connect to the first address that answers, and try that address first from now on."""
@@ -231,9 +278,7 @@ class BackendConnections:
             try:
                 async with asyncio.timeout(share_seconds):
                     _, connection = await loop.create_connection(
-                        lambda: BackendConnection(
-                            self._deadlines, self._memory, self._limits.first_byte_seconds, self._limits.pause_seconds
-                        ),
+                        self._new_connection,
                         address,
                         self.origin.port,
                         ssl=self._tls,

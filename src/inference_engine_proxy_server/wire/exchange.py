@@ -46,16 +46,15 @@ class Exchange:
         request_id: the client's ``x-request-id``, or a new one.
         client: the client's address, for the log.
         started_at: when the request was complete.
-        first_byte_at: when the first byte of the reply was sent; ``None`` before that.
+        first_byte_at: when the reply (a stream: its first event) was first sent; ``None`` before; comments set it, too.
         status: the reply's status; 0 before it began.
         sent_bytes: bytes of the reply sent so far, header section included.
-        last_block: the block of the body that was sent last.
+        last_block: the latest block of the body.
         write_through: sends whole chunks to the client directly; set when :attr:`pass_through` is.
         common_fields: header lines of every reply to this request, errors included. Each line ends in CRLF.
         backend_fields: header lines of a reply from a backend only.
         has_only_comments: only SSE comments of the proxy have been sent, nothing of a reply.
-        keep_alive: the client's connection stays open after this exchange.
-        takes_chunks: the client takes a chunked body.
+        keep_alive, takes_chunks: the client's connection stays open after this exchange; takes a chunked body.
         source: paused while the client reads slower than the reply arrives; ``None`` when the reply has no source.
         outcome: how the exchange ended; ``COMPLETE`` until something else is known.
         done: nothing more can be sent.
@@ -190,12 +189,19 @@ class Exchange:
         )
 
     def send_comment(self, comment: bytes) -> None:
-        """Send an SSE comment ahead of the reply. The first one commits the reply to status 200 and an event stream."""
+        """Send SSE comments ahead of the reply. The first ones commit the reply to status 200 and an event stream."""
         if not self.begun:
             self.has_only_comments = True
             self.backend_fields = b""  # they may name a backend whose attempt failed
             self.begin(200, b" OK", date_field() + _STREAM_FIELDS, None)
+        observers, self._observers = self._observers, None  # comments are no part of the reply
         self.write(comment)
+        self._observers = observers
+
+    def end_comments(self) -> None:
+        """The reply itself follows the comments."""
+        self.has_only_comments = False
+        self.first_byte_at = self._connection.clock()
 
     def flush(self) -> None:
         """Send the header section now if it still waits for the first piece of the body."""

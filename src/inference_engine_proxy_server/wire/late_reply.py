@@ -51,7 +51,7 @@ class LateReply:
         """Take the backend's header section, which can no longer be relayed."""
         del reason, content_length
         self.status = status
-        self.exchange.has_only_comments = False
+        self.exchange.end_comments()
         if status != 200 or not is_event_stream(fields):
             self._error = bytearray()
 

@@ -7,6 +7,7 @@ import re
 from inference_engine_proxy_server.errors import InvalidReply
 from inference_engine_proxy_server.wire.fields import FIELD_LINES, LENGTH, TwiceError, cut, owned_fields
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.reply_fields import is_event_stream
 
 __all__ = ["ReplyHead", "ReplyHeadReader", "parse_reply_head"]
 
@@ -30,9 +31,13 @@ class ReplyHead:
         content_length: bytes of the body; ``None`` if the body is chunked or ends with the connection.
         chunked: the body is chunked.
         passed_on: the field lines to forward, as sent, each ending in CRLF.
+        opens_stream: status 200 and a stream of server-sent events without a content coding.
     """
 
-    __slots__ = ("chunked", "content_length", "keep_alive", "keep_alive_seconds", "passed_on", "reason", "status")
+    __slots__ = (
+        "chunked", "content_length", "keep_alive", "keep_alive_seconds", "opens_stream", "passed_on", "reason",
+        "status",
+    )  # fmt: skip
 
     status: int
     reason: bytes
@@ -41,6 +46,7 @@ class ReplyHead:
     content_length: int | None
     chunked: bool
     passed_on: bytes
+    opens_stream: bool
 
 
 def parse_reply_head(section: bytes) -> ReplyHead:
@@ -59,6 +65,7 @@ def parse_reply_head(section: bytes) -> ReplyHead:
         head.passed_on, owned = cut(section[match.start(4) - 1 :], _OWNED)
     except TwiceError as error:
         raise InvalidReply("The backend's reply has contradictory header fields.") from error
+    head.opens_stream = head.status == 200 and is_event_stream(head.passed_on)
     minor_version = match[1][0] - 48
     connection = owned.get(b"connection", b"").lower()
     head.keep_alive = b"close" not in connection if minor_version else b"keep-alive" in connection
@@ -85,12 +92,14 @@ class ReplyHeadReader:
 
     Args:
         memory: cache of the last section, shared by all connections to one backend.
+        locations: finds what field lines say of the backend's own address, before the path; ``None`` to leave it.
     """
 
-    __slots__ = ("_interim", "_memory", "_received")
+    __slots__ = ("_interim", "_locations", "_memory", "_received")
 
-    def __init__(self, memory: HeadMemory[ReplyHead]) -> None:
+    def __init__(self, memory: HeadMemory[ReplyHead], locations: re.Pattern[bytes] | None = None) -> None:
         self._memory = memory
+        self._locations = locations
         self._received = b""  # start of an incomplete section
         self._interim = 0
 
@@ -134,5 +143,7 @@ class ReplyHeadReader:
             if section.count(b"\n") > _HEAD_FIELDS + 1:  # one for the status line
                 raise InvalidReply("The backend's reply has too many header fields.")
             head = parse_reply_head(section)
+            if self._locations is not None:  # a client cannot reach the backend; a path is relative to the proxy
+                head.passed_on = self._locations.sub(rb"\1/", head.passed_on)
             self._memory.remember(section, head)
         return head

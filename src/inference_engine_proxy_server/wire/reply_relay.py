@@ -7,18 +7,24 @@ closed.
 from __future__ import annotations
 
 import asyncio
+import re
+from typing import cast
 
 from inference_engine_proxy_server.errors import BackendError, InvalidReply
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.tasks.light_task import Completion
+from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.framing import SMALL_CHUNKS, ChunkedBody, InvalidChunk
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.held_stream import HeldStream
+from inference_engine_proxy_server.wire.late_reply import LateReply
 from inference_engine_proxy_server.wire.reply_head import ReplyHead, ReplyHeadReader
 from inference_engine_proxy_server.wire.reply_sink import HeldReply, PassThrough, ReplySink
 
 __all__ = ["ReplyRelay"]
 
 _BODILESS = frozenset({204, 304})
+_SILENT_SECONDS = 10.0  # then a client gets the keep-alives of its engine
 _PROGRESS_SECONDS = 0.5  # between two checks for progress; reading the clock for each chunk would cost more
 
 
@@ -29,6 +35,7 @@ class ReplyRelay(asyncio.Protocol):
         deadlines: provides the clock.
         memory: cache of the last header section of a reply; shared by all connections to one backend.
         pause_seconds: longest pause within a reply.
+        locations: see :class:`~.reply_head.ReplyHeadReader`.
 
     Attributes:
         deadline: when to check for progress next, see :class:`~.deadlines.Timed`.
@@ -38,23 +45,31 @@ class ReplyRelay(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_body", "_clock", "_head", "_head_reader", "_held_rest", "_held_statuses", "_missing", "_pass_through",
-        "_pause_seconds", "_progress_bytes", "_progress_seconds", "_quiet_since", "_reply_to_head", "_result",
-        "_served", "_sink", "_transport", "deadline", "is_reusable", "keep_alive_seconds", "last_byte_at",
+        "_body", "_clock", "_head", "_head_reader", "_held_rest", "_held_statuses", "_held_stream", "_missing",
+        "_pass_through", "_pause_seconds", "_progress_bytes", "_progress_seconds", "_quiet_since", "_reply_to_head",
+        "_result", "_served", "_sink", "_transport", "deadline", "is_reusable", "keep_alive_seconds", "last_byte_at",
+        "sent_at",
     )  # fmt: skip
 
-    def __init__(self, deadlines: Deadlines, memory: HeadMemory[ReplyHead], pause_seconds: float) -> None:
+    def __init__(
+        self,
+        deadlines: Deadlines,
+        memory: HeadMemory[ReplyHead],
+        pause_seconds: float,
+        locations: re.Pattern[bytes] | None = None,
+    ) -> None:
         self._clock = deadlines.clock
         self.deadline = NEVER
-        self.last_byte_at = 0.0
+        self.sent_at = self.last_byte_at = 0.0
         self.is_reusable = False
         self.keep_alive_seconds: int | None = None
         self._transport: asyncio.Transport
-        self._head_reader = ReplyHeadReader(memory)
+        self._head_reader = ReplyHeadReader(memory, locations)
         self._sink: ReplySink | None = None
         self._result: Completion[HeldReply | None] | None = None
         self._held_statuses: frozenset[int] = frozenset()
         self._held_rest: bytes | None = None  # bytes after the header section of a held reply; None: none is held
+        self._held_stream: HeldStream | None = None  # the start of a stream that has not sent an event yet
         self._reply_to_head = False  # the request was a HEAD, so its reply has no body
         self._head: ReplyHead | None = None
         self._body: ChunkedBody | None = None
@@ -65,6 +80,14 @@ class ReplyRelay(asyncio.Protocol):
         self._progress_seconds = min(_PROGRESS_SECONDS, pause_seconds / 4)
         self._progress_bytes = 0  # bytes of the reply at the last check
         self._quiet_since = 0.0  # when the backend last made progress, or could be heard again
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """The client's request that the connection serves; ``None`` when it is idle or serves a poll."""
+        sink = self._sink
+        if isinstance(sink, LateReply):
+            return sink.exchange
+        return sink if isinstance(sink, Exchange) else None
 
     def data_received(self, data: bytes) -> None:
         """Relay what the backend sent."""
@@ -89,10 +112,12 @@ class ReplyRelay(asyncio.Protocol):
         try:
             if self._body is not None:
                 self._relay_chunked(sink, self._body, data)
-            elif self._head is not None:
-                self._relay(sink, data)
-            else:
+            elif self._head is None:
                 self._read_head(sink, data)
+            elif self._held_stream is not None:
+                self._hold_stream(self._held_stream, data)
+            else:
+                self._relay(sink, data)
         except (InvalidReply, InvalidChunk) as error:
             self._refuse(error)
 
@@ -124,6 +149,16 @@ class ReplyRelay(asyncio.Protocol):
             self.last_byte_at = self._clock()
             self._complete(sink)
             return
+        if head.opens_stream and not has_no_body and missing:
+            self._mark_progress(sink, self._clock())
+            self._held_stream = HeldStream(chunked=head.chunked, content_length=head.content_length)
+            if rest:
+                self._hold_stream(self._held_stream, rest)
+            return
+        self._begin(sink, head, rest, has_no_body=has_no_body)
+
+    def _begin(self, sink: ReplySink, head: ReplyHead, rest: bytes, *, has_no_body: bool = False) -> None:
+        missing = self._missing
         sink.begin(head.status, head.reason, head.passed_on, None if missing < 0 else missing)
         self._mark_progress(sink, self._clock())
         if has_no_body or not missing:
@@ -138,6 +173,33 @@ class ReplyRelay(asyncio.Protocol):
         else:
             sink.flush()
             self._pass_through = sink.pass_through if head.chunked else None
+
+    def _hold_stream(self, held: HeldStream, data: bytes) -> None:
+        """Keep the start of an event stream until its first event."""
+        if held.take(data):
+            self._release_stream(held)
+            return
+        self.last_byte_at = self._quiet_since = now = self._clock()
+        exchange = self.exchange
+        if exchange is not None and now - self.sent_at >= _SILENT_SECONDS and (comments := held.take_keep_alives()):
+            exchange.send_comment(comments)
+            if self._sink is exchange:
+                self._sink = LateReply(exchange)
+
+    def _release_stream(self, held: HeldStream) -> None:
+        """Relay what was held of an event stream, and all that follows."""
+        self._held_stream = None
+        sink, head = cast(ReplySink, self._sink), cast(ReplyHead, self._head)
+        if not held.is_rewritten:
+            self._begin(sink, head, held.block)
+            return
+        sink.begin(head.status, head.reason, head.passed_on, None)
+        self._mark_progress(sink, self._clock())
+        self._body = held.body
+        if held.payload:
+            sink.write(held.payload)
+        if held.body is not None and held.body.complete:
+            self._complete(sink, held.body.excess)
 
     def _relay_chunked(self, sink: ReplySink, body: ChunkedBody, data: bytes) -> None:
         chunks = sink.chunks
@@ -191,7 +253,7 @@ class ReplyRelay(asyncio.Protocol):
 
     def _fail(self, error: BackendError) -> None:
         result = self._result
-        self._sink = self._result = self._pass_through = self._held_rest = None
+        self._sink = self._result = self._pass_through = self._held_rest = self._held_stream = None
         self._transport.abort()
         if result is not None and not result.done():
             result.set_exception(error)

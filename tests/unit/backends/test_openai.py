@@ -58,7 +58,7 @@ async def test_a_slow_models_list_leaves_it_ready() -> None:
         ({"/health": Reply(500, b"")}, "GET /health answered 500"),
         ({"/health": Reply(302, b"")}, "GET /health answered 302"),
         ({"/v1/models": Reply(503, b"")}, "GET /v1/models answered 503, perhaps it is starting"),
-        ({}, "GET /v1/models answered 404"),
+        ({}, "GET /v1/models answered 404: it is no engine, or its URL lacks a path"),
     ],
 )
 async def test_other_statuses_make_it_not_live(answers: dict[str, Reply | Exception], reason: str) -> None:

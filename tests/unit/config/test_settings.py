@@ -521,3 +521,14 @@ def test_a_refused_key_is_not_repeated() -> None:
         with pytest.raises(SettingsError) as caught:
             load_settings({name: "planted secret"}, Path("missing"))
         assert "planted" not in str(caught.value)
+
+
+def test_retry_statuses_are_sorted_and_given_once() -> None:
+    assert Settings(retry_statuses="503, 429,503").retry_statuses == (429, 503)
+    assert Settings(retry_statuses="").retry_statuses == ()
+
+
+@pytest.mark.parametrize("text", ["200", "600", "5xx", "503;429"])
+def test_retry_statuses_must_be_errors(text: str) -> None:
+    with pytest.raises(ValidationError, match="is not a status from 400 to 599"):
+        Settings(retry_statuses=text)

@@ -10,15 +10,17 @@ from dataclasses import replace
 
 import pytest
 
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.routing.requirements import Requirements
+from inference_engine_proxy_server.wire import reply_relay
 from inference_engine_proxy_server.wire.client_connection import CLIENT_GONE
 from inference_engine_proxy_server.wire.outcome import Outcome
 from support.fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply
 from support.fakes.front import until
-from support.pools import READY, ForwardingFront, publish
+from support.pools import READY, ForwardingFront, make_forwarder, publish
 from support.ports import free_port, unused_url
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -236,7 +238,7 @@ async def test_request_with_side_effects_is_not_resent_after_a_stale_connection(
     assert [status_of(reply) for reply in replies] == [200, 502]
 
 
-async def test_timeout_is_504_and_not_repeated() -> None:
+async def test_two_timeouts_are_504() -> None:
     async def never_answers(connection: EngineConnection) -> None:
         await connection.request()
 
@@ -245,7 +247,33 @@ async def test_timeout_is_504_and_not_repeated() -> None:
             reply = await proxy.post()
             assert all(backend.load.leases == 0 for backend in proxy.pool.backends)
     assert (status_of(reply), error_of(reply)["code"]) == (504, "backend_timeout")
-    assert len(silent.requests) + len(other.requests) == 1
+    assert len(silent.requests) + len(other.requests) == 2
+
+
+async def test_request_without_a_timely_answer_is_retried_on_another_backend() -> None:
+    async def never_answers(connection: EngineConnection) -> None:
+        await connection.request()
+
+    async with FakeEngine(never_answers) as silent, FakeEngine(answering(http_reply())) as other:
+        async with ForwardingFront(silent, other, first_byte_seconds=0.05) as proxy:
+            with chosen_first(proxy, 0):
+                reply = await proxy.post()
+    assert status_of(reply) == 200
+    assert (len(silent.requests), len(other.requests)) == (1, 1)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_timeout_without_another_backend_or_with_side_effects_is_504(path: str) -> None:
+    async def never_answers(connection: EngineConnection) -> None:
+        await connection.request()
+
+    async with FakeEngine(never_answers) as silent, FakeEngine(answering(http_reply())) as other:
+        engines = [silent] if path == "/v1/chat/completions" else [silent, other]
+        async with ForwardingFront(*engines, first_byte_seconds=0.05) as proxy:
+            with chosen_first(proxy, 0):
+                reply = await proxy.post(path=path)
+    assert (status_of(reply), error_of(reply)["code"]) == (504, "backend_timeout")
+    assert not other.requests
 
 
 async def test_an_invalid_reply_is_502() -> None:
@@ -354,7 +382,7 @@ def chosen_first(proxy: ForwardingFront, index: int) -> Iterator[Backend]:
         lease.close()
 
 
-@pytest.mark.parametrize("status", [429, 502, 503])
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
 async def test_declined_request_is_served_by_another_backend(status: int) -> None:
     async with (
         FakeEngine(answering(http_reply(b"no", status))) as declining,
@@ -369,7 +397,7 @@ async def test_declined_request_is_served_by_another_backend(status: int) -> Non
     assert (len(declining.requests), len(other.requests)) == (1, 1)
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 500, 504])
+@pytest.mark.parametrize("status", [400, 401, 404, 501, 504])
 async def test_other_errors_are_relayed_at_once(status: int) -> None:
     async with (
         FakeEngine(answering(http_reply(b"no", status))) as failing,
@@ -392,7 +420,7 @@ async def test_declined_request_with_side_effects_is_not_repeated(path: str) -> 
     assert other.requests == []
 
 
-@pytest.mark.parametrize("status", [429, 502, 503])
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_declining_reply_is_relayed_byte_for_byte_if_no_other_backend_is_left(status: int, chunked: bool) -> None:
     body = b'{"error": {"message": "\xc3\xbcberlastet"}}'
@@ -427,6 +455,60 @@ async def test_request_declined_twice_is_not_tried_again() -> None:
         reply = await proxy.post()
     assert status_of(reply) == 503
     assert len(first.requests) + len(second.requests) + len(third.requests) == 2
+
+
+async def test_error_of_two_backends_is_relayed() -> None:
+    async with (
+        FakeEngine(answering(http_reply(b"first", 500))) as first,
+        FakeEngine(answering(http_reply(b"second", 500))) as second,
+        FakeEngine(answering(http_reply())) as third,
+        ForwardingFront(first, second, third) as proxy,
+    ):
+        leases = [proxy.pool.occupy(proxy.pool.backends[2]) for _ in range(3)]
+        reply = await proxy.post()
+        for lease in leases:
+            lease.close()
+    assert (status_of(reply), reply.partition(b"\r\n\r\n")[2] in (b"first", b"second")) == (500, True)
+    assert (len(first.requests), len(second.requests), len(third.requests)) == (1, 1, 0)
+
+
+async def never_streams(connection: EngineConnection) -> None:
+    await connection.request()
+    await connection.ended
+
+
+async def keeps_a_stream_alive(connection: EngineConnection) -> None:
+    await connection.request()
+    connection.send(STREAM_HEAD)
+    while not connection.ended.done():
+        connection.send(chunk(COMMENT))
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("script", [never_streams, keeps_a_stream_alive], ids=["no reply", "comments only"])
+async def test_stream_whose_first_event_is_late_is_retried_on_another_backend(script: Script) -> None:
+    async with FakeEngine(script) as late, FakeEngine(answering(STREAM_REPLY)) as other:
+        async with ForwardingFront(late, other) as proxy:
+            proxy.forwarder = make_forwarder(proxy.pool, first_token_seconds=0.3)
+            with chosen_first(proxy, 0):
+                reply = await proxy.post(b'{"model": "m", "stream": true}')
+    assert (status_of(reply), EVENT in reply) == (200, True)
+    assert (len(late.requests), len(other.requests)) == (1, 1)
+
+
+async def test_first_event_deadline_does_not_apply_to_later_events_or_other_replies() -> None:
+    async def answers_slowly(connection: EngineConnection) -> None:
+        is_stream = b"stream" in await connection.request()
+        if is_stream:
+            connection.send(STREAM_HEAD, chunk(EVENT))
+        await asyncio.sleep(0.5)
+        connection.send(b"0\r\n\r\n" if is_stream else http_reply())
+        connection.finish()
+
+    async with FakeEngine(answers_slowly) as engine, ForwardingFront(engine) as proxy:
+        proxy.forwarder = make_forwarder(proxy.pool, first_token_seconds=0.2)
+        assert (await proxy.post(b'{"model": "m", "stream": true}')).endswith(b"0\r\n\r\n")
+        assert status_of(await proxy.post()) == 200
 
 
 async def test_engine_that_asks_for_a_pause_gets_it() -> None:
@@ -491,6 +573,133 @@ async def test_client_error_is_no_evidence_against_the_engine() -> None:
             assert health.is_doubtful
         assert status_of(await proxy.post()) == 200
         assert not health.is_doubtful
+
+
+# --- event streams that have not sent an event yet
+
+
+COMMENT = b": keep-alive\n\n"
+PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+HALF_EVENT = b'data: {"n": '
+STREAM_REPLY = STREAM_HEAD + chunk(EVENT) + b"0\r\n\r\n"
+
+
+def streams_and_ends(connection_ends: str, *blocks: bytes) -> Script:
+    """Sends the header section of a stream and ``blocks``, and then ends: ``finish``, ``reset`` or not at all."""
+
+    async def script(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(STREAM_HEAD, *blocks)
+        await until(lambda: bool(connection.requests))
+        await asyncio.sleep(0.05)
+        if connection_ends:
+            getattr(connection, connection_ends)()
+
+    return script
+
+
+@pytest.mark.parametrize("end", ["finish", "reset", ""], ids=["closed", "reset", "stalled"])
+@pytest.mark.parametrize(
+    "begins",
+    [b"", chunk(COMMENT), chunk(PING), chunk(COMMENT) + chunk(HALF_EVENT), b"5\r\nda"],
+    ids=["nothing", "comment", "ping", "half an event", "half a chunk"],
+)
+async def test_stream_that_fails_before_its_first_event_is_retried_on_another_backend(begins: bytes, end: str) -> None:
+    async with (
+        FakeEngine(streams_and_ends(end, begins)) as failing,
+        FakeEngine(answering(STREAM_REPLY)) as other,
+        ForwardingFront(failing, other, pause_seconds=0.3) as proxy,
+    ):
+        with chosen_first(proxy, 0):
+            reply = await proxy.post()
+        assert (status_of(reply), reply.partition(b"\r\n\r\n")[2]) == (200, chunk(EVENT) + b"0\r\n\r\n")
+        assert b"x-backend: " + other.url.encode() in reply
+        assert proxy.observed[0].outcome is Outcome.COMPLETE
+
+
+async def test_stream_with_side_effects_that_fails_before_its_first_event_is_502() -> None:
+    async with FakeEngine(streams_and_ends("reset")) as failing, FakeEngine(answering(STREAM_REPLY)) as other:
+        async with ForwardingFront(failing, other) as proxy:
+            with chosen_first(proxy, 0):
+                reply = await proxy.post(path="/v1/responses")
+    assert (status_of(reply), error_of(reply)["code"]) == (502, "backend_disconnected")
+    assert not other.requests
+
+
+async def test_stream_before_its_first_event_is_retried_once() -> None:
+    async with (
+        FakeEngine(streams_and_ends("reset")) as first,
+        FakeEngine(streams_and_ends("reset")) as second,
+        FakeEngine(streams_and_ends("reset")) as third,
+        ForwardingFront(first, second, third) as proxy,
+    ):
+        assert status_of(await proxy.post()) == 502
+    assert len(first.requests) + len(second.requests) + len(third.requests) == 2
+
+
+async def test_stream_without_events_that_ends_properly_is_complete() -> None:
+    end = b"0\r\n\r\n"
+    async with FakeEngine(answering(STREAM_HEAD + chunk(COMMENT) + end)) as engine, ForwardingFront(engine) as proxy:
+        reply = await proxy.post()
+    assert (status_of(reply), reply.partition(b"\r\n\r\n")[2]) == (200, chunk(COMMENT) + end)
+
+
+async def test_first_byte_of_a_stream_is_its_first_event() -> None:
+    async def reads_a_prompt(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(STREAM_HEAD, chunk(COMMENT))
+        await asyncio.sleep(0.3)
+        connection.send(chunk(EVENT), b"0\r\n\r\n")
+
+    async with FakeEngine(reads_a_prompt) as engine, ForwardingFront(engine) as proxy:
+        reply = await proxy.post()
+        assert reply.partition(b"\r\n\r\n")[2] == chunk(COMMENT) + chunk(EVENT) + b"0\r\n\r\n"
+        [request] = proxy.observed
+        assert isinstance(request, ProxiedRequest)
+        assert (request.record(proxy.pool.clock()).first_byte_seconds or 0) > 0.25
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["goes on", "fails over"])
+async def test_keep_alives_reach_a_client_after_a_long_wait_and_the_stream_can_still_be_retried(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reply_relay, "_SILENT_SECONDS", 0.1)
+
+    async def keeps_alive(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(STREAM_HEAD, chunk(COMMENT))
+        await asyncio.sleep(0.2)
+        connection.send(chunk(COMMENT), b"3\r\n: k")
+        await connection.cue.wait()
+        if fails:
+            connection.reset()
+        else:
+            connection.send(b"\r\n2\r\n\n\n\r\n", chunk(EVENT), b"0\r\n\r\n")
+
+    async with FakeEngine(keeps_alive) as first, FakeEngine(answering(STREAM_REPLY)) as other:
+        async with ForwardingFront(first, other) as proxy:
+            with chosen_first(proxy, 0):
+                client = await proxy.connect()
+                head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n"
+                client.send(head + b"\r\n{}")
+                await client.head()
+                assert await client.read(len(chunk(COMMENT * 2))) == chunk(COMMENT * 2)
+                first.connections[-1].cue.set()
+                rest = await client.rest()
+    expected = [EVENT] if fails else [b": k\n\n" + EVENT]
+    assert rest == b"".join(map(chunk, expected)) + b"0\r\n\r\n"
+    assert len(other.requests) == fails
+
+
+async def test_streams_without_an_event_are_taken_back_from_a_stuck_backend() -> None:
+    async with FakeEngine(streams_and_ends("")) as stuck, FakeEngine(answering(STREAM_REPLY)) as other:
+        async with ForwardingFront(stuck, other) as proxy:
+            with chosen_first(proxy, 0) as backend:
+                reply = asyncio.get_running_loop().create_task(proxy.post())
+                await until(lambda: backend.connections.activity().has_begun)
+                proxy.pool.report_refused_connection(backend)
+                assert status_of(await reply) == 200
+    assert len(other.requests) == 1
 
 
 # --- requests that wait for their first byte

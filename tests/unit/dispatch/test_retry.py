@@ -52,7 +52,10 @@ OTHER, SAME, NONE = NextAttempt.OTHER_BACKEND, NextAttempt.SAME_ON_FRESH_CONNECT
         pytest.param(STALE, CHAT, True, 0, NONE, id="reply begun on a reused connection"),
         pytest.param(MOVED, CHAT, True, 0, NONE, id="taken back, reply begun"),
         pytest.param(DECLINED, CHAT, True, 0, NONE, id="declined, reply begun"),
-        pytest.param(BackendTimeout(""), CHAT, False, 0, NONE, id="slow is not dead"),
+        pytest.param(BackendTimeout(""), CHAT, False, 0, OTHER, id="no answer in time"),
+        pytest.param(BackendTimeout(""), CHAT, False, 1, NONE, id="no answer in time, second backend"),
+        pytest.param(BackendTimeout(""), STORED, False, 0, NONE, id="no answer in time, may have been stored"),
+        pytest.param(BackendTimeout(""), CHAT, True, 0, NONE, id="no answer in time, reply begun"),
         pytest.param(InvalidReply(""), CHAT, False, 0, NONE, id="not HTTP"),
     ],
 )

@@ -102,9 +102,10 @@ async def test_page_has_a_table_for_browsers_without_javascript(fleet: Fleet) ->
     head, *rows = await table_of(proxy)
 
     assert head == ["Backend", "State", "Reason", "In flight", "Processing", "Waiting", "Models"]
+    refused = "it cannot be reached, because nothing listens there: check that the engine runs, and its port"
     assert rows == [
         [engine.url, "Ready", "", "0 of 5", "2 of 4", "1", "m"],
-        [gone, "Down", "it cannot be reached", "0", "\N{EN DASH}", "\N{EN DASH}", ""],
+        [gone, "Down", refused, "0", "\N{EN DASH}", "\N{EN DASH}", ""],
     ]
 
 

@@ -142,7 +142,7 @@ async def test_backend_that_goes_down_joins_again_when_it_is_back() -> None:
         await until(lambda: backend.takes_requests)
         engine.refuse()
         await until(lambda: not backend.is_live)
-        assert backend.health.reason == "it cannot be reached"
+        assert backend.health.reason.startswith("it cannot be reached, because nothing listens there")
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: EngineConnection(engine), "127.0.0.1", engine.port)
         await until(lambda: backend.takes_requests)

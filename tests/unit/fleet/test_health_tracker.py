@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -357,14 +359,29 @@ def test_failures_during_a_start_do_not_count() -> None:
 # --- suspension and trial
 
 
-def test_each_fall_lengthens_the_suspension_by_five_seconds_up_to_a_minute() -> None:
+def test_suspended_backend_is_tried_every_five_seconds_however_often_it_fails() -> None:
     case = Case()
     case.fail(5)
     lengths = [case.suspended_seconds]
     for _ in range(13):
         case.fail()  # on trial
         lengths.append(case.suspended_seconds)
-    assert lengths == [5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 60, 60]
+    assert lengths == [5] * 14
+
+
+def test_slow_start_takes_longer_after_more_falls() -> None:
+    case = Case()
+    case.fail(5)
+    case.wait(5)
+    for seconds in (60, 90, 120, 120):
+        case.fail()  # on trial
+        case.wait(5)
+        case.now += 1
+        fallen, case.health = case.health, copy.deepcopy(case.health)
+        case.succeed(sent_at=case.now - 0.5)
+        shares = [case.health.share(case.now + part * seconds) for part in (0, 0.5, 1)]
+        assert shares == [0.1, 0.5, 1]
+        case.health = fallen
 
 
 def test_suspension_varies_by_a_fifth() -> None:
@@ -402,13 +419,13 @@ def test_successful_trial_ends_a_suspension_with_a_slow_start() -> None:
     assert case.health.share(case.now + 31) == 1
 
 
-def test_failed_trial_lengthens_the_suspension_however_few_backends_are_left() -> None:
+def test_failed_trial_suspends_again_however_few_backends_are_left() -> None:
     case = Case()
     case.fail(5)
     case.wait(5)
     case.fail(may_suspend=False)
     assert (case.state(), case.health.takes_requests) == (Health.SUSPECT, False)
-    assert case.suspended_seconds == 10
+    assert case.suspended_seconds == 5
 
 
 def test_trial_that_loses_its_connection_is_one_fall() -> None:
@@ -419,19 +436,19 @@ def test_trial_that_loses_its_connection_is_one_fall() -> None:
     assert case.state() is Health.DOWN
     case.now += 0.001
     case.answer()
-    assert case.suspended_seconds == pytest.approx(10, abs=0.5)
+    assert case.suspended_seconds == pytest.approx(5, abs=0.5)
     case.lose()
     case.now += 0.001
     case.answer()
-    assert case.suspended_seconds == pytest.approx(15, abs=0.5)  # flapping does not shorten it
+    assert case.suspended_seconds == pytest.approx(5, abs=0.5)
 
 
-def test_trial_that_times_out_lengthens_the_suspension() -> None:
+def test_trial_that_times_out_suspends_again() -> None:
     case = Case()
     case.fail(5)
     case.wait(5)
     case.time_out()
-    assert case.suspended_seconds == 10
+    assert case.suspended_seconds == 5
 
 
 def test_suspended_backend_that_goes_down_gets_no_trial() -> None:
@@ -586,7 +603,7 @@ def test_third_restart_is_flapping() -> None:
     assert case.suspended_seconds == 5
 
 
-def test_each_fall_of_a_flapping_backend_lengthens_its_suspension() -> None:
+def test_flapping_backend_is_tried_five_seconds_after_it_returned() -> None:
     case = Case()
     lengths = []
     for fall in range(5):
@@ -596,7 +613,7 @@ def test_each_fall_of_a_flapping_backend_lengthens_its_suspension() -> None:
         case.now += 0.1
         case.succeed(sent_at=case.now)
         assert case.state() is Health.UP
-    assert lengths == [5, 10, 15]
+    assert lengths == [5, 5, 5]
 
 
 @pytest.mark.parametrize("busy_meanwhile", [False, True])

@@ -70,7 +70,9 @@ async def test_prompt_counts_as_unread_until_the_first_data_of_its_answer() -> N
         client.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await until(lambda: engine.requests)
         [connection] = engine.connections
-        await client.head()  # the head alone shows nothing about the prompt
+        await until(
+            lambda: proxy.pool.backends[0].connections.activity().has_begun
+        )  # the head alone shows nothing about the prompt
         assert under_way(backend) == (1, 0)
         assert backend.work.unread > 900
         connection.cue.set()

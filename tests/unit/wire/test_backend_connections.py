@@ -14,6 +14,8 @@ from inference_engine_proxy_server.errors import BackendBroke, BackendUnreachabl
 from inference_engine_proxy_server.wire import backend_connections
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, Origin
+from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.reply_head import ReplyHead, ReplyHeadReader
 from support.fakes.back import GET, LIMITS, Sink, ask, connections_to
 from support.fakes.engine import EngineConnection, FakeEngine, answering, http_reply
 from support.fakes.front import until
@@ -260,6 +262,54 @@ async def test_the_next_address_is_tried_and_then_preferred(resolve: Callable[..
             connections.release(await connections.connect())
         assert resolver.asked == 1
         assert len(engine.connections) == 3
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"), [(("127.0.0.1", REFUSED), 1), (("127.0.0.1", "::1"), 0), (("127.0.0.1",), 0)]
+)
+async def test_a_name_with_several_addresses_is_logged_once(
+    resolve: Callable[..., Resolver], addresses: tuple[str, ...], expected: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolve(*addresses)
+    async with FakeEngine(OK) as engine, connections_to(named(engine)) as connections:
+        for _ in range(3):
+            connections.release(await connections.connect())
+    assert caplog.text.count("only one of them is used") == expected
+
+
+def sent_location(url: str, line: bytes) -> bytes:
+    """The line as the client gets it, in a reply of the backend at ``url``."""
+    reader = ReplyHeadReader(HeadMemory[ReplyHead](), Origin.of(url).locations())
+    found = reader.feed(b"HTTP/1.1 307 X\r\nx: 1\r\n" + line + b"\r\ncontent-length: 0\r\n\r\n")
+    assert found is not None
+    return found[0].passed_on.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("url", "location", "expected"),
+    [
+        ("http://llm:8080", b"http://llm:8080/v1/chat/completions", b"/v1/chat/completions"),
+        ("http://llm:8080", b"https://LLM:8080/a?b#c", b"/a?b#c"),
+        ("http://llm:8080", b"//llm:8080/a", b"/a"),
+        ("http://llm:8080", b"http://llm:8080", b"/"),
+        ("http://llm:8080", b"http://llm:8080?a", b"/?a"),
+        ("http://llm:8080/base", b"http://llm:8080/base/v1/x", b"/v1/x"),
+        ("http://llm:8080/base", b"http://llm:8080/based", b"/based"),
+        ("http://llm", b"http://llm:80/a", b"/a"),
+        ("http://[::1]:80", b"http://[::1]:80/a", b"/a"),
+        ("http://llm:8080", b"/a", b"/a"),
+        ("http://llm:8080", b"http://llm:80801/a", b"http://llm:80801/a"),
+        ("http://llm:8080", b"http://other:8080/a", b"http://other:8080/a"),
+        ("http://llm:8080", b"http://llm:8080.example/a", b"http://llm:8080.example/a"),
+        ("http://llm:8080", b"http://llm:8080//other/a", b"http://llm:8080//other/a"),
+        ("http://llm:8080", b"http://other/?u=http://llm:8080/a", b"http://other/?u=http://llm:8080/a"),
+    ],
+)
+@pytest.mark.parametrize("name", [b"Location: ", b"location:", b"Content-Location: "])
+def test_a_location_that_names_the_backend_becomes_a_path(
+    url: str, location: bytes, expected: bytes, name: bytes
+) -> None:
+    assert sent_location(url, name + location) == name + expected
 
 
 async def test_concurrent_connects_do_not_disturb_each_others_addresses(resolve: Callable[..., Resolver]) -> None:

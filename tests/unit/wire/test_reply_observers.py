@@ -108,14 +108,14 @@ def test_an_observer_of_a_failed_attempt_sees_nothing_of_the_next_one() -> None:
     assert stays.blocks() == [chunk(0), chunk(1), LAST_CHUNK]
 
 
-def test_an_observer_added_after_comments_begins_with_the_reply() -> None:
+def test_observers_see_the_reply_and_not_the_comments_ahead_of_it() -> None:
     early, late = Recorder(), Recorder()
     exchange, _ = observed(early)
     exchange.send_comment(b": queued\n\n")
     exchange.observers.add(late)
     exchange.write_chunks(chunk(0))
     assert late.calls == [("begin", chunk(0)), ("take", chunk(0))]
-    assert [call for call, _ in early.calls] == ["begin", "take", "take"]
+    assert early.calls == late.calls
 
 
 @pytest.mark.parametrize("observers", [(), (Recorder(wants_blocks=False),)], ids=["none", "one-without-blocks"])
@@ -236,6 +236,6 @@ async def test_an_excerpt_is_taken_of_a_stream_relayed_from_a_backend() -> None:
         backend = await connections.connect()
         await backend.request([GET], exchange, is_head=False)
         connections.release(backend)
-    assert len(connection.blocks) >= 41
+    assert len(connection.blocks) >= 40
     assert excerpt.read() == b"".join(b"data: %d\n\n" % number for number in range(40))
     assert exchange.sent_bytes == sum(map(len, connection.blocks))
