@@ -29,11 +29,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def slow_model(tiny_model: Path) -> Path:
-    """Slow enough for a long reply to be under way for seconds."""
+    """Slow enough that a long reply takes seconds."""
     return write_tiny_gguf(tiny_model.with_name("slow.gguf"), ModelShape(embedding=384, layers=6, context=8192))
 
 
 @pytest.fixture(scope="session")
 def large_model(tiny_model: Path) -> Path:
-    """Large enough for its loading to be seen."""
+    """Large enough that loading takes an observable time."""
     return write_tiny_gguf(tiny_model.with_name("large.gguf"), ModelShape(embedding=512, layers=8))

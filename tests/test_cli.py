@@ -97,6 +97,41 @@ def test_an_invalid_option_is_reported_like_an_invalid_variable(command: Command
     assert (done.returncode, done.stderr) == (2, "PORT is '70000': must be a whole number from 0 to 65535\n")
 
 
+@pytest.mark.parametrize(
+    "arguments", [["serve", "--back", "http://a"], ["serve", "--por", "1"], ["settings", "--js"], ["--vers"]]
+)
+def test_an_abbreviated_option_is_refused(command: Command, arguments: list[str]) -> None:
+    done = command(*arguments)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"unrecognized arguments: {arguments[-1] if len(arguments) < 3 else ' '.join(arguments[1:])}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"PORT": "x"},
+        {"API_KEYS_FILE": "missing.yaml"},
+        {"API_KEYS_FILE": "wrong.yaml"},
+        {"CONFIG_FILE": "missing.yaml"},
+        {"CONFIG_FILE": "wrong.yaml"},
+        {"CONFIG_FILE": "engine.yaml"},
+        {"TLS_CERT_FILE": "missing.pem", "TLS_KEY_FILE": "missing.key"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_every_mistake_in_the_configuration_has_exit_code_2(
+    command: Command, tmp_path: Path, wrong: dict[str, str], workers: str
+) -> None:
+    (tmp_path / "wrong.yaml").write_text("x: 1\n")
+    (tmp_path / "engine.yaml").write_text("backends: [{url: http://a, engine: lamacpp}]\n")
+    done = command("serve", BACKENDS="http://a", WORKERS=workers, **{"PORT": "0", **wrong})
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+
+
 def test_settings_are_shown_with_their_source(command: Command, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("LOG_LEVEL=debug\nMETRIC_CACHE_TTL_SECONDS=1\n")
     done = command("settings", PORT="9000", BACKENDS="http://a, http://b", BLOCKED_PATHS="")

@@ -169,7 +169,7 @@ def test_defaults_in_the_file_are_those_of_the_settings(kind: str) -> None:
 def test_proxy_waits_for_healthy_engines_and_nginx_for_a_healthy_proxy(services: dict[str, Service]) -> None:
     healthy: dict[str, Any] = {"condition": "service_healthy"}
     assert services["proxy"]["depends_on"] == {"llm-1": healthy, "llm-2": healthy}
-    assert services["nginx"]["depends_on"] == {"proxy": healthy | {"restart": True}}
+    assert services["nginx"]["depends_on"] == {"proxy": healthy}
     assert all("depends_on" not in engine for engine in engines_of(services).values())
 
 

@@ -83,15 +83,15 @@ def test_env_example_with_every_line_in_effect_gives_the_defaults(
 @pytest.mark.parametrize("text", READMES.values(), ids=READMES)
 def test_readme_has_the_defaults_of_the_settings_it_names(text: str) -> None:
     rows = re.findall(r"^\| (`[A-Z_]+`(?:, `[A-Z_]+`)*) \| ([^|]*) \|", text, re.MULTILINE)
-    told: dict[str, str] = {}
+    documented: dict[str, str] = {}
     for names, defaults in rows:
         variables = re.findall("[A-Z_]+", names)
-        told |= zip(variables, defaults.split(", ") if len(variables) > 1 else [defaults], strict=True)
+        documented |= zip(variables, defaults.split(", ") if len(variables) > 1 else [defaults], strict=True)
 
-    assert len(told) >= 7
+    assert len(documented) >= 7
     in_words = {"BLOCKED_PATHS"}  # the list itself is too long for a table
-    assert {name: default for name, default in told.items() if name not in in_words} == {
-        name: DEFAULTS[name] for name in told.keys() - in_words
+    assert {name: default for name, default in documented.items() if name not in in_words} == {
+        name: DEFAULTS[name] for name in documented.keys() - in_words
     }
 
 

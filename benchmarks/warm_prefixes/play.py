@@ -81,24 +81,24 @@ class _Run:
             return self.plan.conversations[self._begun - 1]
 
     def _lead(self, conversation: Conversation) -> None:
-        told: list[Message] = []
+        messages: list[Message] = []
         if conversation.group is not None:
-            told.append({"role": "system", "content": self.plan.systems[conversation.group]})
+            messages.append({"role": "system", "content": self.plan.systems[conversation.group]})
         for turn, question in enumerate(conversation.questions):
-            told.append({"role": "user", "content": question})
-            served = self._served(conversation, turn, told)
+            messages.append({"role": "user", "content": question})
+            served = self._served(conversation, turn, messages)
             if served is None:
                 return
-            told.append({"role": "assistant", "content": served.answer.text})
+            messages.append({"role": "assistant", "content": served.answer.text})
             self._note(served)
 
-    def _served(self, conversation: Conversation, turn: int, told: list[Message]) -> Served | None:
+    def _served(self, conversation: Conversation, turn: int, messages: list[Message]) -> Served | None:
         """The answered request; ``None`` if another client's request failed too often."""
         began = time.monotonic()
         failures: list[str] = []
         while not self.is_broken.is_set():
             try:
-                answer = ask(self.port_of(conversation, len(failures)), told)
+                answer = ask(self.port_of(conversation, len(failures)), messages)
             except Failed as error:
                 failures.append(str(error))
                 if len(failures) == _MOST_ATTEMPTS:

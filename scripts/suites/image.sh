@@ -9,7 +9,7 @@ words() { # $1: a list in the image's configuration, one word a line
   buildah inspect --type image --format "{{range .Docker.Config.$1}}{{println .}}{{end}}" "$image" | sed '/^$/d'
 }
 
-# Docker's own image format, as the other one has no health check.
+# Docker's image format, because the OCI format has no health check.
 buildah bud --format docker --network host ${1:+--build-arg "BASE=$1"} --tag "$image" .
 container="$(buildah from "$image")"
 trap 'buildah rm "$container" >/dev/null' EXIT
@@ -32,7 +32,7 @@ if in_container "${check[@]}" 2>/dev/null; then fail "is healthy without the pro
 echo "== health check passes after the start"
 mapfile -t command < <(words Cmd)
 log="$(mktemp)"
-# shellcheck disable=SC2016 # the container's shell is to see these
+# shellcheck disable=SC2016 # the container's shell expands these
 buildah run --network host --env "PORT=$port" --env BACKENDS=http://127.0.0.1:9 "$container" -- \
   sh -c 'echo "$$"; exec "$@"' sh "${command[@]}" >"$log" 2>&1 &
 runner="$!"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # NGINX with the configuration in nginx/, in front of the proxy and two real llama.cpp servers.
-export PATH=$PATH:/usr/sbin # Debian's place for daemons
+export PATH=$PATH:/usr/sbin # Debian's directory for daemons
 need nginx nginx
 need openssl openssl
 install demo,test

@@ -17,9 +17,9 @@ import uvicorn
 
 from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.composition import build_proxy
-from inference_engine_proxy_server.config.api_keys import KeyFileError
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.file_watch import FileWatch
+from inference_engine_proxy_server.config.key_file import KeyFileError
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError, settings_files
 from inference_engine_proxy_server.fleet.fleet_updater import UnknownEngineError, check_engines
@@ -40,7 +40,8 @@ from inference_engine_proxy_server.telemetry.logs import configure_logging
 
 __all__ = ["run"]
 
-_STARTUP_ERRORS = (KeyFileError, UnknownEngineError, OSError)
+_CONFIGURATION_ERRORS = (KeyFileError, SettingsError, UnknownEngineError)
+_STARTUP_ERRORS = (*_CONFIGURATION_ERRORS, OSError)
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def run(
         load: reads the configuration again, to apply a changed fleet; ``None`` when it never changes.
 
     Returns:
-        The exit code of the process: 0 after a requested stop; 1 when an address is unavailable, or when the
+        The exit code of the process: 0 after a requested stop; 1 when an address is unavailable; 2 when the
         certificate, the key file or an engine in the fleet is unusable.
     """
     settings = configuration.settings
@@ -74,7 +75,7 @@ def run(
             serve = _prepared(configuration, on_started, load, stack)
         except _STARTUP_ERRORS as error:
             logger.error("%s", error)
-            return 1
+            return 2 if isinstance(error, _CONFIGURATION_ERRORS) else 1
         _warn_of_open_port(settings)
         return serve()
 
@@ -109,7 +110,8 @@ def make_supervisor(
 ) -> Supervisor:
     """The supervisor of several workers; arguments as for :func:`run`."""
     if sys.platform != "linux":
-        raise OSError("WORKERS above 1 needs Linux, whose kernel spreads connections over several sockets of one port")
+        message = "WORKERS above 1 needs Linux, whose kernel spreads connections over several sockets of one port"
+        raise SettingsError([message])
     settings = configuration.settings
     addresses = [("PORT", settings.port), ("ADMIN_PORT", settings.admin_port)]
     ports = [SharedPort(name, settings.host, port) for name, port in addresses if port is not None]
@@ -138,7 +140,7 @@ def _reloader(settings: Settings, load: Callable[[], Configuration] | None) -> C
     watch = FileWatch(settings_files(settings))
 
     def reload_if_changed() -> Configuration | None:
-        if load is None or not watch.changed():
+        if load is None or not watch.changed_completely():
             return None
         try:
             changed = load()
@@ -154,14 +156,14 @@ def _reloader(settings: Settings, load: Callable[[], Configuration] | None) -> C
 
 
 def _check_certificate(certificate: str | None, key: str | None) -> None:
-    """Raise ``OSError`` with the names of the settings; uvicorn would only repeat OpenSSL's message."""
+    """Raise ``SettingsError`` with the names of the settings; uvicorn would only repeat OpenSSL's message."""
     if certificate is not None:
         try:
             # Given a password, OpenSSL does not prompt on the terminal.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             reason = (isinstance(error, OSError) and error.strerror) or error
-            raise OSError(f"TLS_CERT_FILE {certificate}, TLS_KEY_FILE {key}: {reason}") from error
+            raise SettingsError([f"TLS_CERT_FILE {certificate}, TLS_KEY_FILE {key}: {reason}"]) from error
 
 
 def _warn_of_open_port(settings: Settings) -> None:

@@ -105,11 +105,11 @@ async def sides(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[
 
 async def check(sides: list[Side], message: bytes) -> None:
     """Check that every backend sees the same requests as the recorder."""
-    passed_on, *observed = await asyncio.gather(*(side.send(message) for side in sides))
+    forwarded, *observed = await asyncio.gather(*(side.send(message) for side in sides))
     for side, seen in zip(sides[1:], observed, strict=True):
-        more = Counter(one for one in seen if one.method) - Counter(passed_on)
-        assert not more, f"{side.backend.name} saw {more} in {message!r}, but {passed_on} was passed on"
-        assert len(seen) <= len(passed_on), f"{side.backend.name} saw {seen} in {message!r}"
+        more = Counter(one for one in seen if one.method) - Counter(forwarded)
+        assert not more, f"{side.backend.name} saw {more} in {message!r}, but {forwarded} was forwarded"
+        assert len(seen) <= len(forwarded), f"{side.backend.name} saw {seen} in {message!r}"
 
 
 MESSAGES = {entry.name: entry.send for entry in bad_requests()} | {
@@ -159,7 +159,7 @@ async def test_backends_have_seen_no_more_requests_than_the_access_log_has(sides
     for side in sides:
         await side.proxy.stop()
         lines = map(json.loads, side.log.getvalue().splitlines())
-        passed_on = sum(line["backend"] is not None for line in lines)
+        forwarded = sum(line["backend"] is not None for line in lines)
         seen = [one for one in side.backend.observed() if one.target not in _STATE_TARGETS]
-        assert passed_on > 0
-        assert len(seen) <= passed_on, side.backend.name
+        assert forwarded > 0
+        assert len(seen) <= forwarded, side.backend.name

@@ -35,11 +35,16 @@ class StatefulEngine(Engine):
         payload = json.loads(body) if body else {}
         if path == "/v1/responses":
             needed = payload.get("previous_response_id")
+        elif method == "POST" and path in ("/v1/chat/completions", "/v1/streams/lookup"):
+            needed = None
         else:
             needed = path.removeprefix("/v1/responses/").removeprefix("/v1/chat/completions/").partition("/")[0]
         if needed is not None and needed not in self.stored:
             self.not_found += 1
             connection.send(http_reply(_NOT_FOUND % self.name.encode(), 404))
+        elif method == "POST" and path == "/v1/chat/completions":
+            self.stored.append(f"chatcmpl-{self.name}{next(self._numbers)}")
+            connection.send(http_reply(json.dumps({"id": self.stored[-1]}).encode()))
         elif path == "/v1/responses":
             self._respond(connection, is_streamed=payload.get("stream", False))
         else:

@@ -27,7 +27,7 @@ async def test_each_request_has_one_line(
     proxy = start_proxy(server, MAX_REQUEST_BODY_BYTES="2000")
     url = server.url
     expected = {
-        "own": ("GET", "/livez", 200, "complete", "-"),
+        "own": ("GET", "/docs", 200, "complete", "-"),
         "whole": ("POST", PATH, 200, "complete", url),
         "stream": ("POST", PATH, 200, "complete", url),
         "engine-404": ("GET", "/nothing", 404, "complete", url),
@@ -41,7 +41,7 @@ async def test_each_request_has_one_line(
     async with asyncio.TaskGroup() as group:
         for name in many_names:
             group.create_task(ask(proxy, name, PATH, chat(2)))
-    await ask(proxy, "own", "/livez")
+    await ask(proxy, "own", "/docs")
     await ask(proxy, "whole", PATH, chat())
     await ask(proxy, "stream", PATH, chat(stream=True))
     await ask(proxy, "engine-404", "/nothing?secret=1")
@@ -80,7 +80,7 @@ async def test_ipv6_address_is_logged_apart_from_its_port(
     tmp_path: Path, log_format: str, shared_server: LlamaServer
 ) -> None:
     with Proxy(tmp_path, [shared_server.url], HOST="::1", LOG_FORMAT=log_format) as proxy:
-        await ask(proxy, "ours", "/livez")
+        await ask(proxy, "ours", "/docs")
         await eventually(lambda: (tmp_path / "stdout").read_text().endswith("\n"))
 
     line = (tmp_path / "stdout").read_text()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from end_to_end.conftest import StartProxy, StartServers
-from support.engine import Engine, says
+from support.engine import Engine, answers_with
 from support.fakes.engine import http_reply
 from support.http_client import Reply, send
 from support.llama_server import LlamaServer
@@ -110,7 +110,7 @@ async def test_model_name_cannot_end_the_header(start_proxy: StartProxy, servers
 
 
 async def test_decision_header_names_the_backend_that_answered(tmp_path: Path) -> None:
-    async with Engine(says(http_reply(status=503))) as busy, Engine(says(http_reply())) as well:
+    async with Engine(answers_with(http_reply(status=503))) as busy, Engine(answers_with(http_reply())) as well:
         settings = {"EXPLAIN_HEADER": "true", "ADMIN_KEY": KEY}
         async with program(tmp_path, busy, well, **settings) as proxy:
             replies = [await send(proxy.url, PATH, {"model": "m"}, headers=EXPLAIN) for _ in range(12)]
@@ -124,7 +124,10 @@ async def test_decision_header_names_the_backend_that_answered(tmp_path: Path) -
 
 
 async def test_any_worker_lists_the_decisions_of_all_workers(tmp_path: Path) -> None:
-    async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS="2", ADMIN_KEY=KEY) as proxy:
+    async with (
+        Engine(answers_with(http_reply())) as engine,
+        program(tmp_path, engine, WORKERS="2", ADMIN_KEY=KEY) as proxy,
+    ):
         replies = [await proxy.post() for _ in range(30)]
         answers = [await send(proxy.url, "/admin/decisions?limit=100", headers=BEARER) for _ in range(6)]
     sent = {reply.headers["x-request-id"] for reply in replies}

@@ -81,7 +81,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "HTTP/0.9": (b"GET /v1/models\r\n\r\n", 400),
     "chunked": (_chunked(), 401),
     "Upgrade": (request("GET /v1/models", *UPGRADE), 401),
-    "WebSocket": (request("GET /v1/realtime", "Upgrade: websocket", "Sec-WebSocket-Key: x"), 401),
+    "WebSocket": (request("GET /v1/realtime", "Upgrade: websocket", "Sec-WebSocket-Key: x"), 426),
     "Expect": (chat_with("Expect: 100-continue"), 401),
     "absolute form": (request("GET http://proxy/v1/models"), 401),
     "absolute form with another host": (request("GET http://other/health/x"), 401),

@@ -204,7 +204,7 @@ def test_invalid_key_file_is_one_line_without_secrets(tmp_path: Path, content: s
 
     done = run_command(tmp_path, "serve", **settings)
 
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     [line] = [line for line in done.stderr.splitlines() if " debug " not in line]
     assert "keys.yaml" in line
     assert PLANTED not in done.stderr

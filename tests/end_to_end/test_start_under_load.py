@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from support.engine import Engine, says
+from support.engine import Engine, answers_with
 from support.fakes.engine import EngineConnection, http_reply
 from support.fleet import Fleet
 from support.live_proxy import Proxy
@@ -31,7 +31,7 @@ class SlowToAnswerPolls:
 
     async def __call__(self, connection: EngineConnection) -> None:
         await self.may_answer.wait()
-        await says(MODELS)(connection)
+        await answers_with(MODELS)(connection)
 
 
 async def slow_engine(fleet: Fleet) -> tuple[Engine, SlowToAnswerPolls]:

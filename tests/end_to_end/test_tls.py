@@ -87,7 +87,7 @@ async def test_plain_http_is_refused_when_tls_is_on(certificate: Certificate, fo
         pytest.param({"TLS_KEY_FILE": "closed.key"}, "TLS_KEY_FILE", id="a key with a password"),
     ],
 )
-def test_unusable_certificate_files_are_one_line_and_exit_code_1(
+def test_unusable_certificate_files_are_one_line_and_exit_code_2(
     certificate: Certificate, folder: Path, wrong: dict[str, str], expected: str
 ) -> None:
     (folder / "text.pem").write_text("planted-secret\n")
@@ -99,7 +99,7 @@ def test_unusable_certificate_files_are_one_line_and_exit_code_1(
 
     done = run_command(folder, "serve", **settings)  # without a terminal that could ask for a password
 
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert expected in done.stderr
     assert "planted" not in done.stderr

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support.engine import STREAM_HEAD, Engine, chunk, hangs, says
+from support.engine import STREAM_HEAD, Engine, answers_with, chunk, hangs
 from support.fakes.engine import http_reply
 from support.live_proxy import live_proxy
 from support.waiting import eventually
@@ -41,7 +41,7 @@ async def test_key_is_refused_once_its_tokens_are_used_up(
     body = {"model": "m", "input": "hello", "messages": [{"role": "user", "content": "hello"}]}
     headers = {"authorization": f"Bearer {SECRET}"} | fields
     async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(Engine(says(REPLIES[reply])))
+        engine = await stack.enter_async_context(Engine(answers_with(REPLIES[reply])))
         proxy = await stack.enter_async_context(live_proxy(engine.url, **settings))
         replies = [await proxy.http.post(path, json=body, headers=headers) for _ in range(3)]
     assert [one.status_code for one in replies] == [200, 429, 429]
@@ -67,7 +67,10 @@ async def test_tokens_left_are_exact_however_the_reply_is_cut_and_ordered(tmp_pa
     keys = tmp_path / "keys.yaml"
     keys.write_text(KEYS.replace("100}", "60000}"))
     headers = {"authorization": f"Bearer {SECRET}", "accept-encoding": "gzip"}
-    async with Engine(says(ODD_REPLIES[name])) as engine, live_proxy(engine.url, api_keys_file=str(keys)) as proxy:
+    async with (
+        Engine(answers_with(ODD_REPLIES[name])) as engine,
+        live_proxy(engine.url, api_keys_file=str(keys)) as proxy,
+    ):
         replies = [await proxy.http.post("/v1/completions", json={"prompt": "a"}, headers=headers) for _ in range(2)]
         assert not any(b"gzip" in request for request in engine.served)
     left = int(replies[1].headers["x-ratelimit-remaining-tokens"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.engine import EVENT, STREAM_HEAD, Engine, chunk, says
+from support.engine import EVENT, STREAM_HEAD, Engine, answers_with, chunk
 from support.fakes.engine import EngineConnection, http_reply
 from support.http_client import Call, Reply, chat, send
 from support.program import Proxy, program
@@ -59,7 +59,7 @@ async def open_streams(proxy: Proxy, count: int) -> AsyncIterator[list[Call]]:
 
 
 async def test_workers_share_the_port_and_the_start_is_logged_once(tmp_path: Path) -> None:
-    async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
+    async with Engine(answers_with(http_reply())) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
         replies = [await proxy.post() for _ in range(40)]
 
         assert {reply.status for reply in replies} == {200}
@@ -70,7 +70,7 @@ async def test_workers_share_the_port_and_the_start_is_logged_once(tmp_path: Pat
 
 
 async def test_one_worker_needs_no_extra_process(tmp_path: Path) -> None:
-    async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS="1") as proxy:
+    async with Engine(answers_with(http_reply())) as engine, program(tmp_path, engine, WORKERS="1") as proxy:
         assert proxy.workers == []
         assert "[worker" not in proxy.events
         assert "worker=" not in (await send(proxy.url, "/metrics")).body.decode()
@@ -124,7 +124,7 @@ async def test_slot_is_never_leased_twice_and_every_waiting_request_gets_one(tmp
 
 
 async def test_metrics_show_all_workers(tmp_path: Path) -> None:
-    async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
+    async with Engine(answers_with(http_reply())) as engine, program(tmp_path, engine, WORKERS="2") as proxy:
         workers = Counter([worker_of(await proxy.post()) for _ in range(20)])
         page = (await send(proxy.url, "/metrics")).body.decode()
 
@@ -144,7 +144,7 @@ async def test_metrics_show_all_workers(tmp_path: Path) -> None:
 
 
 async def test_hanging_worker_is_reported_as_missing(tmp_path: Path) -> None:
-    async with Engine(says(http_reply())) as engine:
+    async with Engine(answers_with(http_reply())) as engine:
         async with program(tmp_path, engine, WORKERS="2", ADMIN_KEY=KEY) as proxy:
             frozen = proxy.workers[0]
             os.kill(frozen, signal.SIGSTOP)
@@ -174,7 +174,7 @@ async def first_answer(proxy: Proxy, path: str, method: str = "GET") -> Reply:
 
 async def test_drain_command_reaches_present_and_later_workers(tmp_path: Path) -> None:
     streams = Streams()
-    async with Engine(streams) as leaving, Engine(says(http_reply())) as staying:
+    async with Engine(streams) as leaving, Engine(answers_with(http_reply())) as staying:
         staying.processing = 5  # so that the first requests go to the other backend
         async with program(tmp_path, leaving, staying, WORKERS="2", ADMIN_KEY=KEY) as proxy:
             path = f"/admin/backends/{leaving.url}"
@@ -227,7 +227,7 @@ async def test_requests_of_keys_are_summed_and_the_lowest_remainder_is_shown(tmp
 
 
 async def test_admin_port_reaches_all_workers(tmp_path: Path) -> None:
-    async with Engine(says(http_reply())) as engine:
+    async with Engine(answers_with(http_reply())) as engine:
         async with program(tmp_path, engine, WORKERS="2", ADMIN_KEY=KEY, ADMIN_PORT="0") as proxy:
             found = re.search(r"listening on (http://\S+) for operators", proxy.events)
             assert found is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from end_to_end.test_workers import Streams, open_streams, worker_of
-from support.engine import Engine, says
+from support.engine import Engine, answers_with
 from support.fakes.engine import http_reply
 from support.http_client import Call, send
 from support.program import Proxy, program, run_command, started
@@ -66,7 +66,7 @@ async def test_second_signal_stops_all_workers_at_once(tmp_path: Path, streams: 
 
 
 async def test_readiness_probe_of_one_worker_makes_all_workers_wait_before_they_stop(tmp_path: Path) -> None:
-    async with Engine(says(http_reply())) as engine:
+    async with Engine(answers_with(http_reply())) as engine:
         async with program(tmp_path, engine, WORKERS="2", DRAIN_GRACE_SECONDS="3") as proxy:
             assert (await send(proxy.url, "/readyz")).status == 200
             await send(proxy.url, "/health")  # by then, the other worker has received the message
@@ -82,7 +82,7 @@ async def test_readiness_probe_of_one_worker_makes_all_workers_wait_before_they_
 
 async def test_reload_reaches_all_workers(tmp_path: Path) -> None:
     fleet = tmp_path / "fleet.yaml"
-    async with Engine(says(http_reply())) as one, Engine(says(http_reply())) as other:
+    async with Engine(answers_with(http_reply())) as one, Engine(answers_with(http_reply())) as other:
         fleet.write_text(f"backends: [{{url: '{one.url}'}}]")
         async with program(tmp_path / "proxy", WORKERS="2", CONFIG_FILE=str(fleet)) as proxy:
             proxy.signal(signal.SIGHUP)
@@ -127,7 +127,7 @@ async def is_at_rest(proxy: Proxy) -> bool:
 async def test_replacement_worker_that_fails_to_start_logs_why_and_the_others_continue(tmp_path: Path) -> None:
     keys = tmp_path / "keys.yaml"
     keys.write_text("keys: [{name: a, secret: sk-aaaaaaaaaaaaaaaaaaaaaaaa}]")
-    async with Engine(says(http_reply())) as engine:
+    async with Engine(answers_with(http_reply())) as engine:
         async with program(tmp_path / "proxy", engine, WORKERS="2", API_KEYS_FILE=str(keys)) as proxy:
             keys.write_text("keys: nonsense")
             os.kill(proxy.workers[0], signal.SIGKILL)
@@ -182,7 +182,7 @@ def lives(pid: int) -> bool:
 
 @pytest.mark.parametrize("holder_workers", ["1", "2"])
 async def test_port_in_use_is_one_line_with_workers(tmp_path: Path, holder_workers: str) -> None:
-    async with Engine(says(http_reply())) as engine, program(tmp_path, engine, WORKERS=holder_workers) as proxy:
+    async with Engine(answers_with(http_reply())) as engine, program(tmp_path, engine, WORKERS=holder_workers) as proxy:
         port = proxy.url.rpartition(":")[2]
         output = await asyncio.to_thread(_failed_start, tmp_path, PORT=port, BACKENDS=engine.url)
     assert output.count("\n") == 1
@@ -190,13 +190,13 @@ async def test_port_in_use_is_one_line_with_workers(tmp_path: Path, holder_worke
 
 
 def test_unusable_files_are_one_line(tmp_path: Path) -> None:
-    output = _failed_start(tmp_path, PORT="0", BACKENDS="http://127.0.0.1:9", API_KEYS_FILE="missing.yaml")
+    output = _failed_start(tmp_path, PORT="0", BACKENDS="http://127.0.0.1:9", API_KEYS_FILE="missing.yaml", exit_code=2)
     assert output.count("\n") == 1
     assert "missing.yaml" in output
 
 
-def _failed_start(folder: Path, **settings: str) -> str:
-    """The error output of a start with two workers, which must exit with code 1."""
+def _failed_start(folder: Path, *, exit_code: int = 1, **settings: str) -> str:
+    """The error output of a start with two workers, which must exit with this code."""
     done = run_command(folder, "serve", WORKERS="2", **settings)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (exit_code, "")
     return done.stderr

@@ -18,7 +18,7 @@ import uvicorn
 
 from faults.conftest import CHAT, OTHER
 from inference_engine_proxy_server.config.settings import Settings
-from support.engine import Engine, says
+from support.engine import Engine, answers_with
 from support.fakes.engine import EngineConnection, http_reply
 from support.fleet import Fleet
 
@@ -67,7 +67,7 @@ class ResettingEngine(Engine):
 async def test_bf04_request_on_a_reset_connection_is_retried_on_one_other_backend(
     fleet: Fleet, path: str, attempts: int
 ) -> None:
-    engines = [await fleet.add(ResettingEngine(says(http_reply()))) for _ in range(3)]
+    engines = [await fleet.add(ResettingEngine(answers_with(http_reply()))) for _ in range(3)]
     proxy = await fleet.proxy(*engines)
     for engine in engines:
         await proxy.becomes(engine, "up")
@@ -84,7 +84,7 @@ async def test_bf04_request_on_a_reset_connection_is_retried_on_one_other_backen
 
 
 async def test_bf04_clients_do_not_notice_a_backend_that_resets_connections(fleet: Fleet) -> None:
-    resetting = await fleet.add(ResettingEngine(says(http_reply())))
+    resetting = await fleet.add(ResettingEngine(answers_with(http_reply())))
     well = await fleet.engine(processing=5)
     proxy = await fleet.proxy(resetting, well)
     await proxy.becomes(resetting, "up")

@@ -9,14 +9,14 @@ import time
 import pytest
 
 from faults.conftest import OTHER
-from support.engine import EVENT, LOADING, STREAM_HEAD, Engine, chunk, fails_with, hangs, says
+from support.engine import EVENT, LOADING, STREAM_HEAD, Engine, answers_with, chunk, fails_with, hangs
 from support.fakes.engine import EngineConnection, Script, http_reply
 from support.fleet import Fleet
 from support.http_client import Reply
 from support.running_proxy import RunningProxy
 from support.waiting import eventually
 
-OK_REPLY = says(http_reply())
+OK_REPLY = answers_with(http_reply())
 
 
 async def served_by(proxy: RunningProxy, count: int) -> list[str]:
@@ -29,8 +29,8 @@ async def served_by(proxy: RunningProxy, count: int) -> list[str]:
 async def test_bf26_backend_that_loads_its_model_gets_no_request_and_is_not_failing(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loading, other = await fleet.engine(says(LOADING)), await fleet.engine(processing=5)
-    loading.health = says(LOADING)
+    loading, other = await fleet.engine(answers_with(LOADING)), await fleet.engine(processing=5)
+    loading.health = answers_with(LOADING)
     proxy = await fleet.proxy(loading, other, refresh_seconds=0.05)
     detail = await proxy.backend(loading)
     assert (detail["state"], detail["reason"], detail["live"]) == ("starting", "loading its model", False)
@@ -47,7 +47,7 @@ async def test_bf26_backend_that_loads_its_model_gets_no_request_and_is_not_fail
 async def test_bf27_healthy_page_before_the_engine_is_ready_fails_no_request(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    early, other = await fleet.engine(says(LOADING)), await fleet.engine(processing=5)
+    early, other = await fleet.engine(answers_with(LOADING)), await fleet.engine(processing=5)
     proxy = await fleet.proxy(early, other, refresh_seconds=0.05)
     assert set(await served_by(proxy, 4)) == {other.url}
     assert 1 <= len(early.served) <= 4
@@ -138,7 +138,7 @@ async def test_bf29_requests_on_a_stuck_engine_move_to_others(fleet: Fleet) -> N
 
 
 async def test_bf29_two_timeouts_in_a_row_mean_stuck_without_a_progress_counter(fleet: Fleet) -> None:
-    frozen, other = await fleet.engine(hangs, owner="nobody knows"), await fleet.engine(processing=5)
+    frozen, other = await fleet.engine(hangs, owner="unknown-engine"), await fleet.engine(processing=5)
     proxy = await fleet.proxy(frozen, other, refresh_seconds=0.1, backend_first_byte_timeout_seconds=0.2)
     replies = []
     async with asyncio.timeout(10):
@@ -192,7 +192,7 @@ async def test_bf30_fast_failures_attract_no_requests(fleet: Fleet) -> None:
 
 async def test_bf31_client_errors_are_not_backend_failures(fleet: Fleet) -> None:
     error = http_reply(b'{"error": {"message": "context too long"}}', 400, b"content-type: application/json\r\n")
-    strict, other = await fleet.engine(says(error)), await fleet.engine(processing=5)
+    strict, other = await fleet.engine(answers_with(error)), await fleet.engine(processing=5)
     proxy = await fleet.proxy(strict, other, refresh_seconds=0.1)
     for _ in range(100):
         reply = await proxy.post()
@@ -313,7 +313,7 @@ def sends_and_closes(content: bytes) -> Script:
 
 
 async def test_bf42_backend_replaced_by_a_different_service_is_502(fleet: Fleet) -> None:
-    engine = await fleet.engine(says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"))
+    engine = await fleet.engine(answers_with(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"))
     proxy = await fleet.proxy(engine)
     reply = await proxy.post()
     assert (reply.status, reply.json["error"]["code"]) == (502, "invalid_backend_reply")

@@ -10,7 +10,7 @@ import pytest
 
 from faults.conftest import CHAT, OTHER
 from inference_engine_proxy_server.wire.framing import ChunkedBody
-from support.engine import EVENT, STREAM_HEAD, Answer, Engine, chunk, hangs, says
+from support.engine import EVENT, STREAM_HEAD, Answer, Engine, answers_with, chunk, hangs
 from support.fakes.engine import EngineConnection, http_reply
 from support.fleet import Fleet
 from support.http_client import Reply
@@ -151,7 +151,7 @@ async def test_bf24_early_reply_is_relayed_and_ends_the_upload(fleet: Fleet) -> 
     await connection.ended
     assert len(connection.received) < len(body)
     assert await proxy.state(early) == "up"
-    early.answer = says(http_reply())
+    early.answer = answers_with(http_reply())
     assert (await proxy.post()).status == 200
 
 
@@ -212,7 +212,9 @@ async def test_bf37_stalled_stream_ends_with_an_error_and_frees_its_slot(fleet: 
 
 async def test_bf38_compressed_reply_is_relayed_unchanged(fleet: Fleet) -> None:
     packed = gzip.compress(b'{"ok": true}')
-    engine = await fleet.engine(says(http_reply(packed, fields=b"Content-Encoding: gzip\r\nVary: accept-encoding\r\n")))
+    engine = await fleet.engine(
+        answers_with(http_reply(packed, fields=b"Content-Encoding: gzip\r\nVary: accept-encoding\r\n"))
+    )
     proxy = await fleet.proxy(engine)
     reply = await proxy.post(**{"Accept-Encoding": "gzip;q=0.5, br"})
     assert (reply.body, reply.headers["content-encoding"]) == (packed, "gzip")
@@ -281,11 +283,11 @@ async def test_bf41_tiny_chunks_stay_in_order_and_none_waits_for_the_next(fleet:
 async def test_bf43_redirect_goes_to_the_client_and_nowhere_else(fleet: Fleet, path: str) -> None:
     other = await fleet.engine()
     location = f"{other.url}/v1/chat/completions"
-    engine = await fleet.engine(says(http_reply(b"", 307, f"Location: {location}\r\n".encode())))
-    engine.health = says(http_reply(b"", 307, f"Location: {other.url}/health\r\n".encode()))
+    engine = await fleet.engine(answers_with(http_reply(b"", 307, f"Location: {location}\r\n".encode())))
+    engine.health = answers_with(http_reply(b"", 307, f"Location: {other.url}/health\r\n".encode()))
     proxy = await fleet.proxy(engine, refresh_seconds=0.1)
     await proxy.becomes(engine, "down")  # a redirect is not a healthy page
-    engine.health = says(http_reply())
+    engine.health = answers_with(http_reply())
     await proxy.becomes(engine, "up")
     reply = await proxy.post(path)
     assert (reply.status, reply.headers["location"]) == (307, location)

@@ -15,7 +15,7 @@ import pytest
 
 from faults.conftest import CHAT
 from inference_engine_proxy_server.telemetry.request_metrics import route_of
-from support.engine import EVENT, STREAM_HEAD, Engine, chunk, hangs, says
+from support.engine import EVENT, STREAM_HEAD, Engine, answers_with, chunk, hangs
 from support.fakes.engine import EngineConnection, http_reply
 from support.fakes.front import Client, until
 from support.fleet import Fleet
@@ -29,7 +29,7 @@ Leave = Callable[[Call], Awaitable[None]]
 
 SOON_SECONDS = 10.0
 DISCONNECTS = pytest.mark.parametrize("leave", [Call.leave, Call.reset], ids=["FIN", "RST"])
-STREAMING = says(STREAM_HEAD, chunk(EVENT))
+STREAMING = answers_with(STREAM_HEAD, chunk(EVENT))
 POST = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\n".encode()
 MEBIBYTE = 1 << 20
 MOST_HELD_BYTES = 65_536 + 256_000 + 40_000  # for a client that reads nothing; the last term is for its objects
@@ -261,7 +261,7 @@ async def test_cf10_cf11_slow_reader_pauses_its_engine_and_is_cut_off_in_time(fl
 async def test_cf10_each_of_500_slow_readers_costs_bounded_memory(fleet: Fleet, tmp_path: Path) -> None:
     """Each costs at most 64 KiB plus one read of the event loop, and no more while it does not read."""
     count = 500
-    engine = await fleet.engine(says(http_reply(b"x" * 8 * MEBIBYTE)))
+    engine = await fleet.engine(answers_with(http_reply(b"x" * 8 * MEBIBYTE)))
     settings = {"METRICS_CACHE_TTL_SECONDS": "60"}
     raise_file_limit()
     with await asyncio.to_thread(FreshProxy, tmp_path, [engine.url], **settings) as proxy, ExitStack() as readers:
@@ -436,7 +436,7 @@ async def test_cf21_too_long_body_is_refused_as_soon_as_its_length_is_known(
 
 
 async def test_cf23_stream_to_an_http_1_0_client_ends_with_the_connection(fleet: Fleet) -> None:
-    engine = await fleet.engine(says(STREAM_HEAD, chunk(EVENT), chunk(EVENT), b"0\r\n\r\n"))
+    engine = await fleet.engine(answers_with(STREAM_HEAD, chunk(EVENT), chunk(EVENT), b"0\r\n\r\n"))
     proxy = await fleet.proxy(engine)
     client = await connect(proxy)
     body = json.dumps(chat(stream=True)).encode()

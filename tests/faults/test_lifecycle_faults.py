@@ -269,7 +269,7 @@ def broken_fleet_file(folder: Path) -> dict[str, str]:
 MISTAKES: dict[str, tuple[Callable[[Path], dict[str, str]], str]] = {
     "an address of another machine": (lambda _: {"HOST": "192.0.2.1"}, "HOST 192.0.2.1"),
     "a folder for a certificate": (directory_for_a_certificate, "TLS_CERT_FILE"),
-    "no file of keys": (lambda _: {"API_KEYS_FILE": "missing.yaml"}, "missing.yaml"),
+    "no key file": (lambda _: {"API_KEYS_FILE": "missing.yaml"}, "missing.yaml"),
     "a fleet file with a mistake": (broken_fleet_file, "backends.1.url"),
 }
 
@@ -353,8 +353,8 @@ async def test_lc16_draining_and_restarting_real_engines_loses_no_stream(
                 group.create_task(reads_again_and_again())
             for server in two_servers:
                 target = f"/admin/backends/{server.url.removeprefix('http://')}"
-                told = await send(proxy.url, f"{target}/drain?wait_seconds=30", method="POST", headers=admin)
-                assert told.json["safe_to_stop"]
+                drained = await send(proxy.url, f"{target}/drain?wait_seconds=30", method="POST", headers=admin)
+                assert drained.json["safe_to_stop"]
                 await asyncio.to_thread(server.stop)
                 again = await asyncio.to_thread(LlamaServer, tiny_model, port=server.port)
                 stack.callback(again.stop)

@@ -20,7 +20,7 @@ from inference_engine_proxy_server.backends.base import BackendState
 from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet as BackendFleet
-from support.engine import EVENT, STREAM_HEAD, Answer, Engine, chunk, fails_with, hangs, says
+from support.engine import EVENT, STREAM_HEAD, Answer, Engine, answers_with, chunk, fails_with, hangs
 from support.fakes.engine import EngineConnection, http_reply
 from support.fleet import Fleet
 from support.http_client import Call, Reply, chat, send
@@ -30,7 +30,7 @@ from support.running_proxy import RunningProxy
 from support.waiting import eventually
 
 ADMIN_KEY = "k" * 32
-OK_REPLY = says(http_reply())
+OK_REPLY = answers_with(http_reply())
 
 
 async def samples_of(proxy: RunningProxy, name: str, engine: Engine) -> list[str]:
@@ -55,7 +55,7 @@ async def test_ob01_engine_without_metrics_is_balanced_by_leases_and_logged_once
 
     engines = [await fleet.add(Engine(waits)) for _ in range(2)]
     for engine in engines:
-        engine.pages["/metrics"] = says(http_reply(b"", status))
+        engine.pages["/metrics"] = answers_with(http_reply(b"", status))
     proxy = await fleet.proxy(*engines, refresh_seconds=0.05)
     async with asyncio.TaskGroup() as group:
         for _ in range(20):
@@ -93,14 +93,14 @@ async def has_load(proxy: RunningProxy, engine: Engine, load: str) -> bool:
 async def test_ob03_renamed_metric_is_recognized_and_a_missing_one_is_not_zero(fleet: Fleet) -> None:
     engine = await fleet.add(Engine(OK_REPLY, owner="vllm"))
     running = b'vllm:num_requests_running{engine="0"} 3\n'
-    engine.pages["/metrics"] = says(http_reply(running + b'vllm:gpu_cache_usage_perc{engine="0"} 0.25\n'))
+    engine.pages["/metrics"] = answers_with(http_reply(running + b'vllm:gpu_cache_usage_perc{engine="0"} 0.25\n'))
     proxy = await fleet.proxy(engine, refresh_seconds=0.05)
     assert (await proxy.backend(engine))["metrics"]["vllm:kv_cache_usage_perc"] == 0.25
     assert await samples_of(proxy, "backend_requests_running", engine) == ["3.0"]
     assert await samples_of(proxy, "backend_requests_waiting", engine) == []
     assert await samples_of(proxy, "backend_load", engine) == ["3.0"]
 
-    engine.pages["/metrics"] = says(http_reply(b'vllm:running_requests{engine="0"} 9\n'))
+    engine.pages["/metrics"] = answers_with(http_reply(b'vllm:running_requests{engine="0"} 9\n'))
     await eventually(lambda: check_unknown_load(proxy, engine))
     assert "vllm:kv_cache_usage_perc" not in (await proxy.backend(engine))["metrics"]
     assert await proxy.state(engine) == "up"
@@ -110,13 +110,13 @@ async def check_unknown_load(proxy: RunningProxy, engine: Engine) -> bool:
     return await samples_of(proxy, "backend_requests_running", engine) == []
 
 
-@pytest.mark.parametrize("told", ["-5", "NaN", "+Inf", "1e308"])
-async def test_ob11_no_load_is_negative_or_left_over_whatever_a_backend_counts(fleet: Fleet, told: str) -> None:
+@pytest.mark.parametrize("reported", ["-5", "NaN", "+Inf", "1e308"])
+async def test_ob11_no_load_is_negative_or_left_over_whatever_a_backend_counts(fleet: Fleet, reported: str) -> None:
     engine = await fleet.engine()
     engine.processing = 4
     proxy = await fleet.proxy(engine, refresh_seconds=0.05, max_allowed_request_queue=1_000_000)
     assert await samples_of(proxy, "backend_load", engine) == ["4.0"]
-    engine.processing = told  # type: ignore[assignment]
+    engine.processing = reported  # type: ignore[assignment]
     asked = len(engine.requests)
     await eventually(lambda: len(engine.requests) > asked + 20)
     [load] = await samples_of(proxy, "backend_load", engine)
@@ -141,7 +141,7 @@ async def test_ob06_engine_class_that_raises_is_logged_once_and_polled_again(
 
     async def raises(self: LlamaCppBackend) -> BackendState:
         if is_broken and self.url == engine.url:
-            raise ValueError("an engine that nobody has thought of")
+            raise ValueError("an unexpected state")
         return await fetch_state(self)
 
     monkeypatch.setattr(LlamaCppBackend, "fetch_state", raises)
@@ -168,9 +168,9 @@ async def test_ob06_crashed_polling_loop_is_logged_and_restarted(
     proxy = await fleet.proxy(engine, refresh_seconds=0.1)
     publish = BackendFleet.publish
 
-    def crashes_once(self: BackendFleet, backend: Backend, told: BackendState, **when: float) -> None:
+    def crashes_once(self: BackendFleet, backend: Backend, reported: BackendState, **when: float) -> None:
         monkeypatch.setattr(BackendFleet, "publish", publish)
-        raise RuntimeError("a mistake of ours")
+        raise RuntimeError("a bug of the proxy")
 
     monkeypatch.setattr(BackendFleet, "publish", crashes_once)
     await eventually(lambda: "'cache refresher' crashed; restarting it" in caplog.text)
@@ -191,7 +191,7 @@ async def test_ob08_polls_of_a_large_fleet_do_not_coincide_or_repeat_too_often(f
 
         return answer
 
-    engines = [await fleet.engine(owner="somebody") for _ in range(count)]
+    engines = [await fleet.engine(owner="unknown-engine") for _ in range(count)]
     for engine in engines:
         engine.health = noting(engine)
     await fleet.proxy(*engines, refresh_seconds=interval)
@@ -214,8 +214,8 @@ async def test_ob09_polls_wake_no_sleeping_model(fleet: Fleet) -> None:
     entries = [
         {"id": name, "object": "model", "owned_by": "llamacpp", "status": {"value": "unloaded"}} for name in "ab"
     ]
-    router.pages["/v1/models"] = says(http_reply(json.dumps({"object": "list", "data": entries}).encode()))
-    router.pages["/metrics"] = says(http_reply(b'{"error":{"message":"model name is missing"}}', 400))
+    router.pages["/v1/models"] = answers_with(http_reply(json.dumps({"object": "list", "data": entries}).encode()))
+    router.pages["/metrics"] = answers_with(http_reply(b'{"error":{"message":"model name is missing"}}', 400))
     proxy = await fleet.proxy(single, router, refresh_seconds=0.05)
     await eventually(lambda: min(engine.count("/health") for engine in (single, router)) > 5)
     assert {await proxy.state(engine) for engine in (single, router)} == {"up"}
@@ -258,7 +258,7 @@ async def test_ob10_counts_match_the_engines_however_clients_disconnect(fleet: F
     await eventually(proxy.is_at_rest)
     await eventually(lambda: not sum(engine.open_requests for engine in engines))
     for engine in engines:
-        engine.answer = says(STREAM_HEAD, chunk(EVENT))
+        engine.answer = answers_with(STREAM_HEAD, chunk(EVENT))
         await proxy.becomes(engine, "up")
     async with AsyncExitStack() as stack:
         for _ in range(10):
@@ -283,12 +283,12 @@ async def is_waiting(proxy: RunningProxy, count: int) -> bool:
 
 
 ERRORS: dict[str, tuple[int, str, Answer, dict[str, object]]] = {
-    "nobody up": (503, "no_backend_available", OK_REPLY, {}),
+    "all down": (503, "no_backend_available", OK_REPLY, {}),
     "unknown model": (404, "model_not_found", OK_REPLY, {}),
     "body too long": (413, "body_too_large", OK_REPLY, {"max_request_body_bytes": 10}),
     "no key": (401, "invalid_api_key", OK_REPLY, {"api_keys": f"client:{'s' * 32}"}),
     "engine broke": (502, "backend_disconnected", breaks, {}),
-    "no HTTP": (502, "invalid_backend_reply", says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), {}),
+    "no HTTP": (502, "invalid_backend_reply", answers_with(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), {}),
     "no answer": (504, "backend_timeout", hangs, {"backend_first_byte_timeout_seconds": 0.1}),
     "no time left": (504, "request_timeout", hangs, {"request_timeout_seconds": 0.1}),
     "queue full": (429, "queue_full", hangs, {"max_queued_requests": 0}),
@@ -304,7 +304,7 @@ async def test_ob16_every_error_of_the_proxy_has_the_format_of_its_path(fleet: F
     status, code, answer, settings = ERRORS[error]
     engine = await fleet.engine(answer, owner="vllm" if error == "unknown model" else "llamacpp")
     engine.slots = 1
-    url = unused_url() if error == "nobody up" else engine.url
+    url = unused_url() if error == "all down" else engine.url
     proxy = await fleet.proxy(url, backend_queue_allowance=0, **settings)
     body = chat(model="other" if error == "unknown model" else "m")
     async with AsyncExitStack() as stack:
@@ -334,17 +334,17 @@ async def is_not_down(proxy: RunningProxy, engine: Engine) -> bool:
 
 
 def assert_form(reply: Reply, path: str, code: str) -> None:
-    told = reply.json
+    reported = reply.json
     if path == "/v1/messages":
-        assert told.keys() == {"type", "error", "request_id"}
-        assert (told["type"], told["request_id"], reply.headers["request-id"]) == ("error", "mine.1", "mine.1")
-        assert told["error"].keys() == {"type", "message"}
+        assert reported.keys() == {"type", "error", "request_id"}
+        assert (reported["type"], reported["request_id"], reply.headers["request-id"]) == ("error", "mine.1", "mine.1")
+        assert reported["error"].keys() == {"type", "message"}
     else:
-        assert told.keys() == {"error"}
-        assert told["error"].keys() >= {"message", "type", "code", "param"}
-        assert told["error"]["code"] == code
-    assert told["error"]["message"]
-    assert re.fullmatch(r"[a-z]+(_[a-z]+)+", told["error"]["type"])
+        assert reported.keys() == {"error"}
+        assert reported["error"].keys() >= {"message", "type", "code", "param"}
+        assert reported["error"]["code"] == code
+    assert reported["error"]["message"]
+    assert re.fullmatch(r"[a-z]+(_[a-z]+)+", reported["error"]["type"])
 
 
 async def test_ob16_engine_error_is_relayed_unchanged(fleet: Fleet) -> None:
@@ -392,5 +392,5 @@ async def test_ob19_ejected_backend_is_visible_in_admin_metrics_and_one_log_line
         expected = float(state == "suspect")
         assert await proxy.metric("backend_state", backend=failing.url, state=state) == expected
     assert await proxy.metric("backend_ready", backend=failing.url) == 0
-    told = [record.getMessage() for record in caplog.records if "suspect" in record.getMessage()]
-    assert told == [f"backend {failing.url} is suspect: {reason}"]
+    reported = [record.getMessage() for record in caplog.records if "suspect" in record.getMessage()]
+    assert reported == [f"backend {failing.url} is suspect: {reason}"]

@@ -13,7 +13,7 @@ import pytest
 
 from corpus.notation import BadRequest, bad_requests, odd_requests, settings
 from faults.conftest import CHAT
-from support.engine import says
+from support.engine import answers_with
 from support.fakes.engine import FakeEngine, answering, http_reply
 from support.fakes.front import Client
 from support.fleet import Fleet
@@ -77,7 +77,7 @@ def test_pa16_to_pa25_valid_variants_are_in_the_corpus_of_forwarded_requests(cas
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_pa16_host_of_an_absolute_target_is_never_connected_to(fleet: Fleet, scheme: str) -> None:
-    engine = await fleet.engine(says(http_reply()))
+    engine = await fleet.engine(answers_with(http_reply()))
     proxy = await fleet.proxy(engine)
     async with FakeEngine(answering(http_reply(b"secret"))) as internal:
         client = await connect(proxy)

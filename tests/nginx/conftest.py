@@ -67,7 +67,7 @@ def start_nginx(tmp_path_factory: pytest.TempPathFactory, certificates: Path) ->
 
         def start(*proxies: str, **dot_env: str) -> Nginx:
             folder = tmp_path_factory.mktemp("nginx")
-            return stack.enter_context(Nginx(folder, *proxies, certificates=certificates, **dot_env))
+            return stack.enter_context(Nginx(folder, *proxies, certificates=certificates, dns=None, **dot_env))
 
         yield start
 

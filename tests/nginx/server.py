@@ -21,10 +21,13 @@ from support.http_client import Call, Reply
 from support.ports import free_port
 from test_compose import environment_of, services_of, source
 
-__all__ = ["Nginx", "SecureCall", "check", "configure"]
+__all__ = ["CAN_RESOLVE_AGAIN", "Nginx", "SecureCall", "check", "configure"]
 
 _SOURCE = Path(__file__).parents[2] / "nginx"
 _PROGRAM = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or "nginx"  # Debian's directory for daemons
+_VERSION = subprocess.run([_PROGRAM, "-v"], capture_output=True, text=True, check=False).stderr
+CAN_RESOLVE_AGAIN = tuple(map(int, re.findall(r"\d+", _VERSION)[:3])) >= (1, 27, 3)
+"""Whether NGINX has the parameter ``resolve``; Debian 12's does not."""
 _START_SECONDS = _STOP_SECONDS = 20.0
 _USER = "user root;\n" if os.geteuid() == 0 else ""  # otherwise its workers could not enter the folder of a test
 _MAIN = """\
@@ -82,7 +85,9 @@ class Nginx:
 
     Args:
         folder: an empty folder, used as /etc/nginx.
-        proxies: base URLs that the host name ``proxy`` resolves to.
+        proxies: base URLs that the host name ``proxy`` resolves to. With ``dns``, NGINX uses the port of the only one
+            and resolves its address.
+        dns: port of a DNS server on 127.0.0.1; ``None`` resolves no name.
         certificates: a folder used as nginx/certs.
         dot_env: variables in ``.env``.
 
@@ -91,8 +96,10 @@ class Nginx:
         https_url: its HTTPS base URL if it has a certificate.
     """
 
-    def __init__(self, folder: Path, *proxies: str, certificates: Path | None = None, **dot_env: str) -> None:
-        http_port, https_port = configure(folder, *proxies, certificates=certificates, **dot_env)
+    def __init__(
+        self, folder: Path, *proxies: str, certificates: Path | None = None, dns: int | None = None, **dot_env: str
+    ) -> None:
+        http_port, https_port = configure(folder, *proxies, certificates=certificates, dns=dns, **dot_env)
         self.url = f"http://127.0.0.1:{http_port}"
         self.https_url = f"https://127.0.0.1:{https_port}"
         self._folder = folder
@@ -169,7 +176,9 @@ class Nginx:
             self._process.wait()
 
 
-def configure(folder: Path, *proxies: str, certificates: Path | None = None, **dot_env: str) -> tuple[int, int]:
+def configure(
+    folder: Path, *proxies: str, certificates: Path | None = None, dns: int | None = None, **dot_env: str
+) -> tuple[int, int]:
     """Fill ``folder`` like /etc/nginx in the started image; returns the ports for HTTP and HTTPS.
 
     Raises:
@@ -177,9 +186,11 @@ def configure(folder: Path, *proxies: str, certificates: Path | None = None, **d
     """
     http_port, https_port = free_port(), free_port()
     servers = " ".join(f"server {urlsplit(proxy).netloc};" for proxy in proxies)
+    if dns is not None:
+        servers = f"server proxy:{urlsplit(proxies[0]).port} resolve;"
     here = {"/etc/nginx/": f"{folder}/"}
     replacements = {
-        "default.conf": {"server proxy:8888;": servers, "listen 80;": f"listen 127.0.0.1:{http_port};", **here},
+        "default.conf": {"server proxy:8888 resolve;": servers, "listen 80;": f"listen 127.0.0.1:{http_port};", **here},
         "https.conf": {"listen 443 ": f"listen 127.0.0.1:{https_port} ", **here},
         "proxy.locations": {"/dev/stdout": f"{folder}/access.log"},
         "40-https.sh": here,
@@ -187,6 +198,8 @@ def configure(folder: Path, *proxies: str, certificates: Path | None = None, **d
     variables = _environment_after(
         "15-read-timeout.envsh", environment_of(services_of(source("cpu"), {"MODEL": "m", **dot_env})["nginx"], dot_env)
     )
+    assert variables["NGINX_ENTRYPOINT_LOCAL_RESOLVERS"]  # so that the image's 15-local-resolvers.envsh sets this one:
+    variables = {**variables, "NGINX_LOCAL_RESOLVERS": f"127.0.0.1:{dns or 53}"}
     texts = {file.stem: _filled_in(file.read_text(), variables) for file in (_SOURCE / "templates").glob("*.template")}
     script = _SOURCE / "40-https.sh"
     texts[script.name] = script.read_text()
@@ -223,10 +236,10 @@ def _environment_after(script: str, variables: Mapping[str, str]) -> Mapping[str
     """As in the image: executable scripts are sourced, others are skipped."""
     assert os.access(_SOURCE / script, os.X_OK)
     sourcing = ["sh", "-euc", '. "$0"; env -0', str(_SOURCE / script)]
-    told = subprocess.run(
+    shell = subprocess.run(
         sourcing, env={"PATH": os.environ["PATH"], **variables}, capture_output=True, check=True, text=True
     )
-    after = dict(line.split("=", 1) for line in told.stdout.split("\0") if line)
+    after = dict(line.split("=", 1) for line in shell.stdout.split("\0") if line)
     return {name: value for name, value in after.items() if name in variables or name.startswith("PROXY_")}
 
 

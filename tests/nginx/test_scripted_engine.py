@@ -61,10 +61,12 @@ async def engine() -> AsyncIterator[FakeEngine]:
 
 @pytest.fixture
 async def proxy(engine: FakeEngine, start_proxy: StartProxy) -> Proxy:
-    settings = PATIENT | {"TRUSTED_PROXIES": "private"}  # as in the Compose files
-    return await asyncio.to_thread(
-        start_proxy, engine.url, **settings
-    )  # it polls the engine, which runs in this event loop
+    settings = PATIENT | {
+        "TRUSTED_PROXIES": "private",
+        "ACCESS_LOG_PROBES": "true",
+    }  # the first as in the Compose files
+    # In a thread, because the proxy polls the engine, which runs in this event loop.
+    return await asyncio.to_thread(start_proxy, engine.url, **settings)
 
 
 @pytest.fixture
@@ -122,6 +124,16 @@ async def test_one_request_id_in_all_logs(engine: FakeEngine, nginx: Nginx, prox
     assert fields_of(engine.requests[-1])["x-request-id"] == request_id
     await eventually(lambda: [line.request_id for line in proxy.access_lines][-1:] == [request_id])
     assert nginx.access_lines[-1].endswith(f" {request_id}")
+
+
+@pytest.mark.parametrize("has_probes", [False, True])
+async def test_probes_are_logged_only_on_request(start_nginx: StartNginx, proxy: Proxy, has_probes: bool) -> None:
+    nginx = start_nginx(proxy.url, ACCESS_LOG_PROBES=str(has_probes).lower())
+    for path in ("/livez", "/readyz", "/health", "/metrics", "/v1/models"):
+        await nginx.send(path)
+    probes = ["/livez", "/readyz", "/health"] if has_probes else []
+    logged = [*probes, "/metrics", "/v1/models"]
+    await eventually(lambda: [line.split(" ")[2].strip('"') for line in nginx.access_lines] == logged)
 
 
 async def test_path_arrives_as_it_was_sent(engine: FakeEngine, nginx: Nginx) -> None:

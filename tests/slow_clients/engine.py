@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from support.engine import Engine, says
+from support.engine import Engine, answers_with
 from support.fakes.engine import http_reply
 
 _LARGE = b"x" * 1_000_000  # for a client that does not read, the kernel buffers at most some hundred of these
@@ -16,7 +16,7 @@ _LARGE = b"x" * 1_000_000  # for a client that does not read, the kernel buffers
 
 async def main() -> None:
     async with Engine() as engine:
-        engine.pages["/v1/large"] = says(http_reply(_LARGE))
+        engine.pages["/v1/large"] = answers_with(http_reply(_LARGE))
         sys.stdout.write(f"{engine.url}\n")
         sys.stdout.flush()
         await asyncio.get_running_loop().create_future()

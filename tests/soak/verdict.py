@@ -59,13 +59,13 @@ def _judge_success(result: Result, kinds: dict[str, set[str]], *, is_scripted: b
         return GOOD
     if result.ending == "whole":
         return _judge_failure_event(result, kinds, fault or "")
-    if fault is not None and fault.startswith("somebody else's"):
+    if fault is not None and fault.startswith("another request's"):
         return Verdict(False, fault)
     shape = "stream" if result.asked.stream else "reply"
     suffered = kinds.get(result.backend, set()) if result.backend else set().union(*kinds.values())
     if suffered & (BREAKING | {"freeze"}):
-        return Verdict(True, f"{shape} broken off, visibly: its engine was disturbed after the first byte")
-    return Verdict(False, f"{shape} of an undisturbed engine broken off")
+        return Verdict(True, f"{shape} visibly cut: its engine was disturbed after the first byte")
+    return Verdict(False, f"{shape} of an undisturbed engine was cut")
 
 
 def _judge_failure_event(result: Result, kinds: dict[str, set[str]], fault: str) -> Verdict:
@@ -73,7 +73,7 @@ def _judge_failure_event(result: Result, kinds: dict[str, set[str]], fault: str)
     del kinds
     events = result.events()
     if "x-backend" not in result.fields and events and '"error"' in events[-1]:
-        return Verdict(True, "stream that waited in line told of a failure by its last event")
+        return Verdict(True, "queued stream reports the failure in its last event")
     return Verdict(False, f"status 200 and a clean end, but {fault}")
 
 
@@ -92,7 +92,7 @@ def _mismatch_of_answer(result: Result, is_scripted: bool) -> str | None:
     except ValueError:
         return "it is not JSON"
     if is_scripted:
-        return None if answer.get("id") == result.asked.user else "somebody else's reply"
+        return None if answer.get("id") == result.asked.user else "another request's reply"
     return None if answer.get("choices") else "it answers nothing"
 
 
@@ -108,7 +108,7 @@ def _mismatch_of_events(result: Result, is_scripted: bool) -> str | None:
         return None
     read = [json.loads(event) for event in events if '"of"' in event]
     if any(event["id"] != asked.user for event in read):
-        return "somebody else's event is in it"
+        return "another request's event is in it"
     if [event["n"] for event in read] != list(range(1, len(read) + 1)):
         return "events are missing or out of order"
     return "events are missing at its end" if is_done and len(read) != asked.tokens else None
@@ -116,13 +116,17 @@ def _mismatch_of_events(result: Result, is_scripted: bool) -> str | None:
 
 def _judge_engines_own(result: Result, suffered: set[str], *, is_scripted: bool) -> Verdict:
     if any(_OWN_STATUS.get(kind) == result.status for kind in suffered):
-        how = "its own answer" if result.status == 500 else "nobody else took it, or the budget of repeats was used up"
-        return Verdict(True, f"an engine's {result.status} passed on: {how}")
+        how = (
+            "the engine's own answer"
+            if result.status == 500
+            else "no other backend took it, or the retry budget was used up"
+        )
+        return Verdict(True, f"an engine's {result.status} relayed: {how}")
     if result.status == 404 and result.kind == "unrepeatable" and not is_scripted:
         return Verdict(True, "llama.cpp's 404 for a path that only scripted engines have, and none of them was there")
     if result.status == 503 and suffered & {"kill", "start"}:
-        return Verdict(True, "an engine's 503 passed on: it was just starting")
-    return Verdict(False, f"status {result.status} of an engine that was not told to fail")
+        return Verdict(True, "an engine's 503 relayed: it was just starting")
+    return Verdict(False, f"status {result.status} of an engine without an order to fail")
 
 
 def _judge_proxys_own(result: Result, kinds: dict[str, set[str]]) -> Verdict:
@@ -131,9 +135,9 @@ def _judge_proxys_own(result: Result, kinds: dict[str, set[str]]) -> Verdict:
     serving = [url for url, suffered in kinds.items() if suffered <= _SERVING]
     some = set().union(*kinds.values())
     if code in ("queue_full", "queue_timeout"):
-        return Verdict(True, f"{shown}: all places were taken")
+        return Verdict(True, f"{shown}: all slots were occupied")
     if code == "overloaded":
-        return Verdict(True, f"{shown}: the proxy itself had no room")
+        return Verdict(True, f"{shown}: the proxy itself was overloaded")
     if code == "no_backend_available":
         return Verdict(not serving, f"{shown}: {'not every' if serving else 'every'} backend was out")
     if code in ("backend_disconnected", "request_moved"):

@@ -63,13 +63,13 @@ def _read_metrics(port: int) -> Metrics:
     for name, labels, value in _SAMPLE.findall(page):
         short = name.removeprefix("inference_proxy_")
         sums[short] = sums.get(short, 0.0) + float(value)
-        told = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        fields = dict(re.findall(r'(\w+)="([^"]*)"', labels))
         if short == "backend_state" and float(value):
-            states[told["backend"]] = told["state"]
+            states[fields["backend"]] = fields["state"]
         if short == "backend_ready" and float(value):
-            ready.add(told["backend"])
+            ready.add(fields["backend"])
         if short == "retries_total":
-            retries[told["reason"]] = int(float(value))
+            retries[fields["reason"]] = int(float(value))
     return Metrics(
         in_flight=int(sums["client_requests_in_flight"]) - 1,
         on_backends=int(sums.get("requests_in_flight", 0)),

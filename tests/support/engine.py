@@ -16,7 +16,7 @@ from typing import Any
 
 from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 
-__all__ = ["EVENT", "LOADING", "STREAM_HEAD", "Answer", "Engine", "chunk", "fails_with", "hangs", "says"]
+__all__ = ["EVENT", "LOADING", "STREAM_HEAD", "Answer", "Engine", "answers_with", "chunk", "fails_with", "hangs"]
 
 Answer = Callable[[EngineConnection], Coroutine[None, None, None]]
 """Answers one request that has been read from the connection."""
@@ -50,7 +50,7 @@ def chunk(payload: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
-def says(*blocks: bytes) -> Answer:
+def answers_with(*blocks: bytes) -> Answer:
     """Answers with these bytes."""
 
     async def answer(connection: EngineConnection) -> None:
@@ -61,7 +61,7 @@ def says(*blocks: bytes) -> Answer:
 
 def fails_with(status: int, fields: bytes = b"") -> Answer:
     """Answers with an error of the engine."""
-    return says(http_reply(b'{"error": "its own"}', status, fields))
+    return answers_with(http_reply(b'{"error": "its own"}', status, fields))
 
 
 async def hangs(connection: EngineConnection) -> None:

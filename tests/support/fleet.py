@@ -47,7 +47,7 @@ class Fleet:
     async def proxy(self, *backends: Addressed | str, **settings: Any) -> Proxy:
         """Start a proxy, as :func:`live_proxy` does, but without slow starts of backends."""
         urls = [backend if isinstance(backend, str) else backend.url for backend in backends]
-        settings = {"slow_start_seconds": 0} | settings
+        settings = {"slow_start_seconds": 0, "access_log_probes": True} | settings
         output = contextlib.redirect_stdout(self.access_log) if self.keeps_access_log else contextlib.nullcontext()
         with output:  # only during its start: it keeps the stream that it finds then
             self.last_proxy = await self.stack.enter_async_context(live_proxy(*urls, **settings))

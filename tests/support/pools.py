@@ -24,6 +24,7 @@ from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.processes.worker_fairness import SoleWorker, WorkerFairness
 from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
+from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.choice import Choice
 from inference_engine_proxy_server.routing.decisions import Decisions
@@ -139,7 +140,9 @@ def make_forwarder(pool: Pool) -> Forwarder:
     attempts = Attempts(pool.dispatcher, metrics, names_backend=True, keeps_credentials=True)
     fair_share = FairShare(takes_priority_header=True)
     updates = QueueUpdates(pool.queue, to_all=False)
-    return Forwarder(pool.dispatcher, Decisions(answers_header=False), metrics, fair_share, updates, attempts)
+    affinities = AffinityTable(lambda: pool.backends)
+    decisions = Decisions(answers_header=False)
+    return Forwarder(pool.dispatcher, decisions, metrics, fair_share, updates, attempts, affinities)
 
 
 def requests_under_budget(forwarder: Forwarder) -> int:

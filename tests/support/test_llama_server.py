@@ -115,10 +115,10 @@ def test_progress_counter_moves_while_streaming(tiny_model: Path) -> None:
         with ask(slow, max_tokens=1500, stream=True) as reply:
             assert reply.readline()
             while len(set(seen)) < 5:
-                told = state(slow)
-                assert told.requests_processing == 1
-                assert told.progress is not None
-                seen.append(told.progress)
+                reported = state(slow)
+                assert reported.requests_processing == 1
+                assert reported.progress is not None
+                seen.append(reported.progress)
         assert seen == sorted(seen)
 
 
@@ -132,10 +132,10 @@ def test_progress_counter_moves_while_a_long_prompt_is_read(tiny_model: Path) ->
         connection.request("POST", "/completion", json.dumps({"prompt": prompt, "n_predict": 1}))
         seen = []
         while not select.select([connection.sock], [], [], 0.005)[0]:
-            told = state(server)
+            reported = state(server)
             # Other counters change only at the end of a prompt, and cannot tell a long prompt from a stuck engine.
-            if told.requests_processing and not told.figures["llamacpp:prompt_tokens_total"]:
-                seen.append(told.progress)
+            if reported.requests_processing and not reported.figures["llamacpp:prompt_tokens_total"]:
+                seen.append(reported.progress)
         assert connection.getresponse().status == 200
     assert {0, 1, 2} <= set(seen)
 

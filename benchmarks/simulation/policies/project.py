@@ -80,8 +80,8 @@ class ProjectPolicy(Policy):
         if state is None:
             self._fleet.report_refusal(self._backends[backend])
         else:
-            told = self._as_told(backend, state)
-            self._fleet.publish(self._backends[backend], told, own_at_poll=own, asked_at=asked_at)
+            reported = self._as_reported(backend, state)
+            self._fleet.publish(self._backends[backend], reported, own_at_poll=own, asked_at=asked_at)
 
     async def _wait(self, request: Request, wanted: Requirements) -> None:
         answer_tokens = _USUAL_ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
@@ -122,7 +122,7 @@ class ProjectPolicy(Policy):
             read_ms,
         )
 
-    def _as_told(self, backend: int, state: EngineState) -> BackendState:
+    def _as_reported(self, backend: int, state: EngineState) -> BackendState:
         """The state that backends/llamacpp.py and backends/vllm.py derive from an engine's replies."""
         most = self._thresholds
         running = self._most_running[backend] = max(self._most_running[backend], state.processing)

@@ -39,7 +39,7 @@ class Gate:
     """Checks the key in each request's header section, before the body is read.
 
     Args:
-        ring: the keys of clients; ``None`` when the engines are open to everyone.
+        ring: the keys of clients; ``None`` when no key is needed.
         allowances: the allowances of keys.
         admin_key: for ``/admin/``; ``None`` disables it.
         metrics_key: for ``/metrics``; ``None`` when it needs no key.
@@ -101,22 +101,23 @@ class Gate:
 
 
 def _is_open(head: RequestHead) -> bool:
-    """Whether the request needs no client key: the proxy's own endpoints, except the models."""
+    """Whether the request needs no client key: the proxy's own endpoints, except those about models."""
     return head.destination is Destination.OWN and not is_about_models(head.path)
 
 
 def _secrets(head: RequestHead) -> list[bytes]:
-    """The secrets that the request presents: after ``Bearer`` (OpenAI), and in ``x-api-key`` (Anthropic)."""
+    """The secrets in the request: after ``Bearer`` (OpenAI), in ``x-api-key`` (Anthropic), in ``api-key`` (Azure)."""
     found = []
     authorization = head.authorization
     if authorization is not None and authorization[:7].lower() == b"bearer ":
         found.append(authorization[7:].strip())
-    if head.api_key:
-        found.append(head.api_key)
+    found.extend(secret for secret in (head.api_key, head.azure_key) if secret)
     return found
 
 
 def _refused(head: RequestHead) -> ClientError:
-    given = head.authorization is not None or head.api_key is not None
-    message = "The API key is not valid here." if given else "An API key is required: 'Authorization: Bearer KEY'."
+    if _secrets(head):
+        message = "The API key is not valid here."
+    else:
+        message = "An API key is required, as 'Authorization: Bearer KEY', 'x-api-key: KEY' or 'api-key: KEY'."
     return ClientError(message, status=401, code="invalid_api_key")

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import parse_qsl
 
 from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.access.usage import UsageObserver
 from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.requests.content import all_members
+from inference_engine_proxy_server.requests.destinations import Destination
+from inference_engine_proxy_server.requests.path_policy import readings
 from inference_engine_proxy_server.requests.unambiguous_model import unambiguous_model
 from inference_engine_proxy_server.wire.exchange import Exchange
 
 __all__ = ["KeyLimits"]
+
+_LOOKUPS = frozenset({"/v1/streams/lookup", "/streams/lookup"})
+_SHOWN = 200  # characters of a model name in an error
 
 
 class KeyLimits:
@@ -37,9 +44,8 @@ class KeyLimits:
         model = None
         if key.models is not None:
             model = unambiguous_model(exchange.head.target, exchange.head.passed_on, exchange.body)
-            if not access.permits(model):
-                message = f"This key may only be used for: {', '.join(sorted(key.models))}."
-                raise ClientError(message, status=403, code="model_not_permitted")
+            if not access.permits(model) and (_may_name_model(exchange) or not _names_resource(exchange)):
+                raise ClientError(_why_refused(exchange, model, key.models), status=403, code="model_not_permitted")
         now = self._clock()
         try:
             allowance.begin(now)
@@ -47,3 +53,34 @@ class KeyLimits:
             exchange.common_fields = allowance.fields(now)
         exchange.observers.add(UsageObserver(exchange, allowance, self._clock))
         return model
+
+
+def _names_resource(exchange: Exchange) -> bool:
+    """Whether the request only names resources, of which a key may use its own (:mod:`..dispatch.ownership`)."""
+    head = exchange.head
+    is_lookup = head.path in _LOOKUPS
+    # Below such a path, an engine could read another one from dot segments.
+    return is_lookup or (head.destination is Destination.NAMED and readings(head.path) == {head.path})
+
+
+def _may_name_model(exchange: Exchange) -> bool:
+    """Whether an engine could find a model in the request."""
+    names = [name for name, _ in parse_qsl(exchange.head.target.partition(b"?")[2].decode(), keep_blank_values=True)]
+    if exchange.body:
+        members = all_members(exchange.body)
+        if members is None:
+            return not exchange.body.startswith(b"--") or b"model" in exchange.body.lower()
+        names.extend(members)
+    return any(name.lower() == "model" for name in names)
+
+
+def _why_refused(exchange: Exchange, model: str | None, permitted: frozenset[str]) -> str:
+    allowed = f"this key may only be used for: {', '.join(sorted(permitted))}."
+    if model is not None:
+        return f"This key may not use the model {model[:_SHOWN]!r}; {allowed}"
+    if not _may_name_model(exchange):
+        return f"The request names no model, and {allowed}"
+    return (
+        "This key is limited to certain models, and it is not certain which model the request names. Send one JSON "
+        "object in UTF-8, or a form, with exactly one 'model', and none or the same one in the query."
+    )

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from inference_engine_proxy_server.config.api_keys import ApiKey, KeyFileError, keys_by_digest, read_key_file
+from inference_engine_proxy_server.config.api_keys import ApiKey, keys_by_digest
 from inference_engine_proxy_server.config.file_watch import FileWatch
+from inference_engine_proxy_server.config.key_file import KeyFileError, read_key_file
 
 __all__ = ["KeyRing"]
 

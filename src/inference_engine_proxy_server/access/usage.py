@@ -62,7 +62,7 @@ def tokens_used(
         is_complete: whether the whole reply has been sent.
 
     Returns:
-        What the engine reports. A part that the engine does not report (all of it, in OpenAI streams without
+        The tokens that the engine reports. A part that it does not report (all of it, in OpenAI streams without
         ``include_usage``) is estimated: the prompt from its length, the answer as one token for every event. A reply
         that reports prompt tokens but no answer tokens is an embedding. The beginning of a stream may report an answer
         of one token, so a broken stream counts at least one token for every event.

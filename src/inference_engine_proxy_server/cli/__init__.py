@@ -1,18 +1,17 @@
 """The command ``inference-proxy``. Each subcommand is one module with a function ``add_parser``.
 
-Exit codes: 0 success, 1 failure while running, 2 invalid arguments or settings, 130 interrupted before the server was
-up. Requested output goes to stdout, problems and warnings go to stderr.
+Exit codes: 0 success, 1 failure while running, 2 invalid arguments, settings, or files that settings name, 130
+interrupted before the server was up. Requested output goes to stdout, problems and warnings go to stderr.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.cli import demo, fleet, keys, serve, settings
-from inference_engine_proxy_server.cli.console import complain
+from inference_engine_proxy_server.cli.console import StrictParser, complain
 from inference_engine_proxy_server.config.sources import SettingsError
 
 __all__ = ["main"]
@@ -40,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> StrictParser:
+    parser = StrictParser(
         prog="inference-proxy",
         description="One OpenAI-compatible address in front of many LLM engine servers.",
         epilog="Settings come from the command line, the environment, the file .env in the working directory, the file "

@@ -6,14 +6,21 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from inference_engine_proxy_server.config.sources import ENV_FILE, LoadedSettings, load_settings
 
-__all__ = ["Subparsers", "address_options", "complain", "load", "show"]
+__all__ = ["StrictParser", "Subparsers", "address_options", "complain", "load", "show"]
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - has no public name
 """The result of ``add_subparsers``."""
+
+
+class StrictParser(argparse.ArgumentParser):
+    """A parser that refuses abbreviated options, whose meaning could change with the next version."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
 
 
 def show(text: str) -> None:
@@ -43,7 +50,7 @@ def load(command_line: Mapping[str, str | None], *, backends_required: bool) -> 
 
 def address_options() -> argparse.ArgumentParser:
     """A parent parser with the options of every command that listens."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = StrictParser(add_help=False)
     parser.add_argument("--port", help="port to listen on, 0 for a free one; overrides PORT")
     parser.add_argument("--host", help="address to listen on; overrides HOST")
     return parser

@@ -14,6 +14,7 @@ from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
+from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
 from inference_engine_proxy_server.fleet.fleet import Fleet
@@ -51,7 +52,12 @@ def build_dispatcher(
 
 
 def build_forwarder(
-    settings: Settings, dispatcher: Dispatcher, decisions: Decisions, metrics: RequestMetrics, ring: KeyRing | None
+    settings: Settings,
+    dispatcher: Dispatcher,
+    decisions: Decisions,
+    metrics: RequestMetrics,
+    ring: KeyRing | None,
+    ownership: Ownership,
 ) -> Forwarder | LimitedForwarder:
     """The forwarder, which enforces the limits of keys if there are any."""
     attempts = Attempts(
@@ -62,5 +68,5 @@ def build_forwarder(
     )
     fair_share = FairShare(takes_priority_header=settings.priority_header)
     updates = QueueUpdates(dispatcher.queue, to_all=settings.queue_updates)
-    forwarder = Forwarder(dispatcher, decisions, metrics, fair_share, updates, attempts)
-    return forwarder if ring is None else LimitedForwarder(KeyLimits(dispatcher.fleet.clock), forwarder)
+    forwarder = Forwarder(dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table)
+    return forwarder if ring is None else LimitedForwarder(KeyLimits(dispatcher.fleet.clock), ownership, forwarder)

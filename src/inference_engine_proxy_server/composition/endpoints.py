@@ -12,16 +12,17 @@ from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.endpoints.admin import admin_router
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.docs import docs_router
 from inference_engine_proxy_server.endpoints.failures import answer_failures
 from inference_engine_proxy_server.endpoints.health import health_router
+from inference_engine_proxy_server.endpoints.health_report import HealthReport
 from inference_engine_proxy_server.endpoints.models import models_router
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage, prometheus_router
 from inference_engine_proxy_server.endpoints.welcome import welcome_router
-from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
@@ -31,7 +32,7 @@ __all__ = ["build_app", "build_destinations", "build_routers"]
 
 def build_routers(
     settings: Settings,
-    fleet: Fleet,
+    dispatcher: Dispatcher,
     ring: KeyRing | None,
     allowances: Allowances,
     readiness: Readiness,
@@ -39,9 +40,16 @@ def build_routers(
     metrics_page: MetricsPage,
 ) -> Sequence[APIRouter]:
     """The proxy's own paths."""
+    fleet = dispatcher.fleet
+    report = HealthReport(
+        dispatcher,
+        queue_limit=settings.max_queued_requests,
+        needs_key=ring is not None,
+        hides_names=settings.health_details == "key",
+    )
     return (
-        welcome_router(),
-        health_router(fleet, readiness.probe, names_need_key=settings.health_details == "key"),
+        welcome_router(report),
+        health_router(fleet, report, readiness.probe),
         models_router(fleet, settings.metrics_cache_ttl_seconds),
         prometheus_router(metrics_page),
         docs_router(),

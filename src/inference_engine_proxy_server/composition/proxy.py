@@ -30,6 +30,7 @@ from inference_engine_proxy_server.composition.telemetry import build_access_log
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
+from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
@@ -41,6 +42,7 @@ from inference_engine_proxy_server.processes.process_context import Loop, Loops,
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.proxy import Proxy
 from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE
+from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.tasks.background import in_background
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
@@ -82,16 +84,17 @@ def build_proxy(
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
     decisions = Decisions(answers_header=settings.explain_header)
     ring = build_key_ring(settings)
-    forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring)
+    ownership = Ownership(AffinityTable(lambda: fleet.backends), process.siblings)
+    forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring, ownership)
     # The proxy's own paths.
     allowances = Allowances(deadlines.clock)
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
     workers = AllWorkers(dispatcher, decisions, ring, allowances, process.siblings, process.order)
     metrics_page = MetricsPage(dispatcher, metrics, process.siblings)
-    routers = build_routers(settings, fleet, ring, allowances, readiness, workers, metrics_page)
+    routers = build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page)
     client_load = build_client_load(settings, deadlines)
     guard = build_overload_guard(settings, client_load, metrics, deadlines)
-    answers = {**workers.answers, **metrics_page.answers}
+    answers = {**workers.answers, **metrics_page.answers, **ownership.answers}
     loops = {
         "deadlines": deadlines.run,
         "overload guard": guard.run,

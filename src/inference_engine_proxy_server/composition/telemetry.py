@@ -13,4 +13,8 @@ __all__ = ["build_access_log"]
 
 def build_access_log(settings: Settings, process: ProcessContext) -> AccessLog | None:
     """The access log on standard output; ``None`` when the settings turn it off."""
-    return AccessLog(sys.stdout, settings.log_format, is_shared=process.is_worker) if settings.access_log else None
+    if not settings.access_log:
+        return None
+    return AccessLog(
+        sys.stdout, settings.log_format, is_shared=process.is_worker, has_probes=settings.access_log_probes
+    )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inference_engine_proxy_server.config.values import (
     ApiKeys,
+    AsLogLevel,
     BalancingPolicy,
     BaseUrls,
     HostName,
@@ -169,8 +170,10 @@ class Settings(BaseModel):
     """Whether requests with x-proxy-explain: 1 get the reason for their routing; it reveals backend names."""
 
     access_log: bool = True
-    """Whether every request is logged as one line."""
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], InLowerCase] = "info"
+    """Whether every request is logged as one line; requests for /health, /livez, /readyz and /metrics are not."""
+    access_log_probes: bool = False
+    """Whether the access log includes requests for /health, /livez, /readyz and /metrics."""
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], AsLogLevel] = "info"
     """Lowest level that is logged."""
     log_format: Annotated[Literal["text", "json"], InLowerCase] = "text"
     """Format of log lines: text for people, or one JSON object per line for programs."""

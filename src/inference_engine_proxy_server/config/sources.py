@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from inference_engine_proxy_server.config.base_urls import server_of
 from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.config.environment import explanation, quoted
 from inference_engine_proxy_server.config.fleet_file import FleetFile, FleetFileError, read_fleet_file
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.values import closest_name, requirement
@@ -27,6 +28,7 @@ ENV_FILE = Path(".env")
 """In the working directory."""
 CONFIG_FILE_ORIGIN = "config file"
 _SECRETS = frozenset({"api_keys", "backend_api_key", "admin_key", "metrics_key"})
+_IN_QUOTES = "the quotes are part of the value, because `docker run --env-file` keeps them; remove them"
 _VARIABLES = tuple(field.upper() for field in Settings.model_fields)
 
 
@@ -81,6 +83,10 @@ def load_settings(
             not set.
     """
     env_file_values, problems = _read_env_file(env_file)
+    in_quotes = quoted({name: environ[name] for name in _VARIABLES if name in environ})
+    problems += [f"{name} is {_shown(name, environ[name])}: {_IN_QUOTES}" for name in sorted(in_quotes)]
+    environ = {name: value for name, value in environ.items() if name not in in_quotes}
+    backends_required = backends_required and not in_quotes & {"BACKENDS", "CONFIG_FILE"}
     sources = {"command line": command_line or {}, "environment": environ, ".env": env_file_values}
     config_file, _ = _first_of(sources, "CONFIG_FILE")
     fleet = FleetFile()
@@ -95,8 +101,16 @@ def load_settings(
     given = {name.lower(): value for name, (value, _) in found.items() if value is not None}
     origins = {name: origin for name, (_, origin) in found.items()}
     problems += _missing_settings(given, backends_required=backends_required)
-    settings = _validated(given, problems, origins, config_file)
-    warnings = (*_misspellings(env_file_values), *_doubled_paths(settings), *_unused(fleet, settings, origins))
+    misspellings = [*_misspellings("environment", environ), *_misspellings(".env", env_file_values)]
+    try:
+        settings = _validated(given, problems, origins, config_file)
+    except SettingsError as error:
+        raise SettingsError([str(error), *misspellings]) from None  # a missing setting may be a misspelt one
+    warnings = (
+        *misspellings,
+        *_doubled_paths(settings),
+        *_unused(fleet, settings, origins),
+    )
     configuration = Configuration.of(settings, fleet.backends, fleet.models)
     return LoadedSettings(configuration, MappingProxyType(origins), warnings)
 
@@ -168,18 +182,23 @@ def _problems(error: ValidationError, origins: Mapping[str, str], config_file: s
         field = str(detail["loc"][0])
         name = field.upper()
         own_words = detail["msg"].removeprefix("Value error, ") if detail["type"] == "value_error" else None
-        # Keys, and passwords in rejected URLs, must not appear in a log.
-        shown = "***" if field in _SECRETS else re.sub(r"//[^\s,]*@", "//***@", str(detail["input"]))
-        shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
         place = f"{config_file}: settings." if origins[name] == CONFIG_FILE_ORIGIN else ""
-        problems.append(f"{place}{name} is {shown!r}: {own_words or requirement(name, schemas[field])}")
+        cause = explanation(name, str(detail["input"])) if origins[name] == "environment" else None
+        reason = "; ".join(filter(None, (own_words or requirement(name, schemas[field]), cause)))
+        problems.append(f"{place}{name} is {_shown(name, detail['input'])}: {reason}")
     return problems
 
 
-def _misspellings(names: Mapping[str, str]) -> list[str]:
-    """Warnings about names that resemble a setting. Other names are fine: Docker Compose shares the file."""
+def _shown(name: str, value: object) -> str:
+    """A value in an error. Keys, and passwords in rejected URLs, must not appear in a log."""
+    shown = "***" if name.lower() in _SECRETS else re.sub(r"//[^\s,]*@", "//***@", str(value))
+    return repr(shown if len(shown) <= 200 else f"{shown[:200]}...")
+
+
+def _misspellings(origin: str, names: Mapping[str, str]) -> list[str]:
+    """Warnings about names that resemble a setting. Other names are fine: other programs share the source."""
     return [
-        f".env: {name} is not a setting; did you mean {close}?"
+        f"{origin}: {name} is not a setting; did you mean {close}?"
         for name in names
         if name not in _VARIABLES and (close := closest_name(name.upper(), _VARIABLES, min_similarity=0.85))
     ]

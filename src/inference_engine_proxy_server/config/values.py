@@ -16,6 +16,7 @@ from inference_engine_proxy_server.config.base_urls import distinct_base_urls
 
 __all__ = [
     "ApiKeys",
+    "AsLogLevel",
     "BalancingPolicy",
     "BaseUrls",
     "HostName",
@@ -105,6 +106,11 @@ def _in_lower_case(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def _as_log_level(value: object) -> object:
+    level = _in_lower_case(value)
+    return "warning" if level == "warn" else level
+
+
 def as_secret(value: Any) -> Any:
     """The key, unchanged; raises ``ValueError``, without repeating the key, if no header can carry it."""
     if isinstance(value, str) and not re.fullmatch(r"[\x21-\x7e]+", value):
@@ -119,6 +125,7 @@ BalancingPolicy = Annotated[
     BeforeValidator(_in_lower_case),
 ]
 HostName = Annotated[str, Field(pattern=_HOST)]
+AsLogLevel = BeforeValidator(_as_log_level)
 InLowerCase = BeforeValidator(_in_lower_case)
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_as_networks)]
 PathRules = Annotated[tuple[PathRule, ...], BeforeValidator(as_path_rules)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.requests.resource_names import name_of_response
+from inference_engine_proxy_server.requests.resource_names import name_of_completion, name_of_response
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
@@ -15,19 +15,23 @@ class AffinityObserver(ReplyObserver):
     """Reads the first block of a reply.
 
     Args:
-        table: stores what is learned.
+        table: stores what the observer learns.
         exchange: the request; its reply has not begun.
         affinity: the request's affinity.
         backend: sends the reply.
+        owner: name of the request's key; ``None`` without a key.
     """
 
-    __slots__ = ("_backend", "_creates_response", "_exchange", "_resource", "_table")
+    __slots__ = ("_affinity", "_backend", "_exchange", "_owner", "_resource", "_table")
 
-    def __init__(self, table: AffinityTable, exchange: Exchange, affinity: Affinity, backend: Backend) -> None:
+    def __init__(
+        self, table: AffinityTable, exchange: Exchange, affinity: Affinity, backend: Backend, owner: str | None
+    ) -> None:
         self._table = table
         self._exchange = exchange
+        self._affinity = affinity
         self._backend = backend
-        self._creates_response = affinity.creates_response
+        self._owner = owner
         # A stream that began with queue updates has the status 200 already, which proves nothing about the backend.
         self._resource = None if affinity.deletes or exchange.has_only_comments else affinity.resource
 
@@ -35,7 +39,10 @@ class AffinityObserver(ReplyObserver):
         """A successful reply proves that the backend holds the resource."""
         if self._exchange.status >= 400:
             return
-        created = name_of_response(block) if self._creates_response else None
-        for name in (self._resource, created):
-            if name is not None:
-                self._table.remember(name, self._backend)
+        if self._resource is not None:
+            self._table.remember(self._resource, self._backend)
+        created = name_of_response(block) if self._affinity.creates_response else None
+        if self._affinity.creates_completion:
+            created = name_of_completion(block)
+        if created is not None:
+            self._table.remember(created, self._backend, self._owner)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
+from inference_engine_proxy_server.dispatch.ollama import OllamaReply, is_ollama_path
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.retry import NextAttempt, RetryBudget, next_attempt
 from inference_engine_proxy_server.errors import (
@@ -80,7 +81,8 @@ class Attempts:
         """
         request, backend = attempt.request, attempt.backend
         head, connections = request.head, backend.connections
-        sink = LateReply(request) if request.has_only_comments else request
+        is_usual = not (request.has_only_comments or head.path.startswith("/api"))
+        sink = request if is_usual else _unusual_sink(request)
         request.backend = backend.url
         if self._names_backend:
             request.backend_fields = backend.reply_field
@@ -161,7 +163,7 @@ class Attempts:
         has_other = self._placement.has_other(requirements, [*attempt.failed, backend])
         if requirements.affinity is not None and requirements.affinity.is_unlocated:
             if has_other and len(attempt.failed) + 1 < _MOST_ASKED:
-                raise BackendLacks("The backend does not have what the request names.")
+                raise BackendLacks("The backend does not have the resource that the request names.")
             return
         if held.status in MISSING_STATUSES:
             others = beyond(requirements, backend)
@@ -197,3 +199,10 @@ def _held_statuses(requirements: Requirements, backend: Backend) -> frozenset[in
     if affinity is not None and affinity.is_unlocated:
         return affinity.lacking_statuses
     return DECLINABLE_STATUSES if requirements.model in backend.serving.model_ids else _HELD_WITHOUT_LISTED_MODEL
+
+
+def _unusual_sink(request: ProxiedRequest) -> ProxiedRequest | LateReply:
+    """The receiver of a reply that may not be relayed as it is."""
+    if request.has_only_comments:
+        return LateReply(request)
+    return OllamaReply(request) if is_ollama_path(request.head.path) else request

@@ -12,6 +12,7 @@ from inference_engine_proxy_server.dispatch.attempt import Attempt, Attempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.learning_observer import LearningObserver
 from inference_engine_proxy_server.dispatch.leases import Dispatcher, Lease
+from inference_engine_proxy_server.dispatch.ollama import explained, is_ollama_path
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import FIRST, QueuedRequest
@@ -39,6 +40,7 @@ from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 
 __all__ = ["Forwarder"]
 
+_STORES_COMPLETION = Affinity(None, None, None, creates_response=False, deletes=False, creates_completion=True)
 _BACK_OFF_SECONDS = 0.025  # upper bound of a random pause: Envoy's base interval
 
 
@@ -55,6 +57,7 @@ class Forwarder:
         fair_share: orders the requests that must wait.
         updates: sends queue positions to waiting streams.
         attempts: sends requests to backends.
+        affinities: which backend holds what.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Forwarder:
         fair_share: FairShare,
         updates: QueueUpdates,
         attempts: Attempts,
+        affinities: AffinityTable,
     ) -> None:
         self._dispatcher = dispatcher
         self._placement = dispatcher.placement
@@ -74,7 +78,7 @@ class Forwarder:
         self._updates = updates
         self._attempts = attempts
         self._budget = attempts.budget
-        self._affinities = AffinityTable(lambda: dispatcher.fleet.backends)
+        self._affinities = affinities
 
     async def forward(self, request: ProxiedRequest) -> None:
         """Send ``request`` to the best backend and relay the reply.
@@ -103,8 +107,10 @@ class Forwarder:
                 finally:
                     lease.close()
                 await _back_off(failed)
-        except (CapacityError, ClientError):  # no other backend can serve the request
+        except (CapacityError, ClientError) as error:  # no other backend can serve the request
             _raise_broken(failed)  # a backend received the request, so "no capacity" would be wrong
+            if isinstance(error, ClientError) and is_ollama_path(request.head.path):
+                raise explained(error) from None
             raise
         finally:
             if failed and any(isinstance(error, BackendDeclined) for error in failed.values()):
@@ -121,6 +127,8 @@ class Forwarder:
         if not takes_slot and head.destination is not Destination.LIGHT:
             affinity = self._affinity(request)
             takes_slot = head.destination is Destination.TIED
+        elif head.access is not None and _may_store(request):
+            affinity = _STORES_COMPLETION
         if takes_slot and self._placement.reads_prompts:
             requirements = _with_prompt(request, affinity, self._placement)
         else:
@@ -154,9 +162,10 @@ class Forwarder:
             observers.append(LearningObserver(request, lease.tracker))
         affinity = request.requirements.affinity
         if affinity is not None:
-            observers.append(AffinityObserver(self._affinities, request, affinity, lease.backend))
+            owner = None if request.access is None else request.access.key.name
+            observers.append(AffinityObserver(self._affinities, request, affinity, lease.backend, owner))
             if affinity.stream is not None:
-                self._affinities.remember(affinity.stream, lease.backend)
+                self._affinities.remember(affinity.stream, lease.backend, owner)
         for observer in observers:
             request.observers.add(observer)
         return tuple(observers)
@@ -203,6 +212,11 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
     prompt = read_prompt(head.target, head.path, head.passed_on, request.body, placement.router.token_sizes)
     request.model = request.model or prompt.model
     return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity)
+
+
+def _may_store(request: ProxiedRequest) -> bool:
+    """Whether ``request`` may ask the engine to store a chat completion. A guess: a wrong answer is harmless."""
+    return request.head.path.endswith("/chat/completions") and b'"store"' in request.body
 
 
 def _raise_broken(failed: Mapping[Backend, BackendError]) -> None:

@@ -131,6 +131,11 @@ class Dispatcher(FleetObserver):
         """Leases of this worker on all backends."""
         return sum(backend.load.leases for backend in self.fleet.backends)
 
+    @property
+    def requests_waiting(self) -> int:
+        """Requests in the queues of all workers."""
+        return self._fairness.waiting(self.queue.count)
+
     def fill_slots(self) -> None:
         """Grant free slots to waiting requests, unless it is another worker's turn."""
         if self.queue.count and self._fairness.is_ours():

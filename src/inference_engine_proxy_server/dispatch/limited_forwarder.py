@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inference_engine_proxy_server.access.key_limits import KeyLimits
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
+from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.requests.destinations import is_web_ui
 
@@ -15,11 +16,13 @@ class LimitedForwarder:
 
     Args:
         limits: enforces the limits of keys.
+        ownership: knows which key created a backend-local resource.
         forwarder: forwards the permitted requests.
     """
 
-    def __init__(self, limits: KeyLimits, forwarder: Forwarder) -> None:
+    def __init__(self, limits: KeyLimits, ownership: Ownership, forwarder: Forwarder) -> None:
         self._limits = limits
+        self._ownership = ownership
         self._forwarder = forwarder
 
     async def forward(self, request: ProxiedRequest) -> None:
@@ -34,4 +37,5 @@ class LimitedForwarder:
             return
         if access is not None and not is_web_ui(request.head.method, request.head.path):
             request.model = self._limits.begin(request, access)
+            await self._ownership.check(request, access)
         await self._forwarder.forward(request)

@@ -26,7 +26,7 @@ class QueueUpdates:
     """Sends queue updates.
 
     Args:
-        queue: where requests wait.
+        queue: the queue of waiting requests.
         to_all: whether all streams get updates, not only those that ask for them.
     """
 

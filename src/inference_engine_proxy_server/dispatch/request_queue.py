@@ -60,16 +60,16 @@ class QueuedRequest(Generic[C]):
     """A request in the queue.
 
     Attributes:
-        lane: the same backends can serve all requests of one lane.
+        lane: all requests of one lane can be served by the same backends.
         sender: the client or key, for fairness.
-        tokens: its estimated work.
+        tokens: its estimated size.
         priority: higher goes first.
         try_lease: returns a lease, or ``None`` when no slot is free. Raises a ``ProxyError`` if waiting is pointless.
-        queue: where it waits.
-        lease: becomes the result of ``try_lease``, or the error that ends the wait.
-        deadline: when it has waited for too long.
-        waits: it is in the queue now.
-        starts_at: start of its turn, in virtual time.
+        queue: the queue in which it waits.
+        lease: receives the result of ``try_lease``, or the error that ends the wait.
+        deadline: the time at which its wait ends.
+        waits: whether it is in the queue now.
+        starts_at: start of its service in virtual time.
     """
 
     lane: Hashable

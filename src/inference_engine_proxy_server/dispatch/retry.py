@@ -45,8 +45,18 @@ _REPEATABLE_PATHS = frozenset(
         "/chat/completions", "/completions", "/completion", "/messages", "/messages/count_tokens",
         "/embeddings", "/embedding", "/rerank", "/reranking", "/score", "/classify", "/pooling",
         "/tokenize", "/detokenize", "/apply-template", "/infill",
+        "/chat/completions/input_tokens", "/chat/completions/render", "/completions/render", "/responses/input_tokens",
+        "/audio/transcriptions", "/audio/translations", "/audio/speech",
+        "/images/generations", "/images/edits", "/images/variations", "/moderations",
     )
-)  # fmt: skip
+) | {
+    "/v2/embed", "/v2/rerank",  # Cohere's API
+    "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/show",  # Ollama's
+    "/embed", "/embed_all", "/embed_sparse", "/predict", "/similarity",  # text-embeddings-inference's
+    "/generate", "/generate_stream",  # text-generation-inference's and SGLang's
+    "/inference",  # whisper.cpp's
+    "/invocations",  # Amazon SageMaker's, which vLLM and SGLang serve
+}  # fmt: skip
 
 _LOSSES = (
     1  # backends that may fail one request after it was sent, so that a prompt that kills engines does not kill all
@@ -81,7 +91,7 @@ def next_attempt(
         error: how the attempt failed.
         method: the request's method.
         path: the request's path.
-        reply_begun: a byte of the reply has gone to the client, so no other reply is possible.
+        reply_begun: whether a byte of the reply has been sent to the client, so that no other reply is possible.
         losses: how many backends received the request in earlier attempts and failed.
         connect_timeouts: connections of the request that timed out, this one included.
     """

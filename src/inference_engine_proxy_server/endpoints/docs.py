@@ -15,12 +15,16 @@ __all__ = ["docs_router"]
 
 _TITLE = "inference-engine-proxy-server"
 _DESCRIPTION = "openapi.json"  # relative, as all addresses here, so that a path prefix in front of this proxy works
+_REDOC = "redoc.standalone.js"
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
-    "redoc.standalone.js": "text/javascript",
+    _REDOC: "text/javascript",
     "favicon.png": "image/png",
 }
+# ReDoc names this address for the logo in its menu. The page's policy would block it, and browsers would log that.
+_LOGO_ON_CDN = b"https://cdn.redoc.ly/redoc/logo-mini.svg"
+_LOGO = b"docs/favicon.png"
 _PAGE_FIELDS = {
     # Both pages have inline scripts; ReDoc has inline styles, and searches in a worker created from a blob.
     "content-security-policy": "default-src 'none'; connect-src 'self'; img-src 'self' data:; font-src 'self' data:; "
@@ -52,7 +56,7 @@ def docs_router() -> APIRouter:
         page = get_redoc_html(
             openapi_url=_DESCRIPTION,
             title=_TITLE,
-            redoc_js_url="docs/redoc.standalone.js",
+            redoc_js_url=f"docs/{_REDOC}",
             redoc_favicon_url="docs/favicon.png",
             with_google_fonts=False,
         )
@@ -65,8 +69,12 @@ def docs_router() -> APIRouter:
 
 
 def _add_asset(router: APIRouter, name: str, media_type: str) -> None:
-    path = str(files("fastapi_offline") / "static" / name)
+    path = files("fastapi_offline") / "static" / name
 
     @router.get(f"/docs/{name}")
     async def asset() -> Response:
-        return FileResponse(path, media_type=media_type, headers=_ASSET_FIELDS)
+        if name == _REDOC:
+            return Response(
+                path.read_bytes().replace(_LOGO_ON_CDN, _LOGO), media_type=media_type, headers=_ASSET_FIELDS
+            )
+        return FileResponse(str(path), media_type=media_type, headers=_ASSET_FIELDS)

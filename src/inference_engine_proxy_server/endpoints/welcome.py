@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
+from html import escape
 from importlib.resources import files
 from typing import Any
 
@@ -12,13 +14,18 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from inference_engine_proxy_server import __version__
+from inference_engine_proxy_server.endpoints.health_report import HealthReport
 
 __all__ = ["welcome_router"]
 
+_PLACE_OF_TABLE = "<!-- the table -->"
+_UNKNOWN = "\N{EN DASH}"
 
-def welcome_router() -> APIRouter:
+
+def welcome_router(health: HealthReport) -> APIRouter:
     """``GET /``."""
     page = files("inference_engine_proxy_server.endpoints").joinpath("welcome.html").read_text(encoding="utf-8")
+    before, after = page.split(_PLACE_OF_TABLE)
     greeting: dict[str, Any] = {
         "name": "inference-engine-proxy-server",
         "version": __version__,
@@ -37,10 +44,45 @@ def welcome_router() -> APIRouter:
     @router.get("/", summary="A page that shows the fleet; JSON with links for programs", response_class=Response)
     async def welcome(request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(page, headers=page_fields)
+            table = _table(health.report(has_key=request.state.access is not None))
+            return HTMLResponse(before + table + after, headers=page_fields)
         return JSONResponse(greeting, headers=fields)
 
     return router
+
+
+def _table(health: Mapping[str, Any]) -> str:
+    """The state of the fleet for browsers without JavaScript. A backend chooses its own reasons and model names."""
+    queue = health["queue"]
+    head = ("Backend", "State", "Reason", "In flight", "Processing", "Waiting", "Models")
+    rows = "".join(f"<tr>{_cells('td', _row(backend))}</tr>\n" for backend in health["details"])
+    return (
+        f"<p>{len(health['available_backends'])} of {health['total_backends']} backends ready. "
+        f"Queue of the proxy: {_count(queue['requests'], queue['limit'])}.</p>\n"
+        f"<table><thead><tr>{_cells('th', head)}</tr></thead>\n<tbody>\n{rows}</tbody></table>"
+    )
+
+
+def _row(backend: Mapping[str, Any]) -> Sequence[str]:
+    return (
+        backend["backend"],
+        backend["shown_state"].capitalize(),
+        backend["reason"],
+        _count(backend["requests_in_flight"], backend["limit"]),
+        _count(backend["processing"], backend["slots"]),
+        _count(backend["waiting"]),
+        ", ".join(backend["models"]),
+    )
+
+
+def _cells(element: str, texts: Sequence[str]) -> str:
+    return "".join(f"<{element}>{escape(text)}</{element}>" for text in texts)
+
+
+def _count(number: float | None, limit: float | None = None) -> str:
+    if number is None:
+        return _UNKNOWN
+    return f"{number:g}" if limit is None else f"{number:g} of {limit:g}"
 
 
 def _policy(page: str) -> str:

@@ -103,7 +103,7 @@ class CacheRefresher:
                 for backend in self._fleet.backends:
                     polls.create_task(self.refresh(backend))
         except TimeoutError:
-            logger.warning("not every backend has answered yet; they join as they do")
+            logger.warning("not every backend has answered yet; each joins when it does")
 
     async def _watch(self, backend: Backend) -> None:
         while True:
@@ -234,7 +234,7 @@ def _get_from(backend: Backend, inquiry: Inquiry, timeout_seconds: float) -> Get
             raise UnreadableState(str(error)) from error
         except TimeoutError as error:
             if loop.time() > late_at:
-                raise CapacityError("The proxy itself was held up.") from error
+                raise CapacityError("The proxy itself was delayed.") from error
             raise
         except BackendError as error:
             if isinstance(error, BackendTimeout) or isinstance(error.__cause__, TimeoutError):

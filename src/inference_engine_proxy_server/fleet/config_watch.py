@@ -47,7 +47,8 @@ class ConfigWatch:
         self._updater = updater
         self._metrics = metrics
         self._hears_signals = hears_signals
-        self._watch = FileWatch(settings_files(self._settings))
+        # A new worker has the configuration of its supervisor, which leaves out files that are being written.
+        self._watch = FileWatch(settings_files(self._settings), distrusts_fresh=not hears_signals)
 
     async def run(self) -> None:
         """Reload on SIGHUP and after each change of a file, until cancelled."""

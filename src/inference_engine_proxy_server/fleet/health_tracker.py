@@ -29,7 +29,7 @@ from inference_engine_proxy_server.wire.backend_connections import Activity
 __all__ = ["HealthTracker"]
 
 _FAILURES = 5  # in a row; Envoy's consecutive_5xx
-_TIMEOUTS = 2  # requests in a row without an answer in time: by then minutes have passed
+_TIMEOUTS = 2  # consecutive requests without an answer in time, which is minutes
 _FORGIVEN_SECONDS = 60.0  # of good health after which earlier failures are forgotten
 _SILENCES = 2  # unanswered polls in a row, so that a delay of the proxy itself does not count against a backend
 _REFUSALS = 3  # refused polls in a row while bytes still come
@@ -70,7 +70,7 @@ class HealthTracker:
     def __init__(self, rules: HealthRules, now: float, draw: Callable[[], float] = random.random) -> None:
         self._rules = rules
         self.state = Health.STARTING
-        self.reason = "not asked yet"
+        self.reason = "not polled yet"
         self.since = now
         self.reported = BackendState(ready=False, live=False, starting=True, reason=self.reason)
         self.is_doubtful = False
@@ -237,7 +237,7 @@ class HealthTracker:
             case Cause.PAUSED:
                 return "it asked for a pause"
             case Cause.SILENT:
-                return "it does not answer questions"
+                return "it does not answer polls"
             case Cause.NONE:
                 return ""
 

@@ -32,6 +32,8 @@ class BackendSnapshot:
         requests_in_flight: requests of all workers.
         load: all its known requests, including foreign ones.
         limit: the load at which it is full; infinite when unknown.
+        slots: how many requests it works on at once; infinite when unknown.
+        is_silent: it did not answer the latest poll.
         weight: its configured weight.
         share: the fraction of its usual share of requests that it gets now, up to 1.
         serving: its models.
@@ -53,6 +55,8 @@ class BackendSnapshot:
     requests_in_flight: int
     load: float
     limit: float
+    slots: float
+    is_silent: bool
     weight: float
     share: float
     serving: Serving
@@ -78,6 +82,8 @@ class BackendSnapshot:
             requests_in_flight=load.proxy_leases,
             load=load.total,
             limit=load.limit,
+            slots=load.slots,
+            is_silent=health.is_silent,
             weight=backend.config.weight,
             share=health.share(now),
             serving=backend.serving,

@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 __all__ = ["Answers", "Siblings", "inboxes"]
 
 _ANSWER_SECONDS = 1.0  # an event loop that lags further behind is overloaded, and must not spend time on answers
-_LONGEST_QUESTION_BYTES = 256
+_LONGEST_QUESTION_BYTES = 1024
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of <sys/socket.h>: process, user, group
 
-Answers = Mapping[str, Callable[[], bytes]]
-"""Functions that produce the answers, by query."""
+Answers = Mapping[str, Callable[..., bytes]]
+"""Functions that produce the answers, by query. The part of a query after a space is the function's argument."""
 
 
 def inboxes(count: int) -> list[socket.socket]:
@@ -62,7 +62,8 @@ class Siblings:
                     return
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     question = (await reader.readuntil(b"\n")).decode().rstrip()
-                    answer = answers[question]()
+                    name, *arguments = question.split(" ", 1)
+                    answer = answers[name](*arguments)
                     writer.write(b"%d\n" % len(answer) + answer)
                     await writer.drain()
 

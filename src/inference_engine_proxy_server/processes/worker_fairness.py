@@ -18,6 +18,9 @@ class Fairness(Protocol):
     def publish_waiting(self, requests: int) -> None:
         """Publish the number of requests that wait in this worker."""
 
+    def waiting(self, own: int) -> int:
+        """How many requests wait in all workers; ``own`` of them wait here."""
+
     def is_ours(self) -> bool:
         """Whether this worker may fill a free slot."""
 
@@ -27,6 +30,10 @@ class SoleWorker:
 
     def publish_waiting(self, requests: int) -> None:
         """Do nothing: there is no other worker."""
+
+    def waiting(self, own: int) -> int:
+        """Those that wait here."""
+        return own
 
     def is_ours(self) -> bool:
         """Always true."""
@@ -49,6 +56,10 @@ class WorkerFairness:
     def publish_waiting(self, requests: int) -> None:
         """Publish the number of requests that wait in this worker."""
         self._waiting[self._worker] = requests
+
+    def waiting(self, own: int) -> int:
+        """How many requests wait in all workers; ``own`` of them wait here."""
+        return sum(self._waiting) - self._waiting[self._worker] + own
 
     def is_ours(self) -> bool:
         """Whether this worker may fill a free slot: only if no worker with fewer leases has waiting requests."""

@@ -26,6 +26,7 @@ __all__ = [
     "read_list",
     "read_prompt_content",
     "read_text",
+    "read_texts",
     "role_of",
 ]
 
@@ -102,6 +103,7 @@ _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _message_decoder = msgspec.json.Decoder(_Message)
 _scalar_decoder = msgspec.json.Decoder(_Scalar)
 _text_decoder = msgspec.json.Decoder(str)
+_texts_decoder = msgspec.json.Decoder(str | list[str])
 
 _EMPTY = RequestContent()
 
@@ -232,6 +234,15 @@ def read_text(raw: msgspec.Raw) -> str | None:
         return _text_decoder.decode(raw)
     except _MALFORMED:
         return None
+
+
+def read_texts(raw: msgspec.Raw) -> Sequence[str]:
+    """The strings in ``raw``, a string or a list of strings; empty when it is something else."""
+    try:
+        found = _texts_decoder.decode(raw)
+    except _MALFORMED:
+        return ()
+    return [found] if isinstance(found, str) else found
 
 
 def role_of(message: msgspec.Raw) -> str | None:

@@ -9,7 +9,15 @@ from functools import lru_cache
 
 from inference_engine_proxy_server.requests.headers import names_conversation
 
-__all__ = ["ANSWERED_HERE", "Destination", "Destinations", "is_about_models", "is_web_ui"]
+__all__ = [
+    "ANSWERED_HERE",
+    "Destination",
+    "Destinations",
+    "is_about_models",
+    "is_named",
+    "is_response",
+    "is_web_ui",
+]
 
 # Engines answer these outside their request queue: without a slot (llama.cpp) or a scheduling step (vLLM).
 _LIGHT_PATHS = frozenset(
@@ -54,6 +62,16 @@ class Destination(Enum):
 
 ANSWERED_HERE = (Destination.OPERATORS, Destination.OWN)
 """Destinations of requests that the proxy answers itself."""
+
+
+def is_named(path: str) -> bool:
+    """Whether a path names a backend-local resource."""
+    return _NAMED.fullmatch(path) is not None
+
+
+def is_response(path: str) -> bool:
+    """Whether a request to this path creates a response."""
+    return path in _RESPONSES
 
 
 def is_about_models(path: str) -> bool:
@@ -104,8 +122,8 @@ class Destinations:
             return Destination.OWN
         if self._blocks(method, path):
             return Destination.BLOCKED
-        if (is_reading or method in ("POST", "DELETE")) and _NAMED.fullmatch(path):
+        if (is_reading or method in ("POST", "DELETE")) and is_named(path):
             return Destination.NAMED
         if method != "POST" or path in _LIGHT_PATHS:
             return Destination.LIGHT
-        return Destination.TIED if path in _RESPONSES else Destination.WORK
+        return Destination.TIED if is_response(path) else Destination.WORK

@@ -10,6 +10,7 @@ import re
 __all__ = [
     "content_coding",
     "conversation_id",
+    "conversation_ids",
     "multipart_boundary",
     "names_conversation",
     "session_id",
@@ -48,6 +49,11 @@ def conversation_id(lines: bytes) -> bytes | None:
     """The value of ``X-Conversation-Id``; ``None`` when it is missing or empty."""
     found = _CONVERSATION_ID.search(lines)
     return found[1] or None if found is not None else None
+
+
+def conversation_ids(lines: bytes) -> list[bytes]:
+    """The values of all lines ``X-Conversation-Id``."""
+    return _CONVERSATION_ID.findall(lines)
 
 
 def session_id(lines: bytes) -> str | None:

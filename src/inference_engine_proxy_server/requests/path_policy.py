@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from inference_engine_proxy_server.config.settings import PathRule
 
-__all__ = ["PathPolicy"]
+__all__ = ["PathPolicy", "readings"]
 
 _UNUSUAL = re.compile(r"[%\\]|//|/\.|/$")
 
@@ -25,8 +25,7 @@ class PathPolicy:
 
     def blocks(self, method: str, path: str) -> bool:
         """Whether the request is blocked."""
-        readings = _readings(path) if _UNUSUAL.search(path) else (path,)
-        return any(self._matches(method, reading) for reading in readings)
+        return any(self._matches(method, reading) for reading in readings(path))
 
     def _matches(self, method: str, path: str) -> bool:
         if (None, path) in self._exact or (method, path) in self._exact:
@@ -36,12 +35,14 @@ class PathPolicy:
         )
 
 
-def _readings(path: str) -> set[str]:
+def readings(path: str) -> set[str]:
     """Every way in which an engine might read ``path``, which is forwarded unchanged.
 
     Percent-decoded zero, one or two times, with and without backslashes taken as slashes, and each of these with and
     without normalization (doubled slashes, dot segments, trailing slash). One blocked reading blocks the request.
     """
+    if _UNUSUAL.search(path) is None:
+        return {path}
     decoded = {path, unquote(path), unquote(unquote(path))}
     slashed = decoded | {reading.replace("\\", "/") for reading in decoded}
     return slashed | {posixpath.normpath("/" + reading.lstrip("/")) for reading in slashed}

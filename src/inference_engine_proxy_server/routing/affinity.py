@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.content import RequestContent
@@ -21,7 +22,7 @@ from inference_engine_proxy_server.requests.resource_names import (
 )
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
-__all__ = ["Affinity", "AffinityTable"]
+__all__ = ["Affinity", "AffinityTable", "Entry"]
 
 _NAMES = 65_536  # about 12 MB
 _LACKING = frozenset({404})
@@ -38,7 +39,8 @@ class Affinity:
         home: the backend that holds the resource, or else that served the conversation's last stream; ``None`` when
             unknown.
         creates_response: the reply names a response that the client may request later.
-        deletes: the resource is gone after the reply.
+        deletes: whether the request deletes the resource.
+        creates_completion: the engine may store the completion, which its owner may ask for later.
     """
 
     resource: bytes | None
@@ -46,6 +48,7 @@ class Affinity:
     home: Backend | None
     creates_response: bool
     deletes: bool
+    creates_completion: bool = False
 
     @property
     def is_required(self) -> bool:
@@ -69,8 +72,20 @@ class Affinity:
         return _LACKING_OR_ENDED if ends_stream else _LACKING
 
 
+class Entry(NamedTuple):
+    """Where a resource is.
+
+    Attributes:
+        url: of its backend.
+        owner: name of the key that created it; ``None`` when unknown, or without keys.
+    """
+
+    url: str
+    owner: str | None
+
+
 class AffinityTable:
-    """Maps the most recently used resource names to the URLs of their backends.
+    """Maps the most recently used resource names to their backends and to the keys that created them.
 
     An entry may be outdated, because backends lose resources; their replies then say so. Entries of backends that have
     left the fleet are ignored.
@@ -81,10 +96,10 @@ class AffinityTable:
 
     def __init__(self, fleet: Callable[[], Sequence[Backend]]) -> None:
         self._fleet = fleet
-        self._urls: dict[bytes, str] = {}
+        self._entries: dict[bytes, Entry] = {}
 
     def __len__(self) -> int:
-        return len(self._urls)
+        return len(self._entries)
 
     def affinity(self, head: RequestHead, content: RequestContent) -> Affinity:
         """The affinity of a request whose destination is ``NAMED`` or ``TIED``."""
@@ -98,17 +113,36 @@ class AffinityTable:
         home = self.home(resource or stream)
         return Affinity(resource, stream, home, creates_response=creates_response, deletes=False)
 
-    def remember(self, name: bytes, backend: Backend) -> None:
-        """Record that ``backend`` holds the resource ``name``."""
-        urls = self._urls
-        urls.pop(name, None)
-        urls[name] = backend.url
-        if len(urls) > _NAMES:
-            del urls[next(iter(urls))]
+    def remember(self, name: bytes, backend: Backend, owner: str | None = None) -> None:
+        """Record that ``backend`` holds the resource ``name``.
+
+        Args:
+            name: the resource's name.
+            backend: holds the resource.
+            owner: name of the key that created the resource, if known. A known owner is never replaced.
+        """
+        self.adopt(name, backend.url, owner)
+
+    def adopt(self, name: bytes, url: str, owner: str | None) -> None:
+        """Record that the backend ``url`` holds the resource ``name``; see ``remember``."""
+        entries = self._entries
+        before = entries.pop(name, None)
+        entries[name] = Entry(url, owner if before is None or before.owner is None else before.owner)
+        if len(entries) > _NAMES:
+            del entries[next(iter(entries))]
+
+    def entry(self, name: bytes) -> Entry | None:
+        """Where the resource ``name`` is; ``None`` when unknown."""
+        return self._entries.get(name)
+
+    def owner(self, name: bytes) -> str | None:
+        """Name of the key that created the resource ``name``; ``None`` when unknown."""
+        entry = self._entries.get(name)
+        return None if entry is None else entry.owner
 
     def home(self, name: bytes | None) -> Backend | None:
         """The backend that holds the resource ``name``; ``None`` when unknown."""
-        url = self._urls.get(name) if name is not None else None
-        if url is None:
+        entry = self._entries.get(name) if name is not None else None
+        if entry is None:
             return None
-        return next((backend for backend in self._fleet() if backend.url == url), None)
+        return next((backend for backend in self._fleet() if backend.url == entry.url), None)

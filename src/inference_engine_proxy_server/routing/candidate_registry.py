@@ -77,7 +77,7 @@ class CandidateRegistry:
     def serving(self, model: str | None) -> Sequence[Candidate]:
         """The backends that serve ``model``, live or not; empty when all models are known and none has this name.
 
-        A name that backends list goes only to them, also while they are down. While the models of some backends are
+        A name that backends list goes only to them, even while they are down. While the models of some backends are
         unknown, any other name goes to these. If all are known, other names go to backends that the configuration marks
         for them, or else to all that accept any name or are not known to be strict. A name that was listed once never
         goes there, because another model would answer.

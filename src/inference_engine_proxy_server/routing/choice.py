@@ -85,7 +85,7 @@ class Choice(msgspec.Struct):
         considered: the candidates that were compared.
         rows: values of the rule's terms for each of them. ``None`` stands for their ranks by load, which are copied
             only if decisions are recorded.
-        view: what the policy saw of the request; ``None`` if it looked at no prompt.
+        view: the policy's view of the request; ``None`` if it read no prompt.
         decision: a record of the choice; ``None`` if decisions are not recorded.
     """
 

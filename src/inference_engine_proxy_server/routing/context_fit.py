@@ -27,7 +27,7 @@ class Need(NamedTuple):
 
     Attributes:
         tokens: upper estimate of its prompt, plus a part of the answer.
-        answer_tokens: longest answer that it allows; 0 if it sets no bound.
+        answer_tokens: longest answer that it allows; 0 if it sets no limit.
     """
 
     tokens: float

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import lru_cache
 from typing import TextIO
 
@@ -18,6 +18,8 @@ __all__ = ["AccessLog", "configure_logging"]
 _FLUSH_SECONDS = 0.2  # longest delay of an access line; a write for each line would cost a system call each
 _FLUSH_LINES = 512
 _UNMIXED_BYTES = 4096  # up to this size, writes of several processes to one pipe do not mix (pipe(7), PIPE_BUF)
+
+_PROBES = frozenset({"/health", "/livez", "/readyz", "/metrics"})
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +77,13 @@ class AccessLog:
         stream: receives the lines.
         log_format: ``text`` or ``json``.
         is_shared: whether other processes write to the stream as well.
+        has_probes: whether probes of health and metrics have lines. Those that are rejected (4xx) always have.
     """
 
-    def __init__(self, stream: TextIO, log_format: str, *, is_shared: bool = False) -> None:
+    def __init__(self, stream: TextIO, log_format: str, *, is_shared: bool = False, has_probes: bool = True) -> None:
         self._stream = stream
         self._is_shared = is_shared
+        self._skipped_paths: Container[str] = () if has_probes else _PROBES
         self._is_json = log_format == "json"
         self._lines: list[str] = []
         self._is_failing = False
@@ -88,6 +92,9 @@ class AccessLog:
 
     def write(self, record: RequestRecord) -> None:
         """Add the line of a finished request; it is written soon after."""
+        backend = record.backend
+        if backend is None and record.path in self._skipped_paths and _is_probe(record):
+            return
         now = self._now()
         model = record.model
         first_byte_seconds = record.first_byte_seconds
@@ -95,7 +102,7 @@ class AccessLog:
             line = json.dumps(
                 {
                     "time": now, "client": record.client, "method": record.method, "path": record.path,
-                    "status": record.status, "outcome": record.outcome, "backend": record.backend,
+                    "status": record.status, "outcome": record.outcome, "backend": backend,
                     "model": model and model[:100],
                     "first_byte_seconds": first_byte_seconds and round(first_byte_seconds, 4),
                     "seconds": round(record.seconds, 4), "sent_bytes": record.sent_bytes,
@@ -106,7 +113,7 @@ class AccessLog:
             first_byte = "-" if first_byte_seconds is None else f"{first_byte_seconds:.4f}"
             line = (
                 f'{now} {record.client} "{record.method} {record.path}" {record.status} {record.outcome} '
-                f"backend={record.backend or '-'} model={_quoted(model) if model else '-'} first_byte={first_byte} "
+                f"backend={backend or '-'} model={_quoted(model) if model else '-'} first_byte={first_byte} "
                 f"seconds={record.seconds:.4f} bytes={record.sent_bytes} id={record.request_id}"
             )
         self._lines.append(line)
@@ -145,6 +152,11 @@ class AccessLog:
                 self.flush()
         finally:
             self.flush()
+
+
+def _is_probe(record: RequestRecord) -> bool:
+    """Whether a request for one of ``_PROBES`` is the usual look at health or metrics, and not one that was refused."""
+    return record.method in ("GET", "HEAD") and not 400 <= record.status < 500
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:

@@ -54,7 +54,7 @@ class ClientContext(Generic[E]):
         request_ids: new ids, for requests without one.
         new_exchange: makes an exchange of a connection, a head, a body, a request id and a client address.
         classify: computes the destination of a request, once per header section.
-        shed: rejects a request, or a connection before its first request (``None``), because of the named bound. Raises
+        shed: rejects a request, or a connection before its first request (``None``), because of the named limit. Raises
             ``CapacityError``, unless the request must be served nevertheless.
         admit: checks each header section before the body is read; its result becomes the head's ``access``. Raises
             ``ClientError`` to refuse the request.

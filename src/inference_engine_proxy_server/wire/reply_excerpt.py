@@ -13,14 +13,14 @@ from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 
 __all__ = ["Framed", "ReplyExcerpt"]
 
-_KEPT_BYTES = 64 * 1024
+_KEPT_BYTES = 16 * 1024
 _END_BYTES = 4096  # kept of each end; longer than any report, so that no report is lost where two searches meet
 _REPORTS = 8  # kept from the middle: the first one and the last ones
 # A whole object. In generated text, a name would have a backslash before its closing quote.
 _REPORT = re.compile(
     rb'"(?:usage|timings)"\s*+:\s*+\{(?:[^{}]{1,2048}+|\{(?:[^{}]{1,2048}+|\{[^{}]{0,2048}+\}){0,64}+\}){0,64}+\}'
 )
-_EVENT = re.compile(rb"(?:^|\n)data: ?[{]")
+_EVENT, _TIGHT_EVENT = b"\ndata: {", b"\ndata:{"
 
 
 class Framed(Protocol):
@@ -63,25 +63,27 @@ class ReplyExcerpt(ReplyObserver):
 
     def events(self) -> int:
         """The number of events of the reply so far whose data is a JSON object."""
-        return self._events + self._new_events(self._last + self._payload())
+        return self._events + _events_in(self._last + self._payload()) - _events_in(self._last)
 
     def _payload(self) -> bytes:
         body = b"".join(self._blocks)
         return _without_framing(body) if self._reply.takes_chunks else body
 
-    def _new_events(self, text: bytes) -> int:
-        """Events in ``text`` that were not counted before; ``text`` begins with the last searched part."""
-        return len(_EVENT.findall(text)) - len(_EVENT.findall(self._last))
-
     def _search(self) -> None:
         text = self._last + self._payload()
-        self._events += self._new_events(text)
+        self._events += _events_in(text) - _events_in(self._last)
         self._first = self._first or text[:_END_BYTES]
-        reports = self._reports + [found[0] for found in _REPORT.finditer(text)]
-        self._reports = reports[:1] + reports[1:][1 - _REPORTS :]
+        if b'"usage"' in text or b'"timings"' in text:
+            reports = self._reports + [found[0] for found in _REPORT.finditer(text)]
+            self._reports = reports[:1] + reports[1:][1 - _REPORTS :]
         self._last = text[-_END_BYTES:]
         self._blocks.clear()
         self._bytes = 0
+
+
+def _events_in(text: bytes) -> int:
+    """The number of events in ``text`` whose data is a JSON object; the cheapest way to count them."""
+    return text.count(_EVENT) + text.count(_TIGHT_EVENT) + text.startswith((_EVENT[1:], _TIGHT_EVENT[1:]))
 
 
 def _without_framing(chunks: bytes) -> bytes:

@@ -25,7 +25,7 @@ _LONG_METHOD = re.compile(TOKEN + rb"{33}")
 _METHOD = re.compile(TOKEN + rb"{1,32}+ ")
 _REQUEST = re.compile(rb"(" + TOKEN + rb"{1,32}+) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + FIELD_LINES)
 _OWNED = owned_fields(
-    rb"authorization|proxy-authorization|x-api-key"
+    rb"authorization|proxy-authorization|x-api-key|api-key"
     rb"|forwarded|via|x-forwarded-(?:for|host|proto)|x-real-ip"
     rb"|content-length|expect|host|http2-settings|x-request-id"
 )
@@ -66,8 +66,9 @@ class RequestHead:
         upgrade: the protocol other than HTTP to which the client wants to change; ``None`` if it wants none.
         expects_continue: the client waits for ``100 Continue`` before it sends the body.
         request_id: the client's own ``x-request-id`` if it is a valid one.
-        authorization, api_key: the fields ``Authorization`` and ``X-Api-Key``; ``None`` when absent.
-        credentials: the lines of these two fields, without those that ``Connection`` declares hop-by-hop.
+        authorization, api_key, azure_key: the fields ``Authorization``, ``X-Api-Key`` and ``Api-Key``; ``None`` when
+            absent.
+        credentials: the lines of these fields, without those that ``Connection`` declares hop-by-hop.
         way: the forwarding fields as received: ``Via``, ``Forwarded``, ``X-Forwarded-*`` and ``X-Real-IP``, by
             lower-case name.
         passed_on: the other fields' lines as sent, each ending in CRLF.
@@ -77,7 +78,7 @@ class RequestHead:
     """
 
     __slots__ = (
-        "access", "api_key", "authorization", "chunked", "content_length", "credentials", "destination",
+        "access", "api_key", "authorization", "azure_key", "chunked", "content_length", "credentials", "destination",
         "expects_continue", "host", "keep_alive", "method", "minor_version", "passed_on", "path", "request_id",
         "sender", "target", "upgrade", "way",
     )  # fmt: skip
@@ -95,6 +96,7 @@ class RequestHead:
     request_id: str | None
     authorization: bytes | None
     api_key: bytes | None
+    azure_key: bytes | None
     credentials: bytes
     way: Mapping[bytes, bytes]
     passed_on: bytes
@@ -235,9 +237,10 @@ def _other_protocol(upgrade: bytes, connection: bytes) -> bytes | None:
 def _read_credentials(head: RequestHead, owned: dict[bytes, bytes], for_us: set[bytes]) -> None:
     head.authorization = owned.get(b"authorization")
     head.api_key = owned.get(b"x-api-key")
+    head.azure_key = owned.get(b"api-key")
     head.credentials = b"".join(
         b"%b: %b\r\n" % (name, owned[name])
-        for name in (b"authorization", b"x-api-key")
+        for name in (b"authorization", b"x-api-key", b"api-key")
         if name in owned and name not in for_us
     )
 

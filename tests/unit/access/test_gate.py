@@ -80,6 +80,8 @@ def operators_status(at: Gate, request: str, *lines: str) -> int:
     [
         pytest.param([f"Authorization: Bearer {ALICE}"], id="OpenAI"),
         pytest.param([f"x-api-key: {ALICE}"], id="Anthropic"),
+        pytest.param([f"api-key: {ALICE}"], id="Azure"),
+        pytest.param(["X-Api-Key: none", f"Api-Key: {ALICE}"], id="Azure's is good"),
         pytest.param([f"AUTHORIZATION: bearer {ALICE}"], id="lower case"),
         pytest.param([f"authorization:   BEARER    {ALICE}  "], id="blanks"),
         pytest.param([f"Authorization: Bearer {ALICE}", f"X-Api-Key: {BOB}"], id="both: OpenAI's counts"),
@@ -114,7 +116,7 @@ def test_a_valid_key_passes(lines: list[str]) -> None:
         pytest.param([f"Proxy-Authorization: Bearer {ALICE}"], id="for another proxy"),
         pytest.param([f"Cookie: authorization=Bearer {ALICE}"], id="cookie"),
         pytest.param([f"X-Authorization: Bearer {ALICE}"], id="another field"),
-        pytest.param([f"Api-Key: {ALICE}"], id="Azure's field"),
+        pytest.param([f"Ocp-Apim-Subscription-Key: {ALICE}"], id="the field of another gateway"),
         pytest.param([f"X-Api-Key: Bearer {ALICE}"], id="Bearer in Anthropic's"),
         pytest.param(["X-Api-Key:"], id="empty in Anthropic's"),
         pytest.param([f"X-Api-Key: {digest_of(ALICE.encode()).hex()}"], id="the digest"),
@@ -131,7 +133,7 @@ def test_anything_else_is_refused_with_401(lines: list[str | bytes]) -> None:
     assert status(gate(), CHAT, *lines) == 401
 
 
-@pytest.mark.parametrize("field", ["Authorization: Bearer", "X-Api-Key:"])
+@pytest.mark.parametrize("field", ["Authorization: Bearer", "X-Api-Key:", "Api-Key:"])
 def test_a_repeated_key_header_is_refused_with_400(field: str) -> None:
     assert status(gate(), CHAT, f"{field} {ALICE}", f"{field.lower()} {ALICE}") == 400
     assert status(gate(), CHAT, f"{field} {ALICE}", f"{field} {BOB}") == 400
@@ -142,6 +144,18 @@ def test_a_refusal_distinguishes_a_missing_key_from_a_wrong_one() -> None:
         with pytest.raises(ClientError, match=message) as caught:
             admitted(gate(), CHAT, *lines)
         assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("lines", [[], [f"Authorization: {ALICE}"], [f"Authorization: Basic {ALICE}"]])
+def test_a_refusal_without_a_key_names_the_headers_that_are_accepted(lines: list[str]) -> None:
+    with pytest.raises(ClientError, match="'Authorization: Bearer KEY', 'x-api-key: KEY' or 'api-key: KEY'"):
+        admitted(gate(), CHAT, *lines)
+
+
+def test_a_key_in_any_header_is_kept_from_the_backend_unless_it_is_forwarded() -> None:
+    head = head_of(CHAT, f"Api-Key: {ALICE}", f"X-Api-Key: {BOB}")
+    assert b"api-key" not in head.passed_on.lower()
+    assert head.credentials == f"x-api-key: {BOB}\r\napi-key: {ALICE}\r\n".encode()
 
 
 @pytest.mark.parametrize("path", OPEN_PATHS)

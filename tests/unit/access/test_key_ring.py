@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from inference_engine_proxy_server.access.key_ring import KeyRing
-from inference_engine_proxy_server.config.api_keys import ApiKey, KeyFileError, digest_of, parse_key
+from inference_engine_proxy_server.config.api_keys import ApiKey, digest_of, parse_key
+from inference_engine_proxy_server.config.key_file import KeyFileError
 
 ALICE, BOB, CAROL = (f"sk-planted-{name}-0123456789" for name in ("alice", "bob", "carol"))
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z

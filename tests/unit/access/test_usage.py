@@ -59,7 +59,7 @@ class Charged:
 
 
 def prompt(size: int) -> bytes:
-    """A request whose prompt has so many bytes."""
+    """A request whose prompt has this number of bytes."""
     return json.dumps({"prompt": "x" * (size - 1)}).encode()
 
 

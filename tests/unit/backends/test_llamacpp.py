@@ -180,9 +180,7 @@ async def test_a_load_above_a_threshold_makes_it_busy_but_live(processing: str, 
         (2, "7", "busy: 7 requests processing, limit 6"),
     ],
 )
-async def test_limit_that_nobody_chose_is_at_least_the_number_of_slots(
-    slots: int, processing: str, reason: str
-) -> None:
+async def test_unconfigured_limit_is_at_least_the_number_of_slots(slots: int, processing: str, reason: str) -> None:
     answers = {**SINGLE, "/metrics": metrics(processing, "0"), "/props": Reply(200, b'{"total_slots":%d}' % slots)}
     engine = LlamaCppBackend("http://b", answering(answers), Thresholds(6, 3, grows_with_slots=True))
     assert (await engine.fetch_state()).reason == reason

@@ -8,7 +8,7 @@ from inference_engine_proxy_server.backends.base import ModelNames, Reply, Thres
 from inference_engine_proxy_server.backends.openai import OpenAIBackend
 from recorded import answering
 
-MODELS = Reply(200, b'{"object": "list", "data": [{"id": "m", "owned_by": "somebody"}]}')
+MODELS = Reply(200, b'{"object": "list", "data": [{"id": "m", "owned_by": "unknown-engine"}]}')
 
 
 def backend(answers: dict[str, Reply | Exception]) -> OpenAIBackend:

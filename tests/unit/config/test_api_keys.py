@@ -1,4 +1,4 @@
-"""Keys in API_KEYS and in the file of keys; no secret is stored or shown."""
+"""Keys in API_KEYS and in the key file; no secret is stored or shown."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from inference_engine_proxy_server.config.api_keys import (
     ApiKey,
-    KeyFileError,
     digest_of,
     keys_by_digest,
     new_secret,
     parse_key,
-    read_key_file,
 )
+from inference_engine_proxy_server.config.key_file import KeyFileError, read_key_file
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError, load_settings
 
@@ -222,7 +221,7 @@ def test_expiry_is_a_date_or_a_time(file: Path, written: str, at: str) -> None:
         pytest.param(f"sha256: {DIGEST}, expires: 1800000000", "keys.0.expires", id="number as a date"),
         pytest.param(f"sha256: {DIGEST}, expires: ", "keys.0.expires", id="expiry left out"),
         pytest.param(f"sha256: {DIGEST}, expires: '2027-02-31'", "keys.0.expires", id="no such day"),
-        pytest.param(f"sha256: {DIGEST}, name: 'a b'", "keys.0.name", id="blank in the name"),
+        pytest.param(f"sha256: {DIGEST}, name: bob", "", id="a name twice"),
     ],
 )
 def test_an_error_in_an_entry_names_its_place(file: Path, entry: str, place: str) -> None:
@@ -230,7 +229,7 @@ def test_an_error_in_an_entry_names_its_place(file: Path, entry: str, place: str
 
     message = error_of(file)
 
-    assert message.startswith(f"{file}: {place}")
+    assert message.startswith(f"{file}: {place}" if place else f"{file} repeats a name, line 1")
     assert "planted" not in message
     assert DIGEST not in message
     assert "\n" not in message
@@ -265,10 +264,55 @@ def test_an_invalid_file_is_refused_without_repeating_its_content(file: Path, te
     assert "\n" not in error_text
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("name: a, request_per_minute: 1", "request_per_minute is unknown; did you mean requests_per_minute?"),
+        ("name: a, model: [m]", "model is unknown; did you mean models?"),
+        ("name: a, expire: 2027-01-31", "expire is unknown; did you mean expires?"),
+        ("name: a, sha265: x", "*** is unknown; did you mean sha256?"),
+        ("name: a, rate: 1", "rate is unknown; use one of: name, secret, sha256, models, priority, "),
+        ("name: a, requests_per_minute: many", "requests_per_minute: must be a whole number from 1 to 1000000000"),
+        ("name: a, priority: 101", "priority: must be a whole number from -100 to 100"),
+        ("name: a, models: tiny", "models: must be a list"),
+        ("name: a, models: [1]", "models.0: must be text"),
+        ("name: a b", "name: must be 1 to 64 letters, digits, '.', '_' and '-'"),
+        ("priority: 1", "name is missing"),
+        ("name: a, sha256: 12", "sha256: must be text"),
+        ("name: a, sha256: abc", "sha256: must be 64 hexadecimal digits, as `inference-proxy keys new NAME` prints"),
+        ("name: a, expires: soon", "expires: must be a date like 2027-01-31, or a time like 2027-01-31T12:00:00Z"),
+    ],
+)
+def test_an_error_in_an_entry_says_what_is_valid(file: Path, entry: str, message: str) -> None:
+    file.write_text(f"keys: [{{{entry}}}]")
+
+    assert error_of(file).startswith(f"{file}: keys.0.{message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("key: []", ": key is unknown; did you mean keys?"),
+        ("keys: ", ": keys: must be a list"),
+        ("keys: [a]", ": keys.0: must be a mapping"),
+        ("keys:\n\t- name: a", " is not YAML, line 2: found character '\\t' that cannot start any token (indent with"),
+        ("keys:\n  - name: a: b", " is not YAML, line 2: mapping values are not allowed here (is the line indented"),
+        ("keys:\n  - name: a\n    sha256: b\n   models: []", " is not YAML, line 4: expected <block end>, but found"),
+        ("keys: [{name: 'a}]", " is not YAML, line 1: found unexpected end of stream (a quotation mark is missing)"),
+        ("keys: [{expires: 2027-02-31}]", " is not YAML, or contains an impossible date or number: day is out of"),
+        ("keys: [{name: a, name: b}]", " repeats a name, line 1"),
+    ],
+)
+def test_an_error_in_a_file_says_what_is_wrong(file: Path, text: str, message: str) -> None:
+    file.write_text(text)
+
+    assert error_of(file).startswith(f"{file}{message}")
+
+
 def test_a_file_that_is_not_text_is_refused(file: Path) -> None:
     file.write_bytes(b"keys: \xff\xfe")
 
-    assert error_of(file) == f"{file} is not YAML"
+    assert error_of(file) == f"{file} is not UTF-8 text"
 
 
 def test_a_file_that_cannot_be_opened_is_refused_with_the_reason(file: Path) -> None:

@@ -326,13 +326,27 @@ def test_an_error_in_the_file_is_one_line_with_its_place(file: Path, text: str, 
     [
         pytest.param("", " is empty; if that is intended, write 'settings: {}'", id="empty"),
         pytest.param("# nothing yet\n", " is empty; if that is intended, write 'settings: {}'", id="comment"),
-        pytest.param(f"backends: [\n{KEY}", " is not YAML, line 2", id="bracket left open"),
-        pytest.param(f"backends: !{KEY} x", " is not YAML, line 1", id="unknown tag"),
-        pytest.param("? [a]\n: b", " is not YAML, line 1", id="list as a name"),
         pytest.param(
-            "backends: 2027-02-31", " is not YAML, or contains an impossible date or number", id="no such day"
+            f"backends: [\n{KEY}",
+            " is not YAML, line 2: expected ',' or ']', but got '<stream end>' "
+            "(a comma or a closing bracket is missing)",
+            id="bracket left open",
         ),
-        pytest.param("[" * 5000, " is not YAML, or contains an impossible date or number", id="endless nesting"),
+        pytest.param(
+            f"backends: !{KEY} x",
+            " is not YAML, line 1: could not determine a constructor for the tag '***' "
+            "(text that begins with ! must be quoted)",
+            id="unknown tag",
+        ),
+        pytest.param(
+            "? [a]\n: b", " is not YAML, line 1: found unhashable key (a name must be text)", id="list as a name"
+        ),
+        pytest.param(
+            "backends: 2027-02-31",
+            " is not YAML, or contains an impossible date or number: day is out of range for month",
+            id="no such day",
+        ),
+        pytest.param("[" * 5000, " is not YAML, or is nested too deeply", id="endless nesting"),
         pytest.param("backends: []\n\nbackends: []", " repeats a name, line 3", id="two lists"),
         pytest.param("backends:\n- url: http://a\n  url: http://b", " repeats a name, line 3", id="two URLs"),
     ],

@@ -189,6 +189,56 @@ def test_an_invalid_value_is_one_line_that_says_what_is_valid(name: str, text: s
     assert problems_with({name: text}) == [f"{name} is {text!r}: {requirement}"]
 
 
+@pytest.mark.parametrize("address", ["tcp://10.0.0.7:80", "udp://10.0.0.7:53", "tcp://[fd00::7]:80"])
+def test_address_of_a_kubernetes_service_is_explained(address: str) -> None:
+    (problem,) = problems_with({"ADMIN_PORT": address})
+    assert problem == (
+        f"ADMIN_PORT is {address!r}: must be a whole number from 0 to 65535; Kubernetes sets this variable for a "
+        "service that is named 'admin'; rename the service, or set 'enableServiceLinks: false' in the pod"
+    )
+
+
+QUOTES = "the quotes are part of the value, because `docker run --env-file` keeps them; remove them"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "shown"),
+    [
+        ("PORT", '"8888"', '"8888"'),
+        ("HOST", "'0.0.0.0'", "'0.0.0.0'"),
+        ("LOG_LEVEL", '"info"', '"info"'),
+        ("LOG_LEVEL", '""', '""'),
+        ("BACKENDS", '"http://a:1"', '"http://a:1"'),
+        ("BACKENDS", '"http://user:secret@a:1"', '"http://***@a:1"'),
+        ("CONFIG_FILE", '"/fleet.yaml"', '"/fleet.yaml"'),
+        ("API_KEYS_FILE", '"/keys.yaml"', '"/keys.yaml"'),
+        ("ADMIN_KEY", '"secret"', "***"),
+        ("API_KEYS", "'me:secret'", "***"),
+    ],
+)
+def test_quotes_around_a_value_are_explained(name: str, text: str, shown: str) -> None:
+    assert problems_with({name: text}) == [f"{name} is {shown!r}: {QUOTES}"]
+
+
+def test_quotes_in_an_env_file_are_no_part_of_the_value(env_file: Path) -> None:
+    env_file.write_text("PORT=\"99\"\nLOG_LEVEL='error'\n")
+    settings = load_settings({}, env_file).settings
+    assert (settings.port, settings.log_level) == (99, "error")
+
+
+def test_quoted_backends_are_not_reported_as_missing(env_file: Path) -> None:
+    for name in ("BACKENDS", "CONFIG_FILE"):
+        with pytest.raises(SettingsError) as raised:
+            load_settings({name: '"http://a"'}, env_file, backends_required=True)
+        assert QUOTES in str(raised.value)
+        assert "is not set" not in str(raised.value)
+
+
+def test_a_comment_after_a_value_is_explained() -> None:
+    (problem,) = problems_with({"PORT": "8888 # the usual one"})
+    assert problem.endswith("; `docker run --env-file` keeps comments after a value; put them on lines of their own")
+
+
 def test_every_invalid_variable_has_its_own_line(env_file: Path) -> None:
     env_file.write_text("PORT=abc\n")
 
@@ -386,6 +436,43 @@ def test_a_misspelt_name_in_the_env_file_gives_a_warning(env_file: Path, written
     env_file.write_text(f"{written}=1\n")
 
     assert load_settings({}, env_file).warnings == (f".env: {written} is not a setting; did you mean {meant}?",)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("BACKEND_TIMEOUT", "BACKEND_TIMEOUT_SECONDS"), ("LOGLEVEL", "LOG_LEVEL"), ("API_KEY", "API_KEYS")],
+)
+def test_a_misspelt_name_in_the_environment_gives_a_warning(written: str, meant: str) -> None:
+    warning = f"environment: {written} is not a setting; did you mean {meant}?"
+    assert load_settings({written: "planted"}, NO_FILE).warnings == (warning,)
+
+
+def test_a_misspelt_name_is_reported_with_the_errors_that_it_may_cause(env_file: Path) -> None:
+    env_file.write_text("PROT=1\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"BACKEND": "http://a"}, env_file, backends_required=True)
+    missing, *hints = str(caught.value).splitlines()
+    assert missing.startswith("BACKENDS is not set")
+    assert hints == ["environment: BACKEND is not a setting; did you mean BACKENDS?"]
+
+
+FOREIGN = (
+    "PATH HOME USER HOSTNAME SHELL LANG LC_ALL TERM PWD TZ EDITOR DISPLAY LOGNAME MAIL TMPDIR http_proxy NO_PROXY "
+    "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE PYTHONPATH VIRTUAL_ENV CUDA_VISIBLE_DEVICES HF_HOME HF_TOKEN "
+    "OPENAI_API_KEY ANTHROPIC_API_KEY OPENAI_BASE_URL KUBERNETES_PORT KUBERNETES_SERVICE_HOST KUBERNETES_PORT_443_TCP "
+    "LLM_SERVICE_HOST LLM_PORT LLM_PORT_8080_TCP_ADDR BACKEND_PORT BACKEND_SERVICE_PORT ADMIN_SERVICE_HOST "
+    "INVOCATION_ID JOURNAL_STREAM WEB_CONCURRENCY FORWARDED_ALLOW_IPS LOG_DIR GITHUB_TOKEN CONDA_PREFIX"
+)
+
+
+@pytest.mark.parametrize("name", FOREIGN.split())
+def test_a_foreign_name_in_the_environment_is_ignored(name: str) -> None:
+    assert load_settings({name: "1"}, NO_FILE).warnings == ()
+
+
+@pytest.mark.parametrize("text", ["warn", "WARN", "warning"])
+def test_warn_means_warning(text: str) -> None:
+    assert from_environment({"LOG_LEVEL": text}).log_level == "warning"
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "COMPOSE_PROJECT_NAME", "HTTPS_PORT", "MODEL_2", "VLLM_IMAGE", "TZ"])

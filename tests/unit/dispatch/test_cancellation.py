@@ -173,7 +173,7 @@ WAYS: dict[str, tuple[tuple[Script | None, ...], int | None]] = {
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["cancelled once", "cancelled twice"])
-@pytest.mark.parametrize("wants_updates", [False, True], ids=["", "told of the queue"])
+@pytest.mark.parametrize("wants_updates", [False, True], ids=["", "queue updates"])
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_client_that_leaves_at_any_moment_leaves_nothing_behind(
     way: str, wants_updates: bool, twice: bool
@@ -249,8 +249,8 @@ def test_many_clients_that_leave_at_any_moment_leave_nothing_behind(
                     await turns(draw.randrange(20))
                     backend = draw.choice(proxy.pool.backends)
                     _evidence(draw)(proxy.pool)
-                    told = replace(READY, capacity=capacity)
-                    proxy.pool.publish(backend, told, own_at_poll=backend.load.leases, asked_at=proxy.pool.clock())
+                    state = replace(READY, capacity=capacity)
+                    proxy.pool.publish(backend, state, own_at_poll=backend.load.leases, asked_at=proxy.pool.clock())
 
             async with asyncio.TaskGroup() as tasks:
                 refresher = tasks.create_task(be_refresher())
@@ -277,8 +277,8 @@ def _evidence(draw: random.Random) -> Callable[[Pool], None]:
         pool.report_timeout(draw.choice(pool.backends))
 
     def gone(pool: Pool) -> None:
-        told = replace(READY, ready=False, live=False, reason="gone")
-        pool.publish(draw.choice(pool.backends), told, own_at_poll=0, asked_at=pool.clock())
+        state = replace(READY, ready=False, live=False, reason="gone")
+        pool.publish(draw.choice(pool.backends), state, own_at_poll=0, asked_at=pool.clock())
 
     def pause(pool: Pool) -> None:
         pool.report_request_to_wait(draw.choice(pool.backends), 0.01)

@@ -1,4 +1,4 @@
-"""The forwarder handles every behaviour of backends; with scripted engines over real sockets."""
+"""What becomes of a request, whatever its backends do; over real sockets, on scripted engines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def dies_with_the_request(connection: EngineConnection) -> None:
     connection.reset()
 
 
-async def closes_on_second_request(connection: EngineConnection) -> None:
+async def closes_when_asked_twice(connection: EngineConnection) -> None:
     await connection.request()
     connection.send(http_reply())
     await connection.first_bytes()
@@ -114,7 +114,7 @@ async def test_repeatable_request_survives_a_backend_that_dies() -> None:
 
 
 async def post_until_chosen(proxy: ForwardingFront, engine: FakeEngine) -> None:
-    """Post until ``engine`` has been chosen (ties are broken at random); each reply must be 200."""
+    """Post until ``engine`` has been chosen (ties fall at random); each reply must be 200."""
     for _ in range(64):
         assert status_of(await proxy.post()) == 200
         if engine.requests:
@@ -161,7 +161,7 @@ async def test_request_that_kills_engines_on_kept_connections_kills_two_at_most(
                 publish(proxy.pool)
                 leases = [
                     proxy.pool.occupy(other) for other in proxy.pool.backends[1:]
-                ]  # so that the first engine is chosen first
+                ]  # so that the first is chosen first
                 assert status_of(await proxy.post()) == 502
                 for lease in leases:
                     lease.close()
@@ -182,7 +182,7 @@ async def test_last_failure_is_reported_if_no_other_backend_is_left() -> None:
 
 
 async def test_stale_connection_is_replaced_without_blaming_the_backend() -> None:
-    async with FakeEngine(closes_on_second_request) as engine, ForwardingFront(engine) as proxy:
+    async with FakeEngine(closes_when_asked_twice) as engine, ForwardingFront(engine) as proxy:
         replies = [await proxy.post() for _ in range(2)]
         assert [status_of(reply) for reply in replies] == [200, 200]
         assert proxy.pool.backends[0].takes_requests
@@ -231,7 +231,7 @@ async def test_two_engines_that_hold_and_drop_a_request_are_the_last() -> None:
 
 
 async def test_request_with_side_effects_is_not_resent_after_a_stale_connection() -> None:
-    async with FakeEngine(closes_on_second_request) as engine, ForwardingFront(engine) as proxy:
+    async with FakeEngine(closes_when_asked_twice) as engine, ForwardingFront(engine) as proxy:
         replies = [await proxy.post(path="/v1/files") for _ in range(2)]
     assert [status_of(reply) for reply in replies] == [200, 502]
 
@@ -341,7 +341,7 @@ async def test_engine_without_keep_alive_gets_connection_close() -> None:
     assert all(b"\r\nconnection: close\r\n" in request for request in engine.requests)
 
 
-# --- an engine that declines a request
+# --- an engine that says "not here, not now"
 
 
 @contextmanager
@@ -382,7 +382,7 @@ async def test_other_errors_are_relayed_at_once(status: int) -> None:
     assert other.requests == []
 
 
-@pytest.mark.parametrize("path", ["/v1/responses", "/v1/files", "/v1/audio/speech"])
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/files", "/v1/audio/voices", "/api/pull"])
 async def test_declined_request_with_side_effects_is_not_repeated(path: str) -> None:
     async with FakeEngine(answering(http_reply(b"no", 503))) as declining, FakeEngine(answering(http_reply())) as other:
         async with ForwardingFront(declining, other) as proxy:
@@ -446,7 +446,7 @@ async def test_engine_that_fails_fast_attracts_few_requests() -> None:
         async with ForwardingFront(failing, other) as proxy:
             with chosen_first(proxy, 0) as backend:
                 for _ in range(60):
-                    publish(proxy.pool)  # its reported state stays good
+                    publish(proxy.pool)  # its state is good all the time
                     await proxy.post()
                 assert backend.health.state is Health.SUSPECT
                 statuses = [exchange.status for exchange in proxy.observed]
@@ -493,7 +493,7 @@ async def test_client_error_is_no_evidence_against_the_engine() -> None:
         assert not health.is_doubtful
 
 
-# --- requests without a first byte
+# --- requests that wait for their first byte
 
 
 async def keeps_waiting(connection: EngineConnection) -> None:
@@ -514,8 +514,8 @@ def get_stuck(proxy: ForwardingFront, backend: Backend) -> None:
 
 
 def go_down(proxy: ForwardingFront, backend: Backend) -> None:
-    told = replace(READY, ready=False, live=False, reason="gone")
-    proxy.pool.publish(backend, told, own_at_poll=0, asked_at=proxy.pool.clock())
+    state = replace(READY, ready=False, live=False, reason="gone")
+    proxy.pool.publish(backend, state, own_at_poll=0, asked_at=proxy.pool.clock())
     assert backend.health.state is Health.DOWN
 
 
@@ -592,11 +592,11 @@ async def test_request_is_taken_back_at_most_once() -> None:
     assert third.requests == []
 
 
-# --- requests that wait for a slot
+# --- requests that wait for a place
 
 
 class SlowEngine(FakeEngine):
-    """Answers one request for each permission of the test."""
+    """Answers one request each time that it is told to."""
 
     def __init__(self) -> None:
         self._told = asyncio.Semaphore(0)
@@ -719,7 +719,7 @@ async def test_declined_request_is_served_before_waiting_ones() -> None:
                 client.send(request_of("waiting"))
                 await until(lambda place=place: proxy.pool.queue.count == place + 1)  # type: ignore[misc]
             declining.connections[0].cue.set()
-            await until(lambda: len(declining.requests) == 2)  # the first waiting request has got the slot
+            await until(lambda: len(declining.requests) == 2)  # the first that waits has got the place
             await until(lambda: proxy.pool.queue.count == 2)
             other.answer_one()
             await until(lambda: len(other.requests) == 2)
@@ -782,16 +782,3 @@ async def test_reply_begun_in_the_queue_names_no_backend_that_declined_it() -> N
     assert (status, len(declining.requests)) == (200, 1)
     assert "x-backend" not in fields
     assert EVENT in rest
-
-
-async def test_websocket_is_refused_with_426_and_an_explanation_and_reaches_no_engine() -> None:
-    async with FakeEngine(answering(http_reply())) as engine, ForwardingFront(engine) as proxy:
-        reply = await proxy.send(
-            b"GET /v1/responses HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
-        )
-        assert engine.requests == []
-    assert status_of(reply) == 426
-    assert b"\r\nupgrade: HTTP/1.1\r\n" in reply
-    assert error_of(reply)["code"] == "upgrade_not_supported"
-    assert "WebSocket" in str(error_of(reply)["message"])

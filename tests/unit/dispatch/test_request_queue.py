@@ -296,14 +296,14 @@ async def test_request_that_waits_in_vain_fails_at_once_and_blocks_no_other() ->
     lanes = Lanes()
 
     def refuse() -> FakeLease:
-        raise CapacityError("nobody is there")
+        raise CapacityError("no backend is live")
 
     request = QueuedRequest("gone", "s", 1.0, 9, refuse, lanes.queue)
     task = asyncio.get_running_loop().create_task(lanes.queue.wait(request))
     await turns(1)
     await lanes.join("other")
     await lanes.serve()
-    with pytest.raises(CapacityError, match="nobody is there"):
+    with pytest.raises(CapacityError, match="no backend is live"):
         await task
     assert lanes.served == ["other"]
 
@@ -429,7 +429,7 @@ async def take_steps(steps: list[tuple[Any, ...]], seed: int) -> None:
     await lanes.close()
     assert all(lease.closed <= 1 for lease in lanes.taken)
     assert not lanes.queue.has_waiting("x")
-    assert not lanes.queue._lanes  # noqa: SLF001 - nothing is kept of those who left
+    assert not lanes.queue._lanes  # noqa: SLF001 - nothing is kept of requests that left
 
 
 def lease_of(task: asyncio.Task[FakeLease]) -> FakeLease | None:

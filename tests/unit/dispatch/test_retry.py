@@ -88,7 +88,27 @@ def test_request_is_given_up_after_three_connect_timeouts(connect_timeouts: int,
         ("POST", "/v1/files", False),
         ("POST", "/v1/batches", False),
         ("POST", "/v1/fine_tuning/jobs", False),
-        ("POST", "/v1/audio/transcriptions", False),
+        ("POST", "/v2/rerank", True),
+        ("POST", "/v2/embed", True),
+        ("POST", "/v1/audio/transcriptions", True),
+        ("POST", "/v1/audio/translations", True),
+        ("POST", "/v1/audio/speech", True),
+        ("POST", "/audio/transcriptions", True),
+        ("POST", "/v1/images/generations", True),
+        ("POST", "/v1/images/edits", True),
+        ("POST", "/v1/moderations", True),
+        ("POST", "/v1/chat/completions/input_tokens", True),
+        ("POST", "/v1/responses/input_tokens", True),
+        ("POST", "/api/chat", True),
+        ("POST", "/api/generate", True),
+        ("POST", "/api/embed", True),
+        ("POST", "/api/embeddings", True),
+        ("POST", "/embed", True),
+        ("POST", "/api/pull", False),
+        ("POST", "/api/create", False),
+        ("DELETE", "/api/delete", False),
+        ("POST", "/v1/audio/voices", False),  # stores a voice
+        ("POST", "/v1/videos", False),  # starts a job
         ("POST", "/v1/chat/completions/", False),
         ("POST", "/v2/chat/completions", False),
         ("GET", "/v1/files", True),
@@ -111,7 +131,7 @@ class Clock:
         return self.now
 
 
-def test_three_requests_may_be_repeated_however_few_there_are() -> None:
+def test_three_requests_may_always_be_repeated() -> None:
     budget = RetryBudget(Clock())
     assert [budget.take(in_flight=1) for _ in range(4)] == [True, True, True, False]
 
@@ -124,7 +144,7 @@ def test_at_most_a_fifth_of_all_requests_is_repeated() -> None:
     assert not budget.take(in_flight=1)
 
 
-def test_a_fifth_of_the_requests_under_way_may_be_repeated_at_a_time() -> None:
+def test_a_fifth_of_the_requests_in_flight_may_be_repeated_at_a_time() -> None:
     budget = RetryBudget(Clock())
     assert budget.take(in_flight=100)
     budget.requests += 10_000
@@ -170,7 +190,7 @@ def test_fleet_that_always_declines_gets_a_fifth_more_requests_and_a_few(request
 
 
 @given(st.lists(st.sampled_from(["request", "take", "give back", "wait"]), max_size=300), st.integers(0, 9))
-def test_repeats_under_way_never_exceed_a_fifth_or_three(steps: list[str], seed: int) -> None:
+def test_concurrent_repeats_never_exceed_a_fifth_or_three(steps: list[str], seed: int) -> None:
     clock, draw = Clock(), random.Random(seed)
     budget = RetryBudget(clock)
     under_way = 0

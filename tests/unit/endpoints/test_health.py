@@ -8,10 +8,14 @@ import pytest
 from fastapi import FastAPI
 
 from inference_engine_proxy_server.endpoints.health import health_router
+from inference_engine_proxy_server.endpoints.health_report import HealthReport
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from support.clocked_pool import BUSY, Clock, ready, suspend
+from support.clocked_pool import make_pool as clocked_pool
+from support.clocked_pool import publish as publish_one
 from support.fleet import Fleet
 from support.live_proxy import Proxy
-from support.pools import make_pool, publish
+from support.pools import Pool, make_pool, publish
 from support.ports import unused_url
 from support.waiting import eventually
 
@@ -37,10 +41,10 @@ async def test_health_is_200_and_shows_how_much_of_the_fleet_is_ready(
     reply = await proxy.http.get("/health")
 
     assert (reply.status_code, reply.headers["content-type"]) == (200, "application/json")
-    told = reply.json()
-    assert told["status"] == status
-    assert [detail["ready"] for detail in told["details"]] == ready
-    assert told["available_backends"] == [url for url, is_ready in zip(urls, ready, strict=True) if is_ready]
+    health = reply.json()
+    assert health["status"] == status
+    assert [detail["ready"] for detail in health["details"]] == ready
+    assert health["available_backends"] == [url for url, is_ready in zip(urls, ready, strict=True) if is_ready]
 
 
 async def test_health_has_every_key_of_the_contract_with_its_type(fleet: Fleet) -> None:
@@ -48,17 +52,17 @@ async def test_health_has_every_key_of_the_contract_with_its_type(fleet: Fleet) 
     before = time.time()
     proxy = await fleet.proxy(engine, gone)
 
-    told = await proxy.health()
+    health = await proxy.health()
 
-    assert told["available_backends"] == [engine.url]
-    assert told["total_backends"] == 2
-    assert before <= told["timestamp"] <= time.time()
-    assert [detail["backend"] for detail in told["details"]] == [engine.url, gone]
-    for detail in told["details"]:
+    assert health["available_backends"] == [engine.url]
+    assert health["total_backends"] == 2
+    assert before <= health["timestamp"] <= time.time()
+    assert [detail["backend"] for detail in health["details"]] == [engine.url, gone]
+    for detail in health["details"]:
         assert _types(detail) >= {("backend", str), ("ready", bool), ("metrics", dict)}
         metrics = detail["metrics"]
         assert _types(metrics) >= {("timestamp", float), ("requests_processing", float), ("ready", bool)}
-        assert before <= metrics["timestamp"] <= told["timestamp"]
+        assert before <= metrics["timestamp"] <= health["timestamp"]
         assert metrics["ready"] is detail["ready"]
 
 
@@ -163,7 +167,8 @@ async def test_readyz_is_503_once_the_process_is_stopping(draining: bool, status
     pool = make_pool(["http://127.0.0.1:1"], Deadlines())
     publish(pool)
     app = FastAPI()
-    app.include_router(health_router(pool.fleet, lambda: draining, names_need_key=False))
+    report = HealthReport(pool.dispatcher, queue_limit=1, needs_key=False, hides_names=False)
+    app.include_router(health_router(pool.fleet, report, lambda: draining))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://proxy") as client:
         assert (await client.get("/readyz")).status_code == status
 
@@ -198,3 +203,53 @@ async def test_all_slots_of_a_backend_are_used_by_default(fleet: Fleet) -> None:
     assert (await by_default.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 200
     chosen = await fleet.proxy(engine, max_allowed_request_queue=6, queue_timeout_seconds=0.1)
     assert (await chosen.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 503
+
+
+async def test_health_shows_null_for_an_unknown_load(fleet: Fleet) -> None:
+    known, unknown, gone = await fleet.engine(processing=2), await fleet.engine(owner="other"), unused_url()
+    known.slots = 4
+    proxy = await fleet.proxy(known, unknown, gone)
+
+    told = (await proxy.health())["details"]
+
+    assert [(one["processing"], one["slots"], one["limit"]) for one in told] == [
+        (2.0, 4, 5), (None, None, None), (None, None, None),
+    ]  # fmt: skip
+    assert [one["metrics"]["requests_processing"] for one in told] == [2.0, 0.0, 0.0]
+
+
+async def test_health_shows_the_queue_and_whether_a_key_is_needed(fleet: Fleet) -> None:
+    engine = await fleet.engine()
+    free, guarded = (
+        await fleet.proxy(engine, max_queued_requests=7),
+        await fleet.proxy(engine, api_keys=("a:0123456789abcdef",)),
+    )
+    assert (await free.health())["queue"] == {"requests": 0, "limit": 7}
+    assert [(await proxy.health())["needs_key"] for proxy in (free, guarded)] == [False, True]
+
+
+def shown_state(pool: Pool) -> str:
+    report = HealthReport(pool.dispatcher, queue_limit=1, needs_key=False, hides_names=False).report(has_key=False)
+    shown: str = report["details"][0]["shown_state"]
+    return shown
+
+
+def test_health_names_each_state_of_a_backend() -> None:
+    clock = Clock()
+    pool = clocked_pool(clock, 2)
+    (backend, _) = pool.backends
+    assert shown_state(pool) == "starting"
+    publish_one(pool, 0, ready())
+    assert shown_state(pool) == "ready"
+    pool.report_silence(backend)
+    assert shown_state(pool) == "frozen"
+    publish_one(pool, 0, BUSY)
+    assert shown_state(pool) == "busy"
+    pool.set_draining(backend)
+    assert shown_state(pool) == "draining"
+    pool.set_draining(backend, is_draining=False)
+    publish_one(pool, 0, ready())
+    suspend(pool, 0)
+    assert shown_state(pool) == "suspect"
+    pool.report_refused_connection(backend)
+    assert shown_state(pool) == "down"

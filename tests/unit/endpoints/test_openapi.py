@@ -130,3 +130,9 @@ def test_readme_lists_own_paths_and_no_others(name: str) -> None:
 
     assert {path for row in rows for path in re.findall(r"`(?:GET )?(/[^` ]*)`", row)} == OWN | DESCRIPTIONS
     assert "`ANY /...`" in rows
+
+
+async def test_redoc_names_no_address_of_a_cdn(fleet: Fleet) -> None:
+    proxy = await fleet.proxy(await fleet.engine())
+    for path in ("/redoc", "/docs/redoc.standalone.js"):
+        assert not re.search(r"https?://(cdn\.|fonts\.|unpkg|jsdelivr)", (await proxy.http.get(path)).text)

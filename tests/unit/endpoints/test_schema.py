@@ -21,11 +21,11 @@ async def _findings(url: str, folder: Path) -> str:
     asking = await asyncio.create_subprocess_exec(*command, cwd=folder, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT)
     try:
         async with asyncio.timeout(60):
-            told, _ = await asking.communicate()
+            output, _ = await asking.communicate()
     finally:
         if asking.returncode is None:
             asking.kill()
-    return told.decode() if asking.returncode else ""
+    return output.decode() if asking.returncode else ""
 
 
 async def test_own_paths_answer_as_described(tmp_path: Path) -> None:

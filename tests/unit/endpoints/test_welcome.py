@@ -7,6 +7,8 @@ import re
 import pytest
 
 from support.fleet import Fleet
+from support.live_proxy import Proxy
+from support.ports import unused_url
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
@@ -42,7 +44,7 @@ async def test_links_of_the_page_work_and_need_no_other_host(fleet: Fleet) -> No
     engine = await fleet.engine()
     proxy = await fleet.proxy(engine)
     asked = list(engine.asked)
-    page = (await proxy.http.get("/", headers={"accept": BROWSER})).text
+    page = (await proxy.http.get("/", headers={"accept": BROWSER})).text.replace(engine.url, "")
 
     links = set(re.findall(r'(?:href|src)="(?!data:)([^"]*)"', page))
 
@@ -82,3 +84,51 @@ async def test_page_turns_no_answer_into_markup(fleet: Fleet) -> None:
     page = (await proxy.http.get("/", headers={"accept": BROWSER})).text
 
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|DOMParser|srcdoc", page)
+
+
+async def table_of(proxy: Proxy) -> list[list[str]]:
+    """The cells of the table for browsers without JavaScript."""
+    page = (await proxy.http.get("/", headers={"accept": BROWSER})).text
+    (shown,) = re.findall(r"<noscript>(.*?)</noscript>", page, re.DOTALL)
+    rows = re.findall(r"<tr>(.*?)</tr>", shown)
+    return [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in rows]
+
+
+async def test_page_has_a_table_for_browsers_without_javascript(fleet: Fleet) -> None:
+    engine, gone = await fleet.engine(processing=2, waiting=1), unused_url()
+    engine.slots = 4
+    proxy = await fleet.proxy(engine, gone)
+
+    head, *rows = await table_of(proxy)
+
+    assert head == ["Backend", "State", "Reason", "In flight", "Processing", "Waiting", "Models"]
+    assert rows == [
+        [engine.url, "Ready", "", "0 of 5", "2 of 4", "1", "m"],
+        [gone, "Down", "it cannot be reached", "0", "\N{EN DASH}", "\N{EN DASH}", ""],
+    ]
+
+
+async def test_table_turns_no_answer_of_a_backend_into_markup(fleet: Fleet) -> None:
+    proxy = await fleet.proxy(await fleet.engine(models=[{"id": "<script>alert(1)</script>&"}]))
+
+    (row,) = (await table_of(proxy))[1:]
+
+    assert row[-1] == "&lt;script&gt;alert(1)&lt;/script&gt;&amp;"
+
+
+async def test_table_hides_addresses_as_health_does(fleet: Fleet) -> None:
+    engine = await fleet.engine()
+    proxy = await fleet.proxy(engine, health_details="key", api_keys=("me:0123456789abcdef",))
+
+    page = (await proxy.http.get("/", headers={"accept": BROWSER})).text
+
+    assert engine.url not in page
+    assert (await table_of(proxy))[1][0] == "backend-1"
+
+
+async def test_page_shows_the_queue_of_the_proxy(fleet: Fleet) -> None:
+    proxy = await fleet.proxy(await fleet.engine(), max_queued_requests=7)
+
+    page = (await proxy.http.get("/", headers={"accept": BROWSER})).text
+
+    assert "Queue of the proxy: 0 of 7." in page

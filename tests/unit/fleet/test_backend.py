@@ -39,8 +39,8 @@ def test_facts_missing_in_a_report_keep_their_last_value() -> None:
     backend = a_backend(SMALL, small=1024)
     backend.update_serving(BackendState(ready=True))
     assert backend.serving.context_of("small") == 1024
-    for told, known in ((7, 7), (None, 7), (9, 9)):
-        state = BackendState(ready=True, memory_tokens=told)
+    for reported, known in ((7, 7), (None, 7), (9, 9)):
+        state = BackendState(ready=True, memory_tokens=reported)
         backend.update_load(state, own_at_poll=0, allowance=0, now=0.0)
         assert backend.memory_tokens == known
     assert backend.load.slots == math.inf

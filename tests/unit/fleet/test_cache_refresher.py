@@ -1,4 +1,4 @@
-"""Backends are polled again and again; over real sockets, on scripted engines."""
+"""Backends are polled repeatedly; with scripted engines over real sockets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS = b'{"object": "list", "data": [{"id": "m", "object": "model", "owned_by"
 LLAMACPP_METRICS = b"llamacpp:requests_processing %d\nllamacpp:requests_deferred 0\n"
 
 
-def telling(
+def reporting(
     owner: bytes = b"llamacpp",
     processing: Callable[[], int] = lambda: 0,
     others: Mapping[str, bytes | asyncio.Event] | None = None,
@@ -74,7 +74,7 @@ def asked(engine: FakeEngine) -> Counter[str]:
 
 
 async def test_reported_state_is_published() -> None:
-    async with FakeEngine(telling(processing=lambda: 4)) as engine, refreshing(engine) as pool:
+    async with FakeEngine(reporting(processing=lambda: 4)) as engine, refreshing(engine) as pool:
         backend = pool.backends[0]
         await until(lambda: backend.takes_requests)
         assert backend.serving.model_ids == {"m"}
@@ -85,7 +85,7 @@ async def test_reported_state_is_published() -> None:
 
 async def test_backend_above_the_thresholds_is_busy_until_it_is_below() -> None:
     loads = [9]
-    async with FakeEngine(telling(processing=lambda: loads[0])) as engine, refreshing(engine) as pool:
+    async with FakeEngine(reporting(processing=lambda: loads[0])) as engine, refreshing(engine) as pool:
         backend = pool.backends[0]
         await until(lambda: backend.is_live)
         assert not backend.takes_requests
@@ -94,7 +94,7 @@ async def test_backend_above_the_thresholds_is_busy_until_it_is_below() -> None:
 
 
 async def test_limit_of_the_fleet_file_replaces_the_usual_one() -> None:
-    async with FakeEngine(telling(processing=lambda: 9)) as engine:
+    async with FakeEngine(reporting(processing=lambda: 9)) as engine:
         pool = make_pool([engine], Deadlines())
         backend = pool.backends[0]
         backend.configure(replace(backend.config, max_requests_processing=9))
@@ -105,7 +105,7 @@ async def test_limit_of_the_fleet_file_replaces_the_usual_one() -> None:
 
 async def test_backend_that_hangs_delays_no_other_and_is_not_polled_twice() -> None:
     never = asyncio.Event()
-    async with FakeEngine(telling(others={"/v1/models": never})) as hanging, FakeEngine(telling()) as quick:
+    async with FakeEngine(reporting(others={"/v1/models": never})) as hanging, FakeEngine(reporting()) as quick:
         async with refreshing(hanging, quick) as pool:
             await until(lambda: asked(quick)["/metrics"] >= 4)
             assert len(hanging.connections) == 1
@@ -114,7 +114,7 @@ async def test_backend_that_hangs_delays_no_other_and_is_not_polled_twice() -> N
 
 async def test_hanging_metrics_page_does_not_exclude_a_backend() -> None:
     never = asyncio.Event()
-    async with FakeEngine(telling(others={"/metrics": never})) as engine, refreshing(engine, seconds=1) as pool:
+    async with FakeEngine(reporting(others={"/metrics": never})) as engine, refreshing(engine, seconds=1) as pool:
         await until(lambda: pool.backends[0].takes_requests)
         assert pool.backends[0].health.reported.requests_processing is None
 
@@ -130,14 +130,14 @@ async def test_hanging_metrics_page_does_not_exclude_a_backend() -> None:
 )
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "/metrics"])
 async def test_loop_survives_any_reply(page: bytes, path: str) -> None:
-    async with FakeEngine(telling(others={path: page})) as engine, refreshing(engine) as pool:
+    async with FakeEngine(reporting(others={path: page})) as engine, refreshing(engine) as pool:
         await until(lambda: asked(engine)[path] >= 2)
-        engine.script = telling()
+        engine.script = reporting()
         await until(lambda: pool.backends[0].takes_requests)
 
 
 async def test_backend_that_goes_down_joins_again_when_it_is_back() -> None:
-    async with FakeEngine(telling()) as engine, refreshing(engine) as pool:
+    async with FakeEngine(reporting()) as engine, refreshing(engine) as pool:
         backend = pool.backends[0]
         await until(lambda: backend.takes_requests)
         engine.refuse()
@@ -150,18 +150,20 @@ async def test_backend_that_goes_down_joins_again_when_it_is_back() -> None:
 
 
 async def test_engine_is_identified_again_after_a_refused_poll() -> None:
-    async with FakeEngine(telling()) as engine, refreshing(engine) as pool:
+    async with FakeEngine(reporting()) as engine, refreshing(engine) as pool:
         backend = pool.backends[0]
         await until(lambda: backend.takes_requests)
         assert not backend.connections.keeps_alive
-        engine.script = telling(owner=b"vllm", others={"/health": b""})  # breaks its connections: it is being replaced
+        engine.script = reporting(
+            owner=b"vllm", others={"/health": b""}
+        )  # breaks its connections: it is being replaced
         await until(lambda: not backend.is_live)
-        engine.script = telling(owner=b"vllm")
+        engine.script = reporting(owner=b"vllm")
         await until(lambda: backend.connections.keeps_alive)
 
 
 async def test_failed_backend_is_polled_at_once() -> None:
-    async with FakeEngine(telling()) as engine, refreshing(engine, seconds=60) as pool:
+    async with FakeEngine(reporting()) as engine, refreshing(engine, seconds=60) as pool:
         backend = pool.backends[0]
         pool.report_failure(backend, "it broke a connection")
         await until(lambda: backend.takes_requests)
@@ -170,20 +172,20 @@ async def test_failed_backend_is_polled_at_once() -> None:
 async def test_loading_backend_is_starting_not_failing(caplog: pytest.LogCaptureFixture) -> None:
     loading = http_reply(b'{"error":{"message":"Loading model","type":"unavailable_error","code":503}}', 503)
     async with (
-        FakeEngine(telling(others={"/v1/models": loading, "/health": loading})) as engine,
+        FakeEngine(reporting(others={"/v1/models": loading, "/health": loading})) as engine,
         refreshing(engine) as pool,
     ):
         backend = pool.backends[0]
         await until(lambda: asked(engine)["/v1/models"] >= 3)
         assert not backend.takes_requests
-        engine.script = telling()
+        engine.script = reporting()
         await until(lambda: backend.takes_requests)
     assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_first_round_does_not_wait_long_for_a_dead_backend() -> None:
     never = asyncio.Event()
-    async with FakeEngine(telling(others={"/v1/models": never})) as hanging, FakeEngine(telling()) as quick:
+    async with FakeEngine(reporting(others={"/v1/models": never})) as hanging, FakeEngine(reporting()) as quick:
         pool = make_pool([hanging, quick], Deadlines())
         refresher = CacheRefresher(pool.fleet, discover_engines(), Thresholds(6, 3), 60)
         before = time.monotonic()
@@ -199,7 +201,7 @@ async def test_polls_of_a_fleet_do_not_coincide() -> None:
         times.append(time.monotonic())
         return 0
 
-    async with FakeEngine(telling(processing=note)) as engine, refreshing(engine, seconds=0.05):
+    async with FakeEngine(reporting(processing=note)) as engine, refreshing(engine, seconds=0.05):
         await until(lambda: len(times) > 20)
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert max(gaps) - min(gaps) > 0.01  # plus and minus a fifth of the interval
@@ -213,7 +215,7 @@ def stick(pool: Pool) -> None:
 
 
 async def test_stuck_backend_is_tested_with_one_token_if_configured() -> None:
-    async with FakeEngine(telling()) as engine, refreshing(engine, tests_suspects=True) as pool:
+    async with FakeEngine(reporting()) as engine, refreshing(engine, tests_suspects=True) as pool:
         await until(lambda: pool.backends[0].takes_requests)
         stick(pool)
         await until(lambda: pool.backends[0].takes_requests)
@@ -223,11 +225,11 @@ async def test_stuck_backend_is_tested_with_one_token_if_configured() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"tests_suspects": False}, {"tests_suspects": True}], ids=["nobody wants it", "its slots are full"]
+    "options", [{"tests_suspects": False}, {"tests_suspects": True}], ids=["not configured", "slots are full"]
 )
 async def test_stuck_backend_is_not_tested_by_default(options: dict[str, bool]) -> None:
     slots = {"/props": http_reply(b'{"total_slots": 1}')}
-    async with FakeEngine(telling(processing=lambda: 1, others=slots)) as engine:
+    async with FakeEngine(reporting(processing=lambda: 1, others=slots)) as engine:
         async with refreshing(engine, **options) as pool:
             await until(lambda: pool.backends[0].takes_requests)
             stick(pool)
@@ -239,7 +241,7 @@ async def test_stuck_backend_is_not_tested_by_default(options: dict[str, bool]) 
 
 async def test_backend_that_fails_its_test_stays_suspect() -> None:
     failing = {"/v1/completions": http_reply(b"{}", 500)}
-    async with FakeEngine(telling(others=failing)) as engine, refreshing(engine, tests_suspects=True) as pool:
+    async with FakeEngine(reporting(others=failing)) as engine, refreshing(engine, tests_suspects=True) as pool:
         await until(lambda: pool.backends[0].takes_requests)
         stick(pool)
         await until(lambda: asked(engine)["/v1/completions"] >= 3)

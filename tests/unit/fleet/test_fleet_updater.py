@@ -19,7 +19,7 @@ class Site:
 
     Attributes:
         reconfigured: backends whose engine must be identified again.
-        models: settings of models that were passed on.
+        models: reported settings of models.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ def test_new_weight_or_name_needs_no_identification() -> None:
     assert site.reconfigured == []
 
 
-def test_changed_settings_of_models_are_passed_on_once() -> None:
+def test_changed_settings_of_models_are_reported_once() -> None:
     site = Site()
     models = {"m": ModelConfig("rendezvous")}
     assert site.updater.apply(site.configs, models)

@@ -1,4 +1,4 @@
-"""Evidence about a backend decides its health; without a backend, and with a clock that tests move by hand."""
+"""Evidence about a backend decides its health; without a backend, and with a clock that tests advance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_REASON = ""
 
 
 class Case:
-    """A tracker, and the events it is state of.
+    """A tracker, and the events that it receives.
 
     Attributes:
         health: under test.
@@ -151,7 +151,7 @@ def test_connections_that_break_together_are_one_failure() -> None:
 def test_backend_is_starting_before_its_first_answer() -> None:
     case = Case(first=None)
     case.look()
-    assert (case.state(), case.health.takes_requests, case.health.reason) == (Health.STARTING, False, "not asked yet")
+    assert (case.state(), case.health.takes_requests, case.health.reason) == (Health.STARTING, False, "not polled yet")
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_suspension_varies_by_a_fifth() -> None:
     assert case.health.on_trial
 
 
-def test_failures_of_requests_under_way_do_not_lengthen_a_suspension() -> None:
+def test_failures_of_running_requests_do_not_lengthen_a_suspension() -> None:
     case = Case()
     case.fail(40)
     assert case.suspended_seconds == 5

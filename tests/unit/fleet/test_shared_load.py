@@ -94,9 +94,9 @@ def test_leases_of_siblings_are_not_foreign_load() -> None:
     pool = pool_of(shared_leases, 0)
     backend_of(shared_leases, 1).load.leases += 1
     backend = pool.backends[0]
-    told = replace(READY, requests_processing=3.0)
+    state = replace(READY, requests_processing=3.0)
 
-    pool.publish(backend, told, own_at_poll=backend.load.proxy_leases, asked_at=pool.clock())
+    pool.publish(backend, state, own_at_poll=backend.load.proxy_leases, asked_at=pool.clock())
 
     assert backend.load.total == 3
 

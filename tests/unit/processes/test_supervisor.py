@@ -14,6 +14,7 @@ import pytest
 
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.sources import SettingsError
 from inference_engine_proxy_server.server import make_supervisor
 
 _PROGRAM = """
@@ -143,7 +144,7 @@ def _connect(port: int, times: int) -> None:
 
 def test_several_workers_are_refused_on_other_systems_than_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(OSError, match="WORKERS above 1 needs Linux"):
+    with pytest.raises(SettingsError, match="WORKERS above 1 needs Linux"):
         make_supervisor(Configuration.of(Settings(workers=2, port=0, backends=("http://a:1",))), None, None)
 
 

@@ -1,4 +1,4 @@
-"""What a request says besides its headers."""
+"""The content of a request's target and body."""
 
 from __future__ import annotations
 
@@ -154,10 +154,10 @@ def test_problem_with_a_model_explains_why_it_cannot_be_read(
 
 
 def test_hostile_json_takes_bounded_time() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for body in (b'{"a":' + b"[" * 5_000_000, b"{" + b'"a":1,' * 1_000_000, b'{"a":[' + b'"",' * 2_000_000):
         assert read_content(b"/", body).model is None
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def members(**given: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""A prompt goes where it fits, judged by the densest text that its model was seen to read."""
+"""A prompt goes where it fits, judged by the densest text that its model has read."""
 
 from __future__ import annotations
 

@@ -21,21 +21,21 @@ FLEET = [OneOf(BackendConfig(f"http://llm-{number}:80", f"llm-{number}")) for nu
 
 def test_chosen_candidate_comes_first_then_the_others_best_first() -> None:
     rows = [(0.3,), (0.1,), (), (0.2,)]
-    told = Decision(POLICIES["power_of_two"], FLEET[:4], rows, FLEET[3]).as_json()
-    assert [one["name"] for one in told["candidates"]] == ["llm-3", "llm-1", "llm-0", "llm-2"]
-    assert [one.get("load") for one in told["candidates"]] == [0.2, 0.1, 0.3, None]
-    assert (told["policy"], told["chosen"], told["left_out"]) == ("power_of_two", "llm-3", 0)
+    decision = Decision(POLICIES["power_of_two"], FLEET[:4], rows, FLEET[3]).as_json()
+    assert [one["name"] for one in decision["candidates"]] == ["llm-3", "llm-1", "llm-0", "llm-2"]
+    assert [one.get("load") for one in decision["candidates"]] == [0.2, 0.1, 0.3, None]
+    assert (decision["policy"], decision["chosen"], decision["left_out"]) == ("power_of_two", "llm-3", 0)
 
 
 def test_highest_is_best_where_most_wins() -> None:
-    told = Decision(POLICIES["rendezvous"], FLEET[:3], [(0.5,), (0.9,), (0.7,)], FLEET[1]).as_json()
-    assert [one["weight"] for one in told["candidates"]] == [0.9, 0.7, 0.5]
+    decision = Decision(POLICIES["rendezvous"], FLEET[:3], [(0.5,), (0.9,), (0.7,)], FLEET[1]).as_json()
+    assert [one["weight"] for one in decision["candidates"]] == [0.9, 0.7, 0.5]
 
 
 def test_number_of_listed_candidates_is_bounded() -> None:
-    told = Decision(LEAST_REQUESTS, FLEET, Ranked(range(12), [1.0] * 12), FLEET[11]).as_json(3)
-    assert [one["name"] for one in told["candidates"]] == ["llm-11", "llm-0", "llm-1"]
-    assert told["left_out"] == 9
+    decision = Decision(LEAST_REQUESTS, FLEET, Ranked(range(12), [1.0] * 12), FLEET[11]).as_json(3)
+    assert [one["name"] for one in decision["candidates"]] == ["llm-11", "llm-0", "llm-1"]
+    assert decision["left_out"] == 9
 
 
 def test_least_requests_decision_has_load_share_and_rank_at_the_choice() -> None:
@@ -50,6 +50,6 @@ def test_least_requests_decision_has_load_share_and_rank_at_the_choice() -> None
 
 
 def test_long_model_name_is_cut() -> None:
-    told = Decision(TIED, FLEET[:1], [()], FLEET[0], model="m" * 10_000).as_json()
-    assert told["model"] == "m" * 200
-    assert told["candidates"] == [{"name": "llm-0"}]
+    decision = Decision(TIED, FLEET[:1], [()], FLEET[0], model="m" * 10_000).as_json()
+    assert decision["model"] == "m" * 200
+    assert decision["candidates"] == [{"name": "llm-0"}]

@@ -70,7 +70,7 @@ async def test_prompt_counts_as_unread_until_the_first_data_of_its_answer() -> N
         client.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await until(lambda: engine.requests)
         [connection] = engine.connections
-        await client.head()  # it says nothing about the prompt
+        await client.head()  # the head alone shows nothing about the prompt
         assert under_way(backend) == (1, 0)
         assert backend.work.unread > 900
         connection.cue.set()
@@ -192,7 +192,7 @@ def test_backend_that_joins_gets_a_number_of_its_own() -> None:
     assert joins.number not in known
 
 
-def test_what_was_learned_is_forgotten_once_no_policy_learns() -> None:
+def test_learned_state_is_dropped_once_no_policy_learns() -> None:
     pool = make_pool(["http://192.0.2.1:1"], Deadlines(), policy="expected_time")
     publish(pool)
     prompt = read_prompt(b"/", "/", b"", question(), TokenSizes())
@@ -267,9 +267,9 @@ def test_prompt_tokens_follow_the_learned_size_of_a_token() -> None:
 
 async def test_cache_estimate_starts_from_the_reported_memory() -> None:
     async with (
-        FakeEngine(answering(http_reply(b"{}"))) as told,
+        FakeEngine(answering(http_reply(b"{}"))) as reporting,
         FakeEngine(answering(http_reply(b"{}"))) as silent,
-        ForwardingFront(told, silent, policy="expected_time") as proxy,
+        ForwardingFront(reporting, silent, policy="expected_time") as proxy,
     ):
         router = proxy.pool.router
         before = router.index.keeps(1)

@@ -116,6 +116,45 @@ async def test_each_request_is_one_json_object(fleet: Fleet, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_probes_are_logged_only_on_request(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    engine = await fleet.engine()
+    written = []
+    for has_probes in (False, True):
+        settings = {"access_log_probes": has_probes, "log_format": log_format, "metrics_key": "right"}
+        proxy = await fleet.proxy(engine, **settings)
+        for path in ("/health", "/livez", "/readyz", "/metrics"):
+            await proxy.http.get(path, headers={"authorization": "Bearer right"})
+            await proxy.http.head(path, headers={"authorization": "Bearer right"})
+        await proxy.http.get("/v1/models")
+        await proxy.stop()
+        written.append(capsys.readouterr().out.splitlines())
+    assert [len(lines) for lines in written] == [1, 9]
+    assert "/v1/models" in written[0][0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_logged"),
+    [
+        ({"path": "/readyz", "status": 200}, False),
+        ({"path": "/readyz", "status": 503}, False),
+        ({"path": "/metrics", "status": 401}, True),
+        ({"path": "/health", "method": "POST", "status": 404}, True),
+        ({"path": "/health", "backend": "http://e"}, True),
+        ({"path": "/docs"}, True),
+        ({"path": "/"}, True),
+    ],
+)
+def test_only_answered_probes_are_left_out(fields: dict[str, Any], is_logged: bool) -> None:
+    stream = io.StringIO()
+    log = AccessLog(stream, "text", has_probes=False)
+    _write(log, **fields)
+    log.flush()
+    assert bool(stream.getvalue()) is is_logged
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
 async def test_no_secret_is_logged(
     fleet: Fleet, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, log_format: str
 ) -> None:
@@ -135,9 +174,9 @@ async def test_no_secret_is_logged(
     writer.close()
     await proxy.stop()
 
-    told = capsys.readouterr().out
-    assert len(told.splitlines()) == 10
-    assert "SECRET" not in told
+    logged = capsys.readouterr().out
+    assert len(logged.splitlines()) == 10
+    assert "SECRET" not in logged
     events = [record.getMessage() for record in caplog.records if record.name.startswith("inference_engine")]
     assert events
     assert "SECRET" not in "".join(events)
@@ -171,9 +210,9 @@ async def test_path_cannot_forge_a_line(fleet: Fleet, capsys: pytest.CaptureFixt
     await proxy.stop()
 
     (line,) = capsys.readouterr().out.splitlines()
-    told = _text(line)
-    assert (told["path"], told["status"]) == ('/"200%0a%0d\\"id=forged', "200")
-    assert told["id"] != 'a"b'
+    logged = _text(line)
+    assert (logged["path"], logged["status"]) == ('/"200%0a%0d\\"id=forged', "200")
+    assert logged["id"] != 'a"b'
 
 
 async def test_unreadable_request_is_one_line(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,9 +240,14 @@ async def test_disconnected_client_is_one_line(fleet: Fleet, capsys: pytest.Capt
     line = await eventually(lambda: capsys.readouterr().out)
     await proxy.stop()
 
-    told = json.loads(line)
-    assert (told["status"], told["outcome"], told["backend"], told["model"]) == (499, "client_left", engine.url, "m")
-    assert (told["first_byte_seconds"], told["sent_bytes"]) == (None, 0)
+    logged = json.loads(line)
+    assert (logged["status"], logged["outcome"], logged["backend"], logged["model"]) == (
+        499,
+        "client_left",
+        engine.url,
+        "m",
+    )
+    assert (logged["first_byte_seconds"], logged["sent_bytes"]) == (None, 0)
     assert capsys.readouterr().out == ""
 
 
@@ -297,9 +341,9 @@ def test_long_model_is_cut(one_line: Callable[..., str]) -> None:
 
 
 def test_unknown_value_is_a_dash(one_line: Callable[..., str]) -> None:
-    told = _text(one_line(backend=None, model=None, first_byte_seconds=None).removesuffix("\n"))
+    logged = _text(one_line(backend=None, model=None, first_byte_seconds=None).removesuffix("\n"))
 
-    assert (told["backend"], told["model"], told["first_byte"]) == ("-", "-", "-")
+    assert (logged["backend"], logged["model"], logged["first_byte"]) == ("-", "-", "-")
 
 
 def test_many_lines_are_written_without_waiting() -> None:

@@ -308,11 +308,11 @@ async def stalls(connection: EngineConnection) -> None:
     connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello")
 
 
-async def says_nothing(connection: EngineConnection) -> None:
+async def sends_nothing(connection: EngineConnection) -> None:
     await connection.request()
 
 
-@pytest.mark.parametrize("script", [says_nothing, drips, drips_interims, stalls])
+@pytest.mark.parametrize("script", [sends_nothing, drips, drips_interims, stalls])
 async def test_a_backend_that_misses_a_deadline_is_abandoned(script: Script) -> None:
     async with FakeEngine(script) as engine, connections_to(engine.url, IMPATIENT) as connections:  # BF03, BF21, BF37
         sink = Sink()

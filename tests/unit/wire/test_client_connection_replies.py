@@ -19,7 +19,7 @@ EVENTS = b"content-type: text/event-stream\r\n"
 SMALL = 4096
 
 
-async def says_hello(exchange: Exchange) -> None:
+async def sends_hello(exchange: Exchange) -> None:
     exchange.respond(200, b"", b"hello")
 
 
@@ -96,7 +96,7 @@ async def test_a_reply_completed_while_its_client_leaves_is_observed_once() -> N
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            await says_hello(exchange)
+            await sends_hello(exchange)
 
     async with Front(completes_late) as front:
         client = await front.connect()
@@ -108,7 +108,7 @@ async def test_a_reply_completed_while_its_client_leaves_is_observed_once() -> N
 
 
 async def test_a_client_that_leaves_between_requests_causes_no_exchange() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         client = await front.connect()
         await client.ask(GET)
         client.leave()
@@ -227,7 +227,7 @@ async def test_http_1_0_gets_no_chunks_and_its_reply_ends_with_the_connection() 
 
 
 async def test_an_http_1_0_connection_is_kept_open_only_on_request() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         client = await front.connect()
         for _ in range(2):
             reply = await client.ask(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
@@ -238,7 +238,7 @@ async def test_an_http_1_0_connection_is_kept_open_only_on_request() -> None:
 
 
 async def test_a_connection_is_closed_if_the_client_asks_for_it() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         client = await front.connect()
         reply = await client.ask(GET.replace(b"Host", b"Connection: close\r\nHost"))
         assert reply.fields["connection"] == "close"
@@ -432,7 +432,7 @@ async def test_a_reply_cut_off_at_its_deadline_waits_for_its_client_only_briefly
 async def test_a_reply_in_time_is_complete_and_the_next_one_has_its_own_deadline() -> None:
     async def takes_a_while(exchange: Exchange) -> None:
         await asyncio.sleep(0.12)  # slow on purpose
-        await says_hello(exchange)
+        await sends_hello(exchange)
 
     async with Front(takes_a_while, replace(LIMITS, request_seconds=0.5)) as front:
         client = await front.connect()
@@ -453,7 +453,7 @@ async def test_the_next_request_waits_until_the_client_has_read_the_reply() -> N
 
 
 async def test_on_shutdown_an_idle_connection_is_closed() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         client = await front.connect()
         await client.ask(GET)
         next(iter(front.connections)).shutdown()
@@ -465,7 +465,7 @@ async def test_on_shutdown_a_request_in_progress_is_answered_before_the_connecti
 
     async def waits(exchange: Exchange) -> None:
         await release.wait()
-        await says_hello(exchange)
+        await sends_hello(exchange)
 
     async with Front(waits) as front:
         client = await front.connect()
@@ -497,7 +497,7 @@ async def test_on_shutdown_a_stream_that_has_begun_is_completed() -> None:
 
 
 async def test_on_shutdown_a_request_that_has_begun_to_arrive_is_served() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         client = await front.connect()
         client.send(GET[:10])
         await until(lambda: front.connections)
@@ -511,7 +511,7 @@ async def test_on_shutdown_a_request_that_has_begun_to_arrive_is_served() -> Non
 
 async def test_an_error_after_the_reply_changes_nothing() -> None:
     async def fails_late(exchange: Exchange) -> None:
-        await says_hello(exchange)
+        await sends_hello(exchange)
         raise ProxyError("Late.")
 
     async with Front(fails_late) as front:

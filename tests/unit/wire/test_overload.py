@@ -16,7 +16,7 @@ BEGUN = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n" + bytes(40
 CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-async def says_hello(exchange: Exchange) -> None:
+async def sends_hello(exchange: Exchange) -> None:
     exchange.respond(200, b"", b"hello")
 
 
@@ -28,7 +28,7 @@ class Gate:
 
     async def __call__(self, exchange: Exchange) -> None:
         await self.opened.wait()
-        await says_hello(exchange)
+        await sends_hello(exchange)
 
 
 async def fails(_: Exchange) -> None:
@@ -58,7 +58,7 @@ async def test_a_request_beyond_the_limit_is_refused_before_its_body_is_read() -
 
 
 async def test_a_refused_complete_request_leaves_its_connection_open() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         client = await front.connect()
         front.load.most_requests = 0
         for _ in range(3):
@@ -70,7 +70,7 @@ async def test_a_refused_complete_request_leaves_its_connection_open() -> None:
 
 
 async def test_pipelined_requests_beyond_the_limit_are_refused_with_their_connection() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         client = await front.connect()
         front.load.most_requests = 0
         reply = await client.ask(GET * 5000)
@@ -79,14 +79,14 @@ async def test_pipelined_requests_beyond_the_limit_are_refused_with_their_connec
 
 
 async def test_own_paths_are_served_beyond_the_limit() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         front.load.most_requests = 0
         client = await front.connect()
         assert (await client.ask(GET.replace(b"/ ", b"/health "))).status == 200
 
 
 async def test_replies_close_their_connections_while_the_load_requires_it() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         client = await front.connect()
         assert "connection" not in (await client.ask(GET)).fields
         front.load.ends_connections = True
@@ -94,7 +94,7 @@ async def test_replies_close_their_connections_while_the_load_requires_it() -> N
         assert await client.rest() == b""
 
 
-@pytest.mark.parametrize("handle", [says_hello, fails])
+@pytest.mark.parametrize("handle", [sends_hello, fails])
 @pytest.mark.parametrize("request_bytes", [BEGUN + bytes(600), CHUNKED + b"3\r\nabc\r\n0\r\n\r\n"])
 async def test_a_requests_load_is_released_with_its_reply(handle: Callable, request_bytes: bytes) -> None:  # type: ignore[type-arg]
     async with Front(handle) as front:
@@ -119,7 +119,7 @@ async def test_a_requests_load_is_released_when_its_client_leaves(sent: bytes) -
 
 
 async def test_the_load_of_a_malformed_body_is_released() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         client = await front.connect()
         client.send(CHUNKED + b"190\r\n" + bytes(400) + b"\r\n")
         await until(lambda: front.load.body_bytes == 400)
@@ -144,7 +144,7 @@ async def test_a_body_beyond_the_byte_limit_is_refused(sent: bytes) -> None:
 
 
 async def test_a_chunked_body_is_refused_once_it_exceeds_the_byte_limit() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         front.load.most_body_bytes = 1000
         client = await front.connect()
         client.send(CHUNKED + b"320\r\n" + bytes(800) + b"\r\n")
@@ -154,7 +154,7 @@ async def test_a_chunked_body_is_refused_once_it_exceeds_the_byte_limit() -> Non
 
 
 async def test_announced_bodies_count_only_as_they_arrive() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         front.load.most_body_bytes = 1500
         for _ in range(5):
             (await front.connect()).send(BEGUN[:-399])
@@ -173,7 +173,7 @@ async def connected(front: Front, count: int) -> list[Client]:
 
 
 async def test_the_longest_idle_connection_is_closed_for_a_new_one() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         front.load.most_connections = 3
         first, second, third = await connected(front, 3)
         await first.ask(GET)
@@ -188,7 +188,7 @@ async def test_the_longest_idle_connection_is_closed_for_a_new_one() -> None:
 
 
 async def test_a_burst_of_new_connections_closes_as_many_idle_ones() -> None:
-    async with Front(says_hello) as front:
+    async with Front(sends_hello) as front:
         front.load.most_connections = 20
         await connected(front, 20)
         burst = await asyncio.gather(*(front.connect() for _ in range(20)))

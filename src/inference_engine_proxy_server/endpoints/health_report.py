@@ -1,0 +1,83 @@
+"""The state of the fleet, as `/health` and the page `/` show it."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from inference_engine_proxy_server.dispatch.leases import Dispatcher
+from inference_engine_proxy_server.endpoints.backend_facts import facts_of
+from inference_engine_proxy_server.fleet.health import Health
+from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot
+
+__all__ = ["HealthReport"]
+
+
+class HealthReport:
+    """Makes reports.
+
+    Args:
+        dispatcher: the fleet and the queue.
+        queue_limit: how many requests may wait.
+        needs_key: requests to engines need an API key.
+        hides_names: show the addresses of backends only to clients with a key; number them for others.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, *, queue_limit: int, needs_key: bool, hides_names: bool) -> None:
+        self._dispatcher = dispatcher
+        self._queue_limit = queue_limit
+        self._needs_key = needs_key
+        self._hides_names = hides_names
+
+    def report(self, *, has_key: bool) -> dict[str, Any]:
+        """The report for a client, which has an API key or not."""
+        backends = self._dispatcher.fleet.snapshot().backends
+        is_hidden = self._hides_names and not has_key
+        rows = [(f"backend-{at}" if is_hidden else backend.url, backend) for at, backend in enumerate(backends, 1)]
+        available = [name for name, backend in rows if backend.takes_requests]
+        status = "unavailable" if not available else "ok" if len(available) == len(rows) else "degraded"
+        return {
+            "status": status,
+            "available_backends": available,
+            "total_backends": len(rows),
+            "timestamp": time.time(),
+            "queue": {"requests": self._dispatcher.requests_waiting, "limit": self._queue_limit},
+            "needs_key": self._needs_key,
+            "details": [{"backend": name, **_details(backend)} for name, backend in rows],
+        }
+
+
+def _details(backend: BackendSnapshot) -> dict[str, Any]:
+    reported = backend.reported
+    return {
+        "ready": backend.takes_requests,
+        "live": backend.is_live,
+        "shown_state": _shown_state(backend),
+        **facts_of(backend),
+        "limit": _finite(backend.limit),
+        "slots": _finite(backend.slots),
+        "processing": reported.requests_processing if backend.is_live else None,
+        "waiting": reported.requests_waiting if backend.is_live else None,
+        "metrics": {
+            "timestamp": backend.reported_at,
+            # By contract 0, also when unknown; see processing and waiting above.
+            "requests_processing": reported.requests_processing or 0.0,
+            "requests_waiting": reported.requests_waiting or 0.0,
+            "ready": backend.takes_requests,
+            **reported.figures,
+        },
+    }
+
+
+def _shown_state(backend: BackendSnapshot) -> str:
+    """The state in one word for people, who also want to know what an operator did and whether polls are answered."""
+    if backend.is_draining:
+        return "draining"
+    if backend.state is Health.BUSY and backend.is_silent:
+        return "frozen"
+    return "ready" if backend.state is Health.UP else backend.state.value
+
+
+def _finite(number: float) -> float | None:
+    return number if number < math.inf else None
