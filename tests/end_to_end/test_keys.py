@@ -96,9 +96,9 @@ REFUSED: dict[str, tuple[bytes, int]] = {
         f"GET {path}": (request(f"GET {path}"), 401)
         for path in (
             "/v1/models", "//v1/models", "/v1/models/", "/%761/models", "/v1//models", "/./v1/models", "/models",
-            "/health/../v1/models", "/docs/../v1/models", "/health/", "//health", "/health%2f..%2fslots",
+            "/health/../v1/models", "/docs/../v1/models", "/health//", "//health", "/health%2f..%2fslots",
             "/health;/slots",
-            "/Health", "/%68ealth", "/docs/", "/docs/other.js", "/openapi.json/x", "/slots", "/props", "/metrics/",
+            "/Health", "/%68ealth", "/docs//", "/docs/other.js", "/openapi.json/x", "/slots", "/props", "/metrics//",
             "//metrics", "/v1/metrics", "/adminx", "//admin/keys", "/%61dmin/keys", "/x/../slots",
         )
     },

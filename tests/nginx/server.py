@@ -89,6 +89,7 @@ class Nginx:
             and resolves its address.
         dns: port of a DNS server on 127.0.0.1; ``None`` resolves no name.
         certificates: a folder used as nginx/certs.
+        dns: port of a DNS server on 127.0.0.1; without it, no name is resolved.
         dot_env: variables in ``.env``.
 
     Attributes:

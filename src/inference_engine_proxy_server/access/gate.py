@@ -92,7 +92,7 @@ class Gate:
 
     def _require_operator(self, head: RequestHead) -> None:
         digest = self._metrics_digest
-        if head.path != "/metrics":
+        if head.path.removesuffix("/") != "/metrics":
             digest = self._admin_digest
             if digest is None:
                 raise ClientError("/admin is off: ADMIN_KEY is not set.", status=404, code="admin_off")

@@ -192,15 +192,15 @@ class Attempts:
             self._fleet.report_success(backend, sent_at)
 
 
-def _held_statuses(requirements: Requirements, backend: Backend) -> frozenset[int]:
-    affinity = requirements.affinity
-    if affinity is not None and affinity.is_unlocated:
-        return affinity.lacking_statuses
-    return DECLINABLE_STATUSES if requirements.model in backend.serving.model_ids else _HELD_WITHOUT_LISTED_MODEL
-
-
 def _unusual_sink(request: ProxiedRequest) -> ProxiedRequest | LateReply:
     """The receiver of a reply that may not be relayed as it is."""
     if request.has_only_comments:
         return LateReply(request)
     return OllamaReply(request) if is_ollama_path(request.head.path) else request
+
+
+def _held_statuses(requirements: Requirements, backend: Backend) -> frozenset[int]:
+    affinity = requirements.affinity
+    if affinity is not None and affinity.is_unlocated:
+        return affinity.lacking_statuses
+    return DECLINABLE_STATUSES if requirements.model in backend.serving.model_ids else _HELD_WITHOUT_LISTED_MODEL

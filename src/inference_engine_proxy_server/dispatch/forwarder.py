@@ -158,6 +158,9 @@ class Forwarder:
         if request.head.destination is Destination.BLOCKED:
             message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
             raise ClientError(message, status=403, code="path_blocked")
+        if request.head.destination is Destination.MISJOINED:
+            message = "The path has a doubled slash: remove the slash at the end of the base URL in the client."
+            raise ClientError(message, status=404, code="doubled_slash")
         return self._affinities.affinity(request.head, request.content)
 
     def _observe(self, request: ProxiedRequest, lease: Lease) -> tuple[ReplyObserver, ...]:

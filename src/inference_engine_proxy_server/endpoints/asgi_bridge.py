@@ -24,8 +24,9 @@ _FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 class AsgiBridge:
     """Answers exchanges through an ASGI 3 application.
 
-    ``HEAD`` is passed as ``GET``, and the body of the answer is dropped, so an application need not support both. The
-    call is cancelled when the client disconnects, so the application never receives ``http.disconnect``.
+    ``HEAD`` is passed as ``GET``, and the body of the answer is dropped, so an application need not support both. A
+    slash at the end of the path is dropped from ``path``, but not from ``raw_path``. The call is cancelled when the
+    client disconnects, so the application never receives ``http.disconnect``.
     """
 
     def __init__(self, app: _App) -> None:
@@ -65,7 +66,7 @@ def _scope(exchange: Exchange) -> _Message:
         "http_version": f"1.{head.minor_version}",
         "method": "GET" if head.method == "HEAD" else head.method,
         "scheme": "http",
-        "path": unquote(raw_path.decode()),
+        "path": unquote(raw_path.decode()).removesuffix("/") or "/",
         "raw_path": raw_path,
         "query_string": query,
         "root_path": "",

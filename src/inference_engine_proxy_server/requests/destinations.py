@@ -9,15 +9,7 @@ from functools import lru_cache
 
 from inference_engine_proxy_server.requests.headers import names_conversation
 
-__all__ = [
-    "ANSWERED_HERE",
-    "Destination",
-    "Destinations",
-    "is_about_models",
-    "is_named",
-    "is_response",
-    "is_web_ui",
-]
+__all__ = ["ANSWERED_HERE", "Destination", "Destinations", "is_about_models", "is_named", "is_response", "is_web_ui"]
 
 # Engines answer these outside their request queue: without a slot (llama.cpp) or a scheduling step (vLLM).
 _LIGHT_PATHS = frozenset(
@@ -38,6 +30,8 @@ _NAMED = re.compile(
     r"|(?:responses|chat/completions)/(?!(?:compact|input_tokens|control|render|batch)(?:/|$))[^/]+(?:/.*)?)"
 )
 _WEB_UI_FOLDER = re.compile(r"/_app/(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
+# A base URL that ends with a slash, joined with a path that begins with one. No engine serves such a path.
+_DOUBLED_SLASH = re.compile(r"//+v1(?:/.*)?|/v1//.*")
 _RESPONSES = ("/responses", "/v1/responses")
 
 
@@ -50,6 +44,8 @@ class Destination(Enum):
     """In this proxy."""
     BLOCKED = "blocked"
     """Nowhere: the request is rejected."""
+    MISJOINED = "misjoined"
+    """Nowhere: the path has a doubled slash before or after ``/v1``, so the client's base URL is wrong."""
     LIGHT = "light"
     """On a backend, without using one of its slots."""
     WORK = "work"
@@ -116,12 +112,15 @@ class Destinations:
 
     def _find(self, method: str, path: str) -> Destination:
         is_reading = method in ("GET", "HEAD")
-        if path == "/admin" or path.startswith("/admin/") or (path == "/metrics" and is_reading):
+        own_path = path.removesuffix("/") or path  # no engine serves one of these with a slash at its end
+        if path == "/admin" or path.startswith("/admin/") or (own_path == "/metrics" and is_reading):
             return Destination.OPERATORS
-        if is_reading and (path in self._own_paths or is_about_models(path)):
+        if is_reading and (own_path in self._own_paths or is_about_models(path)):
             return Destination.OWN
         if self._blocks(method, path):
             return Destination.BLOCKED
+        if _DOUBLED_SLASH.fullmatch(path):
+            return Destination.MISJOINED
         if (is_reading or method in ("POST", "DELETE")) and is_named(path):
             return Destination.NAMED
         if method != "POST" or path in _LIGHT_PATHS:

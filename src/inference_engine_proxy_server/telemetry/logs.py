@@ -19,7 +19,7 @@ _FLUSH_SECONDS = 0.2  # longest delay of an access line; a write for each line w
 _FLUSH_LINES = 512
 _UNMIXED_BYTES = 4096  # up to this size, writes of several processes to one pipe do not mix (pipe(7), PIPE_BUF)
 
-_PROBES = frozenset({"/health", "/livez", "/readyz", "/metrics"})
+_PROBES = frozenset(f"/{name}{end}" for name in ("health", "livez", "readyz", "metrics") for end in ("", "/"))
 
 logger = logging.getLogger(__name__)
 

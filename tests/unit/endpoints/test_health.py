@@ -133,7 +133,7 @@ async def test_paths_that_only_resemble_own_ones_are_forwarded(fleet: Fleet) -> 
     engine = await fleet.engine()
     proxy = await fleet.proxy(engine)
 
-    for path in ("/health/", "/healthz", "/%68ealth", "/docs/other.js", "/v1/model/tiny", "//health"):
+    for path in ("/health//", "/healthz", "/%68ealth", "/docs/other.js", "/v1/model/tiny", "//health"):
         reader, writer = await proxy.connect()
         writer.write(f"GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
 
@@ -196,15 +196,6 @@ def _types(members: dict[str, Any]) -> set[tuple[str, type]]:
     return {(name, type(value)) for name, value in members.items()}
 
 
-async def test_all_slots_of_a_backend_are_used_by_default(fleet: Fleet) -> None:
-    engine = await fleet.engine(processing=9)
-    engine.slots = 16
-    by_default = await fleet.proxy(engine)
-    assert (await by_default.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 200
-    chosen = await fleet.proxy(engine, max_allowed_request_queue=6, queue_timeout_seconds=0.1)
-    assert (await chosen.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 503
-
-
 async def test_health_shows_null_for_an_unknown_load(fleet: Fleet) -> None:
     known, unknown, gone = await fleet.engine(processing=2), await fleet.engine(owner="other"), unused_url()
     known.slots = 4
@@ -253,3 +244,49 @@ def test_health_names_each_state_of_a_backend() -> None:
     assert shown_state(pool) == "suspect"
     pool.report_refused_connection(backend)
     assert shown_state(pool) == "down"
+
+
+@pytest.mark.parametrize("path", [path for path in OWN if path != "/"])
+async def test_slash_at_the_end_of_an_own_path_changes_nothing(fleet: Fleet, path: str) -> None:
+    engine = await fleet.engine()
+    proxy = await fleet.proxy(engine)
+    asked = list(engine.asked)
+    replies = [await proxy.http.get(path + end, follow_redirects=True) for end in ("", "/")]
+    assert [reply.status_code for reply in replies] == [200, 200]
+    assert replies[0].headers["content-type"] == replies[1].headers["content-type"]
+    assert engine.asked == asked
+
+
+async def test_favicon_is_answered_by_the_proxy(fleet: Fleet) -> None:
+    engine = await fleet.engine()
+    proxy = await fleet.proxy(engine, api_keys=("a:0123456789abcdef",))
+    reply = await proxy.http.get("/favicon.ico")
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "image/svg+xml")
+    assert ("GET", "/favicon.ico") not in [line[:2] for line in engine.asked]
+
+
+async def test_slash_at_the_end_needs_the_same_keys(fleet: Fleet) -> None:
+    proxy = await fleet.proxy(await fleet.engine(), api_keys=("a:0123456789abcdef",), metrics_key="right")
+    for path, status in (("/v1/models/", 401), ("/metrics/", 401), ("/health/", 200)):
+        assert (await proxy.http.get(path)).status_code == status
+    right = {"authorization": "Bearer right"}
+    assert (await proxy.http.get("/metrics/", headers=right)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["//v1/chat/completions", "/v1//chat/completions"])
+async def test_doubled_slash_is_explained(fleet: Fleet, path: str) -> None:
+    engine = await fleet.engine()
+    proxy = await fleet.proxy(engine)
+    reply = await proxy.post(path, {"model": "m"})
+    assert (reply.status, reply.json["error"]["code"]) == (404, "doubled_slash")
+    assert "base URL" in reply.json["error"]["message"]
+    assert not engine.served
+
+
+async def test_all_slots_of_a_backend_are_used_by_default(fleet: Fleet) -> None:
+    engine = await fleet.engine(processing=9)
+    engine.slots = 16
+    by_default = await fleet.proxy(engine)
+    assert (await by_default.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 200
+    chosen = await fleet.proxy(engine, max_allowed_request_queue=6, queue_timeout_seconds=0.1)
+    assert (await chosen.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 503
