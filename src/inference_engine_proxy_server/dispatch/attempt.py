@@ -136,8 +136,6 @@ class Attempts:
             connection = await self._reconnect(attempt)
         if sink.status >= 500 or backend.health.is_doubtful:
             self._judge(backend, sink.status, connection.sent_at)
-        if attempt.failed:
-            self._learn_path(attempt, sink.status)
 
     def next(self, request: ProxiedRequest, error: BackendError, connect_timeouts: int = 0) -> NextAttempt:
         """What may follow an attempt that failed with ``error``; see :func:`~.retry.next_attempt`."""
@@ -206,11 +204,11 @@ class Attempts:
         ):
             raise declined
 
-    def _learn_path(self, attempt: Attempt, status: int) -> None:
-        lacking = [one for one, error in attempt.failed.items() if isinstance(error, EngineLacks)]
-        if lacking and status < 500 and status not in MISSING_STATUSES:
-            head = attempt.request.head
-            self._placement.paths.learn(head.method, head.path, lacking)
+    def learn_path(self, request: ProxiedRequest, failed: Mapping[Backend, BackendError]) -> None:
+        """Learn from a request that is over which backends lack its path, if another one has it."""
+        lacking = [one for one, error in failed.items() if isinstance(error, EngineLacks)]
+        if lacking and 0 < request.status < 500 and request.status not in MISSING_STATUSES:
+            self._placement.paths.learn(request.head.method, request.head.path, lacking)
 
     def _judge(self, backend: Backend, status: int, sent_at: float) -> None:
         if status in _FAILURE_STATUSES:

@@ -114,8 +114,10 @@ class Forwarder:
                 raise explained(error) from None
             raise
         finally:
-            if failed and any(isinstance(error, BackendDeclined) for error in failed.values()):
-                self._budget.release()
+            if failed:
+                self._attempts.learn_path(request, failed)
+                if any(isinstance(error, BackendDeclined) for error in failed.values()):
+                    self._budget.release()
 
     def _requirements(self, request: ProxiedRequest) -> Requirements:
         """What ``request`` requires of a backend.
@@ -133,9 +135,12 @@ class Forwarder:
         if takes_slot and self._placement.reads_prompts:
             requirements = _with_prompt(request, affinity, self._placement)
         else:
-            if request.model is None:
-                request.model = request.content.model
-            requirements = Requirements(request.model, takes_slot, affinity=affinity)
+            model = request.model
+            if model is None:
+                model = request.model = request.content.model
+            if model is not None:
+                return Requirements(model, takes_slot, affinity=affinity)
+            requirements = Requirements(None, takes_slot, affinity=affinity)
         if requirements.model is None:
             self._require_readable_model(request)
             if affinity is None or not affinity.is_required:

@@ -120,7 +120,6 @@ def read_content(target: bytes, body: bytes, header_lines: bytes = b"") -> Reque
         body: the whole body.
         header_lines: the request's header lines, each ending in CRLF.
     """
-    content = _EMPTY
     if body:
         try:
             content = _decode(body)
@@ -128,6 +127,8 @@ def read_content(target: bytes, body: bytes, header_lines: bytes = b"") -> Reque
             content = _tolerant_content(body)
         if content.model:
             return content
+    else:
+        content = _EMPTY
     return _with_model_from_elsewhere(content, target, header_lines, body)
 
 

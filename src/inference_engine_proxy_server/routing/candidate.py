@@ -35,7 +35,7 @@ class Candidate:
         cost: weight of one request: 1 for a backend of weight 1 in good health, more for a smaller share.
     """
 
-    __slots__ = ("_handicap", "_tables", "backend", "cost", "load", "number", "url_key", "work")
+    __slots__ = ("_handicap", "_positions", "_tables", "backend", "cost", "load", "number", "url_key", "work")
 
     def __init__(self, backend: Backend, number: int) -> None:
         self.backend = backend
@@ -45,7 +45,8 @@ class Candidate:
         self.work = PendingWork()
         self.cost = 1.0
         self._handicap = math.inf  # added to the rank by load; infinite while the backend is out of rotation
-        self._tables: list[tuple[_RankTable, int, float]] = []
+        self._tables: list[tuple[_RankTable, int]] = []
+        self._positions: list[tuple[list[float], int, float]] = []  # ranks of these tables, and what they contain more
 
     def __repr__(self) -> str:
         return f"<Candidate {self.number} cost={self.cost:g} of {self.backend!r}>"
@@ -68,7 +69,7 @@ class Candidate:
         """Update cost and rank from the backend's state; ``now`` is a reading of the clock."""
         backend = self.backend
         self.cost = 1 / (backend.config.weight * backend.health.share(now))
-        for table, at, _ in self._tables:
+        for table, at in self._tables:
             table.set_cost(at, self.cost)
         self.review_rotation()
 
@@ -83,14 +84,16 @@ class Candidate:
         load = self.load
         total = load.leases + load.others  # load.total, inlined: this runs twice for each request
         rank = total * self.cost + self._handicap if total < load.limit else math.inf
-        for table, at, handicap in self._tables:
-            table.ranks[at] = rank + handicap
+        for ranks, at, handicap in self._positions:
+            ranks[at] = rank + handicap
 
     def join(self, table: _RankTable, at: int, handicap: float) -> None:
         """Keep position ``at`` of ``table`` up to date until :meth:`leave_all`, with ``handicap`` added to the rank."""
-        self._tables.append((table, at, handicap))
+        self._tables.append((table, at))
+        self._positions.append((table.ranks, at, handicap))
         self.rerank()
 
     def leave_all(self) -> None:
         """Forget all rank tables."""
         self._tables.clear()
+        self._positions.clear()

@@ -36,7 +36,8 @@ class CandidateRegistry:
         self.contexts_differ = False
         self.models_differ = False
         self._default_model = default_model
-        self._all: CandidateSet | None = None
+        self._all: CandidateSet | None = None  # candidates of every model
+        self._unnamed: CandidateSet | None = None  # for requests without a model
         self._clock = clock
         self._numbers = 0
         self._candidates: dict[Backend, Candidate] = {}  # by backend
@@ -65,7 +66,7 @@ class CandidateRegistry:
     def forget_sets(self) -> None:
         """Discard all sets, because a backend's models or liveness changed; they are rebuilt on demand."""
         self.sets.clear()
-        self._all = None
+        self._all = self._unnamed = None
         for candidate in self.candidates:
             candidate.leave_all()
 
@@ -129,12 +130,19 @@ class CandidateRegistry:
 
     def find_set(self, model: str | None) -> CandidateSet:
         """The live backends that serve ``model``, added to ``sets``; see :meth:`serving`."""
+        known = self._unnamed if model is None else self.sets.get(model)
+        if known is not None:
+            return known
         found = [one for one in self.serving(model) if one.backend.is_live]
         if len(self.sets) >= _REMEMBERED_MODELS:
             self.forget_sets()
         kind = (tuple(found), contexts_of([one.backend for one in found], model), _handicaps(found, model))
         same = (known for known in self.sets.values() if (known.candidates, known.contexts, known.handicaps) == kind)
-        self.sets[model] = known = next(same, None) or CandidateSet.kept_up_to_date(*kind)
+        known = next(same, None) or CandidateSet.kept_up_to_date(*kind)
+        if model is None:
+            self._unnamed = known
+        else:
+            self.sets[model] = known
         return known
 
 

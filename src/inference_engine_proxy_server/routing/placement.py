@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Hashable, Sequence
 
 import msgspec
@@ -18,6 +17,7 @@ from inference_engine_proxy_server.routing.candidate_set import CandidateSet
 from inference_engine_proxy_server.routing.choice import Choice, Policy
 from inference_engine_proxy_server.routing.context_fit import Need, contexts_of, fitting
 from inference_engine_proxy_server.routing.decisions import TIED, Decision, Ranked
+from inference_engine_proxy_server.routing.eligibility import is_for_all, is_open, rank_of
 from inference_engine_proxy_server.routing.learned import LearnedSnapshot
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.paths import PathTable, kind_of
@@ -99,10 +99,9 @@ class Placement(FleetObserver):
         """See :class:`FleetObserver`."""
         self._registry.forget_sets()
         self._registry.learn_names()
-        live = sum(one.backend.is_live for one in self.candidates)
-        if live > self._live:  # an engine that comes back may have other options than before
+        before, self._live = self._live, sum(one.backend.is_live for one in self.candidates)
+        if self._live > before:  # an engine that comes back may have other options than before
             self.paths.forget()
-        self._live = live
         self._look_again()
 
     def on_reviewed(self, backend: Backend) -> None:
@@ -151,9 +150,7 @@ class Placement(FleetObserver):
             CapacityError: no backend that serves the request is available.
             ClientError: 404, the models of all backends are known, and none serves this one.
         """
-        found = self._sets.get(requirements.model) if requirements.model is not None else None
-        if found is None:
-            found = self._found(requirements)
+        found = self._sets.get(requirements.model) or self._found(requirements)
         if self._is_shared:
             found.recount()
         affinity = requirements.affinity
@@ -190,7 +187,7 @@ class Placement(FleetObserver):
     def has_other(self, requirements: Requirements, excluded: Collection[Backend]) -> bool:
         """Whether a backend that is not ``excluded`` takes such requests; it may be full."""
         found = self._found(requirements)
-        return any(_is_open(one.backend, requirements) for one in self._eligible(found, requirements, excluded))
+        return any(is_open(one.backend, requirements) for one in self._eligible(found, requirements, excluded))
 
     def without_lacking(self, requirements: Requirements, method: str, path: str) -> Requirements:
         """``requirements`` of a request without a model; if its usual backends lack the path, of other kinds."""
@@ -207,16 +204,16 @@ class Placement(FleetObserver):
         found = self._found(requirements)
         fit = self._fitting(found, requirements)
         model = requirements.model
-        is_usual = fit is found.candidates and not _is_for_all(requirements)
+        is_usual = fit is found.candidates and not is_for_all(requirements)
         return model if is_usual else (model, *(one.backend.url for one in fit))
 
     # --- candidates
 
     def _found(self, requirements: Requirements) -> CandidateSet:
         """The live backends that may serve the request, whether or not the prompt fits."""
-        if _is_for_all(requirements):
+        if is_for_all(requirements):
             return self._registry.find_all()
-        return self._sets.get(requirements.model) or self._registry.find_set(requirements.model)
+        return self._registry.find_set(requirements.model)
 
     def _fitting(self, found: CandidateSet, requirements: Requirements) -> Sequence[Candidate]:
         """The candidates that have the path and that the prompt fits; ``found.candidates`` itself if all do."""
@@ -253,7 +250,7 @@ class Placement(FleetObserver):
         if eligible is found.candidates and requirements.needs_slot and not is_required:
             return found
         handicaps = None if found.handicaps is None else [found.handicap_of(one) for one in eligible]
-        ranks = [_rank(one, requirements) + found.handicap_of(one) for one in eligible]
+        ranks = [rank_of(one, requirements) + found.handicap_of(one) for one in eligible]
         return CandidateSet(eligible, ranks, handicaps=handicaps)
 
     # --- choices
@@ -287,8 +284,7 @@ class Placement(FleetObserver):
         affinity = requirements.affinity
         if affinity is not None and affinity.is_required and affinity.home is not None:
             return False
-        is_for_all = _is_for_all(requirements)
-        serving = self.candidates if is_for_all else self._registry.serving(requirements.model)
+        serving = self.candidates if is_for_all(requirements) else self._registry.serving(requirements.model)
         return any(one.backend.is_awaited for one in serving)
 
     def _unavailable(self, requirements: Requirements) -> ProxyError:
@@ -302,25 +298,3 @@ class Placement(FleetObserver):
             return ClientError(f"The model '{model[:200]}' is not served here.", status=404, code="model_not_found")
         message = "No backend that serves this is available." if live else "No backend is available."
         return CapacityError(message, retry_after_seconds=self._retry_after_seconds)
-
-
-def _is_for_all(requirements: Requirements) -> bool:
-    """Whether the request may go to backends of every model: it names none, and its path or resource decides."""
-    affinity = requirements.affinity
-    return requirements.model is None and (
-        bool(requirements.lacking) or (affinity is not None and affinity.is_required)
-    )
-
-
-def _is_open(backend: Backend, requirements: Requirements) -> bool:
-    """Whether a live backend takes the request unless it is full. A required home does, even while draining."""
-    if requirements.affinity is None or not requirements.affinity.is_required:
-        return backend.takes_requests
-    return (
-        not requirements.needs_slot or backend.takes_requests or (backend.is_draining and backend.health.takes_requests)
-    )
-
-
-def _rank(candidate: Candidate, requirements: Requirements) -> float:
-    takes_it = _is_open(candidate.backend, requirements) and (not requirements.needs_slot or candidate.has_slot)
-    return candidate.rank() if takes_it else math.inf
