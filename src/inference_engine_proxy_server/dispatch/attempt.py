@@ -24,7 +24,7 @@ from inference_engine_proxy_server.errors import (
 )
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.routing.paths import MISSING_STATUSES
-from inference_engine_proxy_server.routing.requirements import Requirements, beyond
+from inference_engine_proxy_server.routing.requirements import beyond
 from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
@@ -81,8 +81,7 @@ class Attempts:
         self._names_backend = names_backend
         self._keeps_credentials = keeps_credentials
         self._retry_statuses = frozenset(retry_statuses)
-        self._declining = self._retry_statuses | BUSY_STATUSES  # the latter may ask for a pause
-        self._declining_or_missing = self._declining | MISSING_STATUSES
+        self._held_statuses = self._retry_statuses | BUSY_STATUSES | MISSING_STATUSES
         self._first_token_seconds = first_token_seconds
         self.budget = RetryBudget(dispatcher.fleet.clock)
 
@@ -94,17 +93,16 @@ class Attempts:
         """
         request, backend = attempt.request, attempt.backend
         head, connections = request.head, backend.connections
-        is_usual = not (request.has_only_comments or head.path.startswith("/api"))
-        sink = request if is_usual else _unusual_sink(request)
+        sink = LateReply(request) if request.has_only_comments else request
         request.backend = backend.url
         request.backend_fields = backend.reply_field if self._names_backend else b""
         credentials = backend.credentials
         if credentials is None:
             credentials = head.credentials if self._keeps_credentials else b""
-        requirements = request.requirements
-        held_statuses = self._declining
-        if requirements.affinity is not None or requirements.model not in backend.serving.model_ids:
-            held_statuses = self._unusual_held_statuses(requirements, backend)
+        affinity = request.requirements.affinity
+        held_statuses = self._held_statuses
+        if affinity is not None and affinity.is_unlocated:
+            held_statuses = affinity.lacking_statuses
         connection = connections.take_idle() or await connections.connect()
         origin, body = connections.origin, request.body
         section = head.for_backend(
@@ -125,7 +123,9 @@ class Attempts:
                 held = await reply
                 if held is not None:
                     self._decide(attempt, held)
-                    await connection.accept()
+                    if held.status in MISSING_STATUSES and is_ollama_path(head.path) and sink is request:
+                        sink = OllamaReply(request)
+                    await connection.accept(sink)
                 break
             except BackendBroke as error:
                 if self.next(request, error) is not NextAttempt.SAME_ON_FRESH_CONNECTION:
@@ -163,12 +163,6 @@ class Attempts:
         elif isinstance(error, BackendDeclined):
             self._judge(backend, error.backend_status, 0.0)
 
-    def _unusual_held_statuses(self, requirements: Requirements, backend: Backend) -> frozenset[int]:
-        affinity = requirements.affinity
-        if affinity is not None and affinity.is_unlocated:
-            return affinity.lacking_statuses
-        return self._declining if requirements.model in backend.serving.model_ids else self._declining_or_missing
-
     def _limit_first_event(self, request: ProxiedRequest, connection: BackendConnection) -> None:
         connection.limit_first_event(self._first_token_seconds if request.content.is_streamed else NEVER)
 
@@ -188,6 +182,8 @@ class Attempts:
                 raise BackendLacks("The backend does not have the resource that the request names.")
             return
         if held.status in MISSING_STATUSES:
+            if requirements.model in backend.serving.model_ids:
+                return
             others = beyond(requirements, backend)
             if len(others.lacking) < _MOST_ASKED and self._placement.has_other(others, [*attempt.failed, backend]):
                 raise EngineLacks("The engine does not have what the request means.")
@@ -215,10 +211,3 @@ class Attempts:
             self._fleet.report_failure(backend, f"it answered {status}")
         elif status < 400:
             self._fleet.report_success(backend, sent_at)
-
-
-def _unusual_sink(request: ProxiedRequest) -> ProxiedRequest | LateReply:
-    """The receiver of a reply that may not be relayed as it is."""
-    if request.has_only_comments:
-        return LateReply(request)
-    return OllamaReply(request) if is_ollama_path(request.head.path) else request

@@ -46,7 +46,8 @@ class ProxiedRequest(Exchange):
         """The content of the request's target and body, without the prompt; decoded on first use."""
         content = self._content
         if content is None:
-            content = self._content = read_content(self.head.target, self.body, self.head.passed_on)
+            head = self.head
+            content = self._content = read_content(head.target, self.body, head.passed_on)
         return content
 
     @property

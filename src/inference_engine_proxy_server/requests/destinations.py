@@ -29,6 +29,9 @@ _NAMED = re.compile(
     r"(?:/v1)?/(?:stream(?:/[^/]+)?"
     r"|(?:responses|chat/completions)/(?!(?:compact|input_tokens|control|render|batch)(?:/|$))[^/]+(?:/.*)?)"
 )
+_WEB_UI = frozenset(
+    {"/index.html", "/loading.html", "/bundle.js", "/bundle.css", "/favicon.svg", "/manifest.json", "/sw.js"}
+)
 _WEB_UI_FOLDER = re.compile(r"/_app/(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
 # A base URL that ends with a slash, joined with a path that begins with one. No engine serves such a path.
 _DOUBLED_SLASH = re.compile(r"//+v1(?:/.*)?|/v1//.*")
@@ -73,11 +76,6 @@ def is_response(path: str) -> bool:
 def is_about_models(path: str) -> bool:
     """Whether ``GET`` of this path asks for the list of models, or for one of them."""
     return path in ("/v1/models", "/models") or path.startswith(("/v1/models/", "/models/"))
-
-
-_WEB_UI = frozenset(
-    {"/index.html", "/loading.html", "/bundle.js", "/bundle.css", "/favicon.svg", "/manifest.json", "/sw.js"}
-)
 
 
 def is_web_ui(method: str, path: str) -> bool:

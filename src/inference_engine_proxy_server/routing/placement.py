@@ -153,11 +153,9 @@ class Placement(FleetObserver):
         found = self._sets.get(requirements.model) or self._found(requirements)
         if self._is_shared:
             found.recount()
-        affinity = requirements.affinity
-        prompt = requirements.prompt
         if (
-            affinity is None
-            and prompt is None
+            requirements.affinity is None
+            and requirements.prompt is None
             and not excluded
             and requirements.needs_slot
             and not requirements.lacking
@@ -165,7 +163,8 @@ class Placement(FleetObserver):
             choice = requirements.policy.choose(found, None, self.router)
         else:
             found = self._narrowed(found, requirements, excluded)
-            choice = self._at_home(found, affinity) or requirements.policy.choose(found, prompt, self.router)
+            policy, prompt = requirements.policy, requirements.prompt
+            choice = self._at_home(found, requirements.affinity) or policy.choose(found, prompt, self.router)
         if choice is None:
             choice = self._last_resort(found.candidates, requirements)
         if self._records_decisions and choice is not None:

@@ -118,9 +118,11 @@ class BackendConnection(ReplyRelay):
         self._event_due_at = self.sent_at + seconds
         self.deadline = min(self.deadline, self._event_due_at)
 
-    def accept(self) -> Completion[HeldReply | None]:
-        """Relay the held reply to its sink. Returns what :meth:`request` returns."""
-        sink, head, rest = cast(ReplySink, self._sink), cast(ReplyHead, self._head), self._held_rest or b""
+    def accept(self, sink: ReplySink) -> Completion[HeldReply | None]:
+        """Relay the held reply to ``sink``. Returns what :meth:`request` returns."""
+        head, rest = cast(ReplyHead, self._head), self._held_rest or b""
+        self._sink = sink
+        sink.source = self
         self._held_rest = None
         result: Completion[HeldReply | None] = Completion()
         self._result = result

@@ -38,7 +38,6 @@ class Exchange:
 
     A reply is written by calling :meth:`begin` once, :meth:`write` or :meth:`write_chunks` for each piece of the body
     as soon as it exists, and :meth:`end`; or by :meth:`respond`; or by :meth:`fail` at any time.
-
     It has many public attributes, so that a request needs one object on the hot path instead of three.
 
     Attributes:
@@ -54,10 +53,9 @@ class Exchange:
         common_fields: header lines of every reply to this request, errors included. Each line ends in CRLF.
         backend_fields: header lines of a reply from a backend only.
         has_only_comments: only SSE comments of the proxy have been sent, nothing of a reply.
-        keep_alive, takes_chunks: the client's connection stays open after this exchange; takes a chunked body.
+        keep_alive: whether the client's connection stays open. takes_chunks: whether the client takes a chunked body.
         source: paused while the client reads slower than the reply arrives; ``None`` when the reply has no source.
-        outcome: how the exchange ended; ``COMPLETE`` until something else is known.
-        done: nothing more can be sent.
+        outcome: how it ended; ``COMPLETE`` until something else is known. done: nothing more can be sent.
     """
 
     write_through: Callable[[bytes], None]
@@ -65,10 +63,10 @@ class Exchange:
     _length_known: bool
 
     __slots__ = (
-        "_body_allowed", "_chunked", "_connection", "_fields", "_is_passing_through", "_length_known",
-        "_observers", "_pending_head", "_write", "backend_fields", "body", "client", "common_fields",
-        "done", "first_byte_at", "has_only_comments", "head", "keep_alive", "last_block", "outcome", "request_id",
-        "sent_bytes", "source", "started_at", "status", "takes_chunks", "write_through",
+        "_body_allowed", "_chunked", "_connection", "_fields", "_is_passing_through", "_length_known", "_observers",
+        "_pending_head", "_write", "backend_fields", "body", "client", "common_fields", "done", "first_byte_at",
+        "has_only_comments", "head", "keep_alive", "last_block", "outcome", "request_id", "sent_bytes", "source",
+        "started_at", "status", "takes_chunks", "write_through",
     )  # fmt: skip
 
     def __init__(self, connection: ClientSide, head: RequestHead, body: bytes, request_id: str, client: str) -> None:
