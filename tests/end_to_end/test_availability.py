@@ -27,12 +27,12 @@ async def backends_of(proxy: Proxy, count: int) -> set[str]:
 async def test_loading_server_gets_no_request_until_it_is_ready(
     start_proxy: StartProxy, start_servers: StartServers, tiny_model: Path, large_model: Path, free_port: int
 ) -> None:
-    [ready] = start_servers(1, tiny_model)
+    [ready] = start_servers(1, tiny_model, "--alias", "m")
     newcomer_url = f"http://127.0.0.1:{free_port}"
     proxy = start_proxy(ready, newcomer_url, **QUICK)
 
     while_loading = set()
-    with LlamaServer(large_model, "--context", "16384", port=free_port, wait=False) as newcomer:
+    with LlamaServer(large_model, "--context", "16384", "--alias", "m", port=free_port, wait=False) as newcomer:
         await eventually(lambda: newcomer.status() == 503)
         while True:
             served_by = await backends_of(proxy, 1)
