@@ -79,7 +79,7 @@ async def test_burst_takes_foreign_load_into_account(start_proxy: StartProxy, fo
         assert reported == {idle.url: 0, **{server.url: 3 for server in loaded}}
     # Without another poll, the proxy still counts the foreign requests, which no longer use CPU time during the burst.
 
-    shares = await burst(proxy, 60, chat(10))
+    shares = await burst(proxy, 60, chat(150))  # long enough that no answer ends before the last request is sent
 
     assert sum(shares.values()) == 60
     assert 16 <= shares[idle.url] <= 20
