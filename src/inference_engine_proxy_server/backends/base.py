@@ -76,7 +76,7 @@ class Thresholds:
     Attributes:
         requests_processing: requests in process.
         requests_waiting: requests in its own queue.
-        grows_with_slots: nobody has chosen ``requests_processing``, so that it is at least the number of slots.
+        grows_with_slots: the operator has not set ``requests_processing``, so it is at least the number of slots.
     """
 
     requests_processing: float

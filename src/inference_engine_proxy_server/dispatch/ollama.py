@@ -1,6 +1,6 @@
 """Requests of Ollama's clients: forwarded like all others, and explained if no engine serves Ollama's API.
 
-llama.cpp and vLLM answer such a request with a 404 that helps nobody. An engine that does serve the API, such as Ollama
+llama.cpp and vLLM answer such a request with a 404 without a reason. An engine that does serve the API, such as Ollama
 itself, answers 404 about a model; its reply names the model and is relayed.
 """
 

@@ -61,11 +61,6 @@ class Affinity:
         return self.resource is not None and self.home is None
 
     @property
-    def allows_any_backend(self) -> bool:
-        """Whether any backend may serve the request, and only later requests depend on the choice."""
-        return self.resource is None and self.home is None
-
-    @property
     def lacking_statuses(self) -> frozenset[int]:
         """Statuses by which a backend may say that it lacks the resource."""
         ends_stream = self.deletes and self.resource is not None and is_stream(self.resource)

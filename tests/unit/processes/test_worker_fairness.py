@@ -13,7 +13,7 @@ from inference_engine_proxy_server.processes.worker_fairness import SoleWorker, 
         pytest.param([3, 0], [5, 1], False, id="another one has less, and waits"),
         pytest.param([3, 3], [5, 9], True, id="another one has as much"),
         pytest.param([2, 3], [1, 9], True, id="another one has more"),
-        pytest.param([2, 3, 1], [1, 9, 0], True, id="who has less does not wait"),
+        pytest.param([2, 3, 1], [1, 9, 0], True, id="a worker with fewer leases does not wait"),
         pytest.param([0, 0, 0], [1, 1, 1], True, id="no worker has leases"),
     ],
 )
