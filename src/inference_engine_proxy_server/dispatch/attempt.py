@@ -115,9 +115,7 @@ class Attempts:
         )
         while True:
             try:
-                reply = connection.request(
-                    [section, body], sink, is_head=head.method == "HEAD", held_statuses=held_statuses
-                )
+                reply = connection.request([section, body], sink, is_head=head.is_head, held_statuses=held_statuses)
                 if self._first_token_seconds:
                     self._limit_first_event(request, connection)
                 held = await reply

@@ -49,22 +49,8 @@ class LightTask:
         self._awaited: Awaited | None = None
         self._must_cancel = False
 
-    def start(self) -> None:
-        """Run the coroutine until it first waits, or ends."""
-        self._resume(None)
-
-    def cancel(self, msg: object = None) -> None:
-        """Raise ``CancelledError`` in the coroutine, soon, at the point where it waits.
-
-        Args:
-            msg: ignored; exists for compatibility with ``asyncio.Task``.
-        """
-        del msg
-        if self._awaited is None or not self._awaited.cancel():
-            self._must_cancel = True  # the coroutine is about to resume
-
-    def _resume(self, done: object) -> None:
-        del done
+    def run(self, _done: object = None) -> None:
+        """Run the coroutine until it waits or ends. Called once to start it; later when what it waits for is done."""
         self._awaited = None
         try:
             if self._must_cancel:
@@ -79,14 +65,24 @@ class LightTask:
         else:
             self._wait_for(awaited)
 
+    def cancel(self, msg: object = None) -> None:
+        """Raise ``CancelledError`` in the coroutine, soon, at the point where it waits.
+
+        Args:
+            msg: ignored; exists for compatibility with ``asyncio.Task``.
+        """
+        del msg
+        if self._awaited is None or not self._awaited.cancel():
+            self._must_cancel = True  # the coroutine is about to resume
+
     def _wait_for(self, awaited: Awaited | None) -> None:
         if awaited is None:  # asyncio.sleep(0) yields None to let other tasks run first
-            asyncio.get_running_loop().call_soon(self._resume, None)
+            asyncio.get_running_loop().call_soon(self.run)
             return
         # As asyncio.Task does, to confirm to the future that its await has reached a task.
         awaited._asyncio_future_blocking = False  # noqa: SLF001 - asyncio recognises futures by this very name
         self._awaited = awaited
-        awaited.add_done_callback(self._resume)
+        awaited.add_done_callback(self.run)
         if self._must_cancel and awaited.cancel():
             self._must_cancel = False
 
@@ -113,7 +109,9 @@ class Completion(Generic[T]):
         if not self._is_done:
             self._asyncio_future_blocking = True
             yield self
-        return self.result()
+        if self._error is not None:  # result(), inlined: this runs for each request
+            raise self._error
+        return self._result  # type: ignore[return-value]  # set, as there is no error
 
     def done(self) -> bool:
         """Whether the result or an exception has been set."""

@@ -144,7 +144,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         load.requests += 1
         self._task = task = LightTask(answering, partial(self._served, exchange))
         self._tasks.add(task)
-        task.start()
+        task.run()
 
     def _served(self, exchange: E, task: LightTask, error: BaseException | None) -> None:
         self._tasks.discard(task)

@@ -138,7 +138,7 @@ class Exchange:
         head = self.head
         http11 = head.minor_version == 1
         framing = b""
-        self._body_allowed = status not in _BODILESS and head.method != "HEAD"
+        self._body_allowed = status not in _BODILESS and not head.is_head
         self._length_known = content_length is not None
         self.takes_chunks = self._chunked = False
         if content_length is not None:
@@ -154,7 +154,7 @@ class Exchange:
 
     def write_whole(self, status: int, reason: bytes, fields: bytes, body: bytes) -> None:
         """Open the reply and send its whole body: :meth:`begin` and :meth:`write` in one block."""
-        if status in _BODILESS or not body or self.head.method == "HEAD":
+        if status in _BODILESS or not body or self.head.is_head:
             self.begin(status, reason, fields, len(body))
             return
         self.status = status

@@ -55,14 +55,14 @@ class RequestHead:
     It has more than 15 attributes: each is one field or fact, and one object per request is the cheapest.
 
     Attributes:
-        method: as sent; methods are case-sensitive.
+        method: as sent; methods are case-sensitive. is_head: the method is HEAD, whose reply has no body.
         target: path and query as sent (origin form, or ``*``); never empty.
         path: ``target`` without its query.
         host: the Host field; empty when an HTTP/1.0 client sent none.
         minor_version: 0 or 1 of HTTP/1.x.
         keep_alive: the client wants the connection to stay open.
         content_length: bytes of the body; ``None`` when chunked or when there is no body.
-        chunked: the body comes in chunks.
+        chunked: the body comes in chunks. has_body: there is a body, which may be empty.
         upgrade: the protocol other than HTTP to which the client wants to change; ``None`` if it wants none.
         expects_continue: the client waits for ``100 Continue`` before it sends the body.
         request_id: the client's own ``x-request-id`` if it is a valid one.
@@ -79,11 +79,12 @@ class RequestHead:
 
     __slots__ = (
         "access", "api_key", "authorization", "azure_key", "chunked", "content_length", "credentials", "destination",
-        "expects_continue", "host", "keep_alive", "method", "minor_version", "passed_on", "path", "request_id",
-        "sender", "target", "upgrade", "way",
+        "expects_continue", "has_body", "host", "is_head", "keep_alive", "method", "minor_version", "passed_on", "path",
+        "request_id", "sender", "target", "upgrade", "way",
     )  # fmt: skip
 
     method: str
+    is_head: bool
     target: bytes
     path: str
     host: bytes
@@ -91,6 +92,7 @@ class RequestHead:
     keep_alive: bool
     content_length: int | None
     chunked: bool
+    has_body: bool
     upgrade: bytes | None
     expects_continue: bool
     request_id: str | None
@@ -126,7 +128,6 @@ class RequestHead:
             credentials: header lines that authenticate the proxy or the client; may be empty.
             close: whether the backend should close the connection after its reply.
         """
-        has_body = self.content_length is not None or self.chunked
         return b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%bx-request-id: %b\r\n%b%b\r\n" % (
             self.method.encode(),
             prefix if self.target != b"*" else b"",
@@ -135,7 +136,7 @@ class RequestHead:
             self.passed_on,
             credentials,
             request_id.encode(),
-            b"content-length: %d\r\n" % body_bytes if has_body else b"",
+            b"content-length: %d\r\n" % body_bytes if self.has_body else b"",
             b"connection: close\r\n" if close else b"",
         )
 
@@ -172,6 +173,7 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
         raise _why_refused(section)
     head = RequestHead()
     head.method = match[1].decode()
+    head.is_head = head.method == "HEAD"
     head.target = target = _origin_form(match[1], match[2])
     head.path = target.partition(b"?")[0].decode()
     head.minor_version = minor_version = match[3][0] - 48
@@ -261,6 +263,7 @@ def _read_request_framing(head: RequestHead, owned: dict[bytes, bytes]) -> None:
         raise ClientError("The Content-Length is not a number.", code="invalid_framing")
     head.chunked = coding is not None
     head.content_length = int(length) if length is not None else None
+    head.has_body = head.chunked or length is not None
 
 
 def _why_refused(section: bytes) -> ClientError:

@@ -17,7 +17,7 @@ class Run:
     def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
         self.ended: list[BaseException | None] = []
         self.task = LightTask(coroutine, lambda _, error: self.ended.append(error))
-        self.task.start()
+        self.task.run()
 
     @property
     def was_cancelled(self) -> bool:
