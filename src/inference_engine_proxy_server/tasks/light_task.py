@@ -109,18 +109,19 @@ class Completion(Generic[T]):
         if not self._is_done:
             self._asyncio_future_blocking = True
             yield self
-        if self._error is not None:  # result(), inlined: this runs for each request
-            raise self._error
-        return self._result  # type: ignore[return-value]  # set, as there is no error
+        return self._result if self._error is None else self.result()  # type: ignore[return-value]
 
     def done(self) -> bool:
         """Whether the result or an exception has been set."""
         return self._is_done
 
     def result(self) -> T:
-        """The result; raises the exception if one was set."""
+        """The result; raises the exception if one was set. Must be called once only."""
         if self._error is not None:
-            raise self._error
+            try:
+                raise self._error
+            finally:
+                self._error = None  # its traceback refers to this object: a cycle, which would live until a collection
         return cast(T, self._result)
 
     def get_loop(self) -> asyncio.AbstractEventLoop:

@@ -94,6 +94,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
             if self._task is not None:
                 self._load.requests -= 1
                 self._task.cancel()
+                self._task = None
             self._context.observe(exchange)
         self._reader.give_up()
 

@@ -28,7 +28,7 @@ def one_chunk(payload: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
-_Reader = Callable[[bytes, int, list[bytes]], int]
+_Reader = Callable[["ChunkedBody", bytes, int, list[bytes]], int]
 """Parses one element of a body at a position in a block, appends the payload found, returns the position after it."""
 
 
@@ -58,7 +58,7 @@ class ChunkedBody:
         self._left = limit_bytes  # the limit minus all chunk sizes announced so far
         self.complete = False
         self.excess = b""
-        self._read: _Reader = self._size_line
+        self._read: _Reader = ChunkedBody._size_line  # not bound: a bound method would make a reference cycle
         self.between_chunks = True
         self._line = b""  # start of an incomplete line
         self._missing = 0  # payload bytes of the current chunk still to come
@@ -100,7 +100,7 @@ class ChunkedBody:
             self._line = b""
         position = 0
         while position < len(block) and not self.complete:
-            position = self._read(block, position, payload)
+            position = self._read(self, block, position, payload)
         if self.complete:
             self.excess = block[position:]
         return payload
@@ -110,13 +110,13 @@ class ChunkedBody:
         payload.append(piece)
         self._missing -= len(piece)
         if not self._missing:
-            self._read = self._payload_end
+            self._read = ChunkedBody._payload_end
         return position + len(piece)
 
     def _payload_end(self, block: bytes, position: int, _payload: list[bytes]) -> int:
         line_end = block[position : position + 2]
         if line_end == b"\r\n":
-            self._read = self._size_line
+            self._read = ChunkedBody._size_line
             self.between_chunks = True
         elif line_end == b"\r":
             self._line = line_end
@@ -137,7 +137,7 @@ class ChunkedBody:
             self._left -= self._missing
             if self._left < 0:
                 raise TooLongBody
-        self._read = self._payload if self._missing else self._trailer_line
+        self._read = ChunkedBody._payload if self._missing else ChunkedBody._trailer_line
         return end + 2
 
     def _trailer_line(self, block: bytes, position: int, _payload: list[bytes]) -> int:
