@@ -51,7 +51,7 @@ def measured(results: Results, images: list[str]) -> str:
     """The generated part of the page."""
     figures = Figures(results)
     parts = [
-        "### What must hold",
+        "### Claims and limits",
         claims_table(figures),
         "### Figures",
         "\n".join(f"![{name.removesuffix('.svg').replace('-', ' ')}](images/{name})" for name in images),

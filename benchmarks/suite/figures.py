@@ -87,7 +87,7 @@ _LATENCY = (
 _STREAMS = (
     Figure("most-streams", "most streams at 50 tokens/s", "most-streams", lambda report: report["most"]),
     Figure("delivered-1000", "events in time, 1,000 streams (%)", "streams-1000", _delivered_percent),
-    Figure("lag-1000", "late by, 1,000 streams, p99 (ms)", "streams-1000", _of_many("p99_us", 1e3)),
+    Figure("lag-1000", "delay of events, 1,000 streams, p99 (ms)", "streams-1000", _of_many("p99_us", 1e3)),
     Figure("memory-idle", "memory, idle (MB)", "streams-1000", lambda report: report["idle_memory_bytes"] / 1e6),
     Figure("memory-1000", "memory, 1,000 streams (MB)", "streams-1000", _of_many("memory_bytes", 1e6)),
     Figure("memory-stream", "memory per mostly idle stream (KB)", "idle-streams", _kilobytes_per_stream),

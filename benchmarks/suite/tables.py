@@ -33,9 +33,9 @@ _FLEET = ("fleet-2", "fleet-32", "fleet-256", "models-50")
 def result_tables(figures: Figures) -> str:
     """All tables that have figures, each with a heading."""
     tables = [
-        ("CPU time, and what one core makes of it", figures_table(figures, _CPU)),
-        ("Ours divided by the peer's: median (lowest-highest) of the rounds", ratios_table(figures, _COMPARED)),
-        ("Latency added to the engine's own, which is the last row", figures_table(figures, _LATENCY)),
+        ("CPU time and throughput of one core", figures_table(figures, _CPU)),
+        ("This proxy / other proxy: median (lowest-highest) of the rounds", ratios_table(figures, _COMPARED)),
+        ("Added latency; last row: latency of the engine without a proxy", figures_table(figures, _LATENCY)),
         ("Streams and memory", figures_table(figures, _STREAMS)),
         ("CPU per request behind fleets of different sizes", fleet_table(figures)),
         ("Processes", _workers_table(figures)),
@@ -57,7 +57,9 @@ def figures_table(figures: Figures, names: Iterable[str]) -> str:
 def ratios_table(figures: Figures, names: Iterable[str]) -> str:
     columns = [name for name in names if figures.median(name, OURS_NAME) is not None]
     peers = [name for name in figures.targets if name not in (OURS_NAME, DIRECT)]
-    rows = [[f"ours / {peer}", *(str(figures.ratio(name, peer) or _UNKNOWN) for name in columns)] for peer in peers]
+    rows = [
+        [f"this proxy / {peer}", *(str(figures.ratio(name, peer) or _UNKNOWN) for name in columns)] for peer in peers
+    ]
     return (
         markdown_table(["", *(re.sub(r" \(.*?\)", "", FIGURES[name].title) for name in columns)], rows)
         if columns
@@ -94,7 +96,7 @@ def failures_list(failures: Iterable[Failure]) -> str:
 def _workers_table(figures: Figures) -> str:
     rows = [
         [
-            f"{number} on {number} core(s)",
+            f"{number} process(es) on {number} core(s)",
             *(_number(figures.median(f"workers-{number}-{kind}", OURS_NAME)) for kind in kinds),
         ]
         for number in (1, 2)

@@ -4,7 +4,7 @@ Glossary. Code, documentation, log lines and metrics use these terms:
 
 * *client*: a program that sends requests to the proxy. *Operator*: a person who runs the proxy.
 * *backend*: one engine server at one base URL. *Engine*: its kind (llama.cpp, vLLM, ...). *Fleet*: all backends.
-* *model*: the name in a request body. A *strict* backend refuses models that it does not list; others accept any name.
+* *model*: the name in a request body. A *strict* backend rejects models that it does not list; others accept any name.
 * *exchange*: one request of a client with its reply. *Destination*: what handles a request: the proxy itself, a
   backend, or nothing because the path is blocked.
 * *slot*: capacity of a backend for one request. A backend is *full* when its load reaches its limit.
@@ -36,7 +36,7 @@ Data flow through the packages (their ``__init__`` says what each one does)::
     reply    backend > wire > client; observers in dispatch pass facts on to access, routing and telemetry
     state    backend > backends/<engine> > fleet > routing; a freed slot goes to the queue in dispatch
     own      client > wire > access > endpoints, which read fleet, routing, telemetry and, through processes, siblings
-    limits   overload > wire, which refuses requests before their bodies
+    limits   overload > wire, which rejects requests before their bodies
     start    cli > server > processes (hosting) > composition, which builds all parts from config
 """
 

@@ -50,8 +50,8 @@ def test_a_table_omits_columns_without_figures() -> None:
 def test_claims_are_checked_against_the_figures() -> None:
     rows = claims_table(Figures(two_targets())).splitlines()
 
-    assert "| CPU per request, 1 KB, beside vllm-router | ≤ 0.75 | 0.5 | holds |" in rows
-    assert "| CPU per request, 1 KB, beside smg | ≤ 0.45 | - | not measured |" in rows
+    assert "| CPU per request, 1 KB, relative to vllm-router | ≤ 0.75 | 0.5 | holds |" in rows
+    assert "| CPU per request, 1 KB, relative to smg | ≤ 0.45 | - | not measured |" in rows
 
 
 def test_a_failure_takes_one_line() -> None:

@@ -83,7 +83,7 @@ async def test_changed_policy_of_a_model_applies_at_once(
     assert alternates(await backends_of(proxy, "other"))
 
     file.write_text(fleet_of(*two_servers) + "models: {other: {balancing_policy: rendezvous}}\n")
-    await eventually(lambda: "models with their own settings: other" in proxy.events)
+    await eventually(lambda: "model settings in the fleet file now apply to: other" in proxy.events)
 
     assert alternates(await backends_of(proxy, "sticky"))
     assert len(set(await backends_of(proxy, "other"))) == 1

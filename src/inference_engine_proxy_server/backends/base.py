@@ -52,7 +52,7 @@ class ModelNames(Enum):
     """How an engine treats a request whose ``model`` it does not list."""
 
     STRICT = "strict"
-    """It refuses the request: vLLM answers 404."""
+    """It rejects the request: vLLM answers 404."""
     ANY = "any"
     """It answers with the one model it has: llama.cpp with a single model."""
     UNKNOWN = "unknown"
@@ -104,7 +104,7 @@ class BackendState:
         model_names: how it treats names that ``models`` lacks.
         statuses: by the ids of the ``models`` that are not awake.
         contexts: tokens that a prompt and its answer may have together, by the ids of the ``models`` that report it.
-        bounds_max_tokens: it refuses a request whose answer limit alone exceeds the whole context.
+        bounds_max_tokens: it rejects a request whose answer limit alone exceeds the whole context.
         figures: further numbers worth showing, by the engine's own names.
     """
 

@@ -145,7 +145,7 @@ def _not_live(health: Reply) -> BackendState:
 def _model_names(models: tuple[ModelEntry, ...] | None) -> ModelNames:
     if models is None:
         return ModelNames.UNKNOWN
-    # Only a router reports a model's status ("loaded", "unloaded", ...), and only a router refuses unknown names.
+    # Only a router reports a model's status ("loaded", "unloaded", ...), and only a router rejects unknown names.
     return ModelNames.STRICT if any("status" in model for model in models) else ModelNames.ANY
 
 

@@ -66,7 +66,7 @@ def discover_engines(package: ModuleType = backends) -> Engines:
 async def identify(engines: Engines, get: Get) -> Engine | None:
     """The engine of a backend, by the first ``owned_by`` of ``GET /v1/models`` that identifies one.
 
-    The fallback when the list has no known owner or is empty, and when the list is refused permanently (501, or a 4xx
+    The fallback when the list has no known owner or is empty, and when the list is rejected permanently (501, or a 4xx
     that is not about time): a wrong or missing key hides the engine, but requests still work. ``None`` when the
     engine is not known yet: the backend is loading (503), failing (another 5xx), asks to wait (408, 425, 429),
     redirects (3xx), or its reply is not readable; try again later.

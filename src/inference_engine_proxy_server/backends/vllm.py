@@ -60,7 +60,7 @@ class VLLMBackend(BaseBackend):
         """As :class:`BaseBackend`; ``thresholds`` are ignored: vLLM queues well, and its queue is part of its load."""
         super().__init__(url, get, thresholds)
         # Only a server in development mode can be paused and has /is_paused. Any other server would log a 404 at every
-        # poll, so the first refusal ends polling, until /health fails: after that it may be another process.
+        # poll, so the first rejection ends polling, until /health fails: after that it may be another process.
         self._has_is_paused = True
         self._most_running = 0.0
 

@@ -17,7 +17,7 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  #
 
 
 class StrictParser(argparse.ArgumentParser):
-    """A parser that refuses abbreviated options, whose meaning could change with the next version."""
+    """A parser that rejects abbreviated options, whose meaning could change with the next version."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})

@@ -1,7 +1,7 @@
 """API keys: their permissions and limits, and how they are written in API_KEYS.
 
 Only the SHA-256 digest of a secret is stored. An unsalted digest is sufficient for secrets that cannot be guessed, so
-short secrets are refused. The time of a lookup by digest reveals nothing, as attackers cannot choose a digest's bytes.
+short secrets are rejected. The time of a lookup by digest reveals nothing, as attackers cannot choose a digest's bytes.
 """
 
 from __future__ import annotations

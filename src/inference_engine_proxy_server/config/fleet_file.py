@@ -1,6 +1,6 @@
 """Reads the fleet file (CONFIG_FILE).
 
-A file with a mistake is refused as a whole, with one line that names the place and never repeats a key.
+A file with a mistake is rejected as a whole, with one line that names the place and never repeats a key.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reads the file of API keys (API_KEYS_FILE).
 
-A file with a mistake is refused as a whole, with one line that names the place and never repeats a secret.
+A file with a mistake is rejected as a whole, with one line that names the place and never repeats a secret.
 """
 
 from __future__ import annotations

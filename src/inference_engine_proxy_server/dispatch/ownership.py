@@ -5,7 +5,7 @@ resource whose owner is unknown (the proxy was restarted, or another replica ser
 there are several keys, none of them may use it. If there is only one key, it may.
 
 Engines and servers in front of them may read a path in several ways: percent-decoded, or with dot segments removed. A
-request that any of these readings lets reach another resource is refused.
+request that any of these readings lets reach another resource is rejected.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LISTS = frozenset({"/v1/chat/completions", "/chat/completions", "/v1/responses"
 
 
 class Ownership:
-    """Refuses requests for the resources of other keys.
+    """Rejects requests for the resources of other keys.
 
     Args:
         table: remembers the owners.
@@ -81,7 +81,7 @@ def _names_in(request: ProxiedRequest, *, is_strict: bool) -> Iterator[tuple[byt
     """The resources that ``request`` names, each with whether the request may be the first one that names it.
 
     Args:
-        is_strict: refuse requests that engines could read differently.
+        is_strict: reject requests that engines could read differently.
     """
     head = request.head
     paths = readings(head.path)

@@ -132,7 +132,7 @@ class _FleetCollector:
             "inference_proxy_queue_requests", "Requests that wait for a backend.", self._queue.count
         )
         refusals = CounterMetricFamily(
-            "inference_proxy_queue_refusals", "Requests that the queue refused.", labels=["reason"]
+            "inference_proxy_queue_refusals", "Requests that the queue rejected.", labels=["reason"]
         )
         refusals.add_metric(["full"], self._queue.rejections)
         refusals.add_metric(["timeout"], self._queue.timeouts)

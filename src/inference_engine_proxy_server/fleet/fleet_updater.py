@@ -73,7 +73,7 @@ class FleetUpdater:
             return False
         self._models = models
         self._on_models_changed(models)
-        logger.info("models with their own settings: %s", ", ".join(models) or "no models")
+        logger.info("model settings in the fleet file now apply to: %s", ", ".join(models) or "no models")
         return True
 
     def _apply_fleet(self, fleet: Sequence[BackendConfig]) -> bool:

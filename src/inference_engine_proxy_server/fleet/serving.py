@@ -26,7 +26,7 @@ class Serving:
         only_context: the context of the backend's only model, whatever the name; ``None`` if it has several.
         statuses: by name; a name without one is awake.
         best_status: of all its models.
-        bounds_max_tokens: whether the backend refuses a request whose ``max_tokens`` exceeds its context.
+        bounds_max_tokens: whether the backend rejects a request whose ``max_tokens`` exceeds its context.
     """
 
     models: tuple[ModelEntry, ...] = ()

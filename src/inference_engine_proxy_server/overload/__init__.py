@@ -1,1 +1,1 @@
-"""Overload protection: refuses requests early when event-loop lag, memory use or open files reach a limit."""
+"""Overload protection: rejects requests early when event-loop lag, memory use or open files reach a limit."""

@@ -76,9 +76,9 @@ class OverloadGuard:
         self._memory_share = 0.0
         self._trim_at = 0.0
         self._is_shutting_down = False
-        self._late = _Alert("overloaded: the event loop is %.1f s late; new requests are refused until it recovers")
+        self._late = _Alert("overloaded: the event loop is %.1f s late; new requests are rejected until it recovers")
         self._memory_high = _Alert("memory is short: %.0f %% of the limit is in use; connections close early")
-        self._memory_full = _Alert("memory is full: %.0f %% of the limit is in use; new requests are refused")
+        self._memory_full = _Alert("memory is full: %.0f %% of the limit is in use; new requests are rejected")
         self._no_files = _Alert("no more files can be opened: new connections fail until some are closed (ulimit -n)")
 
     @property

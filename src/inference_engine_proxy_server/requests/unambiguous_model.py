@@ -1,7 +1,7 @@
 """Finds the model that a request names, for permissions: a wrong answer would let a client use a forbidden model.
 
 Routing may guess the model (:mod:`.content`), but permissions may not. Engines differ: some take the first of two
-names, others the last, some read the query and others the body, and some accept encodings that others refuse. A request
+names, others the last, some read the query and others the body, and some accept encodings that others reject. A request
 that two engines could read differently names no model here.
 """
 

@@ -155,7 +155,7 @@ class AccessLog:
 
 
 def _is_probe(record: RequestRecord) -> bool:
-    """Whether a request for one of ``_PROBES`` is the usual look at health or metrics, and not one that was refused."""
+    """Whether a request for one of ``_PROBES`` is an ordinary probe, and was not rejected."""
     return record.method in ("GET", "HEAD") and not 400 <= record.status < 500
 
 

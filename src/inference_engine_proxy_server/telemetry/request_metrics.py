@@ -109,7 +109,7 @@ class RequestMetrics:
         self._retries[reason] += 1
 
     def count_shed(self, reason: str) -> None:
-        """Count a request, or a connection, that was refused for want of room; ``reason``: the bound that did it."""
+        """Count a request, or a connection, that was rejected because a limit was reached; ``reason``: which limit."""
         self._shed[reason] += 1
 
     def count_reload(self, *, succeeded: bool) -> None:
@@ -135,7 +135,7 @@ class RequestMetrics:
         yield _counter("inference_proxy_retries", "Requests repeated after a failure.", "reason", self._retries)
         yield _counter(
             "inference_proxy_shed",
-            "Requests and connections refused because a limit was reached.",
+            "Requests and connections rejected because a limit was reached.",
             "reason",
             self._shed,
         )

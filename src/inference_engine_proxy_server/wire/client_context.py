@@ -57,7 +57,7 @@ class ClientContext(Generic[E]):
         shed: rejects a request, or a connection before its first request (``None``), because of the named limit. Raises
             ``CapacityError``, unless the request must be served nevertheless.
         admit: checks each header section before the body is read; its result becomes the head's ``access``. Raises
-            ``ClientError`` to refuse the request.
+            ``ClientError`` to reject the request.
         handle: serves one exchange, run by a :class:`~.light_task.LightTask` and cancelled when the client disconnects.
             May raise a ``ProxyError`` itself.
         observe: called once for each exchange that has ended, however it ended.

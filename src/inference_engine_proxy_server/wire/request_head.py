@@ -267,14 +267,14 @@ def _read_request_framing(head: RequestHead, owned: dict[bytes, bytes]) -> None:
 
 
 def _why_refused(section: bytes) -> ClientError:
-    """The most specific error for a section that the pattern refused."""
+    """The most specific error for a section that the pattern rejected."""
     if not _METHOD.match(section):
         return _no_method(section)  # the same error as for its first bytes
     line = section.partition(b"\n")[0]
     words = line.rstrip(b"\r").split(b" ")
     version = words[-1]
     if len(words) == 3 and re.fullmatch(rb"HTTP/[0-9]\.[0-9]", version) and not version.startswith(b"HTTP/1."):
-        return ClientError("Only HTTP/1.0 and HTTP/1.1 are spoken here.", status=505, code="version_not_supported")
+        return ClientError("Only HTTP/1.0 and HTTP/1.1 are supported.", status=505, code="version_not_supported")
     return ClientError("The request is not valid HTTP.", code="malformed_request")
 
 

@@ -183,7 +183,7 @@ def _upgrade_refused(protocol: bytes) -> ClientError:
 
 
 def unreadable_head() -> RequestHead:
-    """A placeholder for an unreadable header section, so that its refusal is sent and logged like any reply."""
+    """A placeholder for an unreadable header section, so that its rejection is sent and logged like any reply."""
     head = RequestHead()
     head.method = head.path = "-"
     head.target = b"-"

@@ -90,12 +90,18 @@ def _known_tokens(candidates: Sequence[CandidateView], request: PromptView, fore
 def _home(
     candidates: Sequence[CandidateView], request: PromptView, known: list[float], foreign_share: float
 ) -> tuple[int, float]:
-    """The home of the conversation by the rule of all replicas, and its value in tokens; -1 if it has no home.
+    """The position of the conversation's home, and its bonus in tokens; -1 and 0 if there is no home.
 
-    The home of a known conversation is the backend that holds most of it. The home of any other one is found by hashing
-    its key: among all candidates if requests with the same beginning usually continue, otherwise among those that hold
-    most of the prompt. Raises the home's entry in ``known``, because other replicas may have continued the conversation
-    there.
+    ::
+
+        a candidate holds more than the first question   home: the candidate that holds most
+        else, if such conversations usually continue     home: by the hash of the first question, among all
+        else                                             home: by the same hash, among those that hold most
+
+    Without foreign load, only the first line applies: there is no replica to agree with. The bonus consists of what a
+    move would leave behind (first line only), and of the value of agreement, which grows with the foreign share.
+
+    If the conversation has a history, raises the home's entry in ``known``: a replica may have continued it there.
     """
     prompt = request.prompt
     most = max(known)
