@@ -32,6 +32,7 @@ from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+from inference_engine_proxy_server.dispatch.resuming_forwarder import ResumingForwarder
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
@@ -129,7 +130,7 @@ def _optional_loops(config_watch: ConfigWatch | None, ring: KeyRing | None, acce
     return loops
 
 
-def _handler(bridge: AsgiBridge, forwarder: Forwarder | LimitedForwarder) -> Handler:
+def _handler(bridge: AsgiBridge, forwarder: Forwarder | ResumingForwarder | LimitedForwarder) -> Handler:
     answer, forward = bridge.answer, forwarder.forward
 
     def handle(request: ProxiedRequest) -> Coroutine[None, None, None]:

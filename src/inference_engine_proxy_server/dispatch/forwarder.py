@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 from inference_engine_proxy_server.dispatch.affinity_observer import AffinityObserver
@@ -81,15 +81,19 @@ class Forwarder:
         self._budget = attempts.budget
         self._affinities = affinities
 
-    async def forward(self, request: ProxiedRequest) -> None:
+    async def forward(self, request: ProxiedRequest, failed: dict[Backend, BackendError] | None = None) -> None:
         """Send ``request`` to the best backend and relay the reply.
+
+        Args:
+            request: nothing of its reply was sent, or its stream is being resumed.
+            failed: backends that get no attempt, with the error of each; those that fail now are added.
 
         Raises:
             ProxyError: no backend can serve the request; or its reply began and cannot be completed.
         """
         request.requirements = requirements = self._requirements(request)
         self._budget.requests += 1
-        failed: dict[Backend, BackendError] = {}
+        failed = {} if failed is None else failed
         try:
             while True:
                 lease = self._dispatcher.lease(requirements, failed) or await self._wait(request, failed)
@@ -101,10 +105,10 @@ class Forwarder:
                         observers = self._observe(request, lease)
                     return await self._attempts.send(Attempt(request, lease.backend, failed))
                 except BackendError as error:
-                    self._take_failure(request, lease.backend, error, failed)
-                    requirements = request.requirements
                     if observers:
                         request.observers.remove(*observers)
+                    self._take_failure(request, lease.backend, error, failed)
+                    requirements = request.requirements
                 finally:
                     lease.close()
                 await _back_off(failed)
@@ -118,6 +122,10 @@ class Forwarder:
                 self._attempts.learn_path(request, failed)
                 if any(isinstance(error, BackendDeclined) for error in failed.values()):
                     self._budget.release()
+
+    def has_other(self, request: ProxiedRequest, excluded: Collection[Backend]) -> bool:
+        """Whether a backend that is not ``excluded`` takes the request; it may be full."""
+        return self._placement.has_other(request.requirements, excluded)
 
     def _requirements(self, request: ProxiedRequest) -> Requirements:
         """What ``request`` requires of a backend.

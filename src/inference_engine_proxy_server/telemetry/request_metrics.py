@@ -74,6 +74,8 @@ class RequestMetrics:
         self._by_path: dict[str, _RouteMetrics] = {}  # the same, for the paths that have a route of their own
         self._aborts: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
+        self._resumes: Counter[str] = Counter()
+        self._unresumed: Counter[str] = Counter()
         self._shed = Counter(dict.fromkeys(_SHED_REASONS, 0))
         self._reloads = Counter(success=0, failure=0)
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
@@ -108,6 +110,14 @@ class RequestMetrics:
         """Count a request that is sent again; ``reason``: the code of the error that made it so."""
         self._retries[reason] += 1
 
+    def count_resume(self, cause: str) -> None:
+        """Count a stream that is continued on another backend; ``cause``: the code of the error that broke it."""
+        self._resumes[cause] += 1
+
+    def count_unresumed(self, rule: str) -> None:
+        """Count a broken stream that is not resumed; ``rule``: the rule that excludes it."""
+        self._unresumed[rule] += 1
+
     def count_shed(self, reason: str) -> None:
         """Count a request, or a connection, that was rejected because a limit was reached; ``reason``: which limit."""
         self._shed[reason] += 1
@@ -133,6 +143,12 @@ class RequestMetrics:
             "inference_proxy_stream_aborts", "Replies that began and were not finished.", "side", self._aborts
         )
         yield _counter("inference_proxy_retries", "Requests repeated after a failure.", "reason", self._retries)
+        yield _counter(
+            "inference_proxy_stream_resumes", "Broken streams continued on another backend.", "cause", self._resumes
+        )
+        yield _counter(
+            "inference_proxy_stream_resume_refusals", "Broken streams that were not resumed.", "rule", self._unresumed
+        )
         yield _counter(
             "inference_proxy_shed",
             "Requests and connections rejected because a limit was reached.",
