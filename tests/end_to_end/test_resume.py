@@ -108,4 +108,5 @@ async def test_streams_of_a_killed_server_continue_on_another_one(
 async def counted(proxy: Proxy, name: str) -> dict[str, float]:
     page = (await send(proxy.url, "/metrics")).body.decode()
     lines = [line for line in page.splitlines() if line.startswith(name + "{")]
-    return {line.split('"')[1]: float(line.split()[-1]) for line in lines}
+    counts = {line.split('"')[1]: float(line.split()[-1]) for line in lines}
+    return {label: count for label, count in counts.items() if count}

@@ -169,7 +169,8 @@ class Fleet:
     async def counted(self, name: str) -> dict[str, float]:
         page = (await self.proxy.http.get("/metrics")).text
         lines = [line for line in page.splitlines() if line.startswith(f"inference_proxy_stream_{name}_total{{")]
-        return {line.split('"')[1]: float(line.split()[-1]) for line in lines}
+        counts = {line.split('"')[1]: float(line.split()[-1]) for line in lines}
+        return {label: count for label, count in counts.items() if count}
 
 
 def body_for(path: str, **fields: Any) -> dict[str, Any]:

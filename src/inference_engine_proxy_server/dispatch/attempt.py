@@ -29,6 +29,7 @@ from inference_engine_proxy_server.routing.requirements import beyond
 from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
+from inference_engine_proxy_server.wire.late_reply import LateReply
 from inference_engine_proxy_server.wire.reply_sink import HeldReply
 
 __all__ = ["Attempt", "Attempts"]
@@ -93,7 +94,7 @@ class Attempts:
         """
         request, backend = attempt.request, attempt.backend
         head, connections = request.head, backend.connections
-        sink = request.sink or request
+        sink = request.sink or (LateReply(request) if request.has_only_comments else request)
         request.backend = backend.url
         request.backend_fields = backend.reply_field if self._names_backend else b""
         credentials = backend.credentials

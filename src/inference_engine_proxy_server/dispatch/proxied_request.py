@@ -11,7 +11,6 @@ from inference_engine_proxy_server.resume.resumable_stream import ResumableStrea
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.exchange import ClientSide, Exchange
-from inference_engine_proxy_server.wire.late_reply import LateReply
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["ProxiedRequest"]
@@ -43,7 +42,7 @@ class ProxiedRequest(Exchange):
         self.model: str | None = None
         self.backend: str | None = None
         self.losses = self.resumes = 0
-        self.sink: LateReply | ResumableStream | None = None
+        self.sink: ResumableStream | None = None
         self._content: RequestContent | None = None
 
     @property

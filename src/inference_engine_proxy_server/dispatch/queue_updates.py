@@ -16,7 +16,6 @@ from inference_engine_proxy_server.dispatch.proxied_request import ProxiedReques
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest, RequestQueue
 from inference_engine_proxy_server.requests.headers import wants_queue_updates
 from inference_engine_proxy_server.requests.prompt import Prompt
-from inference_engine_proxy_server.wire.late_reply import LateReply
 
 __all__ = ["QueueUpdates"]
 
@@ -65,6 +64,4 @@ class QueueUpdates:
             seconds = self._queue.seconds_for(position)
             eta = b"" if seconds is None else b" eta=%ds" % max(1, round(seconds))
             request.send_comment(b": queued position=%d%b\n\n" % (position, eta))
-            if request.sink is None:
-                request.sink = LateReply(request)
             await asyncio.sleep(_EVERY_SECONDS)

@@ -71,6 +71,14 @@ class ResumingForwarder:
             await self._forward_unresumed(request, rule)
             return
         request.sink = stream = ResumableStream(request, self._fleet.clock)
+        try:
+            await self._relay(request, stream, members)
+        finally:
+            request.sink = None
+            stream.close()
+
+    async def _relay(self, request: ProxiedRequest, stream: ResumableStream, members: Members) -> None:
+        """Relay a stream, and continue it as often as it breaks and the rules allow."""
         failed: dict[Backend, BackendError] = {}
         while (error := await self._attempt(request, stream, failed)) is not None:
             stream.transcript.read()

@@ -31,9 +31,9 @@ class Choice(msgspec.Struct):
 
 
 class StreamEvent(msgspec.Struct):
-    """One event; members that are absent are empty."""
+    """One event; members that are absent are empty, or ``None``."""
 
-    choices: list[Choice] = []
+    choices: list[Choice] | None = None
     id: msgspec.Raw = ABSENT
     created: msgspec.Raw = ABSENT
     model: msgspec.Raw = ABSENT

@@ -14,6 +14,7 @@ from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.exchange_sink import ExchangeSink
 from inference_engine_proxy_server.wire.late_reply import LateReply
 from inference_engine_proxy_server.wire.reply_fields import is_event_stream
+from inference_engine_proxy_server.wire.reply_sink import PassThrough
 
 __all__ = ["ResumableStream"]
 
@@ -34,7 +35,7 @@ class ResumableStream(ExchangeSink):
         is_cut: the latest backend ended its stream before the answer was complete.
     """
 
-    chunks = None
+    chunks = None  # events are written, and chunks that are events take the direct path
 
     def __init__(self, exchange: Exchange, clock: Callable[[], float]) -> None:
         super().__init__(exchange)
@@ -49,6 +50,18 @@ class ResumableStream(ExchangeSink):
         self._withheld = b""
         self._seam: Seam | None = None
         self._opening = b""  # sent ahead of the first event of a continuation
+        self._write_directly: Callable[[bytes], None] | None = None  # the exchange's direct path
+
+    @property
+    def pass_through(self) -> PassThrough | None:  # type: ignore[override]
+        """The exchange, once its direct path is open; :meth:`_take_chunk` then takes each chunk ahead of it."""
+        exchange = self.exchange
+        if self._seam is not None or not self._relays_events or exchange.pass_through is None:
+            return None
+        if self._write_directly is None:
+            self._write_directly = exchange.write_through
+            exchange.write_through = self._take_chunk
+        return exchange
 
     @property
     def sent_bytes(self) -> int:
@@ -128,6 +141,11 @@ class ResumableStream(ExchangeSink):
         self._opening = opening
         self.is_at_seam = True
 
+    def close(self) -> None:
+        """Let go of the exchange, whose end has come: both refer to each other."""
+        if self._write_directly is not None:
+            self.exchange.write_through = self._write_directly
+
     def give_up(self) -> None:
         """Relay what was withheld, because the stream is not resumed."""
         withheld, self._withheld = self._withheld + self._unfinished, b""
@@ -149,6 +167,22 @@ class ResumableStream(ExchangeSink):
         self._inner.end()
 
     # --- events
+
+    def _take_chunk(self, chunk: bytes) -> None:
+        """Deliver one whole chunk of the direct path, which the exchange has already counted as sent."""
+        if (
+            chunk.endswith(b"\n\n\r\n")
+            and b'"error"' not in chunk
+            and b'"abort"' not in chunk
+            and not self._unfinished
+            and not self._withheld
+        ):
+            self.transcript.take(chunk[chunk.find(b"\n") + 1 : -2])
+            self._write_directly(chunk)  # type: ignore[misc]  # set with this method
+            return
+        self.exchange.sent_bytes -= len(chunk)
+        self.exchange.last_block = b""
+        self.write(chunk[chunk.find(b"\n") + 1 : -2])
 
     def _hold_unfinished(self, payload: bytes) -> bytes:
         events, self._unfinished = split_events(payload)
@@ -197,7 +231,7 @@ def _is_failure(event: bytes) -> bool:
         found = read_event(data)
     except msgspec.DecodeError:
         return False
-    if any(choice.finish_reason == _ABORTED for choice in found.choices):
+    if any(choice.finish_reason == _ABORTED for choice in found.choices or ()):
         return True
     return bool(found.error) and not _is_about_request(found.error)
 

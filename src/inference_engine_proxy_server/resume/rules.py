@@ -14,7 +14,7 @@ import msgspec
 
 from inference_engine_proxy_server.resume.transcript import Transcript
 
-__all__ = ["MOST_RESUMES", "PATHS", "REQUEST_RULES", "STREAM_RULES", "broken_rule", "problem_of"]
+__all__ = ["MOST_RESUMES", "PATHS", "REQUEST_RULES", "RULES", "STREAM_RULES", "broken_rule", "problem_of"]
 
 PATHS = frozenset({"/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions"})
 """The paths whose streams are resumed."""
@@ -128,6 +128,9 @@ STREAM_RULES: Mapping[str, str] = {
     "no_other_backend": "No other backend serves the same model and can continue a message.",
 }
 """Rules about a stream: what it has delivered, and where it could continue."""
+
+RULES = (*(rule.name for rule in REQUEST_RULES), *STREAM_RULES)
+"""The names of all rules."""
 
 
 def broken_rule(members: Members) -> str | None:

@@ -104,6 +104,9 @@ class Transcript:
             raws = {name: getattr(event, name) for name in _IDENTITY}
             # A copy, because a raw value refers to the whole block that it was read from.
             self.identity = {name: msgspec.Raw(bytes(raw)) for name, raw in raws.items() if raw != ABSENT}
+        if event.choices is None:
+            self.problem = "unknown_events"
+            return
         if event.usage is not None and not event.choices:
             self.has_usage = True
         for choice in event.choices:

@@ -16,7 +16,9 @@ __all__ = ["RequestMetrics", "route_of"]
 # Seconds, doubling: the OpenTelemetry GenAI conventions' buckets, continued to cover slow local models.
 _BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68)
 
-_SHED_REASONS = ("connections", "event_loop", "memory", "request_bytes", "requests")  # exposed as 0 from the start
+# Exposed as 0 from the start.
+_RESUME_CAUSES = ("backend_disconnected", "backend_timeout", "invalid_backend_reply")
+_SHED_REASONS = ("connections", "event_loop", "memory", "request_bytes", "requests")
 
 _ROUTES = {
     "/v1/chat/completions": "chat_completions",
@@ -67,15 +69,19 @@ class _RouteMetrics:
 
 
 class RequestMetrics:
-    """Counts requests; a collector for prometheus_client's registries."""
+    """Counts requests; a collector for prometheus_client's registries.
 
-    def __init__(self) -> None:
+    Args:
+        resume_rules: the rules that exclude broken streams from being resumed.
+    """
+
+    def __init__(self, resume_rules: Iterable[str] = ()) -> None:
         self._routes: dict[str, _RouteMetrics] = {}
         self._by_path: dict[str, _RouteMetrics] = {}  # the same, for the paths that have a route of their own
         self._aborts: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
-        self._resumes: Counter[str] = Counter()
-        self._unresumed: Counter[str] = Counter()
+        self._resumes = Counter(dict.fromkeys(_RESUME_CAUSES, 0))
+        self._unresumed = Counter(dict.fromkeys(resume_rules, 0))
         self._shed = Counter(dict.fromkeys(_SHED_REASONS, 0))
         self._reloads = Counter(success=0, failure=0)
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
