@@ -1,20 +1,26 @@
-"""A web page in a headless browser, from another origin than the proxy."""
+"""Pages in a headless browser: one from another origin than the proxy, or one that a test controls."""
 
 from __future__ import annotations
 
+import asyncio
 import html
+import json
 import re
+import socket
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
-__all__ = ["answer_shown"]
+__all__ = ["Page", "answer_shown", "opened"]
 
+_CHROMIUM = ("chromium", "--headless", "--no-sandbox", "--disable-gpu")
 _DEADLINE_SECONDS = 60
+_LONGEST_ANSWER_BYTES = 1 << 24  # of the browser to a test
 _PATIENCE_MILLISECONDS = 30_000  # of the page's virtual clock, which stops while it waits for the network
 
 
@@ -24,7 +30,7 @@ def answer_shown(page: str, folder: Path) -> str:
     site.mkdir()
     (site / "chat.html").write_text(page)
     with _web_server(site) as address:
-        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+        command = [*_CHROMIUM, f"--user-data-dir={folder / 'profile'}"]
         output = subprocess.run(
             [*command, f"--virtual-time-budget={_PATIENCE_MILLISECONDS}", "--dump-dom", f"{address}/chat.html"],
             capture_output=True,
@@ -35,6 +41,86 @@ def answer_shown(page: str, folder: Path) -> str:
     shown = re.search(r'<pre id="answer">(.*?)</pre>', output.stdout, re.DOTALL)
     assert shown, output.stderr
     return html.unescape(shown[1])
+
+
+class Page:
+    """A page that a test controls, by the Chrome DevTools Protocol: JSON messages that end with a zero byte."""
+
+    def __init__(self, answers: asyncio.StreamReader, commands: asyncio.StreamWriter) -> None:
+        self._answers = answers
+        self._commands = commands
+        self._number = 0
+        self._session: dict[str, str] = {}
+
+    async def open(self, url: str) -> None:
+        """Go to ``url``."""
+        if not self._session:
+            target = await self._call("Target.createTarget", url="about:blank")
+            attached = await self._call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+            self._session = {"sessionId": attached["sessionId"]}
+        await self._call("Page.navigate", url=url)
+
+    async def value(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page, or of its promise."""
+        found = await self._call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    async def has(self, selector: str) -> bool:
+        """Whether the page has an element."""
+        return bool(await self.value(f"document.querySelector({json.dumps(selector)}) !== null"))
+
+    async def enter(self, selector: str, text: str) -> None:
+        """Type ``text`` into a field, then press Enter."""
+        await self.value(f"document.querySelector({json.dumps(selector)}).focus()")
+        await self._call("Input.insertText", text=text)
+        key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
+        await self._call("Input.dispatchKeyEvent", type="keyDown", text="\r", **key)
+        await self._call("Input.dispatchKeyEvent", type="keyUp", **key)
+
+    async def click(self, label: str) -> None:
+        """Click the button with this text or label."""
+        buttons = "[...document.querySelectorAll('button')]"
+        await self.value(
+            f"{buttons}.find((one) => [one.innerText.trim(), one.ariaLabel].includes({json.dumps(label)})).click()"
+        )
+
+    async def _call(self, method: str, **parameters: object) -> dict[str, Any]:
+        self._number += 1
+        command = {"id": self._number, "method": method, "params": parameters} | self._session
+        self._commands.write(json.dumps(command).encode() + b"\0")
+        await self._commands.drain()
+        while True:
+            message = json.loads((await self._answers.readuntil(b"\0"))[:-1])
+            if message.get("id") == self._number:  # else an event
+                assert "error" not in message, message
+                result: dict[str, Any] = message["result"]
+                return result
+
+
+@asynccontextmanager
+async def opened(url: str, folder: Path) -> AsyncIterator[Page]:
+    """Open ``url`` in a new browser; ``folder`` is an empty directory."""
+    ours, theirs = socket.socketpair()
+    with theirs, (folder / "browser.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            # It reads commands from descriptor 3 and writes answers to 4.
+            *("bash", "-c", 'exec "${@:2}" 3<&"$1" 4>&"$1"', "bash", str(theirs.fileno()), *_CHROMIUM),
+            *("--remote-debugging-pipe", f"--user-data-dir={folder / 'profile'}"),
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    answers, commands = await asyncio.open_unix_connection(sock=ours, limit=_LONGEST_ANSWER_BYTES)
+    try:
+        page = Page(answers, commands)
+        await page.open(url)
+        yield page
+    finally:
+        commands.close()
+        process.kill()
+        await process.wait()
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):

@@ -50,7 +50,7 @@ def build_routers(
     return (
         welcome_router(report),
         health_router(fleet, report, readiness.probe),
-        models_router(fleet, settings.metrics_cache_ttl_seconds),
+        models_router(dispatcher, settings.metrics_cache_ttl_seconds),
         prometheus_router(metrics_page),
         docs_router(),
         admin_router(fleet, ring, allowances, workers),

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.backends.base import ModelEntry
+from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.errors import CapacityError, ClientError
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.serving import names_of
@@ -16,25 +17,29 @@ from inference_engine_proxy_server.fleet.serving import names_of
 __all__ = ["models_router"]
 
 
-def models_router(fleet: Fleet, retry_after_seconds: float = 1) -> APIRouter:
-    """``GET /v1/models`` and ``GET /v1/models/ID`` over ``fleet``, also without ``/v1``.
+def models_router(dispatcher: Dispatcher, retry_after_seconds: float = 1) -> APIRouter:
+    """``GET /v1/models`` and ``GET /v1/models/ID``, also without ``/v1``.
 
     Args:
-        fleet: the fleet.
+        dispatcher: the fleet, and the model of requests that name none.
         retry_after_seconds: when clients should ask again for a model whose backends are down.
     """
+    fleet, placement = dispatcher.fleet, dispatcher.placement
     router = APIRouter(tags=["models"])
 
     @router.get("/v1/models", summary="The models that live backends serve, one entry each")
     @router.get("/models", include_in_schema=False)
     async def list_models(request: Request, response: Response) -> dict[str, Any]:
         _open_to_pages(response)
-        entries: dict[str, Any] = {}
+        entries: dict[str, ModelEntry] = {}
         for backend in fleet.snapshot().live:
             for entry in backend.serving.models:
                 if _permits(request, entry):
-                    entries.setdefault(entry["id"], _in_dialect(request, entry))
-        return {"object": "list", "data": list(entries.values())}
+                    entries.setdefault(entry["id"], entry)
+        # llama.cpp's web UI names no model, and takes the first one for the model that answers it.
+        usual = placement.model_of_unnamed
+        ordered = sorted(entries.values(), key=lambda entry: usual not in names_of(entry))
+        return {"object": "list", "data": [_in_dialect(request, entry) for entry in ordered]}
 
     @router.get("/v1/models/{model:path}", summary="One model that live backends serve")
     @router.get("/models/{model:path}", include_in_schema=False)

@@ -29,10 +29,12 @@ _NAMED = re.compile(
     r"(?:/v1)?/(?:stream(?:/[^/]+)?"
     r"|(?:responses|chat/completions)/(?!(?:compact|input_tokens|control|render|batch)(?:/|$))[^/]+(?:/.*)?)"
 )
-_WEB_UI = frozenset(
-    {"/index.html", "/loading.html", "/bundle.js", "/bundle.css", "/favicon.svg", "/manifest.json", "/sw.js"}
+# Releases of llama.cpp add and rename files of the web UI, so those outside its folders are known by their type.
+_FILE = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
+_WEB_UI = re.compile(
+    rf"/(?:{_FILE}\.(?:html|js|css|svg|ico|png|webmanifest)|(?:build|manifest)\.json"
+    rf"|(?:_app|recommended-mcp)/(?:{_FILE}/)*{_FILE})"
 )
-_WEB_UI_FOLDER = re.compile(r"/_app/(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
 # A base URL that ends with a slash, joined with a path that begins with one. No engine serves such a path.
 _DOUBLED_SLASH = re.compile(r"//+v1(?:/.*)?|/v1//.*")
 _RESPONSES = ("/responses", "/v1/responses")
@@ -80,7 +82,7 @@ def is_about_models(path: str) -> bool:
 
 def is_web_ui(method: str, path: str) -> bool:
     """Whether the request asks for a file of llama.cpp's web UI, which llama-server also serves without a key."""
-    return method in ("GET", "HEAD") and (path in _WEB_UI or _WEB_UI_FOLDER.fullmatch(path) is not None)
+    return method in ("GET", "HEAD") and _WEB_UI.fullmatch(path) is not None
 
 
 class Destinations:

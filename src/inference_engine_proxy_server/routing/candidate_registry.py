@@ -84,7 +84,7 @@ class CandidateRegistry:
         goes there, because another model would answer.
         """
         if model is None:
-            model = self._model_of_unnamed()
+            model = self.model_of_unnamed()
             if model is None:
                 return self.candidates
         if listing := [one for one in self.candidates if model in one.backend.serving.model_ids]:
@@ -96,7 +96,7 @@ class CandidateRegistry:
         marked = [one for one in self.candidates if one.backend.config.accepts_unlisted_models]
         return marked or [one for one in self.candidates if one.backend.serving.model_names is not ModelNames.STRICT]
 
-    def _model_of_unnamed(self) -> str | None:
+    def model_of_unnamed(self) -> str | None:
         """The model of requests that name none; ``None`` if all backends serve the same models.
 
         Without a configured default, it is the first model of the first backend whose models are known, and which

@@ -128,6 +128,11 @@ class Placement(FleetObserver):
         """A candidate for each backend, in the order of the fleet."""
         return self._registry.candidates
 
+    @property
+    def model_of_unnamed(self) -> str | None:
+        """The model of requests that name none; ``None`` if all backends serve the same models."""
+        return self._registry.model_of_unnamed()
+
     def learned(self) -> LearnedSnapshot | None:
         """What was learned about the backends; ``None`` while no policy learns."""
         if not self.router.policies.learn:

@@ -127,7 +127,7 @@ async def test_only_get_and_head_of_own_paths_are_answered(fleet: Fleet, method:
         reply = await proxy.http.request(method, path, content=b"x" if method == "POST" else None)
 
         assert reply.json() == {"engine": engine.url, "path": path}
-        assert engine.asked[-1][:2] == (method, path)
+        assert (method, path) in [one[:2] for one in engine.asked]  # polls may have come since
 
 
 async def test_paths_that_only_resemble_own_ones_are_forwarded(fleet: Fleet) -> None:
@@ -139,7 +139,7 @@ async def test_paths_that_only_resemble_own_ones_are_forwarded(fleet: Fleet) -> 
         writer.write(f"GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
 
         assert b'"engine"' in await reader.read(), path
-        assert engine.asked[-1][1] == path
+        assert path in [one[1] for one in engine.asked]
         writer.close()
 
 

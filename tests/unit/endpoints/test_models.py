@@ -33,6 +33,20 @@ async def test_each_model_of_the_fleet_has_one_entry(fleet: Fleet) -> None:
     assert await _ids(proxy) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize(
+    ("default_model", "expected"), [(None, ["b", "a", "c"]), ("c", ["c", "a", "b"]), ("alias", ["c", "a", "b"])]
+)
+async def test_model_of_requests_that_name_none_comes_first(
+    fleet: Fleet, default_model: str | None, expected: list[str]
+) -> None:
+    vllm = await fleet.engine(owner="vllm", models=[{"id": "a"}])
+    first = await fleet.engine(models=[{"id": "b"}])
+    second = await fleet.engine(models=[{"id": "c", "aliases": ["alias"]}])
+    proxy = await fleet.proxy(vllm, first, second, default_model=default_model)
+
+    assert await _ids(proxy) == expected
+
+
 async def test_entries_are_unchanged_from_the_engine(fleet: Fleet) -> None:
     entry = {"id": "a", "object": "model", "meta": {"n_ctx": 2048, "size": 2**60}, "root": None, "x/é": [1.5, "\u2028"]}
     proxy = await fleet.proxy(await fleet.engine(models=[entry]))
