@@ -17,7 +17,7 @@ from support.waiting import eventually
 
 PATH = "/v1/chat/completions"
 SOON = {"METRICS_CACHE_TTL_SECONDS": "0.5", "MAX_ALLOWED_REQUEST_QUEUE": "1000", "MAX_ALLOWED_DEFERRED": "1000"}
-SOON |= {"BACKEND_QUEUE_ALLOWANCE": "1000", "SLOW_START_SECONDS": "0"}
+SOON |= {"BACKEND_QUEUE_ALLOWANCE": "1000", "SLOW_START_SECONDS": "0", "STREAM_RESUME": "off"}
 DONE = b"data: [DONE]\n\n"
 
 

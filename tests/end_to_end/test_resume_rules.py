@@ -97,6 +97,10 @@ def closes(engine: Engine, connection: EngineConnection) -> None:
     connection.finish()
 
 
+def stalls(engine: Engine, connection: EngineConnection) -> None:
+    """Sends nothing more, and leaves the connection open."""
+
+
 def closes_after_one_word(engine: Engine, connection: EngineConnection) -> None:
     closes(engine, connection)
 
@@ -211,6 +215,13 @@ async def test_a_stream_that_breaks_in_any_way_is_continued(breaks: Breaks, path
         assert (second["max_tokens"], second["min_tokens"]) == (6, 1)
         assert await fleet.counted("resumes") == {"backend_disconnected": 1}
         assert not await fleet.counted("resume_refusals")
+
+
+async def test_a_stream_that_stalls_is_continued() -> None:
+    async with two_engines(stalls, backend_stream_idle_timeout_seconds=0.4) as fleet:
+        events = await fleet.stream()
+        assert text(events) == "".join(WORDS)
+        assert await fleet.counted("resumes") == {"backend_timeout": 1}
 
 
 async def test_the_continuation_asks_the_engine_to_continue_the_message() -> None:
