@@ -101,7 +101,8 @@ class Forwarder:
                         observers = self._observe(request, lease)
                     return await self._attempts.send(Attempt(request, lease.backend, failed))
                 except BackendError as error:
-                    self._take_failure(request, lease.backend, error, failed)
+                    if not self._take_failure(request, lease.backend, error, failed):
+                        raise
                     requirements = request.requirements
                     if observers:
                         request.observers.remove(*observers)
@@ -115,9 +116,7 @@ class Forwarder:
             raise
         finally:
             if failed:
-                self._attempts.learn_path(request, failed)
-                if any(isinstance(error, BackendDeclined) for error in failed.values()):
-                    self._budget.release()
+                self._close_failures(request, failed)
 
     def _requirements(self, request: ProxiedRequest) -> Requirements:
         """What ``request`` requires of a backend.
@@ -153,7 +152,10 @@ class Forwarder:
         if request.body and self._placement.models_differ and head.destination is not Destination.NAMED:
             problem = model_problem(head.passed_on, request.body)
             if problem is not None and head.method not in _WITHOUT_CONTENT:
-                raise problem
+                try:
+                    raise problem
+                finally:
+                    del problem  # its traceback refers to this frame: a reference cycle
 
     def _affinity(self, request: ProxiedRequest) -> Affinity:
         if request.head.destination is Destination.BLOCKED:
@@ -181,19 +183,27 @@ class Forwarder:
 
     def _take_failure(
         self, request: ProxiedRequest, backend: Backend, error: BackendError, failed: dict[Backend, BackendError]
-    ) -> None:
-        """Record a failed attempt; raise ``error`` unless another attempt may be made."""
+    ) -> bool:
+        """Record a failed attempt. Returns whether another attempt may be made."""
         failed[backend] = error
         if isinstance(error, EngineLacks):
             request.requirements = beyond(request.requirements, backend)
         if isinstance(error, BackendLacks):
-            return
+            return True
         self._attempts.report(backend, error)
         timeouts = sum(isinstance(one, BackendUnreachable) and one.timed_out for one in failed.values())
         if self._attempts.next(request, error, timeouts) is NextAttempt.NONE:
-            raise error
+            return False
         self._metrics.count_retry(error.code)
         request.losses += not isinstance(error, BackendUnreachable)
+        return True
+
+    def _close_failures(self, request: ProxiedRequest, failed: dict[Backend, BackendError]) -> None:
+        """The request is over: learn from its failed attempts, and release what they hold."""
+        self._attempts.learn_path(request, failed)
+        if any(isinstance(error, BackendDeclined) for error in failed.values()):
+            self._budget.release()
+        failed.clear()  # the tracebacks of these errors refer to this dictionary: a reference cycle
 
     async def _wait(self, request: ProxiedRequest, failed: Mapping[Backend, BackendError]) -> Lease:
         """Wait in the queue for a lease. A request that failed on a backend goes before all others."""
@@ -231,7 +241,10 @@ def _may_store(request: ProxiedRequest) -> bool:
 def _raise_failure(failed: Mapping[Backend, BackendError]) -> None:
     for error in failed.values():
         if isinstance(error, (BackendBroke, BackendTimeout)):
-            raise error from None
+            try:
+                raise error from None
+            finally:
+                del error  # its traceback refers to this frame: a reference cycle
 
 
 async def _back_off(failed: Mapping[Backend, BackendError]) -> None:
