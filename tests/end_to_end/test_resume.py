@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from end_to_end.conftest import StartProxy, StartServers
 from support.http_client import Call, chat, send
+from support.llama_server import LlamaServer
 from support.program import Proxy
 from support.waiting import eventually
 
@@ -103,6 +105,47 @@ async def test_streams_of_a_killed_server_continue_on_another_one(
         assert stream.usage["total_tokens"] == alone.usage["total_tokens"]
         assert stream.usage["completion_tokens"] == alone.usage["completion_tokens"] == TOKENS
     assert await counted(proxy, "inference_proxy_stream_resumes_total") == {"backend_disconnected": 3}
+
+
+async def test_the_openai_sdk_does_not_notice_that_its_server_died(
+    start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
+) -> None:
+    proxy = start_proxy(*two_slow_servers, **QUICK)
+    async with openai.AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key="none", max_retries=0) as client:
+        asked = await client.chat.completions.create(
+            model="any",
+            messages=[{"role": "user", "content": "kin"}],
+            max_tokens=TOKENS,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = []
+        async for chunk in asked:
+            chunks.append(chunk)
+            if len(chunks) == 20:
+                serving = asked.response.headers["x-backend"]
+                next(server for server in two_slow_servers if server.url == serving).kill()
+    assert await counted(proxy, "inference_proxy_stream_resumes_total") == {"backend_disconnected": 1}
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert [one.finish_reason for chunk in chunks for one in chunk.choices if one.finish_reason] == ["length"]
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert usage.completion_tokens == TOKENS
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+async def test_a_frozen_server_is_replaced_in_its_streams(
+    start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
+) -> None:
+    proxy = start_proxy(*two_slow_servers, **QUICK, BACKEND_STREAM_IDLE_TIMEOUT_SECONDS="1")
+    stream, body = Stream(), question("/v1/chat/completions", 0)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(stream.read(proxy.url, "/v1/chat/completions", body))
+        await eventually(lambda: len(stream.events) > 5)
+        frozen = next(server for server in two_slow_servers if server.url == stream.backend)
+        frozen.freeze()
+    assert stream.is_one_answer()
+    assert await counted(proxy, "inference_proxy_stream_resumes_total") == {"backend_timeout": 1}
 
 
 async def counted(proxy: Proxy, name: str) -> dict[str, float]:

@@ -39,7 +39,7 @@ _MOST_ASKED = 16  # backends that are tried for a resource whose backend is unkn
 _RETRY_AFTER = re.compile(rb"(?:^|\n)retry-after:[ \t]*([0-9]{1,6})", re.IGNORECASE)
 
 
-class Attempt(msgspec.Struct, gc=False):
+class Attempt(msgspec.Struct):
     """One attempt.
 
     Attributes:
@@ -190,14 +190,13 @@ class Attempts:
         pause = _RETRY_AFTER.search(held.fields)
         if pause is not None:
             self._fleet.report_request_to_wait(backend, int(pause[1]))
-        declined = BackendDeclined(held.status)
         if (
             has_other
             and held.status in self._retry_statuses
-            and self.next(request, declined) is not NextAttempt.NONE
+            and self.next(request, BackendDeclined(held.status)) is not NextAttempt.NONE
             and self.budget.take(self._dispatcher.requests_in_flight)
         ):
-            raise declined
+            raise BackendDeclined(held.status)
 
     def learn_path(self, request: ProxiedRequest, failed: Mapping[Backend, BackendError]) -> None:
         """Learn from a request that is over which backends lack its path, if another one has it."""

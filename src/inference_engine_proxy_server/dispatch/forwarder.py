@@ -45,6 +45,7 @@ _STORES_COMPLETION = Affinity(None, None, None, creates_response=False, deletes=
 _BACK_OFF_SECONDS = 0.025  # upper bound of a random pause: Envoy's base interval
 
 
+_NOT_EXCLUDED: Mapping[Backend, BackendError] = {}
 _WITHOUT_CONTENT = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})  # engines ignore the bodies of these
 
 
@@ -81,19 +82,19 @@ class Forwarder:
         self._budget = attempts.budget
         self._affinities = affinities
 
-    async def forward(self, request: ProxiedRequest, failed: dict[Backend, BackendError] | None = None) -> None:
+    async def forward(self, request: ProxiedRequest, excluded: Mapping[Backend, BackendError] = _NOT_EXCLUDED) -> None:
         """Send ``request`` to the best backend and relay the reply.
 
         Args:
             request: nothing of its reply was sent, or its stream is being resumed.
-            failed: backends that get no attempt, with the error of each; those that fail now are added.
+            excluded: backends that get no attempt, with the reason for each.
 
         Raises:
             ProxyError: no backend can serve the request; or its reply began and cannot be completed.
         """
         request.requirements = requirements = self._requirements(request)
         self._budget.requests += 1
-        failed = {} if failed is None else failed
+        failed = dict(excluded)
         try:
             while True:
                 lease = self._dispatcher.lease(requirements, failed) or await self._wait(request, failed)
@@ -107,7 +108,8 @@ class Forwarder:
                 except BackendError as error:
                     if observers:
                         request.observers.remove(*observers)
-                    self._take_failure(request, lease.backend, error, failed)
+                    if not self._take_failure(request, lease.backend, error, failed):
+                        raise
                     requirements = request.requirements
                 finally:
                     lease.close()
@@ -119,9 +121,7 @@ class Forwarder:
             raise
         finally:
             if failed:
-                self._attempts.learn_path(request, failed)
-                if any(isinstance(error, BackendDeclined) for error in failed.values()):
-                    self._budget.release()
+                self._close_failures(request, failed)
 
     def has_other(self, request: ProxiedRequest, excluded: Collection[Backend]) -> bool:
         """Whether a backend that is not ``excluded`` takes the request; it may be full."""
@@ -161,7 +161,10 @@ class Forwarder:
         if request.body and self._placement.models_differ and head.destination is not Destination.NAMED:
             problem = model_problem(head.passed_on, request.body)
             if problem is not None and head.method not in _WITHOUT_CONTENT:
-                raise problem
+                try:
+                    raise problem
+                finally:
+                    del problem  # its traceback refers to this frame: a reference cycle
 
     def _affinity(self, request: ProxiedRequest) -> Affinity:
         if request.head.destination is Destination.BLOCKED:
@@ -189,19 +192,27 @@ class Forwarder:
 
     def _take_failure(
         self, request: ProxiedRequest, backend: Backend, error: BackendError, failed: dict[Backend, BackendError]
-    ) -> None:
-        """Record a failed attempt; raise ``error`` unless another attempt may be made."""
+    ) -> bool:
+        """Record a failed attempt. Returns whether another attempt may be made."""
         failed[backend] = error
         if isinstance(error, EngineLacks):
             request.requirements = beyond(request.requirements, backend)
         if isinstance(error, BackendLacks):
-            return
+            return True
         self._attempts.report(backend, error)
         timeouts = sum(isinstance(one, BackendUnreachable) and one.timed_out for one in failed.values())
         if self._attempts.next(request, error, timeouts) is NextAttempt.NONE:
-            raise error
+            return False
         self._metrics.count_retry(error.code)
         request.losses += not isinstance(error, BackendUnreachable)
+        return True
+
+    def _close_failures(self, request: ProxiedRequest, failed: dict[Backend, BackendError]) -> None:
+        """The request is over: learn from its failed attempts, and release what they hold."""
+        self._attempts.learn_path(request, failed)
+        if any(isinstance(error, BackendDeclined) for error in failed.values()):
+            self._budget.release()
+        failed.clear()  # the tracebacks of these errors refer to this dictionary: a reference cycle
 
     async def _wait(self, request: ProxiedRequest, failed: Mapping[Backend, BackendError]) -> Lease:
         """Wait in the queue for a lease. A request that failed on a backend goes before all others."""
@@ -239,7 +250,10 @@ def _may_store(request: ProxiedRequest) -> bool:
 def _raise_failure(failed: Mapping[Backend, BackendError]) -> None:
     for error in failed.values():
         if isinstance(error, (BackendBroke, BackendTimeout)):
-            raise error from None
+            try:
+                raise error from None
+            finally:
+                del error  # its traceback refers to this frame: a reference cycle
 
 
 async def _back_off(failed: Mapping[Backend, BackendError]) -> None:

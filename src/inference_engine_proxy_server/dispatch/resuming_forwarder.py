@@ -79,18 +79,23 @@ class ResumingForwarder:
 
     async def _relay(self, request: ProxiedRequest, stream: ResumableStream, members: Members) -> None:
         """Relay a stream, and continue it as often as it breaks and the rules allow."""
-        failed: dict[Backend, BackendError] = {}
-        while (error := await self._attempt(request, stream, failed)) is not None:
+        excluded: dict[Backend, BackendError] = {}
+        while (error := await self._attempt(request, stream, excluded)) is not None:
             stream.transcript.read()
-            failed = self._excluded(request, failed, error)
+            excluded = self._excluded(request, excluded, error)
             left = tokens_left(members, stream.transcript.text_events)
             is_over = stream.transcript.finish_reason is not None or (left is not None and left <= 0)
             rule = self._broken_rule(
-                request, stream.transcript, failed, is_over=is_over, wants_usage=wants_usage(members)
+                request, stream.transcript, excluded, is_over=is_over, wants_usage=wants_usage(members)
             )
             if rule is not None:
-                self._give_up(request, stream, rule, error)
-                return
+                self._give_up(request, stream, rule)
+                if stream.is_cut:
+                    return
+                try:
+                    raise error
+                finally:
+                    del error  # its traceback refers to this frame: a reference cycle
             if is_over:
                 stream.complete()
                 return
@@ -105,7 +110,7 @@ class ResumingForwarder:
             raise
 
     async def _attempt(
-        self, request: ProxiedRequest, stream: ResumableStream, failed: dict[Backend, BackendError]
+        self, request: ProxiedRequest, stream: ResumableStream, excluded: Mapping[Backend, BackendError]
     ) -> BackendError | None:
         """Relay a reply, and return the error that broke it; ``None`` if it is complete.
 
@@ -113,28 +118,28 @@ class ResumingForwarder:
             ProxyError: nothing was delivered that could be resumed; or no backend took the continuation.
         """
         try:
-            await self._forwarder.forward(request, failed)
+            await self._forwarder.forward(request, excluded)
         except ProxyError as error:
             if stream.is_at_seam:
                 self._metrics.count_unresumed("not_continued")
             elif isinstance(error, BackendError) and stream.has_delivered:
-                return error
+                return error.with_traceback(None)
             raise
         return BackendBroke("The backend ended its stream before the answer was complete.") if stream.is_cut else None
 
     def _excluded(
-        self, request: ProxiedRequest, failed: Mapping[Backend, BackendError], error: BackendError
+        self, request: ProxiedRequest, excluded: Mapping[Backend, BackendError], error: BackendError
     ) -> dict[Backend, BackendError]:
         """The backends that cannot continue the stream: those on which it failed, and those without its model."""
-        excluded: dict[Backend, BackendError] = dict.fromkeys(failed, _CANNOT_CONTINUE)
+        grown: dict[Backend, BackendError] = dict.fromkeys(excluded, _CANNOT_CONTINUE)
         broken = next((one for one in self._fleet.backends if one.url == request.backend), None)
         if broken is None:  # it has left the fleet
             return dict.fromkeys(self._fleet.backends, _CANNOT_CONTINUE)
-        excluded[broken] = error
+        grown[broken] = error
         for backend in self._fleet.backends:
-            if backend not in excluded and not backend.serving.continues(broken.serving, request.model):
-                excluded[backend] = _CANNOT_CONTINUE
-        return excluded
+            if backend not in grown and not backend.serving.continues(broken.serving, request.model):
+                grown[backend] = _CANNOT_CONTINUE
+        return grown
 
     def _broken_rule(
         self,
@@ -153,15 +158,14 @@ class ResumingForwarder:
             return "resumes"
         return None if self._forwarder.has_other(request, excluded) else "no_other_backend"
 
-    def _give_up(self, request: ProxiedRequest, stream: ResumableStream, rule: str, error: BackendError) -> None:
-        """End the stream as it would end without this forwarder."""
+    def _give_up(self, request: ProxiedRequest, stream: ResumableStream, rule: str) -> None:
+        """Relay what was withheld; a stream that its engine has ended ends here, too."""
         self._metrics.count_unresumed(rule)
         logger.warning("request %s: its stream broke and is not resumed: %s", request.request_id, rule)
         if stream.is_cut:
             stream.end_as_received()
-            return
-        stream.give_up()
-        raise error
+        else:
+            stream.give_up()
 
     def _resume(self, request: ProxiedRequest, stream: ResumableStream, members: Members, error: BackendError) -> None:
         """Prepare the next attempt, which continues the stream."""

@@ -290,4 +290,7 @@ class BackendConnections:
                 # A new list, because other tasks may be iterating over the old one.
                 self._addresses = sorted(self._addresses, key=lambda known: known != address)
                 return connection
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback refers to this frame: a reference cycle
