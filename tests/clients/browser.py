@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import html
 import json
-import re
 import socket
 import subprocess
 import threading
@@ -14,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 __all__ = ["Page", "answer_shown", "opened"]
@@ -21,26 +20,27 @@ __all__ = ["Page", "answer_shown", "opened"]
 _CHROMIUM = ("chromium", "--headless", "--no-sandbox", "--disable-gpu")
 _DEADLINE_SECONDS = 60
 _LONGEST_ANSWER_BYTES = 1 << 24  # of the browser to a test
-_PATIENCE_MILLISECONDS = 30_000  # of the page's virtual clock, which stops while it waits for the network
+# A browser that is to print the page prints it before a stream has ended, so the page itself sends what it shows.
+_SEND_ANSWER = """
+  await fetch("/answer", { method: "POST", body: document.getElementById("answer").textContent });
+</script>"""
 
 
 def answer_shown(page: str, folder: Path) -> str:
-    """Open ``page`` and return the answer that it shows when it is done; ``folder`` is an empty directory."""
+    """Open ``page`` and return the answer that it shows at the end of its script; ``folder`` is an empty directory."""
     site = folder / "site"
     site.mkdir()
-    (site / "chat.html").write_text(page)
-    with _web_server(site) as address:
-        command = [*_CHROMIUM, f"--user-data-dir={folder / 'profile'}"]
-        output = subprocess.run(
-            [*command, f"--virtual-time-budget={_PATIENCE_MILLISECONDS}", "--dump-dom", f"{address}/chat.html"],
-            capture_output=True,
-            text=True,
-            timeout=_DEADLINE_SECONDS,
-            check=True,
-        )
-    shown = re.search(r'<pre id="answer">(.*?)</pre>', output.stdout, re.DOTALL)
-    assert shown, output.stderr
-    return html.unescape(shown[1])
+    (site / "chat.html").write_text(page.replace("</script>", _SEND_ANSWER))
+    command = [*_CHROMIUM, f"--user-data-dir={folder / 'profile'}"]
+    answers: SimpleQueue[str] = SimpleQueue()
+    with _web_server(site, answers) as address, (folder / "browser.log").open("w") as log:
+        with subprocess.Popen([*command, f"{address}/chat.html"], stdout=log, stderr=log) as browser:
+            try:
+                return answers.get(timeout=_DEADLINE_SECONDS)
+            except Empty:
+                raise TimeoutError((folder / "browser.log").read_text()) from None
+            finally:
+                browser.terminate()
 
 
 class Page:
@@ -123,14 +123,25 @@ async def opened(url: str, folder: Path) -> AsyncIterator[Page]:
         await process.wait()
 
 
-class _QuietHandler(SimpleHTTPRequestHandler):
+class _Handler(SimpleHTTPRequestHandler):
+    def __init__(self, *arguments: Any, directory: str, answers: SimpleQueue[str]) -> None:
+        self._answers = answers
+        super().__init__(*arguments, directory=directory)
+
+    def do_POST(self) -> None:
+        length = int(self.headers["Content-Length"])
+        self._answers.put(self.rfile.read(length).decode())
+        self.send_response(204)
+        self.end_headers()
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the overridden method's
         """Log nothing."""
 
 
 @contextmanager
-def _web_server(site: Path) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(site))) as server:
+def _web_server(site: Path, answers: SimpleQueue[str]) -> Iterator[str]:
+    handler = partial(_Handler, directory=str(site), answers=answers)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
         try:

@@ -42,13 +42,16 @@ async def closing(connection: EngineConnection) -> None:
 
 
 async def streaming(connection: EngineConnection) -> None:
-    """Answers polls; a POST gets a stream, with each event at its cue."""
+    """Answers polls; a POST gets a stream.
+
+    Its first event comes at once, because the proxy holds the head until then; each further one at its cue.
+    """
     await silent(connection)
     connection.send(STREAM)
     for number in range(EVENTS):
+        connection.send(b"b\r\ndata: %3d\n\n\r\n" % number)
         await connection.cue.wait()
         connection.cue.clear()
-        connection.send(b"b\r\ndata: %3d\n\n\r\n" % number)
     connection.send(b"0\r\n\r\n")
 
 
@@ -95,8 +98,8 @@ async def test_each_event_arrives_before_the_next_one_is_generated(
         assert await stream.head() == 200
         [source] = [connection for connection in engine.connections if connection.requests[-1].startswith(b"POST ")]
         for number in range(EVENTS):
-            source.cue.set()
             assert await stream.event() == b"data: %3d\n\n" % number
+            source.cue.set()
         assert await stream.event() == b""
 
     assert stream.complete
@@ -270,8 +273,8 @@ async def test_shutdown_lets_running_streams_finish(engine: FakeEngine, nginx: N
         await eventually(lambda: refuses(nginx))
         [source] = [connection for connection in engine.connections if connection.requests[-1].startswith(b"POST ")]
         for _ in range(EVENTS):
-            source.cue.set()
             assert await stream.event()
+            source.cue.set()
         assert (await stream.reply()).complete
     await eventually(lambda: nginx.exit_code == 0)
 

@@ -86,7 +86,9 @@ class Vllm:
                 env=os.environ | environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                # Not a session of its own: Linux schedules each session as one group (autogroup), and on two cores the
+                # busy waiting of vLLM then stopped the proxy and the tests for seconds.
+                process_group=0,
             )
 
     def is_up(self) -> bool:
