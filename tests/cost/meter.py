@@ -179,7 +179,7 @@ class _Client:
         return b"".join(iter(self._replies.readline, b"\r\n"))
 
 
-def measure(body_bytes: int = 1000, backends: int = 2, **settings: str) -> Costs:
+def measure(body_bytes: int = 1000, backends: int = 2, **settings: Any) -> Costs:
     """Measure the costs with requests of about ``body_bytes``, this number of ``backends`` and these ``settings``."""
     with ExitStack() as stack:
         engines = [stack.enter_context(_running(_Engine())) for _ in range(backends)]
@@ -198,7 +198,7 @@ def _running(engine: _Engine) -> Iterator[_Engine]:
         engine.server_close()
 
 
-async def _measured(engines: list[_Engine], body_bytes: int, settings: Mapping[str, str]) -> Costs:
+async def _measured(engines: list[_Engine], body_bytes: int, settings: Mapping[str, Any]) -> Costs:
     loop = asyncio.get_running_loop()
     meter = _Meter()
 

@@ -77,7 +77,7 @@ class Engine(FakeEngine):
         if breaks is not None:
             breaks(self, connection)
             return
-        last = {"delta": {}} if is_chat else {"text": ""}
+        last: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
         connection.send(chunk({"choices": [{"index": 0, "finish_reason": "stop", **last}]}, self.port))
         connection.send(framed(b"data: [DONE]\n\n"), LAST)
 
