@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,18 +135,49 @@ async def test_the_openai_sdk_does_not_notice_that_its_server_died(
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
 
 
-async def test_a_frozen_server_is_replaced_in_its_streams(
+async def test_a_frozen_server_is_replaced_within_three_seconds_with_default_settings(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
-    proxy = start_proxy(*two_slow_servers, **QUICK, BACKEND_STREAM_IDLE_TIMEOUT_SECONDS="1")
+    proxy = start_proxy(*two_slow_servers)
     stream, body = Stream(), question("/v1/chat/completions", 0)
     async with asyncio.TaskGroup() as group:
         group.create_task(stream.read(proxy.url, "/v1/chat/completions", body))
         await eventually(lambda: len(stream.events) > 5)
         frozen = next(server for server in two_slow_servers if server.url == stream.backend)
         frozen.freeze()
+        frozen_at = time.monotonic()
+        replies = [group.create_task(send(proxy.url, "/v1/chat/completions", chat(2))) for _ in range(4)]
+        await eventually(lambda: stream.comments)
+        assert time.monotonic() - frozen_at < 3
+        for reply in replies:
+            assert (await reply).status == 200
+        assert time.monotonic() - frozen_at < 5  # the other server is slow, and has the stream as well
     assert stream.is_one_answer()
-    assert await counted(proxy, "inference_proxy_stream_resumes_total") == {"backend_timeout": 1}
+    assert await counted(proxy, "inference_proxy_stream_resumes_total") == {"request_moved": 1}
+    frozen.thaw()
+    await proxy.becomes(frozen, "up")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_draining_with_move_continues_the_streams_elsewhere(
+    start_proxy: StartProxy, two_slow_servers: list[LlamaServer], workers: str
+) -> None:
+    proxy = start_proxy(*two_slow_servers, **QUICK, ADMIN_KEY="op", WORKERS=workers)
+    streams = [Stream() for _ in range(4)]
+    async with asyncio.TaskGroup() as group:
+        for number, stream in enumerate(streams):
+            group.create_task(stream.read(proxy.url, "/v1/chat/completions", question("/v1/chat/completions", number)))
+        await eventually(lambda: all(len(stream.events) > 5 for stream in streams))
+        drained = next(server for server in two_slow_servers if server.url == streams[0].backend)
+        name = drained.url.removeprefix("http://")
+        path = f"/admin/backends/{name}/drain?move=1&wait_seconds=10"
+        reply = await send(proxy.url, path, method="POST", headers={"Authorization": "Bearer op"})
+        assert reply.json["safe_to_stop"]
+        drained.kill()
+        moved = [stream for stream in streams if stream.backend == drained.url]
+        assert not any(stream.done for stream in moved)
+    assert all(stream.is_one_answer() for stream in streams)
+    assert all(stream.comments == [b": resumed on another backend after request_moved\n\n"] for stream in moved)
 
 
 async def counted(proxy: Proxy, name: str) -> dict[str, float]:

@@ -39,6 +39,7 @@ from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.standstill_watch import StandstillWatch
 from inference_engine_proxy_server.processes.process_context import Loop, Loops, ProcessContext, SoleProcess
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.proxy import Proxy
@@ -101,6 +102,7 @@ def build_proxy(
         "deadlines": deadlines.run,
         "overload guard": guard.run,
         "cache refresher": refresher.run,
+        "standstill watch": StandstillWatch(fleet).run,
         **_optional_loops(config_watch, ring, access_log),
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }

@@ -9,9 +9,9 @@ import msgspec
 
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
-from inference_engine_proxy_server.errors import BackendBroke, BackendError, BackendLacks, ProxyError
+from inference_engine_proxy_server.errors import BackendBroke, BackendError, BackendLacks, ProxyError, RequestMoved
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
 from inference_engine_proxy_server.requests.content import all_members
 from inference_engine_proxy_server.requests.headers import wants_resume
 from inference_engine_proxy_server.resume.continuation import continued, tokens_left, wants_usage
@@ -29,7 +29,7 @@ _CANNOT_CONTINUE = BackendLacks("The backend cannot continue the stream.")
 Members = Mapping[str, msgspec.Raw]
 
 
-class ResumingForwarder:
+class ResumingForwarder(FleetObserver):
     """A forwarder that resumes streams. See :mod:`.resume.rules` for the streams that are excluded.
 
     Args:
@@ -54,6 +54,23 @@ class ResumingForwarder:
         self._metrics = metrics
         self._only_on_request = only_on_request
         self._sends_comments = sends_comments
+        fleet.subscribe(self)
+
+    def on_stuck(self, backend: Backend) -> None:
+        """Continue the streams of ``backend`` elsewhere, as far as the rules allow. The others stay."""
+        for connection, request in backend.connections.streaming():
+            if isinstance(request, ProxiedRequest) and self._can_be_moved(request):
+                connection.give_up(RequestMoved("The stream moves to another backend."))
+
+    def _can_be_moved(self, request: ProxiedRequest) -> bool:
+        stream = request.sink
+        if stream is None or not stream.has_delivered or stream.is_at_seam:
+            return False
+        stream.transcript.read()
+        if stream.transcript.finish_reason is not None:
+            return False
+        excluded = self._excluded(request, {}, _CANNOT_CONTINUE)
+        return self._broken_rule(request, stream.transcript, excluded, is_over=False, wants_usage=False) is None
 
     def forward(self, request: ProxiedRequest) -> Coroutine[None, None, None]:
         """Forward ``request``, see :meth:`.Forwarder.forward`."""

@@ -17,7 +17,7 @@ __all__ = ["RequestMetrics", "route_of"]
 _BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68)
 
 # Exposed as 0 from the start.
-_RESUME_CAUSES = ("backend_disconnected", "backend_timeout", "invalid_backend_reply")
+_RESUME_CAUSES = ("backend_disconnected", "backend_timeout", "invalid_backend_reply", "request_moved")
 _SHED_REASONS = ("connections", "event_loop", "memory", "request_bytes", "requests")
 
 _ROUTES = {
