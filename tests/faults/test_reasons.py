@@ -12,7 +12,7 @@ import pytest
 from faults.test_backend_connections import certificate
 from faults.test_backend_health import sends_and_closes
 from inference_engine_proxy_server.config.settings import Settings
-from support.engine import LOADING, Answer, answers_with, fails_with
+from support.engine import LOADING, Answer, Engine, answers_with, fails_with
 from support.fakes.engine import EngineConnection, http_reply
 from support.fleet import Fleet
 from support.http_client import send
@@ -57,6 +57,38 @@ async def test_server_with_tls_at_an_http_url(fleet: Fleet, said: bytes, begins:
     engine.script = sends_and_closes(said)
     proxy = await fleet.proxy(engine, refresh_seconds=0.1)
     await eventually(lambda: has_reason(proxy, engine.url, begins))
+
+
+class SpeaksFirst(Engine):
+    """Sends a greeting on each new connection, as servers of SSH and SMTP do."""
+
+    def accepted(self, connection: EngineConnection) -> None:
+        connection.send(b"SSH-2.0-OpenSSH_9.2\r\n")
+        super().accepted(connection)
+
+
+class ClosesAtOnce(Engine):
+    """Closes each new connection."""
+
+    def accepted(self, connection: EngineConnection) -> None:
+        connection.finish()
+
+
+@pytest.mark.parametrize(
+    ("server", "begins"),
+    [
+        (SpeaksFirst, "it does not speak HTTP: check its port"),
+        (ClosesAtOnce, "it closed the connection without an answer: check its port"),
+    ],
+)
+async def test_another_protocol(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, server: type[Engine], begins: str
+) -> None:
+    engine = await fleet.add(server())
+    proxy = await fleet.proxy(engine, refresh_seconds=0.1)
+    await eventually(lambda: has_reason(proxy, engine.url, begins))
+    assert (await proxy.post()).status == 503
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 NO_PAGE = fails_with(404)
