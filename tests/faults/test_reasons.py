@@ -43,6 +43,14 @@ async def test_server_without_tls_at_an_https_url(fleet: Fleet) -> None:
     await eventually(lambda: has_reason(proxy, url, "it does not speak TLS: check"))
 
 
+async def test_silent_server_at_an_https_url(fleet: Fleet) -> None:
+    """llama.cpp waits for the rest of a TLS hello, which it takes for the beginning of a request."""
+    engine = await fleet.engine()
+    url = engine.url.replace("http://", "https://")
+    proxy = await fleet.proxy(url, refresh_seconds=0.1)
+    await eventually(lambda: has_reason(proxy, url, "it does not answer the TLS handshake: check whether its URL"))
+
+
 @pytest.mark.parametrize(
     ("said", "begins"),
     [
@@ -132,6 +140,36 @@ async def test_rejected_key(fleet: Fleet, path: str) -> None:
     engine.pages[path] = fails_with(401)
     proxy = await fleet.proxy(engine, refresh_seconds=0.1, backend_api_key="wrong")
     await eventually(lambda: has_reason(proxy, engine.url, "it rejects the proxy's key: check BACKEND_API_KEY"))
+
+
+LOCKED = fails_with(401)
+SECRET = "sk-0123456789abcdef"  # noqa: S105 - of these tests
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/props"])
+async def test_missing_key(fleet: Fleet, path: str) -> None:
+    engine = await fleet.engine()
+    engine.slots = 2
+    engine.pages[path] = LOCKED
+    proxy = await fleet.proxy(engine, refresh_seconds=0.1, api_keys=f"me:{SECRET}")
+    await eventually(
+        lambda: has_reason(proxy, engine.url, "it requires a key, and the proxy has none: set BACKEND_API_KEY")
+    )
+    assert await proxy.state(engine) == "down"
+
+
+@pytest.mark.parametrize("keys", [{}, {"api_keys": f"me:{SECRET}", "forward_client_key": True}])
+async def test_key_that_clients_may_have(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, keys: dict[str, object]
+) -> None:
+    engine = await fleet.engine(owner="another")
+    engine.pages["/v1/models"] = LOCKED
+    proxy = await fleet.proxy(engine, refresh_seconds=0.05, **keys)
+    await eventually(lambda: engine.count("/v1/models") > 3)
+    assert await proxy.state(engine) == "up"
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "requires a key, and the proxy has none" in warning
+    assert "set BACKEND_API_KEY" in warning
 
 
 async def test_private_authority_is_trusted_with_its_file(fleet: Fleet, certificate: tuple[Path, Path]) -> None:
