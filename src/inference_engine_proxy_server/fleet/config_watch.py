@@ -49,6 +49,7 @@ class ConfigWatch:
         self._hears_signals = hears_signals
         # A new worker has the configuration of its supervisor, which leaves out files that are being written.
         self._watch = FileWatch(settings_files(self._settings), distrusts_fresh=not hears_signals)
+        self._expects_news = not self._watch.distrusts
 
     async def run(self) -> None:
         """Reload on SIGHUP and after each change of a file, until cancelled."""
@@ -70,8 +71,9 @@ class ConfigWatch:
                 logger.error("settings: %s; the fleet is unchanged", line)
             return
         self._metrics.count_reload(succeeded=True)
-        if not has_changed:
+        if not has_changed and self._expects_news:
             logger.info("settings: reloaded, the fleet is unchanged")
+        self._expects_news = True
         self._warn_of_ignored_changes(configuration.settings)
         self._settings = configuration.settings
         self._watch.files = settings_files(self._settings)
