@@ -19,12 +19,10 @@ from inference_engine_proxy_server.telemetry.request_metrics import RequestMetri
 UNCHANGED = "settings: reloaded, the fleet is unchanged"
 
 
-def reload_twice(file: Path, *, is_worker: bool) -> None:
+def watch_of(file: Path, *, is_worker: bool) -> ConfigWatch:
     configuration = Configuration.of(Settings(config_file=str(file)))
     updater = FleetUpdater(Fleet([], 3), discover_engines(), lambda _: None, print, print, {})  # type: ignore[arg-type, return-value]
-    watch = ConfigWatch(configuration, lambda: configuration, updater, RequestMetrics(), hears_signals=not is_worker)
-    for _ in range(2):
-        watch.reload()
+    return ConfigWatch(configuration, lambda: configuration, updater, RequestMetrics(), hears_signals=not is_worker)
 
 
 @pytest.mark.parametrize(
@@ -38,5 +36,15 @@ def test_reload_that_confirms_the_configuration_of_a_new_worker_is_not_logged(
     file = tmp_path / "fleet.yaml"
     file.write_text("settings: {}\n")
     os.utime(file, (time.time() - age_seconds,) * 2)
-    reload_twice(file, is_worker=is_worker)
+    watch = watch_of(file, is_worker=is_worker)
+    for _ in range(2):
+        watch.reload_after_change()
     assert caplog.messages == [UNCHANGED] * logged
+
+
+def test_reload_on_request_is_always_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    file = tmp_path / "fleet.yaml"
+    file.write_text("settings: {}\n")
+    watch_of(file, is_worker=True).reload()
+    assert caplog.messages == [UNCHANGED]
