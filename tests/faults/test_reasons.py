@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,10 @@ async def test_silent_server_at_an_https_url(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("said", "begins"),
     [
-        (b"\x15\x03\x01\0\x02\x02(", "it closed the connection without an answer: check"),
+        (
+            b"\x15\x03\x01\0\x02\x02(",
+            "it does not speak HTTP: check its port, and whether its URL should begin with https",
+        ),
         (b"", "it closed the connection without an answer: check"),
         (http_reply(b"Client sent an HTTP request to an HTTPS server.\n", 400), "it speaks TLS: its URL"),
     ],
@@ -75,6 +79,19 @@ class SpeaksFirst(Engine):
         super().accepted(connection)
 
 
+async def greets_when_asked(connection: EngineConnection) -> None:
+    connection.send(b"SSH-2.0-OpenSSH_9.2\r\n")
+    await connection.ended
+
+
+class AnswersInAnotherProtocol(Engine):
+    """Answers with a line that is not HTTP, and keeps the connection open."""
+
+    def __init__(self) -> None:
+        super().__init__(health=greets_when_asked)
+        self.pages["/v1/models"] = greets_when_asked
+
+
 class ClosesAtOnce(Engine):
     """Closes each new connection."""
 
@@ -86,11 +103,12 @@ class ClosesAtOnce(Engine):
     ("server", "begins"),
     [
         (SpeaksFirst, "it does not speak HTTP: check its port"),
+        (AnswersInAnotherProtocol, "it does not speak HTTP: check its port"),
         (ClosesAtOnce, "it closed the connection without an answer: check its port"),
     ],
 )
 async def test_another_protocol(
-    fleet: Fleet, caplog: pytest.LogCaptureFixture, server: type[Engine], begins: str
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, server: Callable[[], Engine], begins: str
 ) -> None:
     engine = await fleet.add(server())
     proxy = await fleet.proxy(engine, refresh_seconds=0.1)

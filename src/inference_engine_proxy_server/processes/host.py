@@ -156,7 +156,8 @@ def listen(name: str, host: str, port: int) -> socket.socket:
         return _listener(address[:2], family)
     except OSError as error:
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            raise SettingsError([f"HOST is {host!r}: this machine has no such address (0.0.0.0 means all of its addresses)"]) from error
+            advice = "0.0.0.0 means all of its addresses"
+            raise SettingsError([f"HOST is {host!r}: this machine has no such address ({advice})"]) from error
         # Python repeats the address in the error's own text.
         reason = os.strerror(error.errno) if error.errno else error
         raise OSError(f"cannot listen on HOST {host}, {name} {port}: {reason}") from error
