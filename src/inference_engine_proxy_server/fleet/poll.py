@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import lru_cache
 
 from inference_engine_proxy_server.backends.base import Get, Reply, UnreadableState
 from inference_engine_proxy_server.errors import (
@@ -63,6 +62,7 @@ class Polls:
         self._via = via
         self._timeout_seconds = timeout_seconds
         self._forwards_keys = forwards_keys
+        self._warned: set[str] = set()  # URLs of backends that need a key
 
     def get_from(self, backend: Backend, inquiry: Inquiry) -> Get:
         """A function that sends a GET to ``backend``.
@@ -98,7 +98,17 @@ class Polls:
                 raise Unusable(_REJECTS_KEY)
             if not self._forwards_keys:
                 raise Unusable(_NEEDS_KEY)
-            _warn_of_missing_key(backend.url)  # requests of clients that send the engine's key work
+            self._warn_of_missing_key(backend)  # requests of clients that send the engine's key work
+
+    def _warn_of_missing_key(self, backend: Backend) -> None:
+        if backend.url not in self._warned:
+            self._warned.add(backend.url)
+            logger.warning(
+                "backend %s requires a key, and the proxy has none: requests fail with 401 unless clients send the "
+                "engine's key, and its models are unknown; set BACKEND_API_KEY, or the backend's api_key in the fleet "
+                "file",
+                backend.url,
+            )
 
 
 def _reason_of(error: Exception) -> Exception:
@@ -110,12 +120,3 @@ def _reason_of(error: Exception) -> Exception:
     if isinstance(error, (TimeoutError, BackendTimeout)):
         return TimeoutError(str(error))
     return NoReply(_ENDS_SILENTLY)
-
-
-@lru_cache(maxsize=1024)  # one warning for each backend
-def _warn_of_missing_key(url: str) -> None:
-    logger.warning(
-        "backend %s requires a key, and the proxy has none: requests fail with 401 unless clients send the engine's "
-        "key, and its models are unknown; set BACKEND_API_KEY, or the backend's api_key in the fleet file",
-        url,
-    )
