@@ -47,11 +47,15 @@ def with_measured(page: str, text: str) -> str:
     return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
+_ABOUT_CLAIMS = "A limit is a goal. Where it *does not hold*, this run missed the goal; the figure shows by how much."
+
+
 def measured(results: Results, images: list[str]) -> str:
     """The generated part of the page."""
     figures = Figures(results)
     parts = [
         "### Claims and limits",
+        _ABOUT_CLAIMS,
         claims_table(figures),
         "### Figures",
         "\n".join(f"![{name.removesuffix('.svg').replace('-', ' ')}](images/{name})" for name in images),

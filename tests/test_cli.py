@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.cli import main
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
+from support.ports import free_port
 from support.program import environment, run_command
 
 PACKAGE = "inference_engine_proxy_server"
@@ -117,6 +119,11 @@ def test_an_abbreviated_option_is_refused(command: Command, arguments: list[str]
         {"CONFIG_FILE": "wrong.yaml"},
         {"CONFIG_FILE": "engine.yaml"},
         {"TLS_CERT_FILE": "missing.pem", "TLS_KEY_FILE": "missing.key"},
+        {"BACKEND_CA_FILE": "missing.pem"},
+        {"BACKEND_CA_FILE": "wrong.yaml"},
+        {"HOST": "256.1.1.1"},
+        {"HOST": "192.0.2.1"},
+        {"PORT": "8890", "ADMIN_PORT": "8890"},
     ],
     ids=str,
 )
@@ -130,6 +137,7 @@ def test_every_mistake_in_the_configuration_has_exit_code_2(
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
+    assert any(name in done.stderr or value in done.stderr for name, value in wrong.items())
 
 
 def test_settings_are_shown_with_their_source(command: Command, tmp_path: Path) -> None:
@@ -210,8 +218,8 @@ def test_a_valid_fleet_file_is_summarized_without_its_keys(command: Command, tmp
     ("arguments", "complaint"),
     [
         (["fleet.yaml"], "fleet.yaml: backends.1.api_key_env: the environment variable that it names is not set\n"),
-        (["missing.yaml"], "CONFIG_FILE is 'missing.yaml': No such file or directory\n"),
-        ([""], "CONFIG_FILE is '.': Is a directory\n"),
+        (["missing.yaml"], "missing.yaml: No such file or directory\n"),
+        ([""], ".: Is a directory\n"),
     ],
 )
 def test_an_invalid_fleet_file_is_one_line(
@@ -228,7 +236,9 @@ def test_an_unknown_engine_in_a_fleet_file_is_one_line(command: Command, tmp_pat
     done = command("fleet", "check", "fleet.yaml")
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "backend a:1: engine is 'lamacpp': one of llamacpp, vllm is needed\n"
+    assert (
+        done.stderr == "fleet.yaml: backends.0.engine is 'lamacpp': use one of llamacpp, vllm; did you mean llamacpp?\n"
+    )
 
 
 def test_the_printed_schema_is_the_published_one(command: Command) -> None:
@@ -243,6 +253,7 @@ class Proxy:
     def __init__(self) -> None:
         self.settings = Settings()
         self.load: Callable[[], Configuration] | None = None
+        self.warnings: tuple[str, ...] = ()
         self.exit_code = 0
 
     def run(
@@ -250,8 +261,9 @@ class Proxy:
         configuration: Configuration,
         on_started: Callable[[str], None] | None = None,
         load: Callable[[], Configuration] | None = None,
+        warnings: Iterable[str] = (),
     ) -> int:
-        self.settings, self.load = configuration.settings, load
+        self.settings, self.load, self.warnings = configuration.settings, load, tuple(warnings)
         if on_started is not None:
             on_started("http://127.0.0.1:9000")
         return self.exit_code
@@ -309,6 +321,21 @@ def test_serve_passes_its_settings_to_the_server_and_prints_nothing(
     assert capfd.readouterr() == ("", "")
 
 
+def test_serve_leaves_warnings_to_the_log_of_the_server(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PROT", "1")
+    warning = "environment: PROT is not a setting; did you mean PORT?"
+
+    assert main(["serve", "--backends", "http://a"]) == 0
+
+    assert proxy.warnings == (warning,)
+    assert proxy.load is not None
+    proxy.load()
+    assert caplog.messages == [f"settings: {warning}"]
+    assert capfd.readouterr().err == ""
+
+
 def test_serve_passes_a_function_that_reloads_its_settings(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -328,22 +355,37 @@ def test_the_demo_puts_the_proxy_in_front_of_its_own_engines(
     proxy: Proxy, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BACKENDS", "http://not-used")
-    assert main(["demo", "--port", "9000"]) == 0
+    port = free_port()
+    assert main(["demo", "--port", str(port)]) == 0
 
-    assert (proxy.settings.backends, proxy.settings.port) == (FLEET, 9000)
+    assert (proxy.settings.backends, proxy.settings.port) == (FLEET, port)
     assert fleet.is_stopped
     out, err = capfd.readouterr()
     assert out.startswith("loading\n")
     assert "listens at http://127.0.0.1:9000\n" in out
-    assert "Dashboard: http://127.0.0.1:9000/\n" in out
+    assert "Live page: http://127.0.0.1:9000/\n" in out
     assert "\ncurl http://127.0.0.1:9000\n" in out
     assert err == ""
+
+
+def test_the_demo_starts_no_engine_if_its_port_is_in_use(
+    proxy: Proxy, fleet: Fleet, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["demo", "--port", str(port)]) == 1
+    assert capfd.readouterr() == ("", f"cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use\n")
+
+
+def test_the_name_of_a_new_key_is_checked(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "new", "al ice"]) == 2
+    assert capfd.readouterr() == ("", "NAME is 'al ice': it must be 1 to 64 letters, digits, '.', '_' and '-'\n")
 
 
 def test_an_unavailable_demo_fails_with_one_line(proxy: Proxy, fleet: Fleet, capfd: pytest.CaptureFixture[str]) -> None:
     fleet.failure = NoEngineError("the demo needs its packages")
 
-    assert main(["demo"]) == 1
+    assert main(["demo", "--port", "0"]) == 1
 
     assert capfd.readouterr().err == "the demo needs its packages\n"
 
@@ -353,7 +395,7 @@ def test_a_demo_interrupted_while_starting_ends_without_a_traceback(
 ) -> None:
     fleet.failure = KeyboardInterrupt()
 
-    assert main(["demo"]) == 130
+    assert main(["demo", "--port", "0"]) == 130
 
     assert capfd.readouterr() == ("loading\n", "")
 
@@ -361,6 +403,6 @@ def test_a_demo_interrupted_while_starting_ends_without_a_traceback(
 def test_a_demo_whose_proxy_fails_stops_its_engines(proxy: Proxy, fleet: Fleet) -> None:
     proxy.exit_code = 1
 
-    assert main(["demo"]) == 1
+    assert main(["demo", "--port", "0"]) == 1
 
     assert fleet.is_stopped

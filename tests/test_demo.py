@@ -25,7 +25,7 @@ from inference_engine_proxy_server.demo import DemoUnavailable, curl_line, demo_
 from inference_engine_proxy_server.demo.fleet import running_servers
 from inference_engine_proxy_server.demo.model import MODEL_SHA256, demo_model, join_parts, model_parts
 
-HINT = r"pip install 'inference-engine-proxy-server\[demo\]'"
+HINT = r"pip install '\.\[demo\]'"
 PARENT = """
 import signal, time, urllib.request
 from inference_engine_proxy_server.demo import demo_fleet

@@ -6,6 +6,8 @@ from support.readme import ASK, CHINESE, COPY_SETTINGS, INSTALL, README, RUN, SE
 
 RUN_ELSEWHERE = {
     "docker compose -f docker-compose.llamacpp.yml up -d --build",  # no Docker here: see test_compose.py
+    'curl -X POST -H "Authorization: Bearer $ADMIN_KEY" '
+    "'http://127.0.0.1:8888/admin/backends/llm-1:8080/drain?wait_seconds=60'",  # see end_to_end/test_fleet_changes.py
     "scripts/check.sh",
     "scripts/test.sh",  # runs this very test
 }

@@ -7,9 +7,8 @@ import logging
 import math
 import signal
 import socket
-import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import cast
 
@@ -22,6 +21,7 @@ from inference_engine_proxy_server.config.file_watch import FileWatch
 from inference_engine_proxy_server.config.key_file import KeyFileError
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError, settings_files
+from inference_engine_proxy_server.config.tls_files import check_authorities, check_certificate
 from inference_engine_proxy_server.fleet.fleet_updater import UnknownEngineError, check_engines
 from inference_engine_proxy_server.processes.host import (
     ACCEPT_BACKLOG,
@@ -50,6 +50,7 @@ def run(
     configuration: Configuration,
     on_started: Callable[[str], None] | None = None,
     load: Callable[[], Configuration] | None = None,
+    warnings: Iterable[str] = (),
 ) -> int:
     """Serve until SIGINT or SIGTERM; afterwards these signals have no effect on this process.
 
@@ -57,13 +58,16 @@ def run(
         configuration: with at least one backend.
         on_started: called with the proxy's base URL once it answers requests.
         load: reads the configuration again, to apply a changed fleet; ``None`` when it never changes.
+        warnings: about the configuration; they are logged.
 
     Returns:
-        The exit code of the process: 0 after a requested stop; 1 when an address is unavailable; 2 when the
+        The exit code of the process: 0 after a requested stop; 1 when a port is unavailable; 2 when HOST, a
         certificate, the key file or an engine in the fleet is unusable.
     """
     settings = configuration.settings
     configure_logging(settings.log_level, settings.log_format)
+    for warning in warnings:
+        logger.warning("settings: %s", warning)
     raise_file_limit()
     # After it has stopped, uvicorn raises a caught signal again, which would terminate this process by that signal.
     # SIGHUP requests a reload, and must not terminate a process that is still starting.
@@ -71,8 +75,8 @@ def run(
         signal.signal(number, lambda *_: None)
     with ExitStack() as stack:
         try:
-            _check_certificate(settings.tls_cert_file, settings.tls_key_file)
-            _check_authorities(settings.backend_ca_file)
+            check_certificate(settings.tls_cert_file, settings.tls_key_file)
+            check_authorities(settings.backend_ca_file)
             serve = _prepared(configuration, on_started, load, stack)
         except _STARTUP_ERRORS as error:
             logger.error("%s", error)
@@ -154,26 +158,6 @@ def _reloader(settings: Settings, load: Callable[[], Configuration] | None) -> C
         return changed
 
     return reload_if_changed
-
-
-def _check_certificate(certificate: str | None, key: str | None) -> None:
-    """Raise ``SettingsError`` with the names of the settings; uvicorn would only repeat OpenSSL's message."""
-    if certificate is not None:
-        try:
-            # Given a password, OpenSSL does not prompt on the terminal.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            reason = (isinstance(error, OSError) and error.strerror) or error
-            raise SettingsError([f"TLS_CERT_FILE {certificate}, TLS_KEY_FILE {key}: {reason}"]) from error
-
-
-def _check_authorities(ca_file: str | None) -> None:
-    """Raises ``OSError`` with the name of the setting."""
-    if ca_file is not None:
-        try:
-            ssl.create_default_context().load_verify_locations(ca_file)
-        except OSError as error:  # ssl.SSLError is one
-            raise OSError(f"BACKEND_CA_FILE {ca_file}: {error.strerror or error}") from error
 
 
 def _warn_of_open_port(settings: Settings) -> None:

@@ -251,7 +251,7 @@ async def test_changed_key_file_applies_to_open_connections_too(start_proxy: Sta
         assert (await ask(proxy, "ours", chat())).status == 401
 
         file.write_text(new)
-        await eventually(lambda: "1 keys are valid now" in proxy.events)
+        await eventually(lambda: "keys: reloaded, 1 valid" in proxy.events)
         assert await status_of_the_old_key() == 401
         writer.close()
         await writer.wait_closed()

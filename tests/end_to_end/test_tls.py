@@ -81,10 +81,20 @@ async def test_plain_http_is_refused_when_tls_is_on(certificate: Certificate, fo
 @pytest.mark.parametrize(
     ("wrong", "expected"),
     [
-        pytest.param({"TLS_CERT_FILE": "missing.pem"}, "TLS_CERT_FILE", id="no certificate"),
-        pytest.param({"TLS_CERT_FILE": "text.pem"}, "TLS_CERT_FILE", id="no PEM"),
-        pytest.param({"TLS_KEY_FILE": "other.key"}, "TLS_KEY_FILE", id="the key of another certificate"),
-        pytest.param({"TLS_KEY_FILE": "closed.key"}, "TLS_KEY_FILE", id="a key with a password"),
+        pytest.param({"TLS_CERT_FILE": "missing.pem"}, "TLS_CERT_FILE is 'missing.pem': No such", id="no certificate"),
+        pytest.param({"TLS_KEY_FILE": "missing.key"}, "TLS_KEY_FILE is 'missing.key': No such", id="no key"),
+        pytest.param({"TLS_CERT_FILE": "text.pem"}, "TLS_CERT_FILE is 'text.pem': it has no cert", id="no PEM"),
+        pytest.param({"TLS_CERT_FILE": "other.key"}, "TLS_CERT_FILE is 'other.key': it has no cert", id="swapped"),
+        pytest.param(
+            {"TLS_KEY_FILE": "other.key"},
+            "TLS_KEY_FILE is 'other.key': it is not the private key",
+            id="the key of another certificate",
+        ),
+        pytest.param(
+            {"TLS_KEY_FILE": "closed.key"},
+            "TLS_KEY_FILE is 'closed.key': it has no private key in PEM format, or one with a password",
+            id="a key with a password",
+        ),
     ],
 )
 def test_unusable_certificate_files_are_one_line_and_exit_code_2(

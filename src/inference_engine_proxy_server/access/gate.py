@@ -91,13 +91,13 @@ class Gate:
             raise ClientError("Only the proxy's own endpoints are served here.", status=404, code="not_here")
 
     def _require_operator(self, head: RequestHead) -> None:
-        digest = self._metrics_digest
+        name, digest = "METRICS_KEY", self._metrics_digest
         if head.path.removesuffix("/") != "/metrics":
-            digest = self._admin_digest
+            name, digest = "ADMIN_KEY", self._admin_digest
             if digest is None:
                 raise ClientError("/admin is off: ADMIN_KEY is not set.", status=404, code="admin_off")
         if digest is not None and not any(hmac.compare_digest(digest_of(given), digest) for given in _secrets(head)):
-            raise _refused(head)
+            raise _refused(head, name)
 
 
 def _is_open(head: RequestHead) -> bool:
@@ -115,9 +115,11 @@ def _secrets(head: RequestHead) -> list[bytes]:
     return found
 
 
-def _refused(head: RequestHead) -> ClientError:
+def _refused(head: RequestHead, setting: str | None = None) -> ClientError:
+    """The error for a missing or wrong key; ``setting``: the one that holds the key, if it is not a client's."""
     if _secrets(head):
-        message = "The API key is not valid here."
+        message = f"The key is not {setting}." if setting else "The API key is not valid here."
     else:
-        message = "An API key is required, as 'Authorization: Bearer KEY', 'x-api-key: KEY' or 'api-key: KEY'."
+        ways = "as 'Authorization: Bearer KEY', 'x-api-key: KEY' or 'api-key: KEY'"
+        message = f"{setting or 'An API key'} is required, {ways}."
     return ClientError(message, status=401, code="invalid_api_key")

@@ -72,7 +72,9 @@ class KeyRing:
         except KeyFileError as error:
             logger.error("keys: %s; the previous keys stay valid", error)
         else:
-            logger.info("keys: %d keys are valid now", len(self.keys))
+            valid = sum(self.still_has(key, self.keys) for key in self)
+            expired = len(self.keys) - valid
+            logger.info("keys: reloaded, %d valid, %d expired", valid, expired)
 
     def _read(self) -> Mapping[bytes, ApiKey]:
         from_file = read_key_file(self._file) if self._file else []

@@ -69,20 +69,21 @@ async def identify(engines: Engines, get: Get) -> Engine | None:
     The fallback when the list has no known owner or is empty, and when the list is rejected permanently (501, or a 4xx
     that is not about time): a wrong or missing key hides the engine, but requests still work. ``None`` when the
     engine is not known yet: the backend is loading (503), failing (another 5xx), asks to wait (408, 425, 429),
-    redirects (3xx), or its reply is not readable; try again later.
+    redirects (3xx), or its list is not readable; try again later.
 
     Raises:
-        OSError, TimeoutError: there was no reply.
+        UnreadableState, OSError, TimeoutError: as :data:`Get`.
     """
+    reply = await get("/v1/models")
+    if reply.status != 200:
+        return engines.fallback if _is_lasting_refusal(reply.status) else None
     try:
-        reply = await get("/v1/models")
-        if reply.status == 200:
-            owners = [model.get("owned_by") for model in parse_models(reply.body)]
-            known = (engines.by_provider.get(owner) for owner in owners if isinstance(owner, str))
-            return next(filter(None, known), engines.fallback)
+        models = parse_models(reply.body)
     except UnreadableState:
         return None
-    return engines.fallback if _is_lasting_refusal(reply.status) else None
+    owners = (model.get("owned_by") for model in models)
+    known = (engines.by_provider.get(owner) for owner in owners if isinstance(owner, str))
+    return next(filter(None, known), engines.fallback)
 
 
 def _is_lasting_refusal(status: int) -> bool:

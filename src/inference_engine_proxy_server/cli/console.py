@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from inference_engine_proxy_server.config.sources import ENV_FILE, LoadedSettings, load_settings
@@ -34,17 +34,24 @@ def complain(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def load(command_line: Mapping[str, str | None], *, backends_required: bool) -> LoadedSettings:
-    """Load the settings, and write their warnings to stderr.
+def load(
+    command_line: Mapping[str, str | None],
+    *,
+    backends_required: bool,
+    warn: Callable[[str], None] | None = complain,
+) -> LoadedSettings:
+    """Load the settings, and report their warnings.
 
     Args:
         command_line: values by variable name; ``None`` for options that are not given.
         backends_required: at least one backend must be configured.
+        warn: called with each warning; by default, it is written to stderr; ``None`` reports none.
     """
     given = {name: value for name, value in command_line.items() if value is not None}
     loaded = load_settings(os.environ, ENV_FILE, command_line=given, backends_required=backends_required)
-    for warning in loaded.warnings:
-        complain(warning)
+    if warn is not None:
+        for warning in loaded.warnings:
+            warn(warning)
     return loaded
 
 

@@ -23,18 +23,25 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    loaded = load({"PORT": arguments.port, "HOST": arguments.host}, backends_required=False)
+    loaded = load({"PORT": arguments.port, "HOST": arguments.host}, backends_required=False, warn=None)
     from inference_engine_proxy_server.demo import DemoUnavailable, curl_line, demo_fleet
+    from inference_engine_proxy_server.processes.host import listen
     from inference_engine_proxy_server.server import run
 
     def announce(base_url: str) -> None:
-        show(f"\nThe proxy listens at {base_url}\nDashboard: {base_url}/\n")
+        show(f"\nThe proxy listens at {base_url}\nLive page: {base_url}/\n")
         show(f"Talk to the model:\n\n{curl_line(base_url)}\n\nCtrl-C stops the proxy and both engines.")
 
     try:
+        listen("PORT", loaded.settings.host, loaded.settings.port).close()  # the engines need seconds to load
+    except OSError as error:
+        complain(str(error))
+        return 1
+    try:
         with demo_fleet(show) as backends:
             settings = loaded.settings.model_copy(update={"backends": tuple(backends), "workers": 1})
-            return run(Configuration.of(settings, loaded.configuration.fleet, loaded.configuration.models), announce)
+            configuration = Configuration.of(settings, loaded.configuration.fleet, loaded.configuration.models)
+            return run(configuration, announce, warnings=loaded.warnings)
     except DemoUnavailable as error:
         complain(str(error))
         return 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from inference_engine_proxy_server.cli.console import Subparsers, complain, show
-from inference_engine_proxy_server.config.api_keys import new_secret, parse_key
+from inference_engine_proxy_server.config.api_keys import ApiKey, digest_of, new_secret, valid_name
 
 __all__ = ["add_parser"]
 
@@ -20,12 +20,13 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def _new(arguments: argparse.Namespace) -> int:
-    secret = new_secret()
     try:
-        key = parse_key(f"{arguments.name}:{secret}")
+        name = valid_name(arguments.name)
     except ValueError as error:
-        complain(f"{arguments.name!r}: {error}")
+        complain(f"NAME is {arguments.name!r}: it {error}")
         return 2
+    secret = new_secret()
+    key = ApiKey(name, digest_of(secret.encode()))
     show(f"The secret, for the client; it is shown only once:\n\n{secret}\n")
     show(f"For API_KEYS_FILE, below `keys:` (or API_KEYS={key.name}:SECRET):\n")
     show(f"  - name: {key.name}\n    sha256: {key.digest.hex()}")

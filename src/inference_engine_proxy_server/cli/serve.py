@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from inference_engine_proxy_server.cli.console import Subparsers, address_options, load
 
 __all__ = ["add_parser"]
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -20,7 +23,15 @@ def add_parser(commands: Subparsers) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     command_line = {"PORT": arguments.port, "HOST": arguments.host, "BACKENDS": arguments.backends}
-    loaded = load(command_line, backends_required=True)
+    loaded = load(command_line, backends_required=True, warn=None)  # the server logs the warnings
     from inference_engine_proxy_server.server import run
 
-    return run(loaded.configuration, load=lambda: load(command_line, backends_required=True).configuration)
+    return run(
+        loaded.configuration,
+        load=lambda: load(command_line, backends_required=True, warn=_log).configuration,
+        warnings=loaded.warnings,
+    )
+
+
+def _log(warning: str) -> None:
+    logger.warning("settings: %s", warning)

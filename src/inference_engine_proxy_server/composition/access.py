@@ -12,12 +12,17 @@ from inference_engine_proxy_server.access.gate import Gate
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.settings import Settings
 
-__all__ = ["build_gate", "build_key_ring", "needs_keys"]
+__all__ = ["build_gate", "build_key_ring", "forwards_keys"]
 
 
-def needs_keys(settings: Settings) -> bool:
+def _needs_keys(settings: Settings) -> bool:
     """Whether clients need a key."""
     return bool(settings.api_keys) or settings.api_keys_file is not None
+
+
+def forwards_keys(settings: Settings) -> bool:
+    """Whether backends for which the proxy has no key get the clients' own keys."""
+    return not _needs_keys(settings) or settings.forward_client_key
 
 
 def build_key_ring(settings: Settings) -> KeyRing | None:
@@ -26,7 +31,7 @@ def build_key_ring(settings: Settings) -> KeyRing | None:
     Raises:
         KeyFileError: the key file cannot be used.
     """
-    if not needs_keys(settings):
+    if not _needs_keys(settings):
         return None
     file = None if settings.api_keys_file is None else Path(settings.api_keys_file)
     return KeyRing(settings.api_keys, file, time.time)

@@ -6,7 +6,7 @@ import math
 
 from inference_engine_proxy_server.access.key_limits import KeyLimits
 from inference_engine_proxy_server.access.key_ring import KeyRing
-from inference_engine_proxy_server.composition.access import needs_keys
+from inference_engine_proxy_server.composition.access import forwards_keys
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.attempt import Attempts
@@ -65,7 +65,7 @@ def build_forwarder(
         dispatcher,
         metrics,
         names_backend=settings.backend_header,
-        keeps_credentials=not needs_keys(settings) or settings.forward_client_key,
+        keeps_credentials=forwards_keys(settings),
         retry_statuses=settings.retry_statuses,
         first_token_seconds=settings.first_token_timeout_seconds,
     )

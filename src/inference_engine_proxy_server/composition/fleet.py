@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from inference_engine_proxy_server.backends.base import Thresholds
 from inference_engine_proxy_server.backends.registry import Engines
+from inference_engine_proxy_server.composition.access import forwards_keys
 from inference_engine_proxy_server.composition.clients import via_name
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import BackendConfig
@@ -97,6 +98,7 @@ def build_cache_refresher(
         always_keep_alive=settings.llamacpp_keep_alive,
         tests_suspects=settings.health_test_requests,
         via=f"via: 1.1 {via_name(process)}\r\n".encode(),
+        forwards_keys=forwards_keys(settings),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -16,10 +16,11 @@ __all__ = ["FileFormError", "problem_with", "read_yaml", "unknown_name"]
 
 _SHOWN = re.compile(r"[\w.-]{0,15}", re.ASCII)  # shorter than any secret
 _MODEL = re.compile(r"[\w.:/@+-]{1,100}", re.ASCII)  # model names are no secrets
-_QUOTED = re.compile(r"'[^']{13,}'")  # as long as a secret may be, with its quotes
+_QUOTED = re.compile(r"'(?!<[a-z ]+>')[^']{13,}'")  # as long as a secret may be, and not YAML's '<block mapping start>'
 
 # Replaces pydantic's messages, which are about Python.
 _WORDS = {
+    "bool_type": "must be true or false",
     "dict_type": "must be a mapping",
     "list_type": "must be a list",
     "model_type": "must be a mapping",
@@ -52,6 +53,10 @@ class FileFormError(Exception):
 class _TwiceError(yaml.MarkedYAMLError):
     """A mapping repeats a name: YAML would keep only the last value, and could drop half a fleet silently."""
 
+    def __init__(self, name: str, mark: yaml.Mark) -> None:
+        super().__init__(problem_mark=mark)
+        self.name = name
+
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -59,13 +64,17 @@ class _Loader(yaml.SafeLoader):
         names: set[str] = set()
         for key in keys:
             if key.value in names:
-                raise _TwiceError(problem_mark=key.start_mark)
+                raise _TwiceError(key.value, key.start_mark)
             names.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str, known: Collection[str]) -> Any:
     """The content of a YAML file.
+
+    Args:
+        text: of the file.
+        known: names that are no secrets.
 
     Raises:
         FileFormError: it is not YAML, or repeats a name.
@@ -73,7 +82,7 @@ def read_yaml(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
-        raise FileFormError(_problem_of_yaml(error)) from None
+        raise FileFormError(_problem_of_yaml(error, known)) from None
     except (ValueError, OverflowError) as error:  # such as for 2027-02-31
         reason = "" if "'" in str(error) else f": {error}"
         raise FileFormError(f"is not YAML, or contains an impossible date or number{reason}") from None
@@ -104,6 +113,8 @@ def problem_with(error: ValidationError, form: type[BaseModel], entries: Mapping
     schema = form.model_json_schema(schema_generator=ExactSchema)["properties"].get(last, {})
     has_range = "enum" in schema or schema.get("type") in {"integer", "number"}
     words = _WORDS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+    if not place:
+        words = f"must be a mapping that begins with {_alternatives(form.model_fields)}"
     text = requirement(str(last), schema) if has_range and detail["type"] != "value_error" else words
     return f"{place}: {text}" if place else text
 
@@ -112,17 +123,23 @@ def unknown_name(written: str, name: str, known: Collection[str]) -> str:
     """The message about a name that is not one of ``known``."""
     close = closest_name(name, known, min_similarity=0.6)
     if close is not None:
-        shown = written if re.fullmatch("[A-Za-z_-]+", written) else "***"
+        is_no_secret = re.fullmatch("[A-Za-z_-]+", written) or closest_name(name, known, min_similarity=0.8)
+        shown = written if is_no_secret else "***"
         return f"{shown} is unknown; did you mean {close}?"
     names = f"use one of: {', '.join(known)}" if len(known) < 20 else "`inference-proxy settings` lists all names"
     return f"{_shown(written, ())} is unknown; {names}"
 
 
-def _problem_of_yaml(error: yaml.YAMLError) -> str:
+def _alternatives(names: Iterable[str]) -> str:
+    *others, last = (f"'{name}:'" for name in names)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _problem_of_yaml(error: yaml.YAMLError, known: Collection[str]) -> str:
     mark = getattr(error, "problem_mark", None)
     line = f", line {mark.line + 1}" if mark else ""
     if isinstance(error, _TwiceError):
-        return f"repeats a name{line}"
+        return f"repeats the name {_shown(error.name, known)}{line}"
     reason = getattr(error, "problem", None) or getattr(error, "reason", None) or ""
     cause = next((cause for problem, cause in _CAUSES.items() if reason.startswith(problem)), None)
     said = _QUOTED.sub("'***'", reason)

@@ -30,14 +30,16 @@ class FileWatch:
 
     Attributes:
         files: may be replaced; the next look then reports a change, unless the new files have the same stamps.
+        distrusts: whether the first change may be none: a file was fresh when the watch was created.
     """
 
     def __init__(self, files: Iterable[Path], *, distrusts_fresh: bool = False) -> None:
         self.files = tuple(files)
-        self._stamps = self._look()
+        self._stamps = found = self._look()
         if distrusts_fresh:
-            pairs = zip(self.files, self._stamps, strict=True)
+            pairs = zip(self.files, found, strict=True)
             self._stamps = [None if stamp is None or _is_fresh(file, stamp) else stamp for file, stamp in pairs]
+        self.distrusts = self._stamps != found
 
     def changed(self) -> bool:
         """Whether a file has changed since the last call, or since the watch was created."""

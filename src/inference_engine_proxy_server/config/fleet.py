@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pydantic import SecretStr
 
@@ -26,6 +26,7 @@ class BackendConfig:
         accepts_unlisted_models: whether it serves names that it does not list.
         capacity: requests that it processes at a time.
         max_requests_processing, max_requests_waiting: reported counts above which the backend is busy.
+        place: where it is described, for messages, such as ``fleet.yaml: backends.0``; empty outside the fleet file.
     """
 
     url: str
@@ -38,6 +39,7 @@ class BackendConfig:
     capacity: int | None = None
     max_requests_processing: int | None = None
     max_requests_waiting: int | None = None
+    place: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ A file with a mistake is rejected as a whole, with one line that names the place
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -18,6 +18,8 @@ from inference_engine_proxy_server.config.fleet_form import NOT_IN_THE_FILE, Bac
 __all__ = ["FleetFile", "FleetFileError", "read_fleet_file"]
 
 _FORMS: Mapping[str | int, type[BaseModel]] = {"backends": BackendEntry, "models": ModelEntry}
+_ALL_FORMS: tuple[type[BaseModel], ...] = (FleetForm, *_FORMS.values())
+_NAMES = {name for form in _ALL_FORMS for name in form.model_fields}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +41,22 @@ class FleetFileError(Exception):
     """The fleet file cannot be used; the text is one line with the place and the reason, without any secret."""
 
 
-def read_fleet_file(path: Path, environ: Mapping[str, str], known_settings: Collection[str]) -> FleetFile:
+def read_fleet_file(
+    path: Path, environ: Mapping[str, str], known_settings: Collection[str], *, is_argument: bool = False
+) -> FleetFile:
     """Read a YAML file.
 
     Args:
         environ: has the variables that ``api_key_env`` names.
         known_settings: the names of all variables.
+        is_argument: the command line names the file, and not CONFIG_FILE.
 
     Raises:
         FleetFileError: the file cannot be read, or is invalid.
     """
-    text = _text_of(path)
+    text = _text_of(path, is_argument=is_argument)
     try:
-        content = read_yaml(text)
+        content = read_yaml(text, _NAMES | set(known_settings))
         if content is None:  # an editor may be about to write the content
             raise FleetFileError(f"{path} is empty; if that is intended, write 'settings: {{}}'")
         form = FleetForm.model_validate(content)
@@ -63,23 +68,24 @@ def read_fleet_file(path: Path, environ: Mapping[str, str], known_settings: Coll
     return FleetFile(_backends(path, form, environ), _settings(path, form, known_settings), models)
 
 
-def _text_of(path: Path) -> str:
+def _text_of(path: Path, *, is_argument: bool) -> str:
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError:
         reason = "it is not UTF-8 text"
     except (OSError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or "there is no such file"
-    raise FleetFileError(f"CONFIG_FILE is {str(path)!r}: {reason}")
+    raise FleetFileError(f"{path}: {reason}" if is_argument else f"CONFIG_FILE is {str(path)!r}: {reason}")
 
 
 def _backends(path: Path, form: FleetForm, environ: Mapping[str, str]) -> tuple[BackendConfig, ...]:
     backends = []
     for index, entry in enumerate(form.backends):
+        place = f"{path}: backends.{index}"
         try:
-            backends.append(entry.config(environ))
+            backends.append(replace(entry.config(environ), place=place))
         except ValueError as error:
-            raise FleetFileError(f"{path}: backends.{index}.api_key_env: {error}") from None
+            raise FleetFileError(f"{place}.api_key_env: {error}") from None
     return tuple(backends)
 
 

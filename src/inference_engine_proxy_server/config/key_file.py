@@ -112,12 +112,12 @@ def read_key_file(path: Path) -> list[ApiKey]:
         KeyFileError: the file cannot be read, or is invalid.
     """
     try:
-        content = read_yaml(path.read_text("utf-8"))
+        content = read_yaml(path.read_text("utf-8"), {*_File.model_fields, *_Entry.model_fields})
         if content is None:  # an editor may be about to write the content, and must not lock out clients meanwhile
             raise KeyFileError(f"{path} is empty; if that is intended, write 'keys: []'")
         return [entry.key() for entry in _File.model_validate(content).keys]
     except OSError as error:
-        raise KeyFileError(f"{path}: {error.strerror}") from error
+        raise KeyFileError(f"API_KEYS_FILE is {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError:
         raise KeyFileError(f"{path} is not UTF-8 text") from None
     except FileFormError as error:

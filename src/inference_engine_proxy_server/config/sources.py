@@ -29,6 +29,7 @@ ENV_FILE = Path(".env")
 CONFIG_FILE_ORIGIN = "config file"
 _SECRETS = frozenset({"api_keys", "backend_api_key", "admin_key", "metrics_key"})
 _IN_QUOTES = "the quotes are part of the value, because `docker run --env-file` keeps them; remove them"
+_OTHER_WORDS = {"BACKEND_URL": "BACKENDS", "BACKEND_URLS": "BACKENDS"}  # too different from the setting's name
 _VARIABLES = tuple(field.upper() for field in Settings.model_fields)
 
 
@@ -88,10 +89,11 @@ def load_settings(
     environ = {name: value for name, value in environ.items() if name not in in_quotes}
     backends_required = backends_required and not in_quotes & {"BACKENDS", "CONFIG_FILE"}
     sources = {"command line": command_line or {}, "environment": environ, ".env": env_file_values}
-    config_file, _ = _first_of(sources, "CONFIG_FILE")
+    config_file, origin = _first_of(sources, "CONFIG_FILE")
     fleet = FleetFile()
     try:
-        fleet = _read_fleet_file(config_file, env_file_values, environ)
+        variables = {**env_file_values, **_not_empty(environ)}
+        fleet = _read_fleet_file(config_file, variables, is_argument=origin == "command line")
     except FleetFileError as error:
         problems.append(str(error))
         backends_required = False  # the file may list them
@@ -115,10 +117,10 @@ def load_settings(
     return LoadedSettings(configuration, MappingProxyType(origins), warnings)
 
 
-def _read_fleet_file(file: str | None, env_file_values: Mapping[str, str], environ: Mapping[str, str]) -> FleetFile:
+def _read_fleet_file(file: str | None, environ: Mapping[str, str], *, is_argument: bool) -> FleetFile:
     if file is None:
         return FleetFile()
-    return read_fleet_file(Path(file), {**env_file_values, **_not_empty(environ)}, _VARIABLES)
+    return read_fleet_file(Path(file), environ, _VARIABLES, is_argument=is_argument)
 
 
 def _validated(
@@ -129,6 +131,8 @@ def _validated(
         settings = Settings.model_validate(given)
     except ValidationError as error:
         raise SettingsError([*problems, *_problems(error, origins, config_file)]) from None
+    if settings.port and settings.admin_port == settings.port:
+        problems = [*problems, f"PORT and ADMIN_PORT are both {settings.port}: choose another port for one of them"]
     if problems:
         raise SettingsError(problems)
     return settings
@@ -200,8 +204,12 @@ def _misspellings(origin: str, names: Mapping[str, str]) -> list[str]:
     return [
         f"{origin}: {name} is not a setting; did you mean {close}?"
         for name in names
-        if name not in _VARIABLES and (close := closest_name(name.upper(), _VARIABLES, min_similarity=0.85))
+        if name not in _VARIABLES and (close := _meant(name.upper()))
     ]
+
+
+def _meant(name: str) -> str | None:
+    return _OTHER_WORDS.get(name) or closest_name(name, _VARIABLES, min_similarity=0.85)
 
 
 def _doubled_paths(settings: Settings) -> list[str]:

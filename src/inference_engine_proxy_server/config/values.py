@@ -163,11 +163,24 @@ def closest_name(name: str, known: Iterable[str], min_similarity: float) -> str 
         known: correct names.
         min_similarity: from 0 to 1.
     """
-    # A missing unit is the most likely mistake, but too long for the similarity.
     full = list(known)
-    candidates = {re.sub("_(SECONDS|BYTES)$", "", name): name for name in full} | {name: name for name in full}
+    # Missing units and kinds are likely mistakes, but too long for the similarity, and two swapped letters are too much
+    # for it in a short name. One word alone, such as CONFIG, is too common to be a mistake.
+    shortened = {short: name for name in full if "_" in (short := re.sub("_(SECONDS|BYTES|FILE)$", "", name))}
+    candidates = shortened | {name: name for name in full}
+    if swapped := next((one for one in full if _has_two_letters_swapped(name, one)), None):
+        return swapped
     close = difflib.get_close_matches(name, candidates, n=1, cutoff=min_similarity)
     return candidates[close[0]] if close else None
+
+
+def _has_two_letters_swapped(one: str, other: str) -> bool:
+    """Whether two neighbouring letters are the only difference."""
+    differing = [at for at, pair in enumerate(zip(one, other, strict=False)) if len(set(pair)) > 1]
+    if len(one) != len(other) or len(differing) != 2 or differing[1] - differing[0] != 1:
+        return False
+    at = differing[0]
+    return one[at : at + 2] == other[at + 1] + other[at]
 
 
 def requirement(name: str, schema: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["INSTALL_HINT", "DemoUnavailable"]
 
-INSTALL_HINT = "pip install 'inference-engine-proxy-server[demo]'"
+INSTALL_HINT = "pip install '.[demo]' in the folder of this project"
 
 
 class DemoUnavailable(Exception):

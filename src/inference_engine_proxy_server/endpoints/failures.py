@@ -10,6 +10,16 @@ from inference_engine_proxy_server.errors import ClientError, ProxyError, error_
 
 __all__ = ["answer_failures"]
 
+# Replaces pydantic's messages about query parameters, which are about Python.
+_WORDS = {
+    "float_parsing": "must be a number",
+    "finite_number": "must be a number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+}
+
 
 def answer_failures(app: FastAPI) -> None:
     """Make ``app`` answer every failure of its endpoints with an error body of this proxy."""
@@ -29,4 +39,6 @@ def answer_failures(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return await proxy_error(request, ClientError(f"{first['loc'][-1]}: {first['msg']}."))
+        words = _WORDS.get(first["type"])
+        text = first["msg"] if words is None else words.format_map(first.get("ctx", {}))
+        return await proxy_error(request, ClientError(f"{first['loc'][-1]}: {text}."))

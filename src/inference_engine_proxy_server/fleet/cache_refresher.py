@@ -12,26 +12,14 @@ from dataclasses import replace
 
 import msgspec
 
-from inference_engine_proxy_server.backends.base import (
-    BackendState,
-    BaseBackend,
-    Get,
-    Reply,
-    Thresholds,
-    UnreadableState,
-)
+from inference_engine_proxy_server.backends.base import BackendState, BaseBackend, Thresholds, UnreadableState
 from inference_engine_proxy_server.backends.registry import Engines, identify
 from inference_engine_proxy_server.config.fleet import BackendConfig
-from inference_engine_proxy_server.errors import (
-    BackendError,
-    BackendTimeout,
-    BackendUnreachable,
-    CapacityError,
-    InvalidReply,
-)
+from inference_engine_proxy_server.errors import BackendError, CapacityError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.health import Health
+from inference_engine_proxy_server.fleet.poll import NoConnectionInTime, NoReply, NotHttp, Polls, Unusable
 from inference_engine_proxy_server.wire.fetch import Inquiry
 
 __all__ = ["CacheRefresher"]
@@ -43,35 +31,10 @@ _DOUBT_SECONDS = 1.0  # interval for a backend that is not up, so that its recov
 _SILENT_SECONDS = 0.5  # interval for a backend that did not answer
 _FETCH_SECONDS = 2.0  # HAProxy's default for a health check; less if the interval is shorter
 _LEAST_FETCH_SECONDS = 0.5
-_OWN_DELAY_SECONDS = 0.25  # a deadline is missed by more than this only if the event loop is late
 _TEST_SECONDS = 10.0  # for one token
 _FETCH_BYTES = 4 * 1024 * 1024  # a vLLM server with many adapters and engines sends about a tenth of this
 
-
-_LOOP_DETECTED = 508
-_PATHS_WITH_KEY = frozenset({"/v1/models", "/props"})  # each is protected by the API key of some engine
-_NO_HTTP = "it does not speak HTTP: check its port, and whether its URL should begin with https://"
-_WANTS_TLS = "it speaks TLS: its URL should begin with https://"
-_ENDS_SILENTLY = "it closed the connection without an answer: check its port, and whether its URL needs https://"
-_REJECTS_KEY = "it rejects the proxy's key: check BACKEND_API_KEY, or the backend's api_key in the fleet file"
-_IS_THIS_PROXY = "it is this proxy itself: remove its URL from the backends"
 _UNKNOWN_ENGINE = "GET /v1/models does not identify the engine yet: it is starting, or it is no engine"
-
-
-class _NoReply(ConnectionError):
-    """No reply to a poll; the text is a reason for operators."""
-
-
-class _NoConnectionInTime(TimeoutError):
-    """No connection in time; the text is a reason for operators."""
-
-
-class _Unusable(Exception):
-    """Every request to the backend would fail; the text is a reason for operators."""
-
-
-class _NotHttp(UnreadableState):
-    """The reply is not HTTP; the text is a reason for operators."""
 
 
 class CacheRefresher:
@@ -85,6 +48,7 @@ class CacheRefresher:
         always_keep_alive: keep connections open even to engines that should not reuse them.
         tests_suspects: test a backend that seems stuck with a request for one token.
         via: the header line ``Via``, by which the proxy recognizes its own polls.
+        forwards_keys: whether backends without a key of the proxy get the clients' own keys.
     """
 
     def __init__(
@@ -97,16 +61,18 @@ class CacheRefresher:
         always_keep_alive: bool = False,
         tests_suspects: bool = False,
         via: bytes = b"",
+        forwards_keys: bool = True,
     ) -> None:
         self._fleet = fleet
         self._engines = engines
         self._thresholds = thresholds
         self._refresh_seconds = refresh_seconds
         self._fetch_seconds = min(_FETCH_SECONDS, max(_LEAST_FETCH_SECONDS, refresh_seconds))
+        self._polls = Polls(via, self._fetch_seconds, forwards_keys=forwards_keys)
         self._always_keep_alive = always_keep_alive
         self._tests_suspects = tests_suspects
-        self._via = via
         self._identified: dict[Backend, BaseBackend] = {}
+        self._logged: dict[Backend, type[BaseBackend]] = {}  # the engine of each backend that the log names
         self._inquiries: dict[Backend, Inquiry] = {}
         self._failing: set[Backend] = set()  # backends whose engine class raised an unexpected exception
 
@@ -118,6 +84,7 @@ class CacheRefresher:
                 for gone in watches.keys() - set(self._fleet.backends):
                     watches.pop(gone).cancel()
                     self._identified.pop(gone, None)
+                    self._logged.pop(gone, None)
                     self._inquiries.pop(gone, None)
                     self._failing.discard(gone)
                 for backend in self._fleet.backends:
@@ -194,12 +161,12 @@ class CacheRefresher:
             return
         except (TimeoutError, UnreadableState) as error:
             logger.debug("backend %s reported no state: %r", backend.url, error)
-            is_known = isinstance(error, (_NoConnectionInTime, _NotHttp))
+            is_known = isinstance(error, (NoConnectionInTime, NotHttp))
             self._fleet.report_silence(backend, str(error) if is_known else "")
             return
         except OSError as error:
             self._identified.pop(backend, None)  # another engine may come back at this address
-            self._fleet.report_refusal(backend, str(error) if isinstance(error, _NoReply) else "it cannot be reached")
+            self._fleet.report_refusal(backend, str(error) if isinstance(error, NoReply) else "it cannot be reached")
             return
         except Exception as error:
             if backend not in self._failing:
@@ -221,7 +188,7 @@ class CacheRefresher:
             if engine is None:
                 return BackendState(ready=False, live=False, starting=True, reason=_UNKNOWN_ENGINE)
             return _within_stated_bounds(await engine.fetch_state(), backend.config)
-        except _Unusable as error:
+        except Unusable as error:
             return BackendState(ready=False, live=False, reason=str(error))
         finally:
             inquiry.close()
@@ -239,14 +206,16 @@ class CacheRefresher:
     async def _engine_of(self, backend: Backend, inquiry: Inquiry) -> BaseBackend | None:
         engine = self._identified.get(backend)
         if engine is None:
-            get = _get_from(backend, inquiry, self._via, self._fetch_seconds)
+            get = self._polls.get_from(backend, inquiry)
             stated = backend.config.engine
             engine_class = self._engines.by_provider[stated] if stated else await identify(self._engines, get)
             if engine_class is None:
                 return None
             engine = self._identified[backend] = engine_class(backend.url, get, self._thresholds_of(backend.config))
             backend.connections.keep_alive(wanted=engine_class.reuses_connections or self._always_keep_alive)
-            logger.info("backend %s: its engine is %s", backend.url, engine_class.__name__)
+            if self._logged.get(backend) is not engine_class:
+                self._logged[backend] = engine_class
+                logger.info("backend %s: its engine is %s", backend.url, engine_class.__name__)
         return engine
 
 
@@ -259,38 +228,3 @@ def _within_stated_bounds(state: BackendState, config: BackendConfig) -> Backend
         if state.ready and count is not None and most is not None and count > most:
             return replace(state, ready=False, reason=f"busy: {count:g} requests {what}, limit {most}")
     return state
-
-
-def _check_usable(backend: Backend, path: str, status: int, body: bytes) -> None:
-    """Raise :class:`_Unusable` if the reply to a poll shows that every request would fail."""
-    if status == 400 and not backend.connections.origin.is_tls and b"HTTPS" in body[:1000]:
-        raise _Unusable(_WANTS_TLS)  # nginx and Go say so
-    if status == _LOOP_DETECTED:
-        raise _Unusable(_IS_THIS_PROXY)
-    if status == 401 and backend.credentials is not None and path in _PATHS_WITH_KEY:
-        raise _Unusable(_REJECTS_KEY)
-
-
-def _get_from(backend: Backend, inquiry: Inquiry, via: bytes, timeout_seconds: float) -> Get:
-    async def get(path: str) -> Reply:
-        loop = asyncio.get_running_loop()
-        late_at = loop.time() + timeout_seconds + _OWN_DELAY_SECONDS
-        try:
-            fields = (backend.credentials or b"") + via
-            reply = await inquiry.fetch(path, credentials=fields, timeout_seconds=timeout_seconds)
-        except InvalidReply as error:
-            raise _NotHttp(_NO_HTTP) from error
-        except TimeoutError as error:
-            if loop.time() > late_at:
-                raise CapacityError("The proxy itself was delayed.") from error
-            raise
-        except BackendError as error:
-            if isinstance(error, BackendUnreachable):
-                raise (_NoConnectionInTime if error.timed_out else _NoReply)(error.reason) from error
-            if isinstance(error, BackendTimeout):
-                raise TimeoutError(str(error)) from error
-            raise _NoReply(_ENDS_SILENTLY) from error
-        _check_usable(backend, path, reply.status, reply.body)
-        return Reply(reply.status, reply.body)
-
-    return get

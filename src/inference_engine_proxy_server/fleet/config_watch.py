@@ -49,6 +49,7 @@ class ConfigWatch:
         self._hears_signals = hears_signals
         # A new worker has the configuration of its supervisor, which leaves out files that are being written.
         self._watch = FileWatch(settings_files(self._settings), distrusts_fresh=not hears_signals)
+        self._expects_news = not self._watch.distrusts
 
     async def run(self) -> None:
         """Reload on SIGHUP and after each change of a file, until cancelled."""
@@ -56,10 +57,14 @@ class ConfigWatch:
             loop = asyncio.get_running_loop()
             with contextlib.suppress(RuntimeError, ValueError):  # only the main thread can handle signals
                 loop.add_signal_handler(signal.SIGHUP, self.reload)
-        await self._watch.run(self.reload)
+        await self._watch.run(self.reload_after_change)
 
-    def reload(self) -> None:
-        """Read the configuration again now."""
+    def reload_after_change(self) -> None:
+        """Read the configuration again, because a file has changed, or was too new when this worker started."""
+        self.reload(expects_news=self._expects_news)
+
+    def reload(self, *, expects_news: bool = True) -> None:
+        """Read the configuration again now, and log it, unless nothing has changed and nobody expects news."""
         self._watch.changed()  # changes up to now are read below
         try:
             configuration = self._load()
@@ -70,7 +75,8 @@ class ConfigWatch:
                 logger.error("settings: %s; the fleet is unchanged", line)
             return
         self._metrics.count_reload(succeeded=True)
-        if not has_changed:
+        self._expects_news = True
+        if not has_changed and expects_news:
             logger.info("settings: reloaded, the fleet is unchanged")
         self._warn_of_ignored_changes(configuration.settings)
         self._settings = configuration.settings

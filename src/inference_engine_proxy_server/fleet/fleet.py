@@ -104,6 +104,8 @@ class Fleet:
 
     def set_draining(self, backend: Backend, *, is_draining: bool = True) -> None:
         """Take ``backend`` out of rotation, or put it back."""
+        if backend.is_draining is is_draining:
+            return
         backend.is_draining = is_draining
         logger.info("backend %s %s", backend.url, "is draining" if is_draining else "may have requests again")
         self._review(backend)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from inference_engine_proxy_server.backends.registry import Engines
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
+from inference_engine_proxy_server.config.values import closest_name
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet
 
@@ -24,8 +25,11 @@ def check_engines(fleet: Iterable[BackendConfig], engines: Engines) -> None:
     """Raise :class:`UnknownEngineError` if ``fleet`` names an engine that is not in ``engines``."""
     for config in fleet:
         if config.engine is not None and config.engine not in engines.by_provider:
-            known = ", ".join(sorted(engines.by_provider))
-            raise UnknownEngineError(f"backend {config.name}: engine is {config.engine!r}: one of {known} is needed")
+            known = sorted(engines.by_provider)
+            close = closest_name(config.engine, known, min_similarity=0.6)
+            meant = f"; did you mean {close}?" if close else ""
+            place = f"{config.place}.engine" if config.place else f"backend {config.name}: engine"
+            raise UnknownEngineError(f"{place} is {config.engine!r}: use one of {', '.join(known)}{meant}")
 
 
 class FleetUpdater:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import resource
 import signal
 import socket
@@ -14,6 +16,8 @@ from types import FrameType
 from typing import Any, Protocol
 
 import uvicorn
+
+from inference_engine_proxy_server.config.sources import SettingsError
 
 __all__ = [
     "ACCEPT_BACKLOG",
@@ -144,13 +148,19 @@ def listen(name: str, host: str, port: int) -> socket.socket:
         port: the port to listen on.
 
     Raises:
-        OSError: the message names the settings.
+        SettingsError: ``host`` is not an address of this machine.
+        OSError: the port is not available; the message names the settings.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return _listener(address[:2], family)
     except OSError as error:
-        raise OSError(f"cannot listen on HOST {host}, {name} {port}: {error.strerror or error}") from error
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            advice = "0.0.0.0 means all of its addresses"
+            raise SettingsError([f"HOST is {host!r}: this machine has no such address ({advice})"]) from error
+        # Python repeats the address in the error's own text.
+        reason = os.strerror(error.errno) if error.errno else error
+        raise OSError(f"cannot listen on HOST {host}, {name} {port}: {reason}") from error
 
 
 def _listener(address: tuple[Any, ...], family: int, *, is_shared: bool = False) -> socket.socket:

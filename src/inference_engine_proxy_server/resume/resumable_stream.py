@@ -147,14 +147,14 @@ class ResumableStream(ExchangeSink):
             self.exchange.write_through = self._write_directly
 
     def give_up(self) -> None:
-        """Relay what was withheld, because the stream is not resumed."""
-        withheld, self._withheld = self._withheld + self._unfinished, b""
-        self._unfinished = b""
+        """Relay the events that were withheld, because the stream is not resumed. An unfinished event is discarded."""
+        withheld, self._withheld, self._unfinished = self._withheld, b"", b""
         if withheld and not self.exchange.done:
             self._inner.write(withheld)
 
     def end_as_received(self) -> None:
         """End the stream as its backend did."""
+        self._withheld += self._unfinished
         self.give_up()
         self._inner.end()
 

@@ -88,6 +88,7 @@ def _ends_with_assistant(members: Members) -> bool:
     return isinstance(last, dict) and last.get("role") == "assistant"
 
 
+_REASONING_MARKS = ("<think>", "</think>")
 _GRAMMARS = (
     "grammar", "json_schema", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
     "guided_whitespace_pattern", "structural_tag",
@@ -142,6 +143,9 @@ def problem_of(transcript: Transcript) -> str | None:
     """The rule that a broken stream breaks; ``None`` if it can be continued."""
     if transcript.problem is not None:
         return transcript.problem
-    if transcript.text.endswith("\ufffd"):
+    text = transcript.text
+    if text.endswith("\ufffd"):
         return "cut_character"
+    if any(mark in text for mark in _REASONING_MARKS):
+        return "reasoning"
     return "one_event" if transcript.is_chat and transcript.text_events == 1 else None

@@ -63,7 +63,15 @@ class LightTask:
         except (Exception, asyncio.CancelledError) as error:
             self._on_end(self, error)
         else:
-            self._wait_for(awaited)
+            if awaited is None:  # asyncio.sleep(0) yields None to let other tasks run first
+                asyncio.get_running_loop().call_soon(self.run)
+                return
+            # As asyncio.Task does, to confirm to the future that its await has reached a task.
+            awaited._asyncio_future_blocking = False  # noqa: SLF001 - asyncio recognises futures by this very name
+            self._awaited = awaited
+            awaited.add_done_callback(self.run)
+            if self._must_cancel and awaited.cancel():
+                self._must_cancel = False
 
     def cancel(self, msg: object = None) -> None:
         """Raise ``CancelledError`` in the coroutine, soon, at the point where it waits.
@@ -74,17 +82,6 @@ class LightTask:
         del msg
         if self._awaited is None or not self._awaited.cancel():
             self._must_cancel = True  # the coroutine is about to resume
-
-    def _wait_for(self, awaited: Awaited | None) -> None:
-        if awaited is None:  # asyncio.sleep(0) yields None to let other tasks run first
-            asyncio.get_running_loop().call_soon(self.run)
-            return
-        # As asyncio.Task does, to confirm to the future that its await has reached a task.
-        awaited._asyncio_future_blocking = False  # noqa: SLF001 - asyncio recognises futures by this very name
-        self._awaited = awaited
-        awaited.add_done_callback(self.run)
-        if self._must_cancel and awaited.cancel():
-            self._must_cancel = False
 
 
 class Completion(Generic[T]):

@@ -107,11 +107,15 @@ class BackendConnection(ReplyRelay):
         self.is_reusable = False
         self._head = self._body = None
         self._head_reader.restart()
-        self._result = Completion()
+        result: Completion[HeldReply | None] = Completion()
+        self._result = result
         self.sent_at = self.waits_since = now = self._clock()
         self.deadline = now + self._first_byte_seconds
-        self._transport.writelines(blocks)
-        return self._result
+        if self._transport.is_closing():  # it would drop the request, or raise
+            self._fail(self._why_closed())
+        else:
+            self._transport.writelines(blocks)
+        return result
 
     def limit_first_event(self, seconds: float) -> None:
         """Give the reply up if a stream has sent no event within ``seconds`` of the request; ``inf`` for no limit."""
@@ -176,6 +180,13 @@ class BackendConnection(ReplyRelay):
         else:
             message = "The backend closed the connection before its reply was complete."
             self._fail(BackendBroke(message, crossed_request=self._may_have_crossed_request()))
+
+    def _why_closed(self) -> BackendError:
+        """Why the connection was closed before it could carry the request."""
+        if self._spoke_first:
+            return InvalidReply("The backend sent bytes before it had a request.")
+        message = "The backend closed the connection before it had the request."
+        return BackendBroke(message, crossed_request=self._may_have_crossed_request())
 
     def _may_have_crossed_request(self) -> bool:
         """Whether the backend may have closed the connection as idle before it received the request."""

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _IDLE_CONNECTIONS = 32  # kept open per backend; nginx's default
 _ADDRESS_SECONDS = 10.0  # how long resolved addresses are cached; short, so that a backend that moved is found again
+_HANDSHAKE_SHARE = 0.9  # of the time for a connection, so that the error of an unanswered TLS handshake is its own
 _OUR_OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -148,14 +149,15 @@ class BackendConnections:
             connection.abort()
         return None
 
-    async def connect(self) -> BackendConnection:
-        """Open a connection for one request.
+    async def connect(self, within_seconds: float = NEVER) -> BackendConnection:
+        """Open a connection for one request, within the usual deadline or ``within_seconds`` if that is shorter.
 
         Raises:
             BackendUnreachable: the connection was refused, the name was not found, or the deadline has passed.
             CapacityError: this machine is out of file descriptors or ports; the backend is not to blame.
         """
-        connecting = asyncio.get_running_loop().create_task(self._connect())  # asyncio.timeout needs a task
+        seconds = min(self._limits.connect_seconds, within_seconds)
+        connecting = asyncio.get_running_loop().create_task(self._connect(seconds))  # asyncio.timeout needs a task
         try:
             connection = await connecting
         except asyncio.CancelledError:
@@ -225,14 +227,14 @@ class BackendConnections:
         self._idle = [connection for connection in self._idle if not connection.is_stale()]
         return len(self._idle) < _IDLE_CONNECTIONS
 
-    async def _resolve(self) -> list[str]:
+    async def _resolve(self, seconds: float) -> list[str]:
         """The backend's addresses; the last known ones when name resolution fails or hangs."""
         if self._deadlines.clock() >= self._addresses_until:
             if self._addresses:  # one task resolves the name again; the others use the known addresses meanwhile
                 self._addresses_until = self._deadlines.clock() + _ADDRESS_SECONDS
             loop = asyncio.get_running_loop()
             try:
-                async with asyncio.timeout(self._limits.connect_seconds / 2):  # leaves time to try a known address
+                async with asyncio.timeout(seconds / 2):  # leaves time to try a known address
                     found = await loop.getaddrinfo(self.origin.host, self.origin.port, type=socket.SOCK_STREAM)
             except OSError:
                 if not self._addresses:
@@ -255,17 +257,17 @@ class BackendConnections:
                 most,
             )
 
-    async def _connect(self) -> BackendConnection:
+    async def _connect(self, seconds: float) -> BackendConnection:
         try:
-            async with asyncio.timeout(self._limits.connect_seconds):
-                connection = await self._connect_to_any(await self._resolve())
+            async with asyncio.timeout(seconds):
+                connection = await self._connect_to_any(await self._resolve(seconds), seconds)
         except (OSError, UnicodeError) as error:  # UnicodeError: the text cannot be a host name
             if isinstance(error, OSError) and error.errno in _OUR_OWN_SHORTAGES:
                 raise CapacityError(
                     "The proxy cannot open another connection.", code="overloaded", retry_after_seconds=1
                 ) from error
             self._addresses_until = 0.0
-            timed_out = isinstance(error, TimeoutError)
+            timed_out = isinstance(error, (TimeoutError, ConnectionAbortedError))  # the latter: in the TLS handshake
             reason = reason_unreachable(error)
             raise BackendUnreachable("The backend cannot be reached.", timed_out=timed_out, reason=reason) from error
         return connection
@@ -276,11 +278,12 @@ class BackendConnections:
             self._deadlines, self._memory, limits.first_byte_seconds, limits.pause_seconds, self._locations
         )
 
-    async def _connect_to_any(self, addresses: list[str]) -> BackendConnection:
+    async def _connect_to_any(self, addresses: list[str], seconds: float) -> BackendConnection:
         """Connect to the first address that answers, and try that address first from now on."""
         loop = asyncio.get_running_loop()
         # Per address, so that an address that drops all packets leaves time for the others.
-        share_seconds = self._limits.connect_seconds / max(1, len(addresses))
+        share_seconds = seconds / max(1, len(addresses))
+        handshake_seconds = _HANDSHAKE_SHARE * share_seconds if self._tls else None
         failure = OSError("the name has no address")
         for address in addresses:
             try:
@@ -291,6 +294,7 @@ class BackendConnections:
                         self.origin.port,
                         ssl=self._tls,
                         server_hostname=self.origin.host if self._tls else None,
+                        ssl_handshake_timeout=handshake_seconds,
                     )
             except OSError as error:
                 failure = error

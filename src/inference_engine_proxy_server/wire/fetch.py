@@ -51,24 +51,27 @@ class Inquiry:
         section = b"%b %b%b HTTP/1.1\r\nhost: %b\r\nuser-agent: inference-proxy\r\naccept: */*\r\n%b%b\r\n" % (
             line, origin.prefix, path.encode(), origin.authority, credentials, fields,
         )  # fmt: skip
-        async with asyncio.timeout(timeout_seconds):
-            while self._free:
-                try:
-                    return await self._ask(self._free.pop(), [section, body])
-                except BackendBroke as error:
-                    if not error.crossed_request:
-                        raise
-            return await self._ask(await self._connections.connect(), [section, body])
+        ends_at = asyncio.get_running_loop().time() + timeout_seconds
+        while self._free:
+            try:
+                return await self._ask(self._free.pop(), [section, body], ends_at)
+            except BackendBroke as error:
+                if not error.crossed_request:
+                    raise
+        # Not below a timeout of its own, which would hide why there is no connection.
+        connection = await self._connections.connect(within_seconds=timeout_seconds)
+        return await self._ask(connection, [section, body], ends_at)
 
     def close(self) -> None:
         """End the inquiry, and close its connection."""
         while self._free:
             self._connections.discard(self._free.pop())
 
-    async def _ask(self, connection: BackendConnection, blocks: list[bytes]) -> _Collected:
+    async def _ask(self, connection: BackendConnection, blocks: list[bytes], ends_at: float) -> _Collected:
         collected = _Collected(self._limit_bytes)
         try:
-            await connection.request(blocks, collected, is_head=False)
+            async with asyncio.timeout_at(ends_at):
+                await connection.request(blocks, collected, is_head=False)
         except BaseException:
             self._connections.discard(connection)
             raise

@@ -15,6 +15,7 @@ _HEAD_BYTES = 64 * 1024  # limit for a header section; generous, engines send le
 _HEAD_FIELDS = 200
 _INTERIM_REPLIES = 10  # limit for 1xx replies before the final one
 
+_BEGINNING = b"HTTP/1."
 _REPLY = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])((?: [\t\x20-\x7e\x80-\xff]*+)?)\r\n" + FIELD_LINES)
 _OWNED = owned_fields(rb"content-length|x-backend|x-request-id")
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=([0-9]{1,6})")
@@ -132,7 +133,9 @@ class ReplyHeadReader:
             self._interim += 1
             if head.status == 101 or self._interim > _INTERIM_REPLIES:
                 raise InvalidReply("The backend sent an unsolicited interim reply.")
-        if len(received) > _HEAD_BYTES or received.count(b"\n") != received.count(b"\r\n"):
+        is_http = received.startswith(_BEGINNING) or _BEGINNING.startswith(received)
+        # Another protocol must not wait for the end of a section, which may never come.
+        if not is_http or len(received) > _HEAD_BYTES or received.count(b"\n") != received.count(b"\r\n"):
             raise InvalidReply("The backend's reply is not valid HTTP.")
         self._received = received
         return None

@@ -48,8 +48,8 @@ class ReplyRelay(asyncio.Protocol):
     __slots__ = (
         "_body", "_clock", "_head", "_head_reader", "_held_rest", "_held_statuses", "_held_stream", "_missing",
         "_pass_through", "_pause_seconds", "_progress_bytes", "_progress_seconds", "_quiet_since", "_reply_to_head",
-        "_result", "_served", "_sink", "_transport", "deadline", "is_reusable", "keep_alive_seconds", "last_byte_at",
-        "sent_at",
+        "_result", "_served", "_sink", "_spoke_first", "_transport", "deadline", "is_reusable", "keep_alive_seconds",
+        "last_byte_at", "sent_at",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +76,7 @@ class ReplyRelay(asyncio.Protocol):
         self._body: ChunkedBody | None = None
         self._missing = -1  # bytes left of a body of known length; -1: the body ends with the connection
         self._pass_through: PassThrough | None = None  # takes the next whole chunk directly
+        self._spoke_first = False  # the backend sent bytes before its first request, as servers of SSH and SMTP do
         self._served = 0  # replies completed; above 0 the backend may have closed the connection as idle
         self._pause_seconds = pause_seconds
         self._progress_seconds = min(_PROGRESS_SECONDS, pause_seconds / 4)
@@ -108,6 +109,7 @@ class ReplyRelay(asyncio.Protocol):
     def _take(self, data: bytes) -> None:
         sink = self._sink
         if sink is None:
+            self._spoke_first = not self._served
             self._transport.abort()  # the backend sent bytes without a request
             return
         try:

@@ -25,6 +25,8 @@ def reason_unreachable(error: Exception) -> str:
         return "it cannot be reached, because nothing listens there: check that the engine runs, and its port"
     if isinstance(error, TimeoutError):
         return "it cannot be reached within the deadline: check its address, and firewalls in between"
+    if isinstance(error, ConnectionAbortedError):  # asyncio raises it when the time for the handshake is over
+        return "it does not answer the TLS handshake: check whether its URL should begin with http://"
     if isinstance(error, ConnectionError):
         return "it closed the connection at once: check that the engine runs, and its port"
     if isinstance(error, OSError) and error.errno in _NO_ROUTE:

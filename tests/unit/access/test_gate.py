@@ -146,6 +146,13 @@ def test_a_refusal_distinguishes_a_missing_key_from_a_wrong_one() -> None:
         assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
 
 
+@pytest.mark.parametrize(("path", "setting"), [("/admin/keys", "ADMIN_KEY"), ("/metrics", "METRICS_KEY")])
+def test_a_refusal_names_the_setting_that_holds_the_key_of_operators(path: str, setting: str) -> None:
+    for lines, message in (([], f"{setting} is required, as"), ([f"X-Api-Key: {ALICE}"], f"The key is not {setting}")):
+        with pytest.raises(ClientError, match=message):
+            admitted(gate(admin=ADMIN, metrics=METRICS), f"GET {path}", *lines)
+
+
 @pytest.mark.parametrize("lines", [[], [f"Authorization: {ALICE}"], [f"Authorization: Basic {ALICE}"]])
 def test_a_refusal_without_a_key_names_the_headers_that_are_accepted(lines: list[str]) -> None:
     with pytest.raises(ClientError, match="'Authorization: Bearer KEY', 'x-api-key: KEY' or 'api-key: KEY'"):

@@ -86,7 +86,16 @@ def test_a_changed_file_is_reloaded(ring: KeyRing, file: Path, caplog: pytest.Lo
     ring.reload_if_changed()
 
     assert (name_of(ring, ALICE), name_of(ring, BOB), name_of(ring, CAROL)) == ("alice", "bob2", "carol")
-    assert [record.getMessage() for record in caplog.records] == ["keys: 3 keys are valid now"]
+    assert [record.getMessage() for record in caplog.records] == ["keys: reloaded, 3 valid, 0 expired"]
+
+
+def test_expired_keys_are_not_counted_as_valid(ring: KeyRing, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    file.write_text(listing(bob=BOB).replace("}", ", expires: 2001-01-01}"))
+
+    ring.reload_if_changed()
+
+    assert caplog.messages == ["keys: reloaded, 1 valid, 1 expired"]
 
 
 def test_a_key_removed_from_the_file_is_no_longer_valid(ring: KeyRing, file: Path) -> None:
@@ -164,7 +173,7 @@ def test_a_removed_file_keeps_the_previous_keys_and_is_logged_once(
 
     assert names_in(ring) == {"alice", "bob"}
     assert [record.getMessage() for record in caplog.records] == [
-        f"keys: {file}: No such file or directory; the previous keys stay valid"
+        f"keys: API_KEYS_FILE is {str(file)!r}: No such file or directory; the previous keys stay valid"
     ]
 
 

@@ -144,7 +144,6 @@ def owned_by(*owners: object) -> Reply:
         (Reply(502, b""), None),
         (Reply(200, b"<html></html>"), None),
         (Reply(200, b'{"data": {}}'), None),
-        (UnreadableState(), None),
     ],
 )
 async def test_the_owner_of_the_models_identifies_the_engine(
@@ -153,7 +152,7 @@ async def test_the_owner_of_the_models_identifies_the_engine(
     assert await identify(ENGINES, answering({"/v1/models": answer})) is engine
 
 
-@pytest.mark.parametrize("error", [TimeoutError, ConnectionRefusedError])
-async def test_detection_raises_without_a_reply(error: type[Exception]) -> None:
+@pytest.mark.parametrize("error", [TimeoutError, ConnectionRefusedError, UnreadableState])
+async def test_detection_raises_without_an_http_reply(error: type[Exception]) -> None:
     with pytest.raises(error):
         await identify(ENGINES, answering({"/v1/models": error()}))

@@ -229,7 +229,7 @@ def test_an_error_in_an_entry_names_its_place(file: Path, entry: str, place: str
 
     message = error_of(file)
 
-    assert message.startswith(f"{file}: {place}" if place else f"{file} repeats a name, line 1")
+    assert message.startswith(f"{file}: {place}" if place else f"{file} repeats the name name, line 1")
     assert "planted" not in message
     assert DIGEST not in message
     assert "\n" not in message
@@ -270,7 +270,7 @@ def test_an_invalid_file_is_refused_without_repeating_its_content(file: Path, te
         ("name: a, request_per_minute: 1", "request_per_minute is unknown; did you mean requests_per_minute?"),
         ("name: a, model: [m]", "model is unknown; did you mean models?"),
         ("name: a, expire: 2027-01-31", "expire is unknown; did you mean expires?"),
-        ("name: a, sha265: x", "*** is unknown; did you mean sha256?"),
+        ("name: a, sha265: x", "sha265 is unknown; did you mean sha256?"),
         ("name: a, rate: 1", "rate is unknown; use one of: name, secret, sha256, models, priority, "),
         ("name: a, requests_per_minute: many", "requests_per_minute: must be a whole number from 1 to 1000000000"),
         ("name: a, priority: 101", "priority: must be a whole number from -100 to 100"),
@@ -295,12 +295,17 @@ def test_an_error_in_an_entry_says_what_is_valid(file: Path, entry: str, message
         ("key: []", ": key is unknown; did you mean keys?"),
         ("keys: ", ": keys: must be a list"),
         ("keys: [a]", ": keys.0: must be a mapping"),
+        ("- name: a", ": must be a mapping that begins with 'keys:'"),
+        (
+            "keys:\n  - name: a\n   sha256: b",
+            " is not YAML, line 3: expected <block end>, but found '<block mapping start>' (",
+        ),
         ("keys:\n\t- name: a", " is not YAML, line 2: found character '\\t' that cannot start any token (indent with"),
         ("keys:\n  - name: a: b", " is not YAML, line 2: mapping values are not allowed here (is the line indented"),
         ("keys:\n  - name: a\n    sha256: b\n   models: []", " is not YAML, line 4: expected <block end>, but found"),
         ("keys: [{name: 'a}]", " is not YAML, line 1: found unexpected end of stream (a quotation mark is missing)"),
         ("keys: [{expires: 2027-02-31}]", " is not YAML, or contains an impossible date or number: day is out of"),
-        ("keys: [{name: a, name: b}]", " repeats a name, line 1"),
+        ("keys: [{name: a, name: b}]", " repeats the name name, line 1"),
     ],
 )
 def test_an_error_in_a_file_says_what_is_wrong(file: Path, text: str, message: str) -> None:
@@ -316,8 +321,8 @@ def test_a_file_that_is_not_text_is_refused(file: Path) -> None:
 
 
 def test_a_file_that_cannot_be_opened_is_refused_with_the_reason(file: Path) -> None:
-    assert error_of(file) == f"{file}: No such file or directory"
-    assert error_of(file.parent) == f"{file.parent}: Is a directory"
+    assert error_of(file) == f"API_KEYS_FILE is {str(file)!r}: No such file or directory"
+    assert error_of(file.parent) == f"API_KEYS_FILE is {str(file.parent)!r}: Is a directory"
 
 
 @given(st.binary(max_size=200) | st.text(alphabet="keys: -[]{}nam\n\"'2701-:&*!|>#\t", max_size=200).map(str.encode))

@@ -430,6 +430,10 @@ def test_a_key_that_the_fleet_file_names_may_come_from_the_environment_or_dot_en
         ("BACKEND", "BACKENDS"),
         ("port", "PORT"),
         ("LOGLEVEL", "LOG_LEVEL"),
+        ("PROT", "PORT"),
+        ("HSOT", "HOST"),
+        ("TLS_CERT", "TLS_CERT_FILE"),
+        ("BACKEND_URLS", "BACKENDS"),
     ],
 )
 def test_a_misspelt_name_in_the_env_file_gives_a_warning(env_file: Path, written: str, meant: str) -> None:
@@ -447,13 +451,23 @@ def test_a_misspelt_name_in_the_environment_gives_a_warning(written: str, meant:
     assert load_settings({written: "planted"}, NO_FILE).warnings == (warning,)
 
 
+def test_one_port_for_two_settings_is_one_line() -> None:
+    assert problems_with({"PORT": "8890", "ADMIN_PORT": "8890"}) == [
+        "PORT and ADMIN_PORT are both 8890: choose another port for one of them"
+    ]
+    assert from_environment({"PORT": "0", "ADMIN_PORT": "0"}).admin_port == 0  # two free ports
+
+
 def test_a_misspelt_name_is_reported_with_the_errors_that_it_may_cause(env_file: Path) -> None:
     env_file.write_text("PROT=1\n")
     with pytest.raises(SettingsError) as caught:
         load_settings({"BACKEND": "http://a"}, env_file, backends_required=True)
     missing, *hints = str(caught.value).splitlines()
     assert missing.startswith("BACKENDS is not set")
-    assert hints == ["environment: BACKEND is not a setting; did you mean BACKENDS?"]
+    assert hints == [
+        "environment: BACKEND is not a setting; did you mean BACKENDS?",
+        ".env: PROT is not a setting; did you mean PORT?",
+    ]
 
 
 FOREIGN = (
@@ -461,7 +475,8 @@ FOREIGN = (
     "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE PYTHONPATH VIRTUAL_ENV CUDA_VISIBLE_DEVICES HF_HOME HF_TOKEN "
     "OPENAI_API_KEY ANTHROPIC_API_KEY OPENAI_BASE_URL KUBERNETES_PORT KUBERNETES_SERVICE_HOST KUBERNETES_PORT_443_TCP "
     "LLM_SERVICE_HOST LLM_PORT LLM_PORT_8080_TCP_ADDR BACKEND_PORT BACKEND_SERVICE_PORT ADMIN_SERVICE_HOST "
-    "INVOCATION_ID JOURNAL_STREAM WEB_CONCURRENCY FORWARDED_ALLOW_IPS LOG_DIR GITHUB_TOKEN CONDA_PREFIX"
+    "INVOCATION_ID JOURNAL_STREAM CONFIG CONFIG_DIR TROP WEB_CONCURRENCY FORWARDED_ALLOW_IPS LOG_DIR "
+    "GITHUB_TOKEN CONDA_PREFIX"
 )
 
 

@@ -16,6 +16,7 @@ from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.wire import reply_relay
+from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.client_connection import CLIENT_GONE
 from inference_engine_proxy_server.wire.outcome import Outcome
 from support.fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply
@@ -970,6 +971,36 @@ async def test_client_that_does_not_read_is_no_evidence_against_its_backend() ->
         await until(lambda: connections.activity().waiting_since is None)
         while connections.activity().waiting_since is None:
             await client.some()
+
+
+async def closes_at_once(connection: EngineConnection) -> None:
+    connection.finish()
+
+
+async def speaks_first(connection: EngineConnection) -> None:
+    connection.send(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [(closes_at_once, "backend_disconnected"), (speaks_first, "invalid_backend_reply")]
+)
+async def test_request_on_a_connection_that_has_ended_is_a_failure_of_its_backend(
+    monkeypatch: pytest.MonkeyPatch, script: Script, code: str
+) -> None:
+    async with FakeEngine(script) as engine, ForwardingFront(engine) as proxy:
+        connections = proxy.pool.backends[0].connections
+        connect = connections.connect
+
+        async def connect_and_wait() -> BackendConnection:
+            connection = await connect()
+            while not connection.is_stale():  # noqa: ASYNC110 - the event has no other sign
+                await asyncio.sleep(0.002)
+            await asyncio.sleep(0.01)  # the event loop reads what the system call has seen
+            return connection
+
+        monkeypatch.setattr(connections, "connect", connect_and_wait)
+        reply = await proxy.post()
+    assert (status_of(reply), error_of(reply)["code"]) == (502, code)
 
 
 async def test_reply_begun_in_the_queue_names_no_backend_that_declined_it() -> None:

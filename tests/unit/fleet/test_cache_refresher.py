@@ -19,6 +19,7 @@ from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from support.fakes.engine import EngineConnection, FakeEngine, Script, http_reply
 from support.fakes.front import until
 from support.pools import Pool, make_pool
+from support.ports import unused_url
 
 MODELS = b'{"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "%b"}]}'
 LLAMACPP_METRICS = b"llamacpp:requests_processing %d\nllamacpp:requests_deferred 0\n"
@@ -160,6 +161,22 @@ async def test_engine_is_identified_again_after_a_refused_poll() -> None:
         await until(lambda: not backend.is_live)
         engine.script = reporting(owner=b"vllm")
         await until(lambda: backend.connections.keeps_alive)
+
+
+async def test_engine_is_logged_once_however_often_its_backend_refuses_polls(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    pool = make_pool([unused_url()], Deadlines())
+    backend = pool.backends[0]
+    refresher = CacheRefresher(pool.fleet, discover_engines(), Thresholds(6, 3), 60)
+    for engine in ("llamacpp", "vllm"):
+        backend.configure(replace(backend.config, engine=engine))
+        refresher.forget_engine(backend)
+        for _ in range(3):
+            await refresher.refresh(backend)
+    named = [record.getMessage().rpartition(" ")[2] for record in caplog.records if "its engine is" in record.msg]
+    assert named == ["LlamaCppBackend", "VLLMBackend"]
 
 
 async def test_failed_backend_is_polled_at_once() -> None:

@@ -28,6 +28,16 @@ def clock() -> Clock:
     return Clock()
 
 
+def test_draining_is_logged_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    pool = ready_pool(clock, 1)
+    caplog.clear()
+    for is_draining in (False, True, True, False):
+        pool.fleet.set_draining(pool.backends[0], is_draining=is_draining)
+    url = pool.backends[0].url
+    assert caplog.messages == [f"backend {url} is draining", f"backend {url} may have requests again"]
+
+
 def test_own_requests_in_a_report_are_not_counted_twice(clock: Clock) -> None:
     pool = make_pool(clock, 1)
     publish(pool, 0, ready())

@@ -82,7 +82,7 @@ def test_changed_settings_of_models_are_reported_once() -> None:
 
 def test_unknown_engine_changes_nothing() -> None:
     site = Site()
-    with pytest.raises(UnknownEngineError, match=r"one of .*vllm.* is needed"):
+    with pytest.raises(UnknownEngineError, match=r"use one of .*vllm"):
         site.updater.apply([replace(site.configs[0], engine="abacus")], {"m": ModelConfig("rendezvous")})
     assert len(site.fleet.backends) == 2
     assert site.models == []

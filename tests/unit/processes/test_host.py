@@ -4,11 +4,12 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
 
+from inference_engine_proxy_server.config.sources import SettingsError
 from inference_engine_proxy_server.processes.host import SharedPort, listen, url_of
 
 _PRINT_LIMIT = """
@@ -57,8 +58,16 @@ def test_a_shared_port_cannot_be_taken_a_second_time(stack: ExitStack) -> None:
     port = SharedPort("PORT", "127.0.0.1", 0)
     stack.enter_context(port.listener())
     for take in (listen, SharedPort):
-        with pytest.raises(OSError, match=f"cannot listen on HOST 127.0.0.1, PORT {port.address[1]}: "):
+        text = f"cannot listen on HOST 127.0.0.1, PORT {port.address[1]}: Address already in use"
+        with pytest.raises(OSError, match=f"^{text}$"):
             take("PORT", "127.0.0.1", port.address[1])
+
+
+@pytest.mark.parametrize("host", ["256.1.1.1", "192.0.2.1", "no-such-host.invalid"])
+@pytest.mark.parametrize("take", [listen, SharedPort])
+def test_host_that_is_no_address_of_this_machine_is_a_wrong_setting(take: Callable[..., object], host: str) -> None:
+    with pytest.raises(SettingsError, match=f"^HOST is '{host}': this machine has no such address "):
+        take("PORT", host, 0)
 
 
 def test_ipv6_addresses_in_urls_have_brackets() -> None:

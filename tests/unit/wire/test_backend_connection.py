@@ -395,6 +395,32 @@ async def test_a_paused_sink_stops_reading_and_loses_nothing() -> None:
         connections.release(connection)
 
 
+async def greets(connection: EngineConnection) -> None:
+    connection.send(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+
+async def closes_at_once(connection: EngineConnection) -> None:
+    connection.finish()
+
+
+async def resets_at_once(connection: EngineConnection) -> None:
+    connection.reset()
+
+
+@pytest.mark.parametrize(
+    ("script", "error"), [(greets, InvalidReply), (closes_at_once, BackendBroke), (resets_at_once, BackendBroke)]
+)
+async def test_a_request_on_a_connection_that_has_ended_fails_at_once(script: Script, error: type[Exception]) -> None:
+    async with FakeEngine(script) as engine, connections_to(engine.url) as connections:
+        connection = await connections.connect()
+        await until(connection.is_stale)
+        await asyncio.sleep(0.01)  # the event loop reads what the system call has seen
+        with pytest.raises(error):
+            async with asyncio.timeout(5):
+                await connection.request([GET], Sink(), is_head=False)
+        connections.release(connection)
+
+
 async def test_a_connection_paused_at_the_end_of_a_reply_reads_the_next_one() -> None:
     async with FakeEngine(answering(http_reply())) as engine, connections_to(engine.url) as connections:
         sink = Sink()

@@ -204,6 +204,19 @@ async def test_a_backend_without_tls_at_an_https_url_is_unreachable() -> None:
                 await connections.connect()
 
 
+async def test_an_unanswered_tls_handshake_is_named_at_the_deadline() -> None:
+    async def says_nothing(connection: EngineConnection) -> None:
+        await connection.first_bytes()
+
+    limits = replace(LIMITS, connect_seconds=0.2)
+    async with FakeEngine(says_nothing) as engine:
+        async with connections_to(engine.url.replace("http", "https"), limits) as connections:
+            with pytest.raises(BackendUnreachable) as raised:
+                await connections.connect()
+    assert raised.value.timed_out
+    assert raised.value.reason.startswith("it does not answer the TLS handshake")
+
+
 async def test_running_out_of_file_descriptors_is_not_the_backends_fault() -> None:
     async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:  # OV12
         await ask(connections)

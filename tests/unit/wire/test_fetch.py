@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
 from inference_engine_proxy_server.errors import BackendBroke, BackendUnreachable, InvalidReply
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
 from inference_engine_proxy_server.wire.fetch import Inquiry
-from support.fakes.back import connections_to
+from support.fakes.back import LIMITS, connections_to
 from support.fakes.engine import EngineConnection, FakeEngine, answering, http_reply
 from support.ports import unused_url
 
@@ -111,3 +112,18 @@ async def test_an_unreachable_or_broken_backend_raises_an_error() -> None:
     async with FakeEngine(breaks) as engine, connections_to(engine.url) as connections:
         with pytest.raises(BackendBroke):
             await status_and_body(connections)
+
+
+@pytest.mark.parametrize("timeout_seconds", [0.2, 0.4])
+async def test_a_fetch_without_a_connection_in_time_says_why(timeout_seconds: float) -> None:
+    """Whichever deadline is the shorter one: that of the connection, or that of the fetch."""
+
+    async def says_nothing(connection: EngineConnection) -> None:
+        await connection.first_bytes()
+
+    limits = replace(LIMITS, connect_seconds=0.3)
+    async with FakeEngine(says_nothing) as engine:
+        async with connections_to(engine.url.replace("http", "https"), limits) as connections:
+            with pytest.raises(BackendUnreachable) as raised:
+                await status_and_body(connections, timeout_seconds)
+    assert "TLS handshake" in raised.value.reason

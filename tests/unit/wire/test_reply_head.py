@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_engine_proxy_server.errors import InvalidReply
-from inference_engine_proxy_server.wire.reply_head import parse_reply_head
+from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.reply_head import ReplyHeadReader, parse_reply_head
 
 
 @given(st.binary(max_size=200))
@@ -71,6 +72,17 @@ BAD_REPLIES = {
 def test_a_bad_reply_is_refused(reply: bytes) -> None:
     with pytest.raises(InvalidReply):
         parse_reply_head(reply)
+
+
+@pytest.mark.parametrize("received", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x15\x03\x01", b"220 mail ESMTP\r\n", b"HTTQ"])
+def test_another_protocol_is_refused_before_the_end_of_a_section(received: bytes) -> None:
+    with pytest.raises(InvalidReply):
+        ReplyHeadReader(HeadMemory()).feed(received)
+
+
+@pytest.mark.parametrize("received", [b"H", b"HTTP/1.", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
+def test_the_beginning_of_a_section_is_waited_for(received: bytes) -> None:
+    assert ReplyHeadReader(HeadMemory()).feed(received) is None
 
 
 def test_hop_by_hop_fields_of_the_backend_are_not_forwarded() -> None:

@@ -1,0 +1,50 @@
+"""A reload is logged, except for the one that only confirms the configuration of a new worker."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from inference_engine_proxy_server.backends.registry import discover_engines
+from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater
+from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
+
+UNCHANGED = "settings: reloaded, the fleet is unchanged"
+
+
+def watch_of(file: Path, *, is_worker: bool) -> ConfigWatch:
+    configuration = Configuration.of(Settings(config_file=str(file)))
+    updater = FleetUpdater(Fleet([], 3), discover_engines(), lambda _: None, print, print, {})  # type: ignore[arg-type, return-value]
+    return ConfigWatch(configuration, lambda: configuration, updater, RequestMetrics(), hears_signals=not is_worker)
+
+
+@pytest.mark.parametrize(
+    ("is_worker", "age_seconds", "logged"), [(False, 0, 2), (True, 60, 2), (True, 0, 1)],
+    ids=["single process", "worker", "worker after a change"],
+)  # fmt: skip
+def test_reload_that_confirms_the_configuration_of_a_new_worker_is_not_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_worker: bool, age_seconds: float, logged: int
+) -> None:
+    caplog.set_level("INFO")
+    file = tmp_path / "fleet.yaml"
+    file.write_text("settings: {}\n")
+    os.utime(file, (time.time() - age_seconds,) * 2)
+    watch = watch_of(file, is_worker=is_worker)
+    for _ in range(2):
+        watch.reload_after_change()
+    assert caplog.messages == [UNCHANGED] * logged
+
+
+def test_reload_on_request_is_always_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    file = tmp_path / "fleet.yaml"
+    file.write_text("settings: {}\n")
+    watch_of(file, is_worker=True).reload()
+    assert caplog.messages == [UNCHANGED]
