@@ -9,6 +9,7 @@ import pytest
 
 from inference_engine_proxy_server.config.settings import Settings, as_variable
 from inference_engine_proxy_server.config.sources import load_settings
+from inference_engine_proxy_server.resume.rules import REQUEST_RULES, RULES, STREAM_RULES
 
 ROOT = Path(__file__).parent.parent
 READMES = {name: (ROOT / name).read_text() for name in ("README.md", "README.zh-TW.md")}
@@ -42,6 +43,15 @@ def test_settings_page_has_the_enforced_limits() -> None:
             assert f"* Allowed: {low} {schema['maximum']}" in sections[field.upper()], field
         for choice in schema.get("enum", ()):
             assert f"`{choice}`" in sections[field.upper()], field
+
+
+def test_the_rules_about_resumed_streams_are_documented_with_their_reasons() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", page.partition("## Resumed streams")[2], re.MULTILINE)
+    )
+    reasons = {rule.name: rule.reason for rule in REQUEST_RULES} | dict(STREAM_RULES)
+    assert {name: rows.get(name) for name in RULES} == reasons
 
 
 def test_env_example_has_a_line_for_every_setting_and_for_nothing_else() -> None:

@@ -13,6 +13,7 @@
         ├── BackendLacks         sent, but the backend replied that it lacks the named resource
         ├── RequestMoved         sent, but withdrawn because the backend seems to be stuck or gone
         └── InvalidReply         the reply is not valid HTTP/1.1
+            └── StreamNotContinued   the reply does not continue the stream that broke on another backend
 
 An engine's own error reply is a reply, not an exception: it is forwarded unchanged.
 """
@@ -36,6 +37,7 @@ __all__ = [
     "InvalidReply",
     "ProxyError",
     "RequestMoved",
+    "StreamNotContinued",
     "error_body",
     "error_fields",
     "stream_error_event",
@@ -166,6 +168,12 @@ class InvalidReply(BackendError):
     """The backend's reply is not valid HTTP/1.1."""
 
     code = "invalid_backend_reply"
+
+
+class StreamNotContinued(InvalidReply):
+    """The backend's reply does not continue the stream that broke on another backend."""
+
+    code = "stream_not_continued"
 
 
 _OPENAI_TYPES = {

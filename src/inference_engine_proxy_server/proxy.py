@@ -58,11 +58,15 @@ class Proxy:
         if self.config_watch is not None:
             self.config_watch.reload()
 
-    def obey(self, url: str, *, is_draining: bool) -> None:
-        """Drain or undrain the backend ``url`` by an operator's command."""
+    def obey(self, url: str, *, is_draining: bool, moves: bool) -> None:
+        """Drain or undrain the backend ``url`` by an operator's command, and move its requests if it says so."""
         for backend in self.fleet.backends:
-            if backend.url == url and backend.is_draining is not is_draining:
+            if backend.url != url:
+                continue
+            if backend.is_draining is not is_draining:
                 self.fleet.set_draining(backend, is_draining=is_draining)
+            if moves:
+                self.fleet.move_requests(backend)
 
     def record_readiness_probe(self) -> None:
         """Record a readiness probe of another worker."""

@@ -12,7 +12,7 @@ import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -179,11 +179,11 @@ class _Client:
         return b"".join(iter(self._replies.readline, b"\r\n"))
 
 
-def measure(body_bytes: int = 1000, backends: int = 2) -> Costs:
-    """Measure the costs with requests of about ``body_bytes`` and this number of ``backends``."""
+def measure(body_bytes: int = 1000, backends: int = 2, **settings: Any) -> Costs:
+    """Measure the costs with requests of about ``body_bytes``, this number of ``backends`` and these ``settings``."""
     with ExitStack() as stack:
         engines = [stack.enter_context(_running(_Engine())) for _ in range(backends)]
-        return uvloop.run(_measured(engines, body_bytes))
+        return uvloop.run(_measured(engines, body_bytes, settings))
 
 
 @contextmanager
@@ -198,7 +198,7 @@ def _running(engine: _Engine) -> Iterator[_Engine]:
         engine.server_close()
 
 
-async def _measured(engines: list[_Engine], body_bytes: int) -> Costs:
+async def _measured(engines: list[_Engine], body_bytes: int, settings: Mapping[str, Any]) -> Costs:
     loop = asyncio.get_running_loop()
     meter = _Meter()
 
@@ -241,5 +241,5 @@ async def _measured(engines: list[_Engine], body_bytes: int) -> Costs:
         finally:
             client.close()
 
-    async with live_proxy(*(engine.url for engine in engines)) as proxy:
+    async with live_proxy(*(engine.url for engine in engines), **settings) as proxy:
         return await asyncio.to_thread(costs, proxy.url)

@@ -17,7 +17,7 @@ from support.waiting import eventually
 
 PATH = "/v1/chat/completions"
 SOON = {"METRICS_CACHE_TTL_SECONDS": "0.5", "MAX_ALLOWED_REQUEST_QUEUE": "1000", "MAX_ALLOWED_DEFERRED": "1000"}
-SOON |= {"BACKEND_QUEUE_ALLOWANCE": "1000", "SLOW_START_SECONDS": "0"}
+SOON |= {"BACKEND_QUEUE_ALLOWANCE": "1000", "SLOW_START_SECONDS": "0", "STREAM_RESUME": "off"}
 DONE = b"data: [DONE]\n\n"
 
 
@@ -120,7 +120,7 @@ async def is_all_available(proxy: Proxy) -> bool:
 async def test_openai_sdk_raises_when_the_server_of_its_stream_dies(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
-    proxy = start_proxy(*two_slow_servers)
+    proxy = start_proxy(*two_slow_servers, STREAM_RESUME="off")
     async with openai.AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key="none", max_retries=0) as client:
         stream = await client.chat.completions.create(
             model="any", messages=[{"role": "user", "content": "kin"}], max_tokens=4000, stream=True

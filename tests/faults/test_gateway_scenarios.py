@@ -1,6 +1,7 @@
 """The scenarios of the public benchmark failoverbench, small: one failing engine, or several, and what the client sees.
 
-docs/reliability.md has one row for each. A stream that fails after its first event is covered by test_backend_replies.
+docs/reliability.md has one row for each. Streams that fail after their first event are in test_backend_replies and
+test_resume_rules.
 """
 
 from __future__ import annotations

@@ -267,7 +267,7 @@ def broken_fleet_file(folder: Path) -> dict[str, str]:
 
 
 MISTAKES: dict[str, tuple[Callable[[Path], dict[str, str]], str]] = {
-    "an address of another machine": (lambda _: {"HOST": "192.0.2.1"}, "HOST 192.0.2.1"),
+    "an address of another machine": (lambda _: {"HOST": "192.0.2.1"}, "HOST is '192.0.2.1'"),
     "a folder for a certificate": (directory_for_a_certificate, "TLS_CERT_FILE"),
     "no key file": (lambda _: {"API_KEYS_FILE": "missing.yaml"}, "missing.yaml"),
     "a fleet file with a mistake": (broken_fleet_file, "backends.1.url"),

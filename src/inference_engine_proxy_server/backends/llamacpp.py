@@ -90,6 +90,7 @@ class LlamaCppBackend(BaseBackend):
             progress=non_negative(sums.get(_DECODED)),
             models=models,
             model_names=_model_names(models),
+            continues_messages=True,
             statuses=_statuses(models, is_sleeping=props.is_sleeping),
             contexts=context_lengths(models, _context_tokens),
             figures=_figures(sums),

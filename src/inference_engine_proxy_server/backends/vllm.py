@@ -92,6 +92,7 @@ class VLLMBackend(BaseBackend):
             requests_processing=running,
             requests_waiting=waiting,
             capacity=self._capacity(running, waiting),
+            continues_messages=True,
             context_use=max(_kv_usages(page), default=None),
             memory_tokens=_memory_tokens(page),
             progress=_progress(page),

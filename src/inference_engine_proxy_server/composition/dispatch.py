@@ -17,6 +17,7 @@ from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForw
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
+from inference_engine_proxy_server.dispatch.resuming_forwarder import ResumingForwarder
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.processes.process_context import ProcessContext
 from inference_engine_proxy_server.routing.decisions import Decisions
@@ -58,7 +59,7 @@ def build_forwarder(
     metrics: RequestMetrics,
     ring: KeyRing | None,
     ownership: Ownership,
-) -> Forwarder | LimitedForwarder:
+) -> Forwarder | ResumingForwarder | LimitedForwarder:
     """The forwarder, which enforces the limits of keys if there are any."""
     attempts = Attempts(
         dispatcher,
@@ -70,5 +71,14 @@ def build_forwarder(
     )
     fair_share = FairShare(takes_priority_header=settings.priority_header)
     updates = QueueUpdates(dispatcher.queue, to_all=settings.queue_updates)
+    forwarder: Forwarder | ResumingForwarder
     forwarder = Forwarder(dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table)
+    if settings.stream_resume != "off":
+        forwarder = ResumingForwarder(
+            forwarder,
+            dispatcher.fleet,
+            metrics,
+            only_on_request=settings.stream_resume == "header",
+            sends_comments=settings.stream_resume_comments,
+        )
     return forwarder if ring is None else LimitedForwarder(KeyLimits(dispatcher.fleet.clock), ownership, forwarder)

@@ -32,16 +32,19 @@ from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+from inference_engine_proxy_server.dispatch.resuming_forwarder import ResumingForwarder
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.standstill_watch import StandstillWatch
 from inference_engine_proxy_server.processes.process_context import Loop, Loops, ProcessContext, SoleProcess
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.proxy import Proxy
 from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE
+from inference_engine_proxy_server.resume.rules import RULES
 from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.tasks.background import in_background
@@ -72,7 +75,7 @@ def build_proxy(
         UnknownEngineError: the configuration names an unknown engine.
     """
     settings, process = configuration.settings, process or SoleProcess()
-    deadlines, metrics, engines = Deadlines(), RequestMetrics(), discover_engines()
+    deadlines, metrics, engines = Deadlines(), RequestMetrics(RULES), discover_engines()
     access_log = build_access_log(settings, process)
     # The fleet, and the path of a request to it.
     make_backend = build_backend_factory(settings, deadlines, process)
@@ -99,6 +102,7 @@ def build_proxy(
         "deadlines": deadlines.run,
         "overload guard": guard.run,
         "cache refresher": refresher.run,
+        "standstill watch": StandstillWatch(fleet).run,
         **_optional_loops(config_watch, ring, access_log),
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }
@@ -129,7 +133,7 @@ def _optional_loops(config_watch: ConfigWatch | None, ring: KeyRing | None, acce
     return loops
 
 
-def _handler(bridge: AsgiBridge, forwarder: Forwarder | LimitedForwarder) -> Handler:
+def _handler(bridge: AsgiBridge, forwarder: Forwarder | ResumingForwarder | LimitedForwarder) -> Handler:
     answer, forward = bridge.answer, forwarder.forward
 
     def handle(request: ProxiedRequest) -> Coroutine[None, None, None]:

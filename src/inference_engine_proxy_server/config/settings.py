@@ -112,6 +112,10 @@ class Settings(BaseModel):
     """Longest wait in seconds for a free backend; after it a request is answered with 503."""
     queue_updates: bool = False
     """Whether every waiting stream gets its queue position as comments, not only those with x-queue-updates."""
+    stream_resume: Annotated[Literal["on", "off", "header"], InLowerCase] = "on"
+    """Whether streams that break are continued on another backend; header: only with x-stream-resume: on."""
+    stream_resume_comments: bool = True
+    """Whether a comment in a resumed stream says where and why it was resumed."""
     priority_header: bool = False
     """Whether requests may set their priority in x-priority, from -100 to 100."""
 

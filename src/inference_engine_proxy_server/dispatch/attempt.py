@@ -21,6 +21,7 @@ from inference_engine_proxy_server.errors import (
     BackendUnreachable,
     EngineLacks,
     InvalidReply,
+    StreamNotContinued,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.routing.paths import MISSING_STATUSES
@@ -93,7 +94,7 @@ class Attempts:
         """
         request, backend = attempt.request, attempt.backend
         head, connections = request.head, backend.connections
-        sink = LateReply(request) if request.has_only_comments else request
+        sink = request.sink or (LateReply(request) if request.has_only_comments else request)
         request.backend = backend.url
         request.backend_fields = backend.reply_field if self._names_backend else b""
         credentials = backend.credentials
@@ -141,7 +142,7 @@ class Attempts:
             error,
             method=request.head.method,
             path=request.head.path,
-            reply_begun=request.begun and not request.has_only_comments,
+            reply_begun=not request.awaits_reply,
             losses=request.losses,
             connect_timeouts=connect_timeouts,
         )
@@ -156,7 +157,7 @@ class Attempts:
                 fleet.report_broken_connection(backend)
         elif isinstance(error, BackendTimeout):
             fleet.report_timeout(backend)
-        elif isinstance(error, InvalidReply):
+        elif isinstance(error, InvalidReply) and not isinstance(error, StreamNotContinued):
             fleet.report_failure(backend, "it does not answer in HTTP")
         elif isinstance(error, BackendDeclined):
             self._judge(backend, error.backend_status, 0.0)

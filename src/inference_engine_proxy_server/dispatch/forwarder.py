@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 from inference_engine_proxy_server.dispatch.affinity_observer import AffinityObserver
@@ -45,6 +45,7 @@ _STORES_COMPLETION = Affinity(None, None, None, creates_response=False, deletes=
 _BACK_OFF_SECONDS = 0.025  # upper bound of a random pause: Envoy's base interval
 
 
+_NOT_EXCLUDED: Mapping[Backend, BackendError] = {}
 _WITHOUT_CONTENT = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})  # engines ignore the bodies of these
 
 
@@ -81,15 +82,19 @@ class Forwarder:
         self._budget = attempts.budget
         self._affinities = affinities
 
-    async def forward(self, request: ProxiedRequest) -> None:
+    async def forward(self, request: ProxiedRequest, excluded: Mapping[Backend, BackendError] = _NOT_EXCLUDED) -> None:
         """Send ``request`` to the best backend and relay the reply.
+
+        Args:
+            request: nothing of its reply was sent, or its stream is being resumed.
+            excluded: backends that get no attempt, with the reason for each.
 
         Raises:
             ProxyError: no backend can serve the request; or its reply began and cannot be completed.
         """
         request.requirements = requirements = self._requirements(request)
         self._budget.requests += 1
-        failed: dict[Backend, BackendError] = {}
+        failed = dict(excluded)
         try:
             while True:
                 lease = self._dispatcher.lease(requirements, failed) or await self._wait(request, failed)
@@ -101,11 +106,11 @@ class Forwarder:
                         observers = self._observe(request, lease)
                     return await self._attempts.send(Attempt(request, lease.backend, failed))
                 except BackendError as error:
+                    if observers:
+                        request.observers.remove(*observers)
                     if not self._take_failure(request, lease.backend, error, failed):
                         raise
                     requirements = request.requirements
-                    if observers:
-                        request.observers.remove(*observers)
                 finally:
                     lease.close()
                 await _back_off(failed)
@@ -117,6 +122,10 @@ class Forwarder:
         finally:
             if failed:
                 self._close_failures(request, failed)
+
+    def has_other(self, request: ProxiedRequest, excluded: Collection[Backend]) -> bool:
+        """Whether a backend that is not ``excluded`` takes the request; it may be full."""
+        return self._placement.has_other(request.requirements, excluded)
 
     def _requirements(self, request: ProxiedRequest) -> Requirements:
         """What ``request`` requires of a backend.

@@ -6,6 +6,7 @@ from inference_engine_proxy_server.access.key_limits import KeyLimits
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+from inference_engine_proxy_server.dispatch.resuming_forwarder import ResumingForwarder
 from inference_engine_proxy_server.requests.destinations import is_web_ui
 
 __all__ = ["LimitedForwarder"]
@@ -20,7 +21,7 @@ class LimitedForwarder:
         forwarder: forwards the permitted requests.
     """
 
-    def __init__(self, limits: KeyLimits, ownership: Ownership, forwarder: Forwarder) -> None:
+    def __init__(self, limits: KeyLimits, ownership: Ownership, forwarder: Forwarder | ResumingForwarder) -> None:
         self._limits = limits
         self._ownership = ownership
         self._forwarder = forwarder

@@ -7,6 +7,7 @@ from typing import cast
 from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.requests.content import RequestContent, read_content
+from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.exchange import ClientSide, Exchange
@@ -28,9 +29,11 @@ class ProxiedRequest(Exchange):
         requirements: what the request requires of a backend; set before its first attempt.
         backend: base URL of the backend of the latest attempt; ``None`` when the proxy itself answers.
         losses: how many backends received the request and failed to answer it.
+        sink: receives the backend's reply instead of the request itself; ``None`` for the request itself.
+        resumes: how often its stream was resumed.
     """
 
-    __slots__ = ("_content", "backend", "losses", "model", "requirements")
+    __slots__ = ("_content", "backend", "losses", "model", "requirements", "resumes", "sink")
 
     requirements: Requirements
 
@@ -38,7 +41,8 @@ class ProxiedRequest(Exchange):
         Exchange.__init__(self, connection, head, body, request_id, client)
         self.model: str | None = None
         self.backend: str | None = None
-        self.losses = 0
+        self.losses = self.resumes = 0
+        self.sink: ResumableStream | None = None
         self._content: RequestContent | None = None
 
     @property
@@ -49,6 +53,11 @@ class ProxiedRequest(Exchange):
             head = self.head
             content = self._content = read_content(head.target, self.body, head.passed_on)
         return content
+
+    @property
+    def awaits_reply(self) -> bool:
+        """Whether any backend may still reply: nothing of a reply was sent, or a broken stream is being resumed."""
+        return not self.begun or self.has_only_comments or (self.sink is not None and self.sink.is_at_seam)
 
     @property
     def access(self) -> Access | None:
@@ -87,4 +96,5 @@ class ProxiedRequest(Exchange):
             now - started_at,
             self.sent_bytes,
             self.request_id,
+            self.resumes,
         )

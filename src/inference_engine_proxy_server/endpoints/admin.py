@@ -30,6 +30,7 @@ _BACKEND_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 _Limit = Annotated[int, Query(ge=1, le=KEPT, description="Most decisions to return.")]
+_Move = Annotated[bool, Query(description="Whether other backends continue its streams and take its other requests.")]
 _WaitSeconds = Annotated[float, Query(ge=0, le=3600, description="Longest wait for its last request to end.")]
 
 
@@ -75,9 +76,9 @@ def _add_drain(router: APIRouter, fleet: Fleet, workers: AllWorkers) -> None:
 
     @router.post("/backends/{name:path}/drain", summary="Give a backend no new requests; reports when to stop it",
                  responses=_BACKEND_RESPONSES)  # fmt: skip
-    async def drain(name: str, wait_seconds: _WaitSeconds = 0) -> dict[str, Any]:
+    async def drain(name: str, wait_seconds: _WaitSeconds = 0, move: _Move = False) -> dict[str, Any]:
         backend = _find(fleet, name)
-        workers.set_draining(backend, is_draining=True)
+        workers.set_draining(backend, is_draining=True, moves=move)
         deadline = fleet.clock() + wait_seconds
         # Only this endpoint waits for the end of requests, so it polls instead of being notified.
         while backend.load.proxy_leases and backend.is_draining and fleet.clock() < deadline:  # noqa: ASYNC110

@@ -28,7 +28,7 @@ _LOOK_SECONDS = 0.02  # interval of checks whether it has
 class Order(Protocol):
     """Sends an operator's command to all workers."""
 
-    def __call__(self, url: str, *, is_draining: bool) -> None:
+    def __call__(self, url: str, *, is_draining: bool, moves: bool) -> None:
         """Take the backend ``url`` out of rotation, or put it back."""
 
 
@@ -92,10 +92,16 @@ class AllWorkers:
         """The latest decisions of this worker."""
         return self._decisions.as_json()
 
-    def set_draining(self, backend: Backend, *, is_draining: bool) -> None:
-        """Take ``backend`` out of rotation, or put it back: at once here, a moment later in the siblings."""
+    def set_draining(self, backend: Backend, *, is_draining: bool, moves: bool = False) -> None:
+        """Take ``backend`` out of rotation, or put it back: at once here, a moment later in the siblings.
+
+        Args:
+            moves: whether other backends take over its requests, as far as they can.
+        """
         self._fleet.set_draining(backend, is_draining=is_draining)
-        self._order(backend.url, is_draining=is_draining)
+        if moves:
+            self._fleet.move_requests(backend)
+        self._order(backend.url, is_draining=is_draining, moves=moves)
 
     async def fleet_once_drained(self, backend: Backend) -> SiblingAnswers:
         """As :meth:`fleet`, once every sibling has drained ``backend`` or the deadline of the command has passed."""

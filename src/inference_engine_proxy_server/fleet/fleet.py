@@ -37,7 +37,7 @@ class FleetObserver:
         """``backend`` is no longer live."""
 
     def on_stuck(self, backend: Backend) -> None:
-        """Requests to ``backend`` without an answer will not get one soon, and should be taken back."""
+        """``backend`` is stuck, or should become idle: other backends should serve its requests, as far as they can."""
 
     def on_reviewed(self, backend: Backend) -> None:
         """``backend`` is up to date in every respect; called last."""
@@ -110,6 +110,11 @@ class Fleet:
         logger.info("backend %s %s", backend.url, "is draining" if is_draining else "may have requests again")
         self._review(backend)
 
+    def move_requests(self, backend: Backend) -> None:
+        """Take requests back from ``backend``, as far as other backends can serve them or continue their streams."""
+        for observer in self._observers:
+            observer.on_stuck(backend)
+
     # --- evidence from polls
 
     def publish(self, backend: Backend, state: BackendState, *, own_at_poll: int, asked_at: float) -> None:
@@ -138,6 +143,12 @@ class Fleet:
     def report_silence(self, backend: Backend, reason: str = "") -> None:
         """``backend`` did not answer a poll; ``reason`` says why, if that is known."""
         backend.health.was_silent(reason)
+        self._review(backend)
+
+    def report_standstill(self, backend: Backend) -> None:
+        """``backend`` makes no progress with its requests, and answered no probe: it is out until it answers a poll."""
+        backend.health.stood_still()
+        backend.recheck.set()
         self._review(backend)
 
     def report_refusal(self, backend: Backend, reason: str = "it cannot be reached") -> None:

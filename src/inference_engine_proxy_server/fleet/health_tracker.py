@@ -133,6 +133,11 @@ class HealthTracker:
         self._silence_reason = reason
         self.is_in_question = False
 
+    def stood_still(self) -> None:
+        """None of its requests made progress, and it did not even answer a probe: it is frozen."""
+        if not self._is_lost:
+            self._lose("none of its requests makes progress, and it answers no probe")
+
     def was_unreachable(self, now: float, activity: Activity, reason: str = "it cannot be reached") -> None:
         """No connection could be made for a poll."""
         self._refusals += 1

@@ -11,6 +11,7 @@ from inference_engine_proxy_server.config.fleet import BackendConfig
 __all__ = ["Serving", "names_of"]
 
 _AWAKE = ModelStatus.AWAKE
+_WEIGHTS = ("n_params", "size", "n_vocab", "n_embd")  # equal for equal weights with equal quantization
 _IMPLIED_TAG = ":latest"
 
 
@@ -26,6 +27,7 @@ class Serving:
         only_context: the context of the backend's only model, whatever the name; ``None`` if it has several.
         statuses: by name; a name without one is awake.
         best_status: of all its models.
+        continues_messages: whether the backend continues the text of a trailing assistant message.
         bounds_max_tokens: whether the backend rejects a request whose ``max_tokens`` exceeds its context.
     """
 
@@ -37,6 +39,7 @@ class Serving:
     bounds_max_tokens: bool = False
     statuses: Mapping[str, ModelStatus] = field(default_factory=dict)
     best_status: ModelStatus = _AWAKE
+    continues_messages: bool = False
 
     @classmethod
     def of(cls, entries: tuple[ModelEntry, ...], state: BackendState, config: BackendConfig) -> Serving:
@@ -64,7 +67,7 @@ class Serving:
         best_status = min((state.statuses.get(entry["id"], _AWAKE) for entry in entries), default=_AWAKE)
         return cls(
             models, frozenset(names), model_names, contexts, only_context, state.bounds_max_tokens,
-            _statuses(entries, state, names, best_status), best_status,
+            _statuses(entries, state, names, best_status), best_status, state.continues_messages,
         )  # fmt: skip
 
     def context_of(self, model: str | None) -> int | None:
@@ -76,6 +79,15 @@ class Serving:
         if model is None or model not in self.model_ids:
             return self.best_status
         return self.statuses.get(model, _AWAKE)
+
+    def continues(self, other: Serving, model: str | None) -> bool:
+        """Whether this backend can continue an answer of ``other`` to a request that names ``model``."""
+        if not self.continues_messages:
+            return False
+        if model is None or model not in other.model_ids or model not in self.model_ids:
+            return self.model_ids == other.model_ids
+        ours, theirs = (_weights_of(one.models, model) for one in (self, other))
+        return all(ours[key] == value for key, value in theirs.items() if key in ours)
 
     def routes_like(self, other: Serving) -> bool:
         """Whether both serve the same requests. Entries may differ: vLLM gives them a new ``created`` every time."""
@@ -105,6 +117,12 @@ def names_of(entry: ModelEntry) -> tuple[str, ...]:
 
 def _with_implied(names: Sequence[str]) -> tuple[str, ...]:
     return (*names, *(name.removesuffix(_IMPLIED_TAG) for name in names if name.endswith(_IMPLIED_TAG)))
+
+
+def _weights_of(models: tuple[ModelEntry, ...], name: str) -> Mapping[str, object]:
+    """What llama.cpp reports of a model's weights; empty for other engines."""
+    meta = _entry_of(models, name).get("meta")
+    return {key: meta[key] for key in _WEIGHTS if key in meta} if isinstance(meta, Mapping) else {}
 
 
 def _entry_of(models: tuple[ModelEntry, ...], name: str) -> ModelEntry:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 import socket
 
-__all__ = ["DRAIN", "READINESS_PROBED", "SERVING", "SIGNAL", "UNDRAIN", "Channel"]
+__all__ = ["DRAIN", "MOVE", "READINESS_PROBED", "SERVING", "SIGNAL", "UNDRAIN", "Channel"]
 
 SIGNAL = "signal"
 """To a worker: act as if it had received the signal with this number."""
 SERVING = "serving"
 """From a worker: it accepts connections."""
-DRAIN, UNDRAIN = "drain", "undrain"
-"""An operator's command for the backend with this base URL. The worker that received the command sends it to the
-supervisor, which sends it to all workers."""
+DRAIN, UNDRAIN, MOVE = "drain", "undrain", "move"
+"""An operator's command for the backend with this base URL; to move is to drain, and to continue its streams elsewhere.
+The worker that received the command sends it to the supervisor, which sends it to all workers."""
 READINESS_PROBED = "watched"
 """A load balancer or orchestrator has probed one worker's readiness. Sent in the same way as a command."""
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Protocol
 
 from inference_engine_proxy_server.config.configuration import Configuration
-from inference_engine_proxy_server.processes.channel import DRAIN, READINESS_PROBED, UNDRAIN, Channel
+from inference_engine_proxy_server.processes.channel import DRAIN, MOVE, READINESS_PROBED, UNDRAIN, Channel
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 from inference_engine_proxy_server.processes.siblings import Answers, Siblings
 from inference_engine_proxy_server.processes.worker_fairness import Fairness, SoleWorker, WorkerFairness
@@ -49,7 +49,7 @@ class ProcessContext(Protocol):
     def fairness(self) -> Fairness:
         """Decides whether this worker may fill a free slot."""
 
-    def order(self, url: str, *, is_draining: bool) -> None:
+    def order(self, url: str, *, is_draining: bool, moves: bool) -> None:
         """Send an operator's drain or undrain command to all workers, including workers started later."""
 
     def announce_readiness_probe(self) -> None:
@@ -79,7 +79,7 @@ class SoleProcess:
         """Every free slot belongs to this process."""
         return SoleWorker()
 
-    def order(self, url: str, *, is_draining: bool) -> None:
+    def order(self, url: str, *, is_draining: bool, moves: bool) -> None:
         """Does nothing: the command has been carried out in this process."""
 
     def announce_readiness_probe(self) -> None:
@@ -124,9 +124,9 @@ class WorkerContext:
         """See :class:`ProcessContext`."""
         return WorkerFairness(self.shared_leases, self.siblings.number)
 
-    def order(self, url: str, *, is_draining: bool) -> None:
+    def order(self, url: str, *, is_draining: bool, moves: bool) -> None:
         """Send an operator's drain or undrain command to all workers, including workers started later."""
-        self.channel.send(DRAIN if is_draining else UNDRAIN, url)
+        self.channel.send(MOVE if moves else DRAIN if is_draining else UNDRAIN, url)
 
     def announce_readiness_probe(self) -> None:
         """Report a readiness probe to all workers."""

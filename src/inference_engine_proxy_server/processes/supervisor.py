@@ -21,7 +21,15 @@ from functools import partial
 from typing import NoReturn
 
 from inference_engine_proxy_server.config.configuration import Configuration
-from inference_engine_proxy_server.processes.channel import DRAIN, READINESS_PROBED, SERVING, SIGNAL, UNDRAIN, Channel
+from inference_engine_proxy_server.processes.channel import (
+    DRAIN,
+    MOVE,
+    READINESS_PROBED,
+    SERVING,
+    SIGNAL,
+    UNDRAIN,
+    Channel,
+)
 from inference_engine_proxy_server.processes.host import SharedPort
 from inference_engine_proxy_server.processes.process_context import WorkerContext
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
@@ -110,8 +118,8 @@ class Supervisor:
             if word == SERVING:
                 process.serves = True
                 self._on_serving(worker)
-            elif word in (DRAIN, UNDRAIN, READINESS_PROBED):
-                if word == DRAIN:
+            elif word in (DRAIN, UNDRAIN, MOVE, READINESS_PROBED):
+                if word in (DRAIN, MOVE):
                     self._drained_urls.add(argument)
                 elif word == UNDRAIN:
                     self._drained_urls.discard(argument)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import uvicorn
 
-from inference_engine_proxy_server.processes.channel import DRAIN, READINESS_PROBED, SERVING, SIGNAL, UNDRAIN
+from inference_engine_proxy_server.processes.channel import DRAIN, MOVE, READINESS_PROBED, SERVING, SIGNAL, UNDRAIN
 from inference_engine_proxy_server.processes.host import Host, Hosted
 from inference_engine_proxy_server.processes.process_context import WorkerContext
 
@@ -27,8 +27,8 @@ class WorkersProxy(Hosted, Protocol):
     def reload(self) -> None:
         """Reload the settings, as after SIGHUP."""
 
-    def obey(self, url: str, *, is_draining: bool) -> None:
-        """Drain or undrain the backend ``url`` by an operator's command."""
+    def obey(self, url: str, *, is_draining: bool, moves: bool) -> None:
+        """Drain or undrain the backend ``url`` by an operator's command, and move its requests if it says so."""
 
     def record_readiness_probe(self) -> None:
         """Record that the readiness of this or another worker has just been probed."""
@@ -73,8 +73,8 @@ class Worker(Host):
                 self.handle_exit(signal.SIGINT, None)  # not SIGTERM: its grace period would keep the port occupied
             return
         for word, argument in messages:
-            if word in (DRAIN, UNDRAIN):
-                self._proxy.obey(argument, is_draining=word == DRAIN)
+            if word in (DRAIN, UNDRAIN, MOVE):
+                self._proxy.obey(argument, is_draining=word != UNDRAIN, moves=word == MOVE)
             elif word == READINESS_PROBED:
                 self._proxy.record_readiness_probe()
             elif word == SIGNAL and int(argument) == signal.SIGHUP:

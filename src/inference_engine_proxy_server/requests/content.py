@@ -32,6 +32,7 @@ __all__ = [
 
 _Scalar = str | int | float | bool | None
 _ABSENT = msgspec.Raw()
+_TRUE = msgspec.Raw(b"true")
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _JSON_BLANKS = b" \t\r\n"
 
@@ -56,7 +57,7 @@ class RequestContent(msgspec.Struct, frozen=True, gc=False):
     @property
     def is_streamed(self) -> bool:
         """Whether the request asks for a stream."""
-        return _scalar(self.raw_stream) is True
+        return self.raw_stream == _TRUE
 
     @property
     def answer_tokens(self) -> int | None:

@@ -17,6 +17,7 @@ __all__ = [
     "stated_priority",
     "wants_explanation",
     "wants_queue_updates",
+    "wants_resume",
 ]
 
 
@@ -30,6 +31,7 @@ _CONVERSATION_ID = _line(b"x-conversation-id", rb"([^\r\n]*?)")
 _CODING = _line(b"content-encoding", rb"([^\r\n]*?)")
 _EXPLAIN = _line(b"x-proxy-explain", b"1")
 _PRIORITY = _line(b"x-priority", rb"(-?[0-9]{1,3})")
+_RESUME = _line(b"x-stream-resume", b"(on|off)")
 _QUEUE_UPDATES = _line(b"x-queue-updates", b"(?:true|1|yes|on)")
 
 # By precedence.
@@ -76,6 +78,12 @@ def wants_explanation(lines: bytes) -> bool:
 def wants_queue_updates(lines: bytes) -> bool:
     """Whether ``X-Queue-Updates`` asks for queue positions in a waiting stream."""
     return _QUEUE_UPDATES.search(lines) is not None
+
+
+def wants_resume(lines: bytes) -> bool | None:
+    """Whether ``X-Stream-Resume: on`` or ``off`` asks for broken streams to be resumed; ``None`` without either."""
+    found = _RESUME.search(lines)
+    return None if found is None else found[1].lower() == b"on"
 
 
 def content_coding(lines: bytes) -> bytes:

@@ -106,7 +106,7 @@ class AccessLog:
                     "model": model and model[:100],
                     "first_byte_seconds": first_byte_seconds and round(first_byte_seconds, 4),
                     "seconds": round(record.seconds, 4), "sent_bytes": record.sent_bytes,
-                    "request_id": record.request_id,
+                    "request_id": record.request_id, "resumes": record.resumes,
                 }
             )  # fmt: skip
         else:
@@ -115,6 +115,7 @@ class AccessLog:
                 f'{now} {record.client} "{record.method} {record.path}" {record.status} {record.outcome} '
                 f"backend={backend or '-'} model={_quoted(model) if model else '-'} first_byte={first_byte} "
                 f"seconds={record.seconds:.4f} bytes={record.sent_bytes} id={record.request_id}"
+                f"{f' resumes={record.resumes}' if record.resumes else ''}"
             )
         self._lines.append(line)
         if len(self._lines) >= _FLUSH_LINES:

@@ -16,7 +16,9 @@ __all__ = ["RequestMetrics", "route_of"]
 # Seconds, doubling: the OpenTelemetry GenAI conventions' buckets, continued to cover slow local models.
 _BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68)
 
-_SHED_REASONS = ("connections", "event_loop", "memory", "request_bytes", "requests")  # exposed as 0 from the start
+# Exposed as 0 from the start.
+_RESUME_CAUSES = ("backend_disconnected", "backend_timeout", "invalid_backend_reply", "request_moved")
+_SHED_REASONS = ("connections", "event_loop", "memory", "request_bytes", "requests")
 
 _ROUTES = {
     "/v1/chat/completions": "chat_completions",
@@ -67,13 +69,19 @@ class _RouteMetrics:
 
 
 class RequestMetrics:
-    """Counts requests; a collector for prometheus_client's registries."""
+    """Counts requests; a collector for prometheus_client's registries.
 
-    def __init__(self) -> None:
+    Args:
+        resume_rules: the rules that exclude broken streams from being resumed.
+    """
+
+    def __init__(self, resume_rules: Iterable[str] = ()) -> None:
         self._routes: dict[str, _RouteMetrics] = {}
         self._by_path: dict[str, _RouteMetrics] = {}  # the same, for the paths that have a route of their own
         self._aborts: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
+        self._resumes = Counter(dict.fromkeys(_RESUME_CAUSES, 0))
+        self._unresumed = Counter(dict.fromkeys(resume_rules, 0))
         self._shed = Counter(dict.fromkeys(_SHED_REASONS, 0))
         self._reloads = Counter(success=0, failure=0)
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
@@ -108,6 +116,14 @@ class RequestMetrics:
         """Count a request that is sent again; ``reason``: the code of the error that made it so."""
         self._retries[reason] += 1
 
+    def count_resume(self, cause: str) -> None:
+        """Count a stream that is continued on another backend; ``cause``: the code of the error that broke it."""
+        self._resumes[cause] += 1
+
+    def count_unresumed(self, rule: str) -> None:
+        """Count a broken stream that is not resumed; ``rule``: the rule that excludes it."""
+        self._unresumed[rule] += 1
+
     def count_shed(self, reason: str) -> None:
         """Count a request, or a connection, that was rejected because a limit was reached; ``reason``: which limit."""
         self._shed[reason] += 1
@@ -133,6 +149,12 @@ class RequestMetrics:
             "inference_proxy_stream_aborts", "Replies that began and were not finished.", "side", self._aborts
         )
         yield _counter("inference_proxy_retries", "Requests repeated after a failure.", "reason", self._retries)
+        yield _counter(
+            "inference_proxy_stream_resumes", "Broken streams continued on another backend.", "cause", self._resumes
+        )
+        yield _counter(
+            "inference_proxy_stream_resume_refusals", "Broken streams that were not resumed.", "rule", self._unresumed
+        )
         yield _counter(
             "inference_proxy_shed",
             "Requests and connections rejected because a limit was reached.",

@@ -24,6 +24,7 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
         seconds: from the complete request to the end of the reply.
         sent_bytes: length of the reply, header section included.
         request_id: the value of ``x-request-id``.
+        resumes: how often its stream was continued on another backend.
     """
 
     client: str
@@ -37,3 +38,4 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     seconds: float
     sent_bytes: int
     request_id: str
+    resumes: int = 0

@@ -210,6 +210,14 @@ class BackendConnections:
             if connection.exchange is not None and connection.is_unanswered
         ]
 
+    def streaming(self) -> list[tuple[BackendConnection, Exchange]]:
+        """Requests whose replies have begun, and their connections."""
+        return [
+            (connection, connection.exchange)
+            for connection in self._in_use
+            if connection.exchange is not None and not connection.is_unanswered
+        ]
+
     def close(self) -> None:
         """Close the idle connections; requests in progress finish on their own."""
         while self._idle:

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 from inference_engine_proxy_server.errors import InvalidReply, stream_event_of
 from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.exchange_sink import ExchangeSink
 from inference_engine_proxy_server.wire.reply_fields import is_event_stream
-from inference_engine_proxy_server.wire.reply_sink import ChunkSink, ReplySource
+from inference_engine_proxy_server.wire.reply_sink import ChunkSink
 
 __all__ = ["LateReply"]
 
 _ERROR_BYTES = 64 * 1024  # longest error body of an engine that fits into an error event
 
 
-class LateReply:
+class LateReply(ExchangeSink):
     """Continues the event stream of ``exchange`` with the reply's events; any other reply becomes an error event.
 
     A :class:`~.reply_sink.ReplySink`.
-
-    Attributes:
-        status: the backend's; 0 before it is known.
     """
 
-    pass_through = None  # each block is inspected
-
     def __init__(self, exchange: Exchange) -> None:
-        self.exchange = exchange
-        self.status = 0
+        super().__init__(exchange)
         self._error: bytearray | None = None  # the body of a reply that is no event stream; ``None`` for a stream
-
-    @property
-    def source(self) -> ReplySource | None:
-        """See :class:`Exchange`."""
-        return self.exchange.source
-
-    @source.setter
-    def source(self, source: ReplySource | None) -> None:
-        self.exchange.source = source
 
     @property
     def sent_bytes(self) -> int:

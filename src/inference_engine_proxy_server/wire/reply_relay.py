@@ -14,6 +14,7 @@ from inference_engine_proxy_server.errors import BackendError, InvalidReply
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.tasks.light_task import Completion
 from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.exchange_sink import ExchangeSink
 from inference_engine_proxy_server.wire.framing import SMALL_CHUNKS, ChunkedBody, InvalidChunk
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.held_stream import HeldStream
@@ -86,7 +87,7 @@ class ReplyRelay(asyncio.Protocol):
     def exchange(self) -> Exchange | None:
         """The client's request that the connection serves; ``None`` when it is idle or serves a poll."""
         sink = self._sink
-        if isinstance(sink, LateReply):
+        if isinstance(sink, ExchangeSink):
             return sink.exchange
         return sink if isinstance(sink, Exchange) else None
 

@@ -1,0 +1,13 @@
+"""Continues a broken stream on another backend, so that its client sees a pause and nothing else.
+
+::
+
+    events.py            event streams: splits, reads and writes their events
+    rules.py             which streams are resumed, and why the others are not
+    transcript.py        what a stream has delivered to its client
+    continuation.py      the request that continues a stream
+    seam.py              rewrites the events of a continuation, so that they continue the stream
+    resumable_stream.py  the receiver of the replies: delivers whole events, and keeps the transcript
+
+``dispatch/resuming_forwarder.py`` decides when to resume, and chooses the backend.
+"""

@@ -1,0 +1,242 @@
+"""The receiver of a stream that can be resumed, and of its continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from inference_engine_proxy_server.errors import StreamNotContinued
+from inference_engine_proxy_server.resume.events import DONE, data_of, event_of, is_done, read_event, split_events
+from inference_engine_proxy_server.resume.seam import Seam
+from inference_engine_proxy_server.resume.transcript import Transcript
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.exchange_sink import ExchangeSink
+from inference_engine_proxy_server.wire.late_reply import LateReply
+from inference_engine_proxy_server.wire.reply_fields import is_event_stream
+from inference_engine_proxy_server.wire.reply_sink import PassThrough
+
+__all__ = ["ResumableStream"]
+
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
+_MOST_UNFINISHED_BYTES = 64 * 1024  # of an event; a longer one is relayed as it comes, and the stream is not resumed
+_ABORTED = "abort"  # vLLM's finish reason when it is shut down
+
+
+class ResumableStream(ExchangeSink):
+    """Relays whole events to ``exchange``, and keeps a transcript of them.
+
+    It is the :class:`~.reply_sink.ReplySink` of all attempts. An event that the engine ends a failed stream with is
+    withheld, and so is the end of a stream that is not complete: either the stream is resumed, or :meth:`give_up` sends
+    them.
+
+    Attributes:
+        transcript: what was delivered.
+        is_cut: the latest backend ended its stream before the answer was complete.
+    """
+
+    chunks = None  # events are written, and chunks that are events take the direct path
+
+    def __init__(self, exchange: Exchange, clock: Callable[[], float]) -> None:
+        super().__init__(exchange)
+        self._clock = clock
+        self._began_at = 0.0  # the latest reply
+        self._seconds = 0.0  # for which earlier backends generated
+        self.transcript = Transcript()
+        self.is_cut = False
+        self._inner: Exchange | LateReply = exchange
+        self._relays_events = False  # false for a reply that is no event stream, or whose length is fixed
+        self._unfinished = b""  # start of an event
+        self._withheld = b""
+        self._seam: Seam | None = None
+        self._opening = b""  # sent ahead of the first event of a continuation
+        self._write_directly: Callable[[bytes], None] | None = None  # the exchange's direct path
+
+    @property
+    def pass_through(self) -> PassThrough | None:  # type: ignore[override]
+        """The exchange, once its direct path is open; :meth:`_take_chunk` then takes each chunk ahead of it."""
+        exchange = self.exchange
+        if self._seam is not None or not self._relays_events or exchange.pass_through is None:
+            return None
+        if self._write_directly is None:
+            self._write_directly = exchange.write_through
+            exchange.write_through = self._take_chunk
+        return exchange
+
+    @property
+    def sent_bytes(self) -> int:
+        """Includes bytes that were held back, so that they count as progress of the backend."""
+        return self._inner.sent_bytes + len(self._unfinished) + len(self._withheld)
+
+    # --- the reply
+
+    def begin(self, status: int, reason: bytes, fields: bytes, content_length: int | None) -> None:
+        """Open the reply; a continuation must be a stream of events.
+
+        Raises:
+            StreamNotContinued: a continuation is not.
+        """
+        self.status = status
+        self._began_at = self._clock()
+        is_stream = status == 200 and is_event_stream(fields)
+        if self._seam is not None:
+            if not is_stream:
+                raise StreamNotContinued("The backend cannot continue the stream.")
+            return
+        if self.exchange.has_only_comments:
+            self._inner = LateReply(self.exchange)
+        self._relays_events = is_stream and content_length is None
+        self._inner.begin(status, reason, fields, content_length)
+
+    def write_whole(self, status: int, reason: bytes, fields: bytes, body: bytes) -> None:
+        """Relay a reply that came in one piece."""
+        self.begin(status, reason, fields, len(body))
+        if body:
+            self.write(body)
+
+    def flush(self) -> None:
+        """Send the header section."""
+        self._inner.flush()
+
+    def write(self, payload: bytes) -> None:
+        """Relay the events that are now complete."""
+        if not self._relays_events:
+            self._inner.write(payload)
+            return
+        if self._unfinished:
+            payload = self._unfinished + payload
+            self._unfinished = b""
+        if not payload.endswith(_EVENT_ENDS):
+            payload = self._hold_unfinished(payload)
+        if not payload:
+            return
+        if self._seam is None and not self._withheld and b'"error"' not in payload and b'"abort"' not in payload:
+            self._deliver(payload)
+        else:
+            self._deliver_each(payload)
+
+    def end(self) -> None:
+        """End the reply if its answer is complete."""
+        if self._relays_events:
+            self.transcript.read()
+            is_complete = self.transcript.is_done or self.transcript.finish_reason is not None
+            if self._withheld or self._unfinished or not is_complete:
+                self.is_cut = True
+                return
+        self._inner.end()
+
+    # --- after a failure
+
+    @property
+    def has_delivered(self) -> bool:
+        """Whether events were delivered that a continuation could follow."""
+        return self._relays_events and self.exchange.begun
+
+    def resume(self, opening: bytes) -> None:
+        """Continue with the next reply; ``opening``: comments to send ahead of its first event."""
+        self._seconds += self._clock() - self._began_at
+        self.is_cut = False
+        self._unfinished = self._withheld = b""
+        self._seam = Seam(self.transcript, self._seconds)
+        self._opening = opening
+        self.is_at_seam = True
+
+    def close(self) -> None:
+        """Let go of the exchange, whose end has come: both refer to each other."""
+        if self._write_directly is not None:
+            self.exchange.write_through = self._write_directly
+
+    def give_up(self) -> None:
+        """Relay the events that were withheld, because the stream is not resumed. An unfinished event is discarded."""
+        withheld, self._withheld, self._unfinished = self._withheld, b"", b""
+        if withheld and not self.exchange.done:
+            self._inner.write(withheld)
+
+    def end_as_received(self) -> None:
+        """End the stream as its backend did."""
+        self._withheld += self._unfinished
+        self.give_up()
+        self._inner.end()
+
+    def complete(self) -> None:
+        """End an answer of which only the last events are missing: all its tokens were delivered."""
+        if self.transcript.finish_reason is None:
+            self._inner.write(event_of(self._last_event("length")))
+        if not self.transcript.is_done:
+            self._inner.write(DONE)
+        self._inner.end()
+
+    # --- events
+
+    def _take_chunk(self, chunk: bytes) -> None:
+        """Deliver one whole chunk of the direct path, which the exchange has already counted as sent."""
+        if (
+            chunk.endswith(b"\n\n\r\n")
+            and b'"error"' not in chunk
+            and b'"abort"' not in chunk
+            and not self._unfinished
+            and not self._withheld
+        ):
+            self.transcript.take(chunk[chunk.find(b"\n") + 1 : -2])
+            self._write_directly(chunk)  # type: ignore[misc]  # set with this method
+            return
+        self.exchange.sent_bytes -= len(chunk)
+        self.exchange.last_block = b""
+        self.write(chunk[chunk.find(b"\n") + 1 : -2])
+
+    def _hold_unfinished(self, payload: bytes) -> bytes:
+        events, self._unfinished = split_events(payload)
+        if len(self._unfinished) > _MOST_UNFINISHED_BYTES:
+            self._relays_events = False
+            self.transcript.problem = "unknown_events"
+            return payload
+        return b"".join(events)
+
+    def _deliver(self, events: bytes) -> None:
+        self.transcript.take(events)
+        self._inner.write(events)
+
+    def _deliver_each(self, block: bytes) -> None:
+        events, _ = split_events(block)
+        for event in events:
+            if self._withheld or _is_failure(event):
+                self._withheld += event
+                continue
+            try:
+                rewritten = event if self._seam is None else self._seam.rewrite(event)
+            except msgspec.DecodeError as error:
+                raise StreamNotContinued("The backend cannot continue the stream.") from error
+            if rewritten:
+                opening, self._opening = self._opening, b""
+                self.is_at_seam = False
+                if opening:
+                    self._inner.write(opening)
+                self._deliver(rewritten)
+
+    def _last_event(self, finish_reason: str) -> dict[str, object]:
+        choice: dict[str, object] = {"index": 0, "finish_reason": finish_reason}
+        if self.transcript.is_chat:
+            choice["delta"] = {}
+        else:
+            choice["text"] = ""
+        return {**self.transcript.identity, "choices": [choice]}
+
+
+def _is_failure(event: bytes) -> bool:
+    """Whether an engine ends a failed stream with this event. An error below 500 is about the request."""
+    data = data_of(event)
+    if data is None or is_done(data):
+        return False
+    try:
+        found = read_event(data)
+    except msgspec.DecodeError:
+        return False
+    if any(choice.finish_reason == _ABORTED for choice in found.choices or ()):
+        return True
+    return bool(found.error) and not _is_about_request(found.error)
+
+
+def _is_about_request(error: msgspec.Raw) -> bool:
+    members = msgspec.json.decode(error)
+    code = members.get("code") if isinstance(members, dict) else None
+    return isinstance(code, int) and 400 <= code < 500

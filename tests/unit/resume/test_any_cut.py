@@ -1,0 +1,134 @@
+"""Recorded streams of real engines, cut at any byte and continued."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from inference_engine_proxy_server.resume.events import split_events
+from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
+from inference_engine_proxy_server.resume.rules import problem_of
+from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.framing import ChunkedBody
+from inference_engine_proxy_server.wire.request_head import HeadLimits, parse_request_head
+from recorded import recorded
+
+STREAMS = [
+    ("llama-server", "chat-stream-raw"),
+    ("llama-server", "chat-stream-usage-raw"),
+    ("llama-server", "completions-stream-raw"),
+    ("vllm", "chat-stream-raw"),
+    ("vllm", "chat-stream-usage-raw"),
+    ("vllm", "completions-stream-raw"),
+]
+LIMITS = HeadLimits(line_bytes=1000, total_bytes=1000, field_count=10)
+EVENT_STREAM = b"content-type: text/event-stream\r\n"
+
+
+class Client:
+    """The client's side of an exchange: records what it receives."""
+
+    def __init__(self) -> None:
+        self.received = bytearray()
+        self.is_done = False
+        self.clock: Callable[[], float] = map(float, itertools.count(1)).__next__
+
+    def write(self, block: bytes) -> None:
+        self.received += block
+
+    def exchange_done(self, exchange: Exchange) -> None:
+        del exchange
+        self.is_done = True
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(ChunkedBody().feed(bytes(self.received).partition(b"\r\n\r\n")[2]))
+
+
+class Stream:
+    """A resumable stream with its client."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+        head = parse_request_head(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n", LIMITS)
+        exchange = Exchange(self.client, head, b"", "id-1", "1.2.3.4:5")
+        self.sink = ResumableStream(exchange, self.client.clock)
+
+    def relay(self, payload: bytes) -> None:
+        self.sink.begin(200, b" OK", EVENT_STREAM, None)
+        self.sink.write(payload)
+
+
+def whole(engine: str, name: str) -> bytes:
+    return b"".join(ChunkedBody().feed(recorded(engine, name).body))
+
+
+def objects(body: bytes) -> list[dict[str, Any]]:
+    """The JSON objects of whole events; fails on anything that is not a whole event."""
+    events, rest = split_events(body)
+    assert not rest
+    lines = [event.strip() for event in events if not event.startswith(b":")]
+    assert all(line.startswith(b"data: ") for line in lines)
+    return [json.loads(line.removeprefix(b"data: ")) for line in lines if line != b"data: [DONE]"]
+
+
+def text_of(found: list[dict[str, Any]]) -> str:
+    choices = [choice for one in found for choice in one["choices"]]
+    return "".join(one.get("text") or one.get("delta", {}).get("content") or "" for one in choices)
+
+
+def continuation(stream: bytes, delivered: str, *, echoes: bool) -> bytes:
+    """What another engine sends after ``delivered``: the rest of ``stream``, under an identity of its own."""
+    skipped = ""
+    repeated = delivered if echoes else ""
+    events: list[bytes] = []
+    for one in objects(stream):
+        text = text_of([one])
+        if text and skipped != delivered:
+            skipped += text
+            continue
+        if text and repeated:
+            choice = one["choices"][0]
+            choice.update({"text": repeated + text} if "text" in choice else {"delta": {"content": repeated + text}})
+            repeated = ""
+        events.append(b"data: " + json.dumps({**one, "id": "other", "created": 7}).encode() + b"\n\n")
+    return b"".join(events) + b"data: [DONE]\n\n"
+
+
+def cuts_of(stream: bytes) -> list[int]:
+    """About 300 places, with all places around the ends of events."""
+    ends = [at for at in range(len(stream)) if stream[:at].endswith(b"\n\n")]
+    step = max(1, len(stream) // 200)
+    return sorted({*range(0, len(stream), step), *(end + offset for end in ends for offset in (-2, -1, 0, 1))})
+
+
+@pytest.mark.parametrize("echoes", [False, True])
+@pytest.mark.parametrize(("engine", "name"), STREAMS)
+def test_a_stream_cut_at_any_byte_is_continued_or_ends_between_two_events(engine: str, name: str, echoes: bool) -> None:
+    original = whole(engine, name)
+    expected = objects(original)
+    for cut in cuts_of(original):
+        stream = Stream()
+        stream.relay(original[:cut])
+        transcript = stream.sink.transcript
+        transcript.read()
+        delivered = stream.client.body
+        assert original.startswith(delivered)
+        assert text_of(objects(delivered)) == transcript.text
+        if problem_of(transcript) is not None:
+            continue
+        if transcript.finish_reason is not None:
+            stream.sink.complete()
+        else:
+            stream.sink.resume(b"")
+            stream.relay(continuation(original, transcript.text, echoes=echoes))
+            stream.sink.end()
+        found = objects(stream.client.body)
+        assert text_of(found) == text_of(expected)
+        assert {one["id"] for one in found} == {expected[0]["id"] if delivered else "other"}
+        assert stream.client.is_done
+        assert stream.client.body.count(b"data: [DONE]") == 1

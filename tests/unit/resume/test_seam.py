@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from inference_engine_proxy_server.resume.continuation import continued, tokens_left, wants_usage
+from inference_engine_proxy_server.resume.seam import Seam
+from inference_engine_proxy_server.resume.transcript import MOST_TEXT_BYTES, Transcript
+
+IDENTITY = {"id": "first", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+
+
+def event(delta: dict[str, Any] | None = None, finish: str | None = None, **members: Any) -> bytes:
+    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish}]
+    return b"data: " + json.dumps({**IDENTITY, "choices": choices, **members}).encode() + b"\n\n"
+
+
+def transcript_of(*events: bytes) -> Transcript:
+    transcript = Transcript()
+    for one in events:
+        transcript.take(one)
+    transcript.read()
+    return transcript
+
+
+def rewritten(seam: Seam, block: bytes) -> Any:
+    found = seam.rewrite(block)
+    return json.loads(found.removeprefix(b"data: ")) if found else None
+
+
+@pytest.fixture
+def three_words() -> Transcript:
+    return transcript_of(event({"role": "assistant"}), *(event({"content": word}) for word in ("a", " b", " c")))
+
+
+def members(**values: Any) -> dict[str, msgspec.Raw]:
+    return {name: msgspec.Raw(json.dumps(value).encode()) for name, value in values.items()}
+
+
+def test_events_keep_the_identity_of_the_stream(three_words: Transcript) -> None:
+    found = rewritten(Seam(three_words, 1), event({"content": " d"}, id="other", created=9, system_fingerprint="f"))
+    assert found == {
+        **IDENTITY,
+        "choices": [{"index": 0, "delta": {"content": " d"}, "finish_reason": None}],
+        "system_fingerprint": "f",
+    }
+
+
+def test_the_role_and_the_repeated_text_are_removed(three_words: Transcript) -> None:
+    seam = Seam(three_words, 1)
+    assert rewritten(seam, event({"role": "assistant", "content": ""})) is None
+    assert rewritten(seam, event({"content": "a b c d"}))["choices"][0]["delta"] == {"content": " d"}
+    assert rewritten(seam, event({"content": "a b c"}))["choices"][0]["delta"] == {"content": "a b c"}
+
+
+def test_the_usage_is_that_of_one_uninterrupted_answer(three_words: Transcript) -> None:
+    usage = {
+        "prompt_tokens": 13, "completion_tokens": 7, "total_tokens": 20,
+        "prompt_tokens_details": {"cached_tokens": 12},
+    }  # fmt: skip
+    assert rewritten(Seam(three_words, 1), event(usage=usage))["usage"] == {
+        "prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20,
+        "prompt_tokens_details": {"cached_tokens": 10},
+    }  # fmt: skip
+
+
+def test_the_timings_cover_the_whole_answer(three_words: Transcript) -> None:
+    timings = {"cache_n": 12, "prompt_n": 1, "prompt_ms": 5.0, "predicted_n": 7, "predicted_ms": 1000.0}
+    found = rewritten(Seam(three_words, 1.0), event({}, "stop", timings=timings))["timings"]
+    assert (found["cache_n"], found["prompt_n"], found["prompt_ms"]) == (10, 0, 5.0)
+    assert (found["predicted_n"], found["predicted_ms"]) == (10, 2000.0)
+    assert (found["predicted_per_token_ms"], found["predicted_per_second"]) == (200.0, 5.0)
+
+
+@pytest.mark.parametrize("block", [b": ping\n\n", b"data: [DONE]\n\n", b'data: {"other":1}\n\n'])
+def test_what_is_no_event_of_the_answer_is_unchanged(three_words: Transcript, block: bytes) -> None:
+    assert Seam(three_words, 1).rewrite(block) == block
+
+
+def test_a_long_answer_is_read_in_parts_and_given_up_above_the_bound() -> None:
+    transcript = Transcript()
+    word = event({"content": "x" * 1000})
+    for _ in range(MOST_TEXT_BYTES // 1000):
+        transcript.take(word)
+    transcript.read()
+    assert (transcript.problem, len(transcript.text)) == (None, MOST_TEXT_BYTES // 1000 * 1000)
+
+    transcript.take(word)
+    transcript.read()
+    assert (transcript.problem, transcript.text) == ("long_text", "")
+
+
+def test_limits_are_reduced_by_the_delivered_tokens() -> None:
+    asked = members(prompt="p", max_tokens=10, min_tokens=2, n_predict=-1, max_completion_tokens=None)
+    assert tokens_left(asked, 3) == 7
+    assert json.loads(continued(asked, "abc", 3)) == {
+        "prompt": "pabc", "max_tokens": 7, "min_tokens": 0, "n_predict": -1, "max_completion_tokens": None,
+    }  # fmt: skip
+    assert tokens_left(members(prompt="p"), 3) is None
+
+
+def test_an_answer_without_text_starts_anew() -> None:
+    asked = members(messages=[{"role": "user", "content": "hi"}], max_tokens=10)
+    assert json.loads(continued(asked, "", 0)) == {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 10}
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"), [({"include_usage": True}, True), ({"include_usage": False}, False), (None, False)]
+)
+def test_the_usage_is_wanted_if_the_options_say_so(options: object, wanted: bool) -> None:
+    assert wants_usage(members(stream_options=options)) is wanted
+    assert not wants_usage({})
