@@ -11,6 +11,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,9 +75,9 @@ def test_the_meter_notices_additional_work(monkeypatch: pytest.MonkeyPatch, cost
 
     usual = Forwarder.forward
 
-    async def dearer(self: Forwarder, exchange: object) -> None:
+    async def dearer(self: Forwarder, *arguments: Any) -> None:
         sum(number for number in range(20))
-        await usual(self, exchange)  # type: ignore[arg-type]
+        await usual(self, *arguments)
 
     monkeypatch.setattr(Forwarder, "forward", dearer)
     found = measure().request
