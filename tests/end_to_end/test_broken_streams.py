@@ -85,7 +85,7 @@ async def test_openai_sdk_raises_the_error_of_the_last_event(between: Proxy) -> 
 
 
 async def test_openai_sdk_raises_when_an_event_is_cut(inside: Proxy) -> None:
-    """The stream could be resumed, had it another backend. So the cut event is discarded, and the error event follows."""
+    """The stream could be resumed on another backend. So its cut event is discarded, and the error event follows."""
     text, error = await asyncio.to_thread(text_and_error, openai_chat, inside.url)
 
     assert text == TEXT
