@@ -49,12 +49,17 @@ _decode = msgspec.json.Decoder(StreamEvent).decode
 
 def split_events(block: bytes) -> tuple[list[bytes], bytes]:
     """The whole events in ``block``, each with its blank line, and the bytes after the last one."""
+    if b"\r" not in block:
+        *events, rest = block.split(b"\n\n")
+        return [event + b"\n\n" for event in events], rest
     events = _EVENTS.findall(block)
     return events, block[sum(map(len, events)) :]
 
 
 def data_of(event: bytes) -> bytes | None:
     """The data of an event; ``None`` if it has none, such as a comment."""
+    if event.startswith(b"data: ") and (end := event.find(b"\n")) == len(event) - 2:
+        return event[6:end]  # one line, as all known engines write it
     lines = _DATA.findall(event)
     return b"\n".join(lines) if lines else None
 
