@@ -26,7 +26,7 @@ import uvloop
 from engine_faults.fleet import fleet
 from engine_faults.load import Outcome
 from engine_faults.scenarios import SCENARIOS
-from engine_faults.targets import DEFAULT_TARGETS, TARGETS, started
+from engine_faults.targets import TARGETS, started
 from proxies.proxy import Site, free_port
 
 _FULL_LOAD = 900  # requests per second; the maximum is 1000, by 100 clients with answers of 100 ms
@@ -52,8 +52,7 @@ one run of a fresh proxy. Failed: a status other than 200, or an answer that was
 * **G** 30 streams; one engine is killed after 2 s: how its streams end. "broken off": the connection closes within the
   body; "whole": nothing is missing.
 
-inference-proxy runs with METRICS_CACHE_TTL_SECONDS=1 instead of 3 and otherwise defaults: it notices a frozen engine
-sooner, and polls each engine three times as often; inference-proxy-defaults has only defaults.
+inference-proxy has its default settings.
 haproxy-tuned: leastconn, a check every 2 s, fall 2, rise 1, mark-down after 10 errors, which ends its sessions,
 retries on another engine, abortonclose. nginx-nonidem: least_conn, tries another engine after errors and 502-504,
 for POST too. vllm-router, smg: --policy power_of_two, otherwise defaults; smg gets 12 s before the clients start,
@@ -65,7 +64,7 @@ def main() -> None:
         prog="faults.sh", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("scenarios", nargs="?", default="".join(SCENARIOS), help="letters, such as ABD")
-    parser.add_argument("targets", nargs="?", default=",".join(DEFAULT_TARGETS), help="names, separated by commas")
+    parser.add_argument("targets", nargs="?", default=",".join(TARGETS), help="names, separated by commas")
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
     scenarios, targets = list(options.scenarios.upper()), options.targets.split(",")

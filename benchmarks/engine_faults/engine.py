@@ -110,11 +110,12 @@ class Connection(asyncio.Protocol):
         self._close = request_line.endswith(b"http/1.0") or b"connection: close" in fields
         method, path, *_ = request_line.split(b" ")
         if method == b"post" and path.startswith(b"/v1/"):
-            self._begin(b'"stream":true' in body.replace(b" ", b""))
+            self._begin(b'"stream":true' in body.replace(b" ", b""), said=body.count(b" engine"))
         else:
             self._answer(*self._engine.page(path.partition(b"?")[0]))
 
-    def _begin(self, stream: bool) -> None:
+    def _begin(self, stream: bool, said: int) -> None:
+        """Answer a request; ``said``: tokens of the answer that its last message already has, as for vLLM."""
         engine, orders = self._engine, self._engine.orders
         engine.arrivals.append(time.monotonic())
         self._stream = stream
@@ -125,7 +126,7 @@ class Connection(asyncio.Protocol):
         if orders.failing:
             self._timer = self._loop.call_later(_FAST_FAILURE_SECONDS, self._fail)
         elif stream:
-            self._tokens_left = orders.tokens
+            self._tokens_left = orders.tokens - said
             head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
             self._transport.write(head.encode())
             self._timer = self._loop.call_later(orders.token_seconds, self._next_token)

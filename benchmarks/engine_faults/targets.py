@@ -12,7 +12,7 @@ from proxies.commands import OURS, SMG, VLLM_ROUTER, haproxy, nginx, router_argu
 from proxies.process import is_answering, spawned
 from proxies.proxy import Proxy, Site
 
-__all__ = ["DEFAULT_TARGETS", "TARGETS", "Target", "started"]
+__all__ = ["TARGETS", "Target", "started"]
 
 _START_SECONDS = 60.0
 
@@ -34,15 +34,13 @@ class Target:
 
 
 TARGETS = {
-    "inference-proxy": Target(replace(OURS, settings=lambda _: {"METRICS_CACHE_TTL_SECONDS": "1"})),
-    "inference-proxy-defaults": Target(OURS),
+    "inference-proxy": Target(OURS),
     "haproxy-tuned": Target(haproxy("haproxy-faults.cfg")),
     "nginx-nonidem": Target(nginx("nginx-faults.conf")),
     "vllm-router": Target(replace(VLLM_ROUTER, arguments=router_arguments)),
     # It polls loads every 10 s; engines missed by the first poll get no traffic, or all of it, until the next poll.
     "smg": Target(replace(SMG, arguments=lambda site: ["launch", *router_arguments(site)]), settle_seconds=12.0),
 }
-DEFAULT_TARGETS = tuple(name for name in TARGETS if name != "inference-proxy-defaults")
 
 
 @contextlib.asynccontextmanager
