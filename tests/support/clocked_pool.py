@@ -20,7 +20,8 @@ from inference_engine_proxy_server.fleet.health import HealthRules
 from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
-from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
+from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits
+from inference_engine_proxy_server.wire.origin import Origin
 from support.pools import Pool
 
 __all__ = [

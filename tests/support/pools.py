@@ -34,7 +34,8 @@ from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
-from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
+from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits
+from inference_engine_proxy_server.wire.origin import Origin
 from support.fakes.engine import FakeEngine
 from support.fakes.front import Front
 

@@ -24,7 +24,8 @@ from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
-from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
+from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits
+from inference_engine_proxy_server.wire.origin import Origin
 
 __all__ = [
     "build_backend_factory",

@@ -232,7 +232,7 @@ class Forwarder:
 
 def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: Placement) -> Requirements:
     head = request.head
-    if request.model is None and placement.has_policies_by_model:
+    if request.model is None and placement.router.policies.by_model:
         request.model = request.content.model
     policy = placement.policy(request.model)
     if not policy.reads_prompts and not placement.contexts_differ:

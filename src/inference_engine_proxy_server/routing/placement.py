@@ -139,11 +139,6 @@ class Placement(FleetObserver):
             return None
         return LearnedSnapshot.of(self.candidates, self.router.index)
 
-    @property
-    def has_policies_by_model(self) -> bool:
-        """Whether the policy of a request depends on its model."""
-        return bool(self.router.policies.by_model)
-
     def policy(self, model: str | None) -> Policy:
         """The policy for requests that name ``model``."""
         return self.router.policies.policy(model)

@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import re
 import socket
 import ssl
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from inference_engine_proxy_server.errors import BackendUnreachable, CapacityError
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.origin import Origin
 from inference_engine_proxy_server.wire.reply_head import ReplyHead
 from inference_engine_proxy_server.wire.unreachable import reason_unreachable
 
-__all__ = ["Activity", "BackendConnections", "BackendLimits", "Origin"]
+__all__ = ["Activity", "BackendConnections", "BackendLimits"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,44 +63,6 @@ class Activity(NamedTuple):
     waiting_since: float | None = None
     answered_sent_at: float = 0.0
     has_begun: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """A backend's network address and path prefix.
-
-    Attributes:
-        authority: value of the ``Host`` field.
-        prefix: prepended to every request's path; empty, or ``/...`` without a trailing slash.
-    """
-
-    host: str
-    port: int
-    is_tls: bool
-    authority: bytes
-    prefix: bytes
-
-    @classmethod
-    def of(cls, url: str) -> Origin:
-        """The origin of a base URL, which the settings have already validated."""
-        parts = urlsplit(url)
-        is_tls = parts.scheme == "https"
-        authority = re.sub(r"^.*@", "", parts.netloc).encode()
-        port = parts.port or (443 if is_tls else 80)
-        return cls(parts.hostname or "", port, is_tls, authority, parts.path.rstrip("/").encode())
-
-    def locations(self) -> re.Pattern[bytes]:
-        """Finds the origin in ``Location`` and ``Content-Location`` lines, up to the slash after the prefix.
-
-        Group 1 is the line before the value.
-        """
-        default_port = rb"(?::%d)?" % self.port if self.port in (80, 443) else rb""
-        authority = re.escape(self.authority) + (default_port if b":" not in self.authority else b"")
-        prefix = rb"(?:%b(?=[/?#\r]))?" % re.escape(self.prefix) if self.prefix else rb""
-        return re.compile(
-            rb"((?:^|\n)(?:content-)?location:[ \t]*)(?:https?:)?//" + authority + prefix + rb"(?:/(?!/)|(?=[?#\r]))",
-            re.IGNORECASE,
-        )
 
 
 class BackendConnections:

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
-from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
+from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits
 from inference_engine_proxy_server.wire.framing import ChunkedBody
+from inference_engine_proxy_server.wire.origin import Origin
 from inference_engine_proxy_server.wire.reply_sink import ReplySource
 
 __all__ = ["GET", "LIMITS", "Sink", "ask", "connections_to"]

@@ -19,7 +19,8 @@ from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 from inference_engine_proxy_server.processes.worker_fairness import WorkerFairness
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
-from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits, Origin
+from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits
+from inference_engine_proxy_server.wire.origin import Origin
 from support.pools import QUEUE, READY, RULES, Pool
 from support.waiting import eventually
 

@@ -13,8 +13,9 @@ import pytest
 from inference_engine_proxy_server.errors import BackendBroke, BackendUnreachable, CapacityError
 from inference_engine_proxy_server.wire import backend_connections
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
-from inference_engine_proxy_server.wire.backend_connections import BackendConnections, Origin
+from inference_engine_proxy_server.wire.backend_connections import BackendConnections
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.origin import Origin
 from inference_engine_proxy_server.wire.reply_head import ReplyHead, ReplyHeadReader
 from support.fakes.back import GET, LIMITS, Sink, ask, connections_to
 from support.fakes.engine import EngineConnection, FakeEngine, answering, http_reply
