@@ -188,6 +188,7 @@ class ResumableStream(ExchangeSink):
         events, self._unfinished = split_events(payload)
         if len(self._unfinished) > _MOST_UNFINISHED_BYTES:
             self._relays_events = False
+            self._unfinished = b""
             self.transcript.problem = "unknown_events"
             return payload
         return b"".join(events)

@@ -132,3 +132,18 @@ def test_a_stream_cut_at_any_byte_is_continued_or_ends_between_two_events(engine
         assert {one["id"] for one in found} == {expected[0]["id"] if delivered else "other"}
         assert stream.client.is_done
         assert stream.client.body.count(b"data: [DONE]") == 1
+
+
+def test_an_endless_event_is_relayed_as_it_comes_and_not_resumed() -> None:
+    stream = Stream()
+    beginning, rest = b"data: " + b"x" * 100_000, b"y" * 1000 + b"\n\n"
+    stream.relay(beginning)
+    assert stream.client.body == beginning
+    assert not stream.sink.has_delivered
+
+    stream.sink.write(rest)
+    stream.sink.end()
+
+    assert stream.client.body == beginning + rest
+    assert stream.client.is_done
+    assert stream.sink.sent_bytes == len(stream.client.received)
