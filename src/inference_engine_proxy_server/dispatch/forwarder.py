@@ -195,6 +195,7 @@ class Forwarder:
     ) -> bool:
         """Record a failed attempt. Returns whether another attempt may be made."""
         failed[backend] = error
+        request.source = None  # its connection may serve another request by now
         if isinstance(error, EngineLacks):
             request.requirements = beyond(request.requirements, backend)
         if isinstance(error, BackendLacks):

@@ -64,12 +64,15 @@ class ResumingForwarder(FleetObserver):
 
     def _can_be_moved(self, request: ProxiedRequest) -> bool:
         stream = request.sink
-        if stream is None or not stream.has_delivered or stream.is_at_seam:
-            return False
-        stream.transcript.read()
-        if stream.transcript.finish_reason is not None:
+        if stream is None or not stream.has_delivered:
             return False
         excluded = self._excluded(request, {}, _CANNOT_CONTINUE)
+        if stream.is_at_seam:  # the continuation has not delivered anything yet
+            return self._forwarder.has_other(request, excluded)
+        stream.transcript.read()
+        left = tokens_left(stream.members, stream.transcript.text_events)
+        if stream.transcript.finish_reason is not None or (left is not None and left <= 0):
+            return False
         return self._broken_rule(request, stream.transcript, excluded, is_over=False, wants_usage=False) is None
 
     def forward(self, request: ProxiedRequest) -> Coroutine[None, None, None]:
@@ -87,7 +90,7 @@ class ResumingForwarder(FleetObserver):
         if rule is not None:
             await self._forward_unresumed(request, rule)
             return
-        request.sink = stream = ResumableStream(request, self._fleet.clock)
+        request.sink = stream = ResumableStream(request, members, self._fleet.clock)
         try:
             await self._relay(request, stream, members)
         finally:
@@ -148,7 +151,9 @@ class ResumingForwarder(FleetObserver):
         self, request: ProxiedRequest, excluded: Mapping[Backend, BackendError], error: BackendError
     ) -> dict[Backend, BackendError]:
         """The backends that cannot continue the stream: those on which it failed, and those without its model."""
-        grown: dict[Backend, BackendError] = dict.fromkeys(excluded, _CANNOT_CONTINUE)
+        # A backend that lost the stream to a drain has not failed.
+        failed = [one for one, reason in excluded.items() if not isinstance(reason, RequestMoved)]
+        grown: dict[Backend, BackendError] = dict.fromkeys(failed, _CANNOT_CONTINUE)
         broken = next((one for one in self._fleet.backends if one.url == request.backend), None)
         if broken is None:  # it has left the fleet
             return dict.fromkeys(self._fleet.backends, _CANNOT_CONTINUE)

@@ -20,6 +20,7 @@ _LOOK_SECONDS = 0.25
 _STILL_SECONDS = 0.75  # without a byte from any request; slow engines need longer for a token, and answer the probe
 _PROBE_SECONDS = 1.5  # for the answer; together at most 2.5 s, so that clients of a frozen engine wait less than 3 s
 _PROBE_BYTES = 64 * 1024
+_OWN_DELAY_SECONDS = 0.25  # the probe ends later than this only if the event loop of the proxy is late
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +59,11 @@ class StandstillWatch:
 
     async def _probe(self, backend: Backend) -> None:
         inquiry = Inquiry(backend.connections, _PROBE_BYTES)
+        late_at = self._fleet.clock() + _PROBE_SECONDS + _OWN_DELAY_SECONDS
         try:
             await inquiry.fetch("/health", credentials=backend.credentials or b"", timeout_seconds=_PROBE_SECONDS)
         except TimeoutError:
-            if self._stands_still(backend):
+            if self._fleet.clock() < late_at and self._stands_still(backend):
                 self._fleet.report_standstill(backend)
         except (BackendError, CapacityError) as error:
             logger.debug("backend %s was not probed: %r", backend.url, error)

@@ -7,10 +7,23 @@ from collections.abc import Mapping
 
 import msgspec
 
-__all__ = ["ABSENT", "DONE", "Choice", "StreamEvent", "data_of", "event_of", "is_done", "read_event", "split_events"]
+__all__ = [
+    "ABSENT",
+    "DONE",
+    "MALFORMED",
+    "Choice",
+    "StreamEvent",
+    "data_of",
+    "event_of",
+    "is_done",
+    "read_event",
+    "split_events",
+]
 
 ABSENT = msgspec.Raw()
 DONE = b"data: [DONE]\n\n"
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError)
+"""Raised for data that is no event of a completion."""
 
 _EVENTS = re.compile(rb".*?(?:\n\n|\r\n\r\n|\r\r)", re.DOTALL)
 _DATA = re.compile(rb"(?:^|[\r\n])data:[ ]?([^\r\n]*)")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from inference_engine_proxy_server.errors import StreamNotContinued
-from inference_engine_proxy_server.resume.events import DONE, data_of, event_of, is_done, read_event, split_events
+from inference_engine_proxy_server.resume.events import (
+    DONE,
+    MALFORMED,
+    data_of,
+    event_of,
+    is_done,
+    read_event,
+    split_events,
+)
 from inference_engine_proxy_server.resume.seam import Seam
 from inference_engine_proxy_server.resume.transcript import Transcript
 from inference_engine_proxy_server.wire.exchange import Exchange
@@ -31,14 +39,16 @@ class ResumableStream(ExchangeSink):
     them.
 
     Attributes:
+        members: of the request's body.
         transcript: what was delivered.
         is_cut: the latest backend ended its stream before the answer was complete.
     """
 
     chunks = None  # events are written, and chunks that are events take the direct path
 
-    def __init__(self, exchange: Exchange, clock: Callable[[], float]) -> None:
+    def __init__(self, exchange: Exchange, members: Mapping[str, msgspec.Raw], clock: Callable[[], float]) -> None:
         super().__init__(exchange)
+        self.members = members
         self._clock = clock
         self._began_at = 0.0  # the latest reply
         self._seconds = 0.0  # for which earlier backends generated
@@ -56,7 +66,9 @@ class ResumableStream(ExchangeSink):
     def pass_through(self) -> PassThrough | None:  # type: ignore[override]
         """The exchange, once its direct path is open; :meth:`_take_chunk` then takes each chunk ahead of it."""
         exchange = self.exchange
-        if self._seam is not None or not self._relays_events or exchange.pass_through is None:
+        if self._seam is not None or not self._relays_events or self._inner is not exchange:
+            return None
+        if exchange.pass_through is None:
             return None
         if self._write_directly is None:
             self._write_directly = exchange.write_through
@@ -78,8 +90,11 @@ class ResumableStream(ExchangeSink):
         """
         self.status = status
         self._began_at = self._clock()
+        self.is_cut = False
+        self._unfinished = self._withheld = b""  # of an attempt that delivered nothing
         is_stream = status == 200 and is_event_stream(fields)
         if self._seam is not None:
+            self._seam = Seam(self.transcript, self._seconds)
             if not is_stream:
                 raise StreamNotContinued("The backend cannot continue the stream.")
             return
@@ -108,7 +123,10 @@ class ResumableStream(ExchangeSink):
             self._unfinished = b""
         if not payload.endswith(_EVENT_ENDS):
             payload = self._hold_unfinished(payload)
-        if not payload:
+        if not self._relays_events:
+            self.give_up()
+            self._inner.write(payload)
+        if not payload or not self._relays_events:
             return
         if self._seam is None and not self._withheld and b'"error"' not in payload and b'"abort"' not in payload:
             self._deliver(payload)
@@ -119,7 +137,9 @@ class ResumableStream(ExchangeSink):
         """End the reply if its answer is complete."""
         if self._relays_events:
             self.transcript.read()
-            is_complete = self.transcript.is_done or self.transcript.finish_reason is not None
+            transcript = self.transcript
+            # A stream that cannot be resumed ends as its engine ends it.
+            is_complete = transcript.is_done or transcript.finish_reason is not None or transcript.problem is not None
             if self._withheld or self._unfinished or not is_complete:
                 self.is_cut = True
                 return
@@ -134,10 +154,10 @@ class ResumableStream(ExchangeSink):
 
     def resume(self, opening: bytes) -> None:
         """Continue with the next reply; ``opening``: comments to send ahead of its first event."""
+        self.transcript.read()
         self._seconds += self._clock() - self._began_at
-        self.is_cut = False
-        self._unfinished = self._withheld = b""
         self._seam = Seam(self.transcript, self._seconds)
+        self.exchange.source = None  # the connection may serve another request by now
         self._opening = opening
         self.is_at_seam = True
 
@@ -187,6 +207,8 @@ class ResumableStream(ExchangeSink):
     def _hold_unfinished(self, payload: bytes) -> bytes:
         events, self._unfinished = split_events(payload)
         if len(self._unfinished) > _MOST_UNFINISHED_BYTES:
+            if self._seam is not None:
+                raise StreamNotContinued("The backend cannot continue the stream.")
             self._relays_events = False
             self._unfinished = b""
             self.transcript.problem = "unknown_events"
@@ -205,7 +227,7 @@ class ResumableStream(ExchangeSink):
                 continue
             try:
                 rewritten = event if self._seam is None else self._seam.rewrite(event)
-            except msgspec.DecodeError as error:
+            except MALFORMED as error:
                 raise StreamNotContinued("The backend cannot continue the stream.") from error
             if rewritten:
                 opening, self._opening = self._opening, b""
@@ -230,11 +252,11 @@ def _is_failure(event: bytes) -> bool:
         return False
     try:
         found = read_event(data)
-    except msgspec.DecodeError:
+    except MALFORMED:
         return False
     if any(choice.finish_reason == _ABORTED for choice in found.choices or ()):
         return True
-    return bool(found.error) and not _is_about_request(found.error)
+    return bytes(found.error) not in (b"", b"null") and not _is_about_request(found.error)
 
 
 def _is_about_request(error: msgspec.Raw) -> bool:

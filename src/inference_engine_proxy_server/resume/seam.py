@@ -67,9 +67,7 @@ class Seam:
         rewritten: dict[str, object] = dict(choice)
         has_news = bytes(choice.get("finish_reason", _NULL)) != b"null"
         if "text" in choice:
-            text = self._without_echo(_text(choice["text"]))
-            rewritten["text"] = text or ""
-            return rewritten if has_news or text else None
+            return rewritten if has_news or _text(choice["text"]) else None  # no engine repeats the prompt here
         delta: dict[str, object] = dict(_members(choice["delta"])) if "delta" in choice else {}
         if self._drops_role:
             delta.pop("role", None)

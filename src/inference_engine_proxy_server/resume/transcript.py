@@ -6,6 +6,7 @@ import msgspec
 
 from inference_engine_proxy_server.resume.events import (
     ABSENT,
+    MALFORMED,
     Choice,
     StreamEvent,
     data_of,
@@ -93,7 +94,7 @@ class Transcript:
                 continue
             try:
                 self._read(read_event(data))
-            except msgspec.DecodeError:
+            except MALFORMED:
                 self.problem = "unknown_events"
         if self._text_bytes > MOST_TEXT_BYTES:
             self.problem = "long_text"

@@ -56,7 +56,7 @@ class Stream:
         self.client = Client()
         head = parse_request_head(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n", LIMITS)
         exchange = Exchange(self.client, head, b"", "id-1", "1.2.3.4:5")
-        self.sink = ResumableStream(exchange, self.client.clock)
+        self.sink = ResumableStream(exchange, {}, self.client.clock)
 
     def relay(self, payload: bytes) -> None:
         self.sink.begin(200, b" OK", EVENT_STREAM, None)
@@ -106,8 +106,10 @@ def cuts_of(stream: bytes) -> list[int]:
     return sorted({*range(0, len(stream), step), *(end + offset for end in ends for offset in (-2, -1, 0, 1))})
 
 
-@pytest.mark.parametrize("echoes", [False, True])
-@pytest.mark.parametrize(("engine", "name"), STREAMS)
+@pytest.mark.parametrize(
+    ("engine", "name", "echoes"),
+    [(*stream, False) for stream in STREAMS] + [(*stream, True) for stream in STREAMS if "chat" in stream[1]],
+)
 def test_a_stream_cut_at_any_byte_is_continued_or_ends_between_two_events(engine: str, name: str, echoes: bool) -> None:
     original = whole(engine, name)
     expected = objects(original)
@@ -147,3 +149,51 @@ def test_an_endless_event_is_relayed_as_it_comes_and_not_resumed() -> None:
     assert stream.client.body == beginning + rest
     assert stream.client.is_done
     assert stream.sink.sent_bytes == len(stream.client.received)
+
+
+def event(delta: dict[str, Any], **members: Any) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": None}
+    head = {"id": "first", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    return b"data: " + json.dumps({**head, "choices": [choice], **members}).encode() + b"\n\n"
+
+
+def test_nothing_of_an_attempt_that_delivered_nothing_reaches_the_client() -> None:
+    stream = Stream()
+    stream.relay(event({"content": "lost"})[:40])
+    stream.relay(b'data: {"error": {"code": 500}}\n\n')
+    stream.relay(event({"content": "a"}) + b"data: [DONE]\n\n")
+    stream.sink.end()
+    assert stream.client.body == event({"content": "a"}) + b"data: [DONE]\n\n"
+
+
+def test_a_repeated_text_is_removed_again_after_a_continuation_that_delivered_nothing() -> None:
+    stream = Stream()
+    stream.relay(event({"content": "a"}) + event({"content": " b"}))
+    stream.sink.resume(b"")
+    stream.relay(event({"content": "a b"}))
+    stream.relay(event({"content": "a b"}) + event({"content": " c"}))
+    assert text_of(objects(stream.client.body)) == "a b c"
+
+
+def test_a_long_stream_that_cannot_be_resumed_ends_as_its_engine_ends_it() -> None:
+    stream = Stream()
+    events = [event({"reasoning_content": "hm"})] * 200
+    stream.relay(b"".join(events))
+    stream.sink.write(b"data: [DONE]\n\n")
+    stream.sink.end()
+    assert (stream.sink.is_cut, stream.client.is_done) == (False, True)
+    assert stream.client.body == b"".join(events) + b"data: [DONE]\n\n"
+
+
+def test_an_absent_error_is_no_failure() -> None:
+    stream = Stream()
+    stream.relay(event({"content": "a"}, error=None))
+    assert stream.client.body == event({"content": "a"}, error=None)
+
+
+def test_a_connection_that_lost_a_stream_is_no_longer_its_source() -> None:
+    stream = Stream()
+    stream.sink.source = stream  # type: ignore[assignment]  # stands for a connection
+    stream.relay(event({"content": "a"}) + event({"content": " b"}))
+    stream.sink.resume(b"")
+    assert stream.sink.source is None

@@ -56,6 +56,12 @@ def test_the_role_and_the_repeated_text_are_removed(three_words: Transcript) -> 
     assert rewritten(seam, event({"content": "a b c"}))["choices"][0]["delta"] == {"content": "a b c"}
 
 
+def test_a_completion_may_repeat_a_word() -> None:
+    said = {"index": 0, "text": "ha", "finish_reason": None}
+    block = b"data: " + json.dumps({"id": "x", "object": "text_completion", "choices": [said]}).encode() + b"\n\n"
+    assert rewritten(Seam(transcript_of(block), 1), block)["choices"] == [said]
+
+
 def test_the_usage_is_that_of_one_uninterrupted_answer(three_words: Transcript) -> None:
     usage = {
         "prompt_tokens": 13, "completion_tokens": 7, "total_tokens": 20,
