@@ -15,6 +15,8 @@ _SERVING = frozenset({"500", "slow", "no metrics"})
 """Faults that leave a backend in use: it may be suspect, but serves as a last resort."""
 
 _OWN_STATUS = {"500": 500, "503": 503, "429": 429}
+_DECLINING = frozenset(_OWN_STATUS)
+"""Faults by which a backend declines requests, which then go to another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,9 @@ def _judge_proxys_own(result: Result, kinds: dict[str, set[str]]) -> Verdict:
         why = (
             "backends failed it one after the other" if may_repeat else "backend failed it, and it may not be repeated"
         )
-        return Verdict(len(breaking) >= enough, f"{shown}: {enough} {why}")
+        # A backend that declined the request counts as well: the request goes to two backends at most.
+        failing = {*breaking, *(url for url, suffered in kinds.items() if suffered & _DECLINING)}
+        return Verdict(bool(breaking) and len(failing) >= enough, f"{shown}: {enough} {why}")
     if code == "invalid_backend_reply":
         return Verdict("malformed" in some, f"{shown}: such a reply is not asked for again")
     if code == "backend_timeout":
