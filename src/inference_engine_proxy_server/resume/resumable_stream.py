@@ -126,7 +126,8 @@ class ResumableStream(ExchangeSink):
         if not self._relays_events:
             self.give_up()
             self._inner.write(payload)
-        if not payload or not self._relays_events:
+            return
+        if not payload:
             return
         if self._seam is None and not self._withheld and b'"error"' not in payload and b'"abort"' not in payload:
             self._deliver(payload)

@@ -122,7 +122,7 @@ STREAM_RULES: Mapping[str, str] = {
     "unknown_events": "The stream has events that the proxy does not understand.",
     "long_text": "The answer is longer than the proxy keeps.",
     "cut_character": "The text ends inside a character.",
-    "one_event": "An engine that repeats the first word cannot be told from one that continues with the same word.",
+    "one_event": "Some engines begin by repeating the delivered text; a single word may also be a real repetition.",
     "no_usage": "The answer is complete, but the usage that the client asked for is lost.",
     "resumes": "The stream was already resumed twice.",
     "not_continued": "The other backends failed before they continued the stream, or could not continue it.",
