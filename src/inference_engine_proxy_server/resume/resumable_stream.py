@@ -232,10 +232,12 @@ class ResumableStream(ExchangeSink):
                 raise StreamNotContinued("The backend cannot continue the stream.") from error
             if rewritten:
                 opening, self._opening = self._opening, b""
-                self.is_at_seam = False
                 if opening:
                     self._inner.write(opening)
                 self._deliver(rewritten)
+                if self.is_at_seam:
+                    self.is_at_seam = False
+                    self.exchange.pause_new_source()
 
     def _last_event(self, finish_reason: str) -> dict[str, object]:
         choice: dict[str, object] = {"index": 0, "finish_reason": finish_reason}

@@ -204,6 +204,11 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         else:
             self._await_next_request()
 
+    @property
+    def is_behind(self) -> bool:
+        """See :class:`ClientSide`."""
+        return self._pace.is_behind
+
     def pause_writing(self) -> None:
         """The client reads slower than the reply arrives: pause the source and watch the client's progress."""
         self._watch_pace()

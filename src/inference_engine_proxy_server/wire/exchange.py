@@ -26,6 +26,10 @@ class ClientSide(Protocol):
 
     clock: Callable[[], float]
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the client has yet to read much of what was sent."""
+
     def write(self, block: bytes) -> None:
         """Send ``block`` to the client."""
 
@@ -121,6 +125,11 @@ class Exchange:
         if self._observers is None:
             self._observers = ReplyObservers(self)
         return self._observers
+
+    def pause_new_source(self) -> None:
+        """Pause a source that has replaced a paused one: the connection only reports when the client falls behind."""
+        if self.source is not None and self._connection.is_behind:
+            self.source.pause_reading()
 
     # --- the reply
 
