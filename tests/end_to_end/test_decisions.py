@@ -21,7 +21,7 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
 EXPLAIN = {"x-proxy-explain": "1"}
 TERMS = {
     "least_requests": {"load", "cost", "rank"},
-    "expected_time": {"held_tokens", "place", "before", "own", "crowd", "memory", "home", "cost"},
+    "expected_time": {"held_tokens", "place", "before", "own", "crowd", "memory", "home", "tier", "cost"},
     "power_of_two": {"load"},
     "round_robin": {"idle_seconds"},
     "rendezvous": {"weight"},

@@ -99,6 +99,37 @@ def alternates(backends: list[str]) -> bool:
     return len(set(backends)) == 2 and backends == backends[:2] * 3
 
 
+async def test_a_changed_tier_applies_at_once(
+    start_proxy: StartProxy, two_servers: list[LlamaServer], tmp_path: Path
+) -> None:
+    file = tmp_path / "fleet.yaml"
+    first, second = two_servers
+    tiers = "backends: [{{url: {0.url}, tier: {1}}}, {{url: {2.url}, tier: {3}}}]\n"
+    file.write_text(tiers.format(first, 1, second, 2))
+    proxy = start_proxy(BACKENDS="", CONFIG_FILE=str(file))
+    assert await backends_of(proxy, "any") == [first.url] * 6
+
+    file.write_text(tiers.format(first, 3, second, 2))
+    await eventually(lambda: proxy.events.count("the fleet is now") == 1)
+    assert await backends_of(proxy, "any") == [second.url] * 6
+
+
+async def test_a_spare_backend_serves_while_the_first_tier_is_down(
+    start_proxy: StartProxy, two_servers: list[LlamaServer], tmp_path: Path
+) -> None:
+    file = tmp_path / "fleet.yaml"
+    big, spare = two_servers
+    file.write_text(
+        f"backends: [{{url: {big.url}, models: [big]}},"
+        f" {{url: {spare.url}, models: [small], tier: 2, takes_any_model: true}}]\n"
+    )
+    proxy = start_proxy(BACKENDS="", CONFIG_FILE=str(file))
+    assert await backends_of(proxy, "big") == [big.url] * 6
+    big.kill()
+    assert await backends_of(proxy, "big") == [spare.url] * 6
+    assert await backends_of(proxy, "small") == [spare.url] * 6
+
+
 async def test_sighup_reloads_the_settings_at_once(start_proxy: StartProxy, shared_server: LlamaServer) -> None:
     proxy = start_proxy(shared_server)
 

@@ -40,6 +40,7 @@ def build_placement(configuration: Configuration, fleet: Fleet, process: Process
         is_shared=process.is_worker,
         records_decisions=settings.explain_header or settings.admin_key is not None,
         default_model=settings.default_model,
+        tier_penalty_seconds=settings.tier_penalty_seconds,
         retry_after_seconds=max(1, math.ceil(settings.metrics_cache_ttl_seconds)),
     )
 

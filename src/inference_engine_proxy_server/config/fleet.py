@@ -21,6 +21,8 @@ class BackendConfig:
         name: shown to people; unique in the fleet.
         engine: a provider in the engine registry; ``None`` to detect the engine.
         weight: relative share of requests among equally loaded backends.
+        tier: backends of a higher tier get what those of lower tiers have no room for.
+        takes_any_model: whether it serves every name, even one that other backends list.
         api_key: sent to the backend as the API key.
         models: model names it serves, in place of the names it reports.
         accepts_unlisted_models: whether it serves names that it does not list.
@@ -33,6 +35,8 @@ class BackendConfig:
     name: str
     engine: str | None = None
     weight: float = 1
+    tier: int = 1
+    takes_any_model: bool = False
     api_key: SecretStr | None = None
     models: tuple[str, ...] | None = None
     accepts_unlisted_models: bool | None = None

@@ -82,6 +82,8 @@ class BackendEntry(_Entry):
     """Name of its engine, such as llamacpp or vllm; detected by default."""
     weight: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Relative share of requests among equally loaded backends; by default 1."""
+    tier: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Its tier, by default 1; higher tiers get the requests that lower ones have no room for."""
     api_key: Secret | None = None
     """API key to send to it, instead of BACKEND_API_KEY."""
     api_key_env: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
@@ -90,12 +92,20 @@ class BackendEntry(_Entry):
     """Names of the models that it serves, in place of the names it reports."""
     accepts_unlisted_models: bool | None = None
     """Whether it serves names that it does not list, as vLLM with a LoRA resolver does."""
+    takes_any_model: bool | None = None
+    """Whether it also serves names that other backends list, with whatever model it has."""
     capacity: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Requests that it processes at a time."""
     max_requests_processing: _Threshold | None = None
     """Reported requests in process above which it is busy and gets no new ones."""
     max_requests_waiting: _Threshold | None = None
     """Reported waiting requests above which it is busy and gets no new ones."""
+
+    @model_validator(mode="after")
+    def _states_its_models_once(self) -> BackendEntry:
+        if self.takes_any_model and self.accepts_unlisted_models is False:
+            raise ValueError("takes_any_model: true contradicts accepts_unlisted_models: false")
+        return self
 
     @model_validator(mode="after")
     def _has_one_key(self) -> BackendEntry:
@@ -117,6 +127,8 @@ class BackendEntry(_Entry):
             name=self.name or name_of(self.url),
             engine=self.engine,
             weight=1 if self.weight is None else self.weight,
+            tier=self.tier or 1,
+            takes_any_model=self.takes_any_model or False,
             api_key=key,
             models=None if self.models is None else tuple(dict.fromkeys(self.models)),
             accepts_unlisted_models=self.accepts_unlisted_models,

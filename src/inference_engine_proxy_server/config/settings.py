@@ -100,6 +100,8 @@ class Settings(BaseModel):
 
     balancing_policy: BalancingPolicy = "least_requests"
     """How a backend is picked: fewest requests, soonest first token, better of two, in turn, or by hash."""
+    tier_penalty_seconds: _SecondsOrZero = 10
+    """Under expected_time, seconds that a request waits rather than go to the next tier of backends."""
     default_model: str | None = None
     """Model of requests that name none, if backends serve different models; default: the first listed model."""
     prefix_index_bytes: Annotated[int, Field(ge=2**16, le=2**40)] = 67_108_864

@@ -124,6 +124,7 @@ def _described(backend: BackendSnapshot, siblings: SiblingAnswers) -> dict[str, 
         "load": backend.load,
         "limit": None if backend.limit == math.inf else backend.limit,
         "weight": backend.weight,
+        "tier": backend.tier,
         "share": backend.share,
     }
 

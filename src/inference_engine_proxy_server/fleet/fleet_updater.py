@@ -96,5 +96,10 @@ class FleetUpdater:
     def _reconfigure(self, backend: Backend, config: BackendConfig) -> None:
         before = backend.config
         backend.configure(config)
-        if replace(before, name="", weight=1) != replace(config, name="", weight=1):
+        if _polled(before) != _polled(config):
             self._on_reconfigured(backend)
+
+
+def _polled(config: BackendConfig) -> BackendConfig:
+    """``config`` without what only routing reads, so that a backend need not be polled again when it changes."""
+    return replace(config, name="", weight=1, tier=1, takes_any_model=False)

@@ -34,7 +34,7 @@ class BackendSnapshot:
         limit: the load at which it is full; infinite when unknown.
         slots: how many requests it works on at once; infinite when unknown.
         is_silent: it did not answer the latest poll.
-        weight: its configured weight.
+        weight, tier: as configured.
         share: the fraction of its usual share of requests that it gets now, up to 1.
         serving: its models.
         models_known: its models are from a report or from the configuration.
@@ -58,6 +58,7 @@ class BackendSnapshot:
     slots: float
     is_silent: bool
     weight: float
+    tier: int
     share: float
     serving: Serving
     models_known: bool
@@ -85,6 +86,7 @@ class BackendSnapshot:
             slots=load.slots,
             is_silent=health.is_silent,
             weight=backend.config.weight,
+            tier=backend.config.tier,
             share=health.share(now),
             serving=backend.serving,
             models_known=backend.models_known,

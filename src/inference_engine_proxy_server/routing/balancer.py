@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-__all__ = ["COLD", "LAST_CHOICE", "choose"]
+__all__ = ["COLD", "LAST_CHOICE", "TIER", "choose"]
 
 LAST_CHOICE = 1e9
 """Added to the rank of a backend with doubtful health or an old report, so that all others go first."""
 
 COLD = 4 * LAST_CHOICE
 """Added to the rank of a backend for each step by which its model is not awake, so that awake backends go first."""
+
+TIER = 16 * COLD
+"""Added to the rank of a backend for each tier above the first: more than all that one tier can differ by."""
 
 _TRIES = range(3)
 _MANY = 16  # number of ranks above which a scan costs more than a few failed draws
@@ -25,8 +28,8 @@ def choose(
     This runs for every request, in fleets of any size. If costs are equal, all loops over the ranks run in C.
 
     Args:
-        ranks: weighted load of each backend, 0 or more, plus ``LAST_CHOICE`` and ``COLD`` where they apply;
-            at least one.
+        ranks: weighted load of each backend, 0 or more, plus ``LAST_CHOICE``, ``COLD`` and ``TIER`` where they
+            apply; at least one.
         costs: weight of one request on each backend, the inverse of the backend's share; ``None`` if all are equal.
         draw: returns a random number from 0 to below 1.
     """

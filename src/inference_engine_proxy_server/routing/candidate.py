@@ -8,7 +8,7 @@ from typing import Protocol
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.conversation import key_of
-from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
+from inference_engine_proxy_server.routing.balancer import LAST_CHOICE, TIER
 from inference_engine_proxy_server.routing.expected_time.pending_work import PendingWork
 
 __all__ = ["Candidate"]
@@ -27,6 +27,7 @@ class Candidate:
     Args:
         backend: the backend.
         number: its number in the prefix index.
+        tier_penalty_seconds: see :attr:`tier_seconds`.
 
     Attributes:
         load: the backend's requests.
@@ -35,15 +36,19 @@ class Candidate:
         cost: weight of one request: 1 for a backend of weight 1 in good health, more for a smaller share.
     """
 
-    __slots__ = ("_handicap", "_positions", "_tables", "backend", "cost", "load", "number", "url_key", "work")
+    __slots__ = (
+        "_handicap", "_positions", "_tables", "_tier_penalty_seconds", "backend", "cost", "load", "number", "url_key",
+        "work",
+    )  # fmt: skip
 
-    def __init__(self, backend: Backend, number: int) -> None:
+    def __init__(self, backend: Backend, number: int, tier_penalty_seconds: float = 0.0) -> None:
         self.backend = backend
         self.load = backend.load
         self.number = number
         self.url_key = key_of(backend.url.encode())
         self.work = PendingWork()
         self.cost = 1.0
+        self._tier_penalty_seconds = tier_penalty_seconds
         self._handicap = math.inf  # added to the rank by load; infinite while the backend is out of rotation
         self._tables: list[tuple[_RankTable, int]] = []
         self._positions: list[tuple[list[float], int, float]] = []  # ranks of these tables, and what they contain more
@@ -61,9 +66,14 @@ class Candidate:
         """Whether the backend is not full."""
         return self.load.total < self.load.limit
 
+    @property
+    def tier_seconds(self) -> float:
+        """How much longer a request waits for a backend of the first tier, if its policy knows expected times."""
+        return (self.backend.config.tier - 1) * self._tier_penalty_seconds
+
     def rank(self) -> float:
         """The rank by load, whether or not the backend is full or in rotation: the lowest goes first."""
-        return self.load.total * self.cost + (LAST_CHOICE if self.backend.is_last_choice else 0.0)
+        return self.load.total * self.cost + self._usual_handicap()
 
     def review(self, now: float) -> None:
         """Update cost and rank from the backend's state; ``now`` is a reading of the clock."""
@@ -75,9 +85,11 @@ class Candidate:
 
     def review_rotation(self) -> None:
         """Update the rank after the backend entered or left the rotation."""
-        backend = self.backend
-        self._handicap = math.inf if not backend.takes_requests else LAST_CHOICE if backend.is_last_choice else 0.0
+        self._handicap = self._usual_handicap() if self.backend.takes_requests else math.inf
         self.rerank()
+
+    def _usual_handicap(self) -> float:
+        return (self.backend.config.tier - 1) * TIER + (LAST_CHOICE if self.backend.is_last_choice else 0.0)
 
     def rerank(self) -> None:
         """Update the rank in all rank tables; called whenever a lease begins or ends."""

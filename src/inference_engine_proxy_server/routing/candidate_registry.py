@@ -22,6 +22,7 @@ class CandidateRegistry:
     Args:
         clock: a monotonic clock, in seconds.
         default_model: the model of requests that name none, if backends differ; ``None`` to choose one.
+        tier_penalty_seconds: see :attr:`~.candidate.Candidate.tier_seconds`.
 
     Attributes:
         sets: the live backends that serve a model, for each model that requests have named.
@@ -30,12 +31,15 @@ class CandidateRegistry:
         contexts_differ: whether live backends serve the same model with contexts of different lengths.
     """
 
-    def __init__(self, clock: Callable[[], float], default_model: str | None = None) -> None:
+    def __init__(
+        self, clock: Callable[[], float], default_model: str | None = None, tier_penalty_seconds: float = 0.0
+    ) -> None:
         self.sets: dict[str | None, CandidateSet] = {}
         self.candidates: tuple[Candidate, ...] = ()
         self.contexts_differ = False
         self.models_differ = False
         self._default_model = default_model
+        self._tier_penalty_seconds = tier_penalty_seconds
         self._all: CandidateSet | None = None  # candidates of every model
         self._unnamed: CandidateSet | None = None  # for requests without a model
         self._clock = clock
@@ -54,12 +58,13 @@ class CandidateRegistry:
         for backend in backends:
             self._candidates[backend] = known.get(backend) or self.new_candidate(backend)
         self.candidates = tuple(self._candidates.values())
+        for candidate in self.candidates:  # weights and tiers may have changed
+            candidate.review(self._clock())
         self.learn_names()
 
     def new_candidate(self, backend: Backend) -> Candidate:
         """A candidate for ``backend`` with a unique number."""
-        candidate = Candidate(backend, self._numbers)
-        candidate.review(self._clock())
+        candidate = Candidate(backend, self._numbers, self._tier_penalty_seconds)
         self._numbers += 1
         return candidate
 
@@ -81,19 +86,19 @@ class CandidateRegistry:
         A name that backends list goes only to them, even while they are down. While the models of some backends are
         unknown, any other name goes to these. If all are known, other names go to backends that the configuration marks
         for them, or else to all that accept any name or are not known to be strict. A name that was listed once never
-        goes there, because another model would answer.
+        goes there, because another model would answer. Backends that take any model take all names.
         """
         if model is None:
             model = self.model_of_unnamed()
             if model is None:
                 return self.candidates
         if listing := [one for one in self.candidates if model in one.backend.serving.model_ids]:
-            return listing
+            return [one for one in self.candidates if one in listing or one.config.takes_any_model]
         if unknown := [one for one in self.candidates if not one.backend.models_known]:
-            return unknown
+            return [one for one in self.candidates if one in unknown or one.config.takes_any_model]
         if model in self._served_names:
-            return ()
-        marked = [one for one in self.candidates if one.backend.config.accepts_unlisted_models]
+            return [one for one in self.candidates if one.config.takes_any_model]
+        marked = [one for one in self.candidates if one.config.accepts_unlisted_models or one.config.takes_any_model]
         return marked or [one for one in self.candidates if one.backend.serving.model_names is not ModelNames.STRICT]
 
     def model_of_unnamed(self) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
+from inference_engine_proxy_server.routing.balancer import LAST_CHOICE, TIER
 from inference_engine_proxy_server.routing.candidate import Candidate
 
 __all__ = ["CandidateSet"]
@@ -63,12 +63,15 @@ class CandidateSet:
         """The candidates that take a request now."""
         return [one for one, rank in zip(self.candidates, self.ranks, strict=True) if rank < math.inf]
 
-    def preferred(self) -> list[Candidate]:
-        """The candidates that take a request now; last choices and cold ones only if there are no others."""
-        best = (
-            min(self.ranks, default=math.inf) // LAST_CHOICE
-        )  # NaN, which equals nothing, when all ranks are infinite
-        return [one for one, rank in zip(self.candidates, self.ranks, strict=True) if rank // LAST_CHOICE == best]
+    def preferred(self, *, of_all_tiers: bool = False) -> list[Candidate]:
+        """The candidates that take a request now; last choices and cold ones only if there are no others.
+
+        Args:
+            of_all_tiers: do not prefer lower tiers.
+        """
+        ranks = [rank % TIER for rank in self.ranks] if of_all_tiers else self.ranks  # NaN for an infinite rank
+        best = min((rank for rank in ranks if rank < math.inf), default=math.inf) // LAST_CHOICE
+        return [one for one, rank in zip(self.candidates, ranks, strict=True) if rank // LAST_CHOICE == best]
 
     def slightly_full(self, requests: float) -> list[Candidate]:
         """The awake candidates in rotation, except last choices, that exceed their limit by less than ``requests``."""

@@ -41,6 +41,10 @@ class CandidateView(Protocol):
     def cost(self) -> float:
         """The weight of one request there."""
 
+    @property
+    def tier_seconds(self) -> float:
+        """How much longer a request waits for a backend of the first tier than for this one."""
+
 
 class PromptView(NamedTuple):
     """The part of a request that a scoring function reads.

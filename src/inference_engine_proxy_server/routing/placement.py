@@ -39,6 +39,7 @@ class Placement(FleetObserver):
         records_decisions: whether choices carry a decision that explains them.
         retry_after_seconds: when clients should try again if no backend serves their request.
         default_model: the model of requests that name none, if backends differ; ``None`` to choose one.
+        tier_penalty_seconds: see :attr:`~.candidate.Candidate.tier_seconds`.
 
     Attributes:
         models_differ: whether the model of a request restricts the choice of its backend.
@@ -56,6 +57,7 @@ class Placement(FleetObserver):
         records_decisions: bool = False,
         retry_after_seconds: int = 1,
         default_model: str | None = None,
+        tier_penalty_seconds: float = 0.0,
     ) -> None:
         self.router = router
         self.models_differ = self.contexts_differ = self.reads_prompts = False
@@ -65,7 +67,7 @@ class Placement(FleetObserver):
         self.paths = PathTable()
         self._live = 0
         self._clock = fleet.clock
-        self._registry = CandidateRegistry(fleet.clock, default_model)
+        self._registry = CandidateRegistry(fleet.clock, default_model, tier_penalty_seconds)
         self._sets = self._registry.sets
         self.on_replaced(fleet.backends)
         fleet.subscribe(self)
@@ -258,8 +260,11 @@ class Placement(FleetObserver):
         """The home backend of the request, if it takes the request now."""
         if affinity is None or affinity.home is None:
             return None
-        home = next((one for one in found.free() if one.backend is affinity.home), None)
-        return None if home is None else Choice(home, TIED, [home], [()])
+        free = found.free()
+        home = next((one for one in free if one.backend is affinity.home), None)
+        if home is None or not (affinity.is_required or home.config.tier == min(one.config.tier for one in free)):
+            return None  # work returns to a lower tier, even to a cold cache
+        return Choice(home, TIED, [home], [()])
 
     def _last_resort(self, candidates: Sequence[Candidate], requirements: Requirements) -> Choice | None:
         """The best suspect with a free slot, if there is no other backend to wait for; ``None``: the request waits."""

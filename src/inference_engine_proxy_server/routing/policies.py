@@ -89,7 +89,7 @@ class PromptPolicy:
             return LEAST_REQUESTS.choose(candidates, prompt, knowledge)
         if not candidates.free():
             return None
-        considered = candidates.preferred()
+        considered = candidates.preferred(of_all_tiers=self.learns)
         view = PromptView(prompt)
         if self.learns:
             view = knowledge.view(prompt)

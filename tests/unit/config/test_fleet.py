@@ -112,6 +112,8 @@ def test_a_file_may_set_nothing_on_purpose(file: Path, text: str) -> None:
         ("weight: 0.5", "weight", 0.5),
         ("weight: 1000", "weight", 1000),
         ("capacity: 1", "capacity", 1),
+        ("tier: 100", "tier", 100),
+        ("takes_any_model: true", "takes_any_model", True),
         ("max_requests_processing: 0", "max_requests_processing", 0),
         (f"name: {'a' * 64}", "name", "a" * 64),
         ("models: ['org/model:latest']", "models", ("org/model:latest",)),
@@ -219,6 +221,13 @@ NAME = "must be up to 64 letters, digits, '.', '_' or '-'"
         ("weight: yes", f"weight: {WEIGHT}"),
         ("weight: ", f"weight: {BLANK}"),
         ("capacity: 0", f"capacity: {CAPACITY}"),
+        ("tier: 0", "tier: must be a whole number from 1 to 100"),
+        ("tier: 1.5", "tier: must be a whole number from 1 to 100"),
+        ("takes_any_model: 1", "takes_any_model: must be true or false"),
+        (
+            "takes_any_model: true, accepts_unlisted_models: false",
+            "takes_any_model: true contradicts accepts_unlisted_models: false",
+        ),
         ("capacity: 1.5", f"capacity: {CAPACITY}"),
         ("max_requests_processing: -1", "max_requests_processing: must be a whole number from 0 to 1000000"),
         ("max_requests_waiting: many", "max_requests_waiting: must be a whole number from 0 to 1000000"),
@@ -250,7 +259,7 @@ def test_an_error_in_a_backend_is_one_line_with_its_place(file: Path, entry: str
 
     error_text = error_of(file)
 
-    place = "backends.1: " if message.startswith("set '") else "backends.1."
+    place = "backends.1: " if message.startswith(("set '", "takes_any_model: true c")) else "backends.1."
     assert error_text.startswith(f"{file}: {place}{message}")
 
 

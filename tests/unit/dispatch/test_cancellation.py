@@ -73,6 +73,8 @@ async def thinks(connection: EngineConnection) -> None:
 class Client:
     """Accepts everything."""
 
+    is_behind = False
+
     def __init__(self) -> None:
         self.clock = lambda: 0.0
 

@@ -24,6 +24,8 @@ STRICT = FairShare(takes_priority_header=False)
 class NoClient:
     """A client connection on which nothing is sent."""
 
+    is_behind = False
+
     def __init__(self) -> None:
         self.clock = lambda: 0.0
 

@@ -32,6 +32,8 @@ EVENT_STREAM = b"content-type: text/event-stream\r\n"
 class Client:
     """The client's side of an exchange: records what it receives."""
 
+    is_behind = False
+
     def __init__(self) -> None:
         self.received = bytearray()
         self.is_done = False

@@ -42,6 +42,7 @@ class OneOf:
     work: PendingWork = field(default_factory=_work)
     load: BackendLoad = field(default_factory=BackendLoad)
     cost: float = 1.0
+    tier_seconds: float = 0.0
 
     @property
     def url_key(self) -> int:
@@ -244,7 +245,7 @@ def test_expected_seconds_add_up() -> None:
 
     scores = expected_time(fleet, asked(QUESTION, {2: 4000}, goes_on=0.9), 0.0)
 
-    for one, (held, place, before, own, crowd, memory, home, cost) in zip(fleet, scores.rows, strict=True):
+    for one, (held, place, before, own, crowd, memory, home, _tier, cost) in zip(fleet, scores.rows, strict=True):
         assert held >= (1000 if one.number == 2 else 0)
         assert min(place, before, own, crowd, memory) >= 0 >= home
         whole = place + before + own + crowd + memory + home

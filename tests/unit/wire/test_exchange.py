@@ -20,6 +20,8 @@ EVENTS = b"content-type: text/event-stream; charset=utf-8\r\n"
 class Connection:
     """A client side that records its output; its clock counts its readings."""
 
+    is_behind = False
+
     def __init__(self) -> None:
         self.blocks: list[bytes] = []
         self.done: list[Exchange] = []

@@ -10,7 +10,7 @@ from inference_engine_proxy_server.routing.rendezvous import highest
 
 __all__ = ["TERMS", "expected_time"]
 
-TERMS = ("held_tokens", "place", "before", "own", "crowd", "memory", "home", "cost")
+TERMS = ("held_tokens", "place", "before", "own", "crowd", "memory", "home", "tier", "cost")
 """Names of the numbers in each row."""
 
 # One more answer lengthens each later step of the backend, for every request that waits there for its first token.
@@ -33,7 +33,8 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
 
     The time to the first token is the wait for a free slot, the time to read earlier prompts, and the time to read the
     uncached part of this one. The costs for others are the delay of prompts that are read at the same time, the delay
-    of concurrent answers, and a price for scarce cache memory. The home of a conversation gets a discount.
+    of concurrent answers, and a price for scarce cache memory. The home of a conversation gets a discount, and
+    higher tiers a penalty.
     """
     leases = sum(one.load.leases for one in candidates)
     foreign = sum(one.load.foreign for one in candidates)
@@ -43,6 +44,7 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
     home, credit = _home(candidates, request, known, foreign_share)
     tokens, bound = request.prompt.tokens, request.prompt.answer_tokens
     max_tokens = math.inf if bound is None else bound
+    first_tier = min(one.tier_seconds for one in candidates)
     rows = []
     for at, one in enumerate(candidates):
         work, load, total = one.work, one.load, one.load.total
@@ -57,8 +59,9 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
         memory = _MEMORY_SECONDS * fill / (1 - fill)
         belonging = -credit / reads if at == home else 0.0
         cost = slot + ahead + own + crowd + memory + belonging
-        cost = cost * one.cost if cost > 0 else cost / one.cost
-        rows.append((known[at], slot, ahead, own, crowd, memory, belonging, cost))
+        tier = one.tier_seconds - first_tier
+        cost = (cost * one.cost if cost > 0 else cost / one.cost) + tier
+        rows.append((known[at], slot, ahead, own, crowd, memory, belonging, tier, cost))
     return Scores(_cheapest(candidates, [row[-1] for row in rows]), rows)
 
 
