@@ -121,6 +121,9 @@ async def test_decision_header_names_the_backend_that_answered(tmp_path: Path) -
         assert f"http://{shown['chosen']}" == reply.headers["x-backend"]
     assert {f"http://{one['chosen']}" for one in listed} == {busy.url, well.url}
     assert len({one["request_id"] for one in listed}) < len(listed)  # some requests were sent twice
+    name = busy.url.removeprefix("http://")
+    failures = {one["chosen"] + str(one["failures"]) for one in listed if one["failures"]}
+    assert failures == {f"{well.url.removeprefix('http://')}{{'{name}': 'backend_declined'}}"}
 
 
 async def test_any_worker_lists_the_decisions_of_all_workers(tmp_path: Path) -> None:

@@ -244,6 +244,15 @@ async def test_the_access_log_counts_resumes(capsys: pytest.CaptureFixture[str])
         assert line.endswith(" resumes=1")
 
 
+async def test_the_decision_of_a_continuation_says_what_broke_the_stream() -> None:
+    async with two_engines(closes, admin_key="op") as fleet:
+        await fleet.stream()
+        reply = await fleet.proxy.http.get("/admin/decisions", headers={"Authorization": "Bearer op"})
+        second, first = reply.json()["decisions"]
+        assert (first["resumes"], first["failures"]) == (0, {})
+        assert (second["resumes"], second["failures"]) == (1, {first["chosen"]: "backend_disconnected"})
+
+
 async def test_a_stream_that_lacks_only_its_end_is_ended_by_the_proxy() -> None:
     async with two_engines(finishes_without_an_end) as fleet:
         events = await fleet.stream()

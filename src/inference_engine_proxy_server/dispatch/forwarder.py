@@ -101,7 +101,8 @@ class Forwarder:
                 observers: tuple[ReplyObserver, ...] = ()
                 try:
                     if lease.choice.decision is not None:
-                        request.common_fields = self._decisions.record(lease.choice.decision, request)
+                        decision = lease.choice.decision
+                        request.common_fields = self._decisions.record(decision, request, request.resumes, failed)
                     if lease.tracker is not None or requirements.affinity is not None:
                         observers = self._observe(request, lease)
                     return await self._attempts.send(Attempt(request, lease.backend, failed))

@@ -9,11 +9,13 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.errors import BackendError, BackendLacks
+from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.headers import wants_explanation
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
 from inference_engine_proxy_server.wire.exchange import Exchange
@@ -97,6 +99,8 @@ class Decision:
         prompt_tokens: estimated tokens of the prompt; ``None`` if it was not read.
         request_id: the request's id.
         at: when the request was sent, in seconds since the epoch.
+        resumes: how often the stream of the request was resumed before.
+        failures: the error codes of backends that failed to serve it before, by name.
     """
 
     rule: Rule
@@ -107,6 +111,8 @@ class Decision:
     prompt_tokens: float | None = None
     request_id: str = ""
     at: float = 0.0
+    resumes: int = 0
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self, most: int | None = None) -> dict[str, Any]:
         """The decision as a JSON object; the chosen candidate first, then the others from best to worst.
@@ -123,6 +129,8 @@ class Decision:
             "policy": self.rule.name,
             "chosen": self.chosen.config.name,
             "prompt_tokens": self.prompt_tokens and round(self.prompt_tokens),
+            "resumes": self.resumes,
+            "failures": self.failures,
             "candidates": shown,
             "left_out": len(pairs) - len(shown),
         }
@@ -154,8 +162,16 @@ class Decisions:
         self._answers_header = answers_header
         self.latest: deque[Decision] = deque(maxlen=KEPT)
 
-    def record(self, decision: Decision, exchange: Exchange) -> bytes:
+    def record(
+        self, decision: Decision, exchange: Exchange, resumes: int, failed: Mapping[Backend, BackendError]
+    ) -> bytes:
         """Record the decision of the next attempt for ``exchange``.
+
+        Args:
+            decision: the decision.
+            exchange: the request.
+            resumes: how often its stream was resumed before.
+            failed: the backends that are excluded, with the reasons.
 
         Returns:
             The ``common_fields`` of ``exchange``, with the decision's header line if the request asks for it. The line
@@ -163,6 +179,10 @@ class Decisions:
         """
         decision.request_id = exchange.request_id
         decision.at = time.time()
+        decision.resumes = resumes
+        decision.failures = {
+            one.config.name: error.code for one, error in failed.items() if not isinstance(error, BackendLacks)
+        }
         self.latest.append(decision)
         if not self._answers_header or not wants_explanation(exchange.head.passed_on):
             return exchange.common_fields
