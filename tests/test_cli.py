@@ -237,7 +237,8 @@ def test_an_unknown_engine_in_a_fleet_file_is_one_line(command: Command, tmp_pat
 
     assert (done.returncode, done.stdout) == (2, "")
     assert (
-        done.stderr == "fleet.yaml: backends.0.engine is 'lamacpp': use one of llamacpp, vllm; did you mean llamacpp?\n"
+        done.stderr
+        == "fleet.yaml: backends.0.engine is 'lamacpp': use one of llamacpp, openai, vllm; did you mean llamacpp?\n"
     )
 
 

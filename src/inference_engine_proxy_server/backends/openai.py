@@ -15,10 +15,10 @@ _NOT_ABOUT_HEALTH = frozenset({401, 403, 404, 405, 501})
 class OpenAIBackend(BaseBackend):
     """Health from ``/health``, or from ``/v1/models`` if that is missing. It never reports a load.
 
-    It has no ``providers``: it stands in for every engine without a class of its own.
+    It stands in for every engine without a class of its own.
     """
 
-    providers: ClassVar[tuple[str, ...]] = ()
+    providers: ClassVar[tuple[str, ...]] = ("openai",)
 
     async def fetch_state(self) -> BackendState:
         """Whether it is live, and its models. A live server counts as ready, because nothing else is known.

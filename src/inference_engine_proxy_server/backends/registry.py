@@ -83,7 +83,7 @@ async def identify(engines: Engines, get: Get) -> Engine | None:
         return None
     owners = (model.get("owned_by") for model in models)
     known = (engines.by_provider.get(owner) for owner in owners if isinstance(owner, str))
-    return next(filter(None, known), engines.fallback)
+    return next((engine for engine in known if engine not in (None, engines.fallback)), engines.fallback)
 
 
 def _is_lasting_refusal(status: int) -> bool:

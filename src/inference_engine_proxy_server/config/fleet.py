@@ -22,6 +22,7 @@ class BackendConfig:
         engine: a provider in the engine registry; ``None`` to detect the engine.
         weight: relative share of requests among equally loaded backends.
         tier: backends of a higher tier get what those of lower tiers have no room for.
+        is_external: whether it is a service of somebody else, which is never polled.
         takes_any_model: whether it serves every name, even one that other backends list.
         api_key: sent to the backend as the API key.
         models: model names it serves, in place of the names it reports.
@@ -36,6 +37,7 @@ class BackendConfig:
     engine: str | None = None
     weight: float = 1
     tier: int = 1
+    is_external: bool = False
     takes_any_model: bool = False
     api_key: SecretStr | None = None
     models: tuple[str, ...] | None = None

@@ -94,6 +94,8 @@ class BackendEntry(_Entry):
     """Whether it serves names that it does not list, as vLLM with a LoRA resolver does."""
     takes_any_model: bool | None = None
     """Whether it also serves names that other backends list, with whatever model it has."""
+    external: bool | None = None
+    """Whether it is a paid or public service: it is not polled, only connected to; requires models."""
     capacity: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Requests that it processes at a time."""
     max_requests_processing: _Threshold | None = None
@@ -103,6 +105,8 @@ class BackendEntry(_Entry):
 
     @model_validator(mode="after")
     def _states_its_models_once(self) -> BackendEntry:
+        if self.external and self.models is None:
+            raise ValueError("external: true requires 'models', because the proxy does not ask for them")
         if self.takes_any_model and self.accepts_unlisted_models is False:
             raise ValueError("takes_any_model: true contradicts accepts_unlisted_models: false")
         return self
@@ -128,6 +132,7 @@ class BackendEntry(_Entry):
             engine=self.engine,
             weight=1 if self.weight is None else self.weight,
             tier=self.tier or 1,
+            is_external=self.external or False,
             takes_any_model=self.takes_any_model or False,
             api_key=key,
             models=None if self.models is None else tuple(dict.fromkeys(self.models)),

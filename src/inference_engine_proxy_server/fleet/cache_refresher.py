@@ -28,12 +28,14 @@ logger = logging.getLogger(__name__)
 
 _JITTER = 0.2  # of the interval, so that the polls of a fleet do not coincide
 _DOUBT_SECONDS = 1.0  # interval for a backend that is not up, so that its recovery is noticed soon
+_EXTERNAL_SECONDS = 30.0  # interval for an external service, which only shows that it can be reached
 _SILENT_SECONDS = 0.5  # interval for a backend that did not answer
 _FETCH_SECONDS = 2.0  # HAProxy's default for a health check; less if the interval is shorter
 _LEAST_FETCH_SECONDS = 0.5
 _TEST_SECONDS = 10.0  # for one token
 _FETCH_BYTES = 4 * 1024 * 1024  # a vLLM server with many adapters and engines sends about a tenth of this
 
+_EXTERNAL = BackendState(ready=True)
 _UNKNOWN_ENGINE = "GET /v1/models does not identify the engine yet: it is starting, or it is no engine"
 
 
@@ -111,12 +113,17 @@ class CacheRefresher:
         while True:
             await self._pause(backend)
             await self.refresh(backend)
-            if self._tests_suspects and backend.health.state is Health.SUSPECT and backend.health.is_stuck:
+            if (
+                self._tests_suspects
+                and not backend.config.is_external
+                and backend.health.state is Health.SUSPECT
+                and backend.health.is_stuck
+            ):
                 await self._test(backend)
 
     async def _pause(self, backend: Backend) -> None:
         """Wait until the next poll is due, or is requested at once."""
-        seconds = self._refresh_seconds
+        seconds = _EXTERNAL_SECONDS if backend.config.is_external else self._refresh_seconds
         if backend.health.state is not Health.UP:
             seconds = min(seconds, _SILENT_SECONDS if backend.health.is_silent else _DOUBT_SECONDS)
         try:
@@ -184,6 +191,9 @@ class CacheRefresher:
         if inquiry is None:
             inquiry = self._inquiries[backend] = Inquiry(backend.connections, _FETCH_BYTES)
         try:
+            if backend.config.is_external:
+                await self._polls.reach(inquiry)
+                return _EXTERNAL
             engine = await self._engine_of(backend, inquiry)
             if engine is None:
                 return BackendState(ready=False, live=False, starting=True, reason=_UNKNOWN_ENGINE)

@@ -87,6 +87,18 @@ class Polls:
 
         return get
 
+    async def reach(self, inquiry: Inquiry) -> None:
+        """Check that the backend accepts a connection.
+
+        Raises:
+            OSError, TimeoutError: it does not; the text is a reason for operators.
+            CapacityError: the proxy itself lacks something.
+        """
+        try:
+            await inquiry.reach(self._timeout_seconds)
+        except BackendError as error:
+            raise _reason_of(error) from error
+
     def _check_usable(self, backend: Backend, path: str, status: int, body: bytes) -> None:
         """Raise :class:`Unusable` if the reply to a poll shows that every request would fail."""
         if status == 400 and not backend.connections.origin.is_tls and b"HTTPS" in body[:1000]:

@@ -49,8 +49,13 @@ class StandstillWatch:
                         probes.create_task(self._probe(backend))
 
     def _stands_still(self, backend: Backend) -> bool:
-        """Whether the backend has requests and makes no progress; false if it does not answer polls anyway."""
-        if not backend.load.proxy_leases or not backend.is_live or backend.health.is_silent:
+        """Whether the backend has requests and makes no progress; false if it answers no polls, or gets none."""
+        if (
+            backend.config.is_external
+            or not backend.load.proxy_leases
+            or not backend.is_live
+            or backend.health.is_silent
+        ):
             return False
         activity = backend.connections.activity()
         if activity.waiting_since is None:

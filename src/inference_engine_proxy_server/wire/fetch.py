@@ -62,6 +62,14 @@ class Inquiry:
         connection = await self._connections.connect(within_seconds=timeout_seconds)
         return await self._ask(connection, [section, body], ends_at)
 
+    async def reach(self, timeout_seconds: float) -> None:
+        """Open a connection, and send nothing.
+
+        Raises:
+            BackendError: no connection in time.
+        """
+        self._connections.discard(await self._connections.connect(within_seconds=timeout_seconds))
+
     def close(self) -> None:
         """End the inquiry, and close its connection."""
         while self._free:

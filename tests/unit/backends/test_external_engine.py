@@ -72,6 +72,6 @@ def test_an_installed_engine_is_found_by_owner_and_by_name(tmp_path: Path) -> No
     assert json.loads(done.stdout) == {
         "by_owner": "NovelBackend",
         "by_entry_point": "NovelBackend",
-        "others": ["llamacpp", "novel", "novel-labs", "vllm"],
+        "others": ["llamacpp", "novel", "novel-labs", "openai", "vllm"],
         "state": [True, True, 4.0, ["m"]],
     }

@@ -15,7 +15,8 @@ from inference_engine_proxy_server.backends.registry import Engines, discover_en
 from inference_engine_proxy_server.backends.vllm import VLLMBackend
 from recorded import answering, recorded
 
-ENGINES = Engines({"llamacpp": LlamaCppBackend, "vllm": VLLMBackend}, fallback=OpenAIBackend)
+BUILT_IN = {"llamacpp": LlamaCppBackend, "openai": OpenAIBackend, "vllm": VLLMBackend}
+ENGINES = Engines(BUILT_IN, fallback=OpenAIBackend)
 
 ENGINE_MODULE = """
 from inference_engine_proxy_server.backends.base import BaseBackend
@@ -40,7 +41,7 @@ def install(directory: Path, module: str, text: str, *names: str, attribute: str
 
 def test_the_built_in_engines_are_discovered() -> None:
     engines = discover_engines()
-    assert engines.by_provider == {"llamacpp": LlamaCppBackend, "vllm": VLLMBackend}
+    assert engines.by_provider == BUILT_IN
     assert engines.fallback is OpenAIBackend
 
 
@@ -111,7 +112,7 @@ def test_a_broken_entry_point_is_logged_and_skipped(
     module = f"broken_engine_{request.node.callspec.indices['text']}"  # a process imports a module only once
     install(tmp_path, module, text, "broken", attribute=attribute)
     monkeypatch.syspath_prepend(tmp_path)
-    assert discover_engines().by_provider == {"llamacpp": LlamaCppBackend, "vllm": VLLMBackend}
+    assert discover_engines().by_provider == BUILT_IN
     assert "'broken'" in caplog.text
     assert message in caplog.text
 
@@ -128,6 +129,8 @@ def owned_by(*owners: object) -> Reply:
         (recorded("xllamacpp", "v1-models"), LlamaCppBackend),
         (recorded("vllm", "v1-models"), VLLMBackend),
         (owned_by("unknown-engine", "vllm", "llamacpp"), VLLMBackend),
+        (owned_by("openai", "vllm"), VLLMBackend),
+        (owned_by("openai"), OpenAIBackend),
         (owned_by("unknown-engine"), OpenAIBackend),
         (owned_by(None, [], {}, 3), OpenAIBackend),
         (Reply(200, b'{"data": []}'), OpenAIBackend),

@@ -224,6 +224,7 @@ NAME = "must be up to 64 letters, digits, '.', '_' or '-'"
         ("tier: 0", "tier: must be a whole number from 1 to 100"),
         ("tier: 1.5", "tier: must be a whole number from 1 to 100"),
         ("takes_any_model: 1", "takes_any_model: must be true or false"),
+        ("external: true", "external: true requires 'models', because the proxy does not ask for them"),
         (
             "takes_any_model: true, accepts_unlisted_models: false",
             "takes_any_model: true contradicts accepts_unlisted_models: false",
@@ -259,7 +260,11 @@ def test_an_error_in_a_backend_is_one_line_with_its_place(file: Path, entry: str
 
     error_text = error_of(file)
 
-    place = "backends.1: " if message.startswith(("set '", "takes_any_model: true c")) else "backends.1."
+    place = (
+        "backends.1: "
+        if message.startswith(("set '", "takes_any_model: true c", "external: true r"))
+        else "backends.1."
+    )
     assert error_text.startswith(f"{file}: {place}{message}")
 
 
