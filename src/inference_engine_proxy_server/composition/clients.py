@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from inference_engine_proxy_server.access.gate import Gate
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.dispatch.heartbeats import send_heartbeat
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.overload.memory_use import MemoryUse, container_limit_bytes
 from inference_engine_proxy_server.overload.overload_guard import OverloadGuard
@@ -81,6 +82,8 @@ def build_client_context(
         lambda head: destinations.of(head.method, head.path, head.passed_on),
         guard.shed,
         gate.admit,
+        settings.stream_heartbeat_seconds or NEVER,
+        send_heartbeat,
         handle,
         observe,
     )

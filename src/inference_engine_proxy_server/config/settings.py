@@ -114,6 +114,8 @@ class Settings(BaseModel):
     """Longest wait in seconds for a free backend; after it a request is answered with 503."""
     queue_updates: bool = False
     """Whether every waiting stream gets its queue position as comments, not only those with x-queue-updates."""
+    stream_heartbeat_seconds: _SecondsOrZero = 45
+    """Seconds without a byte after which a client that waits for its stream gets a comment; 0: no comments."""
     stream_resume: Annotated[Literal["on", "off", "header"], InLowerCase] = "on"
     """Whether streams that break are continued on another backend; header: only with x-stream-resume: on."""
     stream_resume_comments: bool = True

@@ -32,8 +32,7 @@ class AffinityObserver(ReplyObserver):
         self._affinity = affinity
         self._backend = backend
         self._owner = owner
-        # A stream that began with queue updates has the status 200 already, which proves nothing about the backend.
-        self._resource = None if affinity.deletes or exchange.has_only_comments else affinity.resource
+        self._resource = None if affinity.deletes else affinity.resource
 
     def begin(self, block: bytes) -> None:
         """A successful reply proves that the backend holds the resource."""

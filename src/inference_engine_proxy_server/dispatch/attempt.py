@@ -94,7 +94,6 @@ class Attempts:
         """
         request, backend = attempt.request, attempt.backend
         head, connections = request.head, backend.connections
-        sink = request.sink or (LateReply(request) if request.has_only_comments else request)
         request.backend = backend.url
         request.backend_fields = backend.reply_field if self._names_backend else b""
         credentials = backend.credentials
@@ -115,6 +114,7 @@ class Attempts:
             close=not connections.keeps_alive,
         )
         while True:
+            sink = request.sink or (LateReply(request) if request.has_only_comments else request)
             try:
                 reply = connection.request([section, body], sink, is_head=head.is_head, held_statuses=held_statuses)
                 if self._first_token_seconds:
@@ -122,8 +122,8 @@ class Attempts:
                 held = await reply
                 if held is not None:
                     self._decide(attempt, held)
-                    if held.status in MISSING_STATUSES and is_ollama_path(head.path) and sink is request:
-                        sink = OllamaReply(request)
+                    if sink is request:
+                        sink = _sink_of_held(request, held)
                     await connection.accept(sink)
                 break
             except BackendBroke as error:
@@ -209,3 +209,10 @@ class Attempts:
             self._fleet.report_failure(backend, f"it answered {status}")
         elif status < 400:
             self._fleet.report_success(backend, sent_at)
+
+
+def _sink_of_held(request: ProxiedRequest, held: HeldReply) -> ProxiedRequest | LateReply:
+    """What receives a held reply that is relayed to the client of ``request``."""
+    if request.has_only_comments:  # sent after the request
+        return LateReply(request)
+    return OllamaReply(request) if held.status in MISSING_STATUSES and is_ollama_path(request.head.path) else request

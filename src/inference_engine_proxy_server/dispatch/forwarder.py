@@ -228,7 +228,7 @@ class Forwarder:
             try_lease=partial(self._dispatcher.try_lease, requirements, tuple(failed)),
             queue=queue,
         )
-        async with self._updates.during(request, queued, requirements.prompt):
+        async with self._updates.during(request, queued):
             return await queue.wait(queued)
 
 

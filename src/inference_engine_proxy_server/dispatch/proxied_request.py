@@ -7,10 +7,12 @@ from typing import cast
 from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.requests.content import RequestContent, read_content
+from inference_engine_proxy_server.requests.destinations import streams_events
 from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
-from inference_engine_proxy_server.wire.exchange import ClientSide, Exchange
+from inference_engine_proxy_server.wire.client_side import ClientSide
+from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["ProxiedRequest"]
@@ -53,6 +55,17 @@ class ProxiedRequest(Exchange):
             head = self.head
             content = self._content = read_content(head.target, self.body, head.passed_on)
         return content
+
+    @property
+    def takes_comments(self) -> bool:
+        """Whether the client skips SSE comments ahead of its reply: it asks for a stream of events.
+
+        The header ``Accept`` does not tell: OpenAI's and Anthropic's SDKs accept ``application/json`` in any case. A
+        page of another origin takes none, because only the header section of the engine allows it to read a reply.
+        """
+        head = self.head
+        is_stream = head.method == "POST" and streams_events(head.path) and self.content.is_streamed
+        return is_stream and not head.is_cross_origin
 
     @property
     def awaits_reply(self) -> bool:

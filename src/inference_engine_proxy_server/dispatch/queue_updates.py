@@ -15,7 +15,6 @@ from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest, RequestQueue
 from inference_engine_proxy_server.requests.headers import wants_queue_updates
-from inference_engine_proxy_server.requests.prompt import Prompt
 
 __all__ = ["QueueUpdates"]
 
@@ -35,15 +34,9 @@ class QueueUpdates:
         self._to_all = to_all
 
     @asynccontextmanager
-    async def during(
-        self, request: ProxiedRequest, queued: QueuedRequest[Lease], prompt: Prompt | None
-    ) -> AsyncIterator[None]:
-        """Send updates to ``request`` while it waits as ``queued``, if it is a stream that gets them.
-
-        Args:
-            prompt: the request's prompt; ``None`` if it was not read.
-        """
-        if not self._gets_updates(request, prompt):
+    async def during(self, request: ProxiedRequest, queued: QueuedRequest[Lease]) -> AsyncIterator[None]:
+        """Send updates to ``request`` while it waits as ``queued``, if it is a stream that gets them."""
+        if not self._gets_updates(request):
             yield
             return
         task = asyncio.get_running_loop().create_task(self._send(request, queued))
@@ -52,10 +45,8 @@ class QueueUpdates:
         finally:
             task.cancel()  # not awaited: that would swallow a cancellation, or lose the lease
 
-    def _gets_updates(self, request: ProxiedRequest, prompt: Prompt | None) -> bool:
-        if not self._to_all and not wants_queue_updates(request.head.passed_on):
-            return False
-        return request.content.is_streamed if prompt is None else prompt.is_streamed
+    def _gets_updates(self, request: ProxiedRequest) -> bool:
+        return (self._to_all or wants_queue_updates(request.head.passed_on)) and request.takes_comments
 
     async def _send(self, request: ProxiedRequest, queued: QueuedRequest[Lease]) -> None:
         await asyncio.sleep(0)  # the request joins the queue first

@@ -9,7 +9,16 @@ from functools import lru_cache
 
 from inference_engine_proxy_server.requests.headers import names_conversation
 
-__all__ = ["ANSWERED_HERE", "Destination", "Destinations", "is_about_models", "is_named", "is_response", "is_web_ui"]
+__all__ = [
+    "ANSWERED_HERE",
+    "Destination",
+    "Destinations",
+    "is_about_models",
+    "is_named",
+    "is_response",
+    "is_web_ui",
+    "streams_events",
+]
 
 # Engines answer these outside their request queue: without a slot (llama.cpp) or a scheduling step (vLLM).
 _LIGHT_PATHS = frozenset(
@@ -38,6 +47,12 @@ _WEB_UI = re.compile(
 # A base URL that ends with a slash, joined with a path that begins with one. No engine serves such a path.
 _DOUBLED_SLASH = re.compile(r"//+v1(?:/.*)?|/v1//.*")
 _RESPONSES = ("/responses", "/v1/responses")
+# Streams of other paths may have another format, such as Ollama's lines of JSON.
+_EVENT_STREAMS = frozenset(
+    prefix + path
+    for prefix in ("", "/v1")
+    for path in ("/chat/completions", "/completions", "/completion", "/infill", "/messages", "/responses")
+)
 
 
 class Destination(Enum):
@@ -73,6 +88,11 @@ def is_named(path: str) -> bool:
 def is_response(path: str) -> bool:
     """Whether a request to this path creates a response."""
     return path in _RESPONSES
+
+
+def streams_events(path: str) -> bool:
+    """Whether the streamed replies of this path are server-sent events on every known engine."""
+    return path in _EVENT_STREAMS
 
 
 def is_about_models(path: str) -> bool:

@@ -21,10 +21,7 @@ from inference_engine_proxy_server.wire.reading_pace import ReadingPace
 from inference_engine_proxy_server.wire.request_head import RequestHead
 from inference_engine_proxy_server.wire.request_reader import RequestReader, unreadable_head
 
-__all__ = ["CLIENT_GONE", "ClientConnection"]
-
-CLIENT_GONE = 499
-"""Status of a request whose client disconnected before the reply, in logs and metrics only (nginx's number)."""
+__all__ = ["ClientConnection"]
 
 _WRITE_BUFFER_BYTES = 64 * 1024  # above this the reply's source is paused; uvicorn and Pingora use the same
 _LINGER_SECONDS = 2.0  # how long the rest of a rejected request is discarded, so that no RST overtakes the reply
@@ -52,6 +49,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         self._context = context
         self._limits = context.limits
         self._load = context.load
+        self._first_look_seconds = min(context.limits.request_seconds, context.heartbeat_seconds)
         self._connections = connections
         self._tasks = tasks
         self.clock = context.deadlines.clock
@@ -89,8 +87,6 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_left()
-            if not exchange.begun:
-                exchange.status = CLIENT_GONE
             if self._task is not None:
                 self._load.requests -= 1
                 self._task.cancel()
@@ -134,7 +130,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         self._ahead = self._reader.excess
         request_id = head.request_id or next(context.request_ids)
         self._exchange = exchange = context.new_exchange(self, head, content, request_id, head.sender)
-        self.deadline = exchange.started_at + self._limits.request_seconds
+        self.deadline = exchange.started_at + self._first_look_seconds
         if self._draining or load.ends_connections:
             exchange.keep_alive = False
         try:
@@ -188,6 +184,11 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
 
     # --- replies out
 
+    def comment_sent(self) -> None:
+        """The client has just heard from the proxy."""
+        if not self._pace.is_behind:
+            self.deadline = self._look_at()
+
     def exchange_done(self, exchange: Exchange) -> None:
         """Continue with the next request, or close so that the client can tell a complete reply from a broken one."""
         if self._task is not None:
@@ -218,7 +219,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
     def resume_writing(self) -> None:
         """The client has caught up."""
         self._pace.forget()
-        self.deadline = self._reply_deadline()
+        self.deadline = self._look_at()
         if self._transport.is_closing():
             self._watch_pace()  # a part of the last reply is still unsent
         elif self._exchange is None:
@@ -232,6 +233,10 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
 
     def _reply_deadline(self) -> float:
         return NEVER if self._exchange is None else self._exchange.started_at + self._limits.request_seconds
+
+    def _look_at(self) -> float:
+        """When to look next whether the client needs a heartbeat, or the reply is late."""
+        return min(self.clock() + self._context.heartbeat_seconds, self._reply_deadline())
 
     def _await_next_request(self) -> None:
         if self._pace.is_behind or self._transport.is_closing():
@@ -265,27 +270,27 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
     # --- the host's side
 
     def on_deadline(self, now: float) -> None:
-        """The client was too slow to send a request, read a reply or reuse the connection; or the reply was late."""
+        """The client was too slow to send a request, read a reply or reuse the connection; or it waits for a reply."""
         if self._task is not None and now >= self._reply_deadline():
             self.deadline = NEVER
             self._task.cancel()
         elif self._pace.is_behind and self._pace.goes_on(now):
             self.deadline = min(self._pace.deadline, self._reply_deadline())
-        elif self._pace.is_behind or self._refused or self._has_unsent():
+        elif self._exchange is not None and not (self._pace.is_behind or self._refused):
+            self.deadline = self._look_at()
+            self._context.send_heartbeat(self._exchange)
+        elif self._pace.is_behind or self._refused or self._transport.get_write_buffer_size():
             self._transport.abort()
         elif self._reader.has_begun:
             self._refuse(ClientError("The request took too long to arrive.", status=408, code="request_timeout"))
         else:
             self._close()
 
-    def _has_unsent(self) -> bool:
-        return self._transport.get_write_buffer_size() > 0
-
     @property
     def is_idle(self) -> bool:
         """Whether the connection waits for a request of which no byte has arrived."""
         is_busy = self._exchange is not None or self._reader.has_begun or self._pace.is_behind or self._refused
-        return not is_busy and not self._has_unsent()
+        return not is_busy and not self._transport.get_write_buffer_size()
 
     def close_idle(self) -> None:
         """Close, to make room for another connection."""

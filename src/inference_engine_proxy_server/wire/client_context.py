@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
-from inference_engine_proxy_server.wire.exchange import ClientSide, Exchange
+from inference_engine_proxy_server.wire.client_side import ClientSide
+from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
@@ -58,6 +59,8 @@ class ClientContext(Generic[E]):
             ``CapacityError``, unless the request must be served nevertheless.
         admit: checks each header section before the body is read; its result becomes the head's ``access``. Raises
             ``ClientError`` to reject the request.
+        heartbeat_seconds: how long a client waits for a reply until ``send_heartbeat`` is called; ``NEVER`` for never.
+        send_heartbeat: sends a comment if the client waits for a stream; called again after each interval.
         handle: serves one exchange, run by a :class:`~.light_task.LightTask` and cancelled when the client disconnects.
             May raise a ``ProxyError`` itself.
         observe: called once for each exchange that has ended, however it ended.
@@ -72,5 +75,7 @@ class ClientContext(Generic[E]):
     classify: Callable[[RequestHead], object]
     shed: Callable[[str, RequestHead | None], None]
     admit: Callable[[RequestHead], object]
+    heartbeat_seconds: float
+    send_heartbeat: Callable[[E], None]
     handle: Callable[[E], Coroutine[None, None, None]]
     observe: Callable[[E], None]

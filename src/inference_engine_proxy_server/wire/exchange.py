@@ -4,37 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Protocol
 
 from inference_engine_proxy_server.errors import ProxyError, error_body, error_fields, stream_error_event
+from inference_engine_proxy_server.wire.client_side import ClientSide
 from inference_engine_proxy_server.wire.framing import last_chunk, one_chunk
-from inference_engine_proxy_server.wire.outcome import Outcome
+from inference_engine_proxy_server.wire.outcome import CLIENT_GONE, Outcome
 from inference_engine_proxy_server.wire.reply_fields import date_field, ends_between_events, is_event_stream
 from inference_engine_proxy_server.wire.reply_observers import ReplyObservers
 from inference_engine_proxy_server.wire.reply_sink import ReplySource
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
-__all__ = ["ClientSide", "Exchange"]
+__all__ = ["Exchange"]
 
 _STREAM_FIELDS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\n"
 _BODILESS = frozenset({204, 304})
 _REASONS = {status.value: f" {status.phrase}".encode() for status in HTTPStatus}
-
-
-class ClientSide(Protocol):
-    """The connection that an exchange belongs to."""
-
-    clock: Callable[[], float]
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether the client has yet to read much of what was sent."""
-
-    def write(self, block: bytes) -> None:
-        """Send ``block`` to the client."""
-
-    def exchange_done(self, exchange: Exchange) -> None:
-        """The reply is complete or, if its outcome is ``BROKEN``, never will be; the client must see the difference."""
 
 
 class Exchange:
@@ -50,7 +34,7 @@ class Exchange:
         client: the client's address, for the log.
         started_at: when the request was complete.
         first_byte_at: when the reply (a stream: its first event) was first sent; ``None`` before; comments set it, too.
-        status: the reply's status; 0 before it began.
+        status: the reply's status; 0 before it began. After comments, which have status 200: that of the reply itself.
         sent_bytes: bytes of the reply sent so far, header section included.
         last_block: the latest block of the body.
         write_through: sends whole chunks to the client directly; set when :attr:`pass_through` is.
@@ -204,6 +188,9 @@ class Exchange:
         observers, self._observers = self._observers, None  # comments are no part of the reply
         self.write(comment)
         self._observers = observers
+        if self.source is not None:
+            self.source.comment_sent()
+        self._connection.comment_sent()
 
     def end_comments(self) -> None:
         """The reply itself follows the comments."""
@@ -260,6 +247,8 @@ class Exchange:
             about = (error, self.head.path, self.request_id)
             self.respond(error.status, error_fields(*about), error_body(*about))
             return
+        if self.has_only_comments:
+            self.status = error.status
         is_stream = not self._length_known and is_event_stream(self._fields)
         if is_stream and ends_between_events(self.last_block, is_chunked=self._chunked):
             self.write(stream_error_event(error, self.head.path, self.request_id))
@@ -272,6 +261,8 @@ class Exchange:
         if self.source is not None:
             self.source.pause_reading()  # stops the direct path, too
         self._break(Outcome.CLIENT_LEFT)
+        if not self.begun or self.has_only_comments:
+            self.status = CLIENT_GONE
 
     def _break(self, outcome: Outcome) -> None:
         self.done = True

@@ -36,10 +36,11 @@ class LateReply(ExchangeSink):
     def begin(self, status: int, reason: bytes, fields: bytes, content_length: int | None) -> None:
         """Take the backend's header section, which can no longer be relayed."""
         del reason, content_length
-        self.status = status
-        self.exchange.end_comments()
+        self.status = self.exchange.status = status
         if status != 200 or not is_event_stream(fields):
             self._error = bytearray()
+        else:
+            self.exchange.end_comments()
 
     def write_whole(self, status: int, reason: bytes, fields: bytes, body: bytes) -> None:
         """Take a whole reply."""
@@ -62,5 +63,6 @@ class LateReply(ExchangeSink):
     def end(self) -> None:
         """The reply is complete."""
         if self._error is not None and not self.exchange.done:
+            self.exchange.end_comments()
             self.exchange.write(stream_event_of(bytes(self._error), self.exchange.head.path))
         self.exchange.end()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["Outcome"]
+__all__ = ["CLIENT_GONE", "Outcome"]
+
+CLIENT_GONE = 499
+"""Status of a request whose client disconnected before the reply, in logs and metrics only (nginx's number)."""
 
 
 class Outcome(StrEnum):

@@ -184,10 +184,18 @@ class ReplyRelay(asyncio.Protocol):
             return
         self.last_byte_at = self._quiet_since = now = self._clock()
         exchange = self.exchange
-        if exchange is not None and now - self.sent_at >= _SILENT_SECONDS and (comments := held.take_keep_alives()):
+        if exchange is None or exchange.head.is_cross_origin or now - self.sent_at < _SILENT_SECONDS:
+            return
+        if comments := held.take_keep_alives():
             exchange.send_comment(comments)
-            if self._sink is exchange:
-                self._sink = LateReply(exchange)
+
+    def comment_sent(self) -> None:
+        """Relay the reply as one that follows a comment. The comment is no progress of the backend."""
+        sink = self._sink
+        if isinstance(sink, Exchange) and sink.has_only_comments:
+            self._sink = sink = LateReply(sink)
+        if sink is not None:
+            self._progress_bytes = sink.sent_bytes
 
     def _release_stream(self, held: HeldStream) -> None:
         """Relay what was held of an event stream, and all that follows."""

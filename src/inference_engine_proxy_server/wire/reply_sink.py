@@ -22,6 +22,13 @@ class HeldReply(NamedTuple):
 class ReplySource(Protocol):
     """Where a reply's bytes come from; it is paused while the client reads too slowly."""
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether a request waits for its reply, or for the first event of a stream."""
+
+    def comment_sent(self) -> None:
+        """The proxy has sent the client a comment ahead of the reply."""
+
     def pause_reading(self) -> None:
         """Send no more until :meth:`resume_reading`."""
 

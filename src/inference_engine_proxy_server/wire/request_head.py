@@ -37,6 +37,7 @@ _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://([^/?]*)(.*)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _STILL_HTTP = re.compile(rb"h2c?$|http/|tls/")
 _ACCEPT_ENCODING = re.compile(rb"(?:^|(?<=\n))accept-encoding:[^\n]*+\n", re.IGNORECASE)
+_ORIGIN = re.compile(rb"(?:^|\n)origin:[ \t]*(?:https?://)?([^\r\n]*?)[ \t]*\r", re.IGNORECASE)
 _PREFLIGHT = re.compile(rb"(?:^|\n)access-control-request-method:", re.IGNORECASE)
 
 
@@ -110,6 +111,12 @@ class RequestHead:
     def is_preflight(self) -> bool:
         """Whether this is a CORS preflight request (Fetch standard)."""
         return self.method == "OPTIONS" and _PREFLIGHT.search(self.passed_on) is not None
+
+    @property
+    def is_cross_origin(self) -> bool:
+        """Whether the request comes from a page of another origin, or of one that a proxy in front may have renamed."""
+        found = _ORIGIN.search(self.passed_on)
+        return found is not None and found[1].lower() != self.host.lower()
 
     def refuse_compression(self) -> None:
         """Ask the backend for a reply without compression, so that the proxy can read it."""

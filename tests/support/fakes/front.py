@@ -170,6 +170,8 @@ class Front:
         send_buffer_bytes: int = 0,
         classify: Callable[[RequestHead], Destination] = lambda _: Destination.WORK,
         new_exchange: Callable[..., Exchange] = Exchange,
+        heartbeat_seconds: float = NEVER,
+        send_heartbeat: Callable[[Any], None] = lambda _: None,
     ) -> None:
         self.observed: list[Any] = []
         self.connections: set[ClientConnection[Exchange]] = set()
@@ -187,6 +189,8 @@ class Front:
             classify,
             shed,
             lambda _: None,
+            heartbeat_seconds,
+            send_heartbeat,
             handle,
             self.observed.append,
         )

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.requests.destinations import Destination
-from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.tasks.light_task import LightTask
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.client_connection import ClientConnection
@@ -224,6 +224,8 @@ class MemoryClient:
             Exchange,
             lambda _: Destination.WORK,
             shed,
+            lambda _: None,
+            NEVER,
             lambda _: None,
             handle,
             self.observed.append,

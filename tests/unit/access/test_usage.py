@@ -27,6 +27,10 @@ TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n'
 class Backend:
     """A source that never has to wait."""
 
+    is_unanswered = False
+
+    def comment_sent(self) -> None: ...
+
     def pause_reading(self) -> None: ...
 
     def resume_reading(self) -> None: ...

@@ -32,6 +32,9 @@ class NoClient:
     def write(self, block: bytes) -> None:
         raise AssertionError
 
+    def comment_sent(self) -> None:
+        raise AssertionError
+
     def exchange_done(self, exchange: Exchange) -> None:
         raise AssertionError
 

@@ -17,8 +17,7 @@ from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.wire import reply_relay
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
-from inference_engine_proxy_server.wire.client_connection import CLIENT_GONE
-from inference_engine_proxy_server.wire.outcome import Outcome
+from inference_engine_proxy_server.wire.outcome import CLIENT_GONE, Outcome
 from support.fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply
 from support.fakes.front import until
 from support.pools import READY, ForwardingFront, make_forwarder, publish

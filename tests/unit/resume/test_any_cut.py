@@ -42,6 +42,9 @@ class Client:
     def write(self, block: bytes) -> None:
         self.received += block
 
+    def comment_sent(self) -> None:
+        """Nothing to record."""
+
     def exchange_done(self, exchange: Exchange) -> None:
         del exchange
         self.is_done = True

@@ -261,9 +261,14 @@ async def test_replies_without_body_keep_the_connection_in_sync(method: bytes, s
 class Source:
     """Counts how often it is paused and resumed."""
 
+    is_unanswered = False
+
     def __init__(self) -> None:
         self.paused = 0
         self.resumed = 0
+
+    def comment_sent(self) -> None:
+        raise AssertionError
 
     def pause_reading(self) -> None:
         self.paused += 1

@@ -25,10 +25,14 @@ class Connection:
     def __init__(self) -> None:
         self.blocks: list[bytes] = []
         self.done: list[Exchange] = []
+        self.comments = 0
         self.clock: Callable[[], float] = map(float, itertools.count(1)).__next__
 
     def write(self, block: bytes) -> None:
         self.blocks.append(block)
+
+    def comment_sent(self) -> None:
+        self.comments += 1
 
     def exchange_done(self, exchange: Exchange) -> None:
         self.done.append(exchange)
