@@ -194,6 +194,9 @@ _ANTHROPIC_TYPES = {
 }
 
 
+_RESPONSES = ("/responses", "/v1/responses")
+
+
 def _speaks_anthropic(path: str) -> bool:
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 
@@ -245,19 +248,31 @@ def error_fields(error: ProxyError, path: str, request_id: str) -> bytes:
 
 
 def stream_error_event(error: ProxyError, path: str, request_id: str) -> bytes:
-    """One server-sent event that reports a broken stream to its client, in the API dialect of ``path``.
-
-    OpenAI's SDKs raise on a ``data:`` object with an ``error`` member, Anthropic's on ``event: error``, and clients of
-    /v1/responses expect ``event: response.failed``.
-    """
-    if path == "/v1/responses":
-        failure = {"code": "server_error", "message": error.message}
-        failed = {"type": "response.failed", "response": {"status": "failed", "error": failure}}
-        return b"event: response.failed\ndata: " + json.dumps(failed).encode() + b"\n\n"
+    """One server-sent event that reports a broken stream to its client, see :func:`stream_event_of`."""
     return stream_event_of(error_body(error, path, request_id), path)
 
 
 def stream_event_of(body: bytes, path: str) -> bytes:
-    """An error's JSON body as one server-sent event, in the API dialect of ``path``."""
+    """An error's JSON body as one server-sent event, in the API dialect of ``path``.
+
+    OpenAI's SDKs raise on a ``data:`` object with an ``error`` member, Anthropic's on ``event: error``, and clients of
+    /v1/responses expect ``event: response.failed``.
+    """
+    if path in _RESPONSES:
+        return _failed_response(body)
     prefix = b"event: error\n" if _speaks_anthropic(path) else b""
     return prefix + b"".join(b"data: %b\n" % line for line in body.splitlines() or [b"{}"]) + b"\n"
+
+
+def _failed_response(body: bytes) -> bytes:
+    """The event ``response.failed``, with a member ``error``, on which OpenAI's SDKs raise."""
+    try:
+        members = json.loads(body)
+    except ValueError:
+        members = None
+    found = members.get("error") if isinstance(members, dict) else None
+    error = found if isinstance(found, dict) else {"message": body.decode(errors="replace")}
+    code = error.get("code")
+    failure = {"code": code if isinstance(code, str) else "server_error", "message": str(error.get("message"))}
+    failed = {"type": "response.failed", "response": {"status": "failed", "error": failure}, "error": error}
+    return b"event: response.failed\ndata: " + json.dumps(failed).encode() + b"\n\n"

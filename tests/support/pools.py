@@ -12,6 +12,7 @@ from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.attempt import Attempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
+from inference_engine_proxy_server.dispatch.heartbeats import send_heartbeat
 from inference_engine_proxy_server.dispatch.leases import Dispatcher, Lease
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
@@ -32,7 +33,7 @@ from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
-from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits
 from inference_engine_proxy_server.wire.origin import Origin
@@ -161,16 +162,20 @@ def requests_under_budget(forwarder: Forwarder) -> int:
 class ForwardingFront(Front):
     """A front whose requests go to ``engines``, which are ready at first; ``options`` as in :func:`make_pool`.
 
+    ``heartbeat_seconds``: after which a client that waits for its stream gets a comment.
+
     Attributes:
         pool: of the engines, in their order.
     """
 
-    def __init__(self, *engines: FakeEngine | str, **options: Any) -> None:
+    def __init__(self, *engines: FakeEngine | str, heartbeat_seconds: float = NEVER, **options: Any) -> None:
         destinations = Destinations((), PathPolicy(Settings().blocked_paths).blocks)
         super().__init__(
             lambda request: self.forwarder.forward(request),
             classify=lambda head: destinations.of(head.method, head.path, head.passed_on),
             new_exchange=ProxiedRequest,
+            heartbeat_seconds=heartbeat_seconds,
+            send_heartbeat=send_heartbeat,
         )
         self.pool = make_pool(engines, self._deadlines, **options)
         publish(self.pool)

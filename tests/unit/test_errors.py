@@ -16,6 +16,7 @@ from inference_engine_proxy_server.errors import (
     error_body,
     error_fields,
     stream_error_event,
+    stream_event_of,
 )
 
 
@@ -137,3 +138,22 @@ def test_a_broken_responses_stream_has_status_failed() -> None:
     failed = json.loads(event.partition(b"data: ")[2])
     assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")
     assert failed["response"]["error"]["message"] == "Gone."
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        (b'{"error": {"message": "m", "code": "context_length_exceeded"}}', "context_length_exceeded", "m"),
+        (b'{"error": {"message": "m", "code": 400}}', "server_error", "m"),
+        (b'{"error": "its own"}', "server_error", '{"error": "its own"}'),
+        (b"Bad Gateway \xff", "server_error", "Bad Gateway \ufffd"),
+        (b"", "server_error", ""),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/responses", "/responses"])
+def test_an_error_of_an_engine_is_a_failed_response(path: str, body: bytes, code: str, message: str) -> None:
+    name, data = stream_event_of(body, path).removesuffix(b"\n\n").split(b"\n")
+    failed = json.loads(data.removeprefix(b"data: "))
+    assert name == b"event: response.failed"
+    assert failed["response"] == {"status": "failed", "error": {"code": code, "message": message}}
+    assert failed["error"]["message"] == message

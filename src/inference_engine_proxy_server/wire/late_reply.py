@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from inference_engine_proxy_server.errors import InvalidReply, stream_event_of
+from inference_engine_proxy_server.errors import BackendError, InvalidReply, stream_error_event, stream_event_of
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.exchange_sink import ExchangeSink
-from inference_engine_proxy_server.wire.reply_fields import is_event_stream
+from inference_engine_proxy_server.wire.reply_fields import is_encoded, is_event_stream
 from inference_engine_proxy_server.wire.reply_sink import ChunkSink
 
 __all__ = ["LateReply"]
@@ -22,6 +22,7 @@ class LateReply(ExchangeSink):
     def __init__(self, exchange: Exchange) -> None:
         super().__init__(exchange)
         self._error: bytearray | None = None  # the body of a reply that is no event stream; ``None`` for a stream
+        self._is_encoded = False
 
     @property
     def sent_bytes(self) -> int:
@@ -37,6 +38,7 @@ class LateReply(ExchangeSink):
         """Take the backend's header section, which can no longer be relayed."""
         del reason, content_length
         self.status = self.exchange.status = status
+        self._is_encoded = is_encoded(fields)
         if status != 200 or not is_event_stream(fields):
             self._error = bytearray()
         else:
@@ -64,5 +66,12 @@ class LateReply(ExchangeSink):
         """The reply is complete."""
         if self._error is not None and not self.exchange.done:
             self.exchange.end_comments()
-            self.exchange.write(stream_event_of(bytes(self._error), self.exchange.head.path))
+            self.exchange.write(self._error_event(bytes(self._error)))
         self.exchange.end()
+
+    def _error_event(self, body: bytes) -> bytes:
+        head = self.exchange.head
+        if self._is_encoded:
+            error = BackendError("The backend compressed its reply, but the stream had begun without compression.")
+            return stream_error_event(error, head.path, self.exchange.request_id)
+        return stream_event_of(body, head.path)

@@ -7,7 +7,7 @@ from email.utils import formatdate
 
 from inference_engine_proxy_server.wire.framing import ChunkedBody
 
-__all__ = ["date_field", "ends_between_events", "is_event_stream"]
+__all__ = ["date_field", "ends_between_events", "is_encoded", "is_event_stream"]
 
 _EVENT_STREAM = re.compile(rb"(?:^|\n)content-type:[ \t]*text/event-stream", re.IGNORECASE)
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -17,6 +17,11 @@ _ENCODED = re.compile(rb"(?:^|\n)content-encoding:", re.IGNORECASE)
 def date_field() -> bytes:
     """The ``Date`` line that RFC 9110, 6.6.1, requires of an origin server."""
     return f"date: {formatdate(usegmt=True)}\r\n".encode()
+
+
+def is_encoded(fields: bytes) -> bool:
+    """Whether header lines announce a content coding, such as a compression."""
+    return _ENCODED.search(fields) is not None
 
 
 def is_event_stream(fields: bytes) -> bool:

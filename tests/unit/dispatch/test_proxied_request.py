@@ -13,10 +13,10 @@ OPTIONS = b"OPTIONS /v1/chat/completions HTTP/1.1"
 PREFLIGHT = b"Origin: http://page\r\nAccess-Control-Request-Method: POST\r\n"
 
 
-def request_for(line: bytes = POST, fields: bytes = b"") -> tuple[ProxiedRequest, Connection]:
+def request_for(line: bytes = POST, fields: bytes = b"", body: bytes = b"") -> tuple[ProxiedRequest, Connection]:
     connection = Connection()
     head = parse_request_head(line + b"\r\nHost: a\r\n" + fields, LIMITS)
-    return ProxiedRequest(connection, head, b"", "id-1", "1.2.3.4:5"), connection
+    return ProxiedRequest(connection, head, body, "id-1", "1.2.3.4:5"), connection
 
 
 def test_a_preflight_that_no_backend_can_answer_is_passed() -> None:
@@ -76,3 +76,26 @@ def test_a_record_without_a_reply_has_no_first_byte() -> None:
     request.client_left()
     record = request.record(3.0)
     assert (record.first_byte_seconds, record.outcome) == (None, Outcome.CLIENT_LEFT)
+
+
+STREAMED = b'{"stream": true}'
+
+
+@pytest.mark.parametrize(
+    ("line", "fields", "body", "expected"),
+    [
+        (POST, b"", STREAMED, True),
+        (POST, b"Accept: application/json\r\n", STREAMED, True),
+        (POST, b"Origin: http://a\r\n", STREAMED, True),
+        (POST, b"Origin: http://page\r\n", STREAMED, False),
+        (POST, b"", b'{"stream": false}', False),
+        (POST, b"", b"", False),
+        (b"GET /v1/chat/completions HTTP/1.1", b"", STREAMED, False),
+        (b"POST /api/chat HTTP/1.1", b"", STREAMED, False),
+    ],
+)
+def test_comments_are_for_clients_that_ask_for_events_and_may_read_them(
+    line: bytes, fields: bytes, body: bytes, expected: bool
+) -> None:
+    request, _ = request_for(line, fields, body)
+    assert request.takes_comments is expected

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE, Destination, Destinations, is_web_ui
+from inference_engine_proxy_server.requests.destinations import (
+    ANSWERED_HERE,
+    Destination,
+    Destinations,
+    is_web_ui,
+    streams_events,
+)
 
 OWN_PATHS = ("/health", "/metrics", "/v1/models")
 
@@ -115,3 +121,24 @@ def test_work_with_a_conversation_id_is_tied() -> None:
 )
 def test_only_static_files_of_the_web_ui_are_public(method: str, path: str, expected: bool) -> None:
     assert is_web_ui(method, path) is expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v1/chat/completions", True),
+        ("/chat/completions", True),
+        ("/v1/completions", True),
+        ("/completion", True),
+        ("/infill", True),
+        ("/v1/messages", True),
+        ("/v1/responses", True),
+        ("/api/chat", False),
+        ("/api/generate", False),
+        ("/v1/audio/speech", False),
+        ("/v1/messages/count_tokens", False),
+        ("/v1/chat/completions/", False),
+    ],
+)
+def test_only_known_paths_stream_events(path: str, expected: bool) -> None:
+    assert streams_events(path) is expected

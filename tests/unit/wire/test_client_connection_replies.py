@@ -524,3 +524,123 @@ async def test_an_error_after_the_reply_changes_nothing() -> None:
         assert (await client.ask(GET)).body == b"hello"
         assert (await client.ask(GET)).body == b"hello"
         assert len(front.observed) == 2
+
+
+OFTEN_SECONDS = 0.02  # the front checks deadlines twice as often
+
+
+class Heartbeats:
+    """Counts the requests for a heartbeat; ``act`` is called with the exchange."""
+
+    def __init__(self, act: Callable[[Exchange], None] = lambda _: None) -> None:
+        self.count = 0
+        self._act = act
+
+    def __call__(self, exchange: Exchange) -> None:
+        self.count += 1
+        self._act(exchange)
+
+
+async def test_a_client_that_waits_needs_a_heartbeat_after_each_interval() -> None:
+    heartbeats = Heartbeats()
+    async with Front(Waiting(), heartbeat_seconds=OFTEN_SECONDS, send_heartbeat=heartbeats) as front:
+        client = await front.connect()
+        client.send(GET)
+        await until(lambda: heartbeats.count == 5)
+        client.leave()
+        await until(lambda: front.observed)
+        count = heartbeats.count
+        await asyncio.sleep(0.1)
+        assert heartbeats.count == count
+
+
+async def test_a_connection_without_a_request_needs_no_heartbeat() -> None:
+    heartbeats = Heartbeats()
+    async with Front(sends_hello, heartbeat_seconds=OFTEN_SECONDS, send_heartbeat=heartbeats) as front:
+        client = await front.connect()
+        await client.ask(GET)
+        client.send(GET[:10])
+        await asyncio.sleep(0.2)
+        client.send(GET[10:])
+        assert (await client.reply()).body == b"hello"
+    assert heartbeats.count == 0
+
+
+async def test_a_comment_postpones_the_next_heartbeat() -> None:
+    heartbeats = Heartbeats()
+
+    async def comments(exchange: Exchange) -> None:
+        for _ in range(20):
+            exchange.send_comment(b": c\n\n")
+            await asyncio.sleep(0.02)
+        await asyncio.get_running_loop().create_future()
+
+    async with Front(comments, heartbeat_seconds=0.2, send_heartbeat=heartbeats) as front:
+        client = await front.connect()
+        client.send(GET)
+        await client.head()
+        seen = b""
+        while seen.count(b": c") < 20:
+            seen += await client.some()
+        assert heartbeats.count == 0
+        await until(lambda: heartbeats.count == 1)
+
+
+async def test_heartbeats_do_not_postpone_the_deadline_of_a_reply() -> None:
+    def send(exchange: Exchange) -> None:
+        exchange.send_comment(b": c\n\n")
+
+    handler, heartbeats = Waiting(), Heartbeats(send)
+    async with Front(handler, IN_TIME, heartbeat_seconds=OFTEN_SECONDS, send_heartbeat=heartbeats) as front:
+        client = await front.connect()
+        client.send(GET)
+        assert (await client.head())[0] == 200
+        assert b'"code": "request_timeout"' in await client.rest()
+        assert heartbeats.count > 1
+        assert [exchange.status for exchange in front.observed] == [504]
+
+
+async def test_a_reply_with_unsent_bytes_is_not_cut_off_by_a_heartbeat() -> None:
+    """The client is slow, but less is unsent than what makes it count as behind."""
+    heartbeats = Heartbeats()
+    size = 50_000
+    async with Front(
+        Waiting(streams(bytes(size), length=size)),
+        send_buffer_bytes=SMALL,
+        heartbeat_seconds=OFTEN_SECONDS,
+        send_heartbeat=heartbeats,
+    ) as front:
+        client = await front.connect(receive_buffer_bytes=SMALL)
+        client.send(GET)
+        await until(lambda: heartbeats.count > 2)
+        await client.head()
+        assert await client.read(size) == bytes(size)
+
+
+async def test_a_client_that_was_behind_needs_heartbeats_again() -> None:
+    heartbeats = Heartbeats()
+    size = 300_000
+    async with Front(
+        Waiting(streams(bytes(size))),
+        send_buffer_bytes=SMALL,
+        heartbeat_seconds=OFTEN_SECONDS,
+        send_heartbeat=heartbeats,
+    ) as front:
+        client = await front.connect(receive_buffer_bytes=SMALL)
+        client.send(GET)
+        await asyncio.sleep(0.2)
+        assert heartbeats.count == 0
+        await client.head()
+        await client.read(size)
+        await until(lambda: heartbeats.count > 2)
+
+
+async def test_a_comment_does_not_postpone_the_deadline_of_a_reply() -> None:
+    def comment(exchange: Exchange) -> None:
+        exchange.send_comment(b": c\n\n")
+
+    async with Front(Waiting(comment), IN_TIME, heartbeat_seconds=3600.0) as front:
+        client = await front.connect()
+        client.send(GET)
+        await client.head()
+        assert b'"code": "request_timeout"' in await client.rest()

@@ -10,7 +10,7 @@ import pytest
 
 from inference_engine_proxy_server.errors import BackendBroke, CapacityError, InvalidReply
 from inference_engine_proxy_server.wire.exchange import Exchange
-from inference_engine_proxy_server.wire.outcome import Outcome
+from inference_engine_proxy_server.wire.outcome import CLIENT_GONE, Outcome
 from inference_engine_proxy_server.wire.request_head import HeadLimits, parse_request_head
 
 LIMITS = HeadLimits(line_bytes=1000, total_bytes=1000, field_count=10)
@@ -261,3 +261,52 @@ def test_output_after_the_client_has_left_is_discarded() -> None:
     exchange.end()
     exchange.fail(BackendBroke("Gone."))
     assert (connection.blocks, connection.done, exchange.outcome) == ([], [], Outcome.CLIENT_LEFT)
+
+
+class Source:
+    """A source that counts comments."""
+
+    is_unanswered = True
+
+    def __init__(self) -> None:
+        self.comments = 0
+
+    def comment_sent(self) -> None:
+        self.comments += 1
+
+    def pause_reading(self) -> None:
+        raise AssertionError
+
+    def resume_reading(self) -> None:
+        raise AssertionError
+
+
+def test_a_comment_begins_an_event_stream_and_no_reply() -> None:
+    exchange, connection = exchange_for()
+    exchange.source = source = Source()
+    exchange.backend_fields = b"x-backend: b\r\n"
+    for number in (1, 2):
+        exchange.send_comment(b": c\n\n")
+        assert (source.comments, connection.comments) == (number, number)
+    head, _, body = b"".join(connection.blocks).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"content-type: text/event-stream\r\n" in head
+    assert b"x-backend" not in head
+    assert body == b"5\r\n: c\n\n\r\n" * 2
+    assert exchange.has_only_comments
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/messages", b"/v1/responses"])
+def test_an_error_after_comments_is_an_event_and_has_its_own_status_in_the_log(path: bytes) -> None:
+    exchange, connection = exchange_for(b"POST %b HTTP/1.1" % path)
+    exchange.send_comment(b": c\n\n")
+    exchange.fail(CapacityError("Full.", status=429))
+    assert b'"message": "Full."' in connection.blocks[-1]
+    assert (exchange.status, exchange.outcome) == (429, Outcome.BROKEN)
+
+
+def test_a_client_that_leaves_after_comments_has_got_no_reply() -> None:
+    exchange, _ = exchange_for()
+    exchange.send_comment(b": c\n\n")
+    exchange.client_left()
+    assert exchange.status == CLIENT_GONE

@@ -275,3 +275,20 @@ def test_any_accepted_request_is_forwarded_with_exactly_one_framing(line: bytes,
 def test_garbage_is_refused_and_nothing_else(section: bytes) -> None:
     with pytest.raises(ClientError):
         parse_request_head(section, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_cross_origin"),
+    [
+        (HOST, False),
+        (b"Host: a\r\nOrigin: http://a\r\n", False),
+        (b"Host: a:80\r\norigin:https://A:80 \r\n", False),
+        (b"Host: a\r\nOrigin: http://a:8080\r\n", True),
+        (b"Host: a\r\nOrigin: http://b\r\n", True),
+        (b"Host: a\r\nOrigin: null\r\n", True),
+        (b"Host: a\r\nOrigin: file://\r\n", True),
+        (b"Host: a\r\nX-Origin: http://b\r\n", False),
+    ],
+)
+def test_a_request_of_a_page_from_elsewhere_is_cross_origin(fields: bytes, is_cross_origin: bool) -> None:
+    assert request(fields).is_cross_origin is is_cross_origin
