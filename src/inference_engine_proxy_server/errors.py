@@ -249,30 +249,34 @@ def error_fields(error: ProxyError, path: str, request_id: str) -> bytes:
 
 def stream_error_event(error: ProxyError, path: str, request_id: str) -> bytes:
     """One server-sent event that reports a broken stream to its client, see :func:`stream_event_of`."""
-    return stream_event_of(error_body(error, path, request_id), path)
+    return stream_event_of(error_body(error, path, request_id), error.status, path)
 
 
-def stream_event_of(body: bytes, path: str) -> bytes:
-    """An error's JSON body as one server-sent event, in the API dialect of ``path``.
+def stream_event_of(body: bytes, status: int, path: str) -> bytes:
+    """An error's JSON body and status as one server-sent event, in the API dialect of ``path``.
 
     OpenAI's SDKs raise on a ``data:`` object with an ``error`` member, Anthropic's on ``event: error``, and clients of
     /v1/responses expect ``event: response.failed``.
     """
     if path in _RESPONSES:
-        return _failed_response(body)
+        return _failed_response(body, status)
     prefix = b"event: error\n" if _speaks_anthropic(path) else b""
     return prefix + b"".join(b"data: %b\n" % line for line in body.splitlines() or [b"{}"]) + b"\n"
 
 
-def _failed_response(body: bytes) -> bytes:
-    """The event ``response.failed``, with a member ``error``, on which OpenAI's SDKs raise."""
+def _failed_response(body: bytes, status: int) -> bytes:
+    """The event ``response.failed``, with a member ``error``, on which OpenAI's SDKs raise.
+
+    Codex repeats the request unless the code says that the request is at fault. OpenAI's API reference lists the codes
+    (``ResponseError``).
+    """
     try:
         members = json.loads(body)
     except ValueError:
         members = None
     found = members.get("error") if isinstance(members, dict) else None
     error = found if isinstance(found, dict) else {"message": body.decode(errors="replace")}
-    code = error.get("code")
-    failure = {"code": code if isinstance(code, str) else "server_error", "message": str(error.get("message"))}
+    code = "rate_limit_exceeded" if status == 429 else "invalid_prompt" if status < 500 else "server_error"
+    failure = {"code": code, "message": str(error.get("message"))}
     failed = {"type": "response.failed", "response": {"status": "failed", "error": failure}, "error": error}
     return b"event: response.failed\ndata: " + json.dumps(failed).encode() + b"\n\n"

@@ -74,4 +74,4 @@ class LateReply(ExchangeSink):
         if self._is_encoded:
             error = BackendError("The backend compressed its reply, but the stream had begun without compression.")
             return stream_error_event(error, head.path, self.exchange.request_id)
-        return stream_event_of(body, head.path)
+        return stream_event_of(body, self.status, head.path)
