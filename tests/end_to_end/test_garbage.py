@@ -79,8 +79,19 @@ def alive() -> Counter[str]:
     ],
 )
 async def test_a_request_leaves_nothing_behind(body: dict[str, object], step: Step) -> None:
+    await leaves_nothing_behind(body, step, backend_first_byte_timeout_seconds=0.1)
+
+
+@pytest.mark.usefixtures("without_collections")
+@pytest.mark.parametrize("step", [Call.reply, read_event_and_leave], ids=["no-answer-in-time", "client-leaves"])
+async def test_a_stream_with_heartbeats_leaves_nothing_behind(step: Step) -> None:
+    body = chat(stream=True, user="silent")
+    await leaves_nothing_behind(body, step, backend_first_byte_timeout_seconds=0.6, stream_heartbeat_seconds=0.1)
+
+
+async def leaves_nothing_behind(body: dict[str, object], step: Step, **settings: float) -> None:
     async with FakeEngine(engine_script) as one, FakeEngine(engine_script) as other:
-        async with live_proxy(one.url, other.url, backend_first_byte_timeout_seconds=0.1) as proxy:
+        async with live_proxy(one.url, other.url, **settings) as proxy:
 
             async def is_idle() -> bool:
                 return not any(one["requests_in_flight"] for one in (await proxy.details()).values())

@@ -266,7 +266,7 @@ async def test_an_error_of_the_proxy_after_a_heartbeat_is_an_event_without_a_cle
     name, data = read_event(error)
     assert name == EVENT_NAMES[path]
     assert data["error"]["message"] == "The backend did not answer in time."
-    assert " 504 broken " in await log_line(fleet)
+    assert " 504 broken backend=- " in await log_line(fleet)
 
 
 async def test_a_compressed_reply_after_a_heartbeat_is_an_error(fleet: Fleet) -> None:

@@ -79,12 +79,12 @@ class ProxiedRequest(Exchange):
 
     def fail(self, error: ProxyError) -> None:
         """Answer with ``error``, see :meth:`Exchange.fail`; but approve a preflight if the server is at fault."""
-        if not self.begun:
+        if not self.begun or self.has_only_comments:
             self.backend = None
-            if error.status >= 500 and self.head.is_preflight and not self.done:
-                # A browser hides the error of a preflight from its page. The page can read that of the next request.
-                self.pass_preflight()
-                return
+        if not self.begun and error.status >= 500 and self.head.is_preflight and not self.done:
+            # A browser hides the error of a preflight from its page. The page can read that of the next request.
+            self.pass_preflight()
+            return
         super().fail(error)
 
     def pass_preflight(self) -> None:
