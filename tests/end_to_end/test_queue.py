@@ -141,3 +141,26 @@ async def test_full_queue_is_429_and_long_wait_is_503_with_retry_after(
     for reply in (full, too_late):
         assert 1 <= int(reply.headers["retry-after"]) <= 120
         assert 1000 <= int(reply.headers["retry-after-ms"]) <= 120_000
+
+
+async def test_queued_stream_gets_heartbeats(start_proxy: StartProxy, two_slow_servers: list[LlamaServer]) -> None:
+    proxy = start_proxy(two_slow_servers[0], **EXACT, STREAM_HEARTBEAT_SECONDS="0.1")
+    async with (
+        Call(proxy.url, PATH, chat(300, stream=True)) as one,
+        Call(proxy.url, PATH, chat(300, stream=True)) as two,
+    ):
+        for stream in (one, two):
+            stream.send()
+            assert await stream.head() == 200
+        async with Call(proxy.url, PATH, chat(3, stream=True)) as third:
+            third.send()
+            assert await third.head() == 200
+            events = []
+            while event := await third.event():
+                events.append(event)
+
+    answer = events[events.count(b": keep-alive\n\n") :]
+    assert len(answer) < len(events)
+    assert not any(event.startswith(b":") for event in answer)
+    assert answer[-1] == DONE
+    assert third.complete
