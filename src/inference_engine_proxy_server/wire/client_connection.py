@@ -8,12 +8,12 @@ import socket
 import struct
 from collections.abc import Callable
 from functools import partial
-from typing import Generic, TypeVar, cast
+from typing import Generic, cast
 
 from inference_engine_proxy_server.errors import BackendTimeout, CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.tasks.light_task import LightTask
-from inference_engine_proxy_server.wire.client_context import ClientContext
+from inference_engine_proxy_server.wire.client_context import ClientContext, E
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.forwarding import peer_of
 from inference_engine_proxy_server.wire.outcome import Outcome
@@ -28,8 +28,6 @@ _LINGER_SECONDS = 2.0  # how long the rest of a rejected request is discarded, s
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, zero seconds
 
 logger = logging.getLogger(__name__)
-
-E = TypeVar("E", bound=Exchange)
 
 
 class ClientConnection(asyncio.Protocol, Generic[E]):
@@ -201,7 +199,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         elif exchange.outcome is Outcome.BROKEN:
             self._break_off(exchange)
         elif not exchange.keep_alive or self._draining:
-            self._close()
+            self.close()
         else:
             self._await_next_request()
 
@@ -261,9 +259,10 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
     def _break_off(self, exchange: Exchange) -> None:
         if exchange.ends_with_connection:
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close when the client has received what was sent; also called to make room for another connection."""
         self._watch_pace()
         self._transport.close()
 
@@ -284,7 +283,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         elif self._reader.has_begun:
             self._refuse(ClientError("The request took too long to arrive.", status=408, code="request_timeout"))
         else:
-            self._close()
+            self.close()
 
     @property
     def is_idle(self) -> bool:
@@ -292,14 +291,10 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         is_busy = self._exchange is not None or self._reader.has_begun or self._pace.is_behind or self._refused
         return not is_busy and not self._transport.get_write_buffer_size()
 
-    def close_idle(self) -> None:
-        """Close, to make room for another connection."""
-        self._close()
-
     def shutdown(self) -> None:
         """Finish the current request, then close; called by the host."""
         self._draining = True
         if self._exchange is not None:
             self._exchange.keep_alive = False
         elif not self._ahead and not self._reader.has_begun:
-            self._close()
+            self.close()

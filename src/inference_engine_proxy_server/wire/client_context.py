@@ -13,7 +13,7 @@ from inference_engine_proxy_server.wire.forwarding import Forwarding
 from inference_engine_proxy_server.wire.load import Load
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead
 
-__all__ = ["ClientContext", "ClientLimits"]
+__all__ = ["ClientContext", "ClientLimits", "E"]
 
 E = TypeVar("E", bound=Exchange)
 

@@ -27,7 +27,7 @@ class OpenConnection(Protocol):
     def is_idle(self) -> bool:
         """The connection waits for a request, and no byte of one has arrived."""
 
-    def close_idle(self) -> None:
+    def close(self) -> None:
         """Close the connection, which must be idle."""
 
 
@@ -102,6 +102,6 @@ class Load:
         while self._idle:
             connection, deadline = self._idle.pop()
             if connection.is_idle and connection.deadline == deadline:  # not used since the search
-                connection.close_idle()
+                connection.close()
                 return True
         return False

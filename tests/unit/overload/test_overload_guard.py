@@ -203,7 +203,7 @@ class Idle:
     deadline = 1.0
     is_idle = True
 
-    def close_idle(self) -> None:
+    def close(self) -> None:
         self.is_idle = False
 
 

@@ -13,7 +13,7 @@ class Connection:
         self.is_idle = True
         self.was_closed = False
 
-    def close_idle(self) -> None:
+    def close(self) -> None:
         self.is_idle = False
         self.was_closed = True
 
