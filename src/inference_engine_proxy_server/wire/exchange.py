@@ -16,7 +16,8 @@ from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["Exchange"]
 
-_STREAM_FIELDS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\n"
+# The last field makes nginx forward comments at once (ngx_http_proxy_module, proxy_buffering); it removes the field.
+_STREAM_FIELDS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 _BODILESS = frozenset({204, 304})
 _REASONS = {status.value: f" {status.phrase}".encode() for status in HTTPStatus}
 
@@ -30,8 +31,7 @@ class Exchange:
 
     Attributes:
         head, body: the complete request.
-        request_id: the client's ``x-request-id``, or a new one.
-        client: the client's address, for the log.
+        request_id: the client's ``x-request-id``, or a new one. client: the client's address, for the log.
         started_at: when the request was complete.
         first_byte_at: when the reply (a stream: its first event) was first sent; ``None`` before; comments set it, too.
         status: the reply's status; 0 before it began. After comments, which have status 200: that of the reply itself.

@@ -8,6 +8,7 @@ import pytest
 
 from inference_engine_proxy_server.dispatch.heartbeats import send_heartbeat
 from inference_engine_proxy_server.errors import BackendBroke
+from inference_engine_proxy_server.wire import reply_relay
 from support.engine import EVENT, STREAM_HEAD, chunk
 from support.fakes.engine import EngineConnection, FakeEngine, answering, http_reply
 from support.pools import ForwardingFront
@@ -118,3 +119,26 @@ def test_a_reply_that_has_begun_gets_no_heartbeat() -> None:
     request.write(EVENT)
     send_heartbeat(request)
     assert len(connection.blocks) == 1
+
+
+async def test_keep_alives_of_an_engine_do_not_begin_the_reply_to_a_page_of_another_origin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reply_relay, "_SILENT_SECONDS", 0.0)
+    cue = asyncio.Event()
+    allowed = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\naccess-control-allow-origin: *\r\n\r\n")
+
+    async def reads_a_prompt(connection: EngineConnection) -> None:
+        await connection.request()
+        connection.send(allowed, HEARTBEAT)
+        await cue.wait()
+        connection.send(chunk(EVENT), b"0\r\n\r\n")
+
+    async with FakeEngine(reads_a_prompt) as engine, ForwardingFront(engine, heartbeat_seconds=0.01) as proxy:
+        client = await proxy.connect()
+        client.send(post().replace(b"Host: x", b"Host: x\r\nOrigin: http://page"))
+        await asyncio.sleep(0.2)
+        cue.set()
+        _, _, fields = await client.head()
+        assert fields["access-control-allow-origin"] == "*"
+        assert await client.rest() == HEARTBEAT + chunk(EVENT) + b"0\r\n\r\n"

@@ -291,6 +291,7 @@ def test_a_comment_begins_an_event_stream_and_no_reply() -> None:
     head, _, body = b"".join(connection.blocks).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"content-type: text/event-stream\r\n" in head
+    assert b"x-accel-buffering: no\r\n" in head
     assert b"x-backend" not in head
     assert body == b"5\r\n: c\n\n\r\n" * 2
     assert exchange.has_only_comments
