@@ -368,7 +368,7 @@ async def test_queue_positions_are_heartbeats_enough(fleet: Fleet) -> None:
     cue = asyncio.Event()
     engine = await fleet.engine(when(cue, *STREAM))
     engine.slots = 1
-    proxy = await fleet.proxy(engine, stream_heartbeat_seconds=1.5, backend_queue_allowance=0)
+    proxy = await fleet.proxy(engine, stream_heartbeat_seconds=2.5, backend_queue_allowance=0)
     async with asked(proxy) as first, asked(proxy, **{"x-queue-updates": "true"}) as queued:
         await heartbeats(first, 1)
         queued.send()
