@@ -237,7 +237,9 @@ def error_fields(error: ProxyError, path: str, request_id: str) -> bytes:
         fields.append(b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (math.ceil(error.retry_after_seconds), exact))
     if error.status == 405:
         fields.append(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n")
-    if error.status == 426:
+    if error.code == "websocket_version":
+        fields.append(b"upgrade: websocket\r\nsec-websocket-version: 13\r\n")  # RFC 6455, 4.4
+    elif error.status == 426:
         fields.append(b"upgrade: HTTP/1.1\r\n")  # RFC 9110, 15.5.22: the protocols that are supported
     if isinstance(error, BackendTimeout):
         fields.append(b"x-should-retry: false\r\n")

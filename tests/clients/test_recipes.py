@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import tomllib
@@ -15,13 +16,14 @@ from clients.browser import answer_shown
 from clients.recipes import BLOCKS, MODEL, Block, output_of, run, start
 from support.http_client import send
 from support.llama_server import LlamaServer
-from support.program import Proxy
+from support.program import Proxy, program
 from support.waiting import eventually
+from support.websocket_engine import WebSocketEngine
 
 WITH_WHAT_TESTS_NEED = ("OpenAI SDK, Python", "Anthropic SDK, Python")
 WITH_MORE = ("OpenAI SDK, Node", "Anthropic SDK, Node", "LangChain")
 SDKS = (*WITH_WHAT_TESTS_NEED, *(pytest.param(name, marks=pytest.mark.clients) for name in WITH_MORE))
-RUN = {"curl", "curl 2", "Browser", *WITH_WHAT_TESTS_NEED, *WITH_MORE}
+RUN = {"curl", "curl 2", "Browser", "WebSocket, Python", *WITH_WHAT_TESTS_NEED, *WITH_MORE}
 
 PREFLIGHT = {
     "Origin": "http://page.example",
@@ -86,6 +88,16 @@ async def test_sdk_obeys_retry_after(
 
     with LlamaServer(tiny_model, "--alias", MODEL, port=free_port) as server:
         assert named_backend(output_of(recipe, tmp_path).text, [server])
+
+
+async def test_websocket(tmp_path: Path) -> None:
+    async with WebSocketEngine(model=MODEL) as engine, program(tmp_path / "proxy", engine) as proxy:
+        (tmp_path / "recipe").mkdir()
+        output = await asyncio.to_thread(run, BLOCKS["WebSocket, Python"], proxy.url, tmp_path / "recipe")
+
+    who, said = output.text.splitlines()
+    assert WHO_ANSWERED.fullmatch(who)
+    assert json.loads(said) == {"type": "session.update", "model": MODEL}
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models"])

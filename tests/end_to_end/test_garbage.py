@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gc
+import socket
+import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
+from websockets.asyncio.client import ClientConnection
 
 from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 from support.http_client import Call, chat
 from support.live_proxy import live_proxy
 from support.waiting import eventually
+from support.websocket_engine import WebSocketEngine, websocket
 
 PATH = "/v1/chat/completions"
 PACKAGE = "inference_engine_proxy_server"
@@ -107,3 +111,42 @@ async def leaves_nothing_behind(body: dict[str, object], step: Step, **settings:
             await serve()  # fills caches, and the pools of connections
             before = await serve()
             assert not {name: count for name, count in (await serve() - before).items() if count >= REQUESTS}
+
+
+async def leave(client: ClientConnection, engine: WebSocketEngine) -> None:
+    await client.close()
+
+
+async def be_left(client: ClientConnection, engine: WebSocketEngine) -> None:
+    await engine.sockets[-1].close()
+    await client.wait_closed()
+
+
+async def break_off(client: ClientConnection, engine: WebSocketEngine) -> None:
+    client.transport.abort()
+
+
+async def be_broken_off(client: ClientConnection, engine: WebSocketEngine) -> None:
+    broken = engine.sockets[-1].transport
+    broken.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    broken.abort()
+    await client.wait_closed()
+
+
+@pytest.mark.usefixtures("without_collections")
+@pytest.mark.parametrize("end", [leave, be_left, break_off, be_broken_off])
+async def test_a_websocket_leaves_nothing_behind(end: Callable[..., Awaitable[None]]) -> None:
+    async with WebSocketEngine() as engine, live_proxy(engine.url) as proxy:
+
+        async def serve() -> Counter[str]:
+            for _ in range(REQUESTS):
+                async with websocket(proxy) as client:
+                    await client.send("hello")
+                    assert await client.recv() == "hello"
+                    await end(client, engine)
+                await eventually(proxy.is_at_rest)
+            return alive()
+
+        await serve()
+        before = await serve()
+        assert not {name: count for name, count in (await serve() - before).items() if count >= REQUESTS}

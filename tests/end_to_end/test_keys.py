@@ -45,6 +45,11 @@ def _chunked(*fields: str) -> bytes:
 
 
 UPGRADE = ("Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA", "Connection: Upgrade, HTTP2-Settings")
+WEBSOCKET = (
+    b"Host: proxy", b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Version: 13",
+    b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==",
+)  # fmt: skip
+WRONG_PROTOCOL = b"Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.wrong"
 METHODS = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "get")
 
 # Refused requests by name, each with the expected status.
@@ -81,7 +86,12 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "HTTP/0.9": (b"GET /v1/models\r\n\r\n", 400),
     "chunked": (_chunked(), 401),
     "Upgrade": (request("GET /v1/models", *UPGRADE), 401),
-    "WebSocket": (request("GET /v1/realtime", "Upgrade: websocket", "Sec-WebSocket-Key: x"), 426),
+    "malformed WebSocket": (request("GET /v1/realtime", "Upgrade: websocket", "Sec-WebSocket-Key: x"), 400),
+    **{
+        f"WebSocket, {name}": (b"\r\n".join((b"GET /%b HTTP/1.1" % path, *WEBSOCKET, b"", b"")), 401)
+        for name, path in (("no key", b"v1/realtime"), ("path of the web UI", b"x.js"))
+    },
+    "WebSocket, wrong key": (b"\r\n".join((b"GET /v1/realtime HTTP/1.1", *WEBSOCKET, WRONG_PROTOCOL, b"", b"")), 401),
     "Expect": (chat_with("Expect: 100-continue"), 401),
     "absolute form": (request("GET http://proxy/v1/models"), 401),
     "absolute form with another host": (request("GET http://other/health/x"), 401),

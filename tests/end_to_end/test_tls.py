@@ -12,9 +12,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from websockets.exceptions import ConnectionClosedError
 
 from end_to_end.recording import RecordingEngine
 from support.program import Proxy, run_command
+from support.waiting import eventually
+from support.websocket_engine import WebSocketEngine, websocket
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,31 @@ async def test_clients_connect_over_https_and_engines_get_the_protocol(certifica
 
         for request in engine.forwarded:
             assert re.search(rb"\r\nx-forwarded-proto: https\r\n", request)
+
+
+async def test_websockets_work_over_tls_on_both_sides(certificate: Certificate, folder: Path) -> None:
+    of_engine = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    of_engine.load_cert_chain(certificate.chain, certificate.key)
+    trusting = ssl.create_default_context(cafile=str(certificate.chain))
+    settings = certificate.settings | {"BACKEND_CA_FILE": str(certificate.chain)}
+    async with WebSocketEngine(tls=of_engine, compression=None) as engine:
+        with await asyncio.to_thread(Proxy, folder, [engine.url], **settings) as proxy:
+            async with websocket(proxy, ssl=trusting, compression=None) as client:
+                message = b"m" * 3_000_000
+                await client.send(message)
+                assert await client.recv() == message
+                await client.close(4001, "by the client")
+            await eventually(lambda: engine.closes == [(4001, "by the client")])
+
+            async with websocket(proxy, ssl=trusting) as client:
+                await engine.sockets[1].close(4002, "by the engine")
+                with pytest.raises(ConnectionClosedError, match="by the engine"):
+                    await client.recv()
+
+            client = await websocket(proxy, ssl=trusting)
+            client.transport.abort()
+            await eventually(lambda: [code for code, _ in engine.closes] == [4001, 4002, 1006])
+            await eventually(lambda: len(proxy.access_lines) == 3)
 
 
 async def test_plain_http_is_refused_when_tls_is_on(certificate: Certificate, folder: Path) -> None:

@@ -79,7 +79,8 @@ class Gate:
                 key = self._ring.find(digest_of(given))
                 if key is not None:
                     return Access(key, self._allowances.of(key), self._ring.keys)
-            if not _is_open(head) and not head.is_preflight and not is_web_ui(head.method, head.path):
+            is_public = _is_open(head) or head.is_preflight or is_web_ui(head.method, head.path)
+            if not is_public or head.destination is Destination.WEBSOCKET:
                 raise _refused(head)
         return None
 
@@ -106,7 +107,10 @@ def _is_open(head: RequestHead) -> bool:
 
 
 def _secrets(head: RequestHead) -> list[bytes]:
-    """The secrets in the request: after ``Bearer`` (OpenAI), in ``x-api-key`` (Anthropic), in ``api-key`` (Azure)."""
+    """The secrets in the request: after ``Bearer`` (OpenAI), in ``x-api-key`` (Anthropic), in ``api-key`` (Azure).
+
+    The subprotocol by which browsers send a key for a WebSocket has become ``Bearer`` by now.
+    """
     found = []
     authorization = head.authorization
     if authorization is not None and authorization[:7].lower() == b"bearer ":

@@ -79,7 +79,7 @@ def build_client_context(
         Forwarding(settings.trusted_proxies, name=via_name(process), is_tls=settings.tls_cert_file is not None),
         map(f"{origin}-%x".__mod__, itertools.count(1)),
         ProxiedRequest,
-        lambda head: destinations.of(head.method, head.path, head.passed_on),
+        lambda head: destinations.of(head.method, head.path, head.passed_on, opens_websocket=head.upgrade is not None),
         guard.shed,
         gate.admit,
         settings.stream_heartbeat_seconds or NEVER,

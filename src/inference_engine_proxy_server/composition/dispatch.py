@@ -18,16 +18,18 @@ from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
 from inference_engine_proxy_server.dispatch.resuming_forwarder import ResumingForwarder
+from inference_engine_proxy_server.dispatch.websocket_attempts import WebSocketAttempts
+from inference_engine_proxy_server.dispatch.websocket_forwarder import WebSocketForwarder
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.processes.process_context import ProcessContext
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
-from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 
-__all__ = ["build_dispatcher", "build_forwarder", "build_placement"]
+__all__ = ["build_dispatcher", "build_forwarder", "build_placement", "build_websocket_forwarder"]
 
 
 def build_placement(configuration: Configuration, fleet: Fleet, process: ProcessContext) -> Placement:
@@ -82,4 +84,29 @@ def build_forwarder(
             only_on_request=settings.stream_resume == "header",
             sends_comments=settings.stream_resume_comments,
         )
+    return forwarder if ring is None else LimitedForwarder(KeyLimits(dispatcher.fleet.clock), ownership, forwarder)
+
+
+def build_websocket_forwarder(
+    settings: Settings,
+    dispatcher: Dispatcher,
+    decisions: Decisions,
+    metrics: RequestMetrics,
+    ring: KeyRing | None,
+    ownership: Ownership,
+    deadlines: Deadlines,
+) -> Forwarder | LimitedForwarder:
+    """The forwarder of WebSockets, which enforces the limits of keys if there are any."""
+    attempts = WebSocketAttempts(
+        dispatcher,
+        metrics,
+        names_backend=settings.backend_header,
+        keeps_credentials=forwards_keys(settings),
+        retry_statuses=settings.retry_statuses,
+        deadlines=deadlines,
+        idle_seconds=settings.websocket_idle_timeout_seconds or NEVER,
+    )
+    fair_share = FairShare(takes_priority_header=settings.priority_header)
+    updates = QueueUpdates(dispatcher.queue, to_all=False)  # before the switch, the client can get nothing
+    forwarder = WebSocketForwarder(dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table)
     return forwarder if ring is None else LimitedForwarder(KeyLimits(dispatcher.fleet.clock), ownership, forwarder)

@@ -17,7 +17,12 @@ from inference_engine_proxy_server.composition.clients import (
     build_operator_context,
     build_overload_guard,
 )
-from inference_engine_proxy_server.composition.dispatch import build_dispatcher, build_forwarder, build_placement
+from inference_engine_proxy_server.composition.dispatch import (
+    build_dispatcher,
+    build_forwarder,
+    build_placement,
+    build_websocket_forwarder,
+)
 from inference_engine_proxy_server.composition.endpoints import build_app, build_destinations, build_routers
 from inference_engine_proxy_server.composition.fleet import (
     build_backend_factory,
@@ -43,7 +48,7 @@ from inference_engine_proxy_server.fleet.standstill_watch import StandstillWatch
 from inference_engine_proxy_server.processes.process_context import Loop, Loops, ProcessContext, SoleProcess
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.proxy import Proxy
-from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE
+from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE, Destination
 from inference_engine_proxy_server.resume.rules import RULES
 from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
@@ -89,6 +94,7 @@ def build_proxy(
     ring = build_key_ring(settings)
     ownership = Ownership(AffinityTable(lambda: fleet.backends), process.siblings)
     forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring, ownership)
+    websockets = build_websocket_forwarder(settings, dispatcher, decisions, metrics, ring, ownership, deadlines)
     # The proxy's own paths.
     allowances = Allowances(deadlines.clock)
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
@@ -114,7 +120,7 @@ def build_proxy(
     subscribers = [metrics.count_request, *([] if access_log is None else [access_log.write])]
     clients = build_client_context(
         settings, deadlines, client_load, destinations, guard, gate,
-        handle=_handler(bridge, forwarder),
+        handle=_handler(bridge, forwarder, websockets),
         observe=_recorder(subscribers, deadlines.clock),
         process=process,
     )  # fmt: skip
@@ -133,11 +139,18 @@ def _optional_loops(config_watch: ConfigWatch | None, ring: KeyRing | None, acce
     return loops
 
 
-def _handler(bridge: AsgiBridge, forwarder: Forwarder | ResumingForwarder | LimitedForwarder) -> Handler:
-    answer, forward = bridge.answer, forwarder.forward
+def _handler(
+    bridge: AsgiBridge,
+    forwarder: Forwarder | ResumingForwarder | LimitedForwarder,
+    websockets: Forwarder | LimitedForwarder,
+) -> Handler:
+    answer, forward, open_websocket = bridge.answer, forwarder.forward, websockets.forward
+    unusual = (*ANSWERED_HERE, Destination.WEBSOCKET)
 
     def handle(request: ProxiedRequest) -> Coroutine[None, None, None]:
-        return answer(request) if request.head.destination in ANSWERED_HERE else forward(request)
+        if request.head.destination not in unusual:
+            return forward(request)
+        return open_websocket(request) if request.head.destination is Destination.WEBSOCKET else answer(request)
 
     return handle
 

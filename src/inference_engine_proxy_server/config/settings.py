@@ -81,6 +81,8 @@ class Settings(BaseModel):
     """Statuses of a backend after which a repeatable request is tried once on another backend; empty: none."""
     request_timeout_seconds: _SecondsOrZero = 0
     """Longest time in seconds from the last byte of a request to the end of its reply; 0 means no limit."""
+    websocket_idle_timeout_seconds: _SecondsOrZero = 300
+    """Seconds without a byte in either direction after which a WebSocket is closed; 0 means no limit."""
     backend_connect_timeout_seconds: _Seconds = 2
     """Longest wait in seconds for a new connection to a backend."""
     max_allowed_request_queue: _Requests | None = None

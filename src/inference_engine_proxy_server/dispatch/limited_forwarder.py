@@ -7,7 +7,7 @@ from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.resuming_forwarder import ResumingForwarder
-from inference_engine_proxy_server.requests.destinations import is_web_ui
+from inference_engine_proxy_server.requests.destinations import Destination, is_web_ui
 
 __all__ = ["LimitedForwarder"]
 
@@ -32,11 +32,11 @@ class LimitedForwarder:
         Raises:
             ProxyError: the key does not permit the request, or it cannot be served.
         """
-        access = request.access
-        if access is None and request.head.is_preflight:  # no backend needs to see it
+        head, access = request.head, request.access
+        if access is None and head.is_preflight:  # no backend needs to see it
             request.pass_preflight()
             return
-        if access is not None and not is_web_ui(request.head.method, request.head.path):
+        if access is not None and (not is_web_ui(head.method, head.path) or head.destination is Destination.WEBSOCKET):
             request.model = self._limits.begin(request, access)
             await self._ownership.check(request, access)
         await self._forwarder.forward(request)

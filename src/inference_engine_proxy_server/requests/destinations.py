@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from enum import Enum
 from functools import lru_cache
 
+from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.requests.headers import names_conversation
 
 __all__ = [
@@ -74,6 +75,8 @@ class Destination(Enum):
     """Like ``LIGHT``, but only on the backend that holds the resource in the path or query."""
     TIED = "tied"
     """Like ``WORK``, but the request may need a backend-local resource, or create one that later requests name."""
+    WEBSOCKET = "websocket"
+    """Like ``WORK``, but in place of a reply a WebSocket opens."""
 
 
 ANSWERED_HERE = (Destination.OPERATORS, Destination.OWN)
@@ -118,14 +121,20 @@ class Destinations:
         self._blocks = blocks
         self._by_path = lru_cache(maxsize=256)(self._find)  # clients use few paths
 
-    def of(self, method: str, path: str, fields: bytes = b"") -> Destination:
+    def of(self, method: str, path: str, fields: bytes = b"", *, opens_websocket: bool = False) -> Destination:
         """The destination of a request.
 
         Args:
             method, path: as sent; the path without the query.
             fields: header lines, each ending in CRLF.
+            opens_websocket: the request asks for a WebSocket.
+
+        Raises:
+            ClientError: 426, the path is none of an engine's that may be a WebSocket.
         """
         destination = self._by_path(method, path)
+        if opens_websocket:
+            return _of_websocket(destination)
         if destination is Destination.WORK and names_conversation(fields):
             return Destination.TIED
         return destination
@@ -146,3 +155,13 @@ class Destinations:
         if method != "POST" or path in _LIGHT_PATHS:
             return Destination.LIGHT
         return Destination.TIED if is_response(path) else Destination.WORK
+
+
+def _of_websocket(destination: Destination) -> Destination:
+    if destination is Destination.LIGHT:
+        return Destination.WEBSOCKET
+    if destination in (Destination.BLOCKED, Destination.MISJOINED):
+        return destination
+    raise ClientError(
+        "This path is no WebSocket. Send the request over HTTP.", status=426, code="upgrade_not_supported"
+    )

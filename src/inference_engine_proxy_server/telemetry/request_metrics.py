@@ -33,6 +33,7 @@ _ROUTES = {
     "/v1/rerank": "rerank",
     "/v1/audio/transcriptions": "transcriptions",
     "/v1/models": "models",
+    "/v1/realtime": "realtime",
 }
 
 

@@ -137,6 +137,25 @@ class BackendConnection(ReplyRelay):
             self._refuse(error)
         return result
 
+    def expect_websocket(self, accept: bytes) -> None:
+        """The next request asks for a WebSocket; the reply accepts it with this ``Sec-WebSocket-Accept``.
+
+        Such a reply, whose status is 101, must be held; :meth:`hand_over` follows, or :meth:`abort`.
+        """
+        self._head_reader.expected_accept = accept
+
+    def hand_over(self, receiver: asyncio.Protocol) -> tuple[asyncio.Transport, bytes]:
+        """After a held reply with status 101: ``receiver`` gets all further bytes, and the connection serves no more.
+
+        Returns:
+            The transport, which does not read, and the bytes that followed the reply's header section.
+        """
+        rest = self._held_rest or b""
+        self._sink = self._held_rest = None
+        self._deadlines.forget(self)
+        self._transport.set_protocol(receiver)
+        return self._transport, rest
+
     def give_up(self, error: BackendError) -> None:
         """End the current request with ``error``; the backend sees a disconnect."""
         self._fail(error)

@@ -143,7 +143,7 @@ class BackendConnections:
         connection.abort()
 
     def discard(self, connection: BackendConnection) -> None:
-        """End a poll's use of ``connection``: an answer to a poll says nothing about progress with requests."""
+        """End the use of ``connection`` by a poll, which says nothing about progress with requests, or a WebSocket."""
         self._in_use.discard(connection)
         connection.abort()
 

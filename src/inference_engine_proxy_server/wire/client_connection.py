@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
-import struct
 from collections.abc import Callable
 from functools import partial
 from typing import Generic, cast
 
-from inference_engine_proxy_server.errors import BackendTimeout, CapacityError, ClientError, ProxyError
+from inference_engine_proxy_server.errors import CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.tasks.light_task import LightTask
 from inference_engine_proxy_server.wire.client_context import ClientContext, E
+from inference_engine_proxy_server.wire.client_side import ClientReceiver
 from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.failures import failure_of, reset_on_close
 from inference_engine_proxy_server.wire.forwarding import peer_of
 from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.reading_pace import ReadingPace
@@ -25,9 +24,6 @@ __all__ = ["ClientConnection"]
 
 _WRITE_BUFFER_BYTES = 64 * 1024  # above this the reply's source is paused; uvicorn and Pingora use the same
 _LINGER_SECONDS = 2.0  # how long the rest of a rejected request is discarded, so that no RST overtakes the reply
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, zero seconds
-
-logger = logging.getLogger(__name__)
 
 
 class ClientConnection(asyncio.Protocol, Generic[E]):
@@ -58,6 +54,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         self._client = ""  # address and port of the peer
         self._ahead = b""  # bytes that arrived before the reply to the previous request was complete
         self._exchange: E | None = None
+        self._receiver: ClientReceiver | None = None  # takes the client's bytes, which are no longer HTTP
         self._task: LightTask | None = None  # serves the exchange; while it runs, the exchange counts as a request
         self._refused = False  # further bytes are discarded
         self._draining = False  # the current request is the last one
@@ -83,6 +80,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         self._load.leave(self)
         self._context.deadlines.forget(self)
         exchange, self._exchange = self._exchange, None
+        self._receiver = None
         if exchange is not None:
             exchange.client_left()
             if self._task is not None:
@@ -99,11 +97,17 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         if self._refused:
             return
         if self._exchange is not None or self._ahead or self._pace.is_behind:
-            self._ahead += data
-            if len(self._ahead) > self._limits.head.total_bytes:
-                self._transport.pause_reading()
+            self._take_early(data)
         else:
             self._read(data)
+
+    def _take_early(self, data: bytes) -> None:
+        if self._receiver is not None:
+            self._receiver.take(data)
+            return
+        self._ahead += data
+        if len(self._ahead) > self._limits.head.total_bytes:
+            self._transport.pause_reading()
 
     def _read(self, data: bytes) -> None:
         try:
@@ -116,12 +120,15 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         else:
             self.deadline = self._reader.deadline
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool:
         """The client closed its sending half: it does not wait for a reply, and cannot complete a request."""
+        if self._receiver is not None:
+            return self._receiver.end_client()
         if self._exchange is not None:
             self._transport.abort()
         elif (self._ahead or self._reader.has_begun) and not self._refused:
             self._refuse(ClientError("The request ended before it was complete.", code="incomplete_request"))
+        return False
 
     def _begin(self, head: RequestHead, content: bytes) -> None:
         context, load = self._context, self._load
@@ -143,21 +150,9 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
 
     def _served(self, exchange: E, task: LightTask, error: BaseException | None) -> None:
         self._tasks.discard(task)
-        if error is None:
-            if not exchange.done:
-                exchange.fail(ProxyError("The proxy ended its reply too early."))
-        elif isinstance(error, ProxyError):
-            exchange.fail(error)
-        elif isinstance(error, asyncio.CancelledError):
-            exchange.fail(self._reason_to_cancel(exchange))
-        else:
-            logger.error("request %s: unexpected error", exchange.request_id, exc_info=error)
-            exchange.fail(ProxyError("Something went wrong inside the proxy."))
-
-    def _reason_to_cancel(self, exchange: Exchange) -> ProxyError:
-        if self.clock() >= exchange.started_at + self._limits.request_seconds:
-            return BackendTimeout("The reply was not complete in time.", code="request_timeout")
-        return CapacityError("The proxy is shutting down.", code="shutting_down", retry_after_seconds=1)
+        if error is not None or not exchange.done:
+            is_late = self.clock() >= exchange.started_at + self._limits.request_seconds
+            exchange.fail(failure_of(error, exchange.request_id, is_late=is_late))
 
     def _refuse(self, error: ProxyError) -> None:
         reader = self._reader
@@ -225,6 +220,14 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         elif self._exchange.source is not None:
             self._exchange.source.resume_reading()
 
+    def switch_protocols(self, receiver: ClientReceiver) -> tuple[asyncio.Transport, bytes]:
+        """See :class:`.ClientSide`."""
+        self._receiver = receiver
+        early, self._ahead = self._ahead, b""
+        if not self._transport.is_closing():
+            self._transport.resume_reading()  # paused if much arrived early
+        return self._transport, early
+
     def _watch_pace(self) -> None:
         self._pace.watch(self.clock())
         self.deadline = min(self._pace.deadline, self._reply_deadline())
@@ -258,7 +261,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
 
     def _break_off(self, exchange: Exchange) -> None:
         if exchange.ends_with_connection:
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            reset_on_close(self._transport)
         self.close()
 
     def close(self) -> None:

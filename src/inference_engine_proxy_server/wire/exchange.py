@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
 
 from inference_engine_proxy_server.errors import ProxyError, error_body, error_fields, stream_error_event
-from inference_engine_proxy_server.wire.client_side import ClientSide
+from inference_engine_proxy_server.wire.client_side import ClientReceiver, ClientSide
 from inference_engine_proxy_server.wire.framing import last_chunk, one_chunk
 from inference_engine_proxy_server.wire.outcome import CLIENT_GONE, Outcome
 from inference_engine_proxy_server.wire.reply_fields import date_field, ends_between_events, is_event_stream
@@ -18,7 +19,8 @@ __all__ = ["Exchange"]
 
 # The last field makes nginx forward comments at once (ngx_http_proxy_module, proxy_buffering); it removes the field.
 _STREAM_FIELDS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
-_BODILESS = frozenset({204, 304})
+_UPGRADE_FIELDS = b"connection: upgrade\r\nupgrade: websocket\r\n"
+_BODILESS = frozenset({101, 204, 304})
 _REASONS = {status.value: f" {status.phrase}".encode() for status in HTTPStatus}
 
 
@@ -30,13 +32,11 @@ class Exchange:
     It has many public attributes, so that a request needs one object on the hot path instead of three.
 
     Attributes:
-        head, body: the complete request.
+        head, body: the complete request. started_at: when it was complete.
         request_id: the client's ``x-request-id``, or a new one. client: the client's address, for the log.
-        started_at: when the request was complete.
         first_byte_at: when the reply (a stream: its first event) was first sent; ``None`` before; comments set it, too.
         status: the reply's status; 0 before it began. After comments, which have status 200: that of the reply itself.
-        sent_bytes: bytes of the reply sent so far, header section included.
-        last_block: the latest block of the body.
+        sent_bytes: bytes of the reply sent so far, header section included. last_block: the latest block of the body.
         write_through: sends whole chunks to the client directly; set when :attr:`pass_through` is.
         common_fields: header lines of every reply to this request, errors included. Each line ends in CRLF.
         backend_fields: header lines of a reply from a backend only.
@@ -178,6 +178,14 @@ class Exchange:
             self.common_fields,
             self.backend_fields,
         )
+
+    def switch_protocols(self, fields: bytes, receiver: ClientReceiver) -> tuple[asyncio.Transport, bytes]:
+        """Open the client's WebSocket; ``fields`` as in :meth:`begin`, the rest as in :class:`.ClientSide`."""
+        self.keep_alive = True  # the field Connection must not say "close", too
+        self.begin(101, _REASONS[101], _UPGRADE_FIELDS + fields, None)
+        self.keep_alive = False
+        self.flush()
+        return self._connection.switch_protocols(receiver)
 
     def send_comment(self, comment: bytes) -> None:
         """Send SSE comments ahead of the reply. The first ones commit the reply to status 200 and an event stream."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from inference_engine_proxy_server.errors import InvalidReply
-from inference_engine_proxy_server.wire.fields import FIELD_LINES, LENGTH, TwiceError, cut, owned_fields
+from inference_engine_proxy_server.wire.fields import FIELD_LINES, LENGTH, TwiceError, cut, named_by, owned_fields
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.reply_fields import is_event_stream
 
@@ -18,6 +18,7 @@ _INTERIM_REPLIES = 10  # limit for 1xx replies before the final one
 _BEGINNING = b"HTTP/1."
 _REPLY = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])((?: [\t\x20-\x7e\x80-\xff]*+)?)\r\n" + FIELD_LINES)
 _OWNED = owned_fields(rb"content-length|x-backend|x-request-id")
+_SWITCH = owned_fields(rb"sec-websocket-accept")
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=([0-9]{1,6})")
 
 
@@ -25,7 +26,7 @@ class ReplyHead:
     """A validated header section of a backend's reply.
 
     Attributes:
-        status: 100-999.
+        status: 100-999; 101 only for a WebSocket that was asked for, as the end of HTTP on its connection.
         reason: the reason phrase as sent, with the space before it.
         keep_alive: the backend will keep the connection open.
         keep_alive_seconds: the idle timeout that the backend announces; ``None`` if it announces none.
@@ -94,15 +95,20 @@ class ReplyHeadReader:
     Args:
         memory: cache of the last section, shared by all connections to one backend.
         locations: finds what field lines say of the backend's own address, before the path; ``None`` to leave it.
+
+    Attributes:
+        expected_accept: ``Sec-WebSocket-Accept`` of a reply that accepts the request's WebSocket; ``None`` if it asks
+            for none.
     """
 
-    __slots__ = ("_interim", "_locations", "_memory", "_received")
+    __slots__ = ("_interim", "_locations", "_memory", "_received", "expected_accept")
 
     def __init__(self, memory: HeadMemory[ReplyHead], locations: re.Pattern[bytes] | None = None) -> None:
         self._memory = memory
         self._locations = locations
         self._received = b""  # start of an incomplete section
         self._interim = 0
+        self.expected_accept: bytes | None = None
 
     def restart(self) -> None:
         """Prepare for the reply to the next request."""
@@ -126,19 +132,26 @@ class ReplyHeadReader:
         received = self._received + data if self._received else data
         while (end := received.find(b"\r\n\r\n", 0, _HEAD_BYTES)) >= 0:
             head = self._read(received[: end + 2])
-            received = received[end + 4 :]
             if head.status >= 200:
                 self._received = b""
+                return head, received[end + 4 :]
+            self._check_interim(head, received[: end + 2])
+            received = received[end + 4 :]
+            if head.status == 101:
                 return head, received
-            self._interim += 1
-            if head.status == 101 or self._interim > _INTERIM_REPLIES:
-                raise InvalidReply("The backend sent an unsolicited interim reply.")
         is_http = received.startswith(_BEGINNING) or _BEGINNING.startswith(received)
         # Another protocol must not wait for the end of a section, which may never come.
         if not is_http or len(received) > _HEAD_BYTES or received.count(b"\n") != received.count(b"\r\n"):
             raise InvalidReply("The backend's reply is not valid HTTP.")
         self._received = received
         return None
+
+    def _check_interim(self, head: ReplyHead, section: bytes) -> None:
+        self._interim += 1
+        if self._interim > _INTERIM_REPLIES or (head.status == 101 and self.expected_accept is None):
+            raise InvalidReply("The backend sent an unsolicited interim reply.")
+        if head.status == 101 and not _switches(head, section, self.expected_accept):
+            raise InvalidReply("The backend's reply to the WebSocket handshake is invalid.")
 
     def _read(self, section: bytes) -> ReplyHead:
         head = self._memory.recall(section)
@@ -150,3 +163,19 @@ class ReplyHeadReader:
                 head.passed_on = self._locations.sub(rb"\1/", head.passed_on)
             self._memory.remember(section, head)
         return head
+
+
+def _switches(head: ReplyHead, section: bytes, expected_accept: bytes | None) -> bool:
+    """Whether a reply with status 101 switches to WebSocket, and answers the handshake of its request."""
+    try:
+        _, fields = cut(section[section.index(b"\n") :], _SWITCH)
+    except TwiceError:
+        return False
+    return (
+        section.startswith(b"HTTP/1.1 ")
+        and not head.chunked
+        and not head.content_length
+        and b"upgrade" in named_by(fields.get(b"connection", b""))
+        and fields.get(b"upgrade", b"").lower() == b"websocket"
+        and fields.get(b"sec-websocket-accept") == expected_accept
+    )

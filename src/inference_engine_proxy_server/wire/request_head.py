@@ -76,12 +76,13 @@ class RequestHead:
         sender: the client's name in the log; empty before it is known.
         destination: the result of ``ClientContext.classify``, opaque here; ``None`` before the call.
         access: the result of ``ClientContext.admit`` for this section or an equal one, opaque here; ``None`` before.
+        usual_protocol: see :func:`.websocket_handshake.reply_fields`; ``None`` for none.
     """
 
     __slots__ = (
         "access", "api_key", "authorization", "azure_key", "chunked", "content_length", "credentials", "destination",
         "expects_continue", "has_body", "host", "is_head", "keep_alive", "method", "minor_version", "passed_on", "path",
-        "request_id", "sender", "target", "upgrade", "way",
+        "request_id", "sender", "target", "upgrade", "usual_protocol", "way",
     )  # fmt: skip
 
     method: str
@@ -106,6 +107,7 @@ class RequestHead:
     sender: str
     destination: Any
     access: Any
+    usual_protocol: bytes | None
 
     @property
     def is_preflight(self) -> bool:
@@ -200,7 +202,7 @@ def parse_request_head(section: bytes, limits: HeadLimits) -> RequestHead:
     _read_credentials(head, owned, named_by(connection))
     head.way = {name: value for name, value in owned.items() if name in _WAY}
     head.sender = ""
-    head.destination = head.access = None
+    head.destination = head.access = head.usual_protocol = None
     expect = owned.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise ClientError("The only expectation understood is 100-continue.", status=417, code="expectation_failed")
@@ -234,11 +236,18 @@ def _other_protocol(upgrade: bytes, connection: bytes) -> bytes | None:
 
     Clients that offer ``h2c`` or TLS go on in HTTP/1.1 when the offer is ignored. WebSocket clients do not, so their
     field counts in any case.
+
+    Raises:
+        ClientError: a WebSocket is asked for, and ``Connection`` does not name ``Upgrade``.
     """
     protocols = [protocol.strip().lower() for protocol in upgrade.split(b",")]
+    is_named = b"upgrade" in named_by(connection)
     if b"websocket" in protocols:
+        if not is_named:
+            message = "The Connection field of a WebSocket request must name Upgrade: a proxy in front may drop it."
+            raise ClientError(message, code="invalid_websocket_request")
         return b"websocket"
-    if b"upgrade" not in named_by(connection):
+    if not is_named:
         return None
     return next((protocol for protocol in protocols if protocol and not _STILL_HTTP.match(protocol)), None)
 

@@ -12,6 +12,7 @@ from inference_engine_proxy_server.wire.client_context import ClientContext
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
 from inference_engine_proxy_server.wire.request_body import RequestBody
 from inference_engine_proxy_server.wire.request_head import RequestHead, check_lines, parse_request_head
+from inference_engine_proxy_server.wire.websocket_handshake import open_handshake
 
 __all__ = ["RequestReader", "unreadable_head"]
 
@@ -125,7 +126,9 @@ class RequestReader:
         forwarding = self._context.forwarding
         head.sender = (self._is_trusted and forwarding.client_of(head)) or self._client
         if head.upgrade is not None:
-            raise _upgrade_refused(head.upgrade)
+            if head.upgrade != b"websocket":
+                raise _upgrade_refused(head.upgrade)
+            open_handshake(head)
         head.destination = self._context.classify(head)
         head.passed_on += forwarding.describe(head, self._peer, is_trusted=self._is_trusted)
         return head
@@ -177,8 +180,7 @@ class RequestReader:
 
 
 def _upgrade_refused(protocol: bytes) -> ClientError:
-    name = "WebSocket" if protocol == b"websocket" else f"'{protocol[:50].decode('latin-1')}'"
-    message = f"{name} connections are not supported here. Send the request over HTTP; replies can be streamed as SSE."
+    message = f"The protocol '{protocol[:50].decode('latin-1')}' is not supported here. Send the request over HTTP."
     return ClientError(message, status=426, code="upgrade_not_supported")
 
 
@@ -197,5 +199,5 @@ def unreadable_head() -> RequestHead:
     head.way = {}
     head.passed_on = b""
     head.sender = ""
-    head.destination = head.access = None
+    head.destination = head.access = head.usual_protocol = None
     return head

@@ -85,6 +85,10 @@ class EngineConnection(asyncio.Protocol):
         """Close orderly after the sent bytes (FIN)."""
         self._transport.close()
 
+    def end_sending(self) -> None:
+        """Close the sending half after the sent bytes."""
+        self._transport.write_eof()
+
     def reset(self) -> None:
         """Break the connection (RST); does nothing if it is closed already."""
         if self._transport.is_closing():

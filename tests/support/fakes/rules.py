@@ -155,8 +155,11 @@ def check_framing(exchange: Exchange, sent: bytes, *, close: bool) -> None:
     assert all(names.count(name) <= 1 for name in OURS)
     assert b"host: engine:1" in lines
     assert (b"content-length: %d" % len(body) in lines) or (not body and b"content-length" not in names)
-    assert not NEVER_PASSED_ON & set(names)
-    assert [line for line in lines if line.lower().startswith(b"connection:")] == [b"connection: close"] * close
+    assert not (NEVER_PASSED_ON - {b"upgrade"} if exchange.head.upgrade else NEVER_PASSED_ON) & set(names)
+    expected = [b"connection: close"] * close
+    if exchange.head.upgrade:
+        expected = [b"connection: Upgrade", b"upgrade: websocket", *expected]
+    assert [line for line in lines if line.lower().startswith((b"connection:", b"upgrade:"))] == expected
 
 
 def check_with_another_parser(exchange: Exchange, sent: bytes) -> None:

@@ -17,6 +17,7 @@ from inference_engine_proxy_server.dispatch.request_queue import QueueLimits
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.wire.client_side import ClientReceiver
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.request_head import parse_request_head
 from support.fakes.engine import EngineConnection, FakeEngine, Script, http_reply
@@ -86,6 +87,9 @@ class Client:
 
     def exchange_done(self, exchange: Exchange) -> None:
         del exchange
+
+    def switch_protocols(self, receiver: ClientReceiver) -> tuple[asyncio.Transport, bytes]:
+        raise AssertionError
 
 
 class Proxy:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.requests.prompt import Prompt, read_prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
+from inference_engine_proxy_server.wire.client_side import ClientReceiver
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.request_head import parse_request_head
 from support.fakes.front import LIMITS
@@ -36,6 +39,9 @@ class NoClient:
         raise AssertionError
 
     def exchange_done(self, exchange: Exchange) -> None:
+        raise AssertionError
+
+    def switch_protocols(self, receiver: ClientReceiver) -> tuple[asyncio.Transport, bytes]:
         raise AssertionError
 
 

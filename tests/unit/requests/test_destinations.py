@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.requests.destinations import (
     ANSWERED_HERE,
     Destination,
@@ -83,6 +84,30 @@ def test_method_and_path_decide_the_destination(method: str, path: str, expected
     destinations = Destinations(OWN_PATHS, blocks)
     assert [destinations.of(method, path) for _ in range(2)] == [expected, expected]
     assert (expected in ANSWERED_HERE) is (expected in (Destination.OWN, Destination.OPERATORS))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v1/realtime", Destination.WEBSOCKET),
+        ("/anything", Destination.WEBSOCKET),
+        ("/slots/1", Destination.BLOCKED),
+        ("//v1/realtime", Destination.MISJOINED),
+        ("/health", None),
+        ("/metrics", None),
+        ("/admin/keys", None),
+        ("/v1/models", None),
+        ("/v1/responses/resp_1", None),
+    ],
+)
+def test_a_websocket_opens_only_where_an_engine_may_have_one(path: str, expected: Destination | None) -> None:
+    destinations = Destinations(OWN_PATHS, lambda _, path: path == "/slots/1")
+    if expected is None:
+        with pytest.raises(ClientError) as raised:
+            destinations.of("GET", path, opens_websocket=True)
+        assert (raised.value.status, raised.value.code) == (426, "upgrade_not_supported")
+    else:
+        assert destinations.of("GET", path, opens_websocket=True) is expected
 
 
 def test_work_with_a_conversation_id_is_tied() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from inference_engine_proxy_server.resume.events import split_events
 from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
 from inference_engine_proxy_server.resume.rules import problem_of
+from inference_engine_proxy_server.wire.client_side import ClientReceiver
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.framing import ChunkedBody
 from inference_engine_proxy_server.wire.request_head import HeadLimits, parse_request_head
@@ -48,6 +50,9 @@ class Client:
     def exchange_done(self, exchange: Exchange) -> None:
         del exchange
         self.is_done = True
+
+    def switch_protocols(self, receiver: ClientReceiver) -> tuple[asyncio.Transport, bytes]:
+        raise AssertionError
 
     @property
     def body(self) -> bytes:

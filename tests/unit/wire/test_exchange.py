@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import time
@@ -9,6 +10,7 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from inference_engine_proxy_server.errors import BackendBroke, CapacityError, InvalidReply
+from inference_engine_proxy_server.wire.client_side import ClientReceiver
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.outcome import CLIENT_GONE, Outcome
 from inference_engine_proxy_server.wire.request_head import HeadLimits, parse_request_head
@@ -36,6 +38,9 @@ class Connection:
 
     def exchange_done(self, exchange: Exchange) -> None:
         self.done.append(exchange)
+
+    def switch_protocols(self, receiver: ClientReceiver) -> tuple[asyncio.Transport, bytes]:
+        raise AssertionError
 
 
 def exchange_for(
