@@ -12,6 +12,7 @@ from typing import ClassVar
 import msgspec
 
 from inference_engine_proxy_server.backends.base import (
+    Api,
     BackendState,
     BaseBackend,
     Get,
@@ -34,6 +35,8 @@ _CACHE_CONFIG = "vllm:cache_config_info"  # the labels hold the numbers; the val
 _CACHE_SIZES = re.compile(rb'[{,](kv_cache_size_tokens|num_gpu_blocks|block_size)="([1-9][0-9]{0,15})"')
 _PROMPT_TOKENS = "vllm:prompt_tokens_total"
 _GENERATED_TOKENS = "vllm:generation_tokens_total"
+# Not messages: it begins a new answer after a trailing assistant message (vllm/entrypoints/anthropic/serving.py).
+_CONTINUES = frozenset({Api.COMPLETIONS})
 _SHOWN = (
     _PROMPT_TOKENS,
     _GENERATED_TOKENS,
@@ -92,7 +95,7 @@ class VLLMBackend(BaseBackend):
             requests_processing=running,
             requests_waiting=waiting,
             capacity=self._capacity(running, waiting),
-            continues_messages=True,
+            continues=_CONTINUES,
             context_use=max(_kv_usages(page), default=None),
             memory_tokens=_memory_tokens(page),
             progress=_progress(page),
