@@ -13,7 +13,8 @@ from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 from support.http_client import Call
 from support.live_proxy import Proxy, live_proxy
 
-CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 WORDS = ["one", " two", " three", " four", " five", " six"]
 PROMPT_TOKENS = 8
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -149,11 +150,76 @@ class MessagesSpeech(Speech):
         return [b"event: error\ndata: " + json.dumps(error).encode() + b"\n\n"]
 
 
-SPEECHES: dict[str, type[Speech]] = {CHAT: ChatSpeech, COMPLETIONS: CompletionsSpeech, MESSAGES: MessagesSpeech}
+class ResponsesSpeech(Speech):
+    """As vLLM says it; an ``extra`` is the item that it begins instead of a message."""
+
+    def __init__(self, port: int, body: dict[str, Any], extra: dict[str, Any]) -> None:
+        super().__init__(port, body, extra)
+        self._number = 0
+        self._tokens = 0
+        self._response: dict[str, Any] = {
+            "id": f"resp-{port}", "object": "response", "created_at": port, "model": "m",
+            "max_output_tokens": body.get("max_output_tokens"), "output": [], "status": "in_progress", "usage": None,
+        }  # fmt: skip
+        self._text = {"item_id": f"msg-{port}", "output_index": 0, "content_index": 0}
+
+    def said(self, body: dict[str, Any]) -> str:
+        last = body["input"][-1] if isinstance(body["input"], list) else {}
+        content = last.get("content")
+        return str(content[0]["text"]) if isinstance(content, list) else ""
+
+    def beginning(self) -> list[bytes]:
+        item = self._extra or {"type": "message", "id": f"msg-{self._port}", "role": "assistant", "content": []}
+        return [
+            self._event("response.created", response=self._response),
+            self._event("response.in_progress", response=self._response),
+            self._event("response.output_item.added", output_index=0, item=item),
+            self._event("response.content_part.added", **self._text, part=self._part("")),
+        ]
+
+    def word(self, word: str) -> bytes:
+        return self._event("response.output_text.delta", **self._text, delta=word, logprobs=[])
+
+    def reason(self, tokens: int, reason: str = "stop") -> list[bytes]:
+        del reason
+        self._tokens = tokens
+        part = self._part("".join(self.words[:tokens]))
+        return [
+            self._event("response.output_text.done", **self._text, text=part["text"], logprobs=[]),
+            self._event("response.content_part.done", **self._text, part=part),
+            self._event("response.output_item.done", output_index=0, item=self._message()),
+        ]
+
+    def last(self) -> list[bytes]:
+        usage = {
+            "input_tokens": self.prompt_tokens, "output_tokens": self._tokens,
+            "total_tokens": self.prompt_tokens + self._tokens, "input_tokens_details": {"cached_tokens": 0},
+        }  # fmt: skip
+        whole = {**self._response, "status": "completed", "output": [self._message()], "usage": usage}
+        return [self._event("response.completed", response=whole)]
+
+    def error(self, code: int) -> list[bytes]:
+        return [b'data: {"error": {"message": "Compute error.", "code": %d}}\n\n' % code]
+
+    def _part(self, text: str) -> dict[str, Any]:
+        return {"type": "output_text", "text": text, "annotations": []}
+
+    def _message(self) -> dict[str, Any]:
+        content = [self._part("".join(self.words[: self._tokens]))]
+        return {"type": "message", "id": f"msg-{self._port}", "role": "assistant", "content": content}
+
+    def _event(self, kind: str, **members: Any) -> bytes:
+        self._number += 1
+        return named(kind, sequence_number=self._number - 1, **members)
+
+
+SPEECHES: dict[str, type[Speech]] = {
+    CHAT: ChatSpeech, COMPLETIONS: CompletionsSpeech, MESSAGES: MessagesSpeech, RESPONSES: ResponsesSpeech,
+}  # fmt: skip
 
 
 def named(kind: str, **members: Any) -> bytes:
-    """An event with a name, as in Anthropic's API."""
+    """An event with its type as its name."""
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **members})}\n\n".encode()
 
 
@@ -299,12 +365,14 @@ class Fleet:
 
 def body_for(path: str, **fields: Any) -> dict[str, Any]:
     """A request for a stream."""
-    asked: dict[str, Any] = {"prompt": ""}
-    if path != COMPLETIONS:
-        asked = {"messages": [{"role": "user", "content": "count"}]}
-    if path == MESSAGES:
-        asked["max_tokens"] = 100
-    return {"model": "m", "stream": True, **asked, **fields}
+    messages = [{"role": "user", "content": "count"}]
+    asked: dict[str, dict[str, Any]] = {
+        CHAT: {"messages": messages},
+        COMPLETIONS: {"prompt": ""},
+        MESSAGES: {"messages": messages, "max_tokens": 100},
+        RESPONSES: {"input": "count"},
+    }
+    return {"model": "m", "stream": True, **asked[path], **fields}
 
 
 def objects(events: list[bytes]) -> list[dict[str, Any]]:
@@ -318,7 +386,9 @@ def text(events: list[bytes]) -> str:
     found = objects(events)
     choices = [choice for one in found for choice in one.get("choices", ())]
     deltas = [one["delta"] for one in found if one.get("type") == "content_block_delta"]
+    pieces = [one["delta"] for one in found if one.get("type") == "response.output_text.delta"]
     return "".join(
         [one.get("text") or one.get("delta", {}).get("content") or "" for one in choices]
         + [delta.get("text", "") for delta in deltas]
+        + pieces
     )

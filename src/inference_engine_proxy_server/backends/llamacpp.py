@@ -38,7 +38,7 @@ _DEFERRED = "llamacpp:requests_deferred"
 # of the whole reply (measured on build 11549). It counts batches: by default 2048 prompt tokens make one batch, which
 # takes a CPU many seconds. By its help text, images are not counted.
 _DECODED = "llamacpp:n_decode_total"
-_ALL_APIS = frozenset({Api.COMPLETIONS, Api.MESSAGES})
+_ALL_APIS = frozenset(Api)
 _COLD = ("unloaded", "loading", "sleeping", "downloading", "downloaded")  # values of a router's status
 # Whether the server continues a trailing assistant message shows in the prompt that it would read.
 _BEGUN_ANSWER = b'{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"begun"}]}'
@@ -123,7 +123,7 @@ class LlamaCppBackend(BaseBackend):
     async def _continued_apis(
         self, models: tuple[ModelEntry, ...] | None, progress: float | None, *, is_sleeping: bool
     ) -> frozenset[Api]:
-        """Chat completions continue a message on request, messages only without ``--no-prefill-assistant``."""
+        """Chat completions and responses continue a message on request, messages unless ``--no-prefill-assistant``."""
         if progress is not None:
             if progress < self._progress:
                 self._continues_messages = None  # another process

@@ -35,7 +35,8 @@ _CACHE_CONFIG = "vllm:cache_config_info"  # the labels hold the numbers; the val
 _CACHE_SIZES = re.compile(rb'[{,](kv_cache_size_tokens|num_gpu_blocks|block_size)="([1-9][0-9]{0,15})"')
 _PROMPT_TOKENS = "vllm:prompt_tokens_total"
 _GENERATED_TOKENS = "vllm:generation_tokens_total"
-# Not messages: it begins a new answer after a trailing assistant message (vllm/entrypoints/anthropic/serving.py).
+# Not messages: it begins a new answer after a trailing assistant message (vllm/entrypoints/anthropic/serving.py). Not
+# responses: versions before January 2026 (vllm#32100) begin a new answer, and gpt-oss models do in any version.
 _CONTINUES = frozenset({Api.COMPLETIONS})
 _SHOWN = (
     _PROMPT_TOKENS,

@@ -45,6 +45,8 @@ REQUEST_RULES: Mapping[str, str] = {
     "assistant_message": (
         "The client itself continues an assistant message, and engines differ in what they repeat of it."
     ),
+    "stored_state": "The conversation or the answer is stored on one backend, and lost with it.",
+    "hidden_reasoning": "The text follows reasoning that the client does not get, and that a continuation would lack.",
 }
 """Rules about a request, with their reasons."""
 

@@ -8,10 +8,11 @@ from typing import Any
 from inference_engine_proxy_server.resume.dialect import Dialect
 from inference_engine_proxy_server.resume.dialects.completions import Completions
 from inference_engine_proxy_server.resume.dialects.messages import Messages
+from inference_engine_proxy_server.resume.dialects.responses import Responses
 
 __all__ = ["DIALECTS"]
 
-DIALECTS: Mapping[str, Dialect[Any]] = {
-    path: dialect for dialect in (Completions(), Messages()) for path in dialect.paths
-}
+_ALL: tuple[Dialect[Any], ...] = (Completions(), Messages(), Responses())
+
+DIALECTS: Mapping[str, Dialect[Any]] = {path: dialect for dialect in _ALL for path in dialect.paths}
 """By path."""
