@@ -237,3 +237,13 @@ async def test_the_openai_sdk_does_not_notice_that_its_server_died(
     assert last.response.output_text == "".join(pieces)
     assert last.response.usage is not None
     assert last.response.usage.output_tokens == TOKENS
+
+
+async def test_the_openai_sdk_adds_up_a_response_whose_server_died() -> None:
+    """The SDK's helper needs the indexes of items and parts, which llama.cpp does not send."""
+    async with two_engines(closes) as fleet:
+        async with openai.AsyncOpenAI(base_url=f"{fleet.proxy.url}/v1", api_key="none", max_retries=0) as client:
+            async with client.responses.stream(model="m", input="count") as stream:
+                response = await stream.get_final_response()
+        assert response.output_text == "".join(WORDS)
+        assert len(fleet.plan.bodies) == 2
