@@ -212,7 +212,7 @@ def test_messages_begin_a_new_answer_so_no_stream_of_them_is_continued(engines: 
     begun_anew = ask(url, chat(2) | {"messages": BEGUN}).json()["usage"]["prompt_tokens"]
     message = {"model": MODEL, "max_tokens": 2, "messages": BEGUN}
     assert ask(f"{engine.url}/v1/messages", message).json()["usage"]["input_tokens"] == begun_anew > continued
-    assert engine.state().continues == {Api.COMPLETIONS}
+    assert engine.state().continued_apis == {Api.COMPLETIONS}
 
 
 def test_sleeping_engine_gets_no_request_until_it_wakes(proxy: str, engines: list[Vllm]) -> None:

@@ -202,4 +202,4 @@ def test_a_server_shows_whether_it_continues_messages(
     tiny_model: Path, options: tuple[str, ...], continues: bool
 ) -> None:
     with LlamaServer(tiny_model, *options) as started:
-        assert (Api.MESSAGES in state(started).continues) is continues
+        assert (Api.MESSAGES in state(started).continued_apis) is continues

@@ -121,7 +121,7 @@ class BackendState:
         model_names: how it treats names that ``models`` lacks.
         statuses: by the ids of the ``models`` that are not awake.
         contexts: tokens that a prompt and its answer may have together, by the ids of the ``models`` that report it.
-        continues: the APIs in which it continues an answer that begins with a given text.
+        continued_apis: the APIs in which it continues an answer that begins with a given text.
         bounds_max_tokens: it rejects a request whose answer limit alone exceeds the whole context.
         figures: further numbers worth showing, by the engine's own names.
     """
@@ -140,7 +140,7 @@ class BackendState:
     model_names: ModelNames = ModelNames.UNKNOWN
     statuses: Mapping[str, ModelStatus] = field(default_factory=dict)
     contexts: Mapping[str, int] = field(default_factory=dict)
-    continues: frozenset[Api] = frozenset()
+    continued_apis: frozenset[Api] = frozenset()
     bounds_max_tokens: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
 
@@ -190,7 +190,7 @@ class BaseBackend:
         Raises:
             UnreadableState: the reply is not understood; or, by default, the state is ready without any load, and 0
                 would make the backend look idle.
-            OSError, TimeoutError: as :data:`Get`.
+            OSError, TimeoutError: as :class:`Get`.
         """
         state = await self.fetch_state()
         counts = [count for count in (state.requests_processing, state.requests_waiting) if count is not None]

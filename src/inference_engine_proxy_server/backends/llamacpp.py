@@ -82,7 +82,7 @@ class LlamaCppBackend(BaseBackend):
         ``contexts``: of one slot. ``figures``: token counters since it started.
 
         Raises:
-            UnreadableState, OSError, TimeoutError: as :data:`Get`, for ``/health``.
+            UnreadableState, OSError, TimeoutError: as :class:`Get`, for ``/health``.
         """
         health = await self._fetch_health()
         if health.status != 200:
@@ -104,7 +104,7 @@ class LlamaCppBackend(BaseBackend):
             progress=progress,
             models=models,
             model_names=_model_names(models),
-            continues=await self._continued_apis(models, progress, is_sleeping=props.is_sleeping),
+            continued_apis=await self._continued_apis(models, progress, is_sleeping=props.is_sleeping),
             statuses=_statuses(models, is_sleeping=props.is_sleeping),
             contexts=context_lengths(models, _context_tokens),
             figures=_figures(sums),
@@ -131,10 +131,10 @@ class LlamaCppBackend(BaseBackend):
         if self._continues_messages is None and not is_sleeping and _model_names(models) is ModelNames.ANY:
             # Once, because the question counts as use of the server, which keeps it from sleeping. A router has many
             # servers, and would load a model to answer.
-            self._continues_messages = await self._asks_for_rest()
+            self._continues_messages = await self._continues_begun_answer()
         return _ALL_APIS if self._continues_messages else _ALL_APIS - {Api.MESSAGES}
 
-    async def _asks_for_rest(self) -> bool | None:
+    async def _continues_begun_answer(self) -> bool | None:
         """Whether a prompt ends with the text of a trailing assistant message; ``None`` without an answer."""
         try:
             reply = await self.get("/apply-template", _BEGUN_ANSWER)

@@ -79,7 +79,7 @@ class VLLMBackend(BaseBackend):
         ``vllm:kv_cache_usage_perc``, even if the server uses the old name ``vllm:gpu_cache_usage_perc``.
 
         Raises:
-            UnreadableState, OSError, TimeoutError: as :data:`Get`, for ``/health``.
+            UnreadableState, OSError, TimeoutError: as :class:`Get`, for ``/health``.
         """
         if (status := await self._health_status()) != 200:
             return _not_live(f"GET /health answered {status}")
@@ -96,7 +96,7 @@ class VLLMBackend(BaseBackend):
             requests_processing=running,
             requests_waiting=waiting,
             capacity=self._capacity(running, waiting),
-            continues=_CONTINUES,
+            continued_apis=_CONTINUES,
             context_use=max(_kv_usages(page), default=None),
             memory_tokens=_memory_tokens(page),
             progress=_progress(page),

@@ -67,7 +67,7 @@ class Polls:
     def get_from(self, backend: Backend, inquiry: Inquiry) -> Get:
         """A function that asks ``backend``.
 
-        Besides the errors of :data:`Get`, it raises :class:`Unusable`, and ``CapacityError`` for a shortage of the
+        Besides the errors of :class:`Get`, it raises :class:`Unusable`, and ``CapacityError`` for a shortage of the
         proxy itself.
         """
 

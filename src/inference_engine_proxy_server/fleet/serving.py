@@ -67,7 +67,7 @@ class Serving:
         best_status = min((state.statuses.get(entry["id"], _AWAKE) for entry in entries), default=_AWAKE)
         return cls(
             models, frozenset(names), model_names, contexts, only_context, state.bounds_max_tokens,
-            _statuses(entries, state, names, best_status), best_status, state.continues,
+            _statuses(entries, state, names, best_status), best_status, state.continued_apis,
         )  # fmt: skip
 
     def context_of(self, model: str | None) -> int | None:

@@ -130,6 +130,7 @@ class ResumableStream(ExchangeSink):
             return
         if not payload:
             return
+        # Only events with these bytes can be failures, in any API; error types of llama.cpp end with the first ones.
         if self._seam is None and not self._withheld and b'error"' not in payload and b'"abort"' not in payload:
             self._deliver(payload)
         else:

@@ -268,8 +268,8 @@ async def test_messages_are_continued_if_a_prompt_ends_with_the_begun_answer(
     reply: Reply | Exception, continues: bool
 ) -> None:
     state = await backend({**SINGLE, "/apply-template": reply}).fetch_state()
-    assert (Api.MESSAGES in state.continues) is continues
-    assert Api.COMPLETIONS in state.continues
+    assert (Api.MESSAGES in state.continued_apis) is continues
+    assert Api.COMPLETIONS in state.continued_apis
 
 
 async def test_it_is_asked_once_for_each_process_whether_it_continues_messages() -> None:
@@ -277,7 +277,7 @@ async def test_it_is_asked_once_for_each_process_whether_it_continues_messages()
     answers: dict[str, Reply | Exception] = {**CONTINUES}
     engine = backend(answers, asked)
     for _ in range(3):
-        assert Api.MESSAGES in (await engine.fetch_state()).continues
+        assert Api.MESSAGES in (await engine.fetch_state()).continued_apis
     assert asked.count("/apply-template") == 1
 
     answers["/health"] = Reply(503, b"")
@@ -297,7 +297,7 @@ async def test_a_sleeping_server_is_not_woken_by_the_question() -> None:
         **CONTINUES,
         "/props": Reply(200, PROPS.body.replace(b'"is_sleeping":false', b'"is_sleeping":true')),
     }
-    assert Api.MESSAGES not in (await backend(answers, asked).fetch_state()).continues
+    assert Api.MESSAGES not in (await backend(answers, asked).fetch_state()).continued_apis
     assert "/apply-template" not in asked
 
 
@@ -306,4 +306,4 @@ async def test_a_server_that_did_not_answer_is_asked_again() -> None:
     engine = backend(answers)
     await engine.fetch_state()
     answers["/apply-template"] = CONTINUES["/apply-template"]
-    assert Api.MESSAGES in (await engine.fetch_state()).continues
+    assert Api.MESSAGES in (await engine.fetch_state()).continued_apis
