@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from end_to_end.breaking_engine import SPEECHES, reports_an_error, two_engines
 from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 from support.http_client import Call, chat
 from support.live_proxy import live_proxy
@@ -107,3 +108,20 @@ async def leaves_nothing_behind(body: dict[str, object], step: Step, **settings:
             await serve()  # fills caches, and the pools of connections
             before = await serve()
             assert not {name: count for name, count in (await serve() - before).items() if count >= REQUESTS}
+
+
+@pytest.mark.usefixtures("without_collections")
+@pytest.mark.parametrize("path", SPEECHES)
+async def test_a_resumed_stream_leaves_nothing_behind(path: str) -> None:
+    async with two_engines() as fleet:
+
+        async def serve() -> Counter[str]:
+            for _ in range(REQUESTS):
+                fleet.plan.steps.append(reports_an_error)
+                await fleet.stream(path)
+            return alive()
+
+        await serve()  # fills caches, and the pools of connections
+        before = await serve()
+        assert not {name: count for name, count in (await serve() - before).items() if count >= REQUESTS}
+        assert await fleet.counted("resumes") == {"backend_disconnected": 3 * REQUESTS}
