@@ -52,6 +52,8 @@ _SHOWN = (
 class LlamaCppBackend(BaseBackend):
     """Health from ``/health``, load from ``/metrics``, models from ``/v1/models``, the number of slots from ``/props``.
 
+    ``/apply-template`` shows once whether it continues a trailing assistant message of ``/v1/messages``.
+
     Only ``/health`` can make it not ready, apart from the thresholds. ``/metrics`` may be disabled (501 without
     ``--metrics``), blocked for seconds by a long prefill (not in build 11549), or require a model's name (400, router
     mode). Load and progress are then unknown, which means neither failed nor idle.

@@ -189,6 +189,13 @@ def test_the_open_block_is_continued_and_stopped_once() -> None:
     assert found.usage == {"input_tokens": 5, "cache_read_input_tokens": 2, "output_tokens": 3}
 
 
+def test_text_of_a_block_that_was_not_begun_again_continues_the_open_one() -> None:
+    found = joined(
+        BEGUN + stop() + block(1) + said(" c", 1), start() + said(" d") + stop() + end(output_tokens=1) + OVER
+    )
+    assert found.blocks == [["text", "a b"], ["text", " c d"]]
+
+
 def test_a_usage_that_counts_the_prompt_at_the_end_keeps_the_first_count() -> None:
     """As vLLM reports it."""
     second = start(input_tokens=9) + block() + said(" c") + stop() + end(input_tokens=9, output_tokens=1) + OVER
