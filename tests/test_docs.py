@@ -50,7 +50,7 @@ def test_the_rules_about_resumed_streams_are_documented_with_their_reasons() -> 
     rows = dict(
         re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", page.partition("## Resumed streams")[2], re.MULTILINE)
     )
-    reasons = {rule.name: rule.reason for rule in REQUEST_RULES} | dict(STREAM_RULES)
+    reasons = {**REQUEST_RULES, **STREAM_RULES}
     assert {name: rows.get(name) for name in RULES} == reasons
 
 

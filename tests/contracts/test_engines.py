@@ -165,7 +165,7 @@ async def test_a_missing_health_reply_raises(engine_with_health: type[BaseBacken
 async def test_polling_leaves_no_task_behind(engine: type[BaseBackend]) -> None:
     hanging = asyncio.Event()
 
-    async def get(path: str) -> Reply:
+    async def get(path: str, json_body: bytes | None = None) -> Reply:
         if path == "/metrics":
             await hanging.wait()
         return Reply(200, b"")

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import anthropic
-import httpx2
 import openai
 import pytest
 
@@ -108,7 +107,9 @@ async def test_anthropic_sdk_raises_when_an_event_is_cut(inside: Proxy, ask: Ask
     text, error = await asyncio.to_thread(text_and_error, ask, inside.url)
 
     assert text == TEXT
-    assert isinstance(error, anthropic.APIConnectionError | httpx2.RemoteProtocolError)
+    assert isinstance(error, anthropic.APIStatusError)
+    assert isinstance(error.body, dict)
+    assert error.body["error"]["type"] == "api_error"
 
 
 def curl(url: str, version: str) -> subprocess.CompletedProcess[bytes]:

@@ -2,193 +2,37 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
-from inference_engine_proxy_server.resume.rules import REQUEST_RULES
-from support.fakes.engine import EngineConnection, FakeEngine, http_reply
-from support.http_client import Call
-from support.live_proxy import Proxy, live_proxy
-
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-WORDS = ["one", " two", " three", " four", " five", " six"]
-LAST = b"0\r\n\r\n"
-Breaks = Callable[["Engine", EngineConnection], None]
-
-
-@dataclass
-class Plan:
-    """What the next requests meet, on whatever engine.
-
-    Attributes:
-        steps: how each of the next streams breaks after three words; later ones do not break.
-        delta: further members of each delta.
-        bodies: of the requests so far.
-    """
-
-    steps: list[Breaks]
-    delta: dict[str, Any] = field(default_factory=dict)
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Engine(FakeEngine):
-    """A vLLM server that says WORDS, or what is left of them."""
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(self._serve)
-        self._plan = plan
-
-    async def _serve(self, connection: EngineConnection) -> None:
-        while True:
-            request = await connection.request()
-            target = request.split(b" ", 2)[1]
-            if target == b"/v1/models":
-                models = {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "vllm"}]}
-                connection.send(http_reply(json.dumps(models).encode()))
-            elif request.startswith(b"GET"):
-                connection.send(http_reply(b"", 200 if target == b"/health" else 404))
-            else:
-                self._answer(connection, request)
-
-    def _answer(self, connection: EngineConnection, request: bytes) -> None:
-        body = json.loads(request.partition(b"\r\n\r\n")[2])
-        self._plan.bodies.append(body)
-        breaks = self._plan.steps.pop(0) if self._plan.steps else None
-        if breaks is rejects:
-            connection.send(http_reply(b'{"error":{}}', 400))
-            return
-        is_chat = b"/chat/" in request
-        said = body["messages"][-1]["content"] if is_chat else "".join(body["prompt"])
-        words = [word for at, word in enumerate(WORDS) if not said.startswith("".join(WORDS[: at + 1]))]
-        connection.send(HEAD)
-        if is_chat:
-            connection.send(
-                chunk({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}, self.port)
-            )
-        for word in words[: 1 if breaks is closes_after_one_word else 3 if breaks else None]:
-            choice = {"delta": {"content": word, **self._plan.delta}} if is_chat else {"text": word}
-            connection.send(chunk({"choices": [{"index": 0, "finish_reason": None, **choice}]}, self.port))
-        if breaks is not None:
-            breaks(self, connection)
-            return
-        last: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
-        connection.send(chunk({"choices": [{"index": 0, "finish_reason": "stop", **last}]}, self.port))
-        connection.send(framed(b"data: [DONE]\n\n"), LAST)
-
-
-def framed(payload: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(payload), payload)
-
-
-def chunk(members: dict[str, Any], port: int) -> bytes:
-    kind = "chat.completion.chunk" if "delta" in members["choices"][0] else "text_completion"
-    event = {"id": f"cmpl-{port}", "object": kind, "created": 1, "model": "m", **members}
-    return framed(b"data: " + json.dumps(event).encode() + b"\n\n")
-
-
-def closes(engine: Engine, connection: EngineConnection) -> None:
-    del engine
-    connection.finish()
-
-
-def stalls(engine: Engine, connection: EngineConnection) -> None:
-    """Sends nothing more, and leaves the connection open."""
-
-
-def closes_after_one_word(engine: Engine, connection: EngineConnection) -> None:
-    closes(engine, connection)
-
-
-def reports_an_error_of_the_request(engine: Engine, connection: EngineConnection) -> None:
-    del engine
-    error = b'data: {"error": {"message": "too long", "code": 400}}\n\n'
-    connection.send(framed(error), framed(b"data: [DONE]\n\n"), LAST)
-
-
-def ends_without_a_finish(engine: Engine, connection: EngineConnection) -> None:
-    del engine
-    connection.send(LAST)
-
-
-def ends_inside_an_event(engine: Engine, connection: EngineConnection) -> None:
-    connection.send(chunk({"choices": [{"index": 0, "delta": {"content": "lost"}}]}, engine.port)[:60])
-    connection.finish()
-
-
-def reports_an_error(engine: Engine, connection: EngineConnection) -> None:
-    del engine
-    connection.send(
-        framed(b'data: {"error": {"message": "EngineDeadError", "code": 500}}\n\n'), framed(b"data: [DONE]\n\n")
-    )
-    connection.send(LAST)
-
-
-def aborts(engine: Engine, connection: EngineConnection) -> None:
-    event = {"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "abort"}]}
-    connection.send(chunk(event, engine.port), framed(b"data: [DONE]\n\n"), LAST)
-
-
-def finishes_without_an_end(engine: Engine, connection: EngineConnection) -> None:
-    connection.send(chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}, engine.port))
-    connection.finish()
-
-
-def rejects(engine: Engine, connection: EngineConnection) -> None:
-    """Answers 400, as an engine does that cannot continue a message."""
-
+from end_to_end.breaking_engine import (
+    CHAT,
+    COMPLETIONS,
+    WORDS,
+    Breaks,
+    Engine,
+    Fleet,
+    Plan,
+    aborts,
+    closes,
+    closes_after_one_word,
+    ends_inside_an_event,
+    ends_without_a_finish,
+    finishes_without_an_end,
+    objects,
+    rejects,
+    reports_an_error,
+    reports_an_error_of_the_request,
+    stalls,
+    text,
+    two_engines,
+)
+from inference_engine_proxy_server.resume.dialects import DIALECTS
+from support.live_proxy import live_proxy
 
 BREAKS = [closes, ends_without_a_finish, ends_inside_an_event, reports_an_error, aborts]
-
-
-@asynccontextmanager
-async def two_engines(*steps: Breaks, delta: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[Fleet]:
-    plan = Plan(list(steps), delta or {})
-    async with Engine(plan) as one, Engine(plan) as other, live_proxy(one.url, other.url, **settings) as proxy:
-        yield Fleet(proxy, plan)
-
-
-@dataclass
-class Fleet:
-    """A proxy in front of two engines that follow one plan."""
-
-    proxy: Proxy
-    plan: Plan
-
-    async def stream(self, path: str = CHAT, headers: dict[str, str] | None = None, **fields: Any) -> list[bytes]:
-        """The events of one stream."""
-        async with Call(self.proxy.url, path, body_for(path, **fields), headers=headers) as call:
-            call.send()
-            assert await call.head() == 200
-            events = []
-            while event := await call.event():
-                events.append(event)
-            return events
-
-    async def counted(self, name: str) -> dict[str, float]:
-        page = (await self.proxy.http.get("/metrics")).text
-        lines = [line for line in page.splitlines() if line.startswith(f"inference_proxy_stream_{name}_total{{")]
-        counts = {line.split('"')[1]: float(line.split()[-1]) for line in lines}
-        return {label: count for label, count in counts.items() if count}
-
-
-def body_for(path: str, **fields: Any) -> dict[str, Any]:
-    asked = {"messages": [{"role": "user", "content": "count"}]} if path == CHAT else {"prompt": ""}
-    return {"model": "m", "stream": True, **asked, **fields}
-
-
-def text(events: list[bytes]) -> str:
-    choices = [choice for one in objects(events) for choice in one.get("choices", ())]
-    return "".join(one.get("text") or one.get("delta", {}).get("content") or "" for one in choices)
-
-
-def objects(events: list[bytes]) -> list[dict[str, Any]]:
-    return [json.loads(one[6:]) for one in events if one.startswith(b"data: {")]
 
 
 def is_broken(events: list[bytes]) -> bool:
@@ -317,7 +161,7 @@ async def test_a_lost_usage_is_not_invented() -> None:
     ],
 )
 async def test_what_text_cannot_continue_is_not_resumed(delta: dict[str, Any], rule: str) -> None:
-    async with two_engines(closes, delta=delta) as fleet:
+    async with two_engines(closes, extra=delta) as fleet:
         assert is_broken(await fleet.stream())
         assert await fleet.counted("resume_refusals") == {rule: 1}
         assert len(fleet.plan.bodies) == 1
@@ -364,7 +208,7 @@ EXCLUDED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("rule", [rule.name for rule in REQUEST_RULES])
+@pytest.mark.parametrize("rule", DIALECTS[CHAT].rules)
 async def test_a_request_that_breaks_a_rule_gets_the_error_event(rule: str) -> None:
     fields = EXCLUDED[rule]
     async with two_engines(closes) as fleet:

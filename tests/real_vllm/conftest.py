@@ -105,7 +105,7 @@ class Vllm:
     def state(self) -> BackendState:
         """The state that the proxy reads from it now."""
 
-        async def get(path: str) -> Reply:
+        async def get(path: str, json_body: bytes | None = None) -> Reply:
             answer = ask(
                 self.url + path, timeout=2
             )  # as the proxy does, because /is_paused waits for an engine that hangs

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 
+from inference_engine_proxy_server.backends.base import Api
 from real_vllm.conftest import MODEL, Vllm, ask, eventually
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -194,6 +195,24 @@ def test_control_endpoints_are_blocked(proxy: str, engines: list[Vllm]) -> None:
     answer = ask(f"{proxy}/sleep?level=1", {})
     assert answer.status == 403
     assert "BLOCKED_PATHS" in answer.json()["error"]["message"]
+
+
+BEGUN = [*MESSAGES, {"role": "assistant", "content": "one address"}]
+
+
+def test_messages_begin_a_new_answer_so_no_stream_of_them_is_continued(engines: list[Vllm]) -> None:
+    """The prompt has the tokens that end the begun message and begin another one.
+
+    If this fails, vLLM continues messages now: add the API in ``backends/vllm.py``.
+    """
+    [engine, _] = engines
+    url = f"{engine.url}/v1/chat/completions"
+    continuing = chat(2, continue_final_message=True, add_generation_prompt=False) | {"messages": BEGUN}
+    continued = ask(url, continuing).json()["usage"]["prompt_tokens"]
+    begun_anew = ask(url, chat(2) | {"messages": BEGUN}).json()["usage"]["prompt_tokens"]
+    message = {"model": MODEL, "max_tokens": 2, "messages": BEGUN}
+    assert ask(f"{engine.url}/v1/messages", message).json()["usage"]["input_tokens"] == begun_anew > continued
+    assert engine.state().continued_apis == {Api.COMPLETIONS}
 
 
 def test_sleeping_engine_gets_no_request_until_it_wakes(proxy: str, engines: list[Vllm]) -> None:

@@ -27,7 +27,8 @@ def answering(answers: Mapping[str, Reply | Exception], asked: list[str] | None 
         asked: records the requested paths in order.
     """
 
-    async def get(path: str) -> Reply:
+    async def get(path: str, json_body: bytes | None = None) -> Reply:
+        del json_body
         if asked is not None:
             asked.append(path)
         answer = answers.get(path, Reply(404, b""))

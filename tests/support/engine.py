@@ -175,6 +175,8 @@ class Engine(FakeEngine):
                 await self.pages[path](connection)
             elif request.startswith(b"GET ") and (page := self._page(path)) is not None:
                 connection.send(page)
+            elif path == "/apply-template" and self.owner == "llamacpp":
+                connection.send(http_reply(b'{"prompt": "<user>a<assistant>begun"}'))
             else:
                 self.served.append(request)
                 self._serving.add(connection)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from inference_engine_proxy_server.backends.base import BackendState, Reply, Thresholds
+from inference_engine_proxy_server.backends.base import Api, BackendState, Reply, Thresholds
 from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
 from support.llama_server import LlamaServer
 from support.tiny_gguf import ModelShape, write_tiny_gguf
@@ -43,9 +43,11 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
 def state(server: LlamaServer) -> BackendState:
     """The state that the proxy reads from it now."""
 
-    async def get(path: str) -> Reply:
+    async def get(path: str, json_body: bytes | None = None) -> Reply:
         with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
-            connection.request("GET", path, headers={"Connection": "close"})
+            method = "GET" if json_body is None else "POST"
+            fields = {"Connection": "close", "Content-Type": "application/json"}
+            connection.request(method, path, json_body, fields)
             reply = connection.getresponse()
             return Reply(reply.status, reply.read())
 
@@ -193,3 +195,11 @@ def test_log_of_a_server_that_cannot_start_is_in_the_error(tmp_path: Path) -> No
     (tmp_path / "broken.gguf").write_bytes(b"no model")
     with pytest.raises(RuntimeError, match="invalid magic"):
         LlamaServer(tmp_path / "broken.gguf")
+
+
+@pytest.mark.parametrize(("options", "continues"), [((), True), (("--no-prefill",), False)])
+def test_a_server_shows_whether_it_continues_messages(
+    tiny_model: Path, options: tuple[str, ...], continues: bool
+) -> None:
+    with LlamaServer(tiny_model, *options) as started:
+        assert (Api.MESSAGES in state(started).continued_apis) is continues

@@ -16,7 +16,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 __all__ = ["ModelShape", "whole_words", "write_tiny_gguf"]
@@ -28,6 +28,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _CONTROL_TOKENS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 _FIRST_WORD_TOKEN = len(_CONTROL_TOKENS) + 256
 _CONSONANTS, _VOWELS = "bdfghklmnprst", "aeiou"
+_LOUDNESS = 32  # what the blocks add is a few times as long as the vector of a token
 _POOL_SIZE = 65_537  # prime, so that the rows of a tensor start at different offsets in the pool
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -44,12 +45,15 @@ class ModelShape:
         layers: transformer blocks.
         context: context length in tokens that its metadata states.
         seed: the same seed gives the same bytes.
+        is_varied: at temperature 0 an answer has all words in turn, so that a missing or repeated one shows; otherwise
+            it repeats one word.
     """
 
     embedding: int = 64
     layers: int = 2
     context: int = 4096
     seed: int = 0
+    is_varied: bool = field(default=False, kw_only=True)
 
     @property
     def heads(self) -> int:
@@ -165,6 +169,8 @@ def _tensors(shape: ModelShape, tokens: int) -> Iterator[_Tensor]:
     output = matrix("output", tokens, width)
     for token in range(_FIRST_WORD_TOKEN):
         output.values[token * width : (token + 1) * width] = array("f", [-50.0] + [0.0] * (width - 1))
+    if shape.is_varied:
+        _chain_words(embedding, output)
     yield from (embedding, output, ones("output_norm"))
     for layer in range(shape.layers):
         block = f"blk.{layer}"
@@ -174,6 +180,16 @@ def _tensors(shape: ModelShape, tokens: int) -> Iterator[_Tensor]:
         for written_back in (matrix(f"{block}.attn_output", width, width), matrix(f"{block}.ffn_down", width, hidden)):
             written_back.values[: written_back.columns] = array("f", bytes(4 * written_back.columns))
             yield written_back
+
+
+def _chain_words(embedding: _Tensor, output: _Tensor) -> None:
+    """Let the vector of each word ask for the next one, louder than what the blocks add to it."""
+    width, first = embedding.columns, embedding.rows - len(whole_words())
+    for word in range(first, embedding.rows):
+        own = slice(word * width + 1, (word + 1) * width)
+        following = word + 1 if word + 1 < embedding.rows else first
+        embedding.values[own] = array("f", (_LOUDNESS * value for value in embedding.values[own]))
+        output.values[following * width + 1 : (following + 1) * width] = embedding.values[own]
 
 
 def _padded(size: int) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
 __all__ = [
+    "Api",
     "BackendState",
     "BaseBackend",
     "Get",
@@ -36,16 +37,32 @@ class Reply(NamedTuple):
     body: bytes
 
 
-Get = Callable[[str], Awaitable[Reply]]
-"""Sends a GET for a path (``"/metrics"``) to one backend, with a deadline and a size limit.
+class Get(Protocol):
+    """Sends a GET for a path (``"/metrics"``) to one backend, with a deadline and a size limit."""
 
-Raises ``TimeoutError`` when the deadline passes, ``OSError`` when the connection fails, and :class:`UnreadableState`
-when the reply is not HTTP or too large.
-"""
+    async def __call__(self, path: str, json_body: bytes | None = None) -> Reply:
+        """Send a GET; with ``json_body``, a POST, for questions that an engine answers only so.
+
+        Raises:
+            TimeoutError: the deadline passes.
+            OSError: the connection fails.
+            UnreadableState: the reply is not HTTP or too large.
+        """
 
 
 class UnreadableState(Exception):
     """A backend reported its state in a form that its engine does not use."""
+
+
+class Api(Enum):
+    """An API that asks for an answer of a model."""
+
+    COMPLETIONS = "completions"
+    """OpenAI's chat and text completions."""
+    MESSAGES = "messages"
+    """Anthropic's messages."""
+    RESPONSES = "responses"
+    """OpenAI's responses."""
 
 
 class ModelNames(Enum):
@@ -104,7 +121,7 @@ class BackendState:
         model_names: how it treats names that ``models`` lacks.
         statuses: by the ids of the ``models`` that are not awake.
         contexts: tokens that a prompt and its answer may have together, by the ids of the ``models`` that report it.
-        continues_messages: it continues the text of a trailing assistant message, or of a prompt.
+        continued_apis: the APIs in which it continues an answer that begins with a given text.
         bounds_max_tokens: it rejects a request whose answer limit alone exceeds the whole context.
         figures: further numbers worth showing, by the engine's own names.
     """
@@ -123,7 +140,7 @@ class BackendState:
     model_names: ModelNames = ModelNames.UNKNOWN
     statuses: Mapping[str, ModelStatus] = field(default_factory=dict)
     contexts: Mapping[str, int] = field(default_factory=dict)
-    continues_messages: bool = False
+    continued_apis: frozenset[Api] = frozenset()
     bounds_max_tokens: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
 
@@ -150,7 +167,7 @@ class BaseBackend:
 
         Args:
             url: base URL without a trailing slash.
-            get: sends GETs to this backend.
+            get: asks this backend.
             thresholds: when an engine that polls these counts should report itself busy.
         """
         if not self.is_complete():
@@ -173,7 +190,7 @@ class BaseBackend:
         Raises:
             UnreadableState: the reply is not understood; or, by default, the state is ready without any load, and 0
                 would make the backend look idle.
-            OSError, TimeoutError: as :data:`Get`.
+            OSError, TimeoutError: as :class:`Get`.
         """
         state = await self.fetch_state()
         counts = [count for count in (state.requests_processing, state.requests_waiting) if count is not None]

@@ -13,12 +13,16 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from inference_engine_proxy_server.backends.base import (
+    Api,
     BackendState,
     BaseBackend,
+    Get,
     ModelEntry,
     ModelNames,
     ModelStatus,
     Reply,
+    Thresholds,
+    UnreadableState,
     context_lengths,
     non_negative,
 )
@@ -34,7 +38,10 @@ _DEFERRED = "llamacpp:requests_deferred"
 # of the whole reply (measured on build 11549). It counts batches: by default 2048 prompt tokens make one batch, which
 # takes a CPU many seconds. By its help text, images are not counted.
 _DECODED = "llamacpp:n_decode_total"
+_ALL_APIS = frozenset(Api)
 _COLD = ("unloaded", "loading", "sleeping", "downloading", "downloaded")  # values of a router's status
+# Whether the server continues a trailing assistant message shows in the prompt that it would read.
+_BEGUN_ANSWER = b'{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"begun"}]}'
 _SHOWN = (
     "llamacpp:prompt_tokens_total",
     "llamacpp:prompt_tokens_cached_total",
@@ -44,6 +51,8 @@ _SHOWN = (
 
 class LlamaCppBackend(BaseBackend):
     """Health from ``/health``, load from ``/metrics``, models from ``/v1/models``, the number of slots from ``/props``.
+
+    ``/apply-template`` shows once whether it continues a trailing assistant message of ``/v1/messages``.
 
     Only ``/health`` can make it not ready, apart from the thresholds. ``/metrics`` may be disabled (501 without
     ``--metrics``), blocked for seconds by a long prefill (not in build 11549), or require a model's name (400, router
@@ -61,6 +70,12 @@ class LlamaCppBackend(BaseBackend):
     # connections delayed the next answer by 10 s, while 100 connections that were closed at once took 6 ms.
     reuses_connections: ClassVar[bool] = False
 
+    def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
+        """As :class:`BaseBackend`."""
+        super().__init__(url, get, thresholds)
+        self._continues_messages: bool | None = None  # unknown until the server, which must be awake, was asked
+        self._progress = 0.0
+
     async def fetch_state(self) -> BackendState:
         """Everything it reports.
 
@@ -69,9 +84,9 @@ class LlamaCppBackend(BaseBackend):
         ``contexts``: of one slot. ``figures``: token counters since it started.
 
         Raises:
-            UnreadableState, OSError, TimeoutError: as :data:`Get`, for ``/health``.
+            UnreadableState, OSError, TimeoutError: as :class:`Get`, for ``/health``.
         """
-        health = await self.get("/health")
+        health = await self._fetch_health()
         if health.status != 200:
             return _not_live(health)
         models, props = await self.fetch_models(), await self._fetch_props()
@@ -80,6 +95,7 @@ class LlamaCppBackend(BaseBackend):
         sums = sum_samples(page or b"", (_PROCESSING, _DEFERRED, _DECODED, *_SHOWN))
         processing = non_negative(sums.get(_PROCESSING))
         deferred = non_negative(sums.get(_DEFERRED))
+        progress = non_negative(sums.get(_DECODED))
         reason = self._why_busy(processing, deferred, slots)
         return BackendState(
             ready=not reason,
@@ -87,14 +103,49 @@ class LlamaCppBackend(BaseBackend):
             requests_processing=processing,
             requests_waiting=deferred,
             capacity=slots,
-            progress=non_negative(sums.get(_DECODED)),
+            progress=progress,
             models=models,
             model_names=_model_names(models),
-            continues_messages=True,
+            continued_apis=await self._continued_apis(models, progress, is_sleeping=props.is_sleeping),
             statuses=_statuses(models, is_sleeping=props.is_sleeping),
             contexts=context_lengths(models, _context_tokens),
             figures=_figures(sums),
         )
+
+    async def _fetch_health(self) -> Reply:
+        status = 0
+        try:
+            health = await self.get("/health")
+            status = health.status
+        finally:
+            if status != 200:
+                self._continues_messages = None  # another process may take over the address
+        return health
+
+    async def _continued_apis(
+        self, models: tuple[ModelEntry, ...] | None, progress: float | None, *, is_sleeping: bool
+    ) -> frozenset[Api]:
+        """Chat completions and responses continue a message on request, messages unless ``--no-prefill-assistant``."""
+        if progress is not None:
+            if progress < self._progress:
+                self._continues_messages = None  # another process
+            self._progress = progress
+        if self._continues_messages is None and not is_sleeping and _model_names(models) is ModelNames.ANY:
+            # Once, because the question counts as use of the server, which keeps it from sleeping. A router has many
+            # servers, and would load a model to answer.
+            self._continues_messages = await self._continues_begun_answer()
+        return _ALL_APIS if self._continues_messages else _ALL_APIS - {Api.MESSAGES}
+
+    async def _continues_begun_answer(self) -> bool | None:
+        """Whether a prompt ends with the text of a trailing assistant message; ``None`` without an answer."""
+        try:
+            reply = await self.get("/apply-template", _BEGUN_ANSWER)
+        except (OSError, UnreadableState):
+            return None
+        try:
+            return reply.status == 200 and msgspec.json.decode(reply.body, type=_Prompt).prompt.endswith("begun")
+        except (ValueError, RecursionError):
+            return False
 
     async def _fetch_props(self) -> _Props:
         # Polled every time, because a process with other slots may have taken over the address. It costs the engine
@@ -129,6 +180,10 @@ def _warn_of_idle_slots(url: str, limit: float, slots: int) -> None:
         slots,
         limit,
     )
+
+
+class _Prompt(msgspec.Struct):
+    prompt: str
 
 
 class _Props(msgspec.Struct):

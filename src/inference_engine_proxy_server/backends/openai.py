@@ -24,7 +24,7 @@ class OpenAIBackend(BaseBackend):
         """Whether it is live, and its models. A live server counts as ready, because nothing else is known.
 
         Raises:
-            UnreadableState, OSError, TimeoutError: as :data:`Get`, for the path that its health is read from.
+            UnreadableState, OSError, TimeoutError: as :class:`Get`, for the path that its health is read from.
         """
         path, status = "/health", (await self.get("/health")).status
         if status in _NOT_ABOUT_HEALTH:

@@ -72,7 +72,7 @@ async def identify(engines: Engines, get: Get) -> Engine | None:
     redirects (3xx), or its list is not readable; try again later.
 
     Raises:
-        UnreadableState, OSError, TimeoutError: as :data:`Get`.
+        UnreadableState, OSError, TimeoutError: as :class:`Get`.
     """
     reply = await get("/v1/models")
     if reply.status != 200:

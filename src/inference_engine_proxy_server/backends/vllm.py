@@ -12,6 +12,7 @@ from typing import ClassVar
 import msgspec
 
 from inference_engine_proxy_server.backends.base import (
+    Api,
     BackendState,
     BaseBackend,
     Get,
@@ -34,6 +35,9 @@ _CACHE_CONFIG = "vllm:cache_config_info"  # the labels hold the numbers; the val
 _CACHE_SIZES = re.compile(rb'[{,](kv_cache_size_tokens|num_gpu_blocks|block_size)="([1-9][0-9]{0,15})"')
 _PROMPT_TOKENS = "vllm:prompt_tokens_total"
 _GENERATED_TOKENS = "vllm:generation_tokens_total"
+# Not messages: it begins a new answer after a trailing assistant message (vllm/entrypoints/anthropic/serving.py). Not
+# responses: versions before January 2026 (vllm#32100) begin a new answer, and gpt-oss models do in any version.
+_CONTINUES = frozenset({Api.COMPLETIONS})
 _SHOWN = (
     _PROMPT_TOKENS,
     _GENERATED_TOKENS,
@@ -75,7 +79,7 @@ class VLLMBackend(BaseBackend):
         ``vllm:kv_cache_usage_perc``, even if the server uses the old name ``vllm:gpu_cache_usage_perc``.
 
         Raises:
-            UnreadableState, OSError, TimeoutError: as :data:`Get`, for ``/health``.
+            UnreadableState, OSError, TimeoutError: as :class:`Get`, for ``/health``.
         """
         if (status := await self._health_status()) != 200:
             return _not_live(f"GET /health answered {status}")
@@ -92,7 +96,7 @@ class VLLMBackend(BaseBackend):
             requests_processing=running,
             requests_waiting=waiting,
             capacity=self._capacity(running, waiting),
-            continues_messages=True,
+            continued_apis=_CONTINUES,
             context_use=max(_kv_usages(page), default=None),
             memory_tokens=_memory_tokens(page),
             progress=_progress(page),

@@ -107,7 +107,7 @@ class Forwarder:
                         observers = self._observe(request, lease)
                     return await self._attempts.send(Attempt(request, lease.backend, failed))
                 except BackendError as error:
-                    if observers:
+                    if observers and not request.done:  # else they have been let go
                         request.observers.remove(*observers)
                     if not self._take_failure(request, lease.backend, error, failed):
                         raise

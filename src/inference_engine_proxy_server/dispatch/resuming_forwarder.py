@@ -14,9 +14,9 @@ from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
 from inference_engine_proxy_server.requests.content import all_members
 from inference_engine_proxy_server.requests.headers import wants_resume
-from inference_engine_proxy_server.resume.continuation import continued, tokens_left, wants_usage
+from inference_engine_proxy_server.resume.dialects import DIALECTS
 from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
-from inference_engine_proxy_server.resume.rules import MOST_RESUMES, PATHS, broken_rule, problem_of
+from inference_engine_proxy_server.resume.rules import MOST_RESUMES, problem_of
 from inference_engine_proxy_server.resume.transcript import Transcript
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 
@@ -70,7 +70,7 @@ class ResumingForwarder(FleetObserver):
         if stream.is_at_seam:  # the continuation has not delivered anything yet
             return self._forwarder.has_other(request, excluded)
         stream.transcript.read()
-        left = tokens_left(stream.members, stream.transcript.text_events)
+        left = stream.dialect.tokens_left(stream.members, stream.transcript.text_events)
         if stream.transcript.finish_reason is not None or (left is not None and left <= 0):
             return False
         return self._broken_rule(request, stream.transcript, excluded, is_over=False, wants_usage=False) is None
@@ -78,7 +78,7 @@ class ResumingForwarder(FleetObserver):
     def forward(self, request: ProxiedRequest) -> Coroutine[None, None, None]:
         """Forward ``request``, see :meth:`.Forwarder.forward`."""
         head = request.head
-        if head.path in PATHS and request.content.is_streamed:
+        if head.path in DIALECTS and request.content.is_streamed:
             wish = wants_resume(head.passed_on)
             if wish or (wish is None and not self._only_on_request):
                 return self._forward_stream(request)
@@ -86,11 +86,12 @@ class ResumingForwarder(FleetObserver):
 
     async def _forward_stream(self, request: ProxiedRequest) -> None:
         members = all_members(request.body) or {}
-        rule = broken_rule(members)
+        dialect = DIALECTS[request.head.path]
+        rule = dialect.broken_rule(members)
         if rule is not None:
             await self._forward_unresumed(request, rule)
             return
-        request.sink = stream = ResumableStream(request, members, self._fleet.clock)
+        request.sink = stream = ResumableStream(request, dialect, members, self._fleet.clock)
         try:
             await self._relay(request, stream, members)
         finally:
@@ -103,10 +104,10 @@ class ResumingForwarder(FleetObserver):
         while (error := await self._attempt(request, stream, excluded)) is not None:
             stream.transcript.read()
             excluded = self._excluded(request, excluded, error)
-            left = tokens_left(members, stream.transcript.text_events)
+            left = stream.dialect.tokens_left(members, stream.transcript.text_events)
             is_over = stream.transcript.finish_reason is not None or (left is not None and left <= 0)
             rule = self._broken_rule(
-                request, stream.transcript, excluded, is_over=is_over, wants_usage=wants_usage(members)
+                request, stream.transcript, excluded, is_over=is_over, wants_usage=stream.dialect.wants_usage(members)
             )
             if rule is not None:
                 self._give_up(request, stream, rule)
@@ -158,8 +159,9 @@ class ResumingForwarder(FleetObserver):
         if broken is None:  # it has left the fleet
             return dict.fromkeys(self._fleet.backends, _CANNOT_CONTINUE)
         grown[broken] = error
+        api = DIALECTS[request.head.path].api
         for backend in self._fleet.backends:
-            if backend not in grown and not backend.serving.continues(broken.serving, request.model):
+            if backend not in grown and not backend.serving.continues(broken.serving, request.model, api):
                 grown[backend] = _CANNOT_CONTINUE
         return grown
 
@@ -200,6 +202,6 @@ class ResumingForwarder(FleetObserver):
         )
         self._metrics.count_resume(error.code)
         request.resumes += 1
-        request.body = continued(members, transcript.text, transcript.text_events)
+        request.body = stream.dialect.continued(members, transcript)
         comment = b": resumed on another backend after %b\n\n" % error.code.encode() if self._sends_comments else b""
         stream.resume(comment)

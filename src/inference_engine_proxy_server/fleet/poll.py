@@ -65,18 +65,20 @@ class Polls:
         self._warned: set[str] = set()  # URLs of backends that need a key
 
     def get_from(self, backend: Backend, inquiry: Inquiry) -> Get:
-        """A function that sends a GET to ``backend``.
+        """A function that asks ``backend``.
 
-        Besides the errors of :data:`Get`, it raises :class:`Unusable`, and ``CapacityError`` for a shortage of the
+        Besides the errors of :class:`Get`, it raises :class:`Unusable`, and ``CapacityError`` for a shortage of the
         proxy itself.
         """
 
-        async def get(path: str) -> Reply:
+        async def get(path: str, json_body: bytes | None = None) -> Reply:
             loop = asyncio.get_running_loop()
             late_at = loop.time() + self._timeout_seconds + _OWN_DELAY_SECONDS
             try:
                 fields = (backend.credentials or b"") + self._via
-                reply = await inquiry.fetch(path, credentials=fields, timeout_seconds=self._timeout_seconds)
+                reply = await inquiry.fetch(
+                    path, json_body=json_body, credentials=fields, timeout_seconds=self._timeout_seconds
+                )
             except (TimeoutError, BackendError) as error:
                 reason = _reason_of(error)
                 if isinstance(reason, TimeoutError) and loop.time() > late_at:

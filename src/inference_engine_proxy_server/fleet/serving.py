@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from inference_engine_proxy_server.backends.base import BackendState, ModelEntry, ModelNames, ModelStatus
+from inference_engine_proxy_server.backends.base import Api, BackendState, ModelEntry, ModelNames, ModelStatus
 from inference_engine_proxy_server.config.fleet import BackendConfig
 
 __all__ = ["Serving", "names_of"]
@@ -27,7 +27,7 @@ class Serving:
         only_context: the context of the backend's only model, whatever the name; ``None`` if it has several.
         statuses: by name; a name without one is awake.
         best_status: of all its models.
-        continues_messages: whether the backend continues the text of a trailing assistant message.
+        continued_apis: the APIs in which the backend continues an answer that begins with a given text.
         bounds_max_tokens: whether the backend rejects a request whose ``max_tokens`` exceeds its context.
     """
 
@@ -39,7 +39,7 @@ class Serving:
     bounds_max_tokens: bool = False
     statuses: Mapping[str, ModelStatus] = field(default_factory=dict)
     best_status: ModelStatus = _AWAKE
-    continues_messages: bool = False
+    continued_apis: frozenset[Api] = frozenset()
 
     @classmethod
     def of(cls, entries: tuple[ModelEntry, ...], state: BackendState, config: BackendConfig) -> Serving:
@@ -67,7 +67,7 @@ class Serving:
         best_status = min((state.statuses.get(entry["id"], _AWAKE) for entry in entries), default=_AWAKE)
         return cls(
             models, frozenset(names), model_names, contexts, only_context, state.bounds_max_tokens,
-            _statuses(entries, state, names, best_status), best_status, state.continues_messages,
+            _statuses(entries, state, names, best_status), best_status, state.continued_apis,
         )  # fmt: skip
 
     def context_of(self, model: str | None) -> int | None:
@@ -80,9 +80,9 @@ class Serving:
             return self.best_status
         return self.statuses.get(model, _AWAKE)
 
-    def continues(self, other: Serving, model: str | None) -> bool:
-        """Whether this backend can continue an answer of ``other`` to a request that names ``model``."""
-        if not self.continues_messages:
+    def continues(self, other: Serving, model: str | None, api: Api) -> bool:
+        """Whether this backend can continue an answer of ``other`` to a request of ``api`` that names ``model``."""
+        if api not in self.continued_apis:
             return False
         if model is None or model not in other.model_ids or model not in self.model_ids:
             return self.model_ids == other.model_ids

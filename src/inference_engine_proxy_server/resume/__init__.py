@@ -3,10 +3,13 @@
 ::
 
     events.py            event streams: splits, reads and writes their events
+    members.py           reads the members of a request
     rules.py             which streams are resumed, and why the others are not
     transcript.py        what a stream has delivered to its client
-    continuation.py      the request that continues a stream
     seam.py              rewrites the events of a continuation, so that they continue the stream
+    counts.py            usage and timings of a stream and its continuation together
+    dialect.py           what differs from API to API
+    dialects/            completions, messages and responses, chosen by path
     resumable_stream.py  the receiver of the replies: delivers whole events, and keeps the transcript
 
 ``dispatch/resuming_forwarder.py`` decides when to resume, and chooses the backend.

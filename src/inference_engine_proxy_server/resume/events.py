@@ -1,4 +1,4 @@
-"""Event streams of OpenAI's completion APIs: splits, reads and writes their events."""
+"""Event streams: splits, reads and writes their events."""
 
 from __future__ import annotations
 
@@ -9,55 +9,22 @@ import msgspec
 
 __all__ = [
     "ABSENT",
-    "DONE",
     "MALFORMED",
-    "Choice",
-    "StreamEvent",
     "data_of",
     "event_of",
-    "is_done",
-    "read_event",
+    "is_about_request",
+    "name_of",
+    "named_event_of",
     "split_events",
 ]
 
 ABSENT = msgspec.Raw()
-DONE = b"data: [DONE]\n\n"
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError)
-"""Raised for data that is no event of a completion."""
+"""Raised for data that is no event of the API."""
 
 _EVENTS = re.compile(rb".*?(?:\n\n|\r\n\r\n|\r\r)", re.DOTALL)
 _DATA = re.compile(rb"(?:^|[\r\n])data:[ ]?([^\r\n]*)")
-
-
-class Choice(msgspec.Struct):
-    """One choice of an event.
-
-    Attributes:
-        text: the new text in ``/v1/completions``.
-        delta: the new members of the message in ``/v1/chat/completions``.
-    """
-
-    index: int = 0
-    finish_reason: str | None = None
-    text: str | None = None
-    delta: dict[str, msgspec.Raw] | None = None
-
-
-class StreamEvent(msgspec.Struct):
-    """One event; members that are absent are empty, or ``None``."""
-
-    choices: list[Choice] | None = None
-    id: msgspec.Raw = ABSENT
-    created: msgspec.Raw = ABSENT
-    model: msgspec.Raw = ABSENT
-    object: msgspec.Raw = ABSENT
-    system_fingerprint: msgspec.Raw = ABSENT
-    usage: dict[str, msgspec.Raw] | None = None
-    timings: dict[str, msgspec.Raw] | None = None
-    error: msgspec.Raw = ABSENT
-
-
-_decode = msgspec.json.Decoder(StreamEvent).decode
+_NAME = re.compile(rb"(?:^|[\r\n])event:[ ]?([^\r\n]*)")
 
 
 def split_events(block: bytes) -> tuple[list[bytes], bytes]:
@@ -77,20 +44,26 @@ def data_of(event: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
-def is_done(data: bytes) -> bool:
-    """Whether this is the data of the last event."""
-    return data.strip() == b"[DONE]"
-
-
-def read_event(data: bytes) -> StreamEvent:
-    """The event with this data.
-
-    Raises:
-        msgspec.DecodeError: it is no event of a completion.
-    """
-    return _decode(data)
+def name_of(event: bytes) -> bytes | None:
+    """The name in the event's ``event:`` line; ``None`` without one."""
+    found = _NAME.search(event)
+    return None if found is None else found[1]
 
 
 def event_of(members: Mapping[str, object]) -> bytes:
     """An event whose data is a JSON object; values may be raw JSON."""
     return b"data: " + msgspec.json.encode(members) + b"\n\n"
+
+
+def named_event_of(members: Mapping[str, object]) -> bytes:
+    """An event that also has its ``type`` as its name, as in Anthropic's messages and OpenAI's responses."""
+    kind = members["type"]
+    name = msgspec.json.decode(kind, type=str) if isinstance(kind, msgspec.Raw) else str(kind)
+    return b"event: " + name.encode() + b"\n" + event_of(members)
+
+
+def is_about_request(error: msgspec.Raw) -> bool:
+    """Whether an error of OpenAI's form has a status below 500, so that no other backend would do better."""
+    members = msgspec.json.decode(error)
+    code = members.get("code") if isinstance(members, dict) else None
+    return isinstance(code, int) and 400 <= code < 500

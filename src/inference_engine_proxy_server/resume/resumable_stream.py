@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
 from inference_engine_proxy_server.errors import StreamNotContinued
-from inference_engine_proxy_server.resume.events import (
-    DONE,
-    MALFORMED,
-    data_of,
-    event_of,
-    is_done,
-    read_event,
-    split_events,
-)
+from inference_engine_proxy_server.resume.dialect import Dialect
+from inference_engine_proxy_server.resume.events import MALFORMED, split_events
 from inference_engine_proxy_server.resume.seam import Seam
 from inference_engine_proxy_server.resume.transcript import Transcript
 from inference_engine_proxy_server.wire.exchange import Exchange
@@ -28,7 +22,6 @@ __all__ = ["ResumableStream"]
 
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 _MOST_UNFINISHED_BYTES = 64 * 1024  # of an event; a longer one is relayed as it comes, and the stream is not resumed
-_ABORTED = "abort"  # vLLM's finish reason when it is shut down
 
 
 class ResumableStream(ExchangeSink):
@@ -39,6 +32,7 @@ class ResumableStream(ExchangeSink):
     them.
 
     Attributes:
+        dialect: of the request's API.
         members: of the request's body.
         transcript: what was delivered.
         is_cut: the latest backend ended its stream before the answer was complete.
@@ -46,13 +40,20 @@ class ResumableStream(ExchangeSink):
 
     chunks = None  # events are written, and chunks that are events take the direct path
 
-    def __init__(self, exchange: Exchange, members: Mapping[str, msgspec.Raw], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        dialect: Dialect[Any],
+        members: Mapping[str, msgspec.Raw],
+        clock: Callable[[], float],
+    ) -> None:
         super().__init__(exchange)
+        self.dialect = dialect
         self.members = members
         self._clock = clock
         self._began_at = 0.0  # the latest reply
         self._seconds = 0.0  # for which earlier backends generated
-        self.transcript = Transcript()
+        self.transcript: Transcript = dialect.transcript()
         self.is_cut = False
         self._inner: Exchange | LateReply = exchange
         self._relays_events = False  # false for a reply that is no event stream, or whose length is fixed
@@ -94,7 +95,7 @@ class ResumableStream(ExchangeSink):
         self._unfinished = self._withheld = b""  # of an attempt that delivered nothing
         is_stream = status == 200 and is_event_stream(fields)
         if self._seam is not None:
-            self._seam = Seam(self.transcript, self._seconds)
+            self._seam = self.dialect.seam(self.transcript, self._seconds)
             if not is_stream:
                 raise StreamNotContinued("The backend cannot continue the stream.")
             return
@@ -129,7 +130,8 @@ class ResumableStream(ExchangeSink):
             return
         if not payload:
             return
-        if self._seam is None and not self._withheld and b'"error"' not in payload and b'"abort"' not in payload:
+        # Only events with these bytes can be failures, in any API; error types of llama.cpp end with the first ones.
+        if self._seam is None and not self._withheld and b'error"' not in payload and b'"abort"' not in payload:
             self._deliver(payload)
         else:
             self._deliver_each(payload)
@@ -157,7 +159,7 @@ class ResumableStream(ExchangeSink):
         """Continue with the next reply; ``opening``: comments to send ahead of its first event."""
         self.transcript.read()
         self._seconds += self._clock() - self._began_at
-        self._seam = Seam(self.transcript, self._seconds)
+        self._seam = self.dialect.seam(self.transcript, self._seconds)
         self.exchange.source = None  # the connection may serve another request by now
         self._opening = opening
         self.is_at_seam = True
@@ -181,10 +183,8 @@ class ResumableStream(ExchangeSink):
 
     def complete(self) -> None:
         """End an answer of which only the last events are missing: all its tokens were delivered."""
-        if self.transcript.finish_reason is None:
-            self._inner.write(event_of(self._last_event("length")))
-        if not self.transcript.is_done:
-            self._inner.write(DONE)
+        if ending := self.dialect.ending(self.members, self.transcript):
+            self._inner.write(ending)
         self._inner.end()
 
     # --- events
@@ -193,7 +193,7 @@ class ResumableStream(ExchangeSink):
         """Deliver one whole chunk of the direct path, which the exchange has already counted as sent."""
         if (
             chunk.endswith(b"\n\n\r\n")
-            and b'"error"' not in chunk
+            and b'error"' not in chunk
             and b'"abort"' not in chunk
             and not self._unfinished
             and not self._withheld
@@ -223,7 +223,7 @@ class ResumableStream(ExchangeSink):
     def _deliver_each(self, block: bytes) -> None:
         events, _ = split_events(block)
         for event in events:
-            if self._withheld or _is_failure(event):
+            if self._withheld or self.dialect.is_failure(event):
                 self._withheld += event
                 continue
             try:
@@ -238,31 +238,3 @@ class ResumableStream(ExchangeSink):
                 if self.is_at_seam:
                     self.is_at_seam = False
                     self.exchange.pause_new_source()
-
-    def _last_event(self, finish_reason: str) -> dict[str, object]:
-        choice: dict[str, object] = {"index": 0, "finish_reason": finish_reason}
-        if self.transcript.is_chat:
-            choice["delta"] = {}
-        else:
-            choice["text"] = ""
-        return {**self.transcript.identity, "choices": [choice]}
-
-
-def _is_failure(event: bytes) -> bool:
-    """Whether an engine ends a failed stream with this event. An error below 500 is about the request."""
-    data = data_of(event)
-    if data is None or is_done(data):
-        return False
-    try:
-        found = read_event(data)
-    except MALFORMED:
-        return False
-    if any(choice.finish_reason == _ABORTED for choice in found.choices or ()):
-        return True
-    return bytes(found.error) not in (b"", b"null") and not _is_about_request(found.error)
-
-
-def _is_about_request(error: msgspec.Raw) -> bool:
-    members = msgspec.json.decode(error)
-    code = members.get("code") if isinstance(members, dict) else None
-    return isinstance(code, int) and 400 <= code < 500

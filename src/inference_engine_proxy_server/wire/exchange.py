@@ -233,8 +233,9 @@ class Exchange:
         elif self._pending_head:
             self._send(b"")
         self.done = True
-        if self._observers is not None:
-            self._observers.end(Outcome.COMPLETE)
+        if (observers := self._observers) is not None:
+            self._observers = None  # both refer to each other
+            observers.end(Outcome.COMPLETE)
         self._connection.exchange_done(self)
 
     def respond(self, status: int, fields: bytes, body: bytes) -> None:
@@ -275,8 +276,9 @@ class Exchange:
     def _break(self, outcome: Outcome) -> None:
         self.done = True
         self.outcome = outcome
-        if self._observers is not None:
-            self._observers.end(outcome)
+        if (observers := self._observers) is not None:
+            self._observers = None  # both refer to each other
+            observers.end(outcome)
 
     def _send(self, block: bytes) -> None:
         self.last_block = block

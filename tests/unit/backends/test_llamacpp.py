@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from inference_engine_proxy_server.backends.base import ModelNames, ModelStatus, Reply, Thresholds, UnreadableState
+from inference_engine_proxy_server.backends.base import Api, ModelNames, ModelStatus, Reply, Thresholds, UnreadableState
 from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
 from recorded import answering, recorded
 
@@ -245,3 +245,65 @@ async def test_the_load_is_processing_plus_deferred() -> None:
 
 def test_connections_are_not_kept_alive() -> None:
     assert not LlamaCppBackend.reuses_connections
+
+
+def prompt(text: str) -> Reply:
+    return Reply(200, json.dumps({"prompt": text}).encode())
+
+
+CONTINUES = {**SINGLE, "/apply-template": prompt("<user>a<assistant>begun")}
+
+
+@pytest.mark.parametrize(
+    ("reply", "continues"),
+    [
+        (CONTINUES["/apply-template"], True),
+        (prompt("<user>a<assistant>begun<end><assistant>"), False),
+        (Reply(200, b"[]"), False),
+        (Reply(404, b""), False),
+        (TimeoutError(), False),
+    ],
+)
+async def test_messages_are_continued_if_a_prompt_ends_with_the_begun_answer(
+    reply: Reply | Exception, continues: bool
+) -> None:
+    state = await backend({**SINGLE, "/apply-template": reply}).fetch_state()
+    assert (Api.MESSAGES in state.continued_apis) is continues
+    assert Api.COMPLETIONS in state.continued_apis
+
+
+async def test_it_is_asked_once_for_each_process_whether_it_continues_messages() -> None:
+    asked: list[str] = []
+    answers: dict[str, Reply | Exception] = {**CONTINUES}
+    engine = backend(answers, asked)
+    for _ in range(3):
+        assert Api.MESSAGES in (await engine.fetch_state()).continued_apis
+    assert asked.count("/apply-template") == 1
+
+    answers["/health"] = Reply(503, b"")
+    await engine.fetch_state()
+    answers["/health"] = HEALTHY
+    await engine.fetch_state()
+    assert asked.count("/apply-template") == 2
+
+    answers["/metrics"] = Reply(200, METRICS.body.replace(b"n_decode_total 206", b"n_decode_total 2"))
+    await engine.fetch_state()
+    assert asked.count("/apply-template") == 3
+
+
+async def test_a_sleeping_server_is_not_woken_by_the_question() -> None:
+    asked: list[str] = []
+    answers: dict[str, Reply | Exception] = {
+        **CONTINUES,
+        "/props": Reply(200, PROPS.body.replace(b'"is_sleeping":false', b'"is_sleeping":true')),
+    }
+    assert Api.MESSAGES not in (await backend(answers, asked).fetch_state()).continued_apis
+    assert "/apply-template" not in asked
+
+
+async def test_a_server_that_did_not_answer_is_asked_again() -> None:
+    answers: dict[str, Reply | Exception] = {**CONTINUES, "/apply-template": TimeoutError()}
+    engine = backend(answers)
+    await engine.fetch_state()
+    answers["/apply-template"] = CONTINUES["/apply-template"]
+    assert Api.MESSAGES in (await engine.fetch_state()).continued_apis

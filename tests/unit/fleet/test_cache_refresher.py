@@ -236,7 +236,7 @@ async def test_stuck_backend_is_tested_with_one_token_if_configured() -> None:
         await until(lambda: pool.backends[0].takes_requests)
         stick(pool)
         await until(lambda: pool.backends[0].takes_requests)
-    [test] = [request for request in engine.requests if request.startswith(b"POST ")]
+    [test] = [request for request in engine.requests if request.startswith(b"POST /v1/")]
     assert test.startswith(b"POST /v1/completions HTTP/1.1\r\n")
     assert test.endswith(b'{"model":"m","prompt":"1","max_tokens":1}')
 
@@ -253,7 +253,7 @@ async def test_stuck_backend_is_not_tested_by_default(options: dict[str, bool]) 
             polls = asked(engine)["/health"]
             await until(lambda: asked(engine)["/health"] >= polls + 5)
             assert not pool.backends[0].takes_requests
-    assert not any(request.startswith(b"POST ") for request in engine.requests)
+    assert not any(request.startswith(b"POST /v1/") for request in engine.requests)
 
 
 async def test_backend_that_fails_its_test_stays_suspect() -> None:

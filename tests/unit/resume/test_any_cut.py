@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from inference_engine_proxy_server.resume.events import split_events
-from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
 from inference_engine_proxy_server.resume.rules import problem_of
-from inference_engine_proxy_server.wire.client_side import ClientReceiver
-from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.framing import ChunkedBody
-from inference_engine_proxy_server.wire.request_head import HeadLimits, parse_request_head
 from recorded import recorded
+from support.resumed_stream import Stream, cuts_of
 
 STREAMS = [
     ("llama-server", "chat-stream-raw"),
@@ -27,50 +21,6 @@ STREAMS = [
     ("vllm", "chat-stream-usage-raw"),
     ("vllm", "completions-stream-raw"),
 ]
-LIMITS = HeadLimits(line_bytes=1000, total_bytes=1000, field_count=10)
-EVENT_STREAM = b"content-type: text/event-stream\r\n"
-
-
-class Client:
-    """The client's side of an exchange: records what it receives."""
-
-    is_behind = False
-
-    def __init__(self) -> None:
-        self.received = bytearray()
-        self.is_done = False
-        self.clock: Callable[[], float] = map(float, itertools.count(1)).__next__
-
-    def write(self, block: bytes) -> None:
-        self.received += block
-
-    def comment_sent(self) -> None:
-        """Nothing to record."""
-
-    def exchange_done(self, exchange: Exchange) -> None:
-        del exchange
-        self.is_done = True
-
-    def switch_protocols(self, receiver: ClientReceiver) -> tuple[asyncio.Transport, bytes]:
-        raise AssertionError
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(ChunkedBody().feed(bytes(self.received).partition(b"\r\n\r\n")[2]))
-
-
-class Stream:
-    """A resumable stream with its client."""
-
-    def __init__(self) -> None:
-        self.client = Client()
-        head = parse_request_head(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n", LIMITS)
-        exchange = Exchange(self.client, head, b"", "id-1", "1.2.3.4:5")
-        self.sink = ResumableStream(exchange, {}, self.client.clock)
-
-    def relay(self, payload: bytes) -> None:
-        self.sink.begin(200, b" OK", EVENT_STREAM, None)
-        self.sink.write(payload)
 
 
 def whole(engine: str, name: str) -> bytes:
@@ -107,13 +57,6 @@ def continuation(stream: bytes, delivered: str, *, echoes: bool) -> bytes:
             repeated = ""
         events.append(b"data: " + json.dumps({**one, "id": "other", "created": 7}).encode() + b"\n\n")
     return b"".join(events) + b"data: [DONE]\n\n"
-
-
-def cuts_of(stream: bytes) -> list[int]:
-    """About 300 places, with all places around the ends of events."""
-    ends = [at for at in range(len(stream)) if stream[:at].endswith(b"\n\n")]
-    step = max(1, len(stream) // 200)
-    return sorted({*range(0, len(stream), step), *(end + offset for end in ends for offset in (-2, -1, 0, 1))})
 
 
 @pytest.mark.parametrize(
