@@ -7,7 +7,7 @@ import json
 import pytest
 
 from faults.conftest import CHAT
-from support.engine import STREAM_HEAD, Engine, chunk, hangs
+from support.engine import STREAM_HEAD, Engine, answers_with, chunk, hangs
 from support.fakes.engine import EngineConnection
 from support.fleet import Fleet
 from support.http_client import Call, chat, send
@@ -92,3 +92,30 @@ async def test_continuation_stays_on_a_drained_backend_if_no_other_may_have_it(f
     assert reply.complete
     assert (reply.body.count(b" three"), reply.body.count(DONE)) == (1, 1)
     assert (len(first.served), len(second.served)) == (1, 1)
+
+
+async def test_stream_returns_to_a_backend_that_has_recovered(fleet: Fleet) -> None:
+    """Of two backends, both break the stream, one after the other."""
+
+    async def breaks_when_it_is_freed(connection: EngineConnection) -> None:
+        connection.send(STREAM_HEAD)
+        await second.freed.wait()
+        connection.send(chunk(event(" three")))
+        connection.finish()
+        await hangs(connection)
+
+    first = await fleet.engine(breaks_after_two_events)
+    second: Engine = await fleet.engine(breaks_when_it_is_freed, processing=5)
+    second.freed.clear()
+    proxy = await fleet.proxy(first, second)
+    async with Call(proxy.url, CHAT, chat(stream=True)) as call:
+        call.send()
+        assert await call.head() == 200
+        await eventually(lambda: second.served)
+        await proxy.becomes(first, "up")
+        first.answer = answers_with(STREAM_HEAD, chunk(event(" four", "stop")), chunk(DONE), END)
+        second.freed.set()
+        reply = await call.reply()
+    assert reply.complete
+    assert all(reply.body.count(part) == 1 for part in (b"one", b" two", b" three", b" four", DONE))
+    assert (len(first.served), len(second.served)) == (2, 1)

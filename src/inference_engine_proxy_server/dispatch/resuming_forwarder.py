@@ -68,7 +68,7 @@ class ResumingForwarder(FleetObserver):
             return False
         if stream.is_at_seam:  # the continuation has not delivered anything yet
             return not request.losses and self._forwarder.has_other(request, (*stream.excluded, backend))
-        excluded = self._excluded(request, stream.excluded, _CANNOT_CONTINUE)
+        excluded = self._excluded(request, _CANNOT_CONTINUE)
         stream.transcript.read()
         left = tokens_left(stream.members, stream.transcript.text_events)
         if stream.transcript.finish_reason is not None or (left is not None and left <= 0):
@@ -101,7 +101,7 @@ class ResumingForwarder(FleetObserver):
         """Relay a stream, and continue it as often as it breaks and the rules allow."""
         while (error := await self._attempt(request, stream)) is not None:
             stream.transcript.read()
-            stream.excluded = self._excluded(request, stream.excluded, error)
+            stream.excluded = self._excluded(request, error)
             left = tokens_left(members, stream.transcript.text_events)
             is_over = stream.transcript.finish_reason is not None or (left is not None and left <= 0)
             rule = self._broken_rule(
@@ -144,21 +144,16 @@ class ResumingForwarder(FleetObserver):
             raise
         return BackendBroke("The backend ended its stream before the answer was complete.") if stream.is_cut else None
 
-    def _excluded(
-        self, request: ProxiedRequest, excluded: Mapping[Backend, BackendError], error: BackendError
-    ) -> dict[Backend, BackendError]:
-        """The backends that cannot continue the stream: those on which it failed, and those without its model."""
-        # A backend that lost the stream to a drain has not failed.
-        failed = [one for one, reason in excluded.items() if not isinstance(reason, RequestMoved)]
-        grown: dict[Backend, BackendError] = dict.fromkeys(failed, _CANNOT_CONTINUE)
+    def _excluded(self, request: ProxiedRequest, error: BackendError) -> dict[Backend, BackendError]:
+        """The backends that cannot continue the stream: the one on which it broke, and those without its model.
+
+        Backends on which it broke before may have it again: those that have not recovered get no requests at all.
+        """
         broken = next((one for one in self._fleet.backends if one.url == request.backend), None)
         if broken is None:  # it has left the fleet
             return dict.fromkeys(self._fleet.backends, _CANNOT_CONTINUE)
-        grown[broken] = error
-        for backend in self._fleet.backends:
-            if backend not in grown and not backend.serving.continues(broken.serving, request.model):
-                grown[backend] = _CANNOT_CONTINUE
-        return grown
+        others = (one for one in self._fleet.backends if not one.serving.continues(broken.serving, request.model))
+        return {**dict.fromkeys(others, _CANNOT_CONTINUE), broken: error}
 
     def _broken_rule(
         self,
