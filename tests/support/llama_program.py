@@ -24,6 +24,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--http-threads", type=int, default=-1, help="-1: the engine's own choice")
     parser.add_argument("--alias", help="the model's name in /v1/models")
     parser.add_argument("--api-key")
+    parser.add_argument("--precise", action="store_true", help="the batch hardly changes results")
     parser.add_argument("--no-metrics", dest="metrics", action="store_false")
     return parser.parse_args()
 
@@ -37,6 +38,9 @@ def _serve(arguments: argparse.Namespace) -> None:
     chosen.n_ctx = arguments.context
     chosen.cpuparams.n_threads = chosen.cpuparams_batch.n_threads = arguments.threads
     chosen.n_threads_http = arguments.http_threads
+    if arguments.precise:
+        chosen.cache_type_k = chosen.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        chosen.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     chosen.endpoint_metrics = arguments.metrics
     chosen.endpoint_slots = True
     if arguments.alias:
