@@ -85,6 +85,7 @@ class Transcript:
         self._raw_bytes = 0
         if self.problem is not None:
             return
+        read_before = len(self._text)
         for event in events:
             data = data_of(event)
             if data is None:
@@ -96,6 +97,9 @@ class Transcript:
                 self._read(read_event(data))
             except MALFORMED:
                 self.problem = "unknown_events"
+        self._text[read_before:] = [
+            "".join(self._text[read_before:])
+        ]  # a short string takes 50 bytes more than its text
         if self._text_bytes > MOST_TEXT_BYTES:
             self.problem = "long_text"
             self._text.clear()
