@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from end_to_end.answer_stream import AnswerStream
+from end_to_end.answer_stream import AnswerStream, Question
 from end_to_end.conftest import StartProxy, StartServers
 from support.http_client import send
 from support.llama_server import LlamaServer
@@ -16,7 +13,6 @@ from support.program import Proxy
 from support.tiny_gguf import ModelShape, write_tiny_gguf
 from support.waiting import eventually
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 STREAMS = 60
 LEAST_RESUMED = 10  # streams of each server; a fast machine may complete others before
 SERVER = ("--slots", "32", "--context", "32768", "--http-threads", "64", "--precise")
@@ -32,71 +28,11 @@ one token in 1,700 has such a rival, and one in 500,000 has one within 3e-6; a r
 """
 
 
-@dataclass
-class Question:
-    """A request and its stream."""
-
-    path: str
-    body: dict[str, Any]
-    stream: AnswerStream = field(default_factory=AnswerStream)
-
-    @classmethod
-    def numbered(cls, number: int) -> Question:
-        """Each one is different; half of them are chats, and a third wants the usage."""
-        words = " ".join((["kin", "sol", "mer", "tas"] * 9)[number % 4 :][: 3 + number // 4])
-        body: dict[str, Any] = {"model": "any", "stream": True, "temperature": 0}
-        body["max_tokens"] = (120, 160, 200, 240)[number // 2 % 4]
-        if number % 3 == 0:
-            body["stream_options"] = {"include_usage": True}
-        if number % 2:
-            return cls(COMPLETIONS, {**body, "prompt": words})
-        return cls(CHAT, {**body, "messages": [{"role": "user", "content": words}]})
-
-    @property
-    def wants_usage(self) -> bool:
-        return "stream_options" in self.body
-
-    def seams(self) -> Iterator[tuple[str, int, str]]:
-        """For each continuation: the text before it, the number of tokens of that, and the text that it added."""
-        before, tokens = "", 0
-        texts = self.stream.texts
-        for piece, text, added in zip(self.stream.pieces, texts, texts[1:], strict=False):
-            before, tokens = before + text, tokens + sum(map(has_text, piece))
-            yield before, tokens, added
-
-    def continued_after(self, text: str, tokens: int) -> dict[str, Any]:
-        """The body that asks an engine for the rest of the answer."""
-        body = {**self.body, "max_tokens": self.body["max_tokens"] - tokens}
-        if self.path == COMPLETIONS:
-            return {**body, "prompt": body["prompt"] + text}
-        messages = [*body["messages"], {"role": "assistant", "content": text}]
-        return {**body, "messages": messages, "continue_final_message": True, "add_generation_prompt": False}
-
-    async def is_what_an_engine_says(self, url: str) -> bool:
-        """Whether each continuation is the beginning of the engine's own, the last one all of it."""
-        for before, tokens, added in self.seams():
-            direct = AnswerStream()
-            await direct.read(url, self.path, self.continued_after(before, tokens))
-            said = direct.text.removeprefix(before) if self.path == CHAT else direct.text
-            if before + added != self.stream.text:
-                said = said[: len(added)]
-            elif self.wants_usage:
-                assert direct.usage
-                self.check_usage(direct.usage["prompt_tokens"] - tokens)
-            if said != added:
-                return False
-        return True
-
-    def check_usage(self, prompt_tokens: int) -> None:
-        usage = self.stream.usage
-        assert usage
-        assert usage["completion_tokens"] == self.body["max_tokens"]
-        assert usage["prompt_tokens"] == prompt_tokens
-        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
-
-
-def has_text(event: dict[str, Any]) -> bool:
-    return any(one.get("text") or one.get("delta", {}).get("content") for one in event["choices"])
+def question(number: int) -> Question:
+    """Each one is different; half of them are chats, and a third wants the usage."""
+    words = " ".join((["kin", "sol", "mer", "tas"] * 9)[number % 4 :][: 3 + number // 4])
+    max_tokens = (120, 160, 200, 240)[number // 2 % 4]
+    return Question.about(words, max_tokens, is_chat=number % 2 == 0, wants_usage=number % 3 == 0)
 
 
 async def kill_one_freeze_one_and_drain_one(
@@ -131,16 +67,16 @@ async def test_streams_survive_a_killed_a_frozen_and_a_drained_server(
     model = write_tiny_gguf(tmp_path / "model.gguf", ModelShape(embedding=256, layers=4, context=8192))
     servers = start_servers(3, model, *SERVER)
     proxy = start_proxy(*servers, **SETTINGS)
-    questions = [Question.numbered(number) for number in range(STREAMS)]
-    streams = [question.stream for question in questions]
+    questions = [question(number) for number in range(STREAMS)]
+    streams = [one.stream for one in questions]
     async with asyncio.timeout(DEADLINE_SECONDS), asyncio.TaskGroup() as group:
-        for question in questions:
-            group.create_task(question.stream.read(proxy.url, question.path, question.body))
+        for one in questions:
+            group.create_task(one.ask(proxy.url))
         restarted = await kill_one_freeze_one_and_drain_one(proxy, servers, model, streams)
     with restarted:
         assert all(stream.is_one_answer() for stream in streams)
-        assert all(question.stream.usage for question in questions if question.wants_usage)
+        assert all(one.stream.usage for one in questions if one.wants_usage)
         assert await proxy.metric("stream_resumes_total") == sum(len(stream.comments) for stream in streams)
         assert {len(stream.comments) for stream in streams} >= {1, 2}
-        right = await asyncio.gather(*(question.is_what_an_engine_says(restarted.url) for question in questions))
+        right = await asyncio.gather(*(one.is_what_an_engine_says(restarted.url) for one in questions))
     assert right.count(False) <= MOST_ROUNDED
