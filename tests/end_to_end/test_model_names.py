@@ -145,7 +145,7 @@ async def test_each_name_has_an_entry_also_hidden_ones(fleet: Fleet, name: str, 
 
 
 async def test_a_model_behind_an_alias_of_a_model_that_is_down_is_not_listed(fleet: Fleet) -> None:
-    site = await start(fleet, "models: {missing: {aliases: [small]}}")
+    site = await start(fleet, "models: {missing: {aliases: [small], hidden_aliases: true}}")
     assert await site.ids() == ["large"]
     assert (await site.proxy.http.get("/v1/models/small")).status_code == 404
 

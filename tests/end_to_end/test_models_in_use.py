@@ -133,9 +133,13 @@ async def test_changed_rules_apply_at_once_and_hurt_no_stream(
     async with Call(proxy.url, CHAT, chat(1000, stream=True) | {"model": "gpt-4o"}) as stream:
         stream.send()
         assert await stream.head() == 200
-        file.write_text(fleet_file.replace("[gpt-4o, ", "[gpt-5, "))
+        assert (await send(proxy.url, CHAT, chat(50))).json["usage"]["completion_tokens"] == 2
+        file.write_text(
+            fleet_file.replace("[gpt-4o, ", "[gpt-5, ").replace("default_model: short", "default_model: gpt-5")
+        )
         await eventually(lambda: has(proxy, "gpt-5"))
         assert (await send(proxy.url, CHAT, chat(50) | {"model": "gpt-5"})).json["usage"]["completion_tokens"] == 5
+        assert (await send(proxy.url, CHAT, chat(50))).json["usage"]["completion_tokens"] == 5
         assert (await send(proxy.url, CHAT, chat(50) | {"model": "gpt-4o"})).status == 404
         events = [event async for event in _events(stream)]
     assert events[-1] == b"data: [DONE]\n\n"

@@ -42,10 +42,13 @@ class ListedModels:
     def entries(self, access: Access | None) -> Sequence[ModelEntry]:
         """The list for a client with these permissions; ``None`` for all."""
         catalog = self._catalog.now
-        entries = {entry["id"]: entry for entry in self._reported().values() if _permits(access, names_of(entry))}
+        entries = {
+            name: entry
+            for name, entry in self._reported().items()
+            if not catalog.hides(name) and _permits(access, names_of(entry))
+        }
         by_name = self._by_name()
         for alias, named in catalog.listed():
-            entries.pop(alias, None)  # a backend's model of this name cannot be reached
             entry = by_name.get(named.model)
             if entry is not None and _permits(access, (alias, *named.permitted_by)):
                 entries[alias] = _under(alias, entry)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from inference_engine_proxy_server.config.parameters import ParameterPath
 from inference_engine_proxy_server.models.rules import Kind, Rule, Rules, json_of
 from inference_engine_proxy_server.requests.tolerant_json import Span, member_spans
 
@@ -77,7 +76,7 @@ class BodyPatch:
 
     __slots__ = ("_root",)
 
-    def __init__(self, rules: Rules | Mapping[ParameterPath, Rule]) -> None:
+    def __init__(self, rules: Rules) -> None:
         self._root = _Node()
         for path, rule in rules.items():
             node = self._root
