@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from inference_engine_proxy_server.models.rules import Kind, Rule, Rules, json_of
@@ -37,13 +37,15 @@ class _Node:
     """The rules about one member, and about the members in it.
 
     Attributes:
+        key: the member's name as JSON, with a colon.
         rule: about the member itself; ``None`` if rules are only about members in it.
         inner: by name.
     """
 
-    __slots__ = ("inner", "rule")
+    __slots__ = ("inner", "key", "rule")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.key = json_of(name) + b":"
         self.rule: Rule | None = None
         self.inner: dict[str, _Node] = {}
 
@@ -63,7 +65,7 @@ class _Node:
         rule = self.rule
         if rule is not None and rule.kind is not Kind.REMOVE:
             return rule.value if present.isdisjoint(rule.unless) else None
-        members = _new_members(self.inner, frozenset())
+        members = _new_members(self.inner.values(), frozenset()) if self.inner else ()
         return b"{%b}" % b",".join(members) if members else None
 
 
@@ -81,7 +83,7 @@ class BodyPatch:
         for path, rule in rules.items():
             node = self._root
             for name in path:
-                node = node.inner.setdefault(name, _Node())
+                node = node.inner.setdefault(name, _Node(name))
             node.rule = rule
 
     def edits(self, body: bytes, spans: Sequence[Span]) -> list[Edit]:
@@ -112,11 +114,10 @@ def _edit_object(node: _Node, body: bytes, at: int, spans: Sequence[Span], edits
             edits.append(Edit(leaving.at, span.at, b""))
             leaving = None
         kept = span
-    missing = {name: child for name, child in inner.items() if name not in names}
-    added = _new_members(missing, present)
+    added = _new_members([child for name, child in inner.items() if name not in names], present)
     if kept is not None:
         start = kept.end
-        text = b"".join(b"," + member for member in added)
+        text = b"".join([b"," + member for member in added])
     else:
         opening = _OPENING.match(body, at)
         start = opening.end() if opening else at
@@ -149,6 +150,5 @@ def _is_null(body: bytes, span: Span) -> bool:
     return span.end - span.start == len(_NULL) and body.startswith(_NULL, span.start)
 
 
-def _new_members(nodes: Mapping[str, _Node], present: frozenset[str]) -> list[bytes]:
-    values = {name: node.new_value(present) for name, node in nodes.items()}
-    return [b"%b:%b" % (json_of(name), value) for name, value in values.items() if value is not None]
+def _new_members(nodes: Iterable[_Node], present: frozenset[str]) -> list[bytes]:
+    return [node.key + value for node in nodes if (value := node.new_value(present)) is not None]
