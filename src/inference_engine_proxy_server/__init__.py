@@ -5,6 +5,7 @@ Glossary. Code, documentation, log lines and metrics use these terms:
 * *client*: a program that sends requests to the proxy. *Operator*: a person who runs the proxy.
 * *backend*: one engine server at one base URL. *Engine*: its kind (llama.cpp, vLLM, ...). *Fleet*: all backends.
 * *model*: the name in a request body. A *strict* backend rejects models that it does not list; others accept any name.
+  *Alias*: another name that the operator gives a model. *Catalog*: all names and parameters that the operator defines.
 * *exchange*: one request of a client with its reply. *Destination*: what handles a request: the proxy itself, a
   backend, or nothing because the path is blocked.
 * *slot*: capacity of a backend for one request. A backend is *full* when its load reaches its limit.

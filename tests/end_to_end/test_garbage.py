@@ -7,6 +7,7 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import ClientConnection
@@ -24,6 +25,7 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding
 MODELS = b'{"object":"list","data":[{"id":"m","object":"model","owned_by":"somebody"}]}'
 EVENT = b'13\r\ndata: {"choices":1}\n\n\r\n'
 REQUESTS = 5
+FLEET_FILE = "models: {m: {aliases: [alias], parameters: {set: {top_k: 1}, system_prompt: x}}}"
 
 Step = Callable[[Call], Awaitable[object]]
 
@@ -81,9 +83,13 @@ def alive() -> Counter[str]:
         pytest.param(chat(user="dropped"), Call.reply, id="dropped-by-both-backends"),
         pytest.param(chat(stream=True), read_event_and_leave, id="client-leaves-a-stream"),
         pytest.param(chat(stream=True), Call.reset, id="client-leaves-before-the-reply"),
+        pytest.param(chat(model="alias"), Call.reply, id="patched-body"),
+        pytest.param(chat(model="alias", stream=True, user="broken"), Call.reply, id="broken-stream-of-an-alias"),
+        pytest.param(chat(model="alas"), Call.reply, id="unknown-model"),
+        pytest.param([], Call.reply, id="body-that-cannot-be-patched"),
     ],
 )
-async def test_a_request_leaves_nothing_behind(body: dict[str, object], step: Step) -> None:
+async def test_a_request_leaves_nothing_behind(body: object, step: Step) -> None:
     await leaves_nothing_behind(body, step, backend_first_byte_timeout_seconds=0.1)
 
 
@@ -94,16 +100,17 @@ async def test_a_stream_with_heartbeats_leaves_nothing_behind(step: Step) -> Non
     await leaves_nothing_behind(body, step, backend_first_byte_timeout_seconds=0.6, stream_heartbeat_seconds=0.1)
 
 
-async def leaves_nothing_behind(body: dict[str, object], step: Step, **settings: float) -> None:
+async def leaves_nothing_behind(body: object, step: Step, **settings: Any) -> None:
+    path = PATH if body else f"{PATH}?model=alias"
     async with FakeEngine(engine_script) as one, FakeEngine(engine_script) as other:
-        async with live_proxy(one.url, other.url, **settings) as proxy:
+        async with live_proxy(one.url, other.url, fleet_file=FLEET_FILE, **settings) as proxy:
 
             async def is_idle() -> bool:
                 return not any(one["requests_in_flight"] for one in (await proxy.details()).values())
 
             async def serve() -> Counter[str]:
                 for _ in range(REQUESTS):
-                    async with Call(proxy.url, PATH, body) as call:
+                    async with Call(proxy.url, path, body) as call:
                         call.send()
                         await step(call)
                 await eventually(is_idle)

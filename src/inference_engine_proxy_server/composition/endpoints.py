@@ -23,6 +23,7 @@ from inference_engine_proxy_server.endpoints.models import models_router
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage, prometheus_router
 from inference_engine_proxy_server.endpoints.welcome import welcome_router
+from inference_engine_proxy_server.fleet.listed_models import ListedModels
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
@@ -38,6 +39,7 @@ def build_routers(
     readiness: Readiness,
     workers: AllWorkers,
     metrics_page: MetricsPage,
+    listed: ListedModels,
 ) -> Sequence[APIRouter]:
     """The proxy's own paths."""
     fleet = dispatcher.fleet
@@ -50,7 +52,7 @@ def build_routers(
     return (
         welcome_router(report),
         health_router(fleet, report, readiness.probe),
-        models_router(dispatcher, settings.metrics_cache_ttl_seconds),
+        models_router(dispatcher, listed, settings.metrics_cache_ttl_seconds),
         prometheus_router(metrics_page),
         docs_router(),
         admin_router(fleet, ring, allowances, workers),

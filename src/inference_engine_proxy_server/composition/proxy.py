@@ -33,18 +33,21 @@ from inference_engine_proxy_server.composition.fleet import (
 )
 from inference_engine_proxy_server.composition.telemetry import build_access_log
 from inference_engine_proxy_server.config.configuration import Configuration
-from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
-from inference_engine_proxy_server.dispatch.resuming_forwarder import ResumingForwarder
+from inference_engine_proxy_server.dispatch.renaming_forwarder import RenamingForwarder
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.hidden_models import HiddenModels
+from inference_engine_proxy_server.fleet.listed_models import ListedModels
 from inference_engine_proxy_server.fleet.standstill_watch import StandstillWatch
+from inference_engine_proxy_server.models.catalog import ModelCatalog
+from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.processes.process_context import Loop, Loops, ProcessContext, SoleProcess
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.proxy import Proxy
@@ -82,25 +85,30 @@ def build_proxy(
     settings, process = configuration.settings, process or SoleProcess()
     deadlines, metrics, engines = Deadlines(), RequestMetrics(RULES), discover_engines()
     access_log = build_access_log(settings, process)
+    catalog = LiveCatalog(ModelCatalog(configuration.models, configuration.default_model))
     # The fleet, and the path of a request to it.
     make_backend = build_backend_factory(settings, deadlines, process)
     fleet = build_fleet(configuration, make_backend, deadlines, process)
     refresher = build_cache_refresher(settings, fleet, engines, process)
-    placement = build_placement(configuration, fleet, process)
-    updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend)
+    placement = build_placement(configuration, fleet, process, catalog)
+    updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend, catalog)
+    HiddenModels(fleet, catalog)
+    listed = ListedModels(fleet, catalog, placement.lists)
     config_watch = build_config_watch(configuration, load, updater, metrics, process)
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
     decisions = Decisions(answers_header=settings.explain_header)
     ring = build_key_ring(settings)
     ownership = Ownership(AffinityTable(lambda: fleet.backends), process.siblings)
-    forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring, ownership)
-    websockets = build_websocket_forwarder(settings, dispatcher, decisions, metrics, ring, ownership, deadlines)
+    forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring, ownership, catalog, listed)
+    websockets = build_websocket_forwarder(
+        settings, dispatcher, decisions, metrics, ring, ownership, catalog, listed, deadlines
+    )
     # The proxy's own paths.
     allowances = Allowances(deadlines.clock)
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
     workers = AllWorkers(dispatcher, decisions, ring, allowances, process.siblings, process.order)
     metrics_page = MetricsPage(dispatcher, metrics, process.siblings)
-    routers = build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page)
+    routers = build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page, listed)
     client_load = build_client_load(settings, deadlines)
     guard = build_overload_guard(settings, client_load, metrics, deadlines)
     answers = {**workers.answers, **metrics_page.answers, **ownership.answers}
@@ -141,16 +149,17 @@ def _optional_loops(config_watch: ConfigWatch | None, ring: KeyRing | None, acce
 
 def _handler(
     bridge: AsgiBridge,
-    forwarder: Forwarder | ResumingForwarder | LimitedForwarder,
-    websockets: Forwarder | LimitedForwarder,
+    forwarder: RenamingForwarder | LimitedForwarder,
+    websockets: RenamingForwarder | LimitedForwarder,
 ) -> Handler:
-    answer, forward, open_websocket = bridge.answer, forwarder.forward, websockets.forward
+    answer = bridge.answer
     unusual = (*ANSWERED_HERE, Destination.WEBSOCKET)
 
     def handle(request: ProxiedRequest) -> Coroutine[None, None, None]:
+        # The method is looked up each time, because a change of the fleet file replaces it.
         if request.head.destination not in unusual:
-            return forward(request)
-        return open_websocket(request) if request.head.destination is Destination.WEBSOCKET else answer(request)
+            return forwarder.forward(request)
+        return websockets.forward(request) if request.head.destination is Destination.WEBSOCKET else answer(request)
 
     return handle
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from pydantic import SecretStr
 
 from inference_engine_proxy_server.config.base_urls import name_of, server_of
+from inference_engine_proxy_server.config.parameters import ParameterPath
 
-__all__ = ["BackendConfig", "ModelConfig", "completed"]
+__all__ = ["BackendConfig", "ModelConfig", "ParametersConfig", "completed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +50,41 @@ class BackendConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ParametersConfig:
+    """How the parameters in requests for one model are changed. Values are JSON, by their paths.
+
+    Attributes:
+        defaults: added to requests without them.
+        fixed: replace those of the request.
+        removed: removed from the request, before the others are added.
+        reasoning_efforts: what a client's effort means: another effort, or parameters that are set instead.
+        system_prompt: added to requests without one; ``None`` for none.
+    """
+
+    defaults: Mapping[ParameterPath, object] = field(default_factory=dict)
+    fixed: Mapping[ParameterPath, object] = field(default_factory=dict)
+    removed: tuple[ParameterPath, ...] = ()
+    reasoning_efforts: Mapping[str, str | Mapping[ParameterPath, object]] = field(default_factory=dict)
+    system_prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The configuration of one model; ``None`` means not configured.
 
     Attributes:
         balancing_policy: how a backend is chosen for its requests; ``None`` for the policy of all other requests.
+        aliases: other names of the model, and patterns with ``*``.
+        hidden_aliases: whether the list of models leaves the aliases out.
+        serves_as: the model that answers its requests; ``None`` if the name is that of a model itself.
+        parameters: changes of the parameters in its requests.
     """
 
     balancing_policy: str | None = None
+    aliases: tuple[str, ...] = ()
+    hidden_aliases: bool = False
+    serves_as: str | None = None
+    parameters: ParametersConfig | None = None
 
 
 def completed(

@@ -12,11 +12,11 @@ from inference_engine_proxy_server.dispatch.attempt import Attempt, Attempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.learning_observer import LearningObserver
 from inference_engine_proxy_server.dispatch.leases import Dispatcher, Lease
-from inference_engine_proxy_server.dispatch.ollama import explained, is_ollama_path
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import FIRST, QueuedRequest
 from inference_engine_proxy_server.dispatch.retry import NextAttempt
+from inference_engine_proxy_server.dispatch.unknown_model import Explanations
 from inference_engine_proxy_server.errors import (
     BackendBroke,
     BackendDeclined,
@@ -60,6 +60,7 @@ class Forwarder:
         updates: sends queue positions to waiting streams.
         attempts: sends requests to backends.
         affinities: which backend holds what.
+        explanations: of the errors for clients.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Forwarder:
         updates: QueueUpdates,
         attempts: Attempts,
         affinities: AffinityTable,
+        explanations: Explanations,
     ) -> None:
         self._dispatcher = dispatcher
         self._placement = dispatcher.placement
@@ -81,6 +83,7 @@ class Forwarder:
         self._attempts = attempts
         self._budget = attempts.budget
         self._affinities = affinities
+        self._explanations = explanations
 
     async def forward(self, request: ProxiedRequest, excluded: Mapping[Backend, BackendError] = _NOT_EXCLUDED) -> None:
         """Send ``request`` to the best backend and relay the reply.
@@ -117,8 +120,8 @@ class Forwarder:
                 await _back_off(failed)
         except (CapacityError, ClientError) as error:  # no other backend can serve the request
             _raise_failure(failed)  # a backend received the request, so "no capacity" would be wrong
-            if isinstance(error, ClientError) and is_ollama_path(request.head.path):
-                raise explained(error) from None
+            if isinstance(error, ClientError):
+                raise self._explanations.of(error, request) from None
             raise
         finally:
             if failed:
