@@ -80,6 +80,20 @@ class ClientError(ProxyError):
     code = "invalid_request"
 
 
+class PromptTooLong(ClientError):
+    """An engine rejected the prompt as longer than its context, and another model may have room for it.
+
+    Attributes:
+        reply: the engine's reply: status, reason phrase, header lines and body.
+    """
+
+    code = "context_length_exceeded"
+
+    def __init__(self, reply: tuple[int, bytes, bytes, bytes]) -> None:
+        super().__init__("The prompt is longer than the context of the model.")
+        self.reply = reply
+
+
 class CapacityError(ProxyError):
     """No backend can take the request now."""
 

@@ -30,7 +30,7 @@ async def fleet() -> AsyncIterator[Fleet]:
 
 
 def test_every_example_has_rows() -> None:
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
     assert all(len(ROW.findall(text)) >= 2 for _, text in EXAMPLES)
     assert sum(len(ROW.findall(text)) for _, text in EXAMPLES) == PAGE.count("\n| `{")
 

@@ -11,6 +11,7 @@ from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.attempt import Attempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
+from inference_engine_proxy_server.dispatch.fallback_forwarder import FallbackForwarder
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
@@ -94,7 +95,7 @@ def build_forwarder(
             only_on_request=settings.stream_resume == "header",
             sends_comments=settings.stream_resume_comments,
         )
-    return _by_name(forwarder, dispatcher, catalog, ring, ownership)
+    return _by_name(forwarder, dispatcher, metrics, catalog, ring, ownership)
 
 
 def build_websocket_forwarder(
@@ -123,19 +124,21 @@ def build_websocket_forwarder(
     forwarder = WebSocketForwarder(
         dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table, Explanations(listed)
     )
-    return _by_name(forwarder, dispatcher, catalog, ring, ownership)
+    return _by_name(forwarder, dispatcher, metrics, catalog, ring, ownership)
 
 
 def _by_name(
     forwarder: Forwarder | ResumingForwarder,
     dispatcher: Dispatcher,
+    metrics: RequestMetrics,
     catalog: LiveCatalog,
     ring: KeyRing | None,
     ownership: Ownership,
 ) -> RenamingForwarder | LimitedForwarder:
     """``forwarder`` behind the names of models and the limits of keys."""
     is_served = dispatcher.placement.lists
-    renaming = RenamingForwarder(catalog, is_served, forwarder)
+    fallbacks = FallbackForwarder(forwarder.forward, metrics)
+    renaming = RenamingForwarder(catalog, is_served, forwarder.forward, fallbacks)
     if ring is None:
         return renaming
     return LimitedForwarder(KeyLimits(dispatcher.fleet.clock, catalog, is_served), ownership, renaming)

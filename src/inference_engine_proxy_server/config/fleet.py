@@ -78,6 +78,8 @@ class ModelConfig:
         hidden_aliases: whether the list of models leaves the aliases out.
         serves_as: the model that answers its requests; ``None`` if the name is that of a model itself.
         parameters: changes of the parameters in its requests.
+        fallbacks: the names of models that serve its requests if it cannot, in this order.
+        fallback_after_seconds: how long a request may wait for it if there are fallbacks; ``None``: as long as usual.
     """
 
     balancing_policy: str | None = None
@@ -85,6 +87,8 @@ class ModelConfig:
     hidden_aliases: bool = False
     serves_as: str | None = None
     parameters: ParametersConfig | None = None
+    fallbacks: tuple[str, ...] = ()
+    fallback_after_seconds: float | None = None
 
 
 def completed(

@@ -111,6 +111,10 @@ class ModelEntry(Entry):
     """The model that answers requests for this name."""
     parameters: ParametersEntry | None = None
     """Changes of the parameters in its requests."""
+    fallbacks: Annotated[list[ModelName], Field(min_length=1)] | None = None
+    """Models that serve its requests if it cannot, in this order."""
+    fallback_after_seconds: Annotated[float, Field(gt=0, le=86400)] | None = None
+    """How long a request waits for it before the first fallback gets the request; by default as long as usual."""
     balancing_policy: BalancingPolicy | None = None
     """How a backend is chosen for them, in place of BALANCING_POLICY."""
 
@@ -118,6 +122,12 @@ class ModelEntry(Entry):
     def _has_a_policy_only_if_it_is_a_model(self) -> ModelEntry:
         if self.serves_as is not None and self.balancing_policy is not None:
             raise ValueError(f"'balancing_policy' belongs to {self.serves_as}, which it serves as")
+        return self
+
+    @model_validator(mode="after")
+    def _waits_for_a_fallback(self) -> ModelEntry:
+        if self.fallback_after_seconds is not None and self.fallbacks is None:
+            raise ValueError("'fallback_after_seconds' requires 'fallbacks'")
         return self
 
     def config(self) -> ModelConfig:
@@ -128,4 +138,6 @@ class ModelEntry(Entry):
             hidden_aliases=bool(self.hidden_aliases),
             serves_as=self.serves_as,
             parameters=None if self.parameters is None else self.parameters.config(),
+            fallbacks=tuple(self.fallbacks or ()),
+            fallback_after_seconds=self.fallback_after_seconds,
         )

@@ -32,6 +32,10 @@ def problem_with_names(
             reason = _problem_with_target(name, models, aliases, listed)
             if reason is not None:
                 return f"models.{name}.serves_as: {reason}"
+        for at, fallback in enumerate(config.fallbacks):
+            if fallback == name or fallback in config.fallbacks[:at]:
+                what = "the model itself" if fallback == name else "listed twice"
+                return f"models.{name}.fallbacks.{at}: {fallback} is {what}"
     if default_model is None or default_model in models or default_model in listed or default_model in aliases:
         return None
     return f"default_model: {_unknown(default_model, [*models, *listed, *aliases])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -206,11 +207,12 @@ class Forwarder:
             return True
         self._attempts.report(backend, error)
         timeouts = sum(isinstance(one, BackendUnreachable) and one.timed_out for one in failed.values())
-        if self._attempts.next(request, error, timeouts) is NextAttempt.NONE:
-            return False
-        self._metrics.count_retry(error.code)
-        request.losses += not isinstance(error, BackendUnreachable)
-        return True
+        may_go_on = self._attempts.next(request, error, timeouts) is not NextAttempt.NONE
+        if request.awaits_reply:
+            request.losses += not isinstance(error, BackendUnreachable)
+        if may_go_on:
+            self._metrics.count_retry(error.code)
+        return may_go_on
 
     def _close_failures(self, request: ProxiedRequest, failed: dict[Backend, BackendError]) -> None:
         """The request is over: learn from its failed attempts, and release what they hold."""
@@ -230,6 +232,7 @@ class Forwarder:
             priority=self._fair_share.priority(request) if not failed else FIRST,
             try_lease=partial(self._dispatcher.try_lease, requirements, tuple(failed)),
             queue=queue,
+            most_seconds=math.inf if request.fallback_after_seconds is None else request.fallback_after_seconds,
         )
         async with self._updates.during(request, queued):
             return await queue.wait(queued)

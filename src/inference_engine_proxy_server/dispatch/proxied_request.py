@@ -34,14 +34,19 @@ class ProxiedRequest(Exchange):
         requirements: what the request requires of a backend; set before its first attempt.
         backend: base URL of the backend of the latest attempt; ``None`` when the proxy itself answers.
         losses: how many backends received the request and failed to answer it.
+        fallback_after_seconds: how long it may wait for its model before another one serves it; infinite if it may wait
+            as long as usual; ``None`` if there is no other one.
         sink: receives the backend's reply instead of the request itself; ``None`` for the request itself.
         resumes: how often its stream was resumed.
     """
 
-    __slots__ = ("_content", "alias", "backend", "losses", "model", "requirements", "resumes", "sink")
+    __slots__ = (
+        "_content", "alias", "backend", "fallback_after_seconds", "losses", "model", "requirements", "resumes", "sink",
+    )  # fmt: skip
 
     alias: str | None
     backend: str | None
+    fallback_after_seconds: float | None
     model: str | None
     requirements: Requirements
     sink: ResumableStream | None
@@ -49,7 +54,7 @@ class ProxiedRequest(Exchange):
 
     def __init__(self, connection: ClientSide, head: RequestHead, body: bytes, request_id: str, client: str) -> None:
         Exchange.__init__(self, connection, head, body, request_id, client)
-        self.model = self.alias = self.backend = self.sink = self._content = None
+        self.model = self.alias = self.backend = self.fallback_after_seconds = self.sink = self._content = None
         self.losses = self.resumes = 0
 
     @property

@@ -2,46 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from inference_engine_proxy_server.config.fleet import ModelConfig, ParametersConfig
 from inference_engine_proxy_server.models.rewriting import Rewriting
 
-__all__ = ["EMPTY", "DefaultModel", "ModelCatalog", "NamedModel"]
+__all__ = ["EMPTY", "DefaultModel", "Fallback", "Meaning", "ModelCatalog", "NamedModel"]
 
 
 @dataclass(frozen=True, slots=True)
-class NamedModel:
-    """The meaning of one name.
+class Fallback:
+    """A model that serves requests if another one cannot.
 
     Attributes:
-        model: the name by which engines know the model.
-        permitted_by: the names one of which a limited key must have, apart from the name itself.
-        rewriting: what changes in requests that have the name.
-        is_listed: whether the list of models has the name.
-    """
-
-    model: str
-    permitted_by: tuple[str, ...]
-    rewriting: Rewriting
-    is_listed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class DefaultModel:
-    """The meaning of a request that names no model.
-
-    Attributes:
-        name: the name that it is taken to have.
-        model: the name by which engines know the model.
-        rewriting: what changes in the request.
+        name: its name in the fleet file.
+        model: the name by which engines know it.
+        rewriting: what changes in the requests that it gets.
     """
 
     name: str
     model: str
     rewriting: Rewriting
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a name means.
+
+    Attributes:
+        model: the name by which engines know the model.
+        rewriting: what changes in the request.
+        fallbacks: the models that serve the request if this one cannot, in this order.
+        fallback_after_seconds: how long the request waits for this one if there are fallbacks; ``None``: as usual.
+    """
+
+    model: str
+    rewriting: Rewriting
+    fallbacks: Sequence[Fallback]
+    fallback_after_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel(Meaning):
+    """The meaning of a name in requests.
+
+    Attributes:
+        permitted_by: the names one of which a limited key must have, apart from the name itself.
+        is_listed: whether the list of models has the name.
+    """
+
+    permitted_by: tuple[str, ...]
+    is_listed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultModel(Meaning):
+    """The meaning of a request that names no model.
+
+    Attributes:
+        name: the name that it is taken to have.
+    """
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +111,20 @@ class ModelCatalog:
         patterns: list[_Pattern] = []
         for name, config in models.items():
             model, layers = _chain(name, models)
-            renaming = Rewriting.of(layers, model)
+            fallbacks = _fallbacks(name, models)
+            renamed = (model, Rewriting.of(layers, model), *fallbacks)
             if name != model:
-                by_name[name] = NamedModel(model, (), renaming, is_listed=True)
-            elif layers:
-                by_name[name] = NamedModel(model, (), Rewriting.of(layers, None), is_listed=False)
+                by_name[name] = NamedModel(*renamed, permitted_by=(), is_listed=True)
+            elif layers or config.fallbacks:
+                own = Rewriting.of(layers, None)
+                by_name[name] = NamedModel(model, own, *fallbacks, permitted_by=(), is_listed=False)
             for alias in config.aliases:
                 if "*" in alias:
-                    patterns.append(_Pattern(alias, NamedModel(model, (alias, name), renaming, is_listed=False)))
+                    named = NamedModel(*renamed, permitted_by=(alias, name), is_listed=False)
+                    patterns.append(_Pattern(alias, named))
                 else:
-                    by_name[alias] = NamedModel(model, (name,), renaming, is_listed=not config.hidden_aliases)
+                    is_listed = not config.hidden_aliases
+                    by_name[alias] = NamedModel(*renamed, permitted_by=(name,), is_listed=is_listed)
         self.by_name: Mapping[str, NamedModel] = MappingProxyType(by_name)
         # The pattern with most text is the most specific one. Sorting keeps the file's order among equals.
         self._patterns = sorted(patterns, key=lambda pattern: -pattern.length)
@@ -165,7 +193,26 @@ def _chain(name: str, models: Mapping[str, ModelConfig]) -> tuple[str, list[Para
         name = config.serves_as
 
 
+def _fallbacks(name: str, models: Mapping[str, ModelConfig]) -> tuple[Sequence[Fallback], float | None]:
+    """The fallbacks of ``name``, or else of the model that it serves as; and the wait before the first one."""
+    while (config := models.get(name)) is not None and not config.fallbacks and config.serves_as is not None:
+        name = config.serves_as
+    if config is None:
+        return (), None
+    return tuple(_fallback(one, models) for one in config.fallbacks), config.fallback_after_seconds
+
+
+def _fallback(name: str, models: Mapping[str, ModelConfig]) -> Fallback:
+    model, layers = _chain(_entry_of(name, models), models)
+    return Fallback(name, model, Rewriting.of(layers, model))
+
+
 def _default(name: str, models: Mapping[str, ModelConfig]) -> DefaultModel:
-    entry = next((one for one, config in models.items() if name in config.aliases), name)
+    entry = _entry_of(name, models)
     model, layers = _chain(entry, models)
-    return DefaultModel(name, model, Rewriting.of(layers, model))
+    return DefaultModel(model, Rewriting.of(layers, model), *_fallbacks(entry, models), name=name)
+
+
+def _entry_of(name: str, models: Mapping[str, ModelConfig]) -> str:
+    """The name of the entry that has ``name`` as an alias; ``name`` itself if there is none."""
+    return next((one for one, config in models.items() if name in config.aliases), name)

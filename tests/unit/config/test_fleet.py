@@ -296,7 +296,8 @@ def test_an_error_in_a_backend_is_one_line_with_its_place(file: Path, entry: str
         ("models: {m: {balancing: x}}", "models.m.balancing is unknown; did you mean balancing_policy?"),
         (
             "models: {m: {x: 1}}",
-            "models.m.x is unknown; use one of: aliases, hidden_aliases, serves_as, parameters, balancing_policy",
+            "models.m.x is unknown; use one of: aliases, hidden_aliases, serves_as, parameters, "
+            "fallbacks, fallback_after_seconds, balancing_policy",
         ),
         ("models: {m: }", "models.m: must be a mapping"),
         ("models: {'a planted key': 1}", "models.***: must be a mapping"),

@@ -74,6 +74,7 @@ models:
         "models: {m: {parameters: {set: {a: {b: 1}}, remove: [a]}}}",
         "models: {m: {parameters: {set: {a: 1}, default: {ab: 1}, remove: [abc]}}}",
         "models: {m: {parameters: {}}}",
+        "models: {m: {fallbacks: [n, x], fallback_after_seconds: 0.5}, n: {fallbacks: [m]}}",
     ],
 )
 def test_a_name_may_refer_to_what_the_file_names(text: str) -> None:
@@ -102,6 +103,15 @@ def test_a_name_may_refer_to_what_the_file_names(text: str) -> None:
         (
             "models: {'claude-*': {}}",
             "models.claude-*: the name of a model has no '*'; patterns belong below 'aliases'",
+        ),
+        ("models: {m: {fallbacks: [m]}}", "models.m.fallbacks.0: m is the model itself"),
+        ("models: {m: {fallbacks: [a, b, a]}}", "models.m.fallbacks.2: a is listed twice"),
+        ("models: {m: {fallbacks: []}}", f"models.m.fallbacks: {EMPTY}"),
+        ("models: {m: {fallbacks: ['a*']}}", "models.m.fallbacks.0: the name of a model has no '*'"),
+        ("models: {m: {fallback_after_seconds: 3}}", "models.m: 'fallback_after_seconds' requires 'fallbacks'"),
+        (
+            "models: {m: {fallbacks: [a], fallback_after_seconds: 0}}",
+            "models.m.fallback_after_seconds: must be a number above 0 and up to 86400",
         ),
         ("models: {m: {hidden_aliases: 1}}", "models.m.hidden_aliases: must be true or false"),
         (
