@@ -106,6 +106,8 @@ class BackendState:
         contexts: tokens that a prompt and its answer may have together, by the ids of the ``models`` that report it.
         continues_messages: it continues the text of a trailing assistant message, or of a prompt.
         bounds_max_tokens: it rejects a request whose answer limit alone exceeds the whole context.
+        streams_usage_on_request: its streams of (chat) completions report the tokens used only if the request has
+            ``stream_options.include_usage``; then in an event of their own that takes nothing from the others.
         figures: further numbers worth showing, by the engine's own names.
     """
 
@@ -125,6 +127,7 @@ class BackendState:
     contexts: Mapping[str, int] = field(default_factory=dict)
     continues_messages: bool = False
     bounds_max_tokens: bool = False
+    streams_usage_on_request: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
 
 

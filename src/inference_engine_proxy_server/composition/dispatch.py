@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from inference_engine_proxy_server.access.key_limits import KeyLimits
 from inference_engine_proxy_server.access.key_ring import KeyRing
@@ -10,6 +11,7 @@ from inference_engine_proxy_server.composition.access import forwards_keys
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.attempt import Attempts
+from inference_engine_proxy_server.dispatch.counted_attempts import CountedAttempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
@@ -26,6 +28,7 @@ from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
+from inference_engine_proxy_server.usage.ledger import Ledger
 
 __all__ = ["build_dispatcher", "build_forwarder", "build_placement"]
 
@@ -60,9 +63,11 @@ def build_forwarder(
     metrics: RequestMetrics,
     ring: KeyRing | None,
     ownership: Ownership,
+    ledger: Ledger | None,
 ) -> Forwarder | ResumingForwarder | LimitedForwarder:
-    """The forwarder, which enforces the limits of keys if there are any."""
-    attempts = Attempts(
+    """The forwarder, which enforces the limits of keys if there are any, and counts requests if there is a ledger."""
+    make_attempts = Attempts if ledger is None else partial(CountedAttempts, ledger)
+    attempts = make_attempts(
         dispatcher,
         metrics,
         names_backend=settings.backend_header,
