@@ -24,6 +24,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--http-threads", type=int, default=-1, help="-1: the engine's own choice")
     parser.add_argument("--alias", help="the model's name in /v1/models")
     parser.add_argument("--api-key")
+    parser.add_argument("--embeddings", action="store_true", help="serve embeddings, and nothing else")
     parser.add_argument("--no-metrics", dest="metrics", action="store_false")
     return parser.parse_args()
 
@@ -39,6 +40,9 @@ def _serve(arguments: argparse.Namespace) -> None:
     chosen.n_threads_http = arguments.http_threads
     chosen.endpoint_metrics = arguments.metrics
     chosen.endpoint_slots = True
+    if arguments.embeddings:
+        chosen.embedding = True
+        chosen.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     if arguments.alias:
         chosen.model_alias = {arguments.alias}
     if arguments.api_key:

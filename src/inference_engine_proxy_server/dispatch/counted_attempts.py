@@ -87,8 +87,10 @@ class _LedgerObserver(ReplyObserver):
         self._clock = clock
 
     def end(self, outcome: Outcome) -> None:
-        """Count the request."""
+        """Count the request, unless its client left before it was sent."""
         request = self._request
+        if not request.status and request.source is None:
+            return
         self._ledger.count(
             "" if request.access is None else request.access.key.name,
             self.backend.serving.listed_name(request.model) or "",

@@ -115,7 +115,7 @@ class ResumingForwarder(FleetObserver):
                 try:
                     raise error
                 finally:
-                    del error  # its traceback refers to this frame: a reference cycle
+                    del error, excluded  # its traceback refers to this frame: a reference cycle
             if is_over:
                 stream.complete()
                 return
