@@ -19,6 +19,7 @@ from support.engine import STREAM_HEAD, Answer, Engine, chunk, fails_with
 from support.fakes.engine import EngineConnection, http_reply
 from support.http_client import Call, Reply, chat, send
 from support.live_proxy import Proxy, live_proxy
+from support.program import program
 from support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
@@ -169,6 +170,22 @@ async def test_only_engines_and_paths_that_need_it_are_asked_for_usage(
     await counted.start(streams, owner=owner)
     await send(counted.proxy.url, path, chat(stream=stream))
     assert body_of(counted.engines[0].served[0]) == json.dumps(chat(stream=stream)).encode()
+
+
+@pytest.mark.parametrize(("owner", "stated"), [("somebody", True), ("llamacpp", True), ("vllm", False)])
+async def test_the_fleet_file_states_whether_a_backend_is_asked(
+    tmp_path: Path, counted: Counted, owner: str, stated: bool
+) -> None:
+    async with Engine(streams, owner=owner) as engine:
+        entry = {"url": engine.url, "stream_usage": stated}
+        (tmp_path / "fleet.yaml").write_text(json.dumps({"backends": [entry]}))
+        async with program(tmp_path, BACKENDS="", CONFIG_FILE="fleet.yaml", USAGE_FILE="usage.db") as proxy:
+            reply = await send(proxy.url, CHAT, chat(stream=True))
+    assert reply.body == b"".join([*TOKENS, FINISH, DONE])
+    assert (b"include_usage" in body_of(engine.served[0])) is stated
+    row = counted.rows()["", "m"]
+    assert (row == EXACT) is stated
+    assert ("estimated_requests" in row) is not stated
 
 
 async def test_a_client_of_http_1_0_is_counted_by_an_estimate(counted: Counted) -> None:

@@ -38,7 +38,7 @@ class CountedAttempts(Attempts):
         if request.requirements.needs_slot:
             self._observe(request, backend)
             if (
-                backend.serving.streams_usage_on_request
+                _reports_on_request(backend)
                 and request.head.path in _WITH_STREAM_OPTIONS
                 and request.head.minor_version == 1  # without chunks, the usage could not be taken out
                 and request.content.is_streamed
@@ -53,6 +53,12 @@ class CountedAttempts(Attempts):
             observer = _LedgerObserver(request, counter, self._ledger, self._dispatcher.fleet.clock)
             request.observers.add(observer)
         observer.backend = backend
+
+
+def _reports_on_request(backend: Backend) -> bool:
+    """Whether the streams of ``backend`` report usage if, and only if, a request asks for it."""
+    stated = backend.config.stream_usage
+    return backend.serving.streams_usage_on_request if stated is None else stated
 
 
 def _ask_for_usage(attempt: Attempt) -> None:
