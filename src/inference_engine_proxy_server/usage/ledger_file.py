@@ -39,12 +39,15 @@ PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
 """
 _ADD = (
-    f"INSERT INTO usage VALUES ({', '.join('?' * (3 + len(COUNTS)))}) ON CONFLICT DO UPDATE SET "  # noqa: S608
-    + ", ".join(f"{name} = {name} + excluded.{name}" for name in COUNTS)
+    f"INSERT INTO usage VALUES ({', '.join('?' * (3 + len(COUNTS)))}) "  # noqa: S608
+    "ON CONFLICT (hour, key, model) DO UPDATE SET " + ", ".join(f"{name} = {name} + excluded.{name}" for name in COUNTS)
 )
-_ADD_TOKENS = "INSERT INTO daily_tokens VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET tokens = tokens + excluded.tokens"
+_ADD_TOKENS = (
+    "INSERT INTO daily_tokens VALUES (?, ?, ?) ON CONFLICT (day, key) DO UPDATE SET tokens = tokens + excluded.tokens"
+)
 _SPENT = (
-    "SELECT key, sum(tokens) FILTER (WHERE day = :day), sum(tokens) FROM daily_tokens WHERE day >= :month GROUP BY key"
+    "SELECT key, sum(CASE WHEN day = :day THEN tokens ELSE 0 END), sum(tokens) FROM daily_tokens "
+    "WHERE day >= :month GROUP BY key"
 )
 
 
@@ -78,7 +81,7 @@ class LedgerFile:
             with closing(open_ledger(self.path)):
                 pass
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
                 raise NotALedgerError(f"{error}: are the file and its folder writable?") from error
             raise
 
@@ -96,7 +99,7 @@ class LedgerFile:
             with connection:
                 connection.executemany(_ADD, [(*place, *_values(counts)) for place, counts in batch.items()])
                 connection.executemany(_ADD_TOKENS, [(day, key, n) for (day, key), n in _daily(batch).items()])
-            return _stored(connection, now)
+                return _stored(connection, now)  # before the commit: after it, nothing may fail
         except FILE_ERRORS:
             self.close()
             raise
@@ -142,11 +145,12 @@ def open_ledger(path: Path, *, is_read_only: bool = False) -> sqlite3.Connection
     )
     try:
         if not is_read_only:
+            _create_tables(connection)
+        _check(connection)
+        if not is_read_only:
             # After a power failure, the latest batches may be missing, but the file is intact.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            _create_tables(connection)
-        _check(connection)
     except sqlite3.DatabaseError as error:
         connection.close()
         if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
@@ -193,4 +197,4 @@ def _daily(batch: Mapping[Place, Counts]) -> dict[tuple[int, str], int]:
 def _stored(connection: sqlite3.Connection, now: float) -> StoredTokens:
     day, month = day_of(now), month_of(now)
     rows = connection.execute(_SPENT, {"day": day, "month": month})
-    return StoredTokens(day, month, {key: (today or 0, this_month) for key, today, this_month in rows})
+    return StoredTokens(day, month, {key: (today, this_month) for key, today, this_month in rows})

@@ -96,7 +96,7 @@ def read_rows(path: Path, query: UsageQuery) -> Sequence[Row]:
     conditions = ["hour >= :begins_at", "hour < :ends_at"]
     conditions += [f"{name} = :{name}" for name in ("key", "model") if getattr(query, name) is not None]
     places = ", ".join(str(number + 1) for number in range(len(query.by)))
-    grouping = f"GROUP BY {places} ORDER BY {places}" if places else "HAVING count(*)"
+    grouping = f"GROUP BY {places} ORDER BY {places}" if places else ""
     with closing(open_ledger(path, is_read_only=True)) as connection:
         found = connection.execute(
             f"SELECT {', '.join(columns)} FROM usage WHERE {' AND '.join(conditions)} {grouping} "  # noqa: S608
@@ -106,7 +106,8 @@ def read_rows(path: Path, query: UsageQuery) -> Sequence[Row]:
     if len(found) > MOST_ROWS:
         raise QueryError(f"by: there are more than {MOST_ROWS} rows; ask for a shorter time, or for fewer groups")
     width = len(query.by)
-    return [Row(tuple(values[:width]), Counts(*values[width:])) for values in found]
+    # Without groups, SQL returns a row of nulls for no rows.
+    return [Row(tuple(values[:width]), Counts(*values[width:])) for values in found if values[width] is not None]
 
 
 def _time_of(name: str, text: str, *, is_end: bool = False) -> int:
