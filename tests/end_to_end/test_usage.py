@@ -145,6 +145,26 @@ async def test_each_event_reaches_the_client_before_the_next_one_exists(counted:
         assert call.complete
 
 
+@pytest.mark.parametrize("resume", ["on", "off"])
+async def test_a_stream_that_begins_with_heartbeats_is_counted_exactly(counted: Counted, resume: str) -> None:
+    may_begin = asyncio.Event()
+
+    async def late(connection: EngineConnection) -> None:
+        await may_begin.wait()
+        await streams(connection)
+
+    await counted.start(late, stream_resume=resume, stream_heartbeat_seconds=0.1)
+    async with counted.proxy.call() as call:
+        call.send()
+        await call.head()
+        comment = await call.event()
+        assert comment.startswith(b":")
+        may_begin.set()
+        rest = (await call.reply()).body
+    assert rest.replace(comment, b"") == b"".join([*TOKENS, FINISH, DONE])
+    await counted.becomes({("", "m"): EXACT})
+
+
 async def test_a_client_that_asks_for_the_usage_gets_it_and_its_body_is_not_changed(counted: Counted) -> None:
     await counted.start(streams)
     body = json.dumps(chat(stream=True, stream_options={"include_usage": True}), separators=(",", ": ")).encode()

@@ -95,7 +95,8 @@ class _LedgerObserver(ReplyObserver):
     def end(self, outcome: Outcome) -> None:
         """Count the request, unless its client left before it was sent."""
         request = self._request
-        if not request.status and request.source is None:
+        has_no_reply = not request.begun or request.has_only_comments
+        if outcome is Outcome.CLIENT_LEFT and has_no_reply and request.source is None:
             return
         self._ledger.count(
             "" if request.access is None else request.access.key.name,
