@@ -25,7 +25,8 @@ Glossary. Code, documentation, log lines and metrics use these terms:
 * *poll*: a query of a backend's state. *Trial*: one request that tests a suspect backend. *Suspension*: the time for
   which a failing backend gets no requests. *Drain*: give no new requests and let running ones finish.
 * *observer*: a part that watches replies or fleet changes without altering them.
-* *gate*: checks API keys. *Allowance*: how much of its limits a key has left.
+* *gate*: checks API keys. *Allowance*: how much of its limits a key has left. *Budget*: the tokens
+  that a key may use in a day or a month. *Ledger*: the tokens of each hour, key and model, kept in a file.
 * *block*: bytes that arrive or are sent at once; in a prompt, a part that is hashed. *Chunk*: a chunk of HTTP/1.1's
   chunked coding.
 * *worker*: one of several processes that share the port. *Sibling*: another worker. *Supervisor*: the parent process.
@@ -34,7 +35,7 @@ Glossary. Code, documentation, log lines and metrics use these terms:
 Data flow through the packages (their ``__init__`` says what each one does)::
 
     request  client > wire > access > requests > dispatch > routing > dispatch > wire > backend
-    reply    backend > wire > client; observers in dispatch pass facts on to access, routing and telemetry
+    reply    backend > wire > client; observers in dispatch pass facts on to usage, routing and telemetry
     state    backend > backends/<engine> > fleet > routing; a freed slot goes to the queue in dispatch
     own      client > wire > access > endpoints, which read fleet, routing, telemetry and, through processes, siblings
     limits   overload > wire, which rejects requests before their bodies

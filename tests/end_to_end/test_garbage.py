@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.asyncio.client import ClientConnection
 
 from end_to_end.breaking_engine import SPEECHES, reports_an_error, two_engines
+from support.engine import chunk
 from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 from support.http_client import Call, chat
 from support.live_proxy import live_proxy
@@ -22,8 +25,9 @@ from support.websocket_engine import WebSocketEngine, websocket
 PATH = "/v1/chat/completions"
 PACKAGE = "inference_engine_proxy_server"
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-MODELS = b'{"object":"list","data":[{"id":"m","object":"model","owned_by":"somebody"}]}'
-EVENT = b'13\r\ndata: {"choices":1}\n\n\r\n'
+MODELS = b'{"object":"list","data":[{"id":"m","object":"model","owned_by":"vllm"}]}'
+EVENT = chunk(b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n')
+POLLS = {b" /v1/models ": http_reply(MODELS), b" /health ": http_reply()}
 REQUESTS = 5
 FLEET_FILE = "models: {m: {aliases: [alias], parameters: {set: {top_k: 1}, system_prompt: x}}}"
 
@@ -34,28 +38,38 @@ async def engine_script(connection: EngineConnection) -> None:
     """Answers polls, and a request as its user says; a stream without a user never ends."""
     while True:
         request = await connection.request()
-        if request.startswith(b"GET /v1/models "):
-            connection.send(http_reply(MODELS))
-        elif request.startswith(b"GET"):
-            connection.send(http_reply(b"{}", 404))
+        if request.startswith(b"GET"):
+            connection.send(next((reply for path, reply in POLLS.items() if path in request), http_reply(b"{}", 404)))
         elif b'"declined"' in request:
             connection.send(http_reply(b"{}", 503))
         elif b'"silent"' in request:
             continue
         elif b'"dropped"' in request:
             connection.finish()
-        elif b'"broken"' in request:
-            connection.send(HEAD, EVENT)
-            connection.finish()
         elif b'"stream": true' in request:
-            connection.send(HEAD, EVENT)
+            await stream(connection, request)
         else:
             connection.send(http_reply())
+
+
+async def stream(connection: EngineConnection, request: bytes) -> None:
+    connection.send(HEAD, EVENT)
+    if b'"broken"' in request:
+        connection.finish()
+    while b'"steady"' in request and not connection.ended.done():
+        await asyncio.sleep(0.001)  # so that each event arrives on its own, and takes the direct path
+        connection.send(EVENT)
 
 
 async def read_event_and_leave(call: Call) -> None:
     await call.head()
     await call.event()
+
+
+async def read_events_and_leave(call: Call) -> None:
+    await call.head()
+    for _ in range(5):
+        await call.event()
 
 
 @pytest.fixture
@@ -73,6 +87,7 @@ def alive() -> Counter[str]:
 
 
 @pytest.mark.usefixtures("without_collections")
+@pytest.mark.parametrize("has_ledger", [False, True], ids=["plain", "with-ledger"])
 @pytest.mark.parametrize(
     ("body", "step"),
     [
@@ -82,6 +97,7 @@ def alive() -> Counter[str]:
         pytest.param(chat(user="silent"), Call.reply, id="no-answer-in-time"),
         pytest.param(chat(user="dropped"), Call.reply, id="dropped-by-both-backends"),
         pytest.param(chat(stream=True), read_event_and_leave, id="client-leaves-a-stream"),
+        pytest.param(chat(stream=True, user="steady"), read_events_and_leave, id="client-leaves-a-steady-stream"),
         pytest.param(chat(stream=True), Call.reset, id="client-leaves-before-the-reply"),
         pytest.param(chat(model="alias"), Call.reply, id="patched-body"),
         pytest.param(chat(model="alias", stream=True, user="broken"), Call.reply, id="broken-stream-of-an-alias"),
@@ -89,8 +105,10 @@ def alive() -> Counter[str]:
         pytest.param([], Call.reply, id="body-that-cannot-be-patched"),
     ],
 )
-async def test_a_request_leaves_nothing_behind(body: object, step: Step) -> None:
-    await leaves_nothing_behind(body, step, backend_first_byte_timeout_seconds=0.1)
+async def test_a_request_leaves_nothing_behind(tmp_path: Path, body: object, step: Step, has_ledger: bool) -> None:
+    # With a ledger, each reply has observers, and each stream has an editor.
+    settings: dict[str, Any] = {"usage_file": str(tmp_path / "usage.db")} if has_ledger else {}
+    await leaves_nothing_behind(body, step, backend_first_byte_timeout_seconds=0.1, **settings)
 
 
 @pytest.mark.usefixtures("without_collections")

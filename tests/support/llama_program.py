@@ -26,6 +26,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--api-key")
     parser.add_argument("--no-prefill", dest="prefill", action="store_false", help="--no-prefill-assistant")
     parser.add_argument("--precise", action="store_true", help="the batch hardly changes results")
+    parser.add_argument("--embeddings", action="store_true", help="serve embeddings, and nothing else")
     parser.add_argument("--no-metrics", dest="metrics", action="store_false")
     return parser.parse_args()
 
@@ -45,6 +46,9 @@ def _serve(arguments: argparse.Namespace) -> None:
     chosen.endpoint_metrics = arguments.metrics
     chosen.endpoint_slots = True
     chosen.prefill_assistant = arguments.prefill
+    if arguments.embeddings:
+        chosen.embedding = True
+        chosen.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     if arguments.alias:
         chosen.model_alias = {arguments.alias}
     if arguments.api_key:

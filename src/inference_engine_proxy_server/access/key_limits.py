@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import parse_qsl
 
+from inference_engine_proxy_server.access.charge_observer import ChargeObserver
 from inference_engine_proxy_server.access.gate import Access
-from inference_engine_proxy_server.access.usage import UsageObserver
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.models.rewriting import gets_default_model
@@ -44,7 +44,7 @@ class KeyLimits:
 
         Raises:
             ClientError: 403, the key does not permit the model.
-            CapacityError: 429, a limit of the key is reached.
+            CapacityError: 429, a limit of the key is reached, or a budget of it is spent.
         """
         key, allowance = access.key, access.allowance
         model = None
@@ -57,7 +57,7 @@ class KeyLimits:
             allowance.begin(now)
         finally:
             exchange.common_fields = allowance.fields(now)
-        exchange.observers.add(UsageObserver(exchange, allowance, self._clock))
+        exchange.observers.add(ChargeObserver(exchange, allowance, self._clock))
         return model
 
     def _permits(self, access: Access, model: str | None, exchange: Exchange) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from inference_engine_proxy_server.access.key_limits import KeyLimits
 from inference_engine_proxy_server.access.key_ring import KeyRing
@@ -10,6 +11,7 @@ from inference_engine_proxy_server.composition.access import forwards_keys
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.attempt import Attempts
+from inference_engine_proxy_server.dispatch.counted_attempts import CountedAttempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.fallback_forwarder import FallbackForwarder
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
@@ -33,6 +35,7 @@ from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
+from inference_engine_proxy_server.usage.ledger import Ledger
 
 __all__ = ["build_dispatcher", "build_forwarder", "build_placement", "build_websocket_forwarder"]
 
@@ -71,9 +74,11 @@ def build_forwarder(
     ownership: Ownership,
     catalog: LiveCatalog,
     listed: ListedModels,
+    ledger: Ledger | None,
 ) -> RenamingForwarder | LimitedForwarder:
-    """The forwarder, which enforces the limits of keys if there are any."""
-    attempts = Attempts(
+    """The forwarder, which enforces the limits of keys if there are any, and counts requests if there is a ledger."""
+    make_attempts = Attempts if ledger is None else partial(CountedAttempts, ledger)
+    attempts = make_attempts(
         dispatcher,
         metrics,
         names_backend=settings.backend_header,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
 
@@ -22,6 +24,7 @@ from inference_engine_proxy_server.endpoints.health_report import HealthReport
 from inference_engine_proxy_server.endpoints.models import models_router
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage, prometheus_router
+from inference_engine_proxy_server.endpoints.usage import usage_router
 from inference_engine_proxy_server.endpoints.welcome import welcome_router
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
 from inference_engine_proxy_server.processes.readiness import Readiness
@@ -43,6 +46,7 @@ def build_routers(
 ) -> Sequence[APIRouter]:
     """The proxy's own paths."""
     fleet = dispatcher.fleet
+    usage_file = None if settings.usage_file is None else Path(settings.usage_file)
     report = HealthReport(
         dispatcher,
         queue_limit=settings.max_queued_requests,
@@ -56,6 +60,7 @@ def build_routers(
         prometheus_router(metrics_page),
         docs_router(),
         admin_router(fleet, ring, allowances, workers),
+        usage_router(usage_file, time.time),
     )
 
 

@@ -32,6 +32,7 @@ from inference_engine_proxy_server.composition.fleet import (
     build_fleet_updater,
 )
 from inference_engine_proxy_server.composition.telemetry import build_access_log
+from inference_engine_proxy_server.composition.usage import build_ledger, build_spending
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
@@ -60,6 +61,7 @@ from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.telemetry.logs import AccessLog
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
+from inference_engine_proxy_server.usage.ledger import Ledger
 
 __all__ = ["build_proxy"]
 
@@ -80,6 +82,7 @@ def build_proxy(
 
     Raises:
         KeyFileError: the key file cannot be used.
+        SettingsError: the usage file cannot be used.
         UnknownEngineError: the configuration names an unknown engine.
     """
     settings, process = configuration.settings, process or SoleProcess()
@@ -99,12 +102,14 @@ def build_proxy(
     decisions = Decisions(answers_header=settings.explain_header)
     ring = build_key_ring(settings)
     ownership = Ownership(AffinityTable(lambda: fleet.backends), process.siblings)
-    forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring, ownership, catalog, listed)
+    spending = build_spending()
+    ledger = build_ledger(settings, spending, metrics, process)
+    forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring, ownership, catalog, listed, ledger)
     websockets = build_websocket_forwarder(
         settings, dispatcher, decisions, metrics, ring, ownership, catalog, listed, deadlines
     )
     # The proxy's own paths.
-    allowances = Allowances(deadlines.clock)
+    allowances = Allowances(deadlines.clock, spending)
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
     workers = AllWorkers(dispatcher, decisions, ring, allowances, process.siblings, process.order)
     metrics_page = MetricsPage(dispatcher, metrics, process.siblings)
@@ -117,7 +122,7 @@ def build_proxy(
         "overload guard": guard.run,
         "cache refresher": refresher.run,
         "standstill watch": StandstillWatch(fleet).run,
-        **_optional_loops(config_watch, ring, access_log),
+        **_optional_loops(config_watch, ring, access_log, ledger),
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }
     app = build_app(routers, _lifespan(loops, refresher, fleet))
@@ -136,7 +141,9 @@ def build_proxy(
     return Proxy(app, clients, operators, fleet, guard, readiness, config_watch)
 
 
-def _optional_loops(config_watch: ConfigWatch | None, ring: KeyRing | None, access_log: AccessLog | None) -> Loops:
+def _optional_loops(
+    config_watch: ConfigWatch | None, ring: KeyRing | None, access_log: AccessLog | None, ledger: Ledger | None
+) -> Loops:
     loops: dict[str, Loop] = {}
     if config_watch is not None:
         loops["settings"] = config_watch.run
@@ -144,6 +151,8 @@ def _optional_loops(config_watch: ConfigWatch | None, ring: KeyRing | None, acce
         loops["keys"] = ring.watch
     if access_log is not None:
         loops["access log"] = access_log.run
+    if ledger is not None:
+        loops["usage ledger"] = ledger.run
     return loops
 
 

@@ -30,6 +30,7 @@ class BackendConfig:
         accepts_unlisted_models: whether it serves names that it does not list.
         capacity: requests that it processes at a time.
         max_requests_processing, max_requests_waiting: reported counts above which the backend is busy.
+        stream_usage: whether it is asked for the usage of streams, for the ledger; ``None``: if its engine needs that.
         place: where it is described, for messages, such as ``fleet.yaml: backends.0``; empty outside the fleet file.
     """
 
@@ -46,6 +47,7 @@ class BackendConfig:
     capacity: int | None = None
     max_requests_processing: int | None = None
     max_requests_waiting: int | None = None
+    stream_usage: bool | None = None
     place: str = field(default="", compare=False, repr=False)
 
 

@@ -84,6 +84,8 @@ class BackendEntry(Entry):
     """Reported requests in process above which it is busy and gets no new ones."""
     max_requests_waiting: _Threshold | None = None
     """Reported waiting requests above which it is busy and gets no new ones."""
+    stream_usage: bool | None = None
+    """Whether requests for streams ask it for their usage, so that USAGE_FILE has it; default: vLLM only."""
 
     @model_validator(mode="after")
     def _states_its_models_once(self) -> BackendEntry:
@@ -122,6 +124,7 @@ class BackendEntry(Entry):
             capacity=self.capacity,
             max_requests_processing=self.max_requests_processing,
             max_requests_waiting=self.max_requests_waiting,
+            stream_usage=self.stream_usage,
         )
 
 

@@ -56,11 +56,13 @@ class Attempt(msgspec.Struct):
         request: the request; its reply has not begun.
         backend: the leased backend.
         failed: the backends of earlier attempts, with the error of each.
+        body: what the backend gets as the body of the request.
     """
 
     request: ProxiedRequest
     backend: Backend
     failed: Mapping[Backend, BackendError]
+    body: bytes
 
 
 class Attempts:
@@ -118,7 +120,7 @@ class Attempts:
         elif request.fallback_after_seconds is not None:
             held_statuses = self._held_before_fallback
         connection = connections.take_idle() or await connections.connect()
-        origin, body = connections.origin, request.body
+        origin, body = connections.origin, attempt.body
         section = head.for_backend(
             origin.authority,
             origin.prefix,

@@ -109,7 +109,7 @@ class Forwarder:
                         request.common_fields = self._decisions.record(decision, request, request.resumes, failed)
                     if lease.tracker is not None or requirements.affinity is not None:
                         observers = self._observe(request, lease)
-                    return await self._attempts.send(Attempt(request, lease.backend, failed))
+                    return await self._attempts.send(Attempt(request, lease.backend, failed, request.body))
                 except BackendError as error:
                     if observers and not request.done:  # else they have been let go
                         request.observers.remove(*observers)

@@ -116,6 +116,7 @@ class ResumingForwarder(FleetObserver):
                 try:
                     raise error
                 finally:
+                    stream.excluded = {}
                     del error  # its traceback refers to this frame: a reference cycle
             if is_over:
                 stream.complete()

@@ -105,5 +105,5 @@ class FleetUpdater:
 
 
 def _polled(config: BackendConfig) -> BackendConfig:
-    """``config`` without what only routing reads, so that a backend need not be polled again when it changes."""
-    return replace(config, name="", weight=1, tier=1, takes_any_model=False)
+    """``config`` without what only requests need, so that a backend need not be polled again when it changes."""
+    return replace(config, name="", weight=1, tier=1, takes_any_model=False, stream_usage=None)

@@ -169,7 +169,7 @@ class ResumableStream(ExchangeSink):
 
     def close(self) -> None:
         """Let go of the exchange, whose end has come: both refer to each other."""
-        if self._write_directly is not None:
+        if self._write_directly is not None and self.exchange.write_through == self._take_chunk:
             self.exchange.write_through = self._write_directly
 
     def give_up(self) -> None:

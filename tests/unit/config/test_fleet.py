@@ -114,6 +114,7 @@ def test_a_file_may_set_nothing_on_purpose(file: Path, text: str) -> None:
         ("capacity: 1", "capacity", 1),
         ("tier: 100", "tier", 100),
         ("takes_any_model: true", "takes_any_model", True),
+        ("stream_usage: false", "stream_usage", False),
         ("max_requests_processing: 0", "max_requests_processing", 0),
         (f"name: {'a' * 64}", "name", "a" * 64),
         ("models: ['org/model:latest']", "models", ("org/model:latest",)),

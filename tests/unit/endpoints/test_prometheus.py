@@ -57,9 +57,11 @@ async def _requests(proxy: Proxy) -> dict[tuple[str, str, str], float]:
     }
 
 
-async def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_else_is(fleet: Fleet) -> None:
+async def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_else_is(
+    fleet: Fleet, tmp_path: Path
+) -> None:
     engine, gone = await fleet.engine(), await fleet.engine(owner="vllm")
-    proxy = await fleet.proxy(engine, gone)
+    proxy = await fleet.proxy(engine, gone, usage_file=str(tmp_path / "usage.db"))
     await gone.stop()
     engine.processing = 1
     for _ in range(20):  # one of two equal backends is picked at random, so a retry is certain after some requests
