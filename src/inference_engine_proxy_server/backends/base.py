@@ -105,6 +105,7 @@ class BackendState:
         statuses: by the ids of the ``models`` that are not awake.
         contexts: tokens that a prompt and its answer may have together, by the ids of the ``models`` that report it.
         continues_messages: it continues the text of a trailing assistant message, or of a prompt.
+        shows_replies_in_streams: its replies to completions can be assembled from streams (``resume/assembly.py``).
         bounds_max_tokens: it rejects a request whose answer limit alone exceeds the whole context.
         figures: further numbers worth showing, by the engine's own names.
     """
@@ -124,6 +125,7 @@ class BackendState:
     statuses: Mapping[str, ModelStatus] = field(default_factory=dict)
     contexts: Mapping[str, int] = field(default_factory=dict)
     continues_messages: bool = False
+    shows_replies_in_streams: bool = False
     bounds_max_tokens: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
 

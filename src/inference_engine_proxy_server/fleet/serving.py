@@ -28,6 +28,7 @@ class Serving:
         statuses: by name; a name without one is awake.
         best_status: of all its models.
         continues_messages: whether the backend continues the text of a trailing assistant message.
+        shows_replies_in_streams: whether the backend's replies can be assembled from streams.
         bounds_max_tokens: whether the backend rejects a request whose ``max_tokens`` exceeds its context.
     """
 
@@ -40,6 +41,7 @@ class Serving:
     statuses: Mapping[str, ModelStatus] = field(default_factory=dict)
     best_status: ModelStatus = _AWAKE
     continues_messages: bool = False
+    shows_replies_in_streams: bool = False
 
     @classmethod
     def of(cls, entries: tuple[ModelEntry, ...], state: BackendState, config: BackendConfig) -> Serving:
@@ -68,6 +70,7 @@ class Serving:
         return cls(
             models, frozenset(names), model_names, contexts, only_context, state.bounds_max_tokens,
             _statuses(entries, state, names, best_status), best_status, state.continues_messages,
+            state.shows_replies_in_streams,
         )  # fmt: skip
 
     def context_of(self, model: str | None) -> int | None:
