@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import sys
+from pathlib import Path
 
 import xllamacpp  # 100 MB, which the test processes do not load
 
@@ -24,6 +25,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--http-threads", type=int, default=-1, help="-1: the engine's own choice")
     parser.add_argument("--alias", help="the model's name in /v1/models")
     parser.add_argument("--api-key")
+    parser.add_argument("--chat-template", type=Path, help="a file, in place of the model's own template")
     parser.add_argument("--no-metrics", dest="metrics", action="store_false")
     return parser.parse_args()
 
@@ -41,6 +43,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     chosen.endpoint_slots = True
     if arguments.alias:
         chosen.model_alias = {arguments.alias}
+    if arguments.chat_template:
+        chosen.chat_template = arguments.chat_template.read_text()
     if arguments.api_key:
         chosen.api_keys = [arguments.api_key]
     ready_pipe = os.dup(1)

@@ -9,6 +9,7 @@ from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.composition.access import forwards_keys
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.dispatch.assembling_forwarder import AssemblingForwarder
 from inference_engine_proxy_server.dispatch.attempt import Attempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
@@ -18,6 +19,7 @@ from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
 from inference_engine_proxy_server.dispatch.resuming_forwarder import ResumingForwarder
+from inference_engine_proxy_server.dispatch.stream_relay import StreamRelay
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.processes.process_context import ProcessContext
 from inference_engine_proxy_server.routing.decisions import Decisions
@@ -74,12 +76,14 @@ def build_forwarder(
     updates = QueueUpdates(dispatcher.queue, to_all=settings.queue_updates)
     forwarder: Forwarder | ResumingForwarder
     forwarder = Forwarder(dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table)
-    if settings.stream_resume != "off":
-        forwarder = ResumingForwarder(
-            forwarder,
-            dispatcher.fleet,
-            metrics,
-            only_on_request=settings.stream_resume == "header",
-            sends_comments=settings.stream_resume_comments,
-        )
+    if settings.stream_resume != "off" or settings.assemble_replies:
+        forwarder = _resuming(settings, forwarder, dispatcher.fleet, metrics)
     return forwarder if ring is None else LimitedForwarder(KeyLimits(dispatcher.fleet.clock), ownership, forwarder)
+
+
+def _resuming(settings: Settings, forwarder: Forwarder, fleet: Fleet, metrics: RequestMetrics) -> ResumingForwarder:
+    relay = StreamRelay(
+        forwarder, fleet, metrics, resumes=settings.stream_resume, sends_comments=settings.stream_resume_comments
+    )
+    assembling = AssemblingForwarder(forwarder, relay, fleet, metrics) if settings.assemble_replies else None
+    return ResumingForwarder(forwarder, relay, assembling, fleet, metrics)

@@ -24,6 +24,7 @@ from inference_engine_proxy_server.errors import (
     StreamNotContinued,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
 from inference_engine_proxy_server.routing.paths import MISSING_STATUSES
 from inference_engine_proxy_server.routing.requirements import beyond
 from inference_engine_proxy_server.tasks.deadlines import NEVER
@@ -94,7 +95,8 @@ class Attempts:
         """
         request, backend = attempt.request, attempt.backend
         head, connections = request.head, backend.connections
-        sink = request.sink or (LateReply(request) if request.has_only_comments else request)
+        is_changed = request.sink is not None or request.has_only_comments
+        sink, body = _receiver(request, backend) if is_changed else (request, request.body)
         request.backend = backend.url
         request.backend_fields = backend.reply_field if self._names_backend else b""
         credentials = backend.credentials
@@ -105,7 +107,7 @@ class Attempts:
         if affinity is not None and affinity.is_unlocated:
             held_statuses = affinity.lacking_statuses
         connection = connections.take_idle() or await connections.connect()
-        origin, body = connections.origin, request.body
+        origin = connections.origin
         section = head.for_backend(
             origin.authority,
             origin.prefix,
@@ -209,3 +211,12 @@ class Attempts:
             self._fleet.report_failure(backend, f"it answered {status}")
         elif status < 400:
             self._fleet.report_success(backend, sent_at)
+
+
+def _receiver(request: ProxiedRequest, backend: Backend) -> tuple[ResumableStream | LateReply | ProxiedRequest, bytes]:
+    """The receiver of the reply of ``backend``, and the body to send."""
+    stream = request.sink
+    body = None if stream is None else stream.body_for(backend)
+    if stream is not None and body is not None:
+        return stream, body
+    return LateReply(request) if request.has_only_comments else request, request.body

@@ -183,10 +183,14 @@ class ReplyRelay(asyncio.Protocol):
             self._release_stream(held)
             return
         self.last_byte_at = self._quiet_since = now = self._clock()
-        exchange = self.exchange
-        if exchange is not None and now - self.sent_at >= _SILENT_SECONDS and (comments := held.take_keep_alives()):
+        sink, exchange = self._sink, self.exchange
+        if exchange is None or now - self.sent_at < _SILENT_SECONDS:
+            return
+        if isinstance(sink, ExchangeSink) and not sink.takes_comments:
+            return
+        if comments := held.take_keep_alives():
             exchange.send_comment(comments)
-            if self._sink is exchange:
+            if sink is exchange:
                 self._sink = LateReply(exchange)
 
     def _release_stream(self, held: HeldStream) -> None:
