@@ -9,6 +9,7 @@ import pytest
 
 from inference_engine_proxy_server.config.settings import Settings, as_variable
 from inference_engine_proxy_server.config.sources import load_settings
+from inference_engine_proxy_server.resume.assembly import DOUBTS
 from inference_engine_proxy_server.resume.rules import REQUEST_RULES, RULES, STREAM_RULES
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +53,12 @@ def test_the_rules_about_resumed_streams_are_documented_with_their_reasons() -> 
     )
     reasons = {**REQUEST_RULES, **STREAM_RULES}
     assert {name: rows.get(name) for name in RULES} == reasons
+
+
+def test_the_doubts_about_assembled_replies_are_documented_with_their_reasons() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    section = page.partition("## Assembled replies")[2].partition("\n## ")[0]
+    assert dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", section, re.MULTILINE)) == DOUBTS
 
 
 def test_env_example_has_a_line_for_every_setting_and_for_nothing_else() -> None:

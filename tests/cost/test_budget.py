@@ -37,8 +37,8 @@ def counts(costs: Costs) -> dict[str, Count]:
 
 
 def counts_of(costs: Costs) -> dict[str, Count]:
-    """The cost of each step: by default, and without what resumes streams."""
-    unresumed = measure(stream_resume="off")
+    """The cost of each step: by default, and without what resumes streams or assembles replies."""
+    unresumed = measure(stream_resume="off", assemble_replies=False)
     return {
         "request": unresumed.request,
         "event": unresumed.event,

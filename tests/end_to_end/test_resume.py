@@ -14,9 +14,9 @@ import pytest
 
 from end_to_end.answer_stream import AnswerStream
 from end_to_end.conftest import StartProxy
+from support.counters import counted
 from support.http_client import chat, send
 from support.llama_server import LlamaServer
-from support.program import Proxy
 from support.waiting import eventually
 
 PATH = "/v1/chat/completions"
@@ -99,10 +99,3 @@ async def test_draining_with_move_continues_the_streams_elsewhere(
         assert not any(stream.done for stream in moved)
     assert all(stream.is_one_answer() for stream in streams)
     assert all(stream.comments == [b": resumed on another backend after request_moved\n\n"] for stream in moved)
-
-
-async def counted(proxy: Proxy, name: str) -> dict[str, float]:
-    page = (await send(proxy.url, "/metrics")).body.decode()
-    lines = [line for line in page.splitlines() if line.startswith(name + "{")]
-    counts = {line.split('"')[1]: float(line.split()[-1]) for line in lines}
-    return {label: count for label, count in counts.items() if count}

@@ -25,8 +25,8 @@ from end_to_end.breaking_engine import (
     two_engines,
 )
 from end_to_end.conftest import StartProxy, StartServers
-from end_to_end.test_resume import counted
 from inference_engine_proxy_server.resume.dialects import DIALECTS
+from support.counters import counted
 from support.http_client import Call
 from support.llama_server import LlamaServer
 from support.waiting import eventually

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import sys
+from pathlib import Path
 
 import xllamacpp  # 100 MB, which the test processes do not load
 
@@ -27,6 +28,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-prefill", dest="prefill", action="store_false", help="--no-prefill-assistant")
     parser.add_argument("--precise", action="store_true", help="the batch hardly changes results")
     parser.add_argument("--embeddings", action="store_true", help="serve embeddings, and nothing else")
+    parser.add_argument("--chat-template", type=Path, help="a file, in place of the model's own template")
     parser.add_argument("--no-metrics", dest="metrics", action="store_false")
     return parser.parse_args()
 
@@ -51,6 +53,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         chosen.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     if arguments.alias:
         chosen.model_alias = {arguments.alias}
+    if arguments.chat_template:
+        chosen.chat_template = arguments.chat_template.read_text()
     if arguments.api_key:
         chosen.api_keys = [arguments.api_key]
     ready_pipe = os.dup(1)

@@ -122,6 +122,7 @@ class BackendState:
         statuses: by the ids of the ``models`` that are not awake.
         contexts: tokens that a prompt and its answer may have together, by the ids of the ``models`` that report it.
         continued_apis: the APIs in which it continues an answer that begins with a given text.
+        shows_replies_in_streams: its replies to completions can be assembled from streams (``resume/assembly.py``).
         bounds_max_tokens: it rejects a request whose answer limit alone exceeds the whole context.
         streams_usage_on_request: its streams of (chat) completions report the tokens used only if the request has
             ``stream_options.include_usage``; then in an event of their own that takes nothing from the others.
@@ -143,6 +144,7 @@ class BackendState:
     statuses: Mapping[str, ModelStatus] = field(default_factory=dict)
     contexts: Mapping[str, int] = field(default_factory=dict)
     continued_apis: frozenset[Api] = frozenset()
+    shows_replies_in_streams: bool = False
     bounds_max_tokens: bool = False
     streams_usage_on_request: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)

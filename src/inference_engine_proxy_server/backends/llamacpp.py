@@ -92,7 +92,12 @@ class LlamaCppBackend(BaseBackend):
         health = await self._fetch_health()
         if health.status != 200:
             return _not_live(health)
-        models, props = await self.fetch_models(), await self._fetch_props()
+        models = await self.fetch_models()
+        # Polled every time, because a process with other slots may have taken over the address. It costs the engine
+        # 0.2 ms (build 11549), less than /metrics. Unlike /slots it cannot be disabled, and it does not wake a sleeping
+        # server (llama.cpp tools/server/tests/unit/test_sleep.py).
+        props_page = await self.fetch_body("/props") or b""
+        props = _props(props_page)
         slots = props.total_slots
         page = await self.fetch_body("/metrics")  # last: only it waits for the engine's current step
         sums = sum_samples(page or b"", (_PROCESSING, _DEFERRED, _DECODED, *_SHOWN))
@@ -110,6 +115,7 @@ class LlamaCppBackend(BaseBackend):
             models=models,
             model_names=_model_names(models),
             continued_apis=await self._continued_apis(models, progress, is_sleeping=props.is_sleeping),
+            shows_replies_in_streams=_shows_replies_in_streams(props_page),
             statuses=_statuses(models, is_sleeping=props.is_sleeping),
             contexts=context_lengths(models, _context_tokens),
             figures=_figures(sums),
@@ -150,16 +156,6 @@ class LlamaCppBackend(BaseBackend):
         except (ValueError, RecursionError):
             return False
 
-    async def _fetch_props(self) -> _Props:
-        # Polled every time, because a process with other slots may have taken over the address. It costs the engine
-        # 0.2 ms (build 11549), less than /metrics. Unlike /slots it cannot be disabled, and it does not wake a sleeping
-        # server (llama.cpp tools/server/tests/unit/test_sleep.py).
-        body = await self.fetch_body("/props")
-        try:
-            return _Props() if body is None else msgspec.json.decode(body, type=_Props)
-        except (ValueError, RecursionError):
-            return _Props()
-
     def _why_busy(self, processing: float | None, deferred: float | None, slots: int | None) -> str:
         limit = self.thresholds.requests_processing
         if slots is not None and slots > limit:
@@ -192,6 +188,43 @@ class _Prompt(msgspec.Struct):
 class _Props(msgspec.Struct):
     total_slots: Annotated[int, msgspec.Meta(ge=1)] | None = None  # a router's /props lacks it
     is_sleeping: bool = False
+
+
+def _props(page: bytes) -> _Props:
+    try:
+        return msgspec.json.decode(page, type=_Props)
+    except (ValueError, RecursionError):
+        return _Props()
+
+
+class _AnswerSettings(msgspec.Struct):
+    reasoning_format: str
+
+
+class _SlotSettings(msgspec.Struct):
+    params: _AnswerSettings  # a router has null
+
+
+class _Build(msgspec.Struct):
+    """The part of ``/props`` that shows how a build writes its replies."""
+
+    chat_template_caps: dict[str, msgspec.Raw]
+    default_generation_settings: _SlotSettings
+
+
+def _shows_replies_in_streams(page: bytes) -> bool:
+    """Whether this is a build whose replies are known to equal those that are assembled from its streams.
+
+    Builds 11434 and 11549 report the capability ``supports_preserve_reasoning``. Older builds do not; some of them
+    write ``null`` as the content of tool calls. A build's number is no help, because it is 0 in many packages. The
+    format ``deepseek-legacy`` is documented to leave reasoning in the text of streams only.
+    """
+    try:
+        build = msgspec.json.decode(page, type=_Build)
+    except (ValueError, RecursionError):
+        return False
+    is_known = "supports_preserve_reasoning" in build.chat_template_caps
+    return is_known and build.default_generation_settings.params.reasoning_format != "deepseek-legacy"
 
 
 def _not_live(health: Reply) -> BackendState:

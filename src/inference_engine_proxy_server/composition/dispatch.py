@@ -10,6 +10,7 @@ from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.composition.access import forwards_keys
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.dispatch.assembling_forwarder import AssemblingForwarder
 from inference_engine_proxy_server.dispatch.attempt import Attempts
 from inference_engine_proxy_server.dispatch.counted_attempts import CountedAttempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
@@ -22,6 +23,7 @@ from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.renaming_forwarder import RenamingForwarder
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
 from inference_engine_proxy_server.dispatch.resuming_forwarder import ResumingForwarder
+from inference_engine_proxy_server.dispatch.stream_relay import StreamRelay
 from inference_engine_proxy_server.dispatch.unknown_model import Explanations
 from inference_engine_proxy_server.dispatch.websocket_attempts import WebSocketAttempts
 from inference_engine_proxy_server.dispatch.websocket_forwarder import WebSocketForwarder
@@ -92,15 +94,17 @@ def build_forwarder(
     forwarder = Forwarder(
         dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table, Explanations(listed)
     )
-    if settings.stream_resume != "off":
-        forwarder = ResumingForwarder(
-            forwarder,
-            dispatcher.fleet,
-            metrics,
-            only_on_request=settings.stream_resume == "header",
-            sends_comments=settings.stream_resume_comments,
-        )
+    if settings.stream_resume != "off" or settings.assemble_replies:
+        forwarder = _resuming(settings, forwarder, dispatcher.fleet, metrics)
     return _by_name(forwarder, dispatcher, metrics, catalog, ring, ownership)
+
+
+def _resuming(settings: Settings, forwarder: Forwarder, fleet: Fleet, metrics: RequestMetrics) -> ResumingForwarder:
+    relay = StreamRelay(
+        forwarder, fleet, metrics, resumes=settings.stream_resume, sends_comments=settings.stream_resume_comments
+    )
+    assembling = AssemblingForwarder(forwarder, relay, fleet, metrics) if settings.assemble_replies else None
+    return ResumingForwarder(forwarder, relay, assembling, fleet, metrics)
 
 
 def build_websocket_forwarder(

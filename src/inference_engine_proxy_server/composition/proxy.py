@@ -53,6 +53,7 @@ from inference_engine_proxy_server.processes.process_context import Loop, Loops,
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.proxy import Proxy
 from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE, Destination
+from inference_engine_proxy_server.resume.assembly import RESULTS
 from inference_engine_proxy_server.resume.rules import RULES
 from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
@@ -86,7 +87,7 @@ def build_proxy(
         UnknownEngineError: the configuration names an unknown engine.
     """
     settings, process = configuration.settings, process or SoleProcess()
-    deadlines, metrics, engines = Deadlines(), RequestMetrics(RULES), discover_engines()
+    deadlines, metrics, engines = Deadlines(), RequestMetrics(RULES, RESULTS), discover_engines()
     access_log = build_access_log(settings, process)
     catalog = LiveCatalog(ModelCatalog(configuration.models, configuration.default_model))
     # The fleet, and the path of a request to it.

@@ -122,6 +122,8 @@ class Settings(BaseModel):
     """Whether streams that break are continued on another backend; header: only with x-stream-resume: on."""
     stream_resume_comments: bool = True
     """Whether a comment in a resumed stream says where and why it was resumed."""
+    assemble_replies: bool = True
+    """Whether completions without `stream` are sent to llama.cpp as streams, which can be cancelled and resumed."""
     priority_header: bool = False
     """Whether requests may set their priority in x-priority, from -100 to 100."""
 

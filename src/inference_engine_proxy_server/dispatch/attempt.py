@@ -108,6 +108,7 @@ class Attempts:
         """
         request, backend = attempt.request, attempt.backend
         head, connections = request.head, backend.connections
+        stream, body = (None, attempt.body) if request.sink is None else _as_received(request.sink, attempt)
         request.backend = backend.url
         request.backend_fields = backend.reply_field if self._names_backend else b""
         credentials = backend.credentials
@@ -120,7 +121,7 @@ class Attempts:
         elif request.fallback_after_seconds is not None:
             held_statuses = self._held_before_fallback
         connection = connections.take_idle() or await connections.connect()
-        origin, body = connections.origin, attempt.body
+        origin = connections.origin
         section = head.for_backend(
             origin.authority,
             origin.prefix,
@@ -130,7 +131,7 @@ class Attempts:
             close=not connections.keeps_alive,
         )
         while True:
-            sink = request.sink or (LateReply(request) if request.has_only_comments else request)
+            sink = stream or (LateReply(request) if request.has_only_comments else request)
             try:
                 reply = connection.request([section, body], sink, is_head=head.is_head, held_statuses=held_statuses)
                 if self._first_token_seconds:
@@ -257,3 +258,9 @@ def _sink_of_held(request: ProxiedRequest, held: HeldReply) -> ProxiedRequest | 
     if request.has_only_comments:  # sent after the request
         return LateReply(request)
     return OllamaReply(request) if held.status in MISSING_STATUSES and is_ollama_path(request.head.path) else request
+
+
+def _as_received(stream: ResumableStream, attempt: Attempt) -> tuple[ResumableStream | None, bytes]:
+    """The receiver of the reply of the backend, ``None`` for the client itself, and the body to send."""
+    body = stream.body_for(attempt.backend, attempt.body)
+    return (None, attempt.body) if body is None else (stream, body)

@@ -128,6 +128,10 @@ class Forwarder:
             if failed:
                 self._close_failures(request, failed)
 
+    def may_repeat(self, request: ProxiedRequest, error: BackendError) -> bool:
+        """Whether the request, of whose reply nothing was sent, may go to another backend after ``error``."""
+        return self._attempts.next(request, error) is NextAttempt.OTHER_BACKEND
+
     def has_other(self, request: ProxiedRequest, excluded: Collection[Backend]) -> bool:
         """Whether a backend that is not ``excluded`` takes the request; it may be full."""
         return self._placement.has_other(request.requirements, excluded)

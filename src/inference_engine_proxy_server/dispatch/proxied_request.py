@@ -94,7 +94,7 @@ class ProxiedRequest(Exchange):
     @property
     def awaits_reply(self) -> bool:
         """Whether any backend may still reply: nothing of a reply was sent, or a broken stream is being resumed."""
-        return not self.begun or self.has_only_comments or (self.sink is not None and self.sink.is_at_seam)
+        return (not self.begun or self.has_only_comments) if self.sink is None else self.sink.awaits_reply
 
     @property
     def access(self) -> Access | None:

@@ -28,6 +28,7 @@ class Serving:
         statuses: by name; a name without one is awake.
         best_status: of all its models.
         continued_apis: the APIs in which the backend continues an answer that begins with a given text.
+        shows_replies_in_streams: whether the backend's replies can be assembled from streams.
         bounds_max_tokens: whether the backend rejects a request whose ``max_tokens`` exceeds its context.
         streams_usage_on_request: whether its streams report the tokens used only if the request asks for them.
     """
@@ -42,6 +43,7 @@ class Serving:
     best_status: ModelStatus = _AWAKE
     continued_apis: frozenset[Api] = frozenset()
     streams_usage_on_request: bool = False
+    shows_replies_in_streams: bool = False
 
     @classmethod
     def of(cls, entries: tuple[ModelEntry, ...], state: BackendState, config: BackendConfig) -> Serving:
@@ -70,7 +72,7 @@ class Serving:
         return cls(
             models, frozenset(names), model_names, contexts, only_context, state.bounds_max_tokens,
             _statuses(entries, state, names, best_status), best_status, state.continued_apis,
-            state.streams_usage_on_request,
+            state.streams_usage_on_request, state.shows_replies_in_streams,
         )  # fmt: skip
 
     def context_of(self, model: str | None) -> int | None:

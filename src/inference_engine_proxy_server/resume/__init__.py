@@ -12,5 +12,9 @@
     dialects/            completions, messages and responses, chosen by path
     resumable_stream.py  the receiver of the replies: delivers whole events, and keeps the transcript
 
-``dispatch/resuming_forwarder.py`` decides when to resume, and chooses the backend.
+    assembly_rules.py    which requests without ``stream`` are sent as streams
+    assembly.py          assembles the reply from the events
+    assembled_reply.py   the receiver of the events, in place of the client
+
+``dispatch/stream_relay.py`` decides when to resume, and chooses the backend.
 """

@@ -9,6 +9,9 @@ from typing import Any
 import msgspec
 
 from inference_engine_proxy_server.errors import BackendError, StreamNotContinued
+from inference_engine_proxy_server.requests.content import all_members
+from inference_engine_proxy_server.resume.assembled_reply import AssembledReply
+from inference_engine_proxy_server.resume.assembly_rules import as_stream
 from inference_engine_proxy_server.resume.dialect import Dialect
 from inference_engine_proxy_server.resume.events import MALFORMED, split_events
 from inference_engine_proxy_server.resume.seam import Seam
@@ -26,15 +29,21 @@ _MOST_UNFINISHED_BYTES = 64 * 1024  # of an event; a longer one is relayed as it
 
 
 class ResumableStream(ExchangeSink):
-    """Relays whole events to ``exchange``, and keeps a transcript of them.
+    """Relays whole events to ``exchange``, or to ``assembled``, and keeps a transcript of them.
 
     It is the :class:`~.reply_sink.ReplySink` of all attempts. An event that the engine ends a failed stream with is
     withheld, and so is the end of a stream that is not complete: either the stream is resumed, or :meth:`give_up` sends
     them.
 
-    Attributes:
+    Args:
+        exchange: the request.
         dialect: of the request's API.
         members: of the request's body.
+        clock: a monotonic clock, in seconds.
+        assembled: takes the events of a request without ``stream``; ``None`` if they go to the client.
+
+    Attributes:
+        dialect, members, assembled: see above.
         transcript: what was delivered.
         excluded: the backends that do not get a continuation, with the reason for each.
         is_cut: the latest backend ended its stream before the answer was complete.
@@ -49,40 +58,62 @@ class ResumableStream(ExchangeSink):
         dialect: Dialect[Any],
         members: Mapping[str, msgspec.Raw],
         clock: Callable[[], float],
+        assembled: AssembledReply | None = None,
     ) -> None:
         super().__init__(exchange)
+        self.takes_comments = assembled is None
         self.dialect = dialect
         self.members = members
+        self.assembled = assembled
         self._clock = clock
         self._began_at = 0.0  # the latest reply
         self._seconds = 0.0  # for which earlier backends generated
         self.transcript: Transcript = dialect.transcript()
         self.is_cut = False
-        self._inner: Exchange | LateReply = exchange
+        self._target: Exchange | AssembledReply = assembled or exchange
+        self._inner: Exchange | AssembledReply | LateReply = self._target
         self._relays_events = False  # false for a reply that is no event stream, or whose length is fixed
         self._unfinished = b""  # start of an event
         self._withheld = b""
         self._seam: Seam | None = None
         self._opening = b""  # sent ahead of the first event of a continuation
-        self._write_directly: Callable[[bytes], None] | None = None  # the exchange's direct path
+        self._write_directly: Callable[[bytes], None] | None = None  # the target's direct path
 
     @property
     def pass_through(self) -> PassThrough | None:  # type: ignore[override]
-        """The exchange, once its direct path is open; :meth:`_take_chunk` then takes each chunk ahead of it."""
-        exchange = self.exchange
-        if self._seam is not None or not self._relays_events or self._inner is not exchange:
+        """The target, once its direct path is open; :meth:`_take_chunk` then takes each chunk ahead of it."""
+        target = self._target
+        if self._seam is not None or not self._relays_events or self._inner is not target:
             return None
-        if exchange.pass_through is None:
+        if target.pass_through is None:
             return None
         if self._write_directly is None:
-            self._write_directly = exchange.write_through
-            exchange.write_through = self._take_chunk
-        return exchange
+            self._write_directly = target.write_through
+            target.write_through = self._take_chunk
+        return target
 
     @property
     def sent_bytes(self) -> int:
         """Includes bytes that were held back, so that they count as progress of the backend."""
         return self._inner.sent_bytes + len(self._unfinished) + len(self._withheld)
+
+    def takes_events_of(self, backend: object) -> bool:
+        """Whether ``backend`` should answer with a stream for this receiver."""
+        return self.assembled is None or backend in self.assembled.backends
+
+    def body_for(self, backend: object, body: bytes) -> bytes | None:
+        """The body to send to ``backend``; ``None`` if the client should get its reply without this receiver.
+
+        Args:
+            body: of the request.
+        """
+        if self.assembled is None:
+            return body
+        if not self.takes_events_of(backend):
+            return None
+        self.exchange.head.refuse_compression()
+        # The body of a continuation is not that of the client.
+        return as_stream(all_members(body) or {} if self.is_at_seam else self.members)
 
     # --- the reply
 
@@ -156,7 +187,13 @@ class ResumableStream(ExchangeSink):
     @property
     def has_delivered(self) -> bool:
         """Whether events were delivered that a continuation could follow."""
-        return self._relays_events and self.exchange.begun
+        return self._relays_events and self._target.begun
+
+    @property
+    def awaits_reply(self) -> bool:
+        """Whether any backend may still reply: no event was delivered, or a continuation is awaited."""
+        exchange = self.exchange
+        return self.is_at_seam or exchange.has_only_comments or not (exchange.begun or self._target.begun)
 
     def resume(self, opening: bytes) -> None:
         """Continue with the next reply; ``opening``: comments to send ahead of its first event."""
@@ -168,9 +205,9 @@ class ResumableStream(ExchangeSink):
         self.is_at_seam = True
 
     def close(self) -> None:
-        """Let go of the exchange, whose end has come: both refer to each other."""
-        if self._write_directly is not None and self.exchange.write_through == self._take_chunk:
-            self.exchange.write_through = self._write_directly
+        """Let go of the target, whose end has come: both refer to each other."""
+        if self._write_directly is not None and self._target.write_through == self._take_chunk:
+            self._target.write_through = self._write_directly
 
     def give_up(self) -> None:
         """Relay the events that were withheld, because the stream is not resumed. An unfinished event is discarded."""
@@ -193,7 +230,7 @@ class ResumableStream(ExchangeSink):
     # --- events
 
     def _take_chunk(self, chunk: bytes) -> None:
-        """Deliver one whole chunk of the direct path, which the exchange has already counted as sent."""
+        """Deliver one whole chunk of the direct path, which the target has already counted as sent."""
         if (
             chunk.endswith(b"\n\n\r\n")
             and b'error"' not in chunk
@@ -204,8 +241,8 @@ class ResumableStream(ExchangeSink):
             self.transcript.take(chunk[chunk.find(b"\n") + 1 : -2])
             self._write_directly(chunk)  # type: ignore[misc]  # set with this method
             return
-        self.exchange.sent_bytes -= len(chunk)
-        self.exchange.last_block = b""
+        self._target.sent_bytes -= len(chunk)
+        self._target.last_block = b""
         self.write(chunk[chunk.find(b"\n") + 1 : -2])
 
     def _hold_unfinished(self, payload: bytes) -> bytes:

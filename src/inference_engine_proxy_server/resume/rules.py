@@ -58,6 +58,7 @@ STREAM_RULES: Mapping[str, str] = {
     "cut_character": "The text ends inside a character.",
     "one_event": "Some engines begin by repeating the delivered text; a single word may also be a real repetition.",
     "no_usage": "The answer is complete, but the usage that the client asked for is lost.",
+    "not_wanted": "The setting `STREAM_RESUME` or the header `x-stream-resume` excludes it.",
     "resumes": "The stream was already resumed twice.",
     "not_continued": "The other backends failed before they continued the stream, or could not continue it.",
     "no_other_backend": "No other backend serves the same model and can continue a message.",

@@ -74,9 +74,10 @@ class RequestMetrics:
 
     Args:
         resume_rules: the rules that exclude broken streams from being resumed.
+        assembly_results: what may come of a reply that is assembled from a stream.
     """
 
-    def __init__(self, resume_rules: Iterable[str] = ()) -> None:
+    def __init__(self, resume_rules: Iterable[str] = (), assembly_results: Iterable[str] = ()) -> None:
         self._routes: dict[str, _RouteMetrics] = {}
         self._by_path: dict[str, _RouteMetrics] = {}  # the same, for the paths that have a route of their own
         self._aborts: Counter[str] = Counter()
@@ -84,6 +85,7 @@ class RequestMetrics:
         self._fallbacks: Counter[tuple[str, str, str]] = Counter()
         self._resumes = Counter(dict.fromkeys(_RESUME_CAUSES, 0))
         self._unresumed = Counter(dict.fromkeys(resume_rules, 0))
+        self._assemblies = Counter(dict.fromkeys(assembly_results, 0))
         self._shed = Counter(dict.fromkeys(_SHED_REASONS, 0))
         self._reloads = Counter(success=0, failure=0)
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
@@ -130,6 +132,10 @@ class RequestMetrics:
         """Count a broken stream that is not resumed; ``rule``: the rule that excludes it."""
         self._unresumed[rule] += 1
 
+    def count_assembly(self, result: str) -> None:
+        """Count a completion that was sent as a stream without being asked for one; ``result``: what came of it."""
+        self._assemblies[result] += 1
+
     def count_shed(self, reason: str) -> None:
         """Count a request, or a connection, that was rejected because a limit was reached; ``reason``: which limit."""
         self._shed[reason] += 1
@@ -168,6 +174,12 @@ class RequestMetrics:
         )
         yield _counter(
             "inference_proxy_stream_resume_refusals", "Broken streams that were not resumed.", "rule", self._unresumed
+        )
+        yield _counter(
+            "inference_proxy_assembled_replies",
+            "Completions that were sent as streams to assemble their replies.",
+            "result",
+            self._assemblies,
         )
         yield _counter(
             "inference_proxy_shed",

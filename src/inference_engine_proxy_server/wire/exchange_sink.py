@@ -13,10 +13,12 @@ class ExchangeSink:
 
     Attributes:
         status: of the backend's reply; 0 before it is known.
+        takes_comments: whether the client may get the comments with which an engine keeps an idle stream alive.
         is_at_seam: the exchange has delivered a part of a stream, and waits for another reply that continues it.
     """
 
     pass_through = None  # each block is inspected
+    takes_comments = True
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange

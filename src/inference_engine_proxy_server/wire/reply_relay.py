@@ -183,8 +183,10 @@ class ReplyRelay(asyncio.Protocol):
             self._release_stream(held)
             return
         self.last_byte_at = self._quiet_since = now = self._clock()
-        exchange = self.exchange
+        sink, exchange = self._sink, self.exchange
         if exchange is None or exchange.head.is_cross_origin or now - self.sent_at < _SILENT_SECONDS:
+            return
+        if isinstance(sink, ExchangeSink) and not sink.takes_comments:
             return
         if comments := held.take_keep_alives():
             exchange.send_comment(comments)

@@ -308,3 +308,24 @@ async def test_a_server_that_did_not_answer_is_asked_again() -> None:
     await engine.fetch_state()
     answers["/apply-template"] = CONTINUES["/apply-template"]
     assert Api.MESSAGES in (await engine.fetch_state()).continued_apis
+
+
+CAPABILITIES = {"chat_template_caps": {"supports_preserve_reasoning": False}}
+
+
+@pytest.mark.parametrize(
+    ("props", "shown"),
+    [
+        ({**CAPABILITIES, "default_generation_settings": {"params": {"reasoning_format": "none"}}}, True),
+        ({**CAPABILITIES, "default_generation_settings": {"params": {"reasoning_format": "deepseek-legacy"}}}, False),
+        ({**CAPABILITIES, "default_generation_settings": {"params": None}}, False),  # a router
+        ({"chat_template_caps": {}, "default_generation_settings": {"params": {"reasoning_format": "none"}}}, False),
+        ({"default_generation_settings": {"params": {"reasoning_format": "none"}}}, False),  # an older build
+        ({"total_slots": 3, "chat_template_caps": 5}, False),
+        ({}, False),
+    ],
+)
+async def test_replies_are_assembled_only_for_builds_that_are_known(props: dict[str, object], shown: bool) -> None:
+    body = json.dumps({"total_slots": 3, **props}).encode()
+    state = await backend({**SINGLE, "/props": Reply(200, body)}).fetch_state()
+    assert (state.shows_replies_in_streams, state.capacity) == (shown, 3)

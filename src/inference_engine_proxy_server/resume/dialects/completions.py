@@ -20,7 +20,7 @@ from inference_engine_proxy_server.resume.rules import has_grammar, has_penalty,
 from inference_engine_proxy_server.resume.seam import Seam
 from inference_engine_proxy_server.resume.transcript import Transcript
 
-__all__ = ["Completions", "CompletionsSeam", "CompletionsTranscript"]
+__all__ = ["Completions", "CompletionsSeam", "CompletionsTranscript", "is_done"]
 
 _DONE = b"data: [DONE]\n\n"
 _ABORTED = "abort"  # vLLM's finish reason when it is shut down
@@ -88,7 +88,7 @@ class CompletionsTranscript(Transcript):
         return self.is_chat
 
     def _read(self, data: bytes) -> None:
-        if _is_done(data):
+        if is_done(data):
             self.is_done = True
             return
         event = _read_event(data)
@@ -131,7 +131,7 @@ class CompletionsSeam(Seam):
     def rewrite(self, event: bytes) -> bytes:
         """See :meth:`Seam.rewrite`."""
         data = data_of(event)
-        if data is None or _is_done(data):
+        if data is None or is_done(data):
             return event
         members = _members(data)
         if "choices" not in members:
@@ -247,7 +247,7 @@ class Completions(Dialect[CompletionsTranscript]):
     def is_failure(self, event: bytes) -> bool:
         """See :meth:`Dialect.is_failure`: an error, or vLLM's finish reason ``abort``."""
         data = data_of(event)
-        if data is None or _is_done(data):
+        if data is None or is_done(data):
             return False
         try:
             found = _read_event(data)
@@ -258,7 +258,7 @@ class Completions(Dialect[CompletionsTranscript]):
         return bytes(found.error) not in (b"", b"null") and not is_about_request(found.error)
 
 
-def _is_done(data: bytes) -> bool:
+def is_done(data: bytes) -> bool:
     return data.strip() == b"[DONE]"
 
 
