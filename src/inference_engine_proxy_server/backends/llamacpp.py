@@ -26,6 +26,7 @@ from inference_engine_proxy_server.backends.base import (
     context_lengths,
     non_negative,
 )
+from inference_engine_proxy_server.backends.llamacpp_router import fetch_model_reports, is_router, status_value
 from inference_engine_proxy_server.backends.prometheus_text import sum_samples
 
 __all__ = ["LlamaCppBackend"]
@@ -53,16 +54,14 @@ class LlamaCppBackend(BaseBackend):
     """Health from ``/health``, load from ``/metrics``, models from ``/v1/models``, the number of slots from ``/props``.
 
     ``/apply-template`` shows once whether it continues a trailing assistant message of ``/v1/messages``.
+    A router reports load and slots of each model in memory, and none of its own (:mod:`.llamacpp_router`).
 
     Only ``/health`` can make it not ready, apart from the thresholds. ``/metrics`` may be disabled (501 without
-    ``--metrics``), blocked for seconds by a long prefill (not in build 11549), or require a model's name (400, router
-    mode). Load and progress are then unknown, which means neither failed nor idle.
+    ``--metrics``), or blocked for seconds by a long prefill (not in build 11549). Load and progress are then unknown,
+    which means neither failed nor idle.
 
     It does not report how many tokens its slots and its prompt cache in host memory hold: the cache limit is in bytes,
     and the bytes of one token are reported nowhere.
-
-    A router's load is always unknown. It would have to be polled model by model, and each poll counts as use of the
-    model, which keeps it from sleeping (llama.cpp#20227) and from being unloaded next. A router has no slots to report.
     """
 
     providers: ClassVar[tuple[str, ...]] = ("llamacpp",)
@@ -90,6 +89,8 @@ class LlamaCppBackend(BaseBackend):
         if health.status != 200:
             return _not_live(health)
         models, props = await self.fetch_models(), await self._fetch_props()
+        if models is not None and is_router(models):
+            return await self._state_of_router(models, props)
         slots = props.total_slots
         page = await self.fetch_body("/metrics")  # last: only it waits for the engine's current step
         sums = sum_samples(page or b"", (_PROCESSING, _DEFERRED, _DECODED, *_SHOWN))
@@ -147,6 +148,18 @@ class LlamaCppBackend(BaseBackend):
         except (ValueError, RecursionError):
             return False
 
+    async def _state_of_router(self, models: tuple[ModelEntry, ...], props: _Props) -> BackendState:
+        return BackendState(
+            ready=True,
+            models=models,
+            model_names=_model_names(models),
+            continued_apis=_ALL_APIS - {Api.MESSAGES},
+            statuses=_statuses(models, is_sleeping=False),
+            model_reports=await fetch_model_reports(models, self.fetch_body),
+            most_models=(props.max_instances or None) if props.models_autoload else None,
+            contexts=context_lengths(models, _context_tokens),
+        )
+
     async def _fetch_props(self) -> _Props:
         # Polled every time, because a process with other slots may have taken over the address. It costs the engine
         # 0.2 ms (build 11549), less than /metrics. Unlike /slots it cannot be disabled, and it does not wake a sleeping
@@ -189,6 +202,8 @@ class _Prompt(msgspec.Struct):
 class _Props(msgspec.Struct):
     total_slots: Annotated[int, msgspec.Meta(ge=1)] | None = None  # a router's /props lacks it
     is_sleeping: bool = False
+    max_instances: Annotated[int, msgspec.Meta(ge=0)] | None = None  # a router's; 0: no limit
+    models_autoload: bool = True  # a router's: requests make it load models
 
 
 def _not_live(health: Reply) -> BackendState:
@@ -211,12 +226,8 @@ def _statuses(models: tuple[ModelEntry, ...] | None, *, is_sleeping: bool) -> di
 
 
 def _status(model: ModelEntry) -> ModelStatus:
-    # A router: {"status": {"value": "unloaded", "failed": true, "exit_code": 1}}; also loading, loaded and sleeping.
-    status = model.get("status")
-    if not isinstance(status, dict):
-        return ModelStatus.AWAKE
-    value = status.get("value")
-    if status.get("failed") is True or value == "failed":
+    value = status_value(model)
+    if value == "failed":
         return ModelStatus.FAILED
     return ModelStatus.COLD if value in _COLD else ModelStatus.AWAKE
 
