@@ -8,33 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from typing import Any
 
 import pytest
 
 from support.live_proxy import Proxy, live_proxy
 from support.router import ScriptedRouter
+from support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 
 
-async def ask(proxy: Proxy, model: str) -> float:
-    """Send one request; returns after how many seconds the answer, which must be from ``model``, was complete."""
-    began = time.monotonic()
+async def ask(proxy: Proxy, model: str) -> None:
+    """Send one request, which ``model`` must answer."""
     reply = await proxy.http.post(CHAT, json={"model": model, "messages": [{"role": "user", "content": "hi"}]})
     assert (reply.status_code, reply.json()["model"]) == (200, model), reply.text
-    return time.monotonic() - began
 
 
-async def ask_in_turn(proxy: Proxy, requests: int, pause_seconds: float = 0.005) -> list[float]:
+async def ask_in_turn(proxy: Proxy, requests: int) -> None:
     """Requests for two models, one after the other, that do not wait for each other's answers."""
-    tasks: list[asyncio.Task[float]] = []
     async with asyncio.TaskGroup() as group:
         for at in range(requests):
-            tasks.append(group.create_task(ask(proxy, "ab"[at % 2])))
-            await asyncio.sleep(pause_seconds)
-    return [task.result() for task in tasks]
+            group.create_task(ask(proxy, "ab"[at % 2]))
+            await asyncio.sleep(0.005)
 
 
 async def states(proxy: Proxy) -> dict[str, Any]:
@@ -42,14 +38,21 @@ async def states(proxy: Proxy) -> dict[str, Any]:
     return found
 
 
-async def test_forty_requests_for_two_models_in_turn_need_a_few_loads_and_break_nothing() -> None:
-    async with ScriptedRouter() as router, live_proxy(router.url, model_swap_wait_seconds=0.15) as proxy:
-        seconds = await ask_in_turn(proxy, 40)
+async def waiting(proxy: Proxy, model: str) -> int:
+    count: int = (await states(proxy))[model]["waiting"]
+    return count
+
+
+@pytest.mark.parametrize("policy", ["least_requests", "expected_time"])
+async def test_forty_requests_for_two_models_in_turn_need_a_few_loads_and_break_nothing(policy: str) -> None:
+    async with (
+        ScriptedRouter() as router,
+        live_proxy(router.url, model_swap_wait_seconds=1, balancing_policy=policy) as proxy,
+    ):
+        await ask_in_turn(proxy, 40)
     assert router.broken == 0
     assert router.loads[:2] == ["a", "b"]
     assert len(router.loads) <= 6
-    # One turn of the other model, its running requests and two loads, with a margin for a busy machine.
-    assert max(seconds) < 2.0
 
 
 async def test_without_turns_the_same_requests_load_a_model_again_and_again() -> None:
@@ -60,24 +63,23 @@ async def test_without_turns_the_same_requests_load_a_model_again_and_again() ->
     assert len(router.loads) >= 8
 
 
-@pytest.mark.parametrize("turn_seconds", [0.1, 0.3])
-async def test_a_flood_for_one_model_delays_another_one_by_one_turn(turn_seconds: float) -> None:
-    async with ScriptedRouter() as router, live_proxy(router.url, model_swap_wait_seconds=turn_seconds) as proxy:
+async def test_a_flood_for_one_model_does_not_starve_another_one() -> None:
+    async with ScriptedRouter() as router, live_proxy(router.url, model_swap_wait_seconds=0.2) as proxy:
         await ask(proxy, "a")
-        flood = True
+        answered = asyncio.Event()
 
         async def keep_asking() -> None:
-            while flood:
+            while not answered.is_set():
                 await ask(proxy, "a")
 
         async with asyncio.TaskGroup() as group:
             for _ in range(6):
                 group.create_task(keep_asking())
-            await asyncio.sleep(0.05)
-            waited = await ask(proxy, "b")
-            flood = False
-    assert turn_seconds <= waited < turn_seconds + 1.0
+            await eventually(lambda: router.in_progress("a") > 0)
+            await ask(proxy, "b")
+            answered.set()
     assert router.broken == 0
+    assert router.loads[:2] == ["a", "b"]
 
 
 async def test_a_model_gets_no_more_requests_than_its_own_slots_allow() -> None:
@@ -93,40 +95,47 @@ async def test_a_model_gets_no_more_requests_than_its_own_slots_allow() -> None:
 async def test_polls_and_reading_clients_never_load_a_model() -> None:
     async with ScriptedRouter() as router, live_proxy(router.url, refresh_seconds=0.05) as proxy:
         await ask(proxy, "a")
-        for _ in range(3):
-            await asyncio.sleep(0.1)
-            reply = await proxy.http.get("/props?model=b&autoload=false")
-            assert reply.status_code == 400
-            assert b"not loaded" in reply.content
-        polled = {request.split(b" ")[1].decode() for request in router.requests if request.startswith(b"GET ")}
+        polls = b"GET /metrics?model=a&autoload=false"
+        await eventually(lambda: sum(request.startswith(polls) for request in router.requests) >= 3)
+        reply = await proxy.http.get("/props?model=b&autoload=false")
+        assert (reply.status_code, b"not loaded" in reply.content) == (400, True)
+        asked = {request.split(b" ")[1].decode() for request in router.requests if request.startswith(b"GET ")}
     assert router.loads == ["a"]
-    assert {"/props?model=a&autoload=false", "/metrics?model=a&autoload=false"} <= polled
-    assert not [target for target in polled if "model=b" in target and "/metrics" in target]
-    assert not [target for target in polled if target.startswith("/slots")]
+    own = {"/health", "/v1/models", "/props", "/props?model=a&autoload=false", "/metrics?model=a&autoload=false"}
+    assert asked == own | {"/props?model=b&autoload=false"}
 
 
 async def test_a_reading_client_that_would_load_a_model_waits_for_its_turn_too() -> None:
-    async with ScriptedRouter(answer_seconds=0.4) as router, live_proxy(router.url) as proxy:
-        running = asyncio.ensure_future(ask(proxy, "a"))
-        await asyncio.sleep(0.2)
-        reply = await proxy.http.get("/slots?model=b")
-        assert reply.status_code == 200
-        await running
+    async with ScriptedRouter() as router, live_proxy(router.url) as proxy, asyncio.TaskGroup() as group:
+        router.freed.clear()
+        group.create_task(ask(proxy, "a"))
+        await eventually(lambda: router.in_progress("a") == 1)
+        reading = group.create_task(proxy.http.get("/slots?model=b"))
+        await eventually(lambda: waiting(proxy, "b"))
+        router.freed.set()
+        assert (await reading).status_code == 200
     assert (router.broken, router.loads) == (0, ["a", "b"])
 
 
 async def test_health_metrics_and_admin_show_the_models_with_their_load() -> None:
     async with (
-        ScriptedRouter(answer_seconds=0.5) as router,
+        ScriptedRouter() as router,
         live_proxy(router.url, refresh_seconds=0.1, admin_key="secret", backend_queue_allowance=0) as proxy,
+        asyncio.TaskGroup() as group,
     ):
-        running = [asyncio.ensure_future(ask(proxy, "a")) for _ in range(3)]
-        running.append(asyncio.ensure_future(ask(proxy, "b")))
-        await asyncio.sleep(0.3)
+        router.freed.clear()
+        for model in "aaab":
+            group.create_task(ask(proxy, model))
+
+        async def is_shown() -> bool:
+            found = await states(proxy)
+            return (found["a"]["status"], found["a"]["waiting"], found["b"]["waiting"]) == ("loaded", 1, 1)
+
+        await eventually(is_shown)
         found = await states(proxy)
         admin = await proxy.http.get("/admin/backends", headers={"authorization": "Bearer secret"})
         page = (await proxy.http.get("/metrics")).text
-        await asyncio.gather(*running)
+        router.freed.set()
 
     assert found["a"] == {"status": "loaded", "in_memory": True, "requests": 2, "waiting": 1, "limit": 2}
     assert found["b"] == {"status": "unloaded", "in_memory": False, "requests": 0, "waiting": 1, "limit": 2}
@@ -134,63 +143,72 @@ async def test_health_metrics_and_admin_show_the_models_with_their_load() -> Non
     assert (row["most_loaded_models"], set(row["model_states"])) == (1, {"a", "b"})
     assert f'backend_model_requests{{backend="{router.url}",model="a"}} 2.0' in page
     assert f'backend_model_loads_total{{backend="{router.url}"}} 1.0' in page
-    assert 'model="b"' not in page.split("backend_model_requests", 1)[1].split("# HELP", 1)[0]
+    assert f'backend_model_requests{{backend="{router.url}",model="b"}}' not in page
 
 
 async def test_a_waiting_client_that_leaves_gives_the_turn_back() -> None:
     async with (
-        ScriptedRouter(answer_seconds=0.3, slots=1) as router,
-        live_proxy(router.url, model_swap_wait_seconds=0.05, backend_queue_allowance=0) as proxy,
+        ScriptedRouter(slots=2) as router,
+        live_proxy(router.url, model_swap_wait_seconds=0, backend_queue_allowance=0) as proxy,
+        asyncio.TaskGroup() as group,
     ):
-        first = asyncio.ensure_future(ask(proxy, "a"))
-        await asyncio.sleep(0.1)
-        leaver = asyncio.ensure_future(ask(proxy, "b"))
-        await asyncio.sleep(0.1)  # its turn has come: model a gets no new requests
-        second = asyncio.ensure_future(ask(proxy, "a"))
-        await asyncio.sleep(0.02)
+        await ask(proxy, "a")
+        router.freed.clear()
+        group.create_task(ask(proxy, "a"))
+        await eventually(lambda: router.in_progress("a") == 1)
+        leaver = group.create_task(ask(proxy, "b"))
+        await eventually(lambda: waiting(proxy, "b"))
+        group.create_task(ask(proxy, "a"))  # there is a free slot, but the turn is over
+        await eventually(lambda: waiting(proxy, "a"))
         leaver.cancel()
-        await asyncio.gather(first, second)
+        await eventually(lambda: router.in_progress("a") == 2)
+        router.freed.set()
     assert router.loads == ["a"]
 
 
 async def test_the_list_of_models_shows_their_status() -> None:
+    async def status_of(proxy: Proxy) -> dict[str, str]:
+        listed = (await proxy.http.get("/v1/models")).json()["data"]
+        return {entry["id"]: entry["status"]["value"] for entry in listed}
+
     async with ScriptedRouter() as router, live_proxy(router.url, refresh_seconds=0.05) as proxy:
         await ask(proxy, "b")
-        await asyncio.sleep(0.3)
-        listed = (await proxy.http.get("/v1/models")).json()["data"]
-    assert {entry["id"]: entry["status"]["value"] for entry in listed} == {"a": "unloaded", "b": "loaded"}
+
+        async def is_shown() -> bool:
+            return await status_of(proxy) == {"a": "unloaded", "b": "loaded"}
+
+        await eventually(is_shown)
 
 
-async def test_a_router_that_has_the_model_in_memory_goes_before_one_with_room_and_one_that_must_unload() -> None:
-    async with (
-        ScriptedRouter(most=1) as full,
-        ScriptedRouter(most=2) as roomy,
-        live_proxy(full.url, roomy.url, refresh_seconds=0.05) as proxy,
-    ):
-        for router in (full, roomy):
-            router._use("a")  # noqa: SLF001 - both have it, whatever the proxy chose
-        await asyncio.sleep(0.3)
-        for _ in range(4):
-            await ask(proxy, "b")
+async def test_a_router_with_room_for_a_model_goes_before_one_that_must_unload_another() -> None:
+    async with ScriptedRouter(most=1) as full, ScriptedRouter(most=2) as roomy:
+        full.load("a")
+        roomy.load("a")
+        async with live_proxy(full.url, roomy.url) as proxy:
+            for _ in range(4):
+                await ask(proxy, "b")
     assert (full.loads, roomy.loads) == (["a"], ["a", "b"])
 
 
-def test_the_script_counts_what_it_breaks() -> None:
-    """Without the proxy: a request for another model breaks the one in progress."""
+async def test_paths_that_load_and_unload_models_are_blocked() -> None:
+    async with ScriptedRouter() as router, live_proxy(router.url) as proxy:
+        for path in ("/models/load", "/models/unload"):
+            assert (await proxy.http.post(path, json={"model": "a"})).status_code == 403
+    assert router.loads == []
 
-    async def run() -> ScriptedRouter:
-        async with ScriptedRouter(answer_seconds=1.0) as router:
-            reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
-            writer.write(_post("a"))
-            await asyncio.sleep(0.1)
-            _, other = await asyncio.open_connection("127.0.0.1", router.port)
-            other.write(_post("b"))
-            with pytest.raises(ConnectionError):
-                await reader.read()
-            other.close()
-            return router
 
-    router = asyncio.run(run())
+async def test_the_script_breaks_requests_in_progress() -> None:
+    """Without the proxy: what the tests above would see."""
+    async with ScriptedRouter() as router:
+        router.freed.clear()
+        reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+        writer.write(_post("a"))
+        await eventually(lambda: router.in_progress("a") == 1)
+        _, other = await asyncio.open_connection("127.0.0.1", router.port)
+        other.write(_post("b"))
+        with pytest.raises(ConnectionError):
+            await reader.read()
+        other.close()
     assert (router.broken, router.loads) == (1, ["a", "b"])
 
 

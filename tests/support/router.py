@@ -23,8 +23,6 @@ class _Model:
         self.loaded = asyncio.Event()
         self.slots = asyncio.Semaphore(slots)
         self.connections: list[EngineConnection] = []  # with requests in progress, in a slot or not
-        self.most_at_once = 0
-        self.answering = 0
 
 
 class ScriptedRouter(FakeEngine):
@@ -38,6 +36,7 @@ class ScriptedRouter(FakeEngine):
         answer_seconds: how long an answer takes in its slot.
 
     Attributes:
+        freed: set while answers are given; initially set.
         loads: the models that it loaded, in order.
         broken: requests that it broke to make room for another model.
         most_at_once: by model, most requests that were in progress at a time.
@@ -53,6 +52,8 @@ class ScriptedRouter(FakeEngine):
         answer_seconds: float = 0.01,
     ) -> None:
         super().__init__(self._serve)
+        self.freed = asyncio.Event()
+        self.freed.set()
         self.names = list(models)
         self.loads: list[str] = []
         self.broken = 0
@@ -80,11 +81,21 @@ class ScriptedRouter(FakeEngine):
             await model.loaded.wait()
             async with model.slots:
                 await asyncio.sleep(self._answer_seconds)
+                await self.freed.wait()
             if connection in model.connections:
                 connection.send(http_reply(json.dumps({"model": name}).encode()))
         finally:
             if connection in model.connections:
                 model.connections.remove(connection)
+
+    def in_progress(self, name: str) -> int:
+        """The number of requests for the model that are in progress."""
+        model = self._memory.get(name)
+        return 0 if model is None else len(model.connections)
+
+    def load(self, name: str) -> None:
+        """Load a model, as for a request that did not come through the proxy."""
+        self._use(name)
 
     def _use(self, name: str) -> _Model:
         model = self._memory.pop(name, None)

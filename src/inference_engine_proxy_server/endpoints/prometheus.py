@@ -167,8 +167,7 @@ def _models(backends: Iterable[BackendSnapshot]) -> Iterator[Metric]:
             for name, model in backend.models.items():
                 if model.in_memory:
                     requests.add_metric([backend.url, name], model.requests)
-    yield requests
-    yield loads
+    yield from (family for family in (requests, loads) if family.samples)
 
 
 class MetricsPage:

@@ -143,6 +143,7 @@ class Backend:
     ) -> None:
         if state.model_reports:  # else the poll got no list of models
             places = self.config.max_loaded_models or state.most_models
+            self.load.set_slots(None, allowance)  # only its models have slots
             models.adopt(state.model_reports, places, self.config.capacity, allowance, asked_at)
             self._load_reported_at = now
 

@@ -128,6 +128,7 @@ class LoadedModels:
             load.set_reported(reported)
             if load.changed_at < asked_at:
                 load.adopt_memory(report, now)
+        self._whole.set_foreign(sum(load.foreign for load in self._by_id.values()))
         self.review()
 
     def forget_reported_load(self) -> None:

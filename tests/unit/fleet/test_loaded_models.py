@@ -37,7 +37,7 @@ class Router:
         self.models = LoadedModels("http://r", self.whole, SwapRules(TURN, self.clock, shared, worker))
         self.models.adopt_list([{"id": "a", "aliases": ["alpha"]}, {"id": "b"}, {"id": "c"}])
         self.places = places
-        self.report({name: LOADED for name in loaded})
+        self.report(dict.fromkeys(loaded, LOADED))
 
     def report(self, reports: dict[str, ModelReport], asked_ago: float = 0.0, capacity: int | None = None) -> None:
         """The router reports these models, and all others as unloaded."""
@@ -60,12 +60,12 @@ class Router:
             self[name].leases -= 1
             self.models.review()
 
-    def wait(self, name: str, token: object = "token") -> None:
-        self[name].begin_wait(token, self.clock())
+    def wait(self, name: str, request: object = 0) -> None:
+        self[name].begin_wait(request, self.clock())
         self.models.review()
 
-    def leave(self, name: str, token: object = "token") -> None:
-        self[name].end_wait(token)
+    def leave(self, name: str, request: object = 0) -> None:
+        self[name].end_wait(request)
         self.models.review()
 
     def pass_time(self, seconds: float) -> None:
