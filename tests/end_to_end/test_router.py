@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from end_to_end.conftest import StartProxy
+from support.http_client import send
 from support.live_proxy import Proxy, live_proxy
 from support.router import ScriptedRouter
 from support.waiting import eventually
@@ -47,7 +49,7 @@ async def waiting(proxy: Proxy, model: str) -> int:
 async def test_forty_requests_for_two_models_in_turn_need_a_few_loads_and_break_nothing(policy: str) -> None:
     async with (
         ScriptedRouter() as router,
-        live_proxy(router.url, model_swap_wait_seconds=1, balancing_policy=policy) as proxy,
+        live_proxy(router.url, model_swap_wait_seconds=5, balancing_policy=policy) as proxy,
     ):
         await ask_in_turn(proxy, 40)
     assert router.broken == 0
@@ -61,6 +63,20 @@ async def test_without_turns_the_same_requests_load_a_model_again_and_again() ->
         await ask_in_turn(proxy, 40)
     assert router.broken == 0
     assert len(router.loads) >= 8
+
+
+async def test_models_take_turns_in_all_workers_together(start_proxy: StartProxy) -> None:
+    async with ScriptedRouter() as router:
+        proxy = start_proxy(router.url, WORKERS="2", MODEL_SWAP_WAIT_SECONDS="2")
+
+        async def one(model: str) -> tuple[int, str]:
+            reply = await send(proxy.url, CHAT, json.dumps({"model": model}).encode())  # on a connection of its own
+            return reply.status, json.loads(reply.body)["model"]
+
+        asked = ["ab"[at % 2] for at in range(40)]
+        assert await asyncio.gather(*map(one, asked)) == [(200, model) for model in asked]
+    assert router.broken == 0
+    assert len(router.loads) <= 10
 
 
 async def test_a_flood_for_one_model_does_not_starve_another_one() -> None:
