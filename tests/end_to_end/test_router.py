@@ -162,6 +162,17 @@ async def test_health_metrics_and_admin_show_the_models_with_their_load() -> Non
     assert f'backend_model_requests{{backend="{router.url}",model="b"}}' not in page
 
 
+async def test_what_expected_time_learns_of_the_models_is_shown_for_the_router() -> None:
+    async with ScriptedRouter() as router, live_proxy(router.url, balancing_policy="expected_time") as proxy:
+        router.freed.clear()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ask(proxy, "a"))
+            await eventually(lambda: router.in_progress("a") == 1)
+            page = (await proxy.http.get("/metrics")).text
+            router.freed.set()
+    assert f'inference_proxy_backend_prompts_reading{{backend="{router.url}"}} 1.0' in page
+
+
 async def test_a_waiting_client_that_leaves_gives_the_turn_back() -> None:
     async with (
         ScriptedRouter(slots=2) as router,

@@ -138,7 +138,7 @@ class Placement(FleetObserver):
         """What was learned about the backends; ``None`` while no policy learns."""
         if not self.router.policies.learn:
             return None
-        return LearnedSnapshot.of(self.candidates, self.router.index)
+        return LearnedSnapshot.of((self._registry.all_of(one.backend) for one in self.candidates), self.router.index)
 
     def policy(self, model: str | None) -> Policy:
         """The policy for requests that name ``model``."""
