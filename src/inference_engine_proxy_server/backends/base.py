@@ -143,7 +143,7 @@ class BackendState:
         model_names: how it treats names that ``models`` lacks.
         statuses: by the ids of the ``models`` that are not awake.
         model_reports: by the ids of the ``models`` of an engine that loads and unloads them; empty for other engines.
-        most_models: models that such an engine holds in memory at most.
+        most_models: models that such an engine holds in memory at most; infinite if requests never make it unload one.
         contexts: tokens that a prompt and its answer may have together, by the ids of the ``models`` that report it.
         continued_apis: the APIs in which it continues an answer that begins with a given text.
         bounds_max_tokens: it rejects a request whose answer limit alone exceeds the whole context.
@@ -164,7 +164,7 @@ class BackendState:
     model_names: ModelNames = ModelNames.UNKNOWN
     statuses: Mapping[str, ModelStatus] = field(default_factory=dict)
     model_reports: Mapping[str, ModelReport] = field(default_factory=dict)
-    most_models: int | None = None
+    most_models: float | None = None
     contexts: Mapping[str, int] = field(default_factory=dict)
     continued_apis: frozenset[Api] = frozenset()
     bounds_max_tokens: bool = False

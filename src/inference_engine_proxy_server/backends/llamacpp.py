@@ -6,6 +6,7 @@ Sources: llama.cpp ``tools/server/README.md``; measured on llama.cpp builds 1143
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, ClassVar
@@ -156,7 +157,7 @@ class LlamaCppBackend(BaseBackend):
             continued_apis=_ALL_APIS - {Api.MESSAGES},
             statuses=_statuses(models, is_sleeping=False),
             model_reports=await fetch_model_reports(models, self.fetch_body),
-            most_models=(props.max_instances or None) if props.models_autoload else None,
+            most_models=props.most_models,
             contexts=context_lengths(models, _context_tokens),
         )
 
@@ -204,6 +205,13 @@ class _Props(msgspec.Struct):
     is_sleeping: bool = False
     max_instances: Annotated[int, msgspec.Meta(ge=0)] | None = None  # a router's; 0: no limit
     models_autoload: bool = True  # a router's: requests make it load models
+
+    @property
+    def most_models(self) -> float | None:
+        """See :class:`BackendState`."""
+        if not self.models_autoload:
+            return math.inf
+        return math.inf if self.max_instances == 0 else self.max_instances
 
 
 def _not_live(health: Reply) -> BackendState:

@@ -29,7 +29,7 @@ def _taking_turns(backend: BackendSnapshot) -> dict[str, Any]:
     if backend.models is None:
         return {}
     return {
-        "most_loaded_models": backend.most_models,
+        "most_loaded_models": _finite(backend.most_models),
         "model_states": {name: _state_of(model) for name, model in backend.models.items()},
     }
 
@@ -40,5 +40,9 @@ def _state_of(model: ModelSnapshot) -> dict[str, Any]:
         "in_memory": model.in_memory,
         "requests": model.requests,
         "waiting": model.waiting,
-        "limit": model.limit if model.limit < math.inf else None,
+        "limit": _finite(model.limit),
     }
+
+
+def _finite(number: float) -> float | None:
+    return number if number < math.inf else None

@@ -53,12 +53,12 @@ class LoadedModels:
         rules: how models take turns.
 
     Attributes:
-        places: models that fit into memory; ``None`` if there is no limit, or none is known.
+        places: models that fit into memory; infinite if there is no limit, or none is known.
         loads: requests of this worker that made the backend load a model.
     """
 
     def __init__(self, url: str, whole: BackendLoad, rules: SwapRules) -> None:
-        self.places: int | None = None
+        self.places = math.inf
         self.loads = 0
         self._url = url
         self._whole = whole
@@ -87,7 +87,11 @@ class LoadedModels:
         known, self._by_id, self._by_name = self._by_id, {}, {}
         for entry in entries:
             model = entry["id"]
-            load = known.get(model) or ModelLoad(model, self._whole, self._note_change, *self._rows(model))
+            load = (
+                self._by_id.get(model)
+                or known.get(model)
+                or ModelLoad(model, self._whole, self._note_change, *self._rows(model))
+            )
             self._by_id[model] = load
             for name in names_of(entry):
                 self._by_name.setdefault(name, load)
@@ -100,7 +104,7 @@ class LoadedModels:
     def adopt(
         self,
         reports: Mapping[str, ModelReport],
-        places: int | None,
+        places: float | None,
         capacity: int | None,
         allowance: int,
         asked_at: float,
@@ -109,12 +113,12 @@ class LoadedModels:
 
         Args:
             reports: by the ids of the models.
-            places: models that it holds in memory at most; ``None``: no limit.
+            places: models that it holds in memory at most; ``None``: as before.
             capacity: the configured slots of each model, in place of reported ones.
             allowance: requests that each model may have beyond its slots.
             asked_at: when the poll was sent. What changed after that is newer than the report.
         """
-        self.places = places
+        self.places = self.places if places is None else places
         now = self._rules.clock()
         for model, report in reports.items():
             load = self._by_id.get(model)
@@ -141,7 +145,7 @@ class LoadedModels:
     def review(self) -> None:
         """Decide which models get requests now (:attr:`ModelLoad.is_admitted`)."""
         held = self._held()
-        if self.places is None or len(held) < self.places:
+        if len(held) < self.places:
             for load in self._by_id.values():
                 load.is_admitted = True
             return
@@ -160,18 +164,16 @@ class LoadedModels:
 
     def must_make_room_for(self, load: ModelLoad) -> bool:
         """Whether the backend must end another model to load this one."""
-        if self.places is None:
-            return False
         held = self._held()
         return load not in held and len(held) >= self.places
 
     def _held(self) -> list[ModelLoad]:
         """The models in memory, as far as they fit: the backend has yet to end those that do not, or is about to."""
         held = [load for load in self._by_id.values() if load.in_memory or load.proxy_leases]
-        if self.places is None or len(held) <= self.places:
+        if len(held) <= self.places:
             return held
         held.sort(key=lambda load: (load.proxy_leases > 0, load.used), reverse=True)
-        return held[: self.places]
+        return held[: int(self.places)]
 
     def _note_change(self, load: ModelLoad, change: int) -> None:
         """A request for ``load`` began or ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class BackendSnapshot:
         share: the fraction of its usual share of requests that it gets now, up to 1.
         serving: its models.
         models: their states by id, if it loads and unloads them; ``None`` for all other backends.
-        most_models: models that it holds in memory at most; ``None``: no limit, or unknown.
+        most_models: models that it holds in memory at most; infinite if there is no limit, or none is known.
         model_loads: requests of this worker that made it load a model.
         models_known: its models are from a report or from the configuration.
         reported: its latest report.
@@ -90,7 +91,7 @@ class BackendSnapshot:
     share: float
     serving: Serving
     models: Mapping[str, ModelSnapshot] | None
-    most_models: int | None
+    most_models: float
     model_loads: int
     models_known: bool
     reported: BackendState
@@ -121,7 +122,7 @@ class BackendSnapshot:
             share=health.share(now),
             serving=backend.serving,
             models=None if models is None else {one.model: ModelSnapshot.of(one) for one in models.all},
-            most_models=None if models is None else models.places,
+            most_models=math.inf if models is None else models.places,
             model_loads=0 if models is None else models.loads,
             models_known=backend.models_known,
             reported=health.reported,

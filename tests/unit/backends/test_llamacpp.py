@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -298,13 +299,13 @@ async def test_a_sleeping_model_takes_a_place_but_is_not_ready() -> None:
     ("props", "most"),
     [
         (b'{"max_instances": 2, "models_autoload": true}', 2),
-        (b'{"max_instances": 2, "models_autoload": false}', None),  # requests load no models
-        (b'{"max_instances": 0}', None),
+        (b'{"max_instances": 2, "models_autoload": false}', math.inf),  # requests load no models
+        (b'{"max_instances": 0}', math.inf),
         (b'{"max_instances": -1}', None),
         (b"{}", None),
     ],
 )
-async def test_the_number_of_models_in_memory_is_reported(props: bytes, most: int | None) -> None:
+async def test_the_number_of_models_in_memory_is_reported(props: bytes, most: float | None) -> None:
     state = await backend({**ROUTER, "/props": Reply(200, props)}).fetch_state()
     assert state.most_models == most
 

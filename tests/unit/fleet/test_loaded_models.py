@@ -27,7 +27,7 @@ class Router:
     def __init__(
         self,
         loaded: str = "a",
-        places: int | None = 1,
+        places: float | None = 1,
         shared: SharedLeases | None = None,
         worker: int = 0,
         clock: Clock | None = None,
@@ -113,8 +113,8 @@ def test_an_idle_model_makes_room_at_once() -> None:
     assert (router["a"].in_memory, router["b"].in_memory, router.models.loads) == (False, True, 1)
 
 
-@pytest.mark.parametrize("places", [None, 3])
-def test_models_that_all_fit_take_no_turns(places: int | None) -> None:
+@pytest.mark.parametrize("places", [math.inf, 3])
+def test_models_that_all_fit_take_no_turns(places: float) -> None:
     router = Router(places=places)
     for name in "abc":
         router.begin(name)
@@ -248,6 +248,20 @@ def test_while_a_model_is_being_replaced_the_old_one_gets_no_requests() -> None:
     router.report({"a": LOADED})  # the router has not ended it yet
     router.wait("a")
     assert router.admitted == "b"
+
+
+def test_a_report_without_the_number_of_places_leaves_it_as_it_was() -> None:
+    router = Router()
+    router.begin("a")
+    router.places = None
+    router.report({"a": LOADED})
+    assert router.admitted == "a"
+
+
+def test_a_model_that_is_listed_twice_is_one_model() -> None:
+    router = Router()
+    router.models.adopt_list([{"id": "d"}, {"id": "d"}])
+    assert list(router.models.all) == [router["d"]]
 
 
 def test_a_sleeping_model_takes_a_place_until_another_one_needs_it() -> None:

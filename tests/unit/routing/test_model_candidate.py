@@ -26,7 +26,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def router_state(loaded: str = "a", most: int | None = 1) -> BackendState:
+def router_state(loaded: str = "a", most: float = 1) -> BackendState:
     reports = {name: LOADED if name in loaded else UNLOADED for name in "ab"}
     cold = {name: ModelStatus.COLD for name in "ab" if name not in loaded}
     entries = ({"id": "a", "aliases": ["alpha"]}, {"id": "b"})
