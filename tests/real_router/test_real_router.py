@@ -96,7 +96,7 @@ async def flood(http: httpx2.AsyncClient, model: str) -> AsyncIterator[None]:
 
     async def keep_asking() -> None:
         while not is_over.is_set():
-            await ask(http, model, tokens=400)
+            await ask(http, model, tokens=1500)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(6):
@@ -116,21 +116,11 @@ async def test_forty_requests_for_two_models_in_turn_are_all_answered(router: Ro
     assert len(router.loads) <= 20
 
 
-async def test_the_router_alone_lets_a_flood_for_one_model_starve_the_other(router: Router) -> None:
-    """What the proxy adds: this build waits until a model is idle, which a flood prevents."""
-    await eventually(lambda: is_up(router), 120)
-    async with httpx2.AsyncClient(base_url=router.url, trust_env=False) as http:
-        await ask(http, "tiny-a")
-        async with flood(http, "tiny-a"):
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(ask(http, "tiny-b"), 8)
-
-
-async def test_behind_the_proxy_the_same_flood_delays_the_other_model_by_one_turn(router: Router, proxy: Proxy) -> None:
+async def test_a_flood_for_one_model_delays_the_other_by_one_turn(router: Router, proxy: Proxy) -> None:
     await ask(proxy.http, "tiny-a")
     async with flood(proxy.http, "tiny-a"):
         began = time.monotonic()
-        await asyncio.wait_for(ask(proxy.http, "tiny-b"), 8)
+        await asyncio.wait_for(ask(proxy.http, "tiny-b"), 20)  # the router alone waits until tiny-a has no requests
         logger.info("it waited for %.2f s", time.monotonic() - began)
     assert router.loads[:2] == ["tiny-a", "tiny-b"]
 
