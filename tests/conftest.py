@@ -29,9 +29,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def slow_model(tiny_model: Path) -> Path:
-    """Slow enough that a long reply takes seconds. Its answers are varied, see :class:`.ModelShape`."""
-    shape = ModelShape(embedding=384, layers=6, context=8192, is_varied=True)
-    return write_tiny_gguf(tiny_model.with_name("slow.gguf"), shape)
+    """Slow enough that a long reply takes seconds."""
+    return write_tiny_gguf(tiny_model.with_name("slow.gguf"), ModelShape(embedding=384, layers=6, context=8192))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ Glossary. Code, documentation, log lines and metrics use these terms:
 * *client*: a program that sends requests to the proxy. *Operator*: a person who runs the proxy.
 * *backend*: one engine server at one base URL. *Engine*: its kind (llama.cpp, vLLM, ...). *Fleet*: all backends.
 * *model*: the name in a request body. A *strict* backend rejects models that it does not list; others accept any name.
+  *Alias*: another name that the operator gives a model. *Catalog*: all names and parameters that the operator defines.
 * *exchange*: one request of a client with its reply. *Destination*: what handles a request: the proxy itself, a
   backend, or nothing because the path is blocked.
 * *router*: a llama.cpp server with many models, of which it has some in memory. *Turn*: how long a model keeps its
@@ -26,7 +27,8 @@ Glossary. Code, documentation, log lines and metrics use these terms:
 * *poll*: a query of a backend's state. *Trial*: one request that tests a suspect backend. *Suspension*: the time for
   which a failing backend gets no requests. *Drain*: give no new requests and let running ones finish.
 * *observer*: a part that watches replies or fleet changes without altering them.
-* *gate*: checks API keys. *Allowance*: how much of its limits a key has left.
+* *gate*: checks API keys. *Allowance*: how much of its limits a key has left. *Budget*: the tokens
+  that a key may use in a day or a month. *Ledger*: the tokens of each hour, key and model, kept in a file.
 * *block*: bytes that arrive or are sent at once; in a prompt, a part that is hashed. *Chunk*: a chunk of HTTP/1.1's
   chunked coding.
 * *worker*: one of several processes that share the port. *Sibling*: another worker. *Supervisor*: the parent process.
@@ -35,7 +37,7 @@ Glossary. Code, documentation, log lines and metrics use these terms:
 Data flow through the packages (their ``__init__`` says what each one does)::
 
     request  client > wire > access > requests > dispatch > routing > dispatch > wire > backend
-    reply    backend > wire > client; observers in dispatch pass facts on to access, routing and telemetry
+    reply    backend > wire > client; observers in dispatch pass facts on to usage, routing and telemetry
     state    backend > backends/<engine> > fleet > routing; a freed slot goes to the queue in dispatch
     own      client > wire > access > endpoints, which read fleet, routing, telemetry and, through processes, siblings
     limits   overload > wire, which rejects requests before their bodies

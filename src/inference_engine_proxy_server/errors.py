@@ -5,6 +5,7 @@
     ProxyError
     ├── ClientError              the request is at fault
     ├── CapacityError            no backend is available for the request now; waiting helps
+    │   └── BudgetError          the key has used up its tokens of the day or month
     └── BackendError             a backend failed while it had the request
         ├── BackendUnreachable   nothing was sent, so another backend can safely be tried
         ├── BackendBroke         sent, but the connection ended early
@@ -31,6 +32,7 @@ __all__ = [
     "BackendLacks",
     "BackendTimeout",
     "BackendUnreachable",
+    "BudgetError",
     "CapacityError",
     "ClientError",
     "EngineLacks",
@@ -80,11 +82,32 @@ class ClientError(ProxyError):
     code = "invalid_request"
 
 
+class PromptTooLong(ClientError):
+    """An engine rejected the prompt as longer than its context, and another model may have room for it.
+
+    Attributes:
+        reply: the engine's reply: status, reason phrase, header lines and body.
+    """
+
+    code = "context_length_exceeded"
+
+    def __init__(self, reply: tuple[int, bytes, bytes, bytes]) -> None:
+        super().__init__("The prompt is longer than the context of the model.")
+        self.reply = reply
+
+
 class CapacityError(ProxyError):
     """No backend can take the request now."""
 
     status = 503
     code = "no_backend_available"
+
+
+class BudgetError(CapacityError):
+    """The request's key has used up its tokens of the day or month."""
+
+    status = 429
+    code = "insufficient_quota"  # OpenAI's
 
 
 class BackendError(ProxyError):
@@ -227,8 +250,9 @@ def error_fields(error: ProxyError, path: str, request_id: str) -> bytes:
     """The header lines for :func:`error_body`.
 
     ``x-should-retry: false`` stops the OpenAI and Anthropic SDKs from retrying: after a timeout, retries would make an
-    engine do the same work a second and a third time. Anthropic's SDKs read the request id from ``request-id``.
-    Web pages of any origin may read these errors, which do not depend on cookies.
+    engine do the same work a second and a third time; a spent budget is not renewed within the time of their retries.
+    Anthropic's SDKs read the request id from ``request-id``. Web pages of any origin may read these errors, which do
+    not depend on cookies.
     """
     fields = [b"content-type: application/json\r\n"]
     if error.retry_after_seconds:
@@ -241,7 +265,7 @@ def error_fields(error: ProxyError, path: str, request_id: str) -> bytes:
         fields.append(b"upgrade: websocket\r\nsec-websocket-version: 13\r\n")  # RFC 6455, 4.4
     elif error.status == 426:
         fields.append(b"upgrade: HTTP/1.1\r\n")  # RFC 9110, 15.5.22: the protocols that are supported
-    if isinstance(error, BackendTimeout):
+    if isinstance(error, (BackendTimeout, BudgetError)):
         fields.append(b"x-should-retry: false\r\n")
     if _speaks_anthropic(path):
         fields.append(b"request-id: %b\r\n" % request_id.encode())

@@ -66,6 +66,11 @@ def test_a_longer_body_costs_no_more_python(costs: Costs) -> None:
     assert costs.request.instructions == pytest.approx(measure(body_bytes=20_000).request.instructions, rel=SLACK)
 
 
+def test_a_model_without_rules_costs_hardly_more_where_others_have_rules(costs: Costs) -> None:
+    rules = "models: {other: {aliases: [alias], parameters: {set: {max_tokens: 9}}}}"
+    assert measure(fleet_file=rules).request.instructions <= costs.request.instructions * 1.02
+
+
 def test_a_larger_fleet_costs_hardly_more(costs: Costs) -> None:
     assert measure(backends=24).request.instructions <= costs.request.instructions * 1.05
 

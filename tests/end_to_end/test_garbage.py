@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import ClientConnection
 
 from end_to_end.breaking_engine import SPEECHES, reports_an_error, two_engines
+from support.engine import chunk
 from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 from support.http_client import Call, chat
 from support.live_proxy import live_proxy
@@ -21,9 +25,11 @@ from support.websocket_engine import WebSocketEngine, websocket
 PATH = "/v1/chat/completions"
 PACKAGE = "inference_engine_proxy_server"
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-MODELS = b'{"object":"list","data":[{"id":"m","object":"model","owned_by":"somebody"}]}'
-EVENT = b'13\r\ndata: {"choices":1}\n\n\r\n'
+MODELS = b'{"object":"list","data":[{"id":"m","object":"model","owned_by":"vllm"}]}'
+EVENT = chunk(b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n')
+POLLS = {b" /v1/models ": http_reply(MODELS), b" /health ": http_reply()}
 REQUESTS = 5
+FLEET_FILE = "models: {m: {aliases: [alias], parameters: {set: {top_k: 1}, system_prompt: x}}}"
 
 Step = Callable[[Call], Awaitable[object]]
 
@@ -32,28 +38,38 @@ async def engine_script(connection: EngineConnection) -> None:
     """Answers polls, and a request as its user says; a stream without a user never ends."""
     while True:
         request = await connection.request()
-        if request.startswith(b"GET /v1/models "):
-            connection.send(http_reply(MODELS))
-        elif request.startswith(b"GET"):
-            connection.send(http_reply(b"{}", 404))
+        if request.startswith(b"GET"):
+            connection.send(next((reply for path, reply in POLLS.items() if path in request), http_reply(b"{}", 404)))
         elif b'"declined"' in request:
             connection.send(http_reply(b"{}", 503))
         elif b'"silent"' in request:
             continue
         elif b'"dropped"' in request:
             connection.finish()
-        elif b'"broken"' in request:
-            connection.send(HEAD, EVENT)
-            connection.finish()
         elif b'"stream": true' in request:
-            connection.send(HEAD, EVENT)
+            await stream(connection, request)
         else:
             connection.send(http_reply())
+
+
+async def stream(connection: EngineConnection, request: bytes) -> None:
+    connection.send(HEAD, EVENT)
+    if b'"broken"' in request:
+        connection.finish()
+    while b'"steady"' in request and not connection.ended.done():
+        await asyncio.sleep(0.001)  # so that each event arrives on its own, and takes the direct path
+        connection.send(EVENT)
 
 
 async def read_event_and_leave(call: Call) -> None:
     await call.head()
     await call.event()
+
+
+async def read_events_and_leave(call: Call) -> None:
+    await call.head()
+    for _ in range(5):
+        await call.event()
 
 
 @pytest.fixture
@@ -71,6 +87,7 @@ def alive() -> Counter[str]:
 
 
 @pytest.mark.usefixtures("without_collections")
+@pytest.mark.parametrize("has_ledger", [False, True], ids=["plain", "with-ledger"])
 @pytest.mark.parametrize(
     ("body", "step"),
     [
@@ -80,11 +97,18 @@ def alive() -> Counter[str]:
         pytest.param(chat(user="silent"), Call.reply, id="no-answer-in-time"),
         pytest.param(chat(user="dropped"), Call.reply, id="dropped-by-both-backends"),
         pytest.param(chat(stream=True), read_event_and_leave, id="client-leaves-a-stream"),
+        pytest.param(chat(stream=True, user="steady"), read_events_and_leave, id="client-leaves-a-steady-stream"),
         pytest.param(chat(stream=True), Call.reset, id="client-leaves-before-the-reply"),
+        pytest.param(chat(model="alias"), Call.reply, id="patched-body"),
+        pytest.param(chat(model="alias", stream=True, user="broken"), Call.reply, id="broken-stream-of-an-alias"),
+        pytest.param(chat(model="alas"), Call.reply, id="unknown-model"),
+        pytest.param([], Call.reply, id="body-that-cannot-be-patched"),
     ],
 )
-async def test_a_request_leaves_nothing_behind(body: dict[str, object], step: Step) -> None:
-    await leaves_nothing_behind(body, step, backend_first_byte_timeout_seconds=0.1)
+async def test_a_request_leaves_nothing_behind(tmp_path: Path, body: object, step: Step, has_ledger: bool) -> None:
+    # With a ledger, each reply has observers, and each stream has an editor.
+    settings: dict[str, Any] = {"usage_file": str(tmp_path / "usage.db")} if has_ledger else {}
+    await leaves_nothing_behind(body, step, backend_first_byte_timeout_seconds=0.1, **settings)
 
 
 @pytest.mark.usefixtures("without_collections")
@@ -94,16 +118,17 @@ async def test_a_stream_with_heartbeats_leaves_nothing_behind(step: Step) -> Non
     await leaves_nothing_behind(body, step, backend_first_byte_timeout_seconds=0.6, stream_heartbeat_seconds=0.1)
 
 
-async def leaves_nothing_behind(body: dict[str, object], step: Step, **settings: float) -> None:
+async def leaves_nothing_behind(body: object, step: Step, **settings: Any) -> None:
+    path = PATH if body else f"{PATH}?model=alias"
     async with FakeEngine(engine_script) as one, FakeEngine(engine_script) as other:
-        async with live_proxy(one.url, other.url, **settings) as proxy:
+        async with live_proxy(one.url, other.url, fleet_file=FLEET_FILE, **settings) as proxy:
 
             async def is_idle() -> bool:
                 return not any(one["requests_in_flight"] for one in (await proxy.details()).values())
 
             async def serve() -> Counter[str]:
                 for _ in range(REQUESTS):
-                    async with Call(proxy.url, PATH, body) as call:
+                    async with Call(proxy.url, path, body) as call:
                         call.send()
                         await step(call)
                 await eventually(is_idle)

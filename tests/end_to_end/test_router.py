@@ -21,10 +21,10 @@ from support.waiting import eventually
 CHAT = "/v1/chat/completions"
 
 
-async def ask(proxy: Proxy, model: str) -> None:
-    """Send one request, which ``model`` must answer."""
-    reply = await proxy.http.post(CHAT, json={"model": model, "messages": [{"role": "user", "content": "hi"}]})
-    assert (reply.status_code, reply.json()["model"]) == (200, model), reply.text
+async def ask(proxy: Proxy, name: str, model: str | None = None) -> None:
+    """Send one request for ``name``, which ``model`` must answer; ``None``: the model of that name."""
+    reply = await proxy.http.post(CHAT, json={"model": name, "messages": [{"role": "user", "content": "hi"}]})
+    assert (reply.status_code, reply.json()["model"]) == (200, model or name), reply.text
 
 
 async def ask_in_turn(proxy: Proxy, requests: int) -> None:
@@ -131,6 +131,45 @@ async def test_a_reading_client_that_would_load_a_model_waits_for_its_turn_too()
         router.freed.set()
         assert (await reading).status_code == 200
     assert (router.broken, router.loads) == (0, ["a", "b"])
+
+
+async def test_names_of_the_operator_take_turns_as_the_models_that_they_mean() -> None:
+    names = "models: {a: {aliases: [usual]}, b: {aliases: [other]}}"
+    async with (
+        ScriptedRouter(slots=1) as router,
+        live_proxy(router.url, fleet_file=names, backend_queue_allowance=0) as proxy,
+        asyncio.TaskGroup() as group,
+    ):
+        router.freed.clear()
+        group.create_task(ask(proxy, "usual", "a"))
+        await eventually(lambda: router.in_progress("a") == 1)
+        group.create_task(ask(proxy, "other", "b"))
+        await eventually(lambda: waiting(proxy, "b"))
+        group.create_task(ask(proxy, "a"))
+        await eventually(lambda: waiting(proxy, "a"))
+        found = await states(proxy)
+        reading = await proxy.http.get("/props?model=other&autoload=false")
+        router.freed.set()
+    assert [(found[model]["requests"], found[model]["waiting"]) for model in "ab"] == [(1, 1), (0, 1)]
+    assert (reading.status_code, b"not loaded" in reading.content) == (400, True)
+    assert (router.broken, router.loads) == (0, ["a", "b"])
+
+
+async def test_a_request_that_waits_too_long_for_the_turn_of_its_model_falls_back_to_one_in_memory() -> None:
+    names = "models: {b: {fallbacks: [a], fallback_after_seconds: 0.2}}"
+    async with (
+        ScriptedRouter(slots=2) as router,
+        live_proxy(router.url, fleet_file=names, backend_queue_allowance=0) as proxy,
+        asyncio.TaskGroup() as group,
+    ):
+        router.freed.clear()
+        group.create_task(ask(proxy, "a"))
+        await eventually(lambda: router.in_progress("a") == 1)
+        group.create_task(ask(proxy, "b", "a"))
+        await eventually(lambda: router.in_progress("a") == 2)
+        assert await waiting(proxy, "b") == 0
+        router.freed.set()
+    assert (router.broken, router.loads) == (0, ["a"])
 
 
 async def test_health_metrics_and_admin_show_the_models_with_their_load() -> None:

@@ -13,6 +13,7 @@ import struct
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -51,7 +52,7 @@ async def _run() -> dict[str, object]:
             refusals.append(time.monotonic() - began)
         return reply
 
-    settings = {"refresh_seconds": 0.3, "max_allowed_request_queue": 1000, "access_log": False}
+    settings: dict[str, Any] = {"refresh_seconds": 0.3, "max_allowed_request_queue": 1000, "access_log": False}
     async with Engine(answer) as engine, live_proxy(engine.url, **settings) as proxy:
         others = [await asyncio.open_connection("127.0.0.1", engine.port) for _ in range(_TAKEN)]
         async with asyncio.TaskGroup() as group:

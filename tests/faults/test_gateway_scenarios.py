@@ -1,12 +1,12 @@
 """The scenarios of the public benchmark failoverbench, small: one failing engine, or several, and what the client sees.
 
-docs/reliability.md has one row for each. Streams that fail after their first event are in test_backend_replies and
-test_resume_rules.
+docs/reliability.md has one row for each.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import pytest
@@ -92,6 +92,67 @@ async def test_status_on_which_two_engines_agree_reaches_the_client(fleet: Fleet
     reply = await proxy.post()
     assert (reply.status, reply.json) == (status, {"error": "its own"})
     assert sum(len(engine.served) for engine in engines) == 2
+
+
+def said(content: str, finish: str | None = None) -> bytes:
+    """An event of a chat."""
+    choice = {"index": 0, "delta": {"content": content}, "finish_reason": finish}
+    members = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+    return chunk(b"data: " + json.dumps(members).encode() + b"\n\n")
+
+
+def says_and(end: Answer, *words: str) -> Answer:
+    """Begins a chat with ``words``, and then ends like ``end``."""
+
+    async def answer(connection: EngineConnection) -> None:
+        connection.send(STREAM_HEAD, *map(said, words))
+        await asyncio.sleep(0.1)  # a reset discards what the peer has not read yet
+        await end(connection)
+
+    return answer
+
+
+REST = answers_with(STREAM_HEAD, said(" three"), said("", "stop"), chunk(DONE), END)
+
+
+@pytest.mark.parametrize(
+    ("end", "settings"),
+    [
+        pytest.param(resets, {}, id="S08 stream cut"),
+        pytest.param(hangs, {"backend_stream_idle_timeout_seconds": 0.3}, id="S09 stalled stream"),
+    ],
+)
+async def test_failure_after_two_events_is_hidden(fleet: Fleet, end: Answer, settings: dict[str, object]) -> None:
+    failing, other = await fleet.engine(says_and(end, "one", " two")), await fleet.engine(REST, processing=5)
+    proxy = await fleet.proxy(failing, other, **settings)
+    reply = await proxy.post(CHAT, chat(stream=True))
+    assert (reply.status, reply.complete) == (200, True)
+    events = [json.loads(line[6:]) for line in reply.body.split(b"\n\n") if line.startswith(b"data: {")]
+    choices = [choice for event in events for choice in event["choices"]]
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == "one two three"
+    assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["stop"]
+    assert reply.body.endswith(DONE)
+    assert (len(failing.served), len(other.served)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("end", "settings", "code"),
+    [
+        pytest.param(resets, {}, b"backend_disconnected", id="S08 stream cut"),
+        pytest.param(hangs, {"backend_stream_idle_timeout_seconds": 0.3}, b"backend_timeout", id="S09 stalled stream"),
+    ],
+)
+async def test_failure_after_the_only_event_of_a_chat_is_reported(
+    fleet: Fleet, end: Answer, settings: dict[str, object], code: bytes
+) -> None:
+    """Engines may repeat this event, or go on with the same word. See the rule ``one_event``."""
+    failing, other = await fleet.engine(says_and(end, "one")), await fleet.engine(REST, processing=5)
+    proxy = await fleet.proxy(failing, other, **settings)
+    reply = await proxy.post(CHAT, chat(stream=True))
+    assert (reply.status, reply.complete) == (200, False)
+    assert code in reply.body
+    assert DONE not in reply.body
+    assert not other.served
 
 
 async def test_malformed_event_is_forwarded_as_it_is(fleet: Fleet) -> None:

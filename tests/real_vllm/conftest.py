@@ -72,7 +72,7 @@ class Vllm:
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         arguments = (
-            f"--model {model} --served-model-name {MODEL} --host 127.0.0.1 --port {port} --dtype bfloat16 "
+            f"--model {model} --served-model-name {MODEL} --host 127.0.0.1 --port {port} --dtype float32 "
             "--max-model-len 2048 --max-num-seqs 4 --max-num-batched-tokens 64 --block-size 32 --enforce-eager"
         )
         environment = {
@@ -132,10 +132,10 @@ class Vllm:
 
 
 @pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Vllm]]:
+def engines(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Vllm]]:
     python = os.environ["VLLM_PYTHON"]
     folder = tmp_path_factory.mktemp("vllm")
-    subprocess.run([python, Path(__file__).with_name("tiny_hf_model.py"), folder / "model"], check=True)
+    subprocess.run([python, Path(__file__).with_name("hf_model.py"), tiny_model, folder / "model"], check=True)
     servers = [Vllm(python, folder / "model", folder / f"vllm-{number}.log") for number in range(2)]
     try:
         assert all(eventually(server.is_up, START_SECONDS) for server in servers)
@@ -145,14 +145,14 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Vllm]]:
             server.kill()
 
 
-@pytest.fixture(scope="session")
-def proxy(engines: list[Vllm], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The base URL of the real proxy in front of both engines."""
-    settings = {"PORT": "0", "METRICS_CACHE_TTL_SECONDS": "1", "BACKENDS": ",".join(engine.url for engine in engines)}
+@contextmanager
+def running_proxy(folder: Path, backends: list[str], **settings: str) -> Iterator[str]:
+    """The base URL of the real proxy in front of ``backends``."""
+    usual = {"PORT": "0", "METRICS_CACHE_TTL_SECONDS": "1", "BACKENDS": ",".join(backends), "ADMIN_KEY": "op"}
     with subprocess.Popen(
         [sys.executable, "-m", "inference_engine_proxy_server", "serve"],
-        env=os.environ | settings,
-        cwd=tmp_path_factory.mktemp("proxy"),
+        env=os.environ | usual | settings,
+        cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -166,3 +166,10 @@ def proxy(engines: list[Vllm], tmp_path_factory: pytest.TempPathFactory) -> Iter
         finally:
             process.terminate()
             draining.join()
+
+
+@pytest.fixture(scope="session")
+def proxy(engines: list[Vllm], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of the real proxy in front of both engines."""
+    with running_proxy(tmp_path_factory.mktemp("proxy"), [engine.url for engine in engines]) as url:
+        yield url

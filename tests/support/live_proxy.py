@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx2
 
-from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.server import make_host
+from support.fleet_files import configuration_of
 from support.running_proxy import RunningProxy
 
 __all__ = ["Proxy", "live_proxy"]
@@ -46,12 +46,18 @@ class Proxy(RunningProxy):
 
 
 @asynccontextmanager
-async def live_proxy(*backends: str, refresh_seconds: float = _NEVER_SECONDS, **settings: Any) -> AsyncIterator[Proxy]:
-    """A proxy that has polled ``backends`` once, and polls again after ``refresh_seconds``."""
+async def live_proxy(
+    *backends: str, refresh_seconds: float = _NEVER_SECONDS, fleet_file: str = "{}", **settings: Any
+) -> AsyncIterator[Proxy]:
+    """A proxy that has polled ``backends`` once, and polls again after ``refresh_seconds``.
+
+    Args:
+        fleet_file: its text; ``backends`` determine the backends.
+    """
     loop = asyncio.get_running_loop()
     started: asyncio.Future[str] = loop.create_future()
     checked = Settings(backends=backends, metrics_cache_ttl_seconds=refresh_seconds, **settings)
-    host = make_host(Configuration.of(checked), started.set_result)
+    host = make_host(configuration_of(fleet_file, checked), started.set_result)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = loop.create_task(host.serve(sockets=[listener]))
 

@@ -25,6 +25,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--alias", help="the model's name in /v1/models")
     parser.add_argument("--api-key")
     parser.add_argument("--no-prefill", dest="prefill", action="store_false", help="--no-prefill-assistant")
+    parser.add_argument("--precise", action="store_true", help="the batch hardly changes results")
+    parser.add_argument("--embeddings", action="store_true", help="serve embeddings, and nothing else")
     parser.add_argument("--no-metrics", dest="metrics", action="store_false")
     return parser.parse_args()
 
@@ -38,9 +40,15 @@ def _serve(arguments: argparse.Namespace) -> None:
     chosen.n_ctx = arguments.context
     chosen.cpuparams.n_threads = chosen.cpuparams_batch.n_threads = arguments.threads
     chosen.n_threads_http = arguments.http_threads
+    if arguments.precise:
+        chosen.cache_type_k = chosen.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        chosen.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     chosen.endpoint_metrics = arguments.metrics
     chosen.endpoint_slots = True
     chosen.prefill_assistant = arguments.prefill
+    if arguments.embeddings:
+        chosen.embedding = True
+        chosen.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     if arguments.alias:
         chosen.model_alias = {arguments.alias}
     if arguments.api_key:

@@ -17,11 +17,15 @@ from inference_engine_proxy_server.dispatch.leases import Dispatcher, Lease
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
+from inference_engine_proxy_server.dispatch.unknown_model import Explanations
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.backend_load import BackendLoad
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.health import HealthRules
 from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
+from inference_engine_proxy_server.fleet.listed_models import ListedModels
+from inference_engine_proxy_server.models.catalog import EMPTY
+from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.processes.worker_fairness import SoleWorker, WorkerFairness
 from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
@@ -151,7 +155,8 @@ def make_forwarder(pool: Pool, *, first_token_seconds: float = 0.0) -> Forwarder
     updates = QueueUpdates(pool.queue, to_all=False)
     affinities = AffinityTable(lambda: pool.backends)
     decisions = Decisions(answers_header=False)
-    return Forwarder(pool.dispatcher, decisions, metrics, fair_share, updates, attempts, affinities)
+    explanations = Explanations(ListedModels(pool.fleet, LiveCatalog(EMPTY), pool.placement.lists))
+    return Forwarder(pool.dispatcher, decisions, metrics, fair_share, updates, attempts, affinities, explanations)
 
 
 def requests_under_budget(forwarder: Forwarder) -> int:

@@ -16,7 +16,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = ["ModelShape", "whole_words", "write_tiny_gguf"]
@@ -28,7 +28,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _CONTROL_TOKENS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 _FIRST_WORD_TOKEN = len(_CONTROL_TOKENS) + 256
 _CONSONANTS, _VOWELS = "bdfghklmnprst", "aeiou"
-_LOUDNESS = 32  # what the blocks add is a few times as long as the vector of a token
+_SHARPNESS = 2.0  # scale of queries and keys
 _POOL_SIZE = 65_537  # prime, so that the rows of a tensor start at different offsets in the pool
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -45,15 +45,12 @@ class ModelShape:
         layers: transformer blocks.
         context: context length in tokens that its metadata states.
         seed: the same seed gives the same bytes.
-        is_varied: at temperature 0 an answer has all words in turn, so that a missing or repeated one shows; otherwise
-            it repeats one word.
     """
 
     embedding: int = 64
     layers: int = 2
     context: int = 4096
     seed: int = 0
-    is_varied: bool = field(default=False, kw_only=True)
 
     @property
     def heads(self) -> int:
@@ -145,51 +142,64 @@ def _metadata(shape: ModelShape, vocabulary: list[tuple[str, int]]) -> dict[str,
     }
 
 
+class _Weights:
+    """Random matrices, made of the same random numbers in different orders."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._pool = array("f", (self._random.gauss(0.0, 1.0) for _ in range(_POOL_SIZE)))
+
+    def matrix(self, name: str, rows: int, columns: int, scale: float = 1.0) -> _Tensor:
+        """Keeps the length of a random vector, times ``scale``."""
+        size = rows * columns
+        start = self._random.randrange(_POOL_SIZE)
+        factor = scale / math.sqrt(columns)
+        scaled = array("f", (factor * value for value in self._pool[start:] + self._pool[:start]))
+        return _Tensor(f"{name}.weight", rows, columns, (scaled * (size // _POOL_SIZE + 1))[:size])
+
+    def reading(self, name: str, rows: int, columns: int, scale: float = 1.0) -> _Tensor:
+        """The same; does not read component 0."""
+        tensor = self.matrix(name, rows, columns, scale)
+        tensor.values[::columns] = array("f", bytes(4 * rows))
+        return tensor
+
+    def writing(self, name: str, rows: int, columns: int) -> _Tensor:
+        """The same; adds nothing to component 0."""
+        tensor = self.matrix(name, rows, columns)
+        tensor.values[:columns] = array("f", bytes(4 * columns))
+        return tensor
+
+
 def _tensors(shape: ModelShape, tokens: int) -> Iterator[_Tensor]:
     """All weights.
 
-    To make the end unlikely, component 0 of the running vector starts large and positive, no block adds to it, and the
-    output weights of all control and byte tokens are zero except for a large negative weight on this component.
+    To make the end unlikely, component 0 of the running vector starts large and positive, no block reads it or adds to
+    it, and the output weights of all control and byte tokens are zero except for a large negative weight on this
+    component.
+
+    The text depends on all tokens before it and hardly repeats itself, so that a test notices a token that is lost. For
+    that, embeddings are as large as component 0, and attention is sharper than plain random weights would make it.
     """
-    random_source = random.Random(shape.seed)
-    pool = array("f", (random_source.gauss(0.0, 1.0) for _ in range(_POOL_SIZE)))
-
-    def matrix(name: str, rows: int, columns: int) -> _Tensor:
-        size = rows * columns
-        start = random_source.randrange(_POOL_SIZE)
-        scaled = array("f", (value / math.sqrt(columns) for value in pool[start:] + pool[:start]))
-        return _Tensor(f"{name}.weight", rows, columns, (scaled * (size // _POOL_SIZE + 1))[:size])
-
-    def ones(name: str) -> _Tensor:
-        return _Tensor(f"{name}.weight", 1, width, array("f", [1.0]) * width)
-
+    weights = _Weights(shape.seed)
     width, hidden = shape.embedding, shape.feed_forward
-    embedding = matrix("token_embd", tokens, width)
+    embedding = weights.matrix("token_embd", tokens, width, math.sqrt(width))
     embedding.values[::width] = array("f", [math.sqrt(width)]) * tokens
-    output = matrix("output", tokens, width)
+    output = weights.reading("output", tokens, width)
     for token in range(_FIRST_WORD_TOKEN):
         output.values[token * width : (token + 1) * width] = array("f", [-50.0] + [0.0] * (width - 1))
-    if shape.is_varied:
-        _chain_words(embedding, output)
-    yield from (embedding, output, ones("output_norm"))
+    yield from (embedding, output, _ones("output_norm", width))
     for layer in range(shape.layers):
         block = f"blk.{layer}"
-        yield from (ones(f"{block}.attn_norm"), ones(f"{block}.ffn_norm"))
-        yield from (matrix(f"{block}.attn_{part}", width, width) for part in "qkv")
-        yield from (matrix(f"{block}.ffn_{part}", hidden, width) for part in ("gate", "up"))
-        for written_back in (matrix(f"{block}.attn_output", width, width), matrix(f"{block}.ffn_down", width, hidden)):
-            written_back.values[: written_back.columns] = array("f", bytes(4 * written_back.columns))
-            yield written_back
+        yield from (_ones(f"{block}.attn_norm", width), _ones(f"{block}.ffn_norm", width))
+        yield from (weights.reading(f"{block}.attn_{part}", width, width, _SHARPNESS) for part in "qk")
+        yield weights.reading(f"{block}.attn_v", width, width)
+        yield from (weights.reading(f"{block}.ffn_{part}", hidden, width) for part in ("gate", "up"))
+        yield weights.writing(f"{block}.attn_output", width, width)
+        yield weights.writing(f"{block}.ffn_down", width, hidden)
 
 
-def _chain_words(embedding: _Tensor, output: _Tensor) -> None:
-    """Let the vector of each word ask for the next one, louder than what the blocks add to it."""
-    width, first = embedding.columns, embedding.rows - len(whole_words())
-    for word in range(first, embedding.rows):
-        own = slice(word * width + 1, (word + 1) * width)
-        following = word + 1 if word + 1 < embedding.rows else first
-        embedding.values[own] = array("f", (_LOUDNESS * value for value in embedding.values[own]))
-        output.values[following * width + 1 : (following + 1) * width] = embedding.values[own]
+def _ones(name: str, columns: int) -> _Tensor:
+    return _Tensor(f"{name}.weight", 1, columns, array("f", [1.0]) * columns)
 
 
 def _padded(size: int) -> int:

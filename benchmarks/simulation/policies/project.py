@@ -17,6 +17,8 @@ from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest
+from inference_engine_proxy_server.models.catalog import EMPTY
+from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.processes.process_context import SoleProcess
 from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.routing.requirements import Requirements
@@ -44,7 +46,7 @@ class ProjectPolicy(Policy):
         make_backend = build_backend_factory(self._settings, deadlines, process)
         self._fleet = build_fleet(configuration, make_backend, deadlines, process)
         self._backends = self._fleet.backends
-        self._placement = build_placement(configuration, self._fleet, process)
+        self._placement = build_placement(configuration, self._fleet, process, LiveCatalog(EMPTY))
         self._dispatcher = build_dispatcher(self._settings, self._fleet, self._placement, deadlines, process)
         self._numbers = {backend: number for number, backend in enumerate(self._backends)}
         self._leases: dict[int, Lease] = {}

@@ -1,4 +1,4 @@
-"""Rate limits of API keys: requests and tokens per minute, and concurrent requests.
+"""Limits of API keys: requests and tokens per minute, concurrent requests, and budgets of tokens per day and month.
 
 Each limit per minute is a token bucket that holds a minute's amount and refills evenly. After a pause, a key may use a
 minute's amount at once, but never twice that amount around the turn of a minute. Levels are computed on demand, without
@@ -8,12 +8,16 @@ a background task.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 from inference_engine_proxy_server.config.api_keys import ApiKey
-from inference_engine_proxy_server.errors import CapacityError
+from inference_engine_proxy_server.errors import BudgetError, CapacityError
+from inference_engine_proxy_server.usage.periods import next_day, next_month
+from inference_engine_proxy_server.usage.spending import Spending, Spent
 
-__all__ = ["Allowance", "Allowances"]
+__all__ = ["Allowance", "Allowances", "Budget"]
 
 _WINDOW_SECONDS = 60.0
 _LONGEST_WAIT_SECONDS = 120  # SDKs give up instead of waiting longer
@@ -58,19 +62,47 @@ class _Bucket:
         return max(0.0, (level - self.level(now)) * _WINDOW_SECONDS / self.size)
 
 
+class Budget(NamedTuple):
+    """A budget of one key, and how much of it is spent.
+
+    Attributes:
+        period: ``day`` or ``month``, in UTC.
+        tokens: that may be used in it.
+        used: so far. It may exceed ``tokens``, because the tokens of a request are known only at its end.
+        resets_at: seconds since the epoch.
+    """
+
+    period: str
+    tokens: int
+    used: int
+    resets_at: int
+
+    @property
+    def left(self) -> int:
+        """Tokens that are left."""
+        return max(0, self.tokens - self.used)
+
+
 class Allowance:
     """The remaining use of one key.
+
+    Args:
+        key: the key.
+        now: a reading of the clock.
+        spending: what keys have used of their budgets.
 
     Attributes:
         key: the key.
         in_flight: its requests in progress.
     """
 
-    __slots__ = ("_requests", "_tokens", "in_flight", "key")
+    __slots__ = ("_requests", "_spending", "_spent", "_tokens", "in_flight", "key")
 
-    def __init__(self, key: ApiKey, now: float) -> None:
+    def __init__(self, key: ApiKey, now: float, spending: Spending) -> None:
         self.key = key
         self.in_flight = 0
+        self._spending = spending
+        self._spent = _spent(key, spending)
         self._requests = _bucket(key.requests_per_minute, now)
         self._tokens = _bucket(key.tokens_per_minute, now)
 
@@ -80,7 +112,7 @@ class Allowance:
     @property
     def counts_tokens(self) -> bool:
         """Whether the tokens of a request must be counted."""
-        return self._tokens is not None
+        return self._tokens is not None or self._spent is not None
 
     def change(self, key: ApiKey, now: float) -> None:
         """Apply the limits of ``key``, a reloaded version of the same key; unchanged limits keep their levels."""
@@ -89,14 +121,20 @@ class Allowance:
             self._requests = _bucket(key.requests_per_minute, now)
         if key.tokens_per_minute != before.tokens_per_minute:
             self._tokens = _bucket(key.tokens_per_minute, now)
+        self._spent = _spent(key, self._spending)
 
     def begin(self, now: float) -> None:
         """Count the start of a request.
 
         Raises:
             CapacityError: 429, a limit is reached; the error says how long to wait.
+            BudgetError: 429, a budget is spent; the error says when it is renewed.
         """
         key = self.key
+        if self._spent is not None:
+            for budget in self.budgets():
+                if budget.used >= budget.tokens:
+                    raise _spent_budget(budget, self._spending.now())
         if key.concurrent_requests is not None and self.in_flight >= key.concurrent_requests:
             raise _exceeded(f"{key.concurrent_requests} requests at a time", 1)
         if self._requests is not None and self._requests.level(now) < 1:
@@ -114,6 +152,16 @@ class Allowance:
         self.in_flight -= 1
         if self._tokens is not None:
             self._tokens.use(tokens, now)
+        if self._spent is not None:
+            self._spent.add(tokens)
+
+    def budgets(self) -> Iterator[Budget]:
+        """The budgets of the key, the longest first."""
+        key, spent, now = self.key, self._spent, self._spending.now()
+        if spent is not None and key.tokens_per_month is not None:
+            yield Budget("month", key.tokens_per_month, spent.this_month, next_month(now))
+        if spent is not None and key.tokens_per_day is not None:
+            yield Budget("day", key.tokens_per_day, spent.today, next_day(now))
 
     def left(self, now: float) -> dict[str, int | None]:
         """``requests_left`` and ``tokens_left``; ``None`` without such a limit."""
@@ -137,17 +185,19 @@ class Allowances:
 
     Args:
         clock: a monotonic clock, in seconds.
+        spending: what keys have used of their budgets.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], spending: Spending) -> None:
         self.clock = clock
+        self._spending = spending
         self._by_name: dict[str, Allowance] = {}
 
     def of(self, key: ApiKey) -> Allowance:
         """The allowance of ``key``."""
         found = self._by_name.get(key.name)
         if found is None:
-            found = self._by_name[key.name] = Allowance(key, self.clock())
+            found = self._by_name[key.name] = Allowance(key, self.clock(), self._spending)
         elif found.key is not key:
             found.change(key, self.clock())
         return found
@@ -155,6 +205,17 @@ class Allowances:
 
 def _bucket(size: int | None, now: float) -> _Bucket | None:
     return None if size is None else _Bucket(size, now)
+
+
+def _spent(key: ApiKey, spending: Spending) -> Spent | None:
+    has_budget = key.tokens_per_day is not None or key.tokens_per_month is not None
+    return spending.of(key.name) if has_budget else None
+
+
+def _spent_budget(budget: Budget, now: float) -> BudgetError:
+    renewed = datetime.fromtimestamp(budget.resets_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    message = f"This key's budget of {budget.tokens} tokens a {budget.period} is used up. It is renewed at {renewed}."
+    return BudgetError(message, retry_after_seconds=max(1, math.ceil(budget.resets_at - now)))
 
 
 def _exceeded(limit: str, seconds: float) -> CapacityError:

@@ -10,7 +10,7 @@ from inference_engine_proxy_server.access.allowances import Allowance, Allowance
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey, digest_of
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.requests.destinations import Destination, is_about_models, is_web_ui
+from inference_engine_proxy_server.requests.destinations import Destination, is_about_models, is_usage, is_web_ui
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["Access", "Gate"]
@@ -102,8 +102,8 @@ class Gate:
 
 
 def _is_open(head: RequestHead) -> bool:
-    """Whether the request needs no client key: the proxy's own endpoints, except those about models."""
-    return head.destination is Destination.OWN and not is_about_models(head.path)
+    """Whether the request needs no client key: the proxy's own endpoints, except those about models and usage."""
+    return head.destination is Destination.OWN and not is_about_models(head.path) and not is_usage(head.path)
 
 
 def _secrets(head: RequestHead) -> list[bytes]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import parse_qsl
 
+from inference_engine_proxy_server.access.charge_observer import ChargeObserver
 from inference_engine_proxy_server.access.gate import Access
-from inference_engine_proxy_server.access.usage import UsageObserver
 from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.models.live_catalog import LiveCatalog
+from inference_engine_proxy_server.models.rewriting import gets_default_model
 from inference_engine_proxy_server.requests.content import all_members
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.path_policy import readings
@@ -25,10 +27,14 @@ class KeyLimits:
 
     Args:
         clock: a monotonic clock, in seconds.
+        catalog: the operator's names of models.
+        is_served: whether a backend serves a model of a name, or has served it.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], catalog: LiveCatalog, is_served: Callable[[str], bool]) -> None:
         self._clock = clock
+        self._catalog = catalog
+        self._is_served = is_served
 
     def begin(self, exchange: Exchange, access: Access) -> str | None:
         """Check ``exchange`` against the limits of its key, and count it as in flight until it ends.
@@ -38,21 +44,32 @@ class KeyLimits:
 
         Raises:
             ClientError: 403, the key does not permit the model.
-            CapacityError: 429, a limit of the key is reached.
+            CapacityError: 429, a limit of the key is reached, or a budget of it is spent.
         """
         key, allowance = access.key, access.allowance
         model = None
         if key.models is not None:
             model = unambiguous_model(exchange.head.target, exchange.head.passed_on, exchange.body)
-            if not access.permits(model) and (_may_name_model(exchange) or not _names_resource(exchange)):
+            if not self._permits(access, model, exchange):
                 raise ClientError(_why_refused(exchange, model, key.models), status=403, code="model_not_permitted")
         now = self._clock()
         try:
             allowance.begin(now)
         finally:
             exchange.common_fields = allowance.fields(now)
-        exchange.observers.add(UsageObserver(exchange, allowance, self._clock))
+        exchange.observers.add(ChargeObserver(exchange, allowance, self._clock))
         return model
+
+    def _permits(self, access: Access, model: str | None, exchange: Exchange) -> bool:
+        catalog = self._catalog.now
+        if model is not None:
+            return any(map(access.permits, catalog.permitting_names(model, self._is_served)))
+        if _may_name_model(exchange):
+            return False
+        head, default = exchange.head, catalog.default_name
+        if default is not None and gets_default_model(head.path, head.passed_on, exchange.body):
+            return any(map(access.permits, catalog.permitting_names(default, self._is_served)))
+        return _names_resource(exchange)
 
 
 def _names_resource(exchange: Exchange) -> bool:

@@ -147,6 +147,8 @@ class BackendState:
         contexts: tokens that a prompt and its answer may have together, by the ids of the ``models`` that report it.
         continued_apis: the APIs in which it continues an answer that begins with a given text.
         bounds_max_tokens: it rejects a request whose answer limit alone exceeds the whole context.
+        streams_usage_on_request: its streams of (chat) completions report the tokens used only if the request has
+            ``stream_options.include_usage``; then in an event of their own that takes nothing from the others.
         figures: further numbers worth showing, by the engine's own names.
     """
 
@@ -168,6 +170,7 @@ class BackendState:
     contexts: Mapping[str, int] = field(default_factory=dict)
     continued_apis: frozenset[Api] = frozenset()
     bounds_max_tokens: bool = False
+    streams_usage_on_request: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
 
 

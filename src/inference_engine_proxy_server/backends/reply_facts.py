@@ -4,7 +4,7 @@ Nothing else of a reply is decoded: the last object of each kind that has counts
 such a name would have a backslash before its closing quote, so no text can imitate it.
 
 Sources: recorded replies of llama-server b11434 and vLLM 0.32 (tests/recorded); OpenAI's and Anthropic's references of
-chat completions, responses and messages, read November 2026.
+chat completions, responses and messages, and Ollama's of its own API (docs/api.md), read November 2026.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ __all__ = ["ReplyFacts", "read_facts", "says_its_end"]
 _LAST_EVENT = re.compile(rb"(?:^|\n)(?:data: \[DONE\]|event: (?:message_stop|response\.completed))\r?\n")
 _USAGE = re.compile(rb'"usage"(?=\s*+:\s*+\{)')
 _TIMINGS = re.compile(rb'"timings"(?=\s*+:\s*+\{)')
+# Ollama's own API: members of the last object, behind everything else. A prompt that was cached is left out.
+_OLLAMA_PROMPT = re.compile(rb'"prompt_eval_count"\s*+:\s*+(\d{1,12}+)')
+_OLLAMA_ANSWER = re.compile(rb'"eval_count"\s*+:\s*+(\d{1,12}+)')
 _OBJECT = re.compile(rb"\s*+:\s*+(\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+\})")
 _TRIES = 8  # objects of that name; a tool's JSON schema may have a property of the same name
 
-_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]  # so that sums of counts stay numbers
 _Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
@@ -120,6 +123,8 @@ def read_facts(reply: bytes) -> ReplyFacts:
             prompt = usage.total_tokens if prompt is None else prompt
             answer = max(0, usage.total_tokens - prompt)
     if timings is None:
+        if usage is None and b'eval_count"' in reply:
+            return ReplyFacts(_last_number(_OLLAMA_PROMPT, reply), None, _last_number(_OLLAMA_ANSWER, reply))
         return ReplyFacts(prompt, cached, answer)
     if cached is None:
         cached = timings.cache_n
@@ -141,6 +146,11 @@ def _last(decoder: msgspec.json.Decoder[_Kind], name: re.Pattern[bytes], reply: 
 
 def _first(decoder: msgspec.json.Decoder[_Kind], name: re.Pattern[bytes], reply: bytes) -> _Kind | None:
     return _any(decoder, [found.end() for found in islice(name.finditer(reply), _TRIES)], reply)
+
+
+def _last_number(name: re.Pattern[bytes], reply: bytes) -> int | None:
+    found = name.findall(reply)
+    return int(found[-1]) if found else None
 
 
 def _any(decoder: msgspec.json.Decoder[_Kind], positions: Sequence[int], reply: bytes) -> _Kind | None:

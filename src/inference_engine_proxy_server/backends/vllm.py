@@ -104,6 +104,7 @@ class VLLMBackend(BaseBackend):
             model_names=ModelNames.STRICT,
             contexts=context_lengths(models, lambda model: model.get("max_model_len")),
             bounds_max_tokens=True,  # 400, "max_tokens=... cannot be greater than max_model_len=..."
+            streams_usage_on_request=True,
             figures=_figures(page),
         )
 

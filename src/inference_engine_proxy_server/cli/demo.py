@@ -40,7 +40,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     try:
         with demo_fleet(show) as backends:
             settings = loaded.settings.model_copy(update={"backends": tuple(backends), "workers": 1})
-            configuration = Configuration.of(settings, loaded.configuration.fleet, loaded.configuration.models)
+            given = loaded.configuration
+            configuration = Configuration.of(settings, given.fleet, given.models, given.default_model)
             return run(configuration, announce, warnings=loaded.warnings)
     except DemoUnavailable as error:
         complain(str(error))

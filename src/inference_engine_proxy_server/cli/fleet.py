@@ -38,6 +38,11 @@ def _check(arguments: argparse.Namespace) -> int:
         return 2
     for backend in fleet:
         show(f"{backend.name}  {backend.url}")
+    for name, model in loaded.configuration.models.items():
+        if model.serves_as is not None:
+            show(f"{name}  serves as {model.serves_as}")
+        if model.aliases:
+            show(f"{name}  also {', '.join(model.aliases)}")
     settings = sorted(name for name, origin in loaded.origins.items() if origin == CONFIG_FILE_ORIGIN)
     show(f"{arguments.file} is valid; it sets {', '.join(settings) or 'no settings'}")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from inference_engine_proxy_server.access.key_limits import KeyLimits
 from inference_engine_proxy_server.access.key_ring import KeyRing
@@ -10,17 +11,23 @@ from inference_engine_proxy_server.composition.access import forwards_keys
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.attempt import Attempts
+from inference_engine_proxy_server.dispatch.counted_attempts import CountedAttempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
+from inference_engine_proxy_server.dispatch.fallback_forwarder import FallbackForwarder
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
+from inference_engine_proxy_server.dispatch.renaming_forwarder import RenamingForwarder
 from inference_engine_proxy_server.dispatch.request_queue import QueueLimits, RequestQueue
 from inference_engine_proxy_server.dispatch.resuming_forwarder import ResumingForwarder
+from inference_engine_proxy_server.dispatch.unknown_model import Explanations
 from inference_engine_proxy_server.dispatch.websocket_attempts import WebSocketAttempts
 from inference_engine_proxy_server.dispatch.websocket_forwarder import WebSocketForwarder
 from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.listed_models import ListedModels
+from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.processes.process_context import ProcessContext
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
@@ -28,11 +35,14 @@ from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
+from inference_engine_proxy_server.usage.ledger import Ledger
 
 __all__ = ["build_dispatcher", "build_forwarder", "build_placement", "build_websocket_forwarder"]
 
 
-def build_placement(configuration: Configuration, fleet: Fleet, process: ProcessContext) -> Placement:
+def build_placement(
+    configuration: Configuration, fleet: Fleet, process: ProcessContext, catalog: LiveCatalog
+) -> Placement:
     """The placement among the backends of ``fleet``. It records decisions if operators or clients can read them."""
     settings = configuration.settings
     policies = ModelPolicies.named(settings.balancing_policy, configuration.models)
@@ -41,7 +51,7 @@ def build_placement(configuration: Configuration, fleet: Fleet, process: Process
         PromptRouter(policies, settings.prefix_index_bytes, fleet.clock),
         is_shared=process.is_worker,
         records_decisions=settings.explain_header or settings.admin_key is not None,
-        default_model=settings.default_model,
+        default_model=catalog.now.default_model,
         tier_penalty_seconds=settings.tier_penalty_seconds,
         retry_after_seconds=max(1, math.ceil(settings.metrics_cache_ttl_seconds)),
     )
@@ -62,9 +72,13 @@ def build_forwarder(
     metrics: RequestMetrics,
     ring: KeyRing | None,
     ownership: Ownership,
-) -> Forwarder | ResumingForwarder | LimitedForwarder:
-    """The forwarder, which enforces the limits of keys if there are any."""
-    attempts = Attempts(
+    catalog: LiveCatalog,
+    listed: ListedModels,
+    ledger: Ledger | None,
+) -> RenamingForwarder | LimitedForwarder:
+    """The forwarder, which enforces the limits of keys if there are any, and counts requests if there is a ledger."""
+    make_attempts = Attempts if ledger is None else partial(CountedAttempts, ledger)
+    attempts = make_attempts(
         dispatcher,
         metrics,
         names_backend=settings.backend_header,
@@ -75,7 +89,9 @@ def build_forwarder(
     fair_share = FairShare(takes_priority_header=settings.priority_header)
     updates = QueueUpdates(dispatcher.queue, to_all=settings.queue_updates)
     forwarder: Forwarder | ResumingForwarder
-    forwarder = Forwarder(dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table)
+    forwarder = Forwarder(
+        dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table, Explanations(listed)
+    )
     if settings.stream_resume != "off":
         forwarder = ResumingForwarder(
             forwarder,
@@ -84,7 +100,7 @@ def build_forwarder(
             only_on_request=settings.stream_resume == "header",
             sends_comments=settings.stream_resume_comments,
         )
-    return forwarder if ring is None else LimitedForwarder(KeyLimits(dispatcher.fleet.clock), ownership, forwarder)
+    return _by_name(forwarder, dispatcher, metrics, catalog, ring, ownership)
 
 
 def build_websocket_forwarder(
@@ -94,8 +110,10 @@ def build_websocket_forwarder(
     metrics: RequestMetrics,
     ring: KeyRing | None,
     ownership: Ownership,
+    catalog: LiveCatalog,
+    listed: ListedModels,
     deadlines: Deadlines,
-) -> Forwarder | LimitedForwarder:
+) -> RenamingForwarder | LimitedForwarder:
     """The forwarder of WebSockets, which enforces the limits of keys if there are any."""
     attempts = WebSocketAttempts(
         dispatcher,
@@ -108,5 +126,24 @@ def build_websocket_forwarder(
     )
     fair_share = FairShare(takes_priority_header=settings.priority_header)
     updates = QueueUpdates(dispatcher.queue, to_all=False)  # before the switch, the client can get nothing
-    forwarder = WebSocketForwarder(dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table)
-    return forwarder if ring is None else LimitedForwarder(KeyLimits(dispatcher.fleet.clock), ownership, forwarder)
+    forwarder = WebSocketForwarder(
+        dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table, Explanations(listed)
+    )
+    return _by_name(forwarder, dispatcher, metrics, catalog, ring, ownership)
+
+
+def _by_name(
+    forwarder: Forwarder | ResumingForwarder,
+    dispatcher: Dispatcher,
+    metrics: RequestMetrics,
+    catalog: LiveCatalog,
+    ring: KeyRing | None,
+    ownership: Ownership,
+) -> RenamingForwarder | LimitedForwarder:
+    """``forwarder`` behind the names of models and the limits of keys."""
+    is_served = dispatcher.placement.lists
+    fallbacks = FallbackForwarder(forwarder.forward, metrics)
+    renaming = RenamingForwarder(catalog, is_served, forwarder.forward, fallbacks)
+    if ring is None:
+        return renaming
+    return LimitedForwarder(KeyLimits(dispatcher.fleet.clock, catalog, is_served), ownership, renaming)

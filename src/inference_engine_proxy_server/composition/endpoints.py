@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
 
@@ -22,7 +24,9 @@ from inference_engine_proxy_server.endpoints.health_report import HealthReport
 from inference_engine_proxy_server.endpoints.models import models_router
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage, prometheus_router
+from inference_engine_proxy_server.endpoints.usage import usage_router
 from inference_engine_proxy_server.endpoints.welcome import welcome_router
+from inference_engine_proxy_server.fleet.listed_models import ListedModels
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
@@ -38,9 +42,11 @@ def build_routers(
     readiness: Readiness,
     workers: AllWorkers,
     metrics_page: MetricsPage,
+    listed: ListedModels,
 ) -> Sequence[APIRouter]:
     """The proxy's own paths."""
     fleet = dispatcher.fleet
+    usage_file = None if settings.usage_file is None else Path(settings.usage_file)
     report = HealthReport(
         dispatcher,
         queue_limit=settings.max_queued_requests,
@@ -50,10 +56,11 @@ def build_routers(
     return (
         welcome_router(report),
         health_router(fleet, report, readiness.probe),
-        models_router(dispatcher, settings.metrics_cache_ttl_seconds),
+        models_router(dispatcher, listed, settings.metrics_cache_ttl_seconds),
         prometheus_router(metrics_page),
         docs_router(),
         admin_router(fleet, ring, allowances, workers),
+        usage_router(usage_file, time.time),
     )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from inference_engine_proxy_server.backends.base import Thresholds
 from inference_engine_proxy_server.backends.registry import Engines
 from inference_engine_proxy_server.composition.access import forwards_keys
 from inference_engine_proxy_server.composition.clients import via_name
 from inference_engine_proxy_server.config.configuration import Configuration
-from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.backend_load import BackendLoad, SharedLoad
@@ -20,6 +20,8 @@ from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, chec
 from inference_engine_proxy_server.fleet.health import HealthRules
 from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.fleet.loaded_models import SwapRules
+from inference_engine_proxy_server.models.catalog import ModelCatalog
+from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.processes.process_context import ProcessContext
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.placement import Placement
@@ -122,21 +124,29 @@ def build_fleet_updater(
     refresher: CacheRefresher,
     engines: Engines,
     make_backend: BackendFactory,
+    catalog: LiveCatalog,
 ) -> FleetUpdater:
-    """The updater, which applies changes of the configuration to ``fleet`` and ``placement``.
+    """The updater, which applies changes of the configuration to ``fleet``, ``placement`` and ``catalog``.
 
     Raises:
         UnknownEngineError: the configuration names an unknown engine.
     """
     check_engines(configuration.fleet, engines)
     policy = configuration.settings.balancing_policy
+
+    def apply_models(models: Mapping[str, ModelConfig], default_model: str | None) -> None:
+        catalog.replace(ModelCatalog(models, default_model))
+        placement.set_default_model(catalog.now.default_model)
+        placement.set_policies(ModelPolicies.named(policy, models))
+
     return FleetUpdater(
         fleet,
         engines,
         make_backend,
         refresher.forget_engine,
-        lambda models: placement.set_policies(ModelPolicies.named(policy, models)),
+        apply_models,
         configuration.models,
+        configuration.default_model,
     )
 
 

@@ -32,19 +32,23 @@ from inference_engine_proxy_server.composition.fleet import (
     build_fleet_updater,
 )
 from inference_engine_proxy_server.composition.telemetry import build_access_log
+from inference_engine_proxy_server.composition.usage import build_ledger, build_spending
 from inference_engine_proxy_server.config.configuration import Configuration
-from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
-from inference_engine_proxy_server.dispatch.resuming_forwarder import ResumingForwarder
+from inference_engine_proxy_server.dispatch.renaming_forwarder import RenamingForwarder
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.hidden_models import HiddenModels
+from inference_engine_proxy_server.fleet.listed_models import ListedModels
 from inference_engine_proxy_server.fleet.standstill_watch import StandstillWatch
+from inference_engine_proxy_server.models.catalog import ModelCatalog
+from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.processes.process_context import Loop, Loops, ProcessContext, SoleProcess
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.proxy import Proxy
@@ -57,6 +61,7 @@ from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.telemetry.logs import AccessLog
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
+from inference_engine_proxy_server.usage.ledger import Ledger
 
 __all__ = ["build_proxy"]
 
@@ -77,30 +82,38 @@ def build_proxy(
 
     Raises:
         KeyFileError: the key file cannot be used.
+        SettingsError: the usage file cannot be used.
         UnknownEngineError: the configuration names an unknown engine.
     """
     settings, process = configuration.settings, process or SoleProcess()
     deadlines, metrics, engines = Deadlines(), RequestMetrics(RULES), discover_engines()
     access_log = build_access_log(settings, process)
+    catalog = LiveCatalog(ModelCatalog(configuration.models, configuration.default_model))
     # The fleet, and the path of a request to it.
     make_backend = build_backend_factory(settings, deadlines, process)
     fleet = build_fleet(configuration, make_backend, deadlines, process)
     refresher = build_cache_refresher(settings, fleet, engines, process)
-    placement = build_placement(configuration, fleet, process)
-    updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend)
+    placement = build_placement(configuration, fleet, process, catalog)
+    updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend, catalog)
+    HiddenModels(fleet, catalog)
+    listed = ListedModels(fleet, catalog, placement.lists)
     config_watch = build_config_watch(configuration, load, updater, metrics, process)
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
     decisions = Decisions(answers_header=settings.explain_header)
     ring = build_key_ring(settings)
     ownership = Ownership(AffinityTable(lambda: fleet.backends), process.siblings)
-    forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring, ownership)
-    websockets = build_websocket_forwarder(settings, dispatcher, decisions, metrics, ring, ownership, deadlines)
+    spending = build_spending()
+    ledger = build_ledger(settings, spending, metrics, process)
+    forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring, ownership, catalog, listed, ledger)
+    websockets = build_websocket_forwarder(
+        settings, dispatcher, decisions, metrics, ring, ownership, catalog, listed, deadlines
+    )
     # The proxy's own paths.
-    allowances = Allowances(deadlines.clock)
+    allowances = Allowances(deadlines.clock, spending)
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
     workers = AllWorkers(dispatcher, decisions, ring, allowances, process.siblings, process.order)
     metrics_page = MetricsPage(dispatcher, metrics, process.siblings)
-    routers = build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page)
+    routers = build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page, listed)
     client_load = build_client_load(settings, deadlines)
     guard = build_overload_guard(settings, client_load, metrics, deadlines)
     answers = {**workers.answers, **metrics_page.answers, **ownership.answers}
@@ -109,7 +122,7 @@ def build_proxy(
         "overload guard": guard.run,
         "cache refresher": refresher.run,
         "standstill watch": StandstillWatch(fleet).run,
-        **_optional_loops(config_watch, ring, access_log),
+        **_optional_loops(config_watch, ring, access_log, ledger),
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }
     app = build_app(routers, _lifespan(loops, refresher, fleet))
@@ -128,7 +141,9 @@ def build_proxy(
     return Proxy(app, clients, operators, fleet, guard, readiness, config_watch)
 
 
-def _optional_loops(config_watch: ConfigWatch | None, ring: KeyRing | None, access_log: AccessLog | None) -> Loops:
+def _optional_loops(
+    config_watch: ConfigWatch | None, ring: KeyRing | None, access_log: AccessLog | None, ledger: Ledger | None
+) -> Loops:
     loops: dict[str, Loop] = {}
     if config_watch is not None:
         loops["settings"] = config_watch.run
@@ -136,21 +151,24 @@ def _optional_loops(config_watch: ConfigWatch | None, ring: KeyRing | None, acce
         loops["keys"] = ring.watch
     if access_log is not None:
         loops["access log"] = access_log.run
+    if ledger is not None:
+        loops["usage ledger"] = ledger.run
     return loops
 
 
 def _handler(
     bridge: AsgiBridge,
-    forwarder: Forwarder | ResumingForwarder | LimitedForwarder,
-    websockets: Forwarder | LimitedForwarder,
+    forwarder: RenamingForwarder | LimitedForwarder,
+    websockets: RenamingForwarder | LimitedForwarder,
 ) -> Handler:
-    answer, forward, open_websocket = bridge.answer, forwarder.forward, websockets.forward
+    answer = bridge.answer
     unusual = (*ANSWERED_HERE, Destination.WEBSOCKET)
 
     def handle(request: ProxiedRequest) -> Coroutine[None, None, None]:
+        # The method is looked up each time, because a change of the fleet file replaces it.
         if request.head.destination not in unusual:
-            return forward(request)
-        return open_websocket(request) if request.head.destination is Destination.WEBSOCKET else answer(request)
+            return forwarder.forward(request)
+        return websockets.forward(request) if request.head.destination is Destination.WEBSOCKET else answer(request)
 
     return handle
 

@@ -37,6 +37,7 @@ class ApiKey:
         priority: of its requests in the queue; higher goes first.
         requests_per_minute, tokens_per_minute: on average; a minute's amount may come at once.
         concurrent_requests: at a time.
+        tokens_per_day, tokens_per_month: in UTC.
         expires_at: seconds since the epoch.
     """
 
@@ -48,6 +49,8 @@ class ApiKey:
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
     expires_at: float | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
 
 
 def digest_of(secret: bytes) -> bytes:

@@ -20,11 +20,13 @@ class Configuration:
         settings: all settings.
         fleet: one entry for each of the backends in ``settings``, in their order.
         models: per-model settings, by the names that requests use.
+        default_model: the model of requests that name none; ``None`` if none is configured.
     """
 
     settings: Settings
     fleet: tuple[BackendConfig, ...]
     models: Mapping[str, ModelConfig]
+    default_model: str | None = None
 
     @classmethod
     def of(
@@ -32,6 +34,7 @@ class Configuration:
         settings: Settings,
         described: Iterable[BackendConfig] = (),
         models: Mapping[str, ModelConfig] = MappingProxyType({}),
+        default_model: str | None = None,
     ) -> Configuration:
         """The configuration from ``settings`` and a fleet file together.
 
@@ -39,14 +42,17 @@ class Configuration:
             settings: decide which backends there are.
             described: the fleet file's backends; a backend without a description gets the defaults.
             models: the fleet file's models.
+            default_model: the fleet file's; the setting DEFAULT_MODEL takes precedence.
         """
         fleet = completed(settings.backends, described, settings.backend_api_key)
-        return cls(settings, fleet, MappingProxyType(dict(models)))
+        return cls(settings, fleet, MappingProxyType(dict(models)), settings.default_model or default_model)
 
     def with_fleet_of(self, other: Configuration) -> Configuration:
         """The same settings with the fleet and models of ``other``."""
         fleet_settings = {
             "backends": other.settings.backends,
             "backend_api_key": other.settings.backend_api_key,
+            "default_model": other.settings.default_model,
         }
-        return Configuration(self.settings.model_copy(update=fleet_settings), other.fleet, other.models)
+        settings = self.settings.model_copy(update=fleet_settings)
+        return Configuration(settings, other.fleet, other.models, other.default_model)

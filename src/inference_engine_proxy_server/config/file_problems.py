@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,7 +15,7 @@ from inference_engine_proxy_server.config.values import closest_name, requiremen
 __all__ = ["FileFormError", "problem_with", "read_yaml", "unknown_name"]
 
 _SHOWN = re.compile(r"[\w.-]{0,15}", re.ASCII)  # shorter than any secret
-_MODEL = re.compile(r"[\w.:/@+-]{1,100}", re.ASCII)  # model names are no secrets
+_MODEL = re.compile(r"[\w.:/@+*-]{1,100}", re.ASCII)  # model names are no secrets
 _QUOTED = re.compile(r"'(?!<[a-z ]+>')[^']{13,}'")  # as long as a secret may be, and not YAML's '<block mapping start>'
 
 # Replaces pydantic's messages, which are about Python.
@@ -101,13 +101,13 @@ def problem_with(error: ValidationError, form: type[BaseModel], entries: Mapping
     details = error.errors(include_input=False, include_url=False)
     # A misspelt name explains why the correct one is missing.
     detail = min(details, key=lambda detail: detail["type"] != "extra_forbidden")
-    *parents, last = detail["loc"] or ("",)
-    form = entries.get(parents[0], form) if parents else form
+    *parents, last = [part for part in detail["loc"] if part != "[key]"] or [""]
+    form = _form_at(parents, form, entries)
     known = {*form.model_fields, *_names_of_models(detail["loc"])}
     place = "".join(f"{_shown(part, known)}." for part in parents)
     if detail["type"] == "extra_forbidden":
         return place + unknown_name(str(last), str(last), form.model_fields)
-    place += _shown(last, known)
+    place += (_shown(last, known) or "''") if detail["loc"] else ""
     if detail["type"] == "missing":
         return f"{place} is missing"
     schema = form.model_json_schema(schema_generator=ExactSchema)["properties"].get(last, {})
@@ -117,6 +117,18 @@ def problem_with(error: ValidationError, form: type[BaseModel], entries: Mapping
         words = f"must be a mapping that begins with {_alternatives(form.model_fields)}"
     text = requirement(str(last), schema) if has_range and detail["type"] != "value_error" else words
     return f"{place}: {text}" if place else text
+
+
+def _form_at(
+    place: Sequence[str | int], form: type[BaseModel], entries: Mapping[str | int, type[BaseModel]]
+) -> type[BaseModel]:
+    """The form of the mapping at ``place``."""
+    form = entries.get(place[0], form) if place else form
+    for part in place[1:]:
+        field = form.model_fields.get(str(part))
+        inner = () if field is None else (field.annotation, *get_args(field.annotation))
+        form = next((one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)), form)
+    return form
 
 
 def unknown_name(written: str, name: str, known: Collection[str]) -> str:
@@ -148,7 +160,8 @@ def _problem_of_yaml(error: yaml.YAMLError, known: Collection[str]) -> str:
 
 
 def _names_of_models(place: Sequence[str | int]) -> list[str]:
-    return [str(part) for part in place[1:2] if place[0] == "models" and _MODEL.fullmatch(str(part))]
+    """The parts of a place below the models: no secrets are expected there."""
+    return [str(part) for part in place[1:] if place[0] == "models" and _MODEL.fullmatch(str(part))]
 
 
 def _shown(part: str | int, known: Collection[str]) -> str:

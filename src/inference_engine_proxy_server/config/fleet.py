@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from pydantic import SecretStr
 
 from inference_engine_proxy_server.config.base_urls import name_of, server_of
+from inference_engine_proxy_server.config.parameters import ParameterPath
 
-__all__ = ["BackendConfig", "ModelConfig", "completed"]
+__all__ = ["BackendConfig", "ModelConfig", "ParametersConfig", "completed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class BackendConfig:
         capacity: requests that it processes at a time; for a router, requests for each of its models.
         max_loaded_models: models that it holds in memory at most, if it loads and unloads them.
         max_requests_processing, max_requests_waiting: reported counts above which the backend is busy.
+        stream_usage: whether it is asked for the usage of streams, for the ledger; ``None``: if its engine needs that.
         place: where it is described, for messages, such as ``fleet.yaml: backends.0``; empty outside the fleet file.
     """
 
@@ -47,7 +49,27 @@ class BackendConfig:
     max_loaded_models: int | None = None
     max_requests_processing: int | None = None
     max_requests_waiting: int | None = None
+    stream_usage: bool | None = None
     place: str = field(default="", compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ParametersConfig:
+    """How the parameters in requests for one model are changed. Values are JSON, by their paths.
+
+    Attributes:
+        defaults: added to requests without them.
+        fixed: replace those of the request.
+        removed: removed from the request, before the others are added.
+        reasoning_efforts: what a client's effort means: another effort, or parameters that are set instead.
+        system_prompt: added to requests without one; ``None`` for none.
+    """
+
+    defaults: Mapping[ParameterPath, object] = field(default_factory=dict)
+    fixed: Mapping[ParameterPath, object] = field(default_factory=dict)
+    removed: tuple[ParameterPath, ...] = ()
+    reasoning_efforts: Mapping[str, str | Mapping[ParameterPath, object]] = field(default_factory=dict)
+    system_prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +78,21 @@ class ModelConfig:
 
     Attributes:
         balancing_policy: how a backend is chosen for its requests; ``None`` for the policy of all other requests.
+        aliases: other names of the model, and patterns with ``*``.
+        hidden_aliases: whether the list of models leaves the aliases out.
+        serves_as: the model that answers its requests; ``None`` if the name is that of a model itself.
+        parameters: changes of the parameters in its requests.
+        fallbacks: the names of models that serve its requests if it cannot, in this order.
+        fallback_after_seconds: how long a request may wait for it if there are fallbacks; ``None``: as long as usual.
     """
 
     balancing_policy: str | None = None
+    aliases: tuple[str, ...] = ()
+    hidden_aliases: bool = False
+    serves_as: str | None = None
+    parameters: ParametersConfig | None = None
+    fallbacks: tuple[str, ...] = ()
+    fallback_after_seconds: float | None = None
 
 
 def completed(

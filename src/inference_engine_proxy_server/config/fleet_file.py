@@ -13,12 +13,14 @@ from pydantic import BaseModel, ValidationError
 
 from inference_engine_proxy_server.config.file_problems import FileFormError, problem_with, read_yaml, unknown_name
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
-from inference_engine_proxy_server.config.fleet_form import NOT_IN_THE_FILE, BackendEntry, FleetForm, ModelEntry
+from inference_engine_proxy_server.config.fleet_form import NOT_IN_THE_FILE, BackendEntry, FleetForm
+from inference_engine_proxy_server.config.model_form import ModelEntry, ParametersEntry
+from inference_engine_proxy_server.config.model_names import problem_with_names
 
 __all__ = ["FleetFile", "FleetFileError", "read_fleet_file"]
 
 _FORMS: Mapping[str | int, type[BaseModel]] = {"backends": BackendEntry, "models": ModelEntry}
-_ALL_FORMS: tuple[type[BaseModel], ...] = (FleetForm, *_FORMS.values())
+_ALL_FORMS: tuple[type[BaseModel], ...] = (FleetForm, *_FORMS.values(), ParametersEntry)
 _NAMES = {name for form in _ALL_FORMS for name in form.model_fields}
 
 
@@ -30,11 +32,13 @@ class FleetFile:
         backends: in the file's order.
         settings: texts by variable name.
         models: by the names that requests use.
+        default_model: of requests that name none; ``None`` if the file has none.
     """
 
     backends: tuple[BackendConfig, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)
     models: Mapping[str, ModelConfig] = field(default_factory=dict)
+    default_model: str | None = None
 
 
 class FleetFileError(Exception):
@@ -65,7 +69,12 @@ def read_fleet_file(
     except ValidationError as error:
         raise FleetFileError(f"{path}: {problem_with(error, FleetForm, _FORMS)}") from None
     models = {name: entry.config() for name, entry in form.models.items()}
-    return FleetFile(_backends(path, form, environ), _settings(path, form, known_settings), models)
+    listed = {model for backend in form.backends for model in backend.models or ()}
+    problem = problem_with_names(models, form.default_model, listed)
+    if problem is not None:
+        raise FleetFileError(f"{path}: {problem}")
+    backends, settings = _backends(path, form, environ), _settings(path, form, known_settings)
+    return FleetFile(backends, settings, models, form.default_model)
 
 
 def _text_of(path: Path, *, is_argument: bool) -> str:

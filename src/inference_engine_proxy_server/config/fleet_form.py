@@ -7,24 +7,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from inference_engine_proxy_server.config.base_urls import as_base_url, distinct_base_urls, name_of
-from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
-from inference_engine_proxy_server.config.values import BalancingPolicy, Secret, as_secret, as_variable
+from inference_engine_proxy_server.config.entry import Entry
+from inference_engine_proxy_server.config.fleet import BackendConfig
+from inference_engine_proxy_server.config.model_form import ModelEntry, ModelName
+from inference_engine_proxy_server.config.values import Secret, as_secret, as_variable
 
-__all__ = ["NOT_IN_THE_FILE", "BackendEntry", "ExactSchema", "FleetForm", "ModelEntry", "fleet_file_schema"]
+__all__ = ["NOT_IN_THE_FILE", "BackendEntry", "ExactSchema", "FleetForm", "fleet_file_schema"]
 
 _NAME = "[A-Za-z0-9._-]{1,64}"
 
@@ -58,18 +51,7 @@ _Name = Annotated[str, AfterValidator(_as_name), Field(json_schema_extra={"patte
 _Threshold = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_not_blank(cls, value: object) -> object:
-        if value is None:  # `models:` without a value must not mean all models
-            raise ValueError("must have a value; to leave it unset, remove the line")
-        return value
-
-
-class BackendEntry(_Entry):
+class BackendEntry(Entry):
     """One engine server."""
 
     model_config = ConfigDict(json_schema_extra={"not": {"required": ["api_key", "api_key_env"]}})
@@ -104,6 +86,8 @@ class BackendEntry(_Entry):
     """Reported requests in process above which it is busy and gets no new ones."""
     max_requests_waiting: _Threshold | None = None
     """Reported waiting requests above which it is busy and gets no new ones."""
+    stream_usage: bool | None = None
+    """Whether requests for streams ask it for their usage, so that USAGE_FILE has it; default: vLLM only."""
 
     @model_validator(mode="after")
     def _states_its_models_once(self) -> BackendEntry:
@@ -143,18 +127,8 @@ class BackendEntry(_Entry):
             max_loaded_models=self.max_loaded_models,
             max_requests_processing=self.max_requests_processing,
             max_requests_waiting=self.max_requests_waiting,
+            stream_usage=self.stream_usage,
         )
-
-
-class ModelEntry(_Entry):
-    """Settings of requests for one model."""
-
-    balancing_policy: BalancingPolicy | None = None
-    """How a backend is chosen for them, in place of BALANCING_POLICY."""
-
-    def config(self) -> ModelConfig:
-        """The model's configuration."""
-        return ModelConfig(self.balancing_policy)
 
 
 def _have_own_names(entries: list[BackendEntry]) -> list[BackendEntry]:
@@ -175,7 +149,9 @@ class FleetForm(BaseModel):
 
     backends: Annotated[list[BackendEntry], Field(min_length=1), AfterValidator(_have_own_names)] = Field(default=[])
     """The engine servers; BACKENDS, if set, selects which of them are used."""
-    models: dict[Annotated[str, Field(min_length=1)], ModelEntry] = Field(default={})
+    default_model: ModelName | None = None
+    """The model of requests that name none."""
+    models: dict[ModelName, ModelEntry] = Field(default={})
     """Models, by the names that requests use."""
     settings: dict[str, Annotated[Any, BeforeValidator(_as_text)]] = Field(default={})
     """Settings by variable name, in upper or lower case."""

@@ -53,6 +53,7 @@ def _as_time(value: object) -> float:
 
 
 _Limit = Annotated[int, Field(ge=1, le=10**9)]
+_Budget = Annotated[int, Field(ge=1, le=10**15)]
 
 
 class _Entry(BaseModel):
@@ -68,6 +69,8 @@ class _Entry(BaseModel):
     requests_per_minute: _Limit | None = None
     tokens_per_minute: _Limit | None = None
     concurrent_requests: _Limit | None = None
+    tokens_per_day: _Budget | None = None
+    tokens_per_month: _Budget | None = None
     expires: Annotated[float | None, BeforeValidator(_as_time)] = None
 
     @field_validator("*", mode="before")
@@ -96,6 +99,8 @@ class _Entry(BaseModel):
             self.tokens_per_minute,
             self.concurrent_requests,
             self.expires,
+            self.tokens_per_day,
+            self.tokens_per_month,
         )
 
 

@@ -196,6 +196,8 @@ class Settings(BaseModel):
     """Lowest level that is logged."""
     log_format: Annotated[Literal["text", "json"], InLowerCase] = "text"
     """Format of log lines: text for people, or one JSON object per line for programs."""
+    usage_file: str | None = None
+    """SQLite file in which the tokens of each hour, key and model are kept; without it they are not recorded."""
     drain_grace_seconds: _SecondsOrZero = 5
     """Seconds after SIGTERM in which new requests are still served, if something has been asking /readyz."""
     drain_timeout_seconds: _SecondsOrZero = 300

@@ -113,7 +113,7 @@ def load_settings(
         *_doubled_paths(settings),
         *_unused(fleet, settings, origins),
     )
-    configuration = Configuration.of(settings, fleet.backends, fleet.models)
+    configuration = Configuration.of(settings, fleet.backends, fleet.models, fleet.default_model)
     return LoadedSettings(configuration, MappingProxyType(origins), warnings)
 
 

@@ -21,20 +21,30 @@ from inference_engine_proxy_server.errors import (
     BackendUnreachable,
     EngineLacks,
     InvalidReply,
+    PromptTooLong,
     StreamNotContinued,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
 from inference_engine_proxy_server.routing.paths import MISSING_STATUSES
 from inference_engine_proxy_server.routing.requirements import beyond
 from inference_engine_proxy_server.tasks.deadlines import NEVER
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
+from inference_engine_proxy_server.wire.collected_reply import CollectedReply
 from inference_engine_proxy_server.wire.late_reply import LateReply
 from inference_engine_proxy_server.wire.reply_sink import HeldReply
 
 __all__ = ["Attempt", "Attempts"]
 
+_Sink = ProxiedRequest | LateReply | ResumableStream
+
 _FAILURE_STATUSES = frozenset({500, 502, 503, 504})  # a backend's own failures; 501 and 505 are about the request
+_TOO_LONG_STATUSES = frozenset({400, 413})
+_TOO_LONG = re.compile(  # llama.cpp; OpenAI and many others; vLLM and SGLang
+    rb"exceed_context_size_error|context_length_exceeded|maximum context length|longer than the model's context length"
+)
+_ERROR_BYTES = 1024 * 1024  # longest error that is read
 _MOST_ASKED = 16  # backends that are tried for a resource whose backend is unknown
 _RETRY_AFTER = re.compile(rb"(?:^|\n)retry-after:[ \t]*([0-9]{1,6})", re.IGNORECASE)
 
@@ -46,11 +56,13 @@ class Attempt(msgspec.Struct):
         request: the request; its reply has not begun.
         backend: the leased backend.
         failed: the backends of earlier attempts, with the error of each.
+        body: what the backend gets as the body of the request.
     """
 
     request: ProxiedRequest
     backend: Backend
     failed: Mapping[Backend, BackendError]
+    body: bytes
 
 
 class Attempts:
@@ -83,6 +95,7 @@ class Attempts:
         self._keeps_credentials = keeps_credentials
         self._retry_statuses = frozenset(retry_statuses)
         self._held_statuses = self._retry_statuses | BUSY_STATUSES | MISSING_STATUSES
+        self._held_before_fallback = self._held_statuses | _TOO_LONG_STATUSES
         self._first_token_seconds = first_token_seconds
         self.budget = RetryBudget(dispatcher.fleet.clock)
 
@@ -91,6 +104,7 @@ class Attempts:
 
         Raises:
             BackendError: the attempt failed; the reply may have begun.
+            PromptTooLong: another model may have room for the prompt.
         """
         request, backend = attempt.request, attempt.backend
         head, connections = request.head, backend.connections
@@ -103,8 +117,10 @@ class Attempts:
         held_statuses = self._held_statuses
         if affinity is not None and affinity.is_unlocated:
             held_statuses = affinity.lacking_statuses
+        elif request.fallback_after_seconds is not None:
+            held_statuses = self._held_before_fallback
         connection = connections.take_idle() or await connections.connect()
-        origin, body = connections.origin, request.body
+        origin, body = connections.origin, attempt.body
         section = head.for_backend(
             origin.authority,
             origin.prefix,
@@ -122,9 +138,7 @@ class Attempts:
                 held = await reply
                 if held is not None:
                     self._decide(attempt, held)
-                    if sink is request:
-                        sink = _sink_of_held(request, held)
-                    await connection.accept(sink)
+                    sink = await self._accept(request, held, connection, sink)
                 break
             except BackendBroke as error:
                 if self.next(request, error) is not NextAttempt.SAME_ON_FRESH_CONNECTION:
@@ -162,6 +176,33 @@ class Attempts:
         elif isinstance(error, BackendDeclined):
             self._judge(backend, error.backend_status, 0.0)
 
+    async def _accept(
+        self,
+        request: ProxiedRequest,
+        held: HeldReply,
+        connection: BackendConnection,
+        sink: _Sink,
+    ) -> _Sink:
+        """Relay the held reply to ``sink``, or to the sink that is returned.
+
+        Raises:
+            PromptTooLong: the reply says so, and another model can serve the request.
+        """
+        collected = None
+        if held.status in _TOO_LONG_STATUSES and request.fallback_after_seconds is not None:
+            collected = CollectedReply(_ERROR_BYTES)
+            await connection.accept(collected)
+            if _TOO_LONG.search(collected.body):
+                raise PromptTooLong(collected.parts)
+        if sink is request:
+            sink = _sink_of_held(request, held)
+        if collected is None:
+            await connection.accept(sink)
+        else:
+            sink.write_whole(*collected.parts)
+            sink.end()
+        return sink
+
     def _limit_first_event(self, request: ProxiedRequest, connection: BackendConnection) -> None:
         connection.limit_first_event(self._first_token_seconds if request.content.is_streamed else NEVER)
 
@@ -191,7 +232,7 @@ class Attempts:
         if pause is not None:
             self._fleet.report_request_to_wait(backend, int(pause[1]))
         if (
-            has_other
+            (has_other or request.fallback_after_seconds is not None)
             and held.status in self._retry_statuses
             and self.next(request, BackendDeclined(held.status)) is not NextAttempt.NONE
             and self.budget.take(self._dispatcher.requests_in_flight)

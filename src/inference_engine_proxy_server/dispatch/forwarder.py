@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -12,11 +13,11 @@ from inference_engine_proxy_server.dispatch.attempt import Attempt, Attempts
 from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.learning_observer import LearningObserver
 from inference_engine_proxy_server.dispatch.leases import Dispatcher, Lease
-from inference_engine_proxy_server.dispatch.ollama import explained, is_ollama_path
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import FIRST, QueuedRequest
 from inference_engine_proxy_server.dispatch.retry import NextAttempt
+from inference_engine_proxy_server.dispatch.unknown_model import Explanations
 from inference_engine_proxy_server.errors import (
     BackendBroke,
     BackendDeclined,
@@ -62,6 +63,7 @@ class Forwarder:
         updates: sends queue positions to waiting streams.
         attempts: sends requests to backends.
         affinities: which backend holds what.
+        explanations: of the errors for clients.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Forwarder:
         updates: QueueUpdates,
         attempts: Attempts,
         affinities: AffinityTable,
+        explanations: Explanations,
     ) -> None:
         self._dispatcher = dispatcher
         self._placement = dispatcher.placement
@@ -83,6 +86,7 @@ class Forwarder:
         self._attempts = attempts
         self._budget = attempts.budget
         self._affinities = affinities
+        self._explanations = explanations
 
     async def forward(self, request: ProxiedRequest, excluded: Mapping[Backend, BackendError] = _NOT_EXCLUDED) -> None:
         """Send ``request`` to the best backend and relay the reply.
@@ -107,7 +111,7 @@ class Forwarder:
                         request.common_fields = self._decisions.record(decision, request, request.resumes, failed)
                     if lease.tracker is not None or requirements.affinity is not None:
                         observers = self._observe(request, lease)
-                    return await self._attempts.send(Attempt(request, lease.backend, failed))
+                    return await self._attempts.send(Attempt(request, lease.backend, failed, request.body))
                 except BackendError as error:
                     if observers and not request.done:  # else they have been let go
                         request.observers.remove(*observers)
@@ -119,8 +123,8 @@ class Forwarder:
                 await _back_off(failed)
         except (CapacityError, ClientError) as error:  # no other backend can serve the request
             _raise_failure(failed)  # a backend received the request, so "no capacity" would be wrong
-            if isinstance(error, ClientError) and is_ollama_path(request.head.path):
-                raise explained(error) from None
+            if isinstance(error, ClientError):
+                raise self._explanations.of(error, request) from None
             raise
         finally:
             if failed:
@@ -209,11 +213,12 @@ class Forwarder:
             return True
         self._attempts.report(backend, error)
         timeouts = sum(isinstance(one, BackendUnreachable) and one.timed_out for one in failed.values())
-        if self._attempts.next(request, error, timeouts) is NextAttempt.NONE:
-            return False
-        self._metrics.count_retry(error.code)
-        request.losses += not isinstance(error, BackendUnreachable)
-        return True
+        may_go_on = self._attempts.next(request, error, timeouts) is not NextAttempt.NONE
+        if request.awaits_reply:
+            request.losses += not isinstance(error, BackendUnreachable)
+        if may_go_on:
+            self._metrics.count_retry(error.code)
+        return may_go_on
 
     def _close_failures(self, request: ProxiedRequest, failed: dict[Backend, BackendError]) -> None:
         """The request is over: learn from its failed attempts, and release what they hold."""
@@ -233,6 +238,7 @@ class Forwarder:
             priority=self._fair_share.priority(request) if not failed else FIRST,
             try_lease=partial(self._dispatcher.try_lease, requirements, tuple(failed)),
             queue=queue,
+            most_seconds=math.inf if request.fallback_after_seconds is None else request.fallback_after_seconds,
         )
         try:
             with self._placement.waiting(requirements, failed):

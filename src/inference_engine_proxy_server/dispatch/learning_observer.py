@@ -40,4 +40,4 @@ class LearningObserver(ReplyObserver):
         if self._exchange.status >= 400:
             return
         if outcome is Outcome.COMPLETE or says_its_end(self._excerpt.read()):
-            tracker.complete(read_facts(self._excerpt.read()) if tracker.wants_facts() else None)
+            tracker.complete(self._excerpt.parsed(read_facts) if tracker.wants_facts() else None)

@@ -171,5 +171,6 @@ class Dispatcher(FleetObserver):
                 continue
             head = request.head
             is_movable = not request.losses and is_repeatable(head.method, head.path)
-            if is_movable and self.placement.has_other(request.requirements, (backend,)):
+            excluded = (backend,) if request.sink is None else (backend, *request.sink.excluded)
+            if is_movable and self.placement.has_other(request.requirements, excluded):
                 connection.give_up(RequestMoved("The backend did not answer."))

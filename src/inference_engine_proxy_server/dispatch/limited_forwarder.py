@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from inference_engine_proxy_server.access.key_limits import KeyLimits
-from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
-from inference_engine_proxy_server.dispatch.resuming_forwarder import ResumingForwarder
+from inference_engine_proxy_server.dispatch.renaming_forwarder import RenamingForwarder
 from inference_engine_proxy_server.requests.destinations import Destination, is_web_ui
 
 __all__ = ["LimitedForwarder"]
@@ -21,7 +20,7 @@ class LimitedForwarder:
         forwarder: forwards the permitted requests.
     """
 
-    def __init__(self, limits: KeyLimits, ownership: Ownership, forwarder: Forwarder | ResumingForwarder) -> None:
+    def __init__(self, limits: KeyLimits, ownership: Ownership, forwarder: RenamingForwarder) -> None:
         self._limits = limits
         self._ownership = ownership
         self._forwarder = forwarder

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
+import msgspec
+
 from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.requests.content import RequestContent, read_content
@@ -27,25 +29,33 @@ class ProxiedRequest(Exchange):
     """An exchange with the state of its request in the proxy.
 
     Attributes:
-        model: the model that the request names; ``None`` if it names none or has not been read.
+        model: the model that the request names, as engines know it; ``None`` if it names none or has not been read.
+        alias: the client's name for it, if that is another one; ``None`` if it is not.
         requirements: what the request requires of a backend; set before its first attempt.
         backend: base URL of the backend of the latest attempt; ``None`` when the proxy itself answers.
         losses: how many backends received the request and failed to answer it.
+        fallback_after_seconds: how long it may wait for its model before another one serves it; infinite if it may wait
+            as long as usual; ``None`` if there is no other one.
         sink: receives the backend's reply instead of the request itself; ``None`` for the request itself.
         resumes: how often its stream was resumed.
     """
 
-    __slots__ = ("_content", "backend", "losses", "model", "requirements", "resumes", "sink")
+    __slots__ = (
+        "_content", "alias", "backend", "fallback_after_seconds", "losses", "model", "requirements", "resumes", "sink",
+    )  # fmt: skip
 
+    alias: str | None
+    backend: str | None
+    fallback_after_seconds: float | None
+    model: str | None
     requirements: Requirements
+    sink: ResumableStream | None
+    _content: RequestContent | None
 
     def __init__(self, connection: ClientSide, head: RequestHead, body: bytes, request_id: str, client: str) -> None:
         Exchange.__init__(self, connection, head, body, request_id, client)
-        self.model: str | None = None
-        self.backend: str | None = None
+        self.model = self.alias = self.backend = self.fallback_after_seconds = self.sink = self._content = None
         self.losses = self.resumes = 0
-        self.sink: ResumableStream | None = None
-        self._content: RequestContent | None = None
 
     @property
     def content(self) -> RequestContent:
@@ -55,6 +65,20 @@ class ProxiedRequest(Exchange):
             head = self.head
             content = self._content = read_content(head.target, self.body, head.passed_on)
         return content
+
+    def rewrite(self, head: RequestHead, body: bytes, model: str, *, has_new_limit: bool) -> None:
+        """Replace the request before it is sent.
+
+        Args:
+            head, body: what is sent.
+            model: the model that the request names now.
+            has_new_limit: whether the most tokens of the answer may have changed.
+        """
+        content = self._content
+        self.head = head
+        self.body = body
+        self.model = model
+        self._content = None if content is None or has_new_limit else msgspec.structs.replace(content, model=model)
 
     @property
     def takes_comments(self) -> bool:
@@ -110,4 +134,5 @@ class ProxiedRequest(Exchange):
             self.sent_bytes,
             self.request_id,
             self.resumes,
+            self.alias,
         )

@@ -66,6 +66,7 @@ class QueuedRequest(Generic[C]):
         priority: higher goes first.
         try_lease: returns a lease, or ``None`` when no slot is free. Raises a ``ProxyError`` if waiting is pointless.
         queue: the queue in which it waits.
+        most_seconds: how long it may wait, if that is less than usual.
         lease: receives the result of ``try_lease``, or the error that ends the wait.
         deadline: the time at which its wait ends.
         waits: whether it is in the queue now.
@@ -78,6 +79,7 @@ class QueuedRequest(Generic[C]):
     priority: float
     try_lease: Callable[[], C | None]
     queue: RequestQueue[C]
+    most_seconds: float = math.inf
     lease: asyncio.Future[C] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     deadline: float = field(default=NEVER, init=False)
     waits: bool = field(default=False, init=False)
@@ -142,6 +144,8 @@ class RequestQueue(Generic[C]):
         if self.count >= self._limits.requests and request.priority != FIRST:
             self.rejections += 1
             raise self._too_much("Too many requests are waiting.", 429, "queue_full")
+        if request.most_seconds < (self.seconds_for(self.count + 1) or 0.0):
+            raise self._too_much("No backend is expected to be free in time.", 503, "queue_timeout")
         self._join(request)
         lease = request.lease
         try:
@@ -216,7 +220,7 @@ class RequestQueue(Generic[C]):
         heapq.heappush(self._lanes.setdefault(request.lane, []), entry)
         request.waits = True
         self.count += 1
-        request.deadline = self._deadlines.clock() + self._limits.seconds
+        request.deadline = self._deadlines.clock() + min(self._limits.seconds, request.most_seconds)
         self._deadlines.watch(request)
 
     def _leave(self, request: QueuedRequest[C]) -> None:

@@ -59,16 +59,16 @@ class ResumingForwarder(FleetObserver):
     def on_stuck(self, backend: Backend) -> None:
         """Continue the streams of ``backend`` elsewhere, as far as the rules allow. The others stay."""
         for connection, request in backend.connections.streaming():
-            if isinstance(request, ProxiedRequest) and self._can_be_moved(request):
+            if isinstance(request, ProxiedRequest) and self._can_be_moved(request, backend):
                 connection.give_up(RequestMoved("The stream moves to another backend."))
 
-    def _can_be_moved(self, request: ProxiedRequest) -> bool:
+    def _can_be_moved(self, request: ProxiedRequest, backend: Backend) -> bool:
         stream = request.sink
         if stream is None or not stream.has_delivered:
             return False
-        excluded = self._excluded(request, {}, _CANNOT_CONTINUE)
         if stream.is_at_seam:  # the continuation has not delivered anything yet
-            return self._forwarder.has_other(request, excluded)
+            return not request.losses and self._forwarder.has_other(request, (*stream.excluded, backend))
+        excluded = self._excluded(request, _CANNOT_CONTINUE)
         stream.transcript.read()
         left = stream.dialect.tokens_left(stream.members, stream.transcript.text_events)
         if stream.transcript.finish_reason is not None or (left is not None and left <= 0):
@@ -100,14 +100,14 @@ class ResumingForwarder(FleetObserver):
 
     async def _relay(self, request: ProxiedRequest, stream: ResumableStream, members: Members) -> None:
         """Relay a stream, and continue it as often as it breaks and the rules allow."""
-        excluded: dict[Backend, BackendError] = {}
-        while (error := await self._attempt(request, stream, excluded)) is not None:
+        while (error := await self._attempt(request, stream)) is not None:
             stream.transcript.read()
-            excluded = self._excluded(request, excluded, error)
+            stream.excluded = self._excluded(request, error)
             left = stream.dialect.tokens_left(members, stream.transcript.text_events)
             is_over = stream.transcript.finish_reason is not None or (left is not None and left <= 0)
+            wants_usage = stream.dialect.wants_usage(members)
             rule = self._broken_rule(
-                request, stream.transcript, excluded, is_over=is_over, wants_usage=stream.dialect.wants_usage(members)
+                request, stream.transcript, stream.excluded, is_over=is_over, wants_usage=wants_usage
             )
             if rule is not None:
                 self._give_up(request, stream, rule)
@@ -116,6 +116,7 @@ class ResumingForwarder(FleetObserver):
                 try:
                     raise error
                 finally:
+                    stream.excluded = {}
                     del error  # its traceback refers to this frame: a reference cycle
             if is_over:
                 stream.complete()
@@ -130,16 +131,14 @@ class ResumingForwarder(FleetObserver):
                 self._metrics.count_unresumed(rule)
             raise
 
-    async def _attempt(
-        self, request: ProxiedRequest, stream: ResumableStream, excluded: Mapping[Backend, BackendError]
-    ) -> BackendError | None:
+    async def _attempt(self, request: ProxiedRequest, stream: ResumableStream) -> BackendError | None:
         """Relay a reply, and return the error that broke it; ``None`` if it is complete.
 
         Raises:
             ProxyError: nothing was delivered that could be resumed; or no backend took the continuation.
         """
         try:
-            await self._forwarder.forward(request, excluded)
+            await self._forwarder.forward(request, stream.excluded)
         except ProxyError as error:
             if stream.is_at_seam:
                 self._metrics.count_unresumed("not_continued")
@@ -148,22 +147,17 @@ class ResumingForwarder(FleetObserver):
             raise
         return BackendBroke("The backend ended its stream before the answer was complete.") if stream.is_cut else None
 
-    def _excluded(
-        self, request: ProxiedRequest, excluded: Mapping[Backend, BackendError], error: BackendError
-    ) -> dict[Backend, BackendError]:
-        """The backends that cannot continue the stream: those on which it failed, and those without its model."""
-        # A backend that lost the stream to a drain has not failed.
-        failed = [one for one, reason in excluded.items() if not isinstance(reason, RequestMoved)]
-        grown: dict[Backend, BackendError] = dict.fromkeys(failed, _CANNOT_CONTINUE)
+    def _excluded(self, request: ProxiedRequest, error: BackendError) -> dict[Backend, BackendError]:
+        """The backends that cannot continue the stream: the one on which it broke, and those without its model.
+
+        Backends on which it broke before may have it again: those that have not recovered get no requests at all.
+        """
         broken = next((one for one in self._fleet.backends if one.url == request.backend), None)
         if broken is None:  # it has left the fleet
             return dict.fromkeys(self._fleet.backends, _CANNOT_CONTINUE)
-        grown[broken] = error
-        api = DIALECTS[request.head.path].api
-        for backend in self._fleet.backends:
-            if backend not in grown and not backend.serving.continues(broken.serving, request.model, api):
-                grown[backend] = _CANNOT_CONTINUE
-        return grown
+        api, model = DIALECTS[request.head.path].api, request.model
+        others = (one for one in self._fleet.backends if not one.serving.continues(broken.serving, model, api))
+        return {**dict.fromkeys(others, _CANNOT_CONTINUE), broken: error}
 
     def _broken_rule(
         self,

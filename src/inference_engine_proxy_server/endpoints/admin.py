@@ -14,6 +14,7 @@ from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers, SiblingAnswers
 from inference_engine_proxy_server.endpoints.backend_facts import facts_of
+from inference_engine_proxy_server.endpoints.usage import described_budgets
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet
@@ -140,6 +141,7 @@ def _described_key(key: ApiKey, allowances: Allowances) -> dict[str, Any]:
         "concurrent_requests": key.concurrent_requests,
         "requests_per_minute": key.requests_per_minute,
         "tokens_per_minute": key.tokens_per_minute,
+        "budgets": described_budgets(allowance.budgets()),
         **allowance.left(allowances.clock()),
     }
 

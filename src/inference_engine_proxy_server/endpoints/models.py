@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.backends.base import ModelEntry
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
+from inference_engine_proxy_server.dispatch.unknown_model import model_missing
 from inference_engine_proxy_server.errors import CapacityError, ClientError
 from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.listed_models import ListedModels
 from inference_engine_proxy_server.fleet.serving import names_of
 
 __all__ = ["models_router"]
 
 
-def models_router(dispatcher: Dispatcher, retry_after_seconds: float = 1) -> APIRouter:
+def models_router(dispatcher: Dispatcher, listed: ListedModels, retry_after_seconds: float = 1) -> APIRouter:
     """``GET /v1/models`` and ``GET /v1/models/ID``, also without ``/v1``.
 
     Args:
         dispatcher: the fleet, and the model of requests that name none.
+        listed: the models.
         retry_after_seconds: when clients should ask again for a model whose backends are down.
     """
     fleet, placement = dispatcher.fleet, dispatcher.placement
     router = APIRouter(tags=["models"])
 
-    @router.get("/v1/models", summary="The models that live backends serve, one entry each")
+    @router.get("/v1/models", summary="The models that live backends serve, and their aliases")
     @router.get("/models", include_in_schema=False)
     async def list_models(request: Request, response: Response) -> dict[str, Any]:
         _open_to_pages(response)
-        entries: dict[str, ModelEntry] = {}
-        for backend in fleet.snapshot().live:
-            for entry in backend.serving.models:
-                if _permits(request, entry):
-                    entries.setdefault(entry["id"], entry)
+        entries = listed.entries(request.state.access)
         # llama.cpp's web UI names no model, and takes the first one for the model that answers it.
-        usual = placement.model_of_unnamed
-        ordered = sorted(entries.values(), key=lambda entry: usual not in names_of(entry))
+        name, usual = listed.default_name, placement.model_of_unnamed
+        ordered = sorted(entries, key=lambda entry: (entry["id"] != name, usual not in names_of(entry)))
         return {"object": "list", "data": [_in_dialect(request, entry) for entry in ordered]}
 
     @router.get("/v1/models/{model:path}", summary="One model that live backends serve")
@@ -47,12 +46,10 @@ def models_router(dispatcher: Dispatcher, retry_after_seconds: float = 1) -> API
         if not model:
             return await list_models(request, response)
         _open_to_pages(response)
-        entries = [entry for backend in fleet.snapshot().live for entry in backend.serving.models]
-        # Ids take precedence over aliases.
-        for entry in sorted(entries, key=lambda entry: entry["id"] != model):
-            if model in names_of(entry) and _permits(request, entry):
-                return _in_dialect(request, entry)
-        raise _missing(fleet, model, retry_after_seconds)
+        entry = listed.find(model, request.state.access)
+        if entry is None:
+            raise _missing(fleet, model, listed.similar(model, request.state.access), retry_after_seconds)
+        return _in_dialect(request, entry)
 
     return router
 
@@ -61,11 +58,6 @@ def _open_to_pages(response: Response) -> None:
     # As with engines, web pages of any origin may read the list.
     response.headers["access-control-allow-origin"] = "*"
     response.headers["access-control-expose-headers"] = "x-request-id"
-
-
-def _permits(request: Request, entry: ModelEntry) -> bool:
-    access: Access | None = request.state.access
-    return access is None or any(access.permits(name) for name in names_of(entry))
 
 
 def _in_dialect(request: Request, entry: ModelEntry) -> ModelEntry:
@@ -77,10 +69,11 @@ def _in_dialect(request: Request, entry: ModelEntry) -> ModelEntry:
     return {"type": "model", "display_name": entry["id"], "created_at": created_at.isoformat()} | dict(entry)
 
 
-def _missing(fleet: Fleet, model: str, retry_after_seconds: float) -> CapacityError | ClientError:
+def _missing(
+    fleet: Fleet, model: str, similar: Sequence[str], retry_after_seconds: float
+) -> CapacityError | ClientError:
     backends = fleet.snapshot().backends
     if any(not one.models_known or (not one.is_live and model in one.serving.model_ids) for one in backends):
         message = "No backend that may serve this model is available."
         return CapacityError(message, retry_after_seconds=retry_after_seconds)
-    message = f"The model '{model[:200]}' is not served here, or not permitted for this key."
-    return ClientError(message, status=404, code="model_not_found")
+    return model_missing(f"The model '{model[:200]}' is not served here, or not permitted for this key.", similar)

@@ -17,7 +17,7 @@ from inference_engine_proxy_server.telemetry.request_metrics import RequestMetri
 
 __all__ = ["ConfigWatch"]
 
-_APPLIED_AT_ONCE = frozenset({"backends", "backend_api_key"})
+_APPLIED_AT_ONCE = frozenset({"backends", "backend_api_key", "default_model"})
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class ConfigWatch:
         self._watch.changed()  # changes up to now are read below
         try:
             configuration = self._load()
-            has_changed = self._updater.apply(configuration.fleet, configuration.models)
+            has_changed = self._updater.apply(configuration.fleet, configuration.models, configuration.default_model)
         except (SettingsError, UnknownEngineError) as error:
             self._metrics.count_reload(succeeded=False)
             for line in str(error).splitlines():

@@ -40,8 +40,9 @@ class FleetUpdater:
         engines: the known engines.
         make_backend: makes a backend that joins.
         on_reconfigured: called with a backend whose engine must be identified again.
-        on_models_changed: called with new settings of models.
+        on_models_changed: called with new settings of models, and the model of requests that name none.
         models: the current settings of models.
+        default_model: the current model of requests that name none.
     """
 
     def __init__(
@@ -50,17 +51,20 @@ class FleetUpdater:
         engines: Engines,
         make_backend: Callable[[BackendConfig], Backend],
         on_reconfigured: Callable[[Backend], None],
-        on_models_changed: Callable[[Mapping[str, ModelConfig]], None],
+        on_models_changed: Callable[[Mapping[str, ModelConfig], str | None], None],
         models: Mapping[str, ModelConfig],
+        default_model: str | None = None,
     ) -> None:
         self._fleet = fleet
         self._engines = engines
         self._make_backend = make_backend
         self._on_reconfigured = on_reconfigured
         self._on_models_changed = on_models_changed
-        self._models = models
+        self._models = models, default_model
 
-    def apply(self, fleet: Sequence[BackendConfig], models: Mapping[str, ModelConfig]) -> bool:
+    def apply(
+        self, fleet: Sequence[BackendConfig], models: Mapping[str, ModelConfig], default_model: str | None = None
+    ) -> bool:
         """Apply the configuration of the fleet and its models. Returns whether anything changed.
 
         Backends that stay keep their health and their requests.
@@ -69,14 +73,14 @@ class FleetUpdater:
             UnknownEngineError: nothing has been changed.
         """
         check_engines(fleet, self._engines)
-        models_changed = self._apply_models(models)
+        models_changed = self._apply_models(models, default_model)
         return self._apply_fleet(fleet) or models_changed
 
-    def _apply_models(self, models: Mapping[str, ModelConfig]) -> bool:
-        if models == self._models:
+    def _apply_models(self, models: Mapping[str, ModelConfig], default_model: str | None) -> bool:
+        if (models, default_model) == self._models:
             return False
-        self._models = models
-        self._on_models_changed(models)
+        self._models = models, default_model
+        self._on_models_changed(models, default_model)
         logger.info("model settings in the fleet file now apply to: %s", ", ".join(models) or "no models")
         return True
 
@@ -101,5 +105,5 @@ class FleetUpdater:
 
 
 def _polled(config: BackendConfig) -> BackendConfig:
-    """``config`` without what only routing reads, so that a backend need not be polled again when it changes."""
-    return replace(config, name="", weight=1, tier=1, takes_any_model=False)
+    """``config`` without what only requests need, so that a backend need not be polled again when it changes."""
+    return replace(config, name="", weight=1, tier=1, takes_any_model=False, stream_usage=None)

@@ -29,6 +29,7 @@ class Serving:
         best_status: of all its models.
         continued_apis: the APIs in which the backend continues an answer that begins with a given text.
         bounds_max_tokens: whether the backend rejects a request whose ``max_tokens`` exceeds its context.
+        streams_usage_on_request: whether its streams report the tokens used only if the request asks for them.
     """
 
     models: tuple[ModelEntry, ...] = ()
@@ -40,6 +41,7 @@ class Serving:
     statuses: Mapping[str, ModelStatus] = field(default_factory=dict)
     best_status: ModelStatus = _AWAKE
     continued_apis: frozenset[Api] = frozenset()
+    streams_usage_on_request: bool = False
 
     @classmethod
     def of(cls, entries: tuple[ModelEntry, ...], state: BackendState, config: BackendConfig) -> Serving:
@@ -68,6 +70,7 @@ class Serving:
         return cls(
             models, frozenset(names), model_names, contexts, only_context, state.bounds_max_tokens,
             _statuses(entries, state, names, best_status), best_status, state.continued_apis,
+            state.streams_usage_on_request,
         )  # fmt: skip
 
     def context_of(self, model: str | None) -> int | None:
@@ -79,6 +82,16 @@ class Serving:
         if model is None or model not in self.model_ids:
             return self.best_status
         return self.statuses.get(model, _AWAKE)
+
+    def listed_name(self, model: str | None) -> str | None:
+        """The listed name of the model that answers a request for ``model``; ``None`` if no name is known.
+
+        A name that the backend serves without listing it stands for its first model. A client can therefore make up
+        names, but none of them gets here.
+        """
+        if model is not None and model in self.model_ids:
+            return model
+        return self.models[0]["id"] if self.models else None
 
     def continues(self, other: Serving, model: str | None, api: Api) -> bool:
         """Whether this backend can continue an answer of ``other`` to a request of ``api`` that names ``model``."""

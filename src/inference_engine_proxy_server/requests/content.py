@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.requests.forms import form_values, is_form, media_type
+from inference_engine_proxy_server.requests.forms import URLENCODED, form_values, is_form, media_type
 from inference_engine_proxy_server.requests.headers import content_coding
 from inference_engine_proxy_server.requests.tolerant_json import as_utf8, member_text, tolerant_members
 
@@ -22,10 +22,12 @@ __all__ = [
     "RequestContent",
     "all_members",
     "model_problem",
+    "names_no_model",
     "read_content",
     "read_list",
     "read_prompt_content",
     "read_text",
+    "read_text_in",
     "read_texts",
     "role_of",
 ]
@@ -35,8 +37,8 @@ _ABSENT = msgspec.Raw()
 _TRUE = msgspec.Raw(b"true")
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _JSON_BLANKS = b" \t\r\n"
-
-_URLENCODED = "application/x-www-form-urlencoded"
+_NO_CODING = (b"", b"identity")
+_NO_MODEL = (None, b"null", b'""')
 
 
 class RequestContent(msgspec.Struct, frozen=True, gc=False):
@@ -140,7 +142,7 @@ def model_problem(header_lines: bytes, body: bytes) -> ClientError | None:
         header_lines, body: of a request in which :func:`read_content` found no model.
     """
     coding = content_coding(header_lines)
-    if coding and coding != b"identity":
+    if coding not in _NO_CODING:
         return _unreadable("the body is encoded (Content-Encoding). Send it without an encoding.", status=415)
     if is_form(header_lines):
         values = form_values(header_lines, body, "model")
@@ -148,15 +150,23 @@ def model_problem(header_lines: bytes, body: bytes) -> ClientError | None:
             return _unreadable("the form cannot be read. Check its boundary.")
         return _unreadable("the form names several.") if len(set(values)) > 1 else None
     kind = media_type(header_lines)
-    if kind == _URLENCODED:
+    if kind == URLENCODED:
         return None
     members = tolerant_members(as_utf8(body))
     if members is not None:
         raw = _member(members, "model")
-        return None if raw in (None, b"null", b'""') else _unreadable("'model' must be a string.")
+        return None if raw in _NO_MODEL else _unreadable("'model' must be a string.")
     if kind and not kind.endswith(("/json", "+json")):
         return _unreadable(f"a body of the type '{kind[:100]}' cannot be read. Send JSON or a form.", status=415)
     return _unreadable("the body is not a JSON object.")
+
+
+def names_no_model(header_lines: bytes, body: bytes) -> bool:
+    """Whether ``body`` is a JSON object to which a model can be added. Arguments as of :func:`model_problem`."""
+    if content_coding(header_lines) not in _NO_CODING:
+        return False
+    members = tolerant_members(as_utf8(body))
+    return members is not None and _member(members, "model") in _NO_MODEL
 
 
 def _unreadable(reason: str, status: int = 400) -> ClientError:
@@ -193,7 +203,7 @@ def _model_elsewhere(header_lines: bytes, body: bytes) -> str | None:
     if is_form(header_lines):
         values = form_values(header_lines, body, "model")
         return values[0] if values and len(set(values)) == 1 else None
-    if media_type(header_lines) == _URLENCODED:
+    if media_type(header_lines) == URLENCODED:
         return parse_qs(body.decode(errors="replace"), max_num_fields=None).get("model", [None])[-1]
     members = tolerant_members(as_utf8(body))
     return None if members is None else member_text(_member(members, "model"))
@@ -236,6 +246,11 @@ def read_text(raw: msgspec.Raw) -> str | None:
         return _text_decoder.decode(raw)
     except _MALFORMED:
         return None
+
+
+def read_text_in(value: bytes | None) -> str | None:
+    """The string in ``value``, which is JSON; ``None`` when it is something else."""
+    return None if value is None else read_text(msgspec.Raw(value))
 
 
 def read_texts(raw: msgspec.Raw) -> Sequence[str]:

@@ -12,11 +12,13 @@ from inference_engine_proxy_server.requests.headers import names_conversation
 
 __all__ = [
     "ANSWERED_HERE",
+    "IN_A_SLOT",
     "Destination",
     "Destinations",
     "is_about_models",
     "is_named",
     "is_response",
+    "is_usage",
     "is_web_ui",
     "streams_events",
 ]
@@ -82,6 +84,9 @@ class Destination(Enum):
 ANSWERED_HERE = (Destination.OPERATORS, Destination.OWN)
 """Destinations of requests that the proxy answers itself."""
 
+IN_A_SLOT = frozenset({Destination.WORK, Destination.TIED})
+"""Destinations of requests that take a slot of a backend."""
+
 
 def is_named(path: str) -> bool:
     """Whether a path names a backend-local resource."""
@@ -101,6 +106,11 @@ def streams_events(path: str) -> bool:
 def is_about_models(path: str) -> bool:
     """Whether ``GET`` of this path asks for the list of models, or for one of them."""
     return path in ("/v1/models", "/models") or path.startswith(("/v1/models/", "/models/"))
+
+
+def is_usage(path: str) -> bool:
+    """Whether ``GET`` of this path asks for the usage of a key."""
+    return path.removesuffix("/") == "/v1/usage"
 
 
 def is_web_ui(method: str, path: str) -> bool:

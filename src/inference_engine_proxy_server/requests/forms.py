@@ -6,8 +6,12 @@ import re
 from collections.abc import Iterator
 from email.message import Message
 from email.utils import collapse_rfc2231_value
+from urllib.parse import quote, unquote_plus
 
-__all__ = ["form_values", "is_form", "media_type"]
+__all__ = ["URLENCODED", "form_values", "is_form", "media_type", "with_field", "with_parameter"]
+
+URLENCODED = "application/x-www-form-urlencoded"
+"""The media type of forms without files."""
 
 _MOST_PARTS = 1000  # as in Starlette, on which vLLM is built
 _CONTENT_TYPE = re.compile(rb"(?:^|\n)content-type:[ \t]*([^\r\n]*?)[ \t]*(?=\r|$)", re.IGNORECASE)
@@ -38,13 +42,34 @@ def form_values(header_lines: bytes, body: bytes, name: str) -> list[str] | None
     if not boundary:
         return None
     values, count = [], 0
-    for head, value in _parts(body, b"--" + boundary):
+    for head, start, end in _parts(body, b"--" + boundary):
         count += 1
         if _name_of(head) == name:
-            values.append(value.decode(errors="replace"))
+            values.append(body[start:end].decode(errors="replace"))
         if count > _MOST_PARTS:
             break
     return values if 0 < count <= _MOST_PARTS else None
+
+
+def with_field(header_lines: bytes, body: bytes, name: str, value: str) -> bytes:
+    """The multipart form ``body`` with ``value`` in all fields called ``name``."""
+    boundary = _boundary(header_lines)
+    pieces: list[bytes] = []
+    at = 0
+    for head, start, end in _parts(body, b"--" + boundary) if boundary else ():
+        if _name_of(head) == name:
+            pieces += body[at:start], value.encode()
+            at = end
+    return b"".join((*pieces, body[at:]))
+
+
+def with_parameter(text: bytes, name: str, value: str) -> bytes:
+    """The query, or form of the type ``URLENCODED``, with ``value`` in all parameters called ``name``."""
+    pairs = text.split(b"&")
+    for at, pair in enumerate(pairs):
+        if unquote_plus(pair.partition(b"=")[0].decode("latin-1")) == name:
+            pairs[at] = b"%b=%b" % (pair.partition(b"=")[0], quote(value, safe="").encode())
+    return b"&".join(pairs)
 
 
 def _boundary(header_lines: bytes) -> bytes:
@@ -52,8 +77,8 @@ def _boundary(header_lines: bytes) -> bytes:
     return _parameter(found[0], "boundary").encode() if len(found) == 1 else b""
 
 
-def _parts(body: bytes, delimiter: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The header lines and the content of each part that is complete."""
+def _parts(body: bytes, delimiter: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The header lines of each part that is complete, and where its content begins and ends."""
     at = 0 if body.startswith(delimiter) else _next_delimiter(body, delimiter, 0)[1] - len(delimiter)
     while at >= 0:
         line = _AFTER_BOUNDARY.match(body, at + len(delimiter))
@@ -63,7 +88,7 @@ def _parts(body: bytes, delimiter: bytes) -> Iterator[tuple[bytes, bytes]]:
         if end < 0:
             return
         head, _, value = body[line.end() - 2 : end].partition(b"\r\n\r\n")
-        yield head[2:], value
+        yield head[2:], end - len(value), end
         at = following - len(delimiter)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-__all__ = ["as_utf8", "member_text", "tolerant_members"]
+__all__ = ["Span", "as_utf8", "member_spans", "member_text", "tolerant_members"]
 
 _MOST_STEPS = 200_000  # brackets, members and nested strings; bounds the time that one body may take to about 0.1 s
+_BLANKS = b" \t\r\n"
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _START = re.compile(rb"[ \t\r\n]*+\{[ \t\r\n]*+")
 _KEY = re.compile(rb"[ \t\r\n]*+(" + _STRING + rb")[ \t\r\n]*+:[ \t\r\n]*+", re.DOTALL)
@@ -29,19 +31,45 @@ def as_utf8(body: bytes) -> bytes:
     return body.decode(encoding, "replace").encode()
 
 
+class Span(NamedTuple):
+    """The place of one member of an object in a text.
+
+    Attributes:
+        name: of the member.
+        at: where its name begins, at the quotation mark.
+        start, end: of its value, without blanks around it.
+    """
+
+    name: str
+    at: int
+    start: int
+    end: int
+
+
 def tolerant_members(body: bytes) -> Mapping[str, bytes] | None:
     """Every top-level member by name (of equal names, the last); ``None`` if ``body`` is not an object or is cut off.
 
     Args:
         body: in UTF-8. Values are returned as sent, without trailing blanks, and are not checked.
     """
-    start = _START.match(body)
+    spans = member_spans(body)
+    return None if spans is None else {span.name: body[span.start : span.end] for span in spans}
+
+
+def member_spans(body: bytes, at: int = 0) -> Sequence[Span] | None:
+    """The places of the members of an object, in their order; ``None`` if there is no object, or it is cut off.
+
+    Args:
+        body: in UTF-8. Its values are not checked, and what follows the object is ignored.
+        at: where the object begins, or blanks before it.
+    """
+    start = _START.match(body, at)
     if start is None:
         return None
-    members: dict[str, bytes] = {}
+    spans: list[Span] = []
     at, steps = start.end(), 0
     if body[at : at + 1] == b"}":
-        return members
+        return spans
     while steps < _MOST_STEPS:
         key = _KEY.match(body, at)
         if key is None:
@@ -50,9 +78,10 @@ def tolerant_members(body: bytes) -> Mapping[str, bytes] | None:
         following = _NEXT.match(body, end)
         if following is None:
             return None
-        members[_text(key[1])] = body[key.end() : end].rstrip()
+        value = body[key.end() : end].rstrip(_BLANKS)
+        spans.append(Span(_text(key[1]), key.start(1), key.end(), key.end() + len(value)))
         if following[1] == b"}":
-            return members
+            return spans
         at = following.end()
     return None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from inference_engine_proxy_server.errors import StreamNotContinued
+from inference_engine_proxy_server.errors import BackendError, StreamNotContinued
 from inference_engine_proxy_server.resume.dialect import Dialect
 from inference_engine_proxy_server.resume.events import MALFORMED, split_events
 from inference_engine_proxy_server.resume.seam import Seam
@@ -35,9 +36,11 @@ class ResumableStream(ExchangeSink):
         dialect: of the request's API.
         members: of the request's body.
         transcript: what was delivered.
+        excluded: the backends that do not get a continuation, with the reason for each.
         is_cut: the latest backend ended its stream before the answer was complete.
     """
 
+    excluded: Mapping[Any, BackendError] = MappingProxyType({})
     chunks = None  # events are written, and chunks that are events take the direct path
 
     def __init__(
@@ -166,7 +169,7 @@ class ResumableStream(ExchangeSink):
 
     def close(self) -> None:
         """Let go of the exchange, whose end has come: both refer to each other."""
-        if self._write_directly is not None:
+        if self._write_directly is not None and self.exchange.write_through == self._take_chunk:
             self.exchange.write_through = self._write_directly
 
     def give_up(self) -> None:

@@ -67,6 +67,7 @@ class Transcript(ABC):
         self._raw_bytes = 0
         if self.problem is not None:
             return
+        read_before = len(self._text)
         for event in events:
             data = data_of(event)
             if data is None:
@@ -75,6 +76,8 @@ class Transcript(ABC):
                 self._read(data)
             except MALFORMED:
                 self.problem = "unknown_events"
+        # A string takes 50 bytes more than its text, so that the tokens one by one would take ten times the memory.
+        self._text[read_before:] = ["".join(self._text[read_before:])]
         if self._text_bytes > MOST_TEXT_BYTES:
             self.problem = "long_text"
             self._text.clear()

@@ -170,6 +170,15 @@ class CandidateRegistry:
         while len(names) > _REMEMBERED_MODELS:
             del names[next(iter(names))]
 
+    def lists(self, model: str) -> bool:
+        """Whether a backend lists ``model``, or has listed it."""
+        return model in self._served_names
+
+    def set_default_model(self, model: str | None) -> None:
+        """Use ``model`` for requests that name none, see :class:`CandidateRegistry`."""
+        self._default_model = model
+        self.forget_sets()
+
     def find_set(self, model: str | None) -> CandidateSet:
         """The live backends that serve ``model``, added to ``sets``; see :meth:`serving`."""
         known = self._unnamed if model is None else self.sets.get(model)

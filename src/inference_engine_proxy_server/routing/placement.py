@@ -48,6 +48,7 @@ class Placement(FleetObserver):
         paths: which kinds of engines lack which path.
         contexts_differ: whether a prompt may fit some backends only.
         reads_prompts: whether prompts must be read, because contexts differ or because a policy needs them.
+        lists, set_default_model: see :class:`~.candidate_registry.CandidateRegistry`.
     """
 
     def __init__(
@@ -63,14 +64,14 @@ class Placement(FleetObserver):
     ) -> None:
         self.router = router
         self.models_differ = self.contexts_differ = self.reads_prompts = False
-        self._is_shared = is_shared
-        self._records_decisions = records_decisions
+        self._is_shared, self._records_decisions = is_shared, records_decisions
         self._retry_after_seconds = retry_after_seconds
         self.paths = PathTable()
         self._live = 0
         self._clock = fleet.clock
         self._registry = CandidateRegistry(fleet.clock, default_model, tier_penalty_seconds)
         self._sets = self._registry.sets
+        self.lists, self.set_default_model = self._registry.lists, self._registry.set_default_model
         self.on_replaced(fleet.backends)
         fleet.subscribe(self)
 

@@ -103,7 +103,7 @@ class AccessLog:
                 {
                     "time": now, "client": record.client, "method": record.method, "path": record.path,
                     "status": record.status, "outcome": record.outcome, "backend": backend,
-                    "model": model and model[:100],
+                    "model": model and model[:100], "alias": record.alias and record.alias[:100],
                     "first_byte_seconds": first_byte_seconds and round(first_byte_seconds, 4),
                     "seconds": round(record.seconds, 4), "sent_bytes": record.sent_bytes,
                     "request_id": record.request_id, "resumes": record.resumes,
@@ -115,7 +115,7 @@ class AccessLog:
                 f'{now} {record.client} "{record.method} {record.path}" {record.status} {record.outcome} '
                 f"backend={backend or '-'} model={_quoted(model) if model else '-'} first_byte={first_byte} "
                 f"seconds={record.seconds:.4f} bytes={record.sent_bytes} id={record.request_id}"
-                f"{f' resumes={record.resumes}' if record.resumes else ''}"
+                f"{_rare_words(record) if record.resumes or record.alias else ''}"
             )
         self._lines.append(line)
         if len(self._lines) >= _FLUSH_LINES:
@@ -153,6 +153,12 @@ class AccessLog:
                 self.flush()
         finally:
             self.flush()
+
+
+def _rare_words(record: RequestRecord) -> str:
+    """The words of a line that most lines do not have."""
+    resumes = f" resumes={record.resumes}" if record.resumes else ""
+    return f"{resumes} alias={_quoted(record.alias)}" if record.alias else resumes
 
 
 def _is_probe(record: RequestRecord) -> bool:

@@ -81,6 +81,7 @@ class RequestMetrics:
         self._by_path: dict[str, _RouteMetrics] = {}  # the same, for the paths that have a route of their own
         self._aborts: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
+        self._fallbacks: Counter[tuple[str, str, str]] = Counter()
         self._resumes = Counter(dict.fromkeys(_RESUME_CAUSES, 0))
         self._unresumed = Counter(dict.fromkeys(resume_rules, 0))
         self._shed = Counter(dict.fromkeys(_SHED_REASONS, 0))
@@ -117,6 +118,10 @@ class RequestMetrics:
         """Count a request that is sent again; ``reason``: the code of the error that made it so."""
         self._retries[reason] += 1
 
+    def count_fallback(self, model: str, fallback: str, reason: str) -> None:
+        """Count a request that another model gets; names as in the fleet file, ``reason``: why."""
+        self._fallbacks[model, fallback, reason] += 1
+
     def count_resume(self, cause: str) -> None:
         """Count a stream that is continued on another backend; ``cause``: the code of the error that broke it."""
         self._resumes[cause] += 1
@@ -150,6 +155,14 @@ class RequestMetrics:
             "inference_proxy_stream_aborts", "Replies that began and were not finished.", "side", self._aborts
         )
         yield _counter("inference_proxy_retries", "Requests repeated after a failure.", "reason", self._retries)
+        fallbacks = CounterMetricFamily(
+            "inference_proxy_fallbacks",
+            "Requests that another model got, because theirs could not serve them.",
+            labels=["model", "fallback", "reason"],
+        )
+        for labels, count in self._fallbacks.items():
+            fallbacks.add_metric(labels, count)
+        yield fallbacks
         yield _counter(
             "inference_proxy_stream_resumes", "Broken streams continued on another backend.", "cause", self._resumes
         )

@@ -18,13 +18,14 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
         status: of the reply; 499 if the client left before there was one.
         outcome: how the exchange ended.
         backend: base URL of the backend that served the request; ``None`` for a reply of the proxy itself.
-        model: the model that the request names; ``None`` when it names none or nothing read it.
+        model: the model that the request names, as engines know it; ``None`` when it names none or nothing read it.
         first_byte_seconds: from the complete request to the reply's first byte, of a stream: its first event; ``None``
             without a reply.
         seconds: from the complete request to the end of the reply.
         sent_bytes: length of the reply, header section included.
         request_id: the value of ``x-request-id``.
         resumes: how often its stream was continued on another backend.
+        alias: the client's name for the model, if that is another one; ``None`` if it is not.
     """
 
     client: str
@@ -39,3 +40,4 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     sent_bytes: int
     request_id: str
     resumes: int = 0
+    alias: str | None = None

@@ -128,18 +128,16 @@ class Exchange:
         """
         self.status = status
         self._fields = fields
-        head = self.head
-        http11 = head.minor_version == 1
         framing = b""
-        self._body_allowed = status not in _BODILESS and not head.is_head
+        self._body_allowed = status not in _BODILESS and not self.head.is_head
         self._length_known = content_length is not None
         self.takes_chunks = self._chunked = False
         if content_length is not None:
             if status != 204:
                 framing = b"content-length: %d\r\n" % content_length
         elif self._body_allowed:
-            self.takes_chunks = self._chunked = http11
-            if http11:
+            self.takes_chunks = self._chunked = self.head.minor_version == 1
+            if self._chunked:
                 framing = b"transfer-encoding: chunked\r\n"
             else:
                 self.keep_alive = False
@@ -233,9 +231,8 @@ class Exchange:
         elif self._pending_head:
             self._send(b"")
         self.done = True
-        if (observers := self._observers) is not None:
-            self._observers = None  # both refer to each other
-            observers.end(Outcome.COMPLETE)
+        if self._observers is not None:
+            self._finish(Outcome.COMPLETE)
         self._connection.exchange_done(self)
 
     def respond(self, status: int, fields: bytes, body: bytes) -> None:
@@ -259,9 +256,9 @@ class Exchange:
         if self.has_only_comments:
             self.status = error.status
         is_stream = not self._length_known and is_event_stream(self._fields)
+        self._finish(Outcome.BROKEN)
         if is_stream and ends_between_events(self.last_block, is_chunked=self._chunked):
             self.write(stream_error_event(error, self.head.path, self.request_id))
-        self._break(Outcome.BROKEN)
         self._connection.exchange_done(self)
 
     def client_left(self) -> None:
@@ -269,21 +266,22 @@ class Exchange:
         self._write = _discard
         if self.source is not None:
             self.source.pause_reading()  # stops the direct path, too
-        self._break(Outcome.CLIENT_LEFT)
+        self._finish(Outcome.CLIENT_LEFT)
         if not self.begun or self.has_only_comments:
             self.status = CLIENT_GONE
 
-    def _break(self, outcome: Outcome) -> None:
+    def _finish(self, outcome: Outcome) -> None:
         self.done = True
         self.outcome = outcome
         if (observers := self._observers) is not None:
-            self._observers = None  # both refer to each other
+            self._observers = None
+            self.write_through = _discard  # observers refer to the exchange: a reference cycle
             observers.end(outcome)
 
     def _send(self, block: bytes) -> None:
-        self.last_block = block
         if self._observers is not None and block:
-            self._observers.show(block)
+            block = self._observers.show(block)
+        self.last_block = block
         if self._pending_head:
             self.first_byte_at = self._connection.clock()
             self._allow_direct_path(block)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from inference_engine_proxy_server.errors import BackendBroke, InvalidReply
+from inference_engine_proxy_server.errors import BackendBroke
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
-from inference_engine_proxy_server.wire.reply_sink import ReplySource
+from inference_engine_proxy_server.wire.collected_reply import CollectedReply
 
 __all__ = ["Inquiry"]
 
@@ -29,7 +29,7 @@ class Inquiry:
 
     async def fetch(
         self, path: str, *, json_body: bytes | None = None, credentials: bytes = b"", timeout_seconds: float
-    ) -> _Collected:
+    ) -> CollectedReply:
         """Request ``path``.
 
         Args:
@@ -75,8 +75,8 @@ class Inquiry:
         while self._free:
             self._connections.discard(self._free.pop())
 
-    async def _ask(self, connection: BackendConnection, blocks: list[bytes], ends_at: float) -> _Collected:
-        collected = _Collected(self._limit_bytes)
+    async def _ask(self, connection: BackendConnection, blocks: list[bytes], ends_at: float) -> CollectedReply:
+        collected = CollectedReply(self._limit_bytes)
         try:
             async with asyncio.timeout_at(ends_at):
                 await connection.request(blocks, collected, is_head=False)
@@ -88,42 +88,3 @@ class Inquiry:
         else:
             self._connections.discard(connection)
         return collected
-
-
-class _Collected:
-    """A sink that keeps the whole reply, up to a limit."""
-
-    chunks = None
-    source: ReplySource | None = None
-    pass_through = None
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._pieces: list[bytes] = []
-        self.sent_bytes = 0
-        self.status = 0
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(self._pieces)
-
-    def begin(self, status: int, reason: bytes, fields: bytes, content_length: int | None) -> None:
-        del reason, fields, content_length
-        self.status = status
-
-    def write_whole(self, status: int, reason: bytes, fields: bytes, body: bytes) -> None:
-        self.begin(status, reason, fields, len(body))
-        if body:
-            self.write(body)
-
-    def flush(self) -> None:
-        """Does nothing: the header section is kept, not sent."""
-
-    def write(self, payload: bytes) -> None:
-        self.sent_bytes += len(payload)
-        if self.sent_bytes > self._limit_bytes:
-            raise InvalidReply("The backend's state is too long to be read.")
-        self._pieces.append(payload)
-
-    def end(self) -> None:
-        """Does nothing: the caller awaits the reply's completion."""

@@ -7,7 +7,8 @@ searched and dropped, which costs a fraction of what sending them costs.
 from __future__ import annotations
 
 import re
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar, cast
 
 from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 
@@ -23,6 +24,9 @@ _REPORT = re.compile(
 _EVENT, _TIGHT_EVENT = b"\ndata: {", b"\ndata:{"
 
 
+_Parsed = TypeVar("_Parsed")
+
+
 class Framed(Protocol):
     """A reply whose framing is known once its body begins."""
 
@@ -36,7 +40,7 @@ class ReplyExcerpt(ReplyObserver):
         reply: says whether the blocks are chunks.
     """
 
-    __slots__ = ("_blocks", "_bytes", "_events", "_first", "_last", "_reply", "_reports")
+    __slots__ = ("_blocks", "_bytes", "_events", "_first", "_last", "_parsed", "_reply", "_reports")
 
     wants_blocks = True
 
@@ -48,6 +52,7 @@ class ReplyExcerpt(ReplyObserver):
         self._last = b""  # end of what has been searched
         self._reports: list[bytes] = []
         self._events = 0
+        self._parsed: tuple[object, object] | None = None
 
     def take(self, block: bytes) -> None:
         """Keep ``block`` until it is searched."""
@@ -60,6 +65,12 @@ class ReplyExcerpt(ReplyObserver):
         """The whole body if it is short; else its beginning, its reports and its end, separated by blank lines."""
         rest = self._last + self._payload()
         return b"\n\n".join((self._first, *self._reports, rest)) if self._first else rest
+
+    def parsed(self, parse: Callable[[bytes], _Parsed]) -> _Parsed:
+        """``parse(self.read())`` at the end of the reply, computed once for all observers with the same ``parse``."""
+        if self._parsed is None or self._parsed[0] is not parse:
+            self._parsed = (parse, parse(self.read()))
+        return cast(_Parsed, self._parsed[1])
 
     def events(self) -> int:
         """The number of events of the reply so far whose data is a JSON object."""

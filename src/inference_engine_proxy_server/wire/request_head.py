@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +120,12 @@ class RequestHead:
         """Whether the request comes from a page of another origin, or of one that a proxy in front may have renamed."""
         found = _ORIGIN.search(self.passed_on)
         return found is not None and found[1].lower() != self.host.lower()
+
+    def with_target(self, target: bytes) -> RequestHead:
+        """A copy with another query; equal header sections share one head."""
+        changed = copy(self)
+        changed.target = target
+        return changed
 
     def refuse_compression(self) -> None:
         """Ask the backend for a reply without compression, so that the proxy can read it."""

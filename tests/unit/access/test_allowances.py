@@ -6,15 +6,17 @@ import contextlib
 import math
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_engine_proxy_server.access.allowances import Allowance, Allowances
+from inference_engine_proxy_server.access.allowances import Allowance, Allowances, Budget
 from inference_engine_proxy_server.config.api_keys import ApiKey
-from inference_engine_proxy_server.errors import CapacityError
+from inference_engine_proxy_server.errors import BudgetError, CapacityError, error_fields
+from inference_engine_proxy_server.usage.spending import Spending
 
 
 def key(**limits: Any) -> ApiKey:
@@ -22,7 +24,7 @@ def key(**limits: Any) -> ApiKey:
 
 
 def allowance(**limits: int) -> Allowance:
-    return Allowance(key(**limits), 0.0)
+    return Allowance(key(**limits), 0.0, Spending(lambda: 0.0))
 
 
 def refusal(of: Allowance, now: float) -> CapacityError:
@@ -228,7 +230,7 @@ def test_only_configured_limits_have_header_lines() -> None:
 
 
 def test_an_unchanged_reloaded_key_keeps_its_level() -> None:
-    allowances = Allowances(lambda: 0.0)
+    allowances = Allowances(lambda: 0.0, Spending(lambda: 0.0))
     first = key(requests_per_minute=2, tokens_per_minute=100, concurrent_requests=5)
     before = allowances.of(first)
     before.begin(0)
@@ -243,7 +245,7 @@ def test_an_unchanged_reloaded_key_keeps_its_level() -> None:
 
 @pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_minute", "concurrent_requests"])
 def test_a_changed_limit_applies_at_once_and_the_others_keep_their_levels(limit: str) -> None:
-    allowances = Allowances(lambda: 0.0)
+    allowances = Allowances(lambda: 0.0, Spending(lambda: 0.0))
     limits = {"requests_per_minute": 9, "tokens_per_minute": 9, "concurrent_requests": 9}
     serve(allowances.of(key(**limits)), 0, tokens=3)
 
@@ -261,7 +263,7 @@ def test_a_changed_limit_applies_at_once_and_the_others_keep_their_levels(limit:
 
 
 def test_a_removed_limit_no_longer_applies() -> None:
-    allowances = Allowances(lambda: 0.0)
+    allowances = Allowances(lambda: 0.0, Spending(lambda: 0.0))
     limited = ApiKey("alice", b"", requests_per_minute=1, tokens_per_minute=1, concurrent_requests=1)
     allowances.of(limited).begin(0)
 
@@ -272,7 +274,7 @@ def test_a_removed_limit_no_longer_applies() -> None:
 
 
 def test_changed_limits_still_count_requests_in_progress() -> None:
-    allowances = Allowances(lambda: 0.0)
+    allowances = Allowances(lambda: 0.0, Spending(lambda: 0.0))
     before = allowances.of(ApiKey("alice", b"", concurrent_requests=2))
     before.begin(0)
 
@@ -285,7 +287,7 @@ def test_changed_limits_still_count_requests_in_progress() -> None:
 
 
 def test_each_key_name_has_its_own_allowance() -> None:
-    allowances = Allowances(lambda: 0.0)
+    allowances = Allowances(lambda: 0.0, Spending(lambda: 0.0))
     alice, bob = (allowances.of(ApiKey(name, b"", requests_per_minute=1)) for name in ("alice", "bob"))
 
     serve(alice, 0)
@@ -344,3 +346,71 @@ def test_the_header_lines_are_always_valid_integers(limit: int, uses: list[tuple
         assert all(re.fullmatch(r"\d+s?", value) for value in lines.values())
         assert 0 <= int(lines["x-ratelimit-remaining-requests"]) <= limit
         assert math.isfinite(float(lines["x-ratelimit-reset-tokens"].removesuffix("s")))
+
+
+# --- budgets
+
+NOON = datetime(2026, 11, 29, 12, 0, 0, 500_000, tzinfo=UTC).timestamp()
+MIDNIGHT = datetime(2026, 11, 30, tzinfo=UTC).timestamp()
+
+
+class Budgeted:
+    """A key with budgets, and the time of day."""
+
+    def __init__(self, **budgets: int) -> None:
+        self.now = NOON
+        self.allowance = Allowance(key(**budgets), 0.0, Spending(lambda: self.now))
+
+    def use(self, tokens: int) -> None:
+        self.allowance.begin(0.0)
+        self.allowance.end(tokens, 0.0)
+
+    def refusal(self) -> BudgetError:
+        with pytest.raises(BudgetError) as caught:
+            self.allowance.begin(0.0)
+        return caught.value
+
+
+def test_a_spent_budget_says_when_it_is_renewed() -> None:
+    budgeted = Budgeted(tokens_per_day=100)
+    budgeted.use(99)
+    budgeted.use(50)
+    error = budgeted.refusal()
+    assert (error.status, error.code, error.retry_after_seconds) == (429, "insufficient_quota", 12 * 3600)
+    assert error.message == ("This key's budget of 100 tokens a day is used up. It is renewed at 2026-11-30 00:00 UTC.")
+    assert budgeted.allowance.in_flight == 0
+    assert b"x-should-retry: false" in error_fields(error, "/v1/chat/completions", "id")
+    budgeted.now = MIDNIGHT
+    budgeted.use(1)
+
+
+def test_of_two_spent_budgets_the_longer_one_is_reported() -> None:
+    budgeted = Budgeted(tokens_per_day=100, tokens_per_month=150)
+    budgeted.use(120)
+    assert "100 tokens a day" in budgeted.refusal().message
+    budgeted.now = MIDNIGHT
+    budgeted.use(40)
+    assert "150 tokens a month is used up. It is renewed at 2026-12-01 00:00 UTC" in budgeted.refusal().message
+    budgeted.now = MIDNIGHT + 86_400
+    budgeted.use(1)
+
+
+def test_budgets_are_described_with_what_is_left() -> None:
+    budgeted = Budgeted(tokens_per_day=100, tokens_per_month=150)
+    budgeted.use(120)
+    month, day = budgeted.allowance.budgets()
+    assert day == Budget("day", 100, 120, int(MIDNIGHT))
+    assert month == Budget("month", 150, 120, int(MIDNIGHT) + 86_400)
+    assert (day.left, month.left) == (0, 30)
+
+
+def test_a_reload_changes_a_budget_and_keeps_what_is_used() -> None:
+    budgeted = Budgeted(tokens_per_day=100)
+    budgeted.use(120)
+    budgeted.allowance.change(key(tokens_per_day=200), 0.0)
+    budgeted.use(80)
+    budgeted.refusal()
+    budgeted.allowance.change(key(), 0.0)
+    budgeted.use(1)
+    assert not list(budgeted.allowance.budgets())
+    assert not budgeted.allowance.counts_tokens

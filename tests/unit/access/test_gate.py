@@ -14,6 +14,7 @@ from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey, digest_of
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.requests.destinations import Destinations
+from inference_engine_proxy_server.usage.spending import Spending
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead, parse_request_head
 
 ALICE, BOB, ADMIN, METRICS = (f"sk-{name}-0123456789abcdef" for name in ("alice", "bob", "admin", "metrics"))
@@ -29,7 +30,7 @@ def gate(
     ring = KeyRing([ApiKey(name, digest_of(secret.encode())) for name, secret in names], None, lambda: 0.0)
     return Gate(
         ring if keys else None,
-        Allowances(lambda: 0.0),
+        Allowances(lambda: 0.0, Spending(lambda: 0.0)),
         admin_key=admin,
         metrics_key=metrics,
         operators_elsewhere=operators_elsewhere,
@@ -217,7 +218,7 @@ def test_random_bytes_are_no_key(value: bytes, field: bool) -> None:
 def gate_over(ring: KeyRing) -> Gate:
     return Gate(
         ring,
-        Allowances(lambda: 0.0),
+        Allowances(lambda: 0.0, Spending(lambda: 0.0)),
         admin_key=None,
         metrics_key=None,
         operators_elsewhere=False,
@@ -373,4 +374,4 @@ def test_a_key_with_models_permits_only_these_by_name(
 ) -> None:
     key = ApiKey("a", b"", models=None if models is None else frozenset(models))
 
-    assert Access(key, Allowances(lambda: 0.0).of(key)).permits(model) is permitted
+    assert Access(key, Allowances(lambda: 0.0, Spending(lambda: 0.0)).of(key)).permits(model) is permitted

@@ -11,7 +11,10 @@ from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.access.key_limits import KeyLimits
 from inference_engine_proxy_server.config.api_keys import ApiKey
 from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.models.catalog import EMPTY
+from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.requests.destinations import Destinations
+from inference_engine_proxy_server.usage.spending import Spending
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.request_head import parse_request_head
 from unit.wire.test_exchange import LIMITS, Connection
@@ -27,7 +30,8 @@ def begin(request: str, body: bytes = b"", content_type: str = "application/json
     head = parse_request_head(section.encode(), LIMITS)
     head.destination = Destinations((), lambda *_: False).of(head.method, head.path)
     exchange = Exchange(Connection(), head, body, "id-1", "1.2.3.4:5")
-    return KeyLimits(lambda: 0.0).begin(exchange, Access(KEY, Allowances(lambda: 0.0).of(KEY)))
+    limits = KeyLimits(lambda: 0.0, LiveCatalog(EMPTY), lambda name: False)
+    return limits.begin(exchange, Access(KEY, Allowances(lambda: 0.0, Spending(lambda: 0.0)).of(KEY)))
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ async def test_a_recorded_idle_server_is_ready_and_idle() -> None:
     assert state.model_names is ModelNames.ANY
     assert state.contexts == {"models/gemma-3-270m-q4_k_m.gguf": 2048}
     assert (state.bounds_max_tokens, state.memory_tokens) == (False, None)
+    assert not state.streams_usage_on_request
     assert state.figures == {
         "llamacpp:prompt_tokens_total": 135.0,
         "llamacpp:prompt_tokens_cached_total": 192.0,

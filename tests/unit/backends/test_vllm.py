@@ -52,6 +52,7 @@ async def test_a_recorded_idle_server_is_ready_and_idle() -> None:
     assert [model["id"] for model in state.models or ()] == ["tiny"]
     assert state.model_names is ModelNames.STRICT
     assert (state.contexts, state.bounds_max_tokens) == ({"tiny": 2048}, True)
+    assert state.streams_usage_on_request
     assert state.memory_tokens == 2097152
     assert state.figures == {
         "vllm:kv_cache_usage_perc": 0.0,

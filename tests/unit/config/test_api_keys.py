@@ -151,6 +151,8 @@ keys:
     requests_per_minute: 60
     tokens_per_minute: 10_000
     concurrent_requests: 2
+    tokens_per_day: 2_000_000
+    tokens_per_month: 30_000_000_000
     expires: 2027-01-31T12:00:00Z
   - {{name: bob, secret: {OTHER}}}
 """)
@@ -165,6 +167,8 @@ keys:
             tokens_per_minute=10_000,
             concurrent_requests=2,
             expires_at=seconds("2027-01-31T12:00:00"),
+            tokens_per_day=2_000_000,
+            tokens_per_month=30_000_000_000,
         ),
         ApiKey("bob", digest_of(OTHER.encode())),
     ]

@@ -114,6 +114,7 @@ def test_a_file_may_set_nothing_on_purpose(file: Path, text: str) -> None:
         ("capacity: 1", "capacity", 1),
         ("tier: 100", "tier", 100),
         ("takes_any_model: true", "takes_any_model", True),
+        ("stream_usage: false", "stream_usage", False),
         ("max_requests_processing: 0", "max_requests_processing", 0),
         (f"name: {'a' * 64}", "name", "a" * 64),
         ("models: ['org/model:latest']", "models", ("org/model:latest",)),
@@ -285,8 +286,8 @@ def test_an_error_in_a_backend_is_one_line_with_its_place(file: Path, entry: str
         ("backends: ", "backends: must be a list"),
         ("backends: [http://a]", "backends.0: must be a mapping"),
         ("backend: [{url: http://a}]", "backend is unknown; did you mean backends?"),
-        ("x: 1", "x is unknown; use one of: backends, models, settings"),
-        (f"{KEY}: 1", "*** is unknown; use one of: backends, models, settings"),
+        ("x: 1", "x is unknown; use one of: backends, default_model, models, settings"),
+        (f"{KEY}: 1", "*** is unknown; use one of: backends, default_model, models, settings"),
         (
             "models: {org/a-long-name:latest: {balancing_policy: rendevous}}",
             "models.org/a-long-name:latest.balancing_policy: must be one of least_requests, expected_time, ",
@@ -294,13 +295,17 @@ def test_an_error_in_a_backend_is_one_line_with_its_place(file: Path, entry: str
         ("models: {m: {balancing_policy: 1}}", "models.m.balancing_policy: must be one of least_requests, "),
         ("models: {m: {balancing_policy: }}", f"models.m.balancing_policy: {BLANK}"),
         ("models: {m: {balancing: x}}", "models.m.balancing is unknown; did you mean balancing_policy?"),
-        ("models: {m: {x: 1}}", "models.m.x is unknown; use one of: balancing_policy"),
+        (
+            "models: {m: {x: 1}}",
+            "models.m.x is unknown; use one of: aliases, hidden_aliases, serves_as, parameters, "
+            "fallbacks, fallback_after_seconds, balancing_policy",
+        ),
         ("models: {m: }", "models.m: must be a mapping"),
         ("models: {'a planted key': 1}", "models.***: must be a mapping"),
-        ("models: {'': {}}", "models..***: must not be empty"),
+        ("models: {'': {}}", "models.'': must not be empty"),
         ("models: [m]", "models: must be a mapping"),
-        ("[]", "must be a mapping that begins with 'backends:', 'models:' or 'settings:'"),
-        (KEY, "must be a mapping that begins with 'backends:', 'models:' or 'settings:'"),
+        ("[]", "must be a mapping that begins with 'backends:', 'default_model:', 'models:' or 'settings:'"),
+        (KEY, "must be a mapping that begins with 'backends:', 'default_model:', 'models:' or 'settings:'"),
         (
             "backends: [{url: http://a, accepts_unlisted_models: maybe}]",
             "backends.0.accepts_unlisted_models: must be true or false",
@@ -330,7 +335,7 @@ def test_an_error_in_a_backend_is_one_line_with_its_place(file: Path, entry: str
             "settings: {model: a}",
             "settings.MODEL cannot be set in this file: only Docker Compose uses it, and reads it from .env",
         ),
-        ("settings: {1: a}", "settings.1.***: must be text"),
+        ("settings: {1: a}", "settings.1: must be text"),
     ],
 )
 def test_an_error_in_the_file_is_one_line_with_its_place(file: Path, text: str, message: str) -> None:
@@ -463,7 +468,12 @@ def test_the_example_is_valid_and_follows_the_schema(file: Path) -> None:
     file.write_text(EXAMPLE)
 
     assert len(read(file).backends) == 2
-    assert read(file).models == {"qwen3-14b": ModelConfig("rendezvous")}
+    models = read(file).models
+    assert {name: (config.balancing_policy, config.serves_as) for name, config in models.items()} == {
+        "qwen3-14b": ("rendezvous", None),
+        "qwen3-14b-think": (None, "qwen3-14b"),
+    }
+    assert read(file).default_model == "qwen3-14b"
     assert is_valid(EXAMPLE)
     uncommented = EXAMPLE.replace("# api_key_env", "api_key_env")
     file.write_text(uncommented)

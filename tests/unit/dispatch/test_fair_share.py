@@ -15,6 +15,7 @@ from inference_engine_proxy_server.dispatch.fair_share import FairShare
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.requests.prompt import Prompt, read_prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
+from inference_engine_proxy_server.usage.spending import Spending
 from inference_engine_proxy_server.wire.client_side import ClientReceiver
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.request_head import parse_request_head
@@ -53,7 +54,7 @@ def exchange(
     body: bytes = b"", fields: bytes = b"", *, key: ApiKey | None = None, client: str = "192.0.2.1:4711"
 ) -> ProxiedRequest:
     head = parse_request_head(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n" + fields, LIMITS.head)
-    head.access = None if key is None else Access(key, Allowance(key, 0.0))
+    head.access = None if key is None else Access(key, Allowance(key, 0.0, Spending(lambda: 0.0)))
     return ProxiedRequest(NoClient(), head, body, "id", client)
 
 

@@ -99,3 +99,17 @@ def test_comments_are_for_clients_that_ask_for_events_and_may_read_them(
 ) -> None:
     request, _ = request_for(line, fields, body)
     assert request.takes_comments is expected
+
+
+@pytest.mark.parametrize("has_new_limit", [True, False])
+@pytest.mark.parametrize("is_read_before", [True, False])
+def test_a_rewritten_request_has_the_content_that_is_sent(is_read_before: bool, has_new_limit: bool) -> None:
+    request, _ = request_for()
+    request.body = b'{"model": "alias", "stream": true, "max_tokens": 9}'
+    if is_read_before:
+        assert request.content.model == "alias"
+    sent = b'{"model": "m", "stream": true, "max_tokens": %d}' % (5 if has_new_limit else 9)
+    request.rewrite(request.head, sent, "m", has_new_limit=has_new_limit)
+    assert (request.model, request.body) == ("m", sent)
+    content = request.content
+    assert (content.model, content.is_streamed, content.answer_tokens) == ("m", True, 5 if has_new_limit else 9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
 from typing import Any
@@ -45,6 +46,7 @@ class Lanes:
         tokens: float = 1.0,
         priority: float = 0,
         takes_free: bool = False,
+        most_seconds: float = math.inf,
     ) -> asyncio.Task[FakeLease]:
         """Let a request wait, or with ``takes_free`` take a free slot at once; done when this returns."""
 
@@ -56,7 +58,9 @@ class Lanes:
             self.taken.append(FakeLease(self, lane))
             return self.taken[-1]
 
-        request = QueuedRequest(lane, name if sender is None else sender, tokens, priority, take, self.queue)
+        request = QueuedRequest(
+            lane, name if sender is None else sender, tokens, priority, take, self.queue, most_seconds
+        )
         self.requests.append(request)
 
         async def come() -> FakeLease:
@@ -269,6 +273,31 @@ async def test_request_that_waited_too_long_is_503() -> None:
     assert (lanes.queue.count, lanes.queue.timeouts) == (0, 1)
     await lanes.serve()
     assert lanes.served == []
+
+
+async def test_a_request_may_wait_for_less_than_usual() -> None:
+    lanes = Lanes(seconds=30)
+    task = await lanes.join(most_seconds=5)
+    lanes.pass_time(4.9)
+    assert lanes.queue.count == 1
+    lanes.pass_time(0.2)
+    with pytest.raises(CapacityError, match="No backend was free in time"):
+        await task
+
+
+async def test_a_request_that_is_expected_to_wait_for_too_long_does_not_wait() -> None:
+    lanes = Lanes(requests=1000)
+    await lanes.join("stays", lane="other")
+    for _ in range(50):
+        await lanes.join()
+        await lanes.serve()
+        lanes.now += 2
+    [*_, patient] = [await lanes.join(most_seconds=15) for _ in range(5)]
+    hasty = await lanes.join(most_seconds=3)
+    with pytest.raises(CapacityError, match="expected to be free"):
+        await hasty
+    assert not patient.done()
+    await lanes.close()
 
 
 def test_deadlines_end_waits_and_forget_requests_that_left() -> None:

@@ -15,8 +15,9 @@ OWN = {
     "/readyz",
     "/v1/models",
     "/v1/models/{model}",
+    "/v1/usage",
     "/metrics",
-    *(f"/admin/{it}" for it in ("backends", "decisions", "keys")),
+    *(f"/admin/{it}" for it in ("backends", "decisions", "keys", "usage")),
 }
 OPERATED = {"/admin/backends/{name}/drain", "/admin/backends/{name}/undrain"}
 DESCRIPTIONS = {"/docs", "/redoc", "/openapi.json"}

@@ -44,3 +44,14 @@ def test_facts_missing_in_a_report_keep_their_last_value() -> None:
         backend.update_load(state, own_at_poll=0, allowance=0, now=0.0)
         assert backend.memory_tokens == known
     assert backend.load.slots == math.inf
+
+
+@pytest.mark.parametrize(
+    ("asked", "listed"), [("small", "small"), ("s", "s"), ("large", "large"), ("invented", "small"), (None, "small")]
+)
+def test_a_request_counts_for_a_listed_name(asked: str | None, listed: str) -> None:
+    assert a_backend(SMALL, LARGE).serving.listed_name(asked) == listed
+
+
+def test_without_a_list_of_models_no_name_is_known() -> None:
+    assert a_backend().serving.listed_name("invented") is None

@@ -19,18 +19,21 @@ class Site:
 
     Attributes:
         reconfigured: backends whose engine must be identified again.
-        models: reported settings of models.
+        models: reported settings of models, and default models.
     """
 
     def __init__(self) -> None:
         self.fleet = make_pool(Clock(), 2).fleet
         self.configs = [backend.config for backend in self.fleet.backends]
         self.reconfigured: list[Backend] = []
-        self.models: list[Mapping[str, ModelConfig]] = []
+        self.models: list[tuple[Mapping[str, ModelConfig], str | None]] = []
         engines = discover_engines()
         self.updater = FleetUpdater(
-            self.fleet, engines, self._make_backend, self.reconfigured.append, self.models.append, {}
+            self.fleet, engines, self._make_backend, self.reconfigured.append, self._take_models, {}
         )
+
+    def _take_models(self, models: Mapping[str, ModelConfig], default_model: str | None) -> None:
+        self.models.append((models, default_model))
 
     def _make_backend(self, config: BackendConfig) -> Backend:
         [made] = make_pool(Clock(), 1).backends
@@ -77,7 +80,8 @@ def test_changed_settings_of_models_are_reported_once() -> None:
     models = {"m": ModelConfig("rendezvous")}
     assert site.updater.apply(site.configs, models)
     assert not site.updater.apply(site.configs, models)
-    assert site.models == [models]
+    assert site.updater.apply(site.configs, models, "m")
+    assert site.models == [(models, None), (models, "m")]
 
 
 def test_unknown_engine_changes_nothing() -> None:

@@ -11,7 +11,7 @@ from inference_engine_proxy_server.resume.events import split_events
 from inference_engine_proxy_server.resume.rules import problem_of
 from inference_engine_proxy_server.wire.framing import ChunkedBody
 from recorded import recorded
-from support.resumed_stream import Stream, cuts_of
+from support.resumed_stream import Stream
 
 STREAMS = [
     ("llama-server", "chat-stream-raw"),
@@ -66,27 +66,37 @@ def continuation(stream: bytes, delivered: str, *, echoes: bool) -> bytes:
 def test_a_stream_cut_at_any_byte_is_continued_or_ends_between_two_events(engine: str, name: str, echoes: bool) -> None:
     original = whole(engine, name)
     expected = objects(original)
-    for cut in cuts_of(original):
+    continuations: dict[str, bytes] = {}
+    right: set[bytes] = set()  # whole streams that were checked
+    for cut in range(len(original) + 1):
         stream = Stream()
         stream.relay(original[:cut])
         transcript = stream.sink.transcript
         transcript.read()
         delivered = stream.client.body
-        assert original.startswith(delivered)
-        assert text_of(objects(delivered)) == transcript.text
-        if problem_of(transcript) is not None:
+        assert delivered == original[: original.rfind(b"\n\n", 0, cut) + 2 if b"\n\n" in original[:cut] else 0]
+        problem = problem_of(transcript)
+        if problem is not None:
+            assert (problem, transcript.text_events) == ("one_event", 1)
             continue
         if transcript.finish_reason is not None:
             stream.sink.complete()
         else:
+            if transcript.text not in continuations:
+                assert transcript.text == text_of(objects(delivered))
+                continuations[transcript.text] = continuation(original, transcript.text, echoes=echoes)
             stream.sink.resume(b"")
-            stream.relay(continuation(original, transcript.text, echoes=echoes))
+            stream.relay(continuations[transcript.text])
             stream.sink.end()
-        found = objects(stream.client.body)
+        assert stream.client.is_done
+        body = stream.client.body
+        if body in right:
+            continue
+        found = objects(body)
         assert text_of(found) == text_of(expected)
         assert {one["id"] for one in found} == {expected[0]["id"] if delivered else "other"}
-        assert stream.client.is_done
-        assert stream.client.body.count(b"data: [DONE]") == 1
+        assert body.count(b"data: [DONE]") == 1
+        right.add(body)
 
 
 def test_an_endless_event_is_relayed_as_it_comes_and_not_resumed() -> None:

@@ -28,8 +28,8 @@ TEXT_LINE = re.compile(
     r"id=(?P<id>[\w.-]+)"
 )
 JSON_KEYS = [
-    "time", "client", "method", "path", "status", "outcome", "backend", "model", "first_byte_seconds", "seconds",
-    "sent_bytes", "request_id", "resumes",
+    "time", "client", "method", "path", "status", "outcome", "backend", "model", "alias", "first_byte_seconds",
+    "seconds", "sent_bytes", "request_id", "resumes",
 ]  # fmt: skip
 FORGED = [
     pytest.param('x\n2026-01-01T00:00:00.000Z 1.2.3.4:5 "GET /forged" 200 complete', id="line feed"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -239,3 +240,36 @@ async def test_an_excerpt_is_taken_of_a_stream_relayed_from_a_backend() -> None:
     assert len(connection.blocks) >= 40
     assert excerpt.read() == b"".join(b"data: %d\n\n" % number for number in range(40))
     assert exchange.sent_bytes == sum(map(len, connection.blocks))
+
+
+def test_the_facts_of_a_reply_are_parsed_once_for_all_observers() -> None:
+    parsed: list[bytes] = []
+
+    def parse(reply: bytes) -> int:
+        parsed.append(reply)
+        return len(reply)
+
+    exchange, _, excerpt = excerpted()
+    stream(exchange, 2)
+    assert excerpt.parsed(parse) == excerpt.parsed(parse) == len(excerpt.read())
+    assert len(parsed) == 1
+    assert excerpt.parsed(bytes.upper) == excerpt.read().upper()
+
+
+class Shouting:
+    """An editor."""
+
+    def edit(self, block: bytes) -> bytes:
+        return block.upper()
+
+    def write_function(self, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        return lambda block: write(block.upper())
+
+
+def test_an_editor_changes_what_the_client_gets_and_not_what_observers_see() -> None:
+    recorder = Recorder()
+    exchange, connection = observed(recorder)
+    exchange.observers.edit_with(Shouting())
+    stream(exchange, 2)
+    assert recorder.blocks() == [chunk(0), chunk(1), LAST_CHUNK]
+    assert b"".join(connection.blocks).endswith(chunk(0).upper() + chunk(1).upper() + LAST_CHUNK)

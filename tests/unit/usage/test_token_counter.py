@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import recorded
-from inference_engine_proxy_server.access.allowances import Allowance
-from inference_engine_proxy_server.access.usage import UsageObserver
-from inference_engine_proxy_server.config.api_keys import ApiKey
+from inference_engine_proxy_server.errors import BackendBroke
+from inference_engine_proxy_server.requests.destinations import IN_A_SLOT, Destination
+from inference_engine_proxy_server.usage.token_counter import TokenCounter
+from inference_engine_proxy_server.usage.tokens import TokenUse
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.request_head import parse_request_head
 from unit.wire.test_exchange import EVENTS, LIMITS, Connection
 
 FOLDER = Path(recorded.__file__).parent
-LIMIT = 10**12
 JSON = b"content-type: application/json\r\n"
 TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n'
 
@@ -36,30 +36,32 @@ class Backend:
     def resume_reading(self) -> None: ...
 
 
-class Charged:
-    """A request with this body, from a key with a limit of tokens."""
+class Counted:
+    """A request with this body, whose tokens are counted."""
 
     def __init__(self, body: bytes = b"", version: bytes = b"1.1", fields: bytes = b"") -> None:
         line = b"POST /v1/chat/completions HTTP/%b\r\nHost: a\r\n" % version
         head = parse_request_head(line + fields, LIMITS)
         self.exchange = Exchange(Connection(), head, body, "id-1", "1.2.3.4:5")
-        self._allowance = Allowance(ApiKey("a", b"", tokens_per_minute=LIMIT), 0.0)
-        self.exchange.observers.add(UsageObserver(self.exchange, self._allowance, lambda: 0.0))
+        head.destination = Destination.WORK
+        self._counter = TokenCounter.of(self.exchange)
         self.exchange.source = Backend()
 
-    def stream(self, blocks: Sequence[bytes], fields: bytes = EVENTS) -> Charged:
+    def stream(self, blocks: Sequence[bytes], fields: bytes = EVENTS) -> Counted:
         """Send the body in these pieces, without its end."""
         self.exchange.begin(200, b"", fields, None)
         for block in blocks:
             self.exchange.write(block)
         return self
 
-    def tokens(self) -> int:
-        """What the key was charged."""
+    def used(self) -> TokenUse:
+        """The counted tokens."""
         self.exchange.end()
-        left = self._allowance.left(0.0)["tokens_left"]
-        assert left is not None
-        return LIMIT - left
+        return self._counter.used
+
+    def tokens(self) -> int:
+        """Those of prompt and answer together."""
+        return self.used().total
 
 
 def prompt(size: int) -> bytes:
@@ -112,7 +114,7 @@ RECORDED = [
 @pytest.mark.parametrize(("name", "tokens"), RECORDED)
 @pytest.mark.parametrize("prompt_bytes", [2, 10**6])
 def test_reported_tokens_count(name: str, tokens: int, prompt_bytes: int) -> None:
-    assert Charged(prompt(prompt_bytes)).stream([body_of(name)]).tokens() == tokens
+    assert Counted(prompt(prompt_bytes)).stream([body_of(name)]).tokens() == tokens
 
 
 @pytest.mark.parametrize(("name", "tokens"), RECORDED)
@@ -121,7 +123,7 @@ def test_reported_tokens_count(name: str, tokens: int, prompt_bytes: int) -> Non
 def test_reported_tokens_count_wherever_the_reply_is_cut(
     name: str, tokens: int, piece_bytes: int, version: bytes
 ) -> None:
-    assert Charged(version=version).stream(pieces_of(body_of(name), piece_bytes)).tokens() == tokens
+    assert Counted(version=version).stream(pieces_of(body_of(name), piece_bytes)).tokens() == tokens
 
 
 @pytest.mark.parametrize("piece_bytes", [100, 5000, 10**6])
@@ -135,26 +137,26 @@ def test_reported_tokens_count_wherever_they_stand_in_a_long_reply(before: int, 
         "prompt_logprobs": logprobs * (after // 60),
     }
     blocks = pieces_of(json.dumps(reply).encode(), piece_bytes)
-    assert Charged(prompt(40)).stream(blocks, JSON).tokens() == 2900
+    assert Counted(prompt(40)).stream(blocks, JSON).tokens() == 2900
 
 
 def test_reported_tokens_count_before_many_more_events() -> None:
     usage = b'data: {"usage":{"prompt_tokens":20,"completion_tokens":3}}\n\n'
     blocks = [*[TOKEN % b"x"] * 3000, usage, *[b": ping\n\n"] * 20_000]
-    assert Charged().stream(blocks).tokens() == 23
+    assert Counted().stream(blocks).tokens() == 23
 
 
 def test_the_prompt_that_the_beginning_of_a_long_stream_reports_counts() -> None:
     start = b'data: {"message":{"usage":{"input_tokens":20,"output_tokens":1}}}\n\n'
     end = b'data: {"type":"message_delta","usage":{"output_tokens":5000}}\n\n'
-    assert Charged(prompt(4000)).stream([start, *[TOKEN % b"x"] * 5000, end]).tokens() == 20 + 5000
+    assert Counted(prompt(4000)).stream([start, *[TOKEN % b"x"] * 5000, end]).tokens() == 20 + 5000
 
 
 @pytest.mark.parametrize("count", [1, 20])
 def test_a_property_named_usage_in_a_tools_schema_is_no_report(count: int) -> None:
     tools = b'{"properties":{"usage":{"type":"string"}}},' * count
     reply = b'{"usage":{"input_tokens":20,"output_tokens":3},"tools":[%b{}]}' % tools[: 5 * 43]
-    assert Charged(prompt(4000)).stream([reply], JSON).tokens() == 23
+    assert Counted(prompt(4000)).stream([reply], JSON).tokens() == 23
 
 
 @pytest.mark.parametrize(
@@ -167,77 +169,160 @@ def test_a_property_named_usage_in_a_tools_schema_is_no_report(count: int) -> No
 def test_tokens_are_estimated_when_the_engine_reports_none(name: str, prompt_bytes: int, tokens: int) -> None:
     body = body_of(name)
     assert b"_tokens" not in body
-    assert tokens * 0.6 <= Charged(prompt(prompt_bytes)).stream([body]).tokens() <= tokens * 2.5
+    assert tokens * 0.6 <= Counted(prompt(prompt_bytes)).stream([body]).tokens() <= tokens * 2.5
 
 
 def test_events_count_as_tokens_in_a_stream_of_any_length() -> None:
     events = [TOKEN % (b"x" * (number % 9)) for number in range(5000)]
-    assert Charged(prompt(40)).stream(events).tokens() == 10 + 5000
+    assert Counted(prompt(40)).stream(events).tokens() == 10 + 5000
 
 
 def test_a_broken_stream_counts_the_prompt_and_what_was_sent() -> None:
     body = body_of("llama-server/v1-messages-stream-raw")
-    charged = Charged(prompt(10**6)).stream([body[: body.index(b"event: content_block_stop")]])
-    charged.exchange.client_left()
-    assert 21 + 5 + 5 <= charged.tokens() <= 21 + 5 + 12
+    counted = Counted(prompt(10**6)).stream([body[: body.index(b"event: content_block_stop")]])
+    counted.exchange.client_left()
+    assert 21 + 5 + 5 <= counted.tokens() <= 21 + 5 + 12
 
 
 def test_a_client_that_leaves_before_the_reply_pays_for_its_prompt() -> None:
-    charged = Charged(prompt(40_000))
-    charged.exchange.client_left()
-    assert charged.tokens() == 10_000
+    counted = Counted(prompt(40_000))
+    counted.exchange.client_left()
+    assert counted.tokens() == 10_000
 
 
 def test_a_client_that_leaves_an_anthropic_stream_pays_for_the_events_it_got() -> None:
     start = b'data: {"message":{"usage":{"input_tokens":20,"output_tokens":1}}}\n\n'
-    charged = Charged(prompt(4000)).stream([start, *[TOKEN % b"x"] * 500])
-    charged.exchange.client_left()
-    assert charged.tokens() == 20 + 501
+    counted = Counted(prompt(4000)).stream([start, *[TOKEN % b"x"] * 500])
+    counted.exchange.client_left()
+    assert counted.tokens() == 20 + 501
 
 
 def test_a_client_that_leaves_the_queue_pays_nothing() -> None:
-    charged = Charged(prompt(40_000))
-    charged.exchange.source = None
-    charged.exchange.send_comment(b": queued\n\n")
-    charged.exchange.client_left()
-    assert charged.tokens() == 0
+    counted = Counted(prompt(40_000))
+    counted.exchange.source = None
+    counted.exchange.send_comment(b": queued\n\n")
+    counted.exchange.client_left()
+    assert counted.tokens() == 0
 
 
-def test_a_picture_is_not_charged_by_its_bytes_when_the_client_leaves() -> None:
+def test_a_picture_is_not_counted_by_its_bytes_when_the_client_leaves() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBORw0KGgo" * 100_000}}
     content = [{"type": "text", "text": "What is this?"}, picture]
-    charged = Charged(json.dumps({"messages": [{"role": "user", "content": content}]}).encode())
-    charged.exchange.client_left()
-    assert 0 < charged.tokens() < 10_000
+    counted = Counted(json.dumps({"messages": [{"role": "user", "content": content}]}).encode())
+    counted.exchange.client_left()
+    assert 0 < counted.tokens() < 10_000
 
 
-def test_the_files_of_a_form_are_not_charged_by_their_bytes() -> None:
-    charged = Charged(b'--b\r\ncontent-disposition: form-data; name="file"\r\n\r\n' + b"x" * 10**6 + b"\r\n--b--\r\n")
-    charged.exchange.client_left()
-    assert charged.tokens() == 0
+def test_the_files_of_a_form_are_not_counted_by_their_bytes() -> None:
+    counted = Counted(b'--b\r\ncontent-disposition: form-data; name="file"\r\n\r\n' + b"x" * 10**6 + b"\r\n--b--\r\n")
+    counted.exchange.client_left()
+    assert counted.tokens() == 0
 
 
-def test_a_refused_request_is_not_charged() -> None:
-    charged = Charged(prompt(40_000))
-    charged.exchange.respond(503, b"", b"{}")
-    assert charged.tokens() == 0
+def test_a_refused_request_is_not_counted() -> None:
+    counted = Counted(prompt(40_000))
+    counted.exchange.respond(503, b"", b"{}")
+    assert counted.tokens() == 0
 
 
 def test_a_request_whose_tokens_count_does_not_ask_for_compression() -> None:
-    charged = Charged(fields=b"Accept-Encoding: gzip, br\r\nX-Accept-Encoding: gzip\r\naccept: */*\r\n")
-    assert charged.exchange.head.passed_on == b"X-Accept-Encoding: gzip\r\naccept: */*\r\n"
+    counted = Counted(fields=b"Accept-Encoding: gzip, br\r\nX-Accept-Encoding: gzip\r\naccept: */*\r\n")
+    assert counted.exchange.head.passed_on == b"X-Accept-Encoding: gzip\r\naccept: */*\r\n"
 
 
 def test_an_embedding_counts_its_prompt_alone() -> None:
     reply = {"data": [{"embedding": [0.25] * 5000}], "usage": {"prompt_tokens": 7}}
-    assert Charged(prompt(400)).stream([json.dumps(reply).encode()], JSON).tokens() == 7
+    assert Counted(prompt(400)).stream([json.dumps(reply).encode()], JSON).tokens() == 7
 
 
 def test_generated_text_that_looks_like_usage_is_ignored() -> None:
     said = b'{"choices":[{"message":{"content":"{\\"usage\\":{\\"total_tokens\\": 0}}"}}]}'
-    assert Charged(prompt(400)).stream([said], JSON).tokens() > 100
+    assert Counted(prompt(400)).stream([said], JSON).tokens() > 100
 
 
 @given(body=st.binary(max_size=300), blocks=st.lists(st.binary(min_size=1, max_size=300), max_size=5))
 def test_any_reply_gives_a_number_of_tokens(body: bytes, blocks: list[bytes]) -> None:
-    assert Charged(body).stream(blocks).tokens() >= 0
+    assert Counted(body).stream(blocks).tokens() >= 0
+
+
+# --- what is an estimate, and what is cached
+
+
+@pytest.mark.parametrize(("name", "tokens"), RECORDED)
+def test_reported_tokens_are_no_estimate(name: str, tokens: int) -> None:
+    assert not Counted(prompt(400)).stream([body_of(name)]).used().is_estimate, tokens
+
+
+@pytest.mark.parametrize("name", ["vllm/chat-stream-raw", "vllm/completions-stream-raw"])
+def test_tokens_of_a_stream_without_a_report_are_an_estimate(name: str) -> None:
+    assert Counted(prompt(400)).stream([body_of(name)]).used().is_estimate
+
+
+def test_tokens_of_a_broken_stream_are_an_estimate_even_if_the_engine_reports_some() -> None:
+    body = body_of("llama-server/v1-messages-stream-raw")
+    counted = Counted(prompt(400)).stream([body[: body.index(b"event: content_block_stop")]])
+    counted.exchange.client_left()
+    assert counted.used().is_estimate
+
+
+def test_tokens_are_no_estimate_if_the_client_leaves_after_the_last_event() -> None:
+    counted = Counted(prompt(400)).stream([body_of("llama-server/chat-stream-raw")])
+    counted.exchange.client_left()
+    assert counted.used() == TokenUse(30, 25, 24, is_estimate=False)
+
+
+def test_what_a_client_got_of_a_stream_counts_although_the_backend_broke_it() -> None:
+    counted = Counted(prompt(400)).stream([TOKEN % b"x"] * 7)
+    counted.exchange.source = None  # as after a failed attempt
+    counted.exchange.fail(BackendBroke("It broke."))
+    assert counted.used() == TokenUse(100, 0, 7, is_estimate=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "cached"),
+    [
+        ("llama-server/chat-nonstream-2nd-cached", 25),
+        ("llama-server/chat-stream-usage-raw", 25),
+        ("llama-server/chat-stream-raw", 25),
+        ("llama-server/v1-messages-stream-raw", 21),
+        ("vllm/chat-nonstream", 0),
+    ],
+)
+def test_cached_tokens_are_part_of_the_input(name: str, cached: int) -> None:
+    used = Counted(prompt(400)).stream([body_of(name)]).used()
+    assert (used.cached_tokens, used.input_tokens >= cached) == (cached, True)
+
+
+OLLAMA = (
+    '{"model":"llama3.2","created_at":"2026-11-01T00:00:00Z","response":"","done":true,"context":[1,2,3],'
+    '"total_duration":10706818083,"load_duration":6338219291,"prompt_eval_count":26,"prompt_eval_duration":130079000,'
+    '"eval_count":259,"eval_duration":4232710000}\n'
+)
+
+
+@pytest.mark.parametrize("before", [0, 300])
+@pytest.mark.parametrize("piece_bytes", [7, 10**6])
+def test_tokens_that_ollama_reports_in_its_last_object_count(before: int, piece_bytes: int) -> None:
+    word = '{"model":"llama3.2","response":" \\"eval_count\\":9","done":false}\n'
+    blocks = pieces_of((word * before + OLLAMA).encode(), piece_bytes)
+    used = Counted(prompt(400)).stream(blocks, b"content-type: application/x-ndjson\r\n").used()
+    assert used == TokenUse(26, 0, 259, is_estimate=False)
+
+
+def test_tokens_of_an_ollama_embedding_count() -> None:
+    reply = (
+        b'{"model":"all-minilm","embeddings":[[0.5,0.25]],"total_duration":1,"load_duration":1,"prompt_eval_count":8}'
+    )
+    assert Counted(prompt(400)).stream([reply], JSON).used() == TokenUse(8, 0, 0, is_estimate=False)
+
+
+@pytest.mark.parametrize("destination", [one for one in Destination if one not in IN_A_SLOT])
+def test_a_request_that_takes_no_slot_uses_no_tokens(destination: Destination) -> None:
+    counted = Counted(prompt(400))
+    counted.exchange.head.destination = destination
+    assert counted.stream([body_of("llama-server/chat-nonstream")], JSON).tokens() == 0
+
+
+def test_all_observers_of_a_request_share_one_counter() -> None:
+    exchange = Counted().exchange
+    assert TokenCounter.of(exchange) is TokenCounter.of(exchange)
