@@ -8,6 +8,8 @@ Glossary. Code, documentation, log lines and metrics use these terms:
   *Alias*: another name that the operator gives a model. *Catalog*: all names and parameters that the operator defines.
 * *exchange*: one request of a client with its reply. *Destination*: what handles a request: the proxy itself, a
   backend, or nothing because the path is blocked.
+* *router*: a llama.cpp server with many models, of which it has some in memory. *Turn*: how long a model keeps its
+  place there while a request for another model waits.
 * *slot*: capacity of a backend for one request. A backend is *full* when its load reaches its limit.
 * *lease*: one request's claim on one backend, from its selection to the last byte of the reply.
 * *load*: the requests of one backend, made of the leases of all workers and *foreign load*, which comes from others.

@@ -112,6 +112,7 @@ async def test_a_budget_holds_over_all_workers(folder: Path, engine: Engine) -> 
             await asyncio.sleep(1.5 * BATCH_SECONDS if used >= 900 else 0)
         # Each worker may overshoot by what the others have used within one batch interval.
         assert 1000 <= used <= 1100
+        await asyncio.sleep(1.5 * BATCH_SECONDS)  # until each worker knows what the others have used
         assert await ask(proxy, 10) == [429] * 10
     async with program(folder, engine.url, **settings) as proxy:
         assert await ask(proxy, 10) == [429] * 10

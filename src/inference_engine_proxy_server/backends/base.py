@@ -17,6 +17,7 @@ __all__ = [
     "Get",
     "ModelEntry",
     "ModelNames",
+    "ModelReport",
     "ModelStatus",
     "Reply",
     "Thresholds",
@@ -87,6 +88,27 @@ class ModelStatus(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelReport:
+    """One model of an engine that loads and unloads its models; ``None`` means not reported.
+
+    Attributes:
+        status: in the engine's own word, such as ``loaded`` or ``sleeping``.
+        in_memory: it takes up one of the engine's places for models, even if it still loads or sleeps.
+        is_ready: it serves requests without being loaded or woken first.
+        capacity: requests for it that the engine can process at a time.
+        requests_processing: requests for it that the engine is generating for.
+        requests_waiting: requests for it in the engine's own queue.
+    """
+
+    status: str
+    in_memory: bool
+    is_ready: bool
+    capacity: int | None = None
+    requests_processing: float | None = None
+    requests_waiting: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Thresholds:
     """Reported counts above which a backend is busy: it gets no new requests, but has not failed.
 
@@ -120,6 +142,8 @@ class BackendState:
         models: the models that it serves; when ``None``, the previously reported models and ``model_names`` still hold.
         model_names: how it treats names that ``models`` lacks.
         statuses: by the ids of the ``models`` that are not awake.
+        model_reports: by the ids of the ``models`` of an engine that loads and unloads them; empty for other engines.
+        most_models: models that such an engine holds in memory at most; infinite if requests never make it unload one.
         contexts: tokens that a prompt and its answer may have together, by the ids of the ``models`` that report it.
         continued_apis: the APIs in which it continues an answer that begins with a given text.
         shows_replies_in_streams: its replies to completions can be assembled from streams (``resume/assembly.py``).
@@ -142,6 +166,8 @@ class BackendState:
     models: tuple[ModelEntry, ...] | None = None
     model_names: ModelNames = ModelNames.UNKNOWN
     statuses: Mapping[str, ModelStatus] = field(default_factory=dict)
+    model_reports: Mapping[str, ModelReport] = field(default_factory=dict)
+    most_models: float | None = None
     contexts: Mapping[str, int] = field(default_factory=dict)
     continued_apis: frozenset[Api] = frozenset()
     shows_replies_in_streams: bool = False

@@ -6,6 +6,7 @@ Sources: llama.cpp ``tools/server/README.md``; measured on llama.cpp builds 1143
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, ClassVar
@@ -26,6 +27,7 @@ from inference_engine_proxy_server.backends.base import (
     context_lengths,
     non_negative,
 )
+from inference_engine_proxy_server.backends.llamacpp_router import fetch_model_reports, is_router, status_value
 from inference_engine_proxy_server.backends.prometheus_text import sum_samples
 
 __all__ = ["LlamaCppBackend"]
@@ -53,16 +55,14 @@ class LlamaCppBackend(BaseBackend):
     """Health from ``/health``, load from ``/metrics``, models from ``/v1/models``, the number of slots from ``/props``.
 
     ``/apply-template`` shows once whether it continues a trailing assistant message of ``/v1/messages``.
+    A router reports load and slots of each model in memory, and none of its own (:mod:`.llamacpp_router`).
 
     Only ``/health`` can make it not ready, apart from the thresholds. ``/metrics`` may be disabled (501 without
-    ``--metrics``), blocked for seconds by a long prefill (not in build 11549), or require a model's name (400, router
-    mode). Load and progress are then unknown, which means neither failed nor idle.
+    ``--metrics``), or blocked for seconds by a long prefill (not in build 11549). Load and progress are then unknown,
+    which means neither failed nor idle.
 
     It does not report how many tokens its slots and its prompt cache in host memory hold: the cache limit is in bytes,
     and the bytes of one token are reported nowhere.
-
-    A router's load is always unknown. It would have to be polled model by model, and each poll counts as use of the
-    model, which keeps it from sleeping (llama.cpp#20227) and from being unloaded next. A router has no slots to report.
 
     Its streams report tokens in any case, as ``timings``. With ``stream_options.include_usage``, the timings move from
     the last event of the answer to the additional one (measured on build 11549), so it is not asked for that.
@@ -98,6 +98,8 @@ class LlamaCppBackend(BaseBackend):
         # server (llama.cpp tools/server/tests/unit/test_sleep.py).
         props_page = await self.fetch_body("/props") or b""
         props = _props(props_page)
+        if models is not None and is_router(models):
+            return await self._state_of_router(models, props)
         slots = props.total_slots
         page = await self.fetch_body("/metrics")  # last: only it waits for the engine's current step
         sums = sum_samples(page or b"", (_PROCESSING, _DEFERRED, _DECODED, *_SHOWN))
@@ -156,6 +158,18 @@ class LlamaCppBackend(BaseBackend):
         except (ValueError, RecursionError):
             return False
 
+    async def _state_of_router(self, models: tuple[ModelEntry, ...], props: _Props) -> BackendState:
+        return BackendState(
+            ready=True,
+            models=models,
+            model_names=_model_names(models),
+            continued_apis=_ALL_APIS - {Api.MESSAGES},
+            statuses=_statuses(models, is_sleeping=False),
+            model_reports=await fetch_model_reports(models, self.fetch_body),
+            most_models=props.most_models,
+            contexts=context_lengths(models, _context_tokens),
+        )
+
     def _why_busy(self, processing: float | None, deferred: float | None, slots: int | None) -> str:
         limit = self.thresholds.requests_processing
         if slots is not None and slots > limit:
@@ -188,6 +202,15 @@ class _Prompt(msgspec.Struct):
 class _Props(msgspec.Struct):
     total_slots: Annotated[int, msgspec.Meta(ge=1)] | None = None  # a router's /props lacks it
     is_sleeping: bool = False
+    max_instances: Annotated[int, msgspec.Meta(ge=0)] | None = None  # a router's; 0: no limit
+    models_autoload: bool = True  # a router's: requests make it load models
+
+    @property
+    def most_models(self) -> float | None:
+        """See :class:`BackendState`."""
+        if not self.models_autoload:
+            return math.inf
+        return math.inf if self.max_instances == 0 else self.max_instances
 
 
 def _props(page: bytes) -> _Props:
@@ -247,12 +270,8 @@ def _statuses(models: tuple[ModelEntry, ...] | None, *, is_sleeping: bool) -> di
 
 
 def _status(model: ModelEntry) -> ModelStatus:
-    # A router: {"status": {"value": "unloaded", "failed": true, "exit_code": 1}}; also loading, loaded and sleeping.
-    status = model.get("status")
-    if not isinstance(status, dict):
-        return ModelStatus.AWAKE
-    value = status.get("value")
-    if status.get("failed") is True or value == "failed":
+    value = status_value(model)
+    if value == "failed":
         return ModelStatus.FAILED
     return ModelStatus.COLD if value in _COLD else ModelStatus.AWAKE
 

@@ -19,6 +19,7 @@ from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, check_engines
 from inference_engine_proxy_server.fleet.health import HealthRules
 from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
+from inference_engine_proxy_server.fleet.loaded_models import SwapRules
 from inference_engine_proxy_server.models.catalog import ModelCatalog
 from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.processes.process_context import ProcessContext
@@ -58,10 +59,14 @@ def build_backend_factory(settings: Settings, deadlines: Deadlines, process: Pro
         slow_start_seconds=settings.slow_start_seconds,
     )
 
+    swap_rules = SwapRules(
+        settings.model_swap_wait_seconds, deadlines.clock, process.shared_leases, process.siblings.number
+    )
+
     def make_backend(config: BackendConfig) -> Backend:
         connections = BackendConnections(Origin.of(config.url), limits, deadlines, settings.backend_ca_file)
         health = HealthTracker(rules, deadlines.clock())
-        return Backend(config, connections, health, _load_of(config.url, process))
+        return Backend(config, connections, health, _load_of(config.url, process), swap_rules)
 
     return make_backend
 

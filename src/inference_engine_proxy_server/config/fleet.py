@@ -28,7 +28,8 @@ class BackendConfig:
         api_key: sent to the backend as the API key.
         models: model names it serves, in place of the names it reports.
         accepts_unlisted_models: whether it serves names that it does not list.
-        capacity: requests that it processes at a time.
+        capacity: requests that it processes at a time; for a router, requests for each of its models.
+        max_loaded_models: models that it holds in memory at most, if it loads and unloads them.
         max_requests_processing, max_requests_waiting: reported counts above which the backend is busy.
         stream_usage: whether it is asked for the usage of streams, for the ledger; ``None``: if its engine needs that.
         place: where it is described, for messages, such as ``fleet.yaml: backends.0``; empty outside the fleet file.
@@ -45,6 +46,7 @@ class BackendConfig:
     models: tuple[str, ...] | None = None
     accepts_unlisted_models: bool | None = None
     capacity: int | None = None
+    max_loaded_models: int | None = None
     max_requests_processing: int | None = None
     max_requests_waiting: int | None = None
     stream_usage: bool | None = None

@@ -80,6 +80,8 @@ class BackendEntry(Entry):
     """Whether it is a paid or public service: it is not polled, only connected to; requires models."""
     capacity: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Requests that it processes at a time."""
+    max_loaded_models: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Models that it holds in memory at most, if it is a llama.cpp router; by default as it reports."""
     max_requests_processing: _Threshold | None = None
     """Reported requests in process above which it is busy and gets no new ones."""
     max_requests_waiting: _Threshold | None = None
@@ -122,6 +124,7 @@ class BackendEntry(Entry):
             models=None if self.models is None else tuple(dict.fromkeys(self.models)),
             accepts_unlisted_models=self.accepts_unlisted_models,
             capacity=self.capacity,
+            max_loaded_models=self.max_loaded_models,
             max_requests_processing=self.max_requests_processing,
             max_requests_waiting=self.max_requests_waiting,
             stream_usage=self.stream_usage,

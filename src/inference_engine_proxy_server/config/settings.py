@@ -114,6 +114,8 @@ class Settings(BaseModel):
     """Most requests that wait in the proxy for a free backend; further ones are answered with 429."""
     queue_timeout_seconds: _Seconds = 30
     """Longest wait in seconds for a free backend; after it a request is answered with 503."""
+    model_swap_wait_seconds: _SecondsOrZero = 10
+    """Seconds for which a llama.cpp router's loaded model gets new requests while a request for another model waits."""
     queue_updates: bool = False
     """Whether every waiting stream gets its queue position as comments, not only those with x-queue-updates."""
     stream_heartbeat_seconds: _SecondsOrZero = 45

@@ -28,6 +28,7 @@ from inference_engine_proxy_server.errors import (
     CapacityError,
     ClientError,
     EngineLacks,
+    ProxyError,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.content import model_problem
@@ -43,6 +44,7 @@ from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 __all__ = ["Forwarder"]
 
 _STORES_COMPLETION = Affinity(None, None, None, creates_response=False, deletes=False, creates_completion=True)
+_LOADS_NOTHING = b"autoload=false"  # in the query: a llama.cpp router then answers only for models in memory
 _BACK_OFF_SECONDS = 0.025  # upper bound of a random pause: Envoy's base interval
 
 
@@ -144,9 +146,13 @@ class Forwarder:
         head = request.head
         takes_slot = head.destination is Destination.WORK
         affinity = None
-        if not takes_slot and head.destination is not Destination.LIGHT:
-            affinity = self._affinity(request)
-            takes_slot = head.destination is Destination.TIED
+        if not takes_slot:
+            if head.destination is not Destination.LIGHT:
+                affinity = self._affinity(request)
+                takes_slot = head.destination is Destination.TIED
+            elif _LOADS_NOTHING in head.target and request.content.model is not None:
+                request.model = request.content.model
+                return Requirements(request.model, needs_slot=False, loads_nothing=True)
         elif head.access is not None and _may_store(request):
             affinity = _STORES_COMPLETION
         if takes_slot and self._placement.reads_prompts:
@@ -238,8 +244,13 @@ class Forwarder:
             queue=queue,
             most_seconds=math.inf if request.fallback_after_seconds is None else request.fallback_after_seconds,
         )
-        async with self._updates.during(request, queued):
-            return await queue.wait(queued)
+        try:
+            with self._placement.waiting(requirements, failed):
+                async with self._updates.during(request, queued):
+                    return await queue.wait(queued)
+        except (ProxyError, asyncio.CancelledError):
+            self._dispatcher.fill_slots()  # models may have been kept from requests because this one waited
+            raise
 
 
 def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: Placement) -> Requirements:

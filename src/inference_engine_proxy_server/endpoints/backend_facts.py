@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot
+from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot, ModelSnapshot
 
 __all__ = ["facts_of"]
 
@@ -19,4 +20,29 @@ def facts_of(backend: BackendSnapshot) -> dict[str, Any]:
         "requests_in_flight": backend.requests_in_flight,
         "models": sorted(backend.serving.model_ids),
         "contexts": backend.serving.contexts,
+        **_taking_turns(backend),
     }
+
+
+def _taking_turns(backend: BackendSnapshot) -> dict[str, Any]:
+    """What only a backend has that loads and unloads its models."""
+    if backend.models is None:
+        return {}
+    return {
+        "most_loaded_models": _finite(backend.most_models),
+        "model_states": {name: _state_of(model) for name, model in backend.models.items()},
+    }
+
+
+def _state_of(model: ModelSnapshot) -> dict[str, Any]:
+    return {
+        "status": model.status,
+        "in_memory": model.in_memory,
+        "requests": model.requests,
+        "waiting": model.waiting,
+        "limit": _finite(model.limit),
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if number < math.inf else None

@@ -128,6 +128,7 @@ class _FleetCollector:
         backends = self._fleet.snapshot().backends
         yield from _gauges(_GAUGES, backends)
         yield _states(backends)
+        yield from _models(backends)
         yield GaugeMetricFamily(
             "inference_proxy_queue_requests", "Requests that wait for a backend.", self._queue.count
         )
@@ -148,6 +149,25 @@ def _states(backends: Iterable[BackendSnapshot]) -> Metric:
         for state in Health:
             family.add_metric([backend.url, state.value], float(backend.state is state))
     return family
+
+
+def _models(backends: Iterable[BackendSnapshot]) -> Iterator[Metric]:
+    """The models of backends that load and unload them. Only models in memory have a series, so there are few."""
+    requests = GaugeMetricFamily(
+        "inference_proxy_backend_model_requests",
+        "Requests for a model that the backend has in memory, as far as known.",
+        labels=["backend", "model"],
+    )
+    loads = CounterMetricFamily(
+        "inference_proxy_backend_model_loads", "Requests that made the backend load a model.", labels=["backend"]
+    )
+    for backend in backends:
+        if backend.models is not None:
+            loads.add_metric([backend.url], backend.model_loads)
+            for name, model in backend.models.items():
+                if model.in_memory:
+                    requests.add_metric([backend.url, name], model.requests)
+    yield from (family for family in (requests, loads) if family.samples)
 
 
 class MetricsPage:

@@ -160,6 +160,8 @@ class CacheRefresher:
         """Poll ``backend`` once, and publish its state, or that it did not answer. Raises nothing."""
         asked_at = self._fleet.clock()
         own_when_asked = backend.load.proxy_leases
+        if backend.loaded_models is not None:
+            backend.loaded_models.begin_poll()
         try:
             state = await self._ask(backend)
         except CapacityError as error:

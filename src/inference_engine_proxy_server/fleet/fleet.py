@@ -135,7 +135,7 @@ class Fleet:
         if backend.update_serving(state):
             for observer in self._observers:
                 observer.on_serving_changed()
-        backend.update_load(state, own_at_poll=own_at_poll, allowance=self._allowance, now=now)
+        backend.update_load(state, own_at_poll=own_at_poll, allowance=self._allowance, now=now, asked_at=asked_at)
         for observer in self._observers:
             observer.on_reported(backend)
         self._review(backend)

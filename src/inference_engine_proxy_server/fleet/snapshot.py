@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from inference_engine_proxy_server.backends.base import BackendState
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.health import Health
+from inference_engine_proxy_server.fleet.model_load import ModelLoad
 from inference_engine_proxy_server.fleet.serving import Serving
 
-__all__ = ["BackendSnapshot", "FleetSnapshot"]
+__all__ = ["BackendSnapshot", "FleetSnapshot", "ModelSnapshot"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSnapshot:
+    """One model of a backend that loads and unloads its models.
+
+    Attributes:
+        status: as the backend last reported it, such as ``loaded``.
+        in_memory: the backend has loaded it, or is loading it.
+        requests: all known requests for it, including foreign ones.
+        waiting: requests that wait for it in all workers.
+        limit: the requests at which it is full; infinite when unknown.
+    """
+
+    status: str
+    in_memory: bool
+    requests: float
+    waiting: int
+    limit: float
+
+    @classmethod
+    def of(cls, load: ModelLoad) -> ModelSnapshot:
+        """The current state of the model of ``load``."""
+        return cls(load.status, load.in_memory, load.total, load.waiting, load.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +63,9 @@ class BackendSnapshot:
         weight, tier: as configured.
         share: the fraction of its usual share of requests that it gets now, up to 1.
         serving: its models.
+        models: their states by id, if it loads and unloads them; ``None`` for all other backends.
+        most_models: models that it holds in memory at most; infinite if there is no limit, or none is known.
+        model_loads: requests of this worker that made it load a model.
         models_known: its models are from a report or from the configuration.
         reported: its latest report.
         reported_at: when it reported, in seconds since the epoch; 0 before the first report.
@@ -61,6 +90,9 @@ class BackendSnapshot:
     tier: int
     share: float
     serving: Serving
+    models: Mapping[str, ModelSnapshot] | None
+    most_models: float
+    model_loads: int
     models_known: bool
     reported: BackendState
     reported_at: float
@@ -68,7 +100,7 @@ class BackendSnapshot:
     @classmethod
     def of(cls, backend: Backend, now: float) -> BackendSnapshot:
         """The current state of ``backend``; ``now`` is a reading of the fleet's clock."""
-        health, load = backend.health, backend.load
+        health, load, models = backend.health, backend.load, backend.loaded_models
         return cls(
             name=backend.config.name,
             url=backend.url,
@@ -89,6 +121,9 @@ class BackendSnapshot:
             tier=backend.config.tier,
             share=health.share(now),
             serving=backend.serving,
+            models=None if models is None else {one.model: ModelSnapshot.of(one) for one in models.all},
+            most_models=math.inf if models is None else models.places,
+            model_loads=0 if models is None else models.loads,
             models_known=backend.models_known,
             reported=health.reported,
             reported_at=backend.reported_at,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-__all__ = ["COLD", "LAST_CHOICE", "TIER", "choose"]
+__all__ = ["COLD", "LAST_CHOICE", "SWAP", "TIER", "choose"]
 
 LAST_CHOICE = 1e9
 """Added to the rank of a backend with doubtful health or an old report, so that all others go first."""
+
+SWAP = 2 * LAST_CHOICE
+"""Added to the rank of a backend that must unload another model first, so that one with room goes first."""
 
 COLD = 4 * LAST_CHOICE
 """Added to the rank of a backend for each step by which its model is not awake, so that awake backends go first."""
@@ -28,8 +31,8 @@ def choose(
     This runs for every request, in fleets of any size. If costs are equal, all loops over the ranks run in C.
 
     Args:
-        ranks: weighted load of each backend, 0 or more, plus ``LAST_CHOICE``, ``COLD`` and ``TIER`` where they
-            apply; at least one.
+        ranks: weighted load of each backend, 0 or more, plus ``LAST_CHOICE``, ``SWAP``, ``COLD`` and ``TIER``
+            where they apply; at least one.
         costs: weight of one request on each backend, the inverse of the backend's share; ``None`` if all are equal.
         draw: returns a random number from 0 to below 1.
     """

@@ -37,8 +37,8 @@ class Candidate:
     """
 
     __slots__ = (
-        "_handicap", "_positions", "_tables", "_tier_penalty_seconds", "backend", "cost", "load", "number", "url_key",
-        "work",
+        "_handicap", "_positions", "_tables", "backend", "cost", "load", "number",
+        "tier_penalty_seconds", "url_key", "work",
     )  # fmt: skip
 
     def __init__(self, backend: Backend, number: int, tier_penalty_seconds: float = 0.0) -> None:
@@ -48,7 +48,7 @@ class Candidate:
         self.url_key = key_of(backend.url.encode())
         self.work = PendingWork()
         self.cost = 1.0
-        self._tier_penalty_seconds = tier_penalty_seconds
+        self.tier_penalty_seconds = tier_penalty_seconds
         self._handicap = math.inf  # added to the rank by load; infinite while the backend is out of rotation
         self._tables: list[tuple[_RankTable, int]] = []
         self._positions: list[tuple[list[float], int, float]] = []  # ranks of these tables, and what they contain more
@@ -62,14 +62,24 @@ class Candidate:
         return self.backend.config
 
     @property
+    def whole(self) -> Candidate:
+        """The candidate for the backend as a whole, if this is one for a single model of it."""
+        return self
+
+    @property
     def has_slot(self) -> bool:
         """Whether the backend is not full."""
         return self.load.total < self.load.limit
 
     @property
+    def is_admitted(self) -> bool:
+        """Whether it may get requests at all, slots aside. Only models that take turns may not."""
+        return True
+
+    @property
     def tier_seconds(self) -> float:
         """How much longer a request waits for a backend of the first tier, if its policy knows expected times."""
-        return (self.backend.config.tier - 1) * self._tier_penalty_seconds
+        return (self.backend.config.tier - 1) * self.tier_penalty_seconds
 
     def rank(self) -> float:
         """The rank by load, whether or not the backend is full or in rotation: the lowest goes first."""

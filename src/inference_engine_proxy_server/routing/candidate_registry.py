@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 from inference_engine_proxy_server.backends.base import ModelNames
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.model_load import ModelLoad
 from inference_engine_proxy_server.routing.balancer import COLD
 from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.candidate_set import CandidateSet
 from inference_engine_proxy_server.routing.context_fit import contexts_of, differ_somewhere
+from inference_engine_proxy_server.routing.model_candidate import ModelCandidate
 
 __all__ = ["CandidateRegistry"]
 
@@ -45,11 +47,41 @@ class CandidateRegistry:
         self._clock = clock
         self._numbers = 0
         self._candidates: dict[Backend, Candidate] = {}  # by backend
+        self._by_model: dict[Backend, dict[ModelLoad, ModelCandidate]] = {}  # of backends that load and unload models
         self._served_names: dict[str, None] = {}  # that a backend lists or has listed, least recently listed first
 
     def get(self, backend: Backend) -> Candidate | None:
         """The candidate for ``backend``; ``None`` if it has left the fleet."""
         return self._candidates.get(backend)
+
+    def all_of(self, backend: Backend) -> Sequence[Candidate]:
+        """The candidate for ``backend``, and those for its models; empty if it has left the fleet."""
+        whole = self._candidates.get(backend)
+        return () if whole is None else (whole, *self._by_model.get(backend, {}).values())
+
+    @property
+    def has_models(self) -> bool:
+        """Whether a backend counts its requests by model."""
+        return bool(self._by_model)
+
+    @property
+    def everyone(self) -> Sequence[Candidate]:
+        """The candidates of all backends and models."""
+        return [one for backend in self._candidates for one in self.all_of(backend)]
+
+    def of_model(self, whole: Candidate, model: str | None) -> Candidate:
+        """The candidate for ``model`` on the backend of ``whole``, if it counts by model; else ``whole``."""
+        models = whole.backend.loaded_models
+        load = None if models is None or model is None else models.find(model)
+        if models is None or load is None:
+            return whole
+        siblings = self._by_model.setdefault(whole.backend, {})
+        found = siblings.get(load)
+        if found is None:
+            found = siblings[load] = ModelCandidate(whole, models, load, self._numbers, siblings.values())
+            self._numbers += 1
+            found.review(self._clock())
+        return found
 
     def replace(self, backends: Sequence[Backend]) -> None:
         """Replace the fleet by ``backends``. What was learned about backends that stay is kept."""
@@ -58,7 +90,8 @@ class CandidateRegistry:
         for backend in backends:
             self._candidates[backend] = known.get(backend) or self.new_candidate(backend)
         self.candidates = tuple(self._candidates.values())
-        for candidate in self.candidates:  # weights and tiers may have changed
+        self._by_model = {backend: ones for backend, ones in self._by_model.items() if backend in self._candidates}
+        for candidate in self.everyone:  # weights and tiers may have changed
             candidate.review(self._clock())
         self.learn_names()
 
@@ -72,8 +105,12 @@ class CandidateRegistry:
         """Discard all sets, because a backend's models or liveness changed; they are rebuilt on demand."""
         self.sets.clear()
         self._all = self._unnamed = None
-        for candidate in self.candidates:
+        for candidate in self.everyone:
             candidate.leave_all()
+        for backend, ones in self._by_model.items():
+            listed = () if backend.loaded_models is None else backend.loaded_models.all
+            for gone in ones.keys() - set(listed):
+                del ones[gone]
 
     def compare_backends(self) -> None:
         """Update ``models_differ`` and ``contexts_differ``."""
@@ -147,7 +184,8 @@ class CandidateRegistry:
         known = self._unnamed if model is None else self.sets.get(model)
         if known is not None:
             return known
-        found = [one for one in self.serving(model) if one.backend.is_live]
+        named = self.model_of_unnamed() if model is None else model
+        found = [self.of_model(one, named) for one in self.serving(model) if one.backend.is_live]
         if len(self.sets) >= _REMEMBERED_MODELS:
             self.forget_sets()
         kind = (tuple(found), contexts_of([one.backend for one in found], model), _handicaps(found, model))

@@ -83,6 +83,7 @@ class CandidateSet:
             and one.load.limit <= one.load.total < one.load.limit + requests
             and not handicap
             and not one.backend.is_last_choice
+            and one.is_admitted
         ]
 
     def handicap_of(self, candidate: Candidate) -> float:

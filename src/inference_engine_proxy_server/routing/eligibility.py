@@ -30,5 +30,7 @@ def is_open(backend: Backend, requirements: Requirements) -> bool:
 
 def rank_of(candidate: Candidate, requirements: Requirements) -> float:
     """The rank of ``candidate`` by its load; infinite if it does not take the request now."""
-    takes_it = is_open(candidate.backend, requirements) and (not requirements.needs_slot or candidate.has_slot)
+    takes_it = is_open(candidate.backend, requirements) and (
+        candidate.has_slot if requirements.needs_slot else candidate.is_admitted
+    )
     return candidate.rank() if takes_it else math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import msgspec
 
@@ -19,6 +20,7 @@ from inference_engine_proxy_server.routing.context_fit import Need, contexts_of,
 from inference_engine_proxy_server.routing.decisions import TIED, Decision, Ranked
 from inference_engine_proxy_server.routing.eligibility import is_for_all, is_open, rank_of
 from inference_engine_proxy_server.routing.learned import LearnedSnapshot
+from inference_engine_proxy_server.routing.model_candidate import Wait
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.paths import PathTable, kind_of
 from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS
@@ -87,15 +89,13 @@ class Placement(FleetObserver):
 
     def on_reported(self, backend: Backend) -> None:
         """See :class:`FleetObserver`."""
-        candidate = self._registry.get(backend)
-        if candidate is not None:
-            candidate.work.take_over_memory(backend.health.reported.context_use or 0.0, backend.load.total)
-            self.router.update(self.candidates)
+        for candidate in self._registry.all_of(backend):
+            candidate.work.take_over_memory(backend.health.reported.context_use or 0.0, candidate.load.total)
+        self.router.update(self._registry.everyone)
 
     def on_lost(self, backend: Backend) -> None:
         """See :class:`FleetObserver`."""
-        candidate = self._registry.get(backend)
-        if candidate is not None:
+        for candidate in self._registry.all_of(backend):
             self.router.forget(candidate)
 
     def on_serving_changed(self) -> None:
@@ -109,8 +109,7 @@ class Placement(FleetObserver):
 
     def on_reviewed(self, backend: Backend) -> None:
         """See :class:`FleetObserver`."""
-        candidate = self._registry.get(backend)
-        if candidate is not None:
+        for candidate in self._registry.all_of(backend):
             candidate.review(self._clock())
 
     def set_policies(self, policies: ModelPolicies) -> None:
@@ -140,7 +139,7 @@ class Placement(FleetObserver):
         """What was learned about the backends; ``None`` while no policy learns."""
         if not self.router.policies.learn:
             return None
-        return LearnedSnapshot.of(self.candidates, self.router.index)
+        return LearnedSnapshot.of((self._registry.all_of(one.backend) for one in self.candidates), self.router.index)
 
     def policy(self, model: str | None) -> Policy:
         """The policy for requests that name ``model``."""
@@ -209,6 +208,13 @@ class Placement(FleetObserver):
         is_usual = fit is found.candidates and not is_for_all(requirements)
         return model if is_usual else (model, *(one.backend.url for one in fit))
 
+    def waiting(self, requirements: Requirements, excluded: Collection[Backend]) -> AbstractContextManager[None]:
+        """While the request waits: models that take turns count it."""
+        if not self._registry.has_models:
+            return nullcontext()
+        found = self._found(requirements)
+        return Wait(self._eligible(found, requirements, excluded), self._clock)
+
     # --- candidates
 
     def _found(self, requirements: Requirements) -> CandidateSet:
@@ -238,11 +244,14 @@ class Placement(FleetObserver):
         affinity = requirements.affinity
         if affinity is not None and affinity.is_required and affinity.home is not None:
             # A home that has left the fleet still serves the requests that need it.
-            home = self._registry.get(affinity.home) or self._registry.new_candidate(affinity.home)
+            whole = self._registry.get(affinity.home) or self._registry.new_candidate(affinity.home)
+            home = self._registry.of_model(whole, requirements.model)
             return [home] if home.backend.is_live and home.backend not in excluded else []
         if affinity is not None and affinity.is_unlocated and self._awaits_backend(requirements):
             return []  # a 404 from the others could be wrong
         fit = self._fitting(found, requirements)
+        if requirements.loads_nothing:
+            fit = [one.whole for one in fit]  # it does not use the model
         return [one for one in fit if one.backend not in excluded] if excluded else fit
 
     def _narrowed(self, found: CandidateSet, requirements: Requirements, excluded: Collection[Backend]) -> CandidateSet:

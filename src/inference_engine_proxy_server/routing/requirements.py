@@ -22,6 +22,7 @@ class Requirements(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         model: the model that the request names; ``None`` if it names none, so that every backend serves it.
         needs_slot: it occupies a slot of its backend. A request that needs none never waits for a full backend.
+        loads_nothing: an engine answers it without loading the model that it names.
         prompt: its prompt; ``None`` if it was not read.
         policy: chooses the backend.
         affinity: ties the request to one backend; ``None`` if nothing does.
@@ -34,6 +35,7 @@ class Requirements(msgspec.Struct, frozen=True, gc=False):
     policy: Policy = LEAST_REQUESTS
     affinity: Affinity | None = None
     lacking: frozenset[Hashable] = frozenset()
+    loads_nothing: bool = False
 
 
 def beyond(requirements: Requirements, backend: Backend) -> Requirements:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
-from inference_engine_proxy_server.backends.base import Api, ModelNames, ModelStatus, Reply, Thresholds, UnreadableState
+from inference_engine_proxy_server.backends.base import (
+    Api,
+    ModelNames,
+    ModelReport,
+    ModelStatus,
+    Reply,
+    Thresholds,
+    UnreadableState,
+)
 from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
 from recorded import answering, recorded
 
@@ -223,15 +232,83 @@ async def test_unloaded_and_failed_models_of_a_router_are_cold() -> None:
     assert state.statuses == {"b": cold, "c": failed, "d": failed, "e": cold, "f": cold}
 
 
-async def test_a_router_is_strict_about_names_and_reports_no_load() -> None:
+QUERY = "?model=tiny-a&autoload=false"
+
+
+async def test_a_router_reports_load_and_slots_of_each_model_in_memory_and_none_of_its_own() -> None:
     asked: list[str] = []
-    state = await backend({**ROUTER}, asked).fetch_state()
+    pages = {f"/props{QUERY}": PROPS, f"/metrics{QUERY}": metrics("1", "2")}
+    state = await backend({**ROUTER, **pages}, asked).fetch_state()
     assert (state.ready, state.requests_processing, state.model_names) == (True, None, ModelNames.STRICT)
-    assert (state.capacity, state.progress) == (None, None)
+    assert (state.capacity, state.progress, state.most_models) == (None, None, 4)
     assert [model["id"] for model in state.models or ()] == ["tiny-a", "tiny-b"]
     assert state.contexts == {"tiny-a": 1024}  # tiny-b is not loaded
-    # A poll of one model's metrics would load the model, or keep it from being unloaded.
-    assert sorted(asked) == ["/health", "/metrics", "/props", "/v1/models"]
+    assert state.model_reports == {
+        "tiny-a": ModelReport("loaded", True, True, 2, requests_processing=1.0, requests_waiting=2.0),
+        "tiny-b": ModelReport("unloaded", False, False, 2),  # --parallel 2
+    }
+    # Nothing else: a GET without autoload=false would load tiny-b, and /slots would wake a sleeping model.
+    assert sorted(asked) == ["/health", f"/metrics{QUERY}", "/props", f"/props{QUERY}", "/v1/models"]
+
+
+@pytest.mark.parametrize(
+    "answer", [Reply(400, b""), Reply(200, b"[]"), Reply(200, b'{"total_slots": 0}'), TimeoutError()]
+)
+async def test_without_the_pages_of_a_model_its_slots_follow_from_its_arguments(answer: Reply | Exception) -> None:
+    state = await backend({**ROUTER, f"/props{QUERY}": answer, f"/metrics{QUERY}": answer}).fetch_state()
+    assert state.model_reports["tiny-a"] == ModelReport("loaded", True, True, 2)
+
+
+def router_with(*arguments: object, value: str = "loaded") -> dict[str, Reply | Exception]:
+    models = [{"id": "x y/z", "owned_by": "llamacpp", "status": {"value": value, "args": arguments}}]
+    return {**ROUTER, "/v1/models": Reply(200, json.dumps({"data": models}).encode())}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "slots"),
+    [
+        (("llama-server", "-np", "3"), 3),
+        (("llama-server", "--parallel", "-1"), 4),
+        (("llama-server", "--parallel"), 4),
+        (("llama-server", "--parallel", 7), 4),
+        ((), 4),
+    ],
+)
+async def test_a_model_that_was_never_loaded_has_the_slots_that_its_arguments_state(
+    arguments: tuple[object, ...], slots: int
+) -> None:
+    state = await backend(router_with(*arguments, value="unloaded")).fetch_state()
+    assert state.model_reports["x y/z"].capacity == slots
+
+
+async def test_a_model_that_may_sleep_is_not_asked_for_its_load() -> None:
+    for seconds, is_asked in (("600", False), ("-1", True)):
+        asked: list[str] = []
+        await backend(router_with("llama-server", "--sleep-idle-seconds", seconds), asked).fetch_state()
+        assert ("/metrics?model=x%20y%2Fz&autoload=false" in asked) is is_asked
+        assert "/props?model=x%20y%2Fz&autoload=false" in asked
+
+
+async def test_a_sleeping_model_takes_a_place_but_is_not_ready() -> None:
+    asked: list[str] = []
+    state = await backend(router_with(value="sleeping"), asked).fetch_state()
+    assert state.model_reports["x y/z"] == ModelReport("sleeping", in_memory=True, is_ready=False, capacity=4)
+    assert not [path for path in asked if path.startswith("/metrics")]
+
+
+@pytest.mark.parametrize(
+    ("props", "most"),
+    [
+        (b'{"max_instances": 2, "models_autoload": true}', 2),
+        (b'{"max_instances": 2, "models_autoload": false}', math.inf),  # requests load no models
+        (b'{"max_instances": 0}', math.inf),
+        (b'{"max_instances": -1}', None),
+        (b"{}", None),
+    ],
+)
+async def test_the_number_of_models_in_memory_is_reported(props: bytes, most: float | None) -> None:
+    state = await backend({**ROUTER, "/props": Reply(200, props)}).fetch_state()
+    assert state.most_models == most
 
 
 async def test_without_a_models_list_the_handling_of_names_is_unknown() -> None:

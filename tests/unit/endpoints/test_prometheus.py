@@ -11,6 +11,7 @@ from inference_engine_proxy_server import __version__
 from support.fleet import Fleet
 from support.live_proxy import Proxy
 from support.ports import unused_url
+from support.router import ScriptedRouter
 from support.waiting import eventually
 
 PAGE = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
@@ -60,12 +61,22 @@ async def _requests(proxy: Proxy) -> dict[tuple[str, str, str], float]:
 async def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_else_is(
     fleet: Fleet, tmp_path: Path
 ) -> None:
-    engine, gone = await fleet.engine(), await fleet.engine(owner="vllm")
-    proxy = await fleet.proxy(engine, gone, usage_file=str(tmp_path / "usage.db"))
+    engine = await fleet.engine()
+    gone = await fleet.engine(owner="vllm", models=[*engine.models, {"id": "lost", "object": "model"}])
+    router = await fleet.stack.enter_async_context(ScriptedRouter())
+    router.load("a")
+    proxy = await fleet.proxy(
+        engine,
+        gone,
+        router,
+        usage_file=str(tmp_path / "usage.db"),
+        fleet_file="models: {lost: {fallbacks: [a]}}",
+    )
     await gone.stop()
     engine.processing = 1
     for _ in range(20):  # one of two equal backends is picked at random, so a retry is certain after some requests
         await proxy.http.post(CHAT, json={})
+    await proxy.http.post(CHAT, json={"model": "lost"})
     engine.freed.clear()
     engine.begins = True
     engine.held.clear()
