@@ -115,7 +115,7 @@ async def test_a_request_leaves_nothing_behind(tmp_path: Path, body: object, ste
 @pytest.mark.parametrize("step", [Call.reply, read_event_and_leave], ids=["no-answer-in-time", "client-leaves"])
 async def test_a_stream_with_heartbeats_leaves_nothing_behind(step: Step) -> None:
     body = chat(stream=True, user="silent")
-    await leaves_nothing_behind(body, step, backend_first_byte_timeout_seconds=0.6, stream_heartbeat_seconds=0.1)
+    await leaves_nothing_behind(body, step, backend_first_byte_timeout_seconds=0.3, stream_heartbeat_seconds=0.05)
 
 
 async def leaves_nothing_behind(body: object, step: Step, **settings: Any) -> None:

@@ -83,4 +83,4 @@ async def test_a_thousand_streams_hold_their_text_and_give_it_back(tmp_path: Pat
             sizes.append(await one.resident_bytes(proxy))
     (begun, delivered), (_, again) = sizes
     assert TEXT_BYTES < (delivered - begun) / STREAMS < MOST_BYTES
-    assert (again - delivered) / STREAMS < KIBIBYTE
+    assert (again - delivered) / STREAMS < 4 * KIBIBYTE

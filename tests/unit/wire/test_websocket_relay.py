@@ -51,6 +51,8 @@ async def relayed(script: Script) -> AsyncIterator[tuple[Client, FakeEngine, Pro
     """A client of a proxy in front of an engine with ``script``."""
     async with FakeEngine(script) as engine, live_proxy(engine.url) as proxy:
         yield Client(*await proxy.connect()), engine, proxy
+        for connection in engine.connections:
+            connection.reset()  # the proxy waits for open WebSockets before it stops
 
 
 def socket_of(engine: FakeEngine) -> EngineConnection:
