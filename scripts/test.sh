@@ -30,5 +30,5 @@ if [[ "$#" -gt 0 ]]; then
 fi
 static_checks
 set -x
-# One more process than cores: many tests wait. With more, tests of deadlines would wait for a core.
-exec python -m pytest --numprocesses "$(($(nproc) + 1))" --dist worksteal "${coverage[@]}"
+# Two more processes than cores: many tests wait. With more, tests of deadlines would wait for a core.
+exec python -m pytest --numprocesses "$(($(nproc) + 2))" --dist worksteal "${coverage[@]}"
