@@ -18,7 +18,7 @@ from inference_engine_proxy_server.errors import (
 from inference_engine_proxy_server.models.catalog import Fallback, Meaning
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 
-__all__ = ["FALLBACK_REASONS", "FallbackForwarder"]
+__all__ = ["FallbackForwarder"]
 
 _BY_CODE = {
     "no_backend_available": "unavailable",
@@ -27,9 +27,12 @@ _BY_CODE = {
     "queue_timeout": "waiting",
     "queue_full": "waiting",
 }
-FALLBACK_REASONS = (*dict.fromkeys(_BY_CODE.values()), "failed")
-"""Why a request goes to another model."""
-
+_MEANINGS = {
+    "unavailable": "not available",
+    "too_long": "too small for the prompt",
+    "waiting": "busy",
+    "failed": "failing",
+}
 _MOST_LOSSES = 1  # backends that may fail the request before its last one: it may be what kills them
 
 logger = logging.getLogger(__name__)
@@ -89,14 +92,6 @@ class FallbackForwarder:
     def _note(self, request: ProxiedRequest, model: str, fallback: str, reason: str) -> None:
         logger.warning("request %s: %s is %s, and %s gets it", request.request_id, model, _MEANINGS[reason], fallback)
         self._metrics.count_fallback(model, fallback, reason)
-
-
-_MEANINGS = {
-    "unavailable": "not available",
-    "too_long": "too small for the prompt",
-    "waiting": "busy",
-    "failed": "failing",
-}
 
 
 def _longest_wait(meaning: Meaning) -> float:

@@ -26,7 +26,7 @@ def post(path: str = "/v1/messages", body: bytes = BODY) -> bytes:
 
 @pytest.mark.parametrize("reply", [STREAM, http_reply(b'{"error":{}}', 400), http_reply(b"{}", 503)])
 async def test_a_heartbeat_while_the_connection_is_made(monkeypatch: pytest.MonkeyPatch, reply: bytes) -> None:
-    """The attempt has begun, but its connection has not been told yet that the client has status 200."""
+    """The client gets a comment while the proxy connects to the backend."""
     loop = asyncio.get_running_loop()
     resolve: Callable[..., Any] = loop.getaddrinfo
     cue = asyncio.Event()
