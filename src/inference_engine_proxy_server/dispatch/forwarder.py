@@ -105,6 +105,7 @@ class Forwarder:
             while True:
                 lease = self._dispatcher.lease(requirements, failed) or await self._wait(request, failed)
                 observers: tuple[ReplyObserver, ...] = ()
+                request.policy = lease.choice.rule.name
                 try:
                     if lease.choice.decision is not None:
                         decision = lease.choice.decision
@@ -244,6 +245,8 @@ class Forwarder:
             queue=queue,
             most_seconds=math.inf if request.fallback_after_seconds is None else request.fallback_after_seconds,
         )
+        clock = self._dispatcher.fleet.clock
+        began_at = clock()
         try:
             with self._placement.waiting(requirements, failed):
                 async with self._updates.during(request, queued):
@@ -251,6 +254,8 @@ class Forwarder:
         except (ProxyError, asyncio.CancelledError):
             self._dispatcher.fill_slots()  # models may have been kept from requests because this one waited
             raise
+        finally:
+            request.queue_seconds += clock() - began_at
 
 
 def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: Placement) -> Requirements:
