@@ -12,6 +12,7 @@ from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.requests.content import RequestContent, read_content
 from inference_engine_proxy_server.requests.destinations import IN_A_SLOT, streams_events
 from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
+from inference_engine_proxy_server.routing.decisions import Decision
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.client_side import ClientSide
@@ -34,6 +35,7 @@ class ProxiedRequest(Exchange):
         model: the model that the request names, as engines know it; ``None`` if it names none or has not been read.
         alias: the client's name for it, if that is another one; ``None`` if it is not.
         requirements: what the request requires of a backend; set before its first attempt.
+        decision: the latest choice of a backend for it; set only if decisions are recorded.
         backend: base URL of the backend of the latest attempt; ``None`` when the proxy itself answers.
         attempts: how often it was sent to a backend. policy: the rule that chose the backend of the latest attempt.
         queue_seconds: how long it has waited for a free backend.
@@ -45,12 +47,13 @@ class ProxiedRequest(Exchange):
     """
 
     __slots__ = (
-        "_content", "alias", "attempts", "backend", "fallback_after_seconds", "losses", "model", "policy",
+        "_content", "alias", "attempts", "backend", "decision", "fallback_after_seconds", "losses", "model", "policy",
         "queue_seconds", "requirements", "resumes", "sink",
     )  # fmt: skip
 
     alias: str | None
     backend: str | None
+    decision: Decision
     fallback_after_seconds: float | None
     model: str | None
     policy: str | None
@@ -156,7 +159,7 @@ class ProxiedRequest(Exchange):
             facts.prompt_tokens,
             facts.cached_tokens,
             facts.answer_tokens,
-            None if access is None else cast(Access, access).key.name,
+            access.key.name if isinstance(access, Access) else None,
             self.policy,
         )
 
