@@ -7,18 +7,21 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from end_to_end.conftest import StartProxy
+from inference_engine_proxy_server import cli
 from support.dashboards import ADMIN_KEY, OPERATOR, live, next_snapshot, snapshot_of
 from support.http_client import Call, chat, send
 from support.llama_server import LlamaServer
-from support.program import Proxy
+from support.program import Proxy, run_command
 from support.waiting import eventually
 
 PATH = "/v1/chat/completions"
@@ -222,3 +225,54 @@ async def test_proxy_with_viewers_stops_at_once(start_proxy: StartProxy, shared_
         while await feed.event():
             pass
         assert feed.complete
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_top_shows_a_running_proxy_once(
+    start_proxy: StartProxy, shared_server: LlamaServer, tmp_path: Path, workers: str
+) -> None:
+    proxy = start_proxy(shared_server, ADMIN_KEY=ADMIN_KEY, WORKERS=workers)
+    port = proxy.url.rpartition(":")[2]
+
+    text = run_command(tmp_path, "top", "--once", PORT=port, ADMIN_KEY=ADMIN_KEY)
+    found = run_command(tmp_path, "top", "--once", "--json", "--url", proxy.url, "--admin-key", ADMIN_KEY)
+    public = run_command(tmp_path, "top", "--once", "--url", proxy.url)
+
+    assert (text.returncode, text.stderr) == (0, "")
+    assert "OK  1 of 1 backends take requests" in text.stdout
+    assert shared_server.url.removeprefix("http://") in text.stdout
+    assert "is up." in text.stdout
+    assert json.loads(found.stdout)["audience"] == "operator"
+    assert "Without ADMIN_KEY" in public.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "code", "words"),
+    [
+        (["--json"], {}, 2, "--json needs --once"),
+        (["--once"], {"PORT": "0"}, 2, "PORT is 0"),
+        (["--once", "--url", "somewhere"], {}, 2, "--url: 'somewhere' is not a base URL"),
+        (["--once", "--url", "http://127.0.0.1:1"], {}, 1, "http://127.0.0.1:1 cannot be reached: Connection refused"),
+    ],
+)
+def test_top_says_what_is_wrong(
+    tmp_path: Path, arguments: list[str], settings: dict[str, str], code: int, words: str
+) -> None:
+    done = run_command(tmp_path, "top", *arguments, **settings)
+
+    assert (done.returncode, done.stdout) == (code, "")
+    assert words in done.stderr
+
+
+def test_top_without_its_extra_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "inference_engine_proxy_server.top.app", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("textual", "rich")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "textual", None)
+    monkeypatch.setitem(sys.modules, "rich", None)
+
+    assert cli.main(["top", "--url", "http://127.0.0.1:1"]) == 1
+
+    assert "pip install 'inference-engine-proxy-server[top]'" in capsys.readouterr().err
