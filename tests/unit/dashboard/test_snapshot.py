@@ -86,7 +86,7 @@ async def test_operators_see_live_requests_and_others_their_number(fleet: Fleet)
         assert request.pop("tokens_per_second") > 0
         assert request == {
             "id": "mine", "model": "m", "alias": None, "key": "alice", "path": "/v1/chat/completions",
-            "backend": engine.url.removeprefix("http://"), "why": "the only one that could be chosen",
+            "backend": engine.url.removeprefix("http://"), "why": "the only one that could be chosen", "shadow": None,
             "phase": "decode", "position": None, "expected_wait": None, "resumes": 0, "worker": 0,
         }  # fmt: skip
         for headers in ({}, CLIENT):
