@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from inference_engine_proxy_server.dashboard.traffic import Progress
 from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.request_queue import RequestQueue
@@ -118,6 +119,13 @@ class LiveRequests:
         waiting = Counter(_key_of(request) or "" for request in by_phase.get("queued", ()))
         wait = self._queue.seconds_for(self._queue.count) if self._queue.count else None
         return RequestsPart(len(found), longest(shown), dict(waiting), _rounded(wait))
+
+    def progress(self) -> Iterator[Progress]:
+        """The tokens of each stream so far."""
+        for _, request in self._connections():
+            tokens = _tokens_of(request) if request.begun else None
+            if tokens:
+                yield Progress(request.request_id, request.backend, tokens)
 
     def cancel(self, request_id: str) -> int:
         """End the requests with this id; each client gets an error. Returns how many there are."""

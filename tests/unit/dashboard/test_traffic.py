@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inference_engine_proxy_server.dashboard.traffic import STEPS, Traffic, merged_steps
+from inference_engine_proxy_server.dashboard.traffic import STEPS, Progress, Traffic, merged_steps
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.outcome import Outcome
 from support.records import request_record
@@ -107,6 +107,30 @@ def test_reading_can_be_interrupted() -> None:
     assert clocked.traffic.read(3)
     assert not clocked.traffic.read(3)
     assert clocked.traffic.window(0).total.requests == 5
+
+
+def test_tokens_of_a_stream_count_while_it_runs_and_not_again_at_its_end() -> None:
+    clocked = Clocked()
+    clocked.traffic.credit([Progress("id", A, 30)])
+    clocked.after(10)
+    clocked.traffic.credit([Progress("id", A, 50), Progress("other", B, 4)])
+    clocked.end(A, request_id="id", output_tokens=60)
+    clocked.end(B, request_id="other", output_tokens=None)
+    clocked.end(B, request_id="third", output_tokens=7)
+    clocked.after(10)
+
+    assert [step.sums.tokens_out for step in clocked.traffic.steps] == [30, 20 + 4 + 10 + 7]
+    by_backend = clocked.traffic.window(2).by_backend
+    assert (by_backend[A].tokens_out, by_backend[B].tokens_out) == (60, 11)
+
+
+def test_estimate_above_the_report_is_not_taken_back() -> None:
+    clocked = Clocked()
+    clocked.traffic.credit([Progress("id", A, 30)])
+    clocked.end(A, request_id="id", output_tokens=20)
+    clocked.traffic.read()
+
+    assert clocked.traffic.window(0).total.tokens_out == 30
 
 
 def test_steps_of_two_workers_add_up_and_their_common_queue_does_not() -> None:
