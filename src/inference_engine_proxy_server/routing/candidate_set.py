@@ -69,12 +69,16 @@ class CandidateSet:
         Args:
             of_all_tiers: do not prefer lower tiers.
         """
+        if self.ranks and max(self.ranks) < LAST_CHOICE:  # usually, nothing tells them apart
+            return list(self.candidates)
         ranks = [rank % TIER for rank in self.ranks] if of_all_tiers else self.ranks  # NaN for an infinite rank
         best = min((rank for rank in ranks if rank < math.inf), default=math.inf) // LAST_CHOICE
         return [one for one, rank in zip(self.candidates, ranks, strict=True) if rank // LAST_CHOICE == best]
 
     def slightly_full(self, requests: float) -> list[Candidate]:
         """The awake candidates in rotation, except last choices, that exceed their limit by less than ``requests``."""
+        if math.inf not in self.ranks:
+            return []
         handicaps = self.handicaps or [0.0] * len(self.candidates)
         return [
             one
