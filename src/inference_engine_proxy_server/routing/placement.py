@@ -91,7 +91,8 @@ class Placement(FleetObserver):
         """See :class:`FleetObserver`."""
         for candidate in self._registry.all_of(backend):
             candidate.work.take_over_memory(backend.health.reported.context_use or 0.0, candidate.load.total)
-        self.router.update(self._registry.everyone)
+        if self.router.needs_update(len(self.candidates)):
+            self.router.update(self._registry.everyone)
 
     def on_lost(self, backend: Backend) -> None:
         """See :class:`FleetObserver`."""

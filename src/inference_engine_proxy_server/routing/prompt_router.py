@@ -167,12 +167,16 @@ class PromptRouter:
         pending = candidate.work.send(unread, self.clock(), is_streamed=prompt.is_streamed)
         return RequestTracker(self, candidate, pending, prompt, noted)
 
-    def update(self, candidates: Sequence[Candidate]) -> None:
-        """Update what changes slowly; called after each report of a backend."""
+    def needs_update(self, backends: int) -> bool:
+        """Count a report of one of the fleet's ``backends``. Returns whether :meth:`update` should follow."""
         self._polls += 1
-        if not self.policies.learn or self._polls < min(_POLLS, len(candidates)):
-            return
+        if not self.policies.learn or self._polls < min(_POLLS, backends):
+            return False
         self._polls = 0
+        return True
+
+    def update(self, candidates: Sequence[Candidate]) -> None:
+        """Update what changes slowly, from the ``candidates`` of all backends and models."""
         compare([one.work for one in candidates])
         self._has_foreign_load = any(one.load.foreign for one in candidates)
         self._expect_memory(candidates)
