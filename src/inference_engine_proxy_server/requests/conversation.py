@@ -50,9 +50,10 @@ def parts_of(messages: Sequence[msgspec.Raw], before: int, size: int) -> Parts |
         before: bytes of the text that precede the messages.
         size: bytes of the whole text.
     """
-    shared = before
+    shared, followers = before, len(messages)
     try:
-        for first, message in enumerate(messages):
+        for message in messages:
+            followers -= 1
             if _is_question(message):
                 break
             shared += len(memoryview(message))
@@ -61,7 +62,6 @@ def parts_of(messages: Sequence[msgspec.Raw], before: int, size: int) -> Parts |
     except ValueError:
         return None
     question = memoryview(message)
-    followers = len(messages) - 1 - first
     last_start = size - len(memoryview(messages[-1]))
     return Parts(
         shared,

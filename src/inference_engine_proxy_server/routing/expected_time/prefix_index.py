@@ -2,7 +2,7 @@
 
 The index is a radix tree over the prompts' blocks, stored flat. A run is a sequence of blocks within which no two known
 prompts diverge. Its key is a hash of the prompt from its beginning to the end of the run's first block, so the tree
-needs no links. A look-up steps from run to run. Most prompts consist of two or three runs: a shared part, and their own.
+needs no links. A look-up steps from run to run. Most prompts have two or three runs: a shared part, and their own.
 
 No engine reports how long it keeps a run. Therefore, each backend has a clock, which advances by the number of uncached
 prompt bytes that the backend reads, because the engine makes room for them by evicting the least recently used ones. A
