@@ -137,10 +137,11 @@ class PromptRouter:
         """
         if len(candidates) <= _MANY or self._has_foreign_load:
             return candidates
-        warm = [one for one in candidates if one.number in view.held]
+        warm = [one for one in candidates if one.number in view.held] if view.held else []
         if len(warm) > _WARM:
             warm = nlargest(_WARM, warm, key=lambda one: (view.held[one.number], -one.load.total))
-        return [*warm, *(one for one in random.sample(candidates, _DRAWN) if one not in warm)]
+        # Drawn with replacement, because that takes a third of the time.
+        return list(dict.fromkeys((*warm, *random.choices(candidates, k=_DRAWN))))
 
     def track(
         self, policy: Policy, prompt: Prompt, candidate: Candidate, view: PromptView | None
