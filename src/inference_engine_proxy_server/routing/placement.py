@@ -158,12 +158,12 @@ class Placement(FleetObserver):
             found.recount()
         if (
             requirements.affinity is None
-            and requirements.prompt is None
+            and (requirements.prompt is None or found.contexts is None)
             and not excluded
             and requirements.needs_slot
             and not requirements.lacking
         ):
-            choice = requirements.policy.choose(found, None, self.router)
+            choice = requirements.policy.choose(found, requirements.prompt, self.router)
         else:
             found = self._narrowed(found, requirements, excluded)
             policy, prompt = requirements.policy, requirements.prompt

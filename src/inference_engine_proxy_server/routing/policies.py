@@ -90,9 +90,8 @@ class PromptPolicy:
         considered = candidates.preferred(of_all_tiers=self.learns)
         if not considered:
             return None
-        view = PromptView(prompt)
+        view = knowledge.view(prompt) if self.learns else PromptView(prompt)
         if self.learns:
-            view = knowledge.view(prompt)
             if view.held:
                 considered += [one for one in candidates.slightly_full(_MAY_QUEUE) if one.number in view.held]
             considered = knowledge.shortlist(considered, view)
