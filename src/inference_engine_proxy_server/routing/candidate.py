@@ -108,6 +108,14 @@ class Candidate:
         for ranks, at, handicap in self._positions:
             ranks[at] = rank + handicap
 
+    def recount(self) -> None:
+        """Count the requests of other workers, which change without notice, and update the rank if they have."""
+        load = self.load
+        before = load.others
+        load.count_others()
+        if load.others != before:
+            self.rerank()
+
     def join(self, table: _RankTable, at: int, handicap: float) -> None:
         """Keep position ``at`` of ``table`` up to date until :meth:`leave_all`, with ``handicap`` added to the rank."""
         self._tables.append((table, at))

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.routing.balancer import COLD, LAST_CHOICE, TIER, choose
 from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.candidate_set import CandidateSet
+from inference_engine_proxy_server.routing.rank_table import RankTable
 from inference_engine_proxy_server.routing.requirements import Requirements
 from support.clocked_pool import Clock, make_pool, publish, ready, ready_pool, suspend
 from support.pools import Pool
@@ -66,34 +67,45 @@ def happen(pool: Pool, leases: list[Lease], event: str, at: int, number: int) ->
         suspend(pool, at)
 
 
+@pytest.mark.parametrize("drained", [0, 64], ids=["small", "large"])
 @pytest.mark.parametrize("weights", [(), WEIGHTS], ids=["equal", "weighted"])
 @given(events=st.lists(EVENTS, max_size=40))
+@settings(max_examples=25)
 def test_the_choice_is_always_one_of_the_least_loaded(
-    weights: Sequence[float], events: list[tuple[str, int, int]]
+    drained: int, weights: Sequence[float], events: list[tuple[str, int, int]]
 ) -> None:
-    pool = make_pool(Clock(), len(TIERS), weights=weights, configs=[{"tier": tier} for tier in TIERS])
-    for at in range(len(TIERS)):
+    count = len(TIERS) + drained
+    pool = make_pool(Clock(), count, weights=weights, configs=[{"tier": tier} for tier in TIERS])
+    for at in range(count):
         publish(pool, at, replace(ready(), capacity=4))
+    for backend in pool.backends[len(TIERS) :]:
+        pool.set_draining(backend)
     leases: list[Lease] = []
     for event in events:
         happen(pool, leases, *event)
 
 
-@given(ranks=st.lists(RANKS, min_size=1, max_size=40), seed=st.integers(0, 9))
-def test_the_lowest_rank_is_found_in_fleets_of_any_size(ranks: list[float], seed: int) -> None:
-    assert ranks[choose(ranks, None, random.Random(seed).random)] == min(ranks)
+@pytest.mark.parametrize("kind", [list, RankTable])
+@given(ranks=st.lists(RANKS, min_size=1, max_size=40), seed=st.integers(0, 9), is_weighted=st.booleans())
+def test_the_lowest_rank_is_found_in_fleets_of_any_size(
+    kind: type[list[float]], ranks: list[float], seed: int, is_weighted: bool
+) -> None:
+    costs = [1.0 + at % 3 for at in range(len(ranks))] if is_weighted else None
+    assert ranks[choose(kind(ranks), costs, random.Random(seed).random)] == min(ranks)
 
 
+@pytest.mark.parametrize("kind", [list, RankTable])
 @pytest.mark.parametrize("size", [3, 16, 17, 256])
 @pytest.mark.parametrize("least", [0.0, 2.0, LAST_CHOICE + 1])
 @pytest.mark.parametrize("tied", [1, 3])
-def test_ties_are_uniform_in_fleets_of_any_size(size: int, least: float, tied: int) -> None:
+def test_ties_are_uniform_in_fleets_of_any_size(kind: type[list[float]], size: int, least: float, tied: int) -> None:
     ranks = [least + 1 + at % 2 for at in range(size)]
     places = random.Random(size).sample(range(size), tied)
     for at in places:
         ranks[at] = least
     draw = random.Random(7).random
-    wins = Counter(choose(ranks, None, draw) for _ in range(300 * tied))
+    table = kind(ranks)
+    wins = Counter(choose(table, None, draw) for _ in range(300 * tied))
     assert set(wins) == set(places)
     assert min(wins.values()) > 210  # 300 expected each; that is more than five standard deviations away
 
