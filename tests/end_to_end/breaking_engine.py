@@ -234,13 +234,14 @@ class Plan:
         steps: how each of the next streams breaks after three words; later ones do not break.
         extra: see :class:`Speech`.
         owner: the ``owned_by`` of the engine's model.
-        bodies: of the requests so far.
+        bodies, requests: of the clients so far; the bodies as objects.
     """
 
     steps: list[Breaks]
     extra: dict[str, Any] = field(default_factory=dict)
     owner: str = "llamacpp"
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[bytes] = field(default_factory=list)
 
 
 class Engine(FakeEngine):
@@ -262,6 +263,7 @@ class Engine(FakeEngine):
             elif request.startswith(b"GET"):
                 connection.send(http_reply(b"", 200 if target == "/health" else 404))
             else:
+                self._plan.requests.append(request)
                 self._answer(connection, target, json.loads(request.partition(b"\r\n\r\n")[2]))
 
     def _answer(self, connection: EngineConnection, target: str, body: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from support.engine import chunk
 from support.fakes.engine import EngineConnection, FakeEngine, http_reply
 from support.http_client import Call, chat
 from support.live_proxy import live_proxy
+from support.otlp_receiver import otlp_receiver
 from support.waiting import eventually
 from support.websocket_engine import WebSocketEngine, websocket
 
@@ -116,6 +117,26 @@ async def test_a_request_leaves_nothing_behind(tmp_path: Path, body: object, ste
 async def test_a_stream_with_heartbeats_leaves_nothing_behind(step: Step) -> None:
     body = chat(stream=True, user="silent")
     await leaves_nothing_behind(body, step, backend_first_byte_timeout_seconds=0.3, stream_heartbeat_seconds=0.05)
+
+
+@pytest.mark.usefixtures("without_collections")
+@pytest.mark.parametrize(
+    ("body", "step"),
+    [
+        pytest.param(chat(), Call.reply, id="whole-reply"),
+        pytest.param(chat(stream=True, user="broken"), Call.reply, id="broken-stream"),
+        pytest.param(chat(user="declined"), Call.reply, id="declined-by-both-backends"),
+        pytest.param(chat(stream=True, user="steady"), read_events_and_leave, id="client-leaves-a-steady-stream"),
+        pytest.param(chat(model="alas"), Call.reply, id="unknown-model"),
+    ],
+)
+async def test_a_traced_request_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, body: object, step: Step
+) -> None:
+    with otlp_receiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_url)
+        await leaves_nothing_behind(body, step, tracing=True)
+        assert len(receiver.spans) == 3 * REQUESTS
 
 
 async def leaves_nothing_behind(body: object, step: Step, **settings: Any) -> None:

@@ -38,6 +38,7 @@ from inference_engine_proxy_server.composition.fleet import (
     build_fleet_updater,
 )
 from inference_engine_proxy_server.composition.telemetry import build_access_log
+from inference_engine_proxy_server.composition.tracing import build_traces
 from inference_engine_proxy_server.composition.usage import build_ledger, build_spending
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
@@ -91,7 +92,7 @@ def build_proxy(
 
     Raises:
         KeyFileError: the key file cannot be used.
-        SettingsError: the usage file cannot be used.
+        SettingsError: the usage file cannot be used, or tracing lacks a package.
         UnknownEngineError: the configuration names an unknown engine.
     """
     settings, process = configuration.settings, process or SoleProcess()
@@ -120,6 +121,7 @@ def build_proxy(
     websockets = build_websocket_forwarder(
         settings, dispatcher, decisions, metrics, journal, ring, ownership, catalog, listed, deadlines
     )
+    traces = build_traces(settings, fleet, deadlines)
     # The proxy's own paths.
     allowances = Allowances(deadlines.clock, spending)
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
@@ -143,6 +145,7 @@ def build_proxy(
         "standstill watch": StandstillWatch(fleet).run,
         **dashboard.loops,
         **_optional_loops(config_watch, ring, access_log, ledger),
+        **traces.loops,
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }
     app = build_app(routers, _lifespan(loops, refresher, fleet))
@@ -153,8 +156,9 @@ def build_proxy(
     subscribers = [metrics.count_request, dashboard.observe, *([] if access_log is None else [access_log.write])]
     clients = build_client_context(
         settings, deadlines, client_load, destinations, guard, gate,
-        handle=_handler(bridge, placement, forwarder, websockets),
-        observe=_recorder(subscribers, deadlines.clock),
+        new_request=traces.request_class,
+        handle=traces.handling(_handler(bridge, placement, forwarder, websockets)),
+        observe=traces.observing(_recorder(subscribers, deadlines.clock)),
         process=process,
     )  # fmt: skip
     operators = build_operator_context(clients, gate, bridge.answer)

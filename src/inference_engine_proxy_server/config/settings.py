@@ -198,6 +198,8 @@ class Settings(BaseModel):
     """Lowest level that is logged."""
     log_format: Annotated[Literal["text", "json"], InLowerCase] = "text"
     """Format of log lines: text for people, or one JSON object per line for programs."""
+    tracing: bool = False
+    """Whether each forwarded request becomes a span of OpenTelemetry; the OTEL_ variables say where spans go."""
     usage_file: str | None = None
     """SQLite file in which the tokens of each hour, key and model are kept; without it they are not recorded."""
     drain_grace_seconds: _SecondsOrZero = 5

@@ -111,6 +111,7 @@ def load_settings(
         *misspellings,
         *_doubled_paths(settings),
         *_unused(fleet, settings, origins),
+        *(_unread(env_file_values, environ) if settings.tracing else ()),
     )
     configuration = Configuration.of(settings, fleet.backends, fleet.models, fleet.default_model, origins)
     return LoadedSettings(configuration, configuration.origins, warnings)
@@ -216,6 +217,15 @@ def _doubled_paths(settings: Settings) -> list[str]:
         f"BACKENDS: {url} ends with /v1, but request paths already begin with it: remove it"
         for url in settings.backends
         if url.endswith("/v1")
+    ]
+
+
+def _unread(env_file_values: Mapping[str, str], environ: Mapping[str, str]) -> list[str]:
+    """Warnings about variables of OpenTelemetry in ``.env``, which its packages do not read."""
+    return [
+        f".env: {name} has no effect there; set it in the environment"
+        for name in env_file_values
+        if name.startswith("OTEL_") and name not in environ
     ]
 
 

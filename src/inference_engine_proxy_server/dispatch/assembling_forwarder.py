@@ -127,6 +127,7 @@ class AssemblingForwarder(FleetObserver):
     def _note(self, request: ProxiedRequest, reason: str) -> None:
         """Log and count why a request is sent again."""
         self._metrics.count_assembly(reason)
+        request.watch.repeated(reason)
         logger.info("request %s is sent again without a stream: %s", request.request_id, reason)
         if reason != "unknown_members":
             return

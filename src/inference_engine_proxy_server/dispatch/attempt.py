@@ -121,7 +121,7 @@ class Attempts:
             held_statuses = affinity.lacking_statuses
         elif request.fallback_after_seconds is not None:
             held_statuses = self._held_before_fallback
-        connection = connections.take_idle() or await connections.connect()
+        connection = connections.take_idle() or await self._connect(request, backend)
         origin = connections.origin
         section = head.for_backend(
             origin.authority,
@@ -146,6 +146,7 @@ class Attempts:
                 if self.next(request, error) is not NextAttempt.SAME_ON_FRESH_CONNECTION:
                     raise
                 self._metrics.count_retry(error.code)
+                request.watch.attempt_failed(backend.url, error)
             finally:
                 connections.release(connection)
             connection = await self._reconnect(attempt)
@@ -208,9 +209,14 @@ class Attempts:
     def _limit_first_event(self, request: ProxiedRequest, connection: BackendConnection) -> None:
         connection.limit_first_event(self._first_token_seconds if request.content.is_streamed else NEVER)
 
+    async def _connect(self, request: ProxiedRequest, backend: Backend) -> BackendConnection:
+        connection = await backend.connections.connect()
+        request.watch.connected(backend.url)
+        return connection
+
     async def _reconnect(self, attempt: Attempt) -> BackendConnection:
         try:
-            return await attempt.backend.connections.connect()
+            return await self._connect(attempt.request, attempt.backend)
         except BackendUnreachable:
             attempt.request.losses += 1  # the request may have crashed the backend
             raise

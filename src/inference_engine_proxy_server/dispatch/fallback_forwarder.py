@@ -96,6 +96,7 @@ class FallbackForwarder:
         self._metrics.count_fallback(model, fallback, reason)
         text = f"Model {model} is {_MEANINGS[reason]}, and {fallback} gets request {request.request_id}."
         self._journal.note("fallback", text, severity="warning", like=f"{model} {fallback} {reason}")
+        request.watch.fell_back(model, fallback, reason)
 
 
 def _longest_wait(meaning: Meaning) -> float:

@@ -215,6 +215,7 @@ class Forwarder:
     ) -> bool:
         """Record a failed attempt. Returns whether another attempt may be made."""
         failed[backend] = error
+        request.watch.attempt_failed(backend.url, error)
         request.source = None  # its connection may serve another request by now
         if isinstance(error, EngineLacks):
             request.requirements = beyond(request.requirements, backend)
@@ -256,6 +257,7 @@ class Forwarder:
         )
         clock = self._dispatcher.fleet.clock
         began_at = clock()
+        request.watch.joined_queue()
         try:
             with self._placement.waiting(requirements, failed):
                 async with self._updates.during(request, queued):
@@ -265,6 +267,7 @@ class Forwarder:
             raise
         finally:
             request.queue_seconds += clock() - began_at
+            request.watch.left_queue()
 
 
 def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: Placement) -> Requirements:

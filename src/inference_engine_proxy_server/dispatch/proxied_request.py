@@ -8,6 +8,7 @@ import msgspec
 
 from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.backends.reply_facts import NO_FACTS, ReplyFacts, read_facts, says_its_end
+from inference_engine_proxy_server.dispatch.request_watch import UNWATCHED, RequestWatch
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.requests.content import (
     PromptContent,
@@ -49,6 +50,7 @@ class ProxiedRequest(Exchange):
             as long as usual; ``None`` if there is no other one.
         sink: receives the backend's reply instead of the request itself; ``None`` for the request itself.
         resumes: how often its stream was resumed.
+        watch: is told of the request's steps; a subclass may have one for each request.
     """
 
     __slots__ = (
@@ -56,6 +58,7 @@ class ProxiedRequest(Exchange):
         "queue_seconds", "requirements", "resumes", "sink",
     )  # fmt: skip
 
+    watch: RequestWatch = UNWATCHED
     alias: str | None
     backend: str | None
     decision: Decision

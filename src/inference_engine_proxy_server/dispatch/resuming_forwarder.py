@@ -75,4 +75,5 @@ class ResumingForwarder:
         except BackendError:
             if not request.awaits_reply:
                 self._metrics.count_unresumed(rule)
+                request.watch.not_resumed(request.backend or "", rule)
             raise

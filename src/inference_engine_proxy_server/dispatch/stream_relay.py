@@ -120,6 +120,7 @@ class StreamRelay(FleetObserver):
         except ProxyError as error:
             if stream.is_at_seam:
                 self._metrics.count_unresumed("not_continued")
+                request.watch.not_resumed(request.backend or "", "not_continued")
             elif isinstance(error, BackendError) and stream.has_delivered:
                 return error.with_traceback(None)
             raise
@@ -168,6 +169,7 @@ class StreamRelay(FleetObserver):
     def _give_up(self, request: ProxiedRequest, stream: ResumableStream, rule: str) -> None:
         """Relay what was withheld; a stream that its engine has ended ends here, too."""
         self._metrics.count_unresumed(rule)
+        request.watch.not_resumed(request.backend or "", rule)
         logger.warning("request %s: its stream broke and is not resumed: %s", request.request_id, rule)
         text = f"The stream of request {request.request_id} broke on backend {BACKEND} and is not resumed: {rule}."
         self._journal.note("resume", text, severity="error", backend=request.backend, like=rule)
@@ -194,6 +196,7 @@ class StreamRelay(FleetObserver):
             backend=request.backend,
             like=error.code,
         )
+        request.watch.resumed(request.backend or "", error, transcript.text_events)
         request.resumes += 1
         request.body = stream.dialect.continued(stream.members, transcript)
         comment = b": resumed on another backend after %b\n\n" % error.code.encode() if self._sends_comments else b""

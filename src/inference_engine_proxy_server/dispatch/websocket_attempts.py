@@ -67,7 +67,7 @@ class WebSocketAttempts(Attempts):
         credentials = backend.credentials
         if credentials is None:
             credentials = head.credentials if self._keeps_credentials else b""
-        connection = await connections.connect()
+        connection = await self._connect(request, backend)
         try:
             connection.expect_websocket(expected_accept(head))
             at = connections.origin

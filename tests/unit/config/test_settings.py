@@ -458,6 +458,15 @@ def test_one_port_for_two_settings_is_one_line() -> None:
     assert from_environment({"PORT": "0", "ADMIN_PORT": "0"}).admin_port == 0  # two free ports
 
 
+def test_variables_of_opentelemetry_in_the_env_file_give_a_warning(env_file: Path) -> None:
+    env_file.write_text("TRACING=on\nOTEL_SERVICE_NAME=a\nOTEL_TRACES_SAMPLER=always_on\n")
+    environment = {"OTEL_TRACES_SAMPLER": "always_off"}  # as Compose passes it on
+    assert load_settings(environment, env_file).warnings == (
+        ".env: OTEL_SERVICE_NAME has no effect there; set it in the environment",
+    )
+    assert load_settings({**environment, "TRACING": "off"}, env_file).warnings == ()
+
+
 def test_a_misspelt_name_is_reported_with_the_errors_that_it_may_cause(env_file: Path) -> None:
     env_file.write_text("PROT=1\n")
     with pytest.raises(SettingsError) as caught:

@@ -1,0 +1,102 @@
+"""Builds the tracing of requests. While it is off, requests are of the usual class and are handled as usual."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
+
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.sources import SettingsError
+from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.processes.process_context import Loops
+from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE
+from inference_engine_proxy_server.tasks.deadlines import Deadlines
+
+__all__ = ["Traces", "build_traces"]
+
+_Handle = Callable[[ProxiedRequest], Coroutine[None, None, None]]
+_Observe = Callable[[ProxiedRequest], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """The places in which requests are traced; by default, none is.
+
+    Attributes:
+        request_class: the class of requests.
+        begin, end: called at the beginning and at the end of each forwarded request.
+        loops: background tasks.
+    """
+
+    request_class: type[ProxiedRequest] = ProxiedRequest
+    begin: _Observe | None = None
+    end: _Observe | None = None
+    loops: Loops = field(default_factory=dict)
+
+    def handling(self, handle: _Handle) -> _Handle:
+        """``handle``, after a trace has begun."""
+        begin = self.begin
+        if begin is None:
+            return handle
+
+        def handle_traced(request: ProxiedRequest) -> Coroutine[None, None, None]:
+            if request.head.destination not in ANSWERED_HERE:
+                begin(request)
+            return handle(request)
+
+        return handle_traced
+
+    def observing(self, observe: _Observe) -> _Observe:
+        """``observe``, and the end of the trace."""
+        end = self.end
+        if end is None:
+            return observe
+
+        def observe_traced(request: ProxiedRequest) -> None:
+            observe(request)
+            end(request)
+
+        return observe_traced
+
+
+def build_traces(settings: Settings, fleet: Fleet, deadlines: Deadlines) -> Traces:
+    """The tracing of requests, as TRACING and the ``OTEL_`` variables say.
+
+    Raises:
+        SettingsError: a package is missing, or a variable has a value that is not supported.
+    """
+    if not settings.tracing:
+        return Traces()
+    try:
+        from inference_engine_proxy_server.tracing.span_exporter import PROTOCOLS, protocol_of, start_provider
+        from inference_engine_proxy_server.tracing.tracing import TracedRequest, Tracing
+    except ModuleNotFoundError as error:
+        message = (
+            f"TRACING is on, and the package {error.name} is missing: install the extra with "
+            f"'pip install inference-engine-proxy-server[otel]'"
+        )
+        raise SettingsError([message]) from error
+    protocol = protocol_of(os.environ)
+    if protocol not in PROTOCOLS:
+        message = f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}: it must be one of {', '.join(PROTOCOLS)}"
+        raise SettingsError([message])
+    tracing = Tracing(
+        # Not before the process serves: a supervisor forks workers, and a thread would not survive that.
+        start=partial(start_provider, os.environ),
+        clock=deadlines.clock,
+        scheme="http" if settings.tls_cert_file is None else "https",
+        provider_of=partial(_provider_of, fleet),
+    )
+    return Traces(TracedRequest, tracing.begin, tracing.end, {"tracing": tracing.run})
+
+
+def _provider_of(fleet: Fleet, url: str | None) -> str | None:
+    """The kind of engine at ``url``, as its models report it; ``None`` if they do not, or if ``url`` left the fleet."""
+    for backend in fleet.backends:
+        if backend.url == url and backend.serving.models:
+            owner = backend.serving.models[0].get("owned_by")
+            return owner if isinstance(owner, str) else None
+    return None

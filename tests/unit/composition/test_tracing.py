@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from inference_engine_proxy_server.composition import build_proxy
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.sources import SettingsError
+from support.fleet_files import configuration_of
+
+PACKAGE = "inference_engine_proxy_server.tracing"
+SETTINGS = Settings(backends=("http://127.0.0.1:9",), tracing=True)
+IMPORTS = """
+import sys
+from inference_engine_proxy_server.composition import build_proxy
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.sources import load_settings
+from pathlib import Path
+
+loaded = load_settings({"BACKENDS": "http://127.0.0.1:9", "TRACING": "%s"}, Path("/none"))
+build_proxy(loaded.configuration)
+names = ("inference_engine_proxy_server.tracing", "opentelemetry.sdk", "opentelemetry.exporter")
+print(sorted(name for name in names if name in sys.modules))
+"""
+
+
+def imported(tracing: str) -> str:
+    program = [sys.executable, "-c", IMPORTS % tracing]
+    return subprocess.run(program, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_without_tracing_nothing_of_it_is_imported() -> None:
+    # FastAPI itself imports opentelemetry-api.
+    assert imported("off") == "[]"
+    assert PACKAGE in imported("on")
+
+
+def test_a_missing_extra_stops_the_start_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(PACKAGE)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)  # as if it were not installed
+
+    with pytest.raises(SettingsError, match=r"TRACING is on, and the package opentelemetry\.sdk") as raised:
+        build_proxy(configuration_of("{}", SETTINGS))
+    assert "pip install inference-engine-proxy-server[otel]" in str(raised.value)
+
+
+def test_the_usual_path_is_not_wrapped_without_tracing() -> None:
+    proxy = build_proxy(configuration_of("{}", SETTINGS.model_copy(update={"tracing": False})))
+    assert proxy.clients.new_exchange.__name__ == "ProxiedRequest"
+    assert proxy.clients.handle.__qualname__ == "_handler.<locals>.handle"
+    assert proxy.clients.observe.__qualname__ == "_recorder.<locals>.record"
