@@ -43,14 +43,16 @@ def build_overload_guard(
     settings: Settings, load: Load, metrics: RequestMetrics, journal: Journal, deadlines: Deadlines
 ) -> OverloadGuard:
     """The guard, which sheds requests at the limits of ``load``, except for those that the proxy answers itself."""
-    memory = MemoryUse(settings.memory_limit_bytes or container_limit_bytes(processes=settings.workers))
+    limit_bytes = settings.memory_limit_bytes or container_limit_bytes(processes=settings.workers)
+    if limit_bytes is not None:
+        metrics.add_gauge("memory_limit_bytes", "Memory that this process may use.", lambda: float(limit_bytes))
 
     def count_shed(reason: str) -> None:
         metrics.count_shed(reason)
         what = reason.replace("_", " ")
         journal.note("shed", f"A request was rejected, because the proxy is overloaded: {what}.", severity="error")
 
-    guard = OverloadGuard(load, memory, count_shed=count_shed, clock=deadlines.clock)
+    guard = OverloadGuard(load, MemoryUse(limit_bytes), count_shed=count_shed, clock=deadlines.clock)
     for name, text, reading in (
         ("client_connections", "Open connections of clients.", lambda: float(len(load.connections))),
         ("client_requests_in_flight", "Requests being served.", lambda: float(load.requests)),

@@ -1,0 +1,1 @@
+"""Prometheus, with the rules and the dashboard in monitoring/."""
