@@ -317,6 +317,18 @@ async def test_other_paths_are_named_by_their_method(receiver: OtlpReceiver) -> 
     assert "private" not in str(span.message)
 
 
+async def test_a_name_that_is_no_text_does_not_cost_the_batch(
+    receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")  # one batch, at the end
+    async with Engine() as engine, live_proxy(engine.url, tracing=True) as proxy:
+        assert (await proxy.post(body=b'{"model": "a\\ud800", "messages": []}')).status == 200
+        await proxy.post()
+
+    # The exporter would drop a batch with a lone surrogate.
+    assert sorted(span.name for span in receiver.spans) == ["chat", "chat a\ufffd\ufffd\ufffd"]
+
+
 async def test_the_proxys_own_paths_have_no_spans(receiver: OtlpReceiver) -> None:
     async with Engine() as engine, live_proxy(engine.url, tracing=True) as proxy:
         for path in ("/health", "/metrics", "/v1/models", "/livez"):

@@ -84,7 +84,7 @@ def of_parameters(request: ProxiedRequest) -> dict[str, Any]:
         attribute, kind = _PARAMETERS[name]
         try:
             value = msgspec.json.decode(members[name], type=kind)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             continue  # a mistake, which the engine reports, or null
         if abs(value) < _MOST_NUMBER:
             attributes[attribute] = value

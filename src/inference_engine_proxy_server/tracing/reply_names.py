@@ -63,7 +63,7 @@ def read_names(reply: bytes) -> ReplyNames:
 def _read(text: bytes) -> _Named:
     try:
         found = _decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _Named()  # of a long reply, the middle was not kept
     inner = found.message or found.response
     return found if inner is None else inner

@@ -44,7 +44,11 @@ def test_a_parameter_of_a_wrong_type_is_left_out(value: object) -> None:
     assert parameters(seed=value, top_k=value, max_tokens=value) == {}
 
 
-@pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b'{"temperature": NaN}', b"\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"no JSON", b"[]", b'{"temperature": NaN}', b"\xff", b'{"seed": ' + b"[" * 100_000, b'{"top_p": 1e999}'],
+    ids=lambda body: repr(body[:20]),
+)
 def test_a_body_that_cannot_be_read_has_no_parameters(body: bytes) -> None:
     assert of_parameters(request_for(body=body)) == {"gen_ai.request.stream": False}
 

@@ -49,6 +49,8 @@ def test_id_and_reasons_of_recorded_replies(file: str, id_prefix: str, reasons: 
         b"data: [DONE]\n\n",
         b"data: {broken\n\n",
         b"\xff",
+        b'{"x": ' + b"[" * 100_000,
+        b'{"id": "\\ud800"}',
     ],
 )
 def test_other_replies_say_nothing(reply: bytes) -> None:
