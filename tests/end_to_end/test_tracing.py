@@ -268,6 +268,16 @@ async def test_a_broken_reply_is_an_error(receiver: OtlpReceiver) -> None:
     assert span.event_names == ["connected", "first_token", "attempt_failed"]
 
 
+async def test_an_error_of_the_engine_has_its_status(receiver: OtlpReceiver) -> None:
+    async with Engine(fails_with(500)) as engine, live_proxy(engine.url, tracing=True) as proxy:
+        assert (await proxy.post()).status == 500
+        span = await receiver.one()
+
+    assert span.is_error
+    assert span.attributes["error.type"] == "500"
+    assert span.attributes["backend"] == engine.url
+
+
 async def test_an_error_of_the_proxy_has_its_code(receiver: OtlpReceiver) -> None:
     async with Engine() as engine, live_proxy(engine.url, tracing=True) as proxy:
         engine.refuse()
@@ -461,6 +471,17 @@ async def test_a_collector_that_comes_back_gets_spans_again(tmp_path: Path, rece
             await proxy.post()
             await revived.one()
             await eventually(lambda: "the collector takes spans again; 1 were lost" in proxy.events)
+
+
+async def test_variables_that_opentelemetry_rejects_cost_the_traces_only(
+    receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "5000")  # more than the queue holds
+    async with Engine() as engine, live_proxy(engine.url, tracing=True) as proxy:
+        assert (await proxy.post(traceparent=PARENT)).status == 200
+
+    assert fields(engine.served[0], "traceparent") == [PARENT]
+    assert "tracing: OpenTelemetry cannot start, and no request is traced: " in caplog.text
 
 
 def test_an_unknown_protocol_stops_the_start(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError
@@ -27,13 +28,13 @@ class Traces:
 
     Attributes:
         request_class: the class of requests.
-        begin, end: called at the beginning and at the end of each forwarded request.
+        begin, end: called at the beginning and at the end of each forwarded request, which is of this class.
         loops: background tasks.
     """
 
     request_class: type[ProxiedRequest] = ProxiedRequest
-    begin: _Observe | None = None
-    end: _Observe | None = None
+    begin: Callable[[Any], None] | None = None
+    end: Callable[[Any], None] | None = None
     loops: Loops = field(default_factory=dict)
 
     def handling(self, handle: _Handle) -> _Handle:

@@ -87,11 +87,12 @@ class RequestTrace(RequestWatch):
         span = self._span
         operation = OPERATIONS.get(request.head.path)
         model = request.alias or request.model
-        span.set_attributes(of_reply(request))
+        attributes = of_reply(request)
         if operation is not None:
-            span.set_attributes(of_generation(provider, self.facts, self.names))
+            attributes |= of_generation(provider, self.facts, self.names)
             if model is not None:
                 span.update_name(f"{operation} {short(model)}")
+        span.set_attributes(attributes)
         first_byte_at = None if request.has_only_comments else request.first_byte_at
         if first_byte_at is not None:
             self._add_first_byte(request, first_byte_at)

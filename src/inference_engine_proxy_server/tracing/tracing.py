@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ __all__ = ["TracedRequest", "Tracing"]
 
 _STOP_SECONDS = 5.0  # longest wait for a collector at the end
 _LOOK_SECONDS = 0.02
+
+logger = logging.getLogger(__name__)
 
 
 class TracedRequest(ProxiedRequest):
@@ -71,9 +74,9 @@ class Tracing:
         self._provider_of = provider_of
         self._tracer: Tracer | None = None  # before the start and after the end
 
-    def begin(self, request: ProxiedRequest) -> None:
+    def begin(self, request: TracedRequest) -> None:
         """Begin the span of ``request``, and make it the parent of what engines do for the request."""
-        if self._tracer is None or not isinstance(request, TracedRequest):
+        if self._tracer is None:
             return
         head = request.head
         started_ns = time.time_ns() - int((self._clock() - request.started_at) * 1e9)
@@ -93,14 +96,18 @@ class Tracing:
             request.head.refuse_compression()
             request.observers.add(ReplyReader(request.observers.excerpt(), trace))
 
-    def end(self, request: ProxiedRequest) -> None:
+    def end(self, request: TracedRequest) -> None:
         """End the span of ``request``, which is over, if it has one."""
         if isinstance(request.watch, RequestTrace):
             request.watch.end(request, self._provider_of(request.backend))
 
     async def run(self) -> None:
         """Send spans until cancelled, then the rest, if the collector takes them at once."""
-        provider = self._start()
+        try:
+            provider = self._start()
+        except Exception as error:  # whatever OpenTelemetry raises about its variables
+            logger.error("tracing: OpenTelemetry cannot start, and no request is traced: %s", error)
+            return
         self._tracer = provider.get_tracer("inference_engine_proxy_server", __version__)
         try:
             await asyncio.get_running_loop().create_future()  # endless
