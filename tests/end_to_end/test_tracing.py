@@ -13,14 +13,22 @@ from typing import Any
 
 import pytest
 
-from end_to_end.breaking_engine import closes, two_engines
+from end_to_end.breaking_engine import (
+    Breaks,
+    closes,
+    closes_after_one_word,
+    rejects,
+    two_engines,
+)
 from end_to_end.conftest import StartProxy
+from end_to_end.test_assembled_faults import Engine as LlamaLikeEngine
 from support.engine import STREAM_HEAD, Engine, answers_with, chunk, fails_with, hangs
 from support.fakes.engine import EngineConnection, http_reply
 from support.http_client import Call, chat, send
 from support.live_proxy import live_proxy
 from support.llama_server import LlamaServer
 from support.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
+from support.ports import unused_url
 from support.program import program, run_command
 from support.running_proxy import RunningProxy
 from support.waiting import eventually
@@ -252,6 +260,75 @@ async def test_a_resumed_stream_is_one_trace_on_both_engines(receiver: OtlpRecei
     assert span.attributes["resumes"] == 1
     assert not span.is_error
     assert [parent(request) for request in fleet.plan.requests] == [as_parent(span)] * 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "body", "rule"),
+    [
+        ((closes,), {"n": 2}, "several_answers"),
+        ((closes, rejects), {}, "not_continued"),
+        ((closes_after_one_word,), {}, "one_event"),
+    ],
+    ids=["excluded-request", "rejected-continuation", "excluded-break"],
+)
+async def test_the_rule_that_keeps_a_stream_from_being_resumed_is_visible(
+    receiver: OtlpReceiver, steps: tuple[Breaks, ...], body: dict[str, Any], rule: str
+) -> None:
+    async with two_engines(*steps, tracing=True) as fleet:
+        await fleet.stream(**body)
+        span = await receiver.one()
+
+    assert span.event("not_resumed").attributes["rule"] == rule
+    assert span.event("not_resumed").attributes["backend"]
+
+
+async def test_a_fallback_is_visible(receiver: OtlpReceiver) -> None:
+    fleet_file = "models: {large: {fallbacks: [m]}}"
+    async with (
+        Engine(owner="vllm") as engine,
+        live_proxy(engine.url, unused_url(), tracing=True, fleet_file=fleet_file) as proxy,
+    ):
+        assert (await proxy.post(body=chat() | {"model": "large"})).status == 200
+        span = await receiver.one()
+
+    assert span.event("fallback").attributes == {"model": "large", "fallback": "m", "reason": "unavailable"}
+    assert span.attributes["gen_ai.request.model"] == "large"
+
+
+async def test_a_reply_that_cannot_be_assembled_is_visible(receiver: OtlpReceiver) -> None:
+    async with LlamaLikeEngine(extra={"unknown": 1}) as engine, live_proxy(engine.url, tracing=True) as proxy:
+        assert (await proxy.post()).json["answered"] == "without a stream"
+        span = await receiver.one()
+
+    assert span.event_names == ["connected", "repeated", "connected", "first_byte", "last_byte"]
+    assert span.event("repeated").attributes == {"reason": "unknown_members"}
+    assert {parent(request) for request in engine.posts} == {as_parent(span)}
+
+
+async def test_a_connection_that_its_engine_has_closed_is_a_failed_attempt(receiver: OtlpReceiver) -> None:
+    async def answers_once(connection: EngineConnection) -> None:
+        if sum(request.startswith(b"POST") for request in connection.requests) > 1:
+            connection.reset()
+        else:
+            connection.send(http_reply(ANSWER))
+
+    async with Engine(answers_once, owner="vllm") as engine, live_proxy(engine.url, tracing=True) as proxy:
+        for _ in range(2):
+            assert (await proxy.post()).body == ANSWER
+        *_, span = sorted(await receiver.received(2), key=lambda span: span.message.start_time_unix_nano)
+
+    assert span.event_names == ["attempt_failed", "connected", "first_byte", "last_byte"]
+    assert span.event("attempt_failed").attributes == {"backend": engine.url, "error.type": "backend_disconnected"}
+
+
+async def test_only_replies_that_are_traced_are_read(receiver: OtlpReceiver) -> None:
+    async with Engine() as engine, live_proxy(engine.url, tracing=True) as proxy:
+        not_sampled = PARENT.removesuffix("01") + "00"
+        await proxy.post(**{"accept-encoding": "gzip", "traceparent": not_sampled})
+        await proxy.post(**{"accept-encoding": "gzip"})
+        await receiver.one()
+
+    assert [fields(request, "accept-encoding") for request in engine.served] == [["gzip"], []]
 
 
 async def test_a_broken_reply_is_an_error(receiver: OtlpReceiver) -> None:
