@@ -498,8 +498,13 @@ async def test_the_sdk_can_be_disabled(receiver: OtlpReceiver, monkeypatch: pyte
     assert receiver.spans == []
 
 
-async def test_workers_trace_their_own_requests(tmp_path: Path, receiver: OtlpReceiver) -> None:
-    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_url, "OTEL_BSP_SCHEDULE_DELAY": "50"}
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+async def test_workers_trace_their_own_requests(tmp_path: Path, receiver: OtlpReceiver, protocol: str) -> None:
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_url if protocol == "grpc" else receiver.http_url,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+    }
     async with Engine() as engine, program(tmp_path, engine, WORKERS="2", TRACING="on", **variables) as proxy:
 
         async def both_have_traced() -> bool:

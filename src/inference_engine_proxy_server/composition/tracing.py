@@ -72,21 +72,23 @@ def build_traces(settings: Settings, fleet: Fleet, deadlines: Deadlines) -> Trac
     if not settings.tracing:
         return Traces()
     try:
-        from inference_engine_proxy_server.tracing.span_exporter import PROTOCOLS, protocol_of, start_provider
+        from inference_engine_proxy_server.tracing import span_exporter
         from inference_engine_proxy_server.tracing.tracing import TracedRequest, Tracing
+
+        protocol = span_exporter.protocol_of(os.environ)
+        if protocol not in span_exporter.PROTOCOLS:
+            allowed = ", ".join(span_exporter.PROTOCOLS)
+            raise SettingsError([f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}: it must be one of {allowed}"])
+        make_exporter = span_exporter.exporter_class(protocol)
     except ModuleNotFoundError as error:
         message = (
             f"TRACING is on, and the package {error.name} is missing: install the extra with "
             f"'pip install inference-engine-proxy-server[otel]'"
         )
         raise SettingsError([message]) from error
-    protocol = protocol_of(os.environ)
-    if protocol not in PROTOCOLS:
-        message = f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}: it must be one of {', '.join(PROTOCOLS)}"
-        raise SettingsError([message])
     tracing = Tracing(
         # Not before the process serves: a supervisor forks workers, and a thread would not survive that.
-        start=partial(start_provider, os.environ),
+        start=partial(span_exporter.start_provider, make_exporter),
         clock=deadlines.clock,
         scheme="http" if settings.tls_cert_file is None else "https",
         provider_of=partial(_provider_of, fleet),

@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -13,7 +14,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 from inference_engine_proxy_server import __version__
 
-__all__ = ["PROTOCOLS", "WatchedExporter", "protocol_of", "start_provider"]
+__all__ = ["PROTOCOLS", "WatchedExporter", "exporter_class", "protocol_of", "start_provider"]
 
 _SERVICE = "inference-engine-proxy-server"
 _REMINDER_SECONDS = 600.0  # between two lines of the log about a collector that does not take spans
@@ -21,20 +22,11 @@ _exporter_logger = logging.getLogger("opentelemetry.exporter")
 logger = logging.getLogger(__name__)
 
 
-def _over_http() -> SpanExporter:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    return OTLPSpanExporter()
-
-
-def _over_grpc() -> SpanExporter:
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-    return OTLPSpanExporter()
-
-
-PROTOCOLS: Mapping[str, Callable[[], SpanExporter]] = {"http/protobuf": _over_http, "grpc": _over_grpc}
-"""Makes an exporter, by protocol; OpenTelemetry's default is the first one."""
+PROTOCOLS: Mapping[str, str] = {
+    "http/protobuf": "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "grpc": "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
+}
+"""The module that exports spans, by protocol; the default of OpenTelemetry comes first."""
 
 
 def protocol_of(environ: Mapping[str, str]) -> str:
@@ -44,14 +36,20 @@ def protocol_of(environ: Mapping[str, str]) -> str:
     return next(filter(None, chosen), next(iter(PROTOCOLS)))
 
 
-def start_provider(environ: Mapping[str, str]) -> TracerProvider:
-    """Start a provider of tracers, with its thread. It must not be called in a process that will be forked.
+def exporter_class(protocol: str) -> Callable[[], SpanExporter]:
+    """The class of exporters for ``protocol``. Its import takes long, so it must not wait for the event loop to run.
 
-    Args:
-        environ: environment variables; OpenTelemetry itself reads those of the process.
+    Raises:
+        ModuleNotFoundError: a package is missing.
     """
+    found: Callable[[], SpanExporter] = import_module(PROTOCOLS[protocol]).OTLPSpanExporter
+    return found
+
+
+def start_provider(make_exporter: Callable[[], SpanExporter]) -> TracerProvider:
+    """Start a provider of tracers, with its thread. It must not be called in a process that will be forked."""
     provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(WatchedExporter(PROTOCOLS[protocol_of(environ)]())))
+    provider.add_span_processor(BatchSpanProcessor(WatchedExporter(make_exporter())))
     return provider
 
 

@@ -42,6 +42,14 @@ def test_a_missing_extra_stops_the_start_with_the_command_that_installs_it(monke
     assert "pip install inference-engine-proxy-server[otel]" in str(raised.value)
 
 
+def test_a_missing_exporter_stops_the_start_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
+
+    with pytest.raises(SettingsError, match=r"the package opentelemetry\.exporter\.otlp\.proto\.grpc"):
+        build_proxy(configuration_of("{}", SETTINGS))
+
+
 def test_the_usual_path_is_not_wrapped_without_tracing() -> None:
     proxy = build_proxy(configuration_of("{}", SETTINGS.model_copy(update={"tracing": False})))
     assert proxy.clients.new_exchange.__name__ == "ProxiedRequest"
