@@ -16,22 +16,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+from completions.answers import Message
 from proxies.process import running
 from proxies.proxy import Site, free_port
 from simulation.report import document_with
 from suite.machine import about
-from suite.progress import Progress, as_minutes
-from suite.results import Failure, Results, read_results
-from suite.tables import failures_list
+from suite.repetitions import run_all, turns_of
+from suite.results import Results, read_results
 from suite.targets import Target
-from warm_prefixes.client import Message, ask
+from warm_prefixes.client import ask
 from warm_prefixes.engines import Engines, running_engines, write_model
 from warm_prefixes.figures import figures_of_run
 from warm_prefixes.plan import ENGINES, WORKLOADS, Conversation, Plan, plan_of
 from warm_prefixes.play import PortOf, play
 from warm_prefixes.report import tables
 from warm_prefixes.targets import DEFAULT_TARGETS, target_named
-from warm_prefixes.turns import turns_of
 
 _SEED = 20261122
 _RUN_SECONDS = 18.0  # estimate, corrected as runs finish
@@ -94,31 +93,14 @@ def _measured(options: argparse.Namespace) -> Results:
             about(targets, pace=1) | {"cold_seconds": cold, "warm_seconds": warm, "seed": options.seed},
             options.repetitions,
         )
-        try:
-            _run_all(options, targets, model, results)
-        except KeyboardInterrupt:
-            sys.exit(f"\ninterrupted; what there is so far: {options.json}")
+        run_all(
+            list(turns_of(options.repetitions, options.workloads, targets)),
+            lambda turn: _run(plan_of(WORKLOADS[turn.workload], options.seed + turn.repetition), turn.target, model),
+            lambda _: _RUN_SECONDS,
+            results,
+            options.json,
+        )
     return results
-
-
-def _run_all(options: argparse.Namespace, targets: list[Target], model: Path, results: Results) -> None:
-    turns = list(turns_of(options.repetitions, options.workloads, targets))
-    estimated = _RUN_SECONDS * len(turns)
-    print(f"{len(turns)} runs, about {as_minutes(estimated)} minutes", file=sys.stderr)
-    progress = Progress(estimated)
-    for turn in turns:
-        name = turn.target.name
-        progress.show(f"{turn.repetition + 1}/{options.repetitions}: {turn.workload}, {name}")
-        try:
-            report = _run(plan_of(WORKLOADS[turn.workload], options.seed + turn.repetition), turn.target, model)
-        except (OSError, RuntimeError) as error:
-            failure = Failure(turn.repetition, turn.workload, name, str(error))
-            results.failures.append(failure)
-            progress.note(failures_list([failure]))
-        else:
-            results.add(turn.repetition, turn.workload, name, report)
-        progress.advance(_RUN_SECONDS)
-        results.write(options.json)
 
 
 def _run(plan: Plan, target: Target, model: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from warm_prefixes.client import Answer, Failed, Message, ask
+from completions.answers import Answer, Failed, Message
+from warm_prefixes.client import ask
 from warm_prefixes.plan import CLIENTS, Conversation, Plan
 
 __all__ = ["PortOf", "Served", "play"]

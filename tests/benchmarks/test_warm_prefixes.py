@@ -11,13 +11,13 @@ import pytest
 from suite.results import Failure, Results
 from suite.targets import Target
 from support.tiny_gguf import whole_words
-from warm_prefixes.client import Answer
+from completions.answers import Answer
 from warm_prefixes.figures import ceiling, figures_of_run, spread_of
 from warm_prefixes.plan import ENGINES, WORKLOADS, Conversation, Plan, plan_of
 from warm_prefixes.play import Served
 from warm_prefixes.report import tables
 from warm_prefixes.targets import target_named
-from warm_prefixes.turns import turns_of
+from suite.repetitions import turns_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing-figures.md"
 
