@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compares real proxies in front of emulated engines, which take the time of the simulation's cost model but hardly any
-# CPU. Each run takes --seconds and about 15 s more. Leaves out peers that cannot be installed.
+# CPU. Each run takes --seconds and about 35 s more. Leaves out peers that cannot be installed.
 #   benchmarks/emulated_fleet.sh [--traces NAMES] [--engines SIZES] [--targets NAMES] [--seeds NUMBERS] [--seconds S]
 #                                [--requests N] [--json FILE] [--svg FILE] [--document] [--list]
 set -euo pipefail

@@ -3,11 +3,12 @@
 ::
 
     clock              the simulation's events in real time
-    engine             one engine: HTTP -> prompt -> simulation.batching -> generation -> HTTP
-    *_api -> messages  how each kind of engine is asked, and answers
-    host               a process with many engines; fleet is its parent's view
-    player             clients that send a trace over HTTP
-    measurement        one run: fleet <- proxy <- player; figures -> report
-    __main__           emulated_fleet.sh: real proxies in front of emulated engines
-    check, calibration emulation_check.sh: emulated engines compared with real ones
+    http_server        listeners of many engines in one process
+    *_api, messages    how each kind of engine answers, and what it reads from a request
+    engine             one engine: HTTP -> prompt -> simulation.batching -> text -> HTTP
+    host, fleet        a process with many engines, and its parent's view of it
+    client, player     clients that send a trace over HTTP
+    cases, measurement what is measured, and one run of it: player -> proxy -> engines
+    __main__, report   emulated_fleet.sh: real proxies in front of emulated engines
+    check, comparison  emulation_check.sh: emulated engines beside real ones, whose speeds calibration measures
 """

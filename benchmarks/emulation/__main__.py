@@ -18,6 +18,7 @@ from typing import Any
 from emulation.cases import Case, cases_of
 from emulation.fleet import running_fleet
 from emulation.measurement import figures_of, measured
+from emulation.options import numbers, traces_named
 from emulation.player import Play
 from emulation.report import picture, tables
 from emulation.targets import DEFAULT_TARGETS, proxy_named
@@ -29,9 +30,9 @@ from suite.results import Results, read_results
 from warm_prefixes.plan import MODEL
 
 _SIZES = (2, 8, 32)
-_SECONDS = 60.0
+_SECONDS = 120.0
 _MOST_REQUESTS = 20_000
-_OVERHEAD_SECONDS = 15.0  # to start the proxy, and to wait for the last answers
+_OVERHEAD_SECONDS = 35.0  # to start the proxy, and to wait for the last answers
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing-figures.md"
 _PICTURE = _DOCUMENT.parent / "images" / "emulated-fleet.svg"
 
@@ -82,21 +83,12 @@ def _options() -> argparse.Namespace:
 
 def _check(options: Any) -> None:
     """Replace names by what they name. Raises ValueError with a message that says what to do."""
-    unknown = [name for name in options.traces.split(",") if name not in TRACES]
-    if unknown:
-        raise ValueError(f"no trace {', '.join(unknown)}: --list prints all names")
-    sizes = _numbers("--engines", options.engines)
-    options.seeds = _numbers("--seeds", options.seeds)
+    traces, sizes = traces_named(options.traces), numbers("--engines", options.engines)
+    options.seeds = numbers("--seeds", options.seeds)
     if options.seconds <= 0 or options.requests <= 0:
         raise ValueError("--seconds and --requests must be positive")
-    options.cases = cases_of([TRACES[name] for name in options.traces.split(",")], sizes, options.seconds)
+    options.cases = cases_of(traces, sizes, options.seconds)
     options.targets = [(name, proxy_named(name)) for name in options.targets.split(",")]
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    if not all(part.isdecimal() and int(part) for part in text.split(",")):
-        raise ValueError(f"{option} takes positive numbers, separated by commas, not {text!r}")
-    return [int(part) for part in text.split(",")]
 
 
 def _measured(options: Any) -> Results:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import dataclass
 
 import msgspec
 
@@ -15,10 +16,21 @@ from simulation.batching import Usage
 from simulation.engine_spec import EngineSpec
 from simulation.requests import BYTES_A_TOKEN, Request, Segment, token_count
 
-__all__ = ["EmulatedEngine"]
+__all__ = ["EmulatedEngine", "Intake"]
 
 _UNBOUNDED_ANSWER_TOKENS = 256
 _CHAT = "/v1/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Seconds from a request's arrival to its place in the queue, for example for tokenizing its text."""
+
+    fixed: float = 0.0
+    per_token: float = 0.0
+
+    def seconds(self, tokens: int) -> float:
+        return self.fixed + self.per_token * tokens
 
 
 class EmulatedEngine:
@@ -26,14 +38,18 @@ class EmulatedEngine:
 
     Args:
         number: distinguishes the answers of several engines.
+        intake: delays each request before its place in the queue.
         tokens_an_event: number of tokens that each event of a stream has, after the first one.
     """
 
-    def __init__(self, number: int, spec: EngineSpec, api: EngineApi, clock: RealTime, tokens_an_event: int) -> None:
+    def __init__(
+        self, number: int, spec: EngineSpec, api: EngineApi, clock: RealTime, intake: Intake, tokens_an_event: int
+    ) -> None:
         self.api = api
         self.counts = Counts()
         self.model = spec.engine(clock, tokens_an_event)
         self._clock = clock
+        self._intake = intake
         self._numbers = itertools.count(number << 40)
 
     def handle(self, exchange: Exchange) -> None:
@@ -62,7 +78,13 @@ class EmulatedEngine:
         # Known by its text, so that the next turn, which repeats it, has the same segment.
         answer = Segment(hash(text) & (2**63 - 1), len(text) // BYTES_A_TOKEN)
         request = Request(number, prompt, answer, asked.most_tokens, is_streamed=bool(asked.stream))
-        return self.model.submit(request, _Generation(self, exchange, asked, request, text))
+        generation = _Generation(self, exchange, asked, request, text)
+        delay = self._intake.seconds(request.prompt_tokens)
+        if delay:
+            self._clock.at(self._clock.time() + delay, self.model.submit, request, generation)
+        else:
+            self.model.submit(request, generation)
+        return None
 
 
 class _Generation:

@@ -10,6 +10,7 @@ from typing import IO, cast
 
 import msgspec
 
+from emulation.engine import Intake
 from emulation.host import Command, HostPlan, HostReport
 from emulation.messages import CHAT_ML, Template
 from proxies.proxy import free_ports
@@ -52,14 +53,29 @@ class Fleet:
 
 @contextlib.contextmanager
 def running_fleet(
-    engines: Sequence[EngineSpec], model_name: str, template: Template = CHAT_ML, tokens_an_event: int = 16
+    engines: Sequence[EngineSpec],
+    model_name: str,
+    template: Template = CHAT_ML,
+    intakes: Sequence[Intake] | None = None,
+    tokens_an_event: int = 16,
 ) -> Iterator[Fleet]:
     """Start engines with empty caches.
+
+    Args:
+        intakes: for each engine; by default, requests take no time before the queue.
+        tokens_an_event: number of tokens that each event of a stream has, like vLLM's ``--stream-interval``.
 
     Raises:
         RuntimeError: they did not start.
     """
-    plan = HostPlan(list(engines), list(free_ports(len(engines))), model_name, template, tokens_an_event)
+    plan = HostPlan(
+        list(engines),
+        [Intake() for _ in engines] if intakes is None else list(intakes),
+        list(free_ports(len(engines))),
+        model_name,
+        template,
+        tokens_an_event,
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "emulation.host"],
         stdin=subprocess.PIPE,

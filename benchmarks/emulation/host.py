@@ -18,7 +18,7 @@ import uvloop
 
 from emulation.api import EngineApi
 from emulation.clock import RealTime
-from emulation.engine import EmulatedEngine
+from emulation.engine import EmulatedEngine, Intake
 from emulation.http_server import Listener
 from emulation.llamacpp_api import LlamaCppApi
 from emulation.messages import Template
@@ -33,13 +33,14 @@ _IDLE_CHECK_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class HostPlan:
-    """The engines of a process; their ``ports`` are in the same order."""
+    """The engines of a process; ``ports`` and ``intakes`` are in the same order."""
 
     engines: list[EngineSpec]
+    intakes: list[Intake]
     ports: list[int]
     model_name: str
     template: Template
-    tokens_an_event: int = 16
+    tokens_an_event: int
 
 
 class Command(msgspec.Struct):
@@ -76,8 +77,8 @@ class Hosted:
     def __init__(self, plan: HostPlan) -> None:
         self.clock = RealTime(asyncio.get_running_loop())
         self.engines = [
-            EmulatedEngine(number, spec, _api(spec, plan), self.clock, plan.tokens_an_event)
-            for number, spec in enumerate(plan.engines)
+            EmulatedEngine(number, spec, _api(spec, plan), self.clock, intake, plan.tokens_an_event)
+            for number, (spec, intake) in enumerate(zip(plan.engines, plan.intakes, strict=True))
         ]
         self.listeners = [
             Listener(engine.handle, engine.api.habits, port)

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,29 +53,6 @@ class Measured:
     proxy_seconds: float
 
 
-@dataclass(slots=True)
-class _Watch:
-    """Counters during a run."""
-
-    engines: Engines
-    at_start: list[PromptTokens] = field(default_factory=list)
-    after_warm_up: list[PromptTokens] = field(default_factory=list)
-
-    async def read(self) -> list[PromptTokens]:
-        return await asyncio.to_thread(prompt_tokens, self.engines.ports)
-
-    async def note_warm_up(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        self.after_warm_up = await self.read()
-
-    async def stage(self, absence: Absence) -> None:
-        """Let an engine leave and come back."""
-        await asyncio.sleep(absence.begin)
-        await asyncio.to_thread(self.engines.leave, absence.backend)
-        await asyncio.sleep(absence.end - absence.begin)
-        await asyncio.to_thread(self.engines.come_back, absence.backend)
-
-
 def measured(proxy: Proxy, engines: Engines, trace: Trace, sessions: Sequence[Session], plan: Play) -> Measured:
     """Start the proxy, and send the trace through it; ``plan.port`` is replaced by the proxy's port.
 
@@ -87,9 +64,8 @@ def measured(proxy: Proxy, engines: Engines, trace: Trace, sessions: Sequence[Se
         site = Site(Path(folder), free_port(), engines.ports)
         with running(proxy, site) as process:
             time.sleep(_SETTLE_SECONDS)
-            own = Play(site.port, plan.model, plan.seconds, plan.most_requests, bounds_all=plan.bounds_all)
             try:
-                found = uvloop.run(_run(process, engines, trace, sessions, own))
+                found = uvloop.run(_run(process, engines, trace, sessions, replace(plan, port=site.port)))
             except ExceptionGroup as group:
                 raise RuntimeError("; ".join(map(str, group.exceptions))) from group
             if process.has_ended:
@@ -100,22 +76,32 @@ def measured(proxy: Proxy, engines: Engines, trace: Trace, sessions: Sequence[Se
 async def _run(
     process: ProxyProcess, engines: Engines, trace: Trace, sessions: Sequence[Session], plan: Play
 ) -> Measured:
-    watch = _Watch(engines)
-    watch.at_start, proxy_at_start = await watch.read(), process.cpu_seconds
+    async def counted(after_seconds: float = 0.0) -> list[PromptTokens]:
+        await asyncio.sleep(after_seconds)
+        return await asyncio.to_thread(prompt_tokens, engines.ports)
+
+    at_start, proxy_at_start = await counted(), process.cpu_seconds
     async with asyncio.TaskGroup() as group:
-        scripts = [group.create_task(watch.note_warm_up(trace.warm_up))]
+        after_warm_up = group.create_task(counted(trace.warm_up))
         if trace.absence is not None:
-            scripts.append(group.create_task(watch.stage(trace.absence)))
+            group.create_task(_stage(trace.absence, engines))
         played = await play(plan, sessions)
-        for script in scripts[1:]:
-            script.cancel()  # the trace may end while an engine is away
-    proxy_seconds, at_end = process.cpu_seconds - proxy_at_start, await watch.read()
+        proxy_seconds = process.cpu_seconds - proxy_at_start
+    at_end = await counted()
     return Measured(
         played,
-        [last.since(first) for first, last in zip(watch.at_start, at_end, strict=True)],
-        [last.since(first) for first, last in zip(watch.after_warm_up, at_end, strict=True)],
+        [last.since(first) for first, last in zip(at_start, at_end, strict=True)],
+        [last.since(first) for first, last in zip(after_warm_up.result(), at_end, strict=True)],
         proxy_seconds,
     )
+
+
+async def _stage(absence: Absence, engines: Engines) -> None:
+    """Let an engine leave and come back."""
+    await asyncio.sleep(absence.begin)
+    await asyncio.to_thread(engines.leave, absence.backend)
+    await asyncio.sleep(absence.end - absence.begin)
+    await asyncio.to_thread(engines.come_back, absence.backend)
 
 
 def figures_of(run: Measured, warm_up: float) -> dict[str, Any]:

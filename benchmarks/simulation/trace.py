@@ -93,24 +93,28 @@ class Trace:
             absence = replace(absence, begin=absence.begin * part, end=absence.end * part)
         return replace(self, seconds=self.seconds * part, warm_up=self.warm_up * part, absence=absence)
 
+    def at_rate(self, factor: float) -> Trace:
+        """The same, with sessions that arrive at ``factor`` times the rate."""
+
+        def sessions(random: Random, seconds: float) -> list[Session]:
+            made = self.sessions(random, seconds * factor)
+            return [replace(session, start=session.start / factor) for session in made]
+
+        return replace(self, sessions=sessions)
+
     def resized(self, backends: int) -> Trace:
         """The same clients for a fleet of another size: sessions arrive at a rate in proportion to it.
 
         What one session or one burst does stays as it is, and so does the number of shared prefixes. A slow or absent
         backend moves to its relative place.
         """
-        part = backends / self.backends
-
-        def sessions(random: Random, seconds: float) -> list[Session]:
-            return [replace(session, start=session.start / part) for session in self.sessions(random, seconds * part)]
 
         def moved(backend: int) -> int:
             return backend * backends // self.backends
 
         return replace(
-            self,
+            self.at_rate(backends / self.backends),
             backends=backends,
-            sessions=sessions,
             slowness={moved(backend): factor for backend, factor in self.slowness.items()},
             absence=None if self.absence is None else replace(self.absence, backend=moved(self.absence.backend)),
         )
