@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import linear_regression, median
 
@@ -57,14 +58,20 @@ def speeds_of(found: Measurements) -> tuple[Speeds, Intake]:
     per_context = max(0.0, (found.write_long - found.write_short) / (found.long - found.short))
     per_sequence = max(0.0, (found.write_together - found.write_short) / (_TOGETHER - 1) - per_context * found.short)
     fixed = max(1e-5, found.write_short - per_sequence - per_context * found.short)
-    per_intake = max(0.0, (found.warm_long - found.warm_short) / (found.long - found.short) - per_context)
-    # A cold prompt of n tokens takes base + (slope + growth * n) * n.
-    base = found.warm_short - (per_context + per_intake) * found.short
-    slopes = {length: (seconds - base) / length for length, seconds in found.read.items()}
-    growth, slope = linear_regression(list(slopes), list(slopes.values()))
-    per_token = max(1e-7, slope - per_context - per_intake)
-    speeds = Speeds(fixed, per_token, per_sequence, per_context, _BATCH_TOKENS, max(0.0, 2 * growth))
+    per_attended = max(0.0, 2 * _line(found.read, found.warm_short)[0])
+    per_warm_token = (found.warm_long - found.warm_short) / (found.long - found.short)
+    per_intake = max(0.0, per_warm_token - per_context - per_attended)
+    base = found.warm_short - (per_context + per_attended + per_intake) * found.short
+    per_token = max(1e-7, _line(found.read, base)[1] - per_context - per_intake)
+    speeds = Speeds(fixed, per_token, per_sequence, per_context, _BATCH_TOKENS, per_attended)
     return speeds, Intake(max(0.0, base - fixed - per_token), per_intake)
+
+
+def _line(read: Mapping[int, float], base: float) -> tuple[float, float]:
+    """``growth`` and ``slope`` such that a cold prompt of n tokens takes ``base + (slope + growth * n) * n``."""
+    slopes = {length: (seconds - base) / length for length, seconds in read.items()}
+    fitted = linear_regression(list(slopes), list(slopes.values()))
+    return fitted.slope, fitted.intercept
 
 
 async def calibrated(ports: tuple[int, ...], model: str) -> list[Measurements]:

@@ -37,9 +37,10 @@ class RealTime(Events):
 
     def catch_up(self) -> None:
         """Run all events that are due, so that :meth:`time` is the real time. Has no effect within an event."""
-        if self._is_running:
-            return
-        now = self._loop.time() - self._began_at
+        if not self._is_running:
+            self._run_until(self._loop.time() - self._began_at)
+
+    def _run_until(self, now: float) -> None:
         if (due := self.next_at) is not None and due <= now:
             self.delays[int((now - due) * 1000)] += 1
         self._is_running = True
@@ -49,8 +50,11 @@ class RealTime(Events):
             self._is_running = False
         self._set_timer()
 
+    def _ring(self, due: float) -> None:
+        self._run_until(max(due, self._loop.time() - self._began_at))  # the difference may be rounded down
+
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         due = self.next_at
-        self._timer = None if due is None else self._loop.call_at(self._began_at + due, self.catch_up)
+        self._timer = None if due is None else self._loop.call_at(self._began_at + due, self._ring, due)

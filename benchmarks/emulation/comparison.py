@@ -58,7 +58,8 @@ def comparison(results: Results) -> str:
     about = results.about
     parts.append(
         f"{about['date']}, commit {about['commit']}; medians of {results.rounds} seed(s), up to "
-        f"{about['seconds']:.0f} s each; {about['cores']} cores ({about['processor']}); times to the first token in seconds."
+        f"{about['seconds']:.0f} s each; {about['cores']} cores ({about['processor']}). "
+        "Times to the first token are in seconds."
     )
     if results.failures:
         parts += ["Without a figure:", failures_list(results.failures)]

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
+from completions.answers import Answer
+from suite.repetitions import turns_of
 from suite.results import Failure, Results
 from suite.targets import Target
 from support.tiny_gguf import whole_words
-from completions.answers import Answer
 from warm_prefixes.figures import ceiling, figures_of_run, spread_of
 from warm_prefixes.plan import GROUPS, WORKLOADS, Conversation, Plan, plan_of
 from warm_prefixes.play import Served
 from warm_prefixes.report import tables
 from warm_prefixes.targets import target_named
-from suite.repetitions import turns_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing-figures.md"
 
