@@ -99,8 +99,10 @@ class _Player:
         messages: list[Message] = []
         due = session.start
         for number, turn in enumerate(session.turns):
+            if due + turn.pause > self._plan.seconds:
+                return
             await asyncio.sleep(due + turn.pause - self.now)
-            if self.now > self._plan.seconds or self._asked >= self._plan.most_requests:
+            if self._asked >= self._plan.most_requests:
                 return
             self._asked += 1
             messages += _added(turn.added, is_first=not number)
