@@ -1,7 +1,7 @@
 """Checks the emulated engines: plays the same traces with real llama.cpp servers and with emulated ones.
 
     benchmarks/emulation_check.sh [--traces NAMES] [--targets NAMES] [--seeds NUMBERS] [--seconds S] [--scale PART]
-                                  [--json FILE]
+                                  [--rate FACTOR] [--json FILE]
 
 There are as many real engines as cores, each pinned to one, with a model of random weights. Their speeds are measured
 first; the emulated engines get these speeds. Ends with status 1 if a difference exceeds its goal.
@@ -48,6 +48,7 @@ _SIZE = LlamaCppSize(_SLOTS, _SLOT_CONTEXT, 2_097_152, 1e-6)
 _SECONDS = 120.0
 _OVERHEAD_SECONDS = 12.0
 _SCALE = 0.125  # of all lengths, so that the longest prompts of the catalogue, 30,000 tokens, fit into a slot
+_RATE = 2.0  # the real engines write so fast that with the catalogue's rates hardly any request would wait
 _USUAL_CONTEXT = 1000  # tokens before a token that is read
 
 
@@ -83,10 +84,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", default="1", help="one run for each; default %(default)s")
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="most of each run; default %(default)s")
     parser.add_argument("--scale", type=float, default=_SCALE, help="fraction of all lengths; default %(default)s")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=_RATE,
+        help="of sessions; 1: engines read as much of the time as the catalogue's; default %(default)s",
+    )
     parser.add_argument("--json", type=Path, default=Path("emulation_check.json"), help="file for all figures")
     options = parser.parse_args()
-    if options.seconds <= 0 or not 0 < options.scale <= _SCALE:
-        parser.error(f"--seconds must be positive, and --scale between 0 and {_SCALE}")
+    if min(options.seconds, options.rate) <= 0 or not 0 < options.scale <= _SCALE:
+        parser.error(f"--seconds and --rate must be positive, and --scale between 0 and {_SCALE}")
     try:
         options.traces = {trace.name: trace for trace in traces_named(options.traces)}
         options.seeds = numbers("--seeds", options.seeds)
@@ -132,7 +139,7 @@ def _measured(options: Any, fleet: _Fleet) -> Results:
 
 def _run(turn: Turn, options: Any, fleet: _Fleet) -> dict[str, Any]:
     name = turn.workload.removesuffix(REAL).removesuffix(EMULATED)
-    trace = _fitted(options.traces[name], fleet.specs, options.seconds, options.scale)
+    trace = _fitted(options.traces[name], fleet.specs, options)
     sessions = Case(trace).sessions(options.seeds[turn.repetition])
     sessions = [_scaled(session, options.scale) for session in sessions]
     plan = Play(0, MODEL, trace.seconds, sys.maxsize, bounds_all=True)
@@ -144,12 +151,12 @@ def _run(turn: Turn, options: Any, fleet: _Fleet) -> dict[str, Any]:
         return figures_of(measured(proxy, emulated, trace, sessions, plan), trace.warm_up)
 
 
-def _fitted(trace: Trace, specs: list[EngineSpec], seconds: float, scale: float) -> Trace:
-    """The trace for these engines, at a rate that keeps them as busy with reading as the catalogue's engines."""
+def _fitted(trace: Trace, specs: list[EngineSpec], options: Any) -> Trace:
+    """The trace for these engines, whose reading takes ``options.rate`` times the share of time of the catalogue's."""
     speeds = [spec.speeds for spec in specs]
     per_token = sum(each.per_prompt_token + each.per_attended_token * _USUAL_CONTEXT for each in speeds) / len(speeds)
-    rate = RTX_4090_8B.per_prompt_token / (scale * per_token)
-    fitted = trace.shortened(min(1.0, seconds / trace.seconds)).resized(len(specs)).at_rate(rate)
+    rate = options.rate * RTX_4090_8B.per_prompt_token / (options.scale * per_token)
+    fitted = trace.shortened(min(1.0, options.seconds / trace.seconds)).resized(len(specs)).at_rate(rate)
     return replace(fitted, absence=None, slowness={})
 
 
