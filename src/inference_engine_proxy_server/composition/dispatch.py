@@ -31,6 +31,7 @@ from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
 from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.processes.process_context import ProcessContext
+from inference_engine_proxy_server.routing.conversations import Conversations
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.placement import Placement
@@ -51,6 +52,7 @@ def build_placement(
     return Placement(
         fleet,
         PromptRouter(policies, settings.prefix_index_bytes, fleet.clock),
+        Conversations(process.conversations),
         is_shared=process.is_worker,
         records_decisions=settings.explain_header or settings.admin_key is not None,
         default_model=catalog.now.default_model,

@@ -31,9 +31,10 @@ from inference_engine_proxy_server.errors import (
     ProxyError,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.requests.content import model_problem
+from inference_engine_proxy_server.requests.content import NO_MESSAGES, model_problem
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.prompt import read_prompt
+from inference_engine_proxy_server.requests.turns import turn_of
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.placement import Placement
@@ -158,12 +159,14 @@ class Forwarder:
         if takes_slot and self._placement.reads_prompts:
             requirements = _with_prompt(request, affinity, self._placement)
         else:
-            model = request.model
-            if model is None:
-                model = request.model = request.content.model
-            if model is not None:
-                return Requirements(model, takes_slot, affinity=affinity)
-            requirements = Requirements(None, takes_slot, affinity=affinity)
+            content = request.content
+            if request.model is None:
+                request.model = content.model
+            messages = content.raw_messages if takes_slot else NO_MESSAGES
+            if affinity is not None and affinity.creates_response:
+                messages = content.raw_input
+            turn = turn_of(messages, head.passed_on) if messages else None
+            requirements = Requirements(request.model, takes_slot, affinity=affinity, messages=messages, turn=turn)
         if requirements.model is None:
             self._require_readable_model(request)
             if affinity is None or not affinity.is_required:
@@ -258,11 +261,17 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
     if request.model is None and placement.router.policies.by_model:
         request.model = request.content.model
     policy = placement.policy(request.model)
+    messages = NO_MESSAGES
+    if not policy.reads_prompts:
+        content = request.content
+        is_response = affinity is not None and affinity.creates_response
+        messages = content.raw_input if is_response else content.raw_messages
+    turn = turn_of(messages, head.passed_on) if messages else None
     if not policy.reads_prompts and not placement.contexts_differ:
-        return Requirements(request.model, policy=policy, affinity=affinity)
+        return Requirements(request.model, policy=policy, affinity=affinity, messages=messages, turn=turn)
     prompt = read_prompt(head.target, head.path, head.passed_on, request.body, placement.router.token_sizes)
     request.model = request.model or prompt.model
-    return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity)
+    return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity, messages=messages, turn=turn)
 
 
 def _may_store(request: ProxiedRequest) -> bool:

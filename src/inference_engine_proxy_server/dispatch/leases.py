@@ -87,6 +87,7 @@ class Dispatcher(FleetObserver):
         self.fleet = fleet
         self.placement = placement
         self.queue = queue
+        self._remember = placement.conversations.remember
         self._fairness = fairness
         fleet.subscribe(self)
 
@@ -119,6 +120,8 @@ class Dispatcher(FleetObserver):
         if choice is None:
             return None
         lease = Lease(choice, self)
+        if requirements.messages:
+            self._remember(requirements, choice.candidate)
         if requirements.prompt is not None:
             lease.tracker = self.placement.track(requirements, choice)
         if lease.backend.health.on_trial:

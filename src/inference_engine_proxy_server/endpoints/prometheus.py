@@ -123,6 +123,7 @@ class _FleetCollector:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._fleet = dispatcher.fleet
         self._queue = dispatcher.queue
+        self._conversations = dispatcher.placement.conversations
 
     def collect(self) -> Iterable[Metric]:
         backends = self._fleet.snapshot().backends
@@ -138,6 +139,11 @@ class _FleetCollector:
         refusals.add_metric(["full"], self._queue.rejections)
         refusals.add_metric(["timeout"], self._queue.timeouts)
         yield refusals
+        yield CounterMetricFamily(
+            "inference_proxy_turns_kept_warm",
+            "Turns of conversations that went to the backend of the previous turn, among equally loaded backends.",
+            self._conversations.kept,
+        )
         yield InfoMetricFamily("inference_proxy_build", "The running version.", {"version": __version__})
 
 

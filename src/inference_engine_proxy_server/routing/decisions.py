@@ -20,7 +20,7 @@ from inference_engine_proxy_server.requests.headers import wants_explanation
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
 from inference_engine_proxy_server.wire.exchange import Exchange
 
-__all__ = ["KEPT", "TIED", "Decision", "Decisions", "Ranked", "Row", "Rule"]
+__all__ = ["KEPT", "KEPT_WARM", "RANK_TERMS", "TIED", "Decision", "Decisions", "Ranked", "Row", "Rule"]
 
 KEPT = 100
 """How many decisions are kept."""
@@ -65,6 +65,12 @@ class _Fixed:
 
 TIED: Rule = _Fixed("tied")
 """The request needs a resource of that backend, so nothing is compared."""
+
+RANK_TERMS = ("load", "cost", "rank")
+"""Names of the values in the rows of a decision by load."""
+
+KEPT_WARM: Rule = _Fixed("kept_warm", RANK_TERMS)
+"""Backends tie for the lowest rank, and the chosen one served the previous turn of the conversation."""
 
 
 class Ranked:

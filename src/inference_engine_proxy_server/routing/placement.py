@@ -11,12 +11,14 @@ from inference_engine_proxy_server.errors import CapacityError, ClientError, Pro
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
 from inference_engine_proxy_server.fleet.health import Health
+from inference_engine_proxy_server.processes.conversation_memory import ConversationMemory
 from inference_engine_proxy_server.routing.affinity import Affinity
 from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.candidate_registry import CandidateRegistry
 from inference_engine_proxy_server.routing.candidate_set import CandidateSet
 from inference_engine_proxy_server.routing.choice import Choice, Policy
 from inference_engine_proxy_server.routing.context_fit import Need, contexts_of, fitting
+from inference_engine_proxy_server.routing.conversations import Conversations
 from inference_engine_proxy_server.routing.decisions import TIED, Decision, Ranked
 from inference_engine_proxy_server.routing.eligibility import is_for_all, is_open, rank_of
 from inference_engine_proxy_server.routing.learned import LearnedSnapshot
@@ -37,6 +39,7 @@ class Placement(FleetObserver):
     Args:
         fleet: the fleet.
         router: the policies and their knowledge.
+        conversations: which backend served them; ``None`` for an empty memory.
         is_shared: other workers also send requests to the backends, so loads are counted again for each choice.
         records_decisions: whether choices carry a decision that explains them.
         retry_after_seconds: when clients should try again if no backend serves their request.
@@ -55,6 +58,7 @@ class Placement(FleetObserver):
         self,
         fleet: Fleet,
         router: PromptRouter,
+        conversations: Conversations | None = None,
         *,
         is_shared: bool = False,
         records_decisions: bool = False,
@@ -63,6 +67,7 @@ class Placement(FleetObserver):
         tier_penalty_seconds: float = 0.0,
     ) -> None:
         self.router = router
+        self.conversations = conversations or Conversations(ConversationMemory())
         self.models_differ = self.contexts_differ = self.reads_prompts = False
         self._is_shared, self._records_decisions = is_shared, records_decisions
         self._retry_after_seconds = retry_after_seconds
@@ -157,6 +162,7 @@ class Placement(FleetObserver):
             found.recount()
         if (
             requirements.affinity is None
+            and requirements.turn is None
             and requirements.prompt is None
             and not excluded
             and requirements.needs_slot
@@ -166,7 +172,10 @@ class Placement(FleetObserver):
         else:
             found = self._narrowed(found, requirements, excluded)
             policy, prompt = requirements.policy, requirements.prompt
-            choice = self._at_home(found, requirements.affinity) or policy.choose(found, prompt, self.router)
+            choice = self._at_home(found, requirements.affinity)
+            if choice is None and requirements.turn is not None:
+                choice = self.conversations.choose(found, requirements.model, requirements.turn)
+            choice = choice or policy.choose(found, prompt, self.router)
         if choice is None:
             choice = self._last_resort(found.candidates, requirements)
         if self._records_decisions and choice is not None:
