@@ -102,6 +102,8 @@ class Settings(BaseModel):
 
     balancing_policy: BalancingPolicy = "least_requests"
     """How a backend is picked: fewest requests, soonest first token, better of two, in turn, or by hash."""
+    shadow_policy: BalancingPolicy | None = None
+    """A policy that decides beside BALANCING_POLICY, without effect; /metrics shows what it would have saved."""
     tier_penalty_seconds: _SecondsOrZero = 10
     """Under expected_time, seconds that a request waits rather than go to the next tier of backends."""
     default_model: str | None = None

@@ -34,7 +34,7 @@ from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.content import NO_MESSAGES, model_problem
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.prompt import read_prompt
-from inference_engine_proxy_server.requests.turns import turn_of
+from inference_engine_proxy_server.requests.turns import NO_TURN, turn_of
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.placement import Placement
@@ -165,8 +165,8 @@ class Forwarder:
             messages = content.raw_messages if takes_slot else NO_MESSAGES
             if affinity is not None and affinity.creates_response:
                 messages = content.raw_input
-            turn = turn_of(messages, head.passed_on) if messages else None
-            requirements = Requirements(request.model, takes_slot, affinity=affinity, messages=messages, turn=turn)
+            key, turn = turn_of(request.model, messages, head.passed_on) if messages else NO_TURN
+            requirements = Requirements(request.model, takes_slot, affinity=affinity, turn_key=key, turn=turn)
         if requirements.model is None:
             self._require_readable_model(request)
             if affinity is None or not affinity.is_required:
@@ -237,11 +237,13 @@ class Forwarder:
     async def _wait(self, request: ProxiedRequest, failed: Mapping[Backend, BackendError]) -> Lease:
         """Wait in the queue for a lease. A request that failed on a backend goes before all others."""
         queue, requirements = self._dispatcher.queue, request.requirements
+        # A prompt that only a shadow policy needs must not change the order.
+        needs_prompt = requirements.policy.reads_prompts or self._placement.contexts_differ
         lane = self._placement.lane(requirements)
         queued = QueuedRequest(
             lane=(lane, *failed) if failed else lane,  # backends on which it failed are excluded
             sender=self._fair_share.sender(request),
-            tokens=self._fair_share.tokens(request, requirements.prompt),
+            tokens=self._fair_share.tokens(request, requirements.prompt if needs_prompt else None),
             priority=self._fair_share.priority(request) if not failed else FIRST,
             try_lease=partial(self._dispatcher.try_lease, requirements, tuple(failed)),
             queue=queue,
@@ -261,17 +263,19 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
     if request.model is None and placement.router.policies.by_model:
         request.model = request.content.model
     policy = placement.policy(request.model)
-    messages = NO_MESSAGES
+    key, turn = NO_TURN
     if not policy.reads_prompts:
         content = request.content
+        request.model = request.model or content.model
         is_response = affinity is not None and affinity.creates_response
         messages = content.raw_input if is_response else content.raw_messages
-    turn = turn_of(messages, head.passed_on) if messages else None
-    if not policy.reads_prompts and not placement.contexts_differ:
-        return Requirements(request.model, policy=policy, affinity=affinity, messages=messages, turn=turn)
-    prompt = read_prompt(head.target, head.path, head.passed_on, request.body, placement.router.token_sizes)
+        if messages:
+            key, turn = turn_of(request.model, messages, head.passed_on)
+        if not placement.reads_every_prompt:
+            return Requirements(request.model, policy=policy, affinity=affinity, turn_key=key, turn=turn)
+    prompt = read_prompt(head.target, head.path, head.passed_on, request.body, placement.token_sizes(policy))
     request.model = request.model or prompt.model
-    return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity, messages=messages, turn=turn)
+    return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity, turn_key=key, turn=turn)
 
 
 def _may_store(request: ProxiedRequest) -> bool:

@@ -13,11 +13,13 @@ from prometheus_client.registry import Collector
 
 from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
+from inference_engine_proxy_server.endpoints.shadow_metrics import ShadowCollector
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot
 from inference_engine_proxy_server.processes.siblings import Answers, Siblings
 from inference_engine_proxy_server.routing.learned import BackendLearning
 from inference_engine_proxy_server.routing.placement import Placement
+from inference_engine_proxy_server.routing.watched_placement import WatchedPlacement
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 
 __all__ = ["MetricsPage", "prometheus_router"]
@@ -189,6 +191,8 @@ class MetricsPage:
         self._registry = CollectorRegistry()
         self._registry.register(_FleetCollector(dispatcher))
         self._registry.register(_LearnedCollector(dispatcher.placement))
+        if isinstance(dispatcher.placement, WatchedPlacement):
+            self._registry.register(ShadowCollector(dispatcher.placement.shadow.counts))
         self._registry.register(metrics)
         ProcessCollector(registry=self._registry)
         self._siblings = siblings

@@ -10,29 +10,21 @@ from collections.abc import Sequence
 
 import msgspec
 
-from inference_engine_proxy_server.requests.content import is_answer, read_messages
+from inference_engine_proxy_server.requests.content import is_answer, read_list
 from inference_engine_proxy_server.requests.conversation import ROLE
 
-__all__ = ["Turn", "key_of_session", "key_of_turn", "turn_of"]
+__all__ = ["NO_TURN", "Turn", "key_of_session", "turn_of"]
+
+NO_TURN = (None, None)
+"""In place of the result of :func:`turn_of` for a request without messages."""
 
 _HASHED_BYTES = 2048  # messages may contain pictures of many megabytes
 _FEWEST_MESSAGES = 3  # a question, its answer and another question
 _SEPARATORS = b", \t\r\n"
 
 
-def key_of_turn(model: str | None, messages: msgspec.Raw) -> int:
-    """The key of a request: the hash of its model, and of the length and the last 2 KiB of its messages.
-
-    Args:
-        model: the model that the request names; ``None`` when it names none.
-        messages: the conversation so far, JSON; usually a list of objects.
-    """
-    text = memoryview(messages)
-    return hash((model, len(text), bytes(text[-_HASHED_BYTES:])))
-
-
 def key_of_session(model: str | None, session: str) -> int:
-    """The key of the requests of a session that name ``model``."""
+    """The key of the requests of a session that name ``model``; ``None`` when they name none."""
     return hash((model, session))
 
 
@@ -40,20 +32,24 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
     """The turn of a conversation that a request makes, if it may be another than the first.
 
     Attributes:
-        messages: see :func:`key_of_turn`.
+        key: of the request, see :func:`turn_of`.
+        model: the model that it names; ``None`` when it names none.
+        messages: the conversation so far, JSON; usually a list of objects.
         fields: header lines of the request, each ending in CRLF.
     """
 
+    key: int
+    model: str | None
     messages: msgspec.Raw
     fields: bytes
 
-    def earlier_keys(self, model: str | None) -> Sequence[int]:
+    def earlier_keys(self) -> Sequence[int]:
         """The keys that earlier requests of the conversation may have, most recent first.
 
         They are the key of the request itself, which the client may have sent before to get another answer, and that of
         the request to which the last answer belongs. Empty when the messages contain no answer to a question.
         """
-        items = read_messages(self.messages)
+        items = read_list(self.messages)
         if len(items) < _FEWEST_MESSAGES:
             return ()
         text = memoryview(self.messages)
@@ -64,19 +60,24 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
             if role[1] == b"assistant" if role else is_answer(item):
                 seen_answer = True
             elif seen_answer:
-                whole_list = bytes(text[max(0, end - _HASHED_BYTES) : end]) + bytes(text[last:])
-                earlier = hash((model, end + len(text) - last, whole_list[-_HASHED_BYTES:]))
-                return key_of_turn(model, self.messages), earlier
+                closing = bytes(text[last:])
+                earlier = bytes(text[max(0, end - _HASHED_BYTES) : end]) + closing
+                return self.key, hash((self.model, end + len(closing), earlier[-_HASHED_BYTES:]))
             end = _end_before(text, end - len(memoryview(item)))
         return ()
 
 
-def turn_of(messages: msgspec.Raw, fields: bytes) -> Turn | None:
-    """The turn that a request makes; ``None`` if it certainly is the first one. Arguments as of :class:`Turn`."""
-    # Three messages have three braces. Searching for them is far cheaper than reading the messages.
+def turn_of(model: str | None, messages: msgspec.Raw, fields: bytes) -> tuple[int, Turn | None]:
+    """The key of a request, and the turn that it makes; ``None`` if it certainly is the first one.
+
+    The key is the hash of the model, and of the length and the last 2 KiB of the messages. Arguments as of
+    :class:`Turn`.
+    """
     text = bytes(messages)
+    key = hash((model, len(text), text[-_HASHED_BYTES:]))
+    # Three messages have three braces. Searching for them is far cheaper than reading the messages.
     second = text.find(b"{", text.find(b"{") + 1)
-    return Turn(messages, fields) if second > 0 and text.find(b"{", second + 1) > 0 else None
+    return key, Turn(key, model, messages, fields) if second > 0 and text.find(b"{", second + 1) > 0 else None
 
 
 def _end_before(text: memoryview, end: int) -> int:

@@ -12,6 +12,7 @@ from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.processes.conversation_memory import ConversationMemory
+from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 from inference_engine_proxy_server.routing.affinity import Affinity
 from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.candidate_registry import CandidateRegistry
@@ -51,6 +52,7 @@ class Placement(FleetObserver):
         paths: which kinds of engines lack which path.
         contexts_differ: whether a prompt may fit some backends only.
         reads_prompts: whether prompts must be read, because contexts differ or because a policy needs them.
+        reads_every_prompt: whether they must be read under every policy.
         lists, set_default_model: see :class:`~.candidate_registry.CandidateRegistry`.
     """
 
@@ -68,7 +70,7 @@ class Placement(FleetObserver):
     ) -> None:
         self.router = router
         self.conversations = conversations or Conversations(ConversationMemory())
-        self.models_differ = self.contexts_differ = self.reads_prompts = False
+        self.models_differ = self.contexts_differ = self.reads_prompts = self.reads_every_prompt = False
         self._is_shared, self._records_decisions = is_shared, records_decisions
         self._retry_after_seconds = retry_after_seconds
         self.paths = PathTable()
@@ -126,6 +128,7 @@ class Placement(FleetObserver):
         self._registry.compare_backends()
         self.models_differ = self._registry.models_differ
         self.contexts_differ = self._registry.contexts_differ
+        self.reads_every_prompt = self.contexts_differ
         self.reads_prompts = self.contexts_differ or self.router.policies.read_prompts
 
     # --- for requests
@@ -149,6 +152,11 @@ class Placement(FleetObserver):
     def policy(self, model: str | None) -> Policy:
         """The policy for requests that name ``model``."""
         return self.router.policies.policy(model)
+
+    def token_sizes(self, policy: Policy) -> TokenSizes:
+        """How the prompt of a request under ``policy`` is measured."""
+        del policy
+        return self.router.token_sizes
 
     def choose(self, requirements: Requirements, excluded: Collection[Backend] = ()) -> Choice | None:
         """The backend for a request; ``None`` when all are full.
@@ -174,7 +182,7 @@ class Placement(FleetObserver):
             policy, prompt = requirements.policy, requirements.prompt
             choice = self._at_home(found, requirements.affinity)
             if choice is None and requirements.turn is not None:
-                choice = self.conversations.choose(found, requirements.model, requirements.turn)
+                choice = self.conversations.choose(found, requirements.turn)
             choice = choice or policy.choose(found, prompt, self.router)
         if choice is None:
             choice = self._last_resort(found.candidates, requirements)

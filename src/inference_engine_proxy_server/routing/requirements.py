@@ -7,7 +7,6 @@ from collections.abc import Hashable
 import msgspec
 
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.requests.content import NO_MESSAGES
 from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.requests.turns import Turn
 from inference_engine_proxy_server.routing.affinity import Affinity
@@ -29,8 +28,9 @@ class Requirements(msgspec.Struct, frozen=True, gc=False):
         policy: chooses the backend.
         affinity: ties the request to one backend; ``None`` if nothing does.
         lacking: kinds of engines (:mod:`~.paths`) that lack the path of the request.
-        messages: the conversation that it begins or continues; empty if it has none, or if the policy reads prompts.
-        turn: the turn that it makes; ``None`` if it certainly begins a conversation, or has no ``messages``.
+        turn_key: the key of the turn of a conversation that it makes (:mod:`~.turns`); ``None`` if it has no messages,
+            or if the policy reads prompts.
+        turn: this turn; ``None`` also if it certainly is the first one.
     """
 
     model: str | None = None
@@ -40,7 +40,7 @@ class Requirements(msgspec.Struct, frozen=True, gc=False):
     affinity: Affinity | None = None
     lacking: frozenset[Hashable] = frozenset()
     loads_nothing: bool = False
-    messages: msgspec.Raw = NO_MESSAGES
+    turn_key: int | None = None
     turn: Turn | None = None
 
 

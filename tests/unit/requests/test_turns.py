@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from inference_engine_proxy_server.requests.content import read_content
-from inference_engine_proxy_server.requests.turns import key_of_session, key_of_turn, turn_of
+from inference_engine_proxy_server.requests.turns import key_of_session, turn_of
 
 Message = dict[str, Any]
 SYSTEM, QUESTION = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}
@@ -25,12 +25,12 @@ def raw(messages: object, **notation: Any) -> msgspec.Raw:
 
 
 def key(messages: list[Message], model: str | None = "m", **notation: Any) -> int:
-    return key_of_turn(model, raw(messages, **notation))
+    return turn_of(model, raw(messages, **notation), b"")[0]
 
 
 def earlier(messages: list[Message], model: str | None = "m", **notation: Any) -> list[int]:
-    turn = turn_of(raw(messages, **notation), b"")
-    return [] if turn is None else list(turn.earlier_keys(model))
+    _, turn = turn_of(model, raw(messages, **notation), b"")
+    return [] if turn is None else list(turn.earlier_keys())
 
 
 @pytest.mark.parametrize("notation", [{}, {"separators": (",", ":")}, {"indent": 2}])
@@ -85,14 +85,13 @@ def test_messages_without_an_answer_continue_nothing(messages: list[Any]) -> Non
 
 @pytest.mark.parametrize("messages", ["{{{", 5, {"a": {"b": {"c": 1}}}, None])
 def test_malformed_messages_continue_nothing(messages: object) -> None:
-    found = turn_of(raw(messages), b"")
-    assert found is None or found.earlier_keys("m") == ()
+    _, turn = turn_of("m", raw(messages), b"")
+    assert turn is None or turn.earlier_keys() == ()
 
 
 def test_lone_question_is_told_from_a_continued_conversation_without_being_read() -> None:
-    assert turn_of(raw([QUESTION]), b"") is None
-    assert turn_of(raw([SYSTEM, QUESTION]), b"") is None
-    assert turn_of(raw([QUESTION, ANSWER, NEXT]), b"") is not None
+    found = [turn_of("m", raw(some), b"")[1] for some in ([QUESTION], [SYSTEM, QUESTION], [QUESTION, ANSWER, NEXT])]
+    assert [turn is None for turn in found] == [True, True, False]
 
 
 def test_conversations_with_another_model_or_other_messages_are_others() -> None:

@@ -27,9 +27,13 @@ def turn(number: int, name: str = "a", session: str | None = None, model: str = 
     messages = [{"role": "user", "content": f"{name} 1"}]
     for at in range(2, number + 1):
         messages += [{"role": "assistant", "content": "Well."}, {"role": "user", "content": f"{name} {at}"}]
+    return asked(messages, model, b"" if session is None else b"X-Session-Id: %b\r\n" % session.encode())
+
+
+def asked(messages: list[dict[str, str]], model: str = "m", fields: bytes = b"") -> Requirements:
     raw = read_content(b"/", json.dumps({"messages": messages}).encode()).raw_messages
-    fields = b"" if session is None else b"X-Session-Id: %b\r\n" % session.encode()
-    return Requirements(model, messages=raw, turn=turn_of(raw, fields))
+    key, turn = turn_of(model, raw, fields)
+    return Requirements(model, turn_key=key, turn=turn)
 
 
 def lease(pool: Pool, requirements: Requirements, excluded: Sequence[Backend] = ()) -> Lease:
@@ -103,10 +107,8 @@ def test_branch_of_a_conversation_begins_where_its_beginning_was(clock: Clock) -
     held = [pool.occupy(home)]
     assert served(pool, turn(2)) is not home
     held[0].close()
-    edited = json.dumps({"messages": [{"role": "user", "content": "a 1"}, {"role": "assistant", "content": "Well."},
-                                      {"role": "user", "content": "edited"}]})  # fmt: skip
-    raw = read_content(b"/", edited.encode()).raw_messages
-    assert served(pool, Requirements("m", messages=raw, turn=turn_of(raw, b""))) is home
+    edited = [("user", "a 1"), ("assistant", "Well."), ("user", "edited")]
+    assert served(pool, asked([{"role": role, "content": content} for role, content in edited])) is home
 
 
 def test_session_is_kept_although_its_messages_were_rewritten(clock: Clock) -> None:
