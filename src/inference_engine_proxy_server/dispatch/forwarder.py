@@ -237,13 +237,11 @@ class Forwarder:
     async def _wait(self, request: ProxiedRequest, failed: Mapping[Backend, BackendError]) -> Lease:
         """Wait in the queue for a lease. A request that failed on a backend goes before all others."""
         queue, requirements = self._dispatcher.queue, request.requirements
-        # A prompt that only a shadow policy needs must not change the order.
-        needs_prompt = requirements.policy.reads_prompts or self._placement.contexts_differ
         lane = self._placement.lane(requirements)
         queued = QueuedRequest(
             lane=(lane, *failed) if failed else lane,  # backends on which it failed are excluded
             sender=self._fair_share.sender(request),
-            tokens=self._fair_share.tokens(request, requirements.prompt if needs_prompt else None),
+            tokens=self._fair_share.tokens(request, self._placement.needed_prompt(requirements)),
             priority=self._fair_share.priority(request) if not failed else FIRST,
             try_lease=partial(self._dispatcher.try_lease, requirements, tuple(failed)),
             queue=queue,

@@ -12,6 +12,7 @@ from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.processes.conversation_memory import ConversationMemory
+from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 from inference_engine_proxy_server.routing.affinity import Affinity
 from inference_engine_proxy_server.routing.candidate import Candidate
@@ -158,6 +159,10 @@ class Placement(FleetObserver):
         del policy
         return self.router.token_sizes
 
+    def needed_prompt(self, requirements: Requirements) -> Prompt | None:
+        """The prompt of a request; ``None`` if none of its backends or policies needed it."""
+        return requirements.prompt
+
     def choose(self, requirements: Requirements, excluded: Collection[Backend] = ()) -> Choice | None:
         """The backend for a request; ``None`` when all are full.
 
@@ -277,6 +282,10 @@ class Placement(FleetObserver):
         is_required = requirements.affinity is not None and requirements.affinity.is_required
         if eligible is found.candidates and requirements.needs_slot and not is_required:
             return found
+        return self._ranked(found, eligible, requirements)
+
+    def _ranked(self, found: CandidateSet, eligible: Sequence[Candidate], requirements: Requirements) -> CandidateSet:
+        """The ``eligible`` ones of the candidates ``found``, with their ranks at this moment."""
         handicaps = None if found.handicaps is None else [found.handicap_of(one) for one in eligible]
         ranks = [rank_of(one, requirements) + found.handicap_of(one) for one in eligible]
         return CandidateSet(eligible, ranks, handicaps=handicaps)

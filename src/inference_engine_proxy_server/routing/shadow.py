@@ -109,7 +109,10 @@ class Shadow(Placement):
         """
         view = self.router.view(prompt)
         twin = self._twin(active.candidate.backend, requirements.model)
-        choice = self._decide(self._open_to(requirements, excluded), prompt, view)
+        found = self._found(requirements)
+        # Leases of the active candidates change the loads without notice, so kept ranks would be wrong.
+        ranked = self._ranked(found, self._eligible(found, requirements, excluded), requirements)
+        choice = self._decide(ranked, prompt, view)
         if twin is None or choice is None:
             return None
         counts = self.counts
@@ -132,11 +135,6 @@ class Shadow(Placement):
         """The shadow's own candidate for ``model`` on ``backend``."""
         whole = self._registry.get(backend)
         return None if whole is None else self._registry.of_model(whole, model)
-
-    def _open_to(self, requirements: Requirements, excluded: Collection[Backend]) -> CandidateSet:
-        found = self._found(requirements)
-        found.recount()  # leases of the active candidates change the loads without notice
-        return self._narrowed(found, requirements, excluded)
 
     def _decide(self, found: CandidateSet, prompt: Prompt, view: PromptView) -> Choice | None:
         policy = self.shadow_policy

@@ -8,6 +8,7 @@ from typing import Any
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 from inference_engine_proxy_server.routing.choice import Choice, Policy
 from inference_engine_proxy_server.routing.conversations import Conversations
@@ -63,12 +64,19 @@ class WatchedPlacement(Placement):
 
     def token_sizes(self, policy: Policy) -> TokenSizes:
         """See :meth:`Placement.token_sizes`; those of the shadow, if only the shadow learns them."""
-        own = super().token_sizes(policy)
-        return own if policy.reads_prompts or self.contexts_differ else self.shadow.router.token_sizes
+        return super().token_sizes(policy) if self._is_needed(policy) else self.shadow.router.token_sizes
+
+    def needed_prompt(self, requirements: Requirements) -> Prompt | None:
+        """See :meth:`Placement.needed_prompt`: a prompt that only the shadow needs must not change the queue."""
+        return requirements.prompt if self._is_needed(requirements.policy) else None
 
     def learned(self) -> LearnedSnapshot | None:
         """See :meth:`Placement.learned`; what the shadow has learned, if the active policies learn nothing."""
         return super().learned() or self.shadow.learned()
+
+    def _is_needed(self, policy: Policy) -> bool:
+        """Whether the prompt of a request under ``policy`` would be read without a shadow, too."""
+        return policy.reads_prompts or self.contexts_differ
 
     def _look_again(self) -> None:
         super()._look_again()

@@ -163,6 +163,12 @@ def test_shadow_teaches_the_active_policies_nothing() -> None:
     assert (len(own.index), len(shadow.index)) == (1, 2)
 
 
+def test_prompt_that_only_the_shadow_needs_does_not_count_in_the_queue() -> None:
+    watched = Watched(by_model={"n": "rendezvous"})
+    found = [watched.requirements(LONG, model=model) for model in ("m", "n")]
+    assert [watched.placement.needed_prompt(one) is not None for one in found] == [False, True]
+
+
 def test_shadow_learns_the_size_of_tokens() -> None:
     watched = Watched()
     for number in range(10):
