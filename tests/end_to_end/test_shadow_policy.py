@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from end_to_end.conftest import StartProxy
 from support.http_client import Call, Reply, chat, send
 from support.llama_server import LlamaServer
 from support.program import Proxy, run_command
 
+METRICS_PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+SECTION = METRICS_PAGE.partition("\n## Shadow policy\n")[2].partition("\n## ")[0]
 PATH = "/v1/chat/completions"
 KEY = {"Authorization": "Bearer admin-secret"}
 WATCHED = {"SHADOW_POLICY": "expected_time", "ADMIN_KEY": "admin-secret", "EXPLAIN_HEADER": "true"}
@@ -100,6 +104,18 @@ async def test_figures_of_all_workers_are_summed(start_proxy: StartProxy, server
     replies = [await ask(proxy, words(str(number)), stream=number % 2 == 0) for number in range(8)]
     assert set(Counter(reply.headers["x-backend"] for reply in replies)) <= {server.url for server in servers}
     assert await proxy.metric("shadow_decisions_total") == 8
+
+
+async def test_every_metric_of_the_shadow_is_documented(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:
+    page = (await send(start_proxy(*servers, **WATCHED).url, "/metrics")).body.decode()
+    shown = {
+        (f"{family.name}_total", frozenset(label for sample in family.samples for label in sample.labels))
+        for family in text_string_to_metric_families(page)
+        if "_shadow_" in family.name
+    }
+    rows = re.findall(r"^\| `(\w+)` \| counter \| ([^|]*)\|", SECTION, re.MULTILINE)
+    assert shown == {(name, frozenset(re.findall(r"`(\w+)`", labels))) for name, labels in rows}
+    assert len(shown) == 3
 
 
 async def test_without_a_shadow_there_is_no_trace_of_one(start_proxy: StartProxy, servers: list[LlamaServer]) -> None:

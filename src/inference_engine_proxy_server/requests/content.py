@@ -27,6 +27,7 @@ __all__ = [
     "names_no_model",
     "read_content",
     "read_list",
+    "read_messages",
     "read_prompt_content",
     "read_text",
     "read_text_in",
@@ -248,6 +249,11 @@ def all_members(body: bytes) -> Mapping[str, msgspec.Raw] | None:
 
 
 def read_list(raw: msgspec.Raw) -> Sequence[msgspec.Raw]:
+    """The raw items of ``raw``, a JSON array that a decoder has already accepted."""
+    return _list_decoder.decode(raw)
+
+
+def read_messages(raw: msgspec.Raw) -> Sequence[msgspec.Raw]:
     """The raw items of ``raw``, JSON that a decoder has already accepted; empty when it is not an array."""
     try:
         return _list_decoder.decode(raw)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from inference_engine_proxy_server.requests.content import is_answer, read_list
+from inference_engine_proxy_server.requests.content import is_answer, read_messages
 from inference_engine_proxy_server.requests.conversation import ROLE
 
 __all__ = ["NO_TURN", "Turn", "key_of_session", "turn_of"]
@@ -49,7 +49,7 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
         They are the key of the request itself, which the client may have sent before to get another answer, and that of
         the request to which the last answer belongs. Empty when the messages contain no answer to a question.
         """
-        items = read_list(self.messages)
+        items = read_messages(self.messages)
         if len(items) < _FEWEST_MESSAGES:
             return ()
         text = memoryview(self.messages)
