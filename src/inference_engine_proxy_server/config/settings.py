@@ -109,7 +109,7 @@ class Settings(BaseModel):
     default_model: str | None = None
     """Model of requests that name none, if backends serve different models; default: the first listed model."""
     prefix_index_bytes: Annotated[int, Field(ge=2**16, le=2**40)] = 67_108_864
-    """Most memory in bytes for the index of prompts that backends hold; only expected_time uses it."""
+    """Most memory in bytes for the index of prompts that backends hold; for expected_time and shadow policies."""
     backend_queue_allowance: _Requests = 1
     """Requests that a backend may have beyond its slots; all others wait in the proxy."""
     max_queued_requests: _Requests = 1024

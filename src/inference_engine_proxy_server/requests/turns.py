@@ -20,6 +20,7 @@ NO_TURN = (None, None)
 
 _HASHED_BYTES = 2048  # messages may contain pictures of many megabytes
 _FEWEST_MESSAGES = 3  # a question, its answer and another question
+_MOST_EXAMINED = 256  # of the latest messages: an answer and the results of its tools are not more
 _SEPARATORS = b", \t\r\n"
 
 
@@ -47,7 +48,7 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
         """The keys that earlier requests of the conversation may have, most recent first.
 
         They are the key of the request itself, which the client may have sent before to get another answer, and that of
-        the request to which the last answer belongs. Empty when the messages contain no answer to a question.
+        the request to which the last answer belongs. Empty when the latest messages contain no answer to a question.
         """
         items = read_messages(self.messages)
         if len(items) < _FEWEST_MESSAGES:
@@ -55,7 +56,7 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
         text = memoryview(self.messages)
         end = last = _end_before(text, len(text) - 1)
         seen_answer = False
-        for item in reversed(items):
+        for item in reversed(items[-_MOST_EXAMINED:]):
             role = ROLE.match(item)
             if role[1] == b"assistant" if role else is_answer(item):
                 seen_answer = True

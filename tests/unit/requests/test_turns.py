@@ -89,6 +89,11 @@ def test_malformed_messages_continue_nothing(messages: object) -> None:
     assert turn is None or turn.earlier_keys() == ()
 
 
+def test_only_the_latest_messages_are_examined() -> None:
+    assert earlier([QUESTION, CALL, *[RESULT] * 100])[1] == key([QUESTION])
+    assert earlier([QUESTION, ANSWER, *[NEXT] * 1000]) == []
+
+
 def test_lone_question_is_told_from_a_continued_conversation_without_being_read() -> None:
     found = [turn_of("m", raw(some), b"")[1] for some in ([QUESTION], [SYSTEM, QUESTION], [QUESTION, ANSWER, NEXT])]
     assert [turn is None for turn in found] == [True, True, False]
