@@ -262,7 +262,10 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
         request.model = request.content.model
     policy = placement.policy(request.model)
     key, turn = NO_TURN
-    if not policy.reads_prompts:
+    prompt_content = None
+    if policy.reads_prompts:
+        prompt_content = request.read_with_prompt()
+    else:
         content = request.content
         request.model = request.model or content.model
         is_response = affinity is not None and affinity.creates_response
@@ -271,7 +274,8 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
             key, turn = turn_of(request.model, messages, head.passed_on)
         if not placement.reads_every_prompt:
             return Requirements(request.model, policy=policy, affinity=affinity, turn_key=key, turn=turn)
-    prompt = read_prompt(head.target, head.path, head.passed_on, request.body, placement.token_sizes(policy))
+    sizes = placement.token_sizes(policy)
+    prompt = read_prompt(head.target, head.path, head.passed_on, request.body, sizes, prompt_content)
     request.model = request.model or prompt.model
     return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity, turn_key=key, turn=turn)
 

@@ -1,7 +1,7 @@
 """Reads the content of a request apart from its headers; clients' JSON is decoded here and in ``tolerant_json`` only.
 
 A body is decoded once into a view whose members stay raw bytes until they are read, so that one invalid member does not
-hide the others. There are two depths: :func:`read_content` skips the prompt, :func:`read_prompt_content` keeps its
+hide the others. There are two depths: :func:`read_content` skips the prompt, :func:`read_content_with_prompt` keeps its
 parts. Nested values become Python objects only when a caller needs them.
 """
 
@@ -26,9 +26,9 @@ __all__ = [
     "model_problem",
     "names_no_model",
     "read_content",
+    "read_content_with_prompt",
     "read_list",
     "read_messages",
-    "read_prompt_content",
     "read_text",
     "read_text_in",
     "read_texts",
@@ -46,8 +46,8 @@ _NO_CODING = (b"", b"identity")
 _NO_MODEL = (None, b"null", b'""')
 
 
-class _Content(msgspec.Struct, frozen=True, gc=False):
-    """The content of a request's target and body, apart from the prompt.
+class RequestContent(msgspec.Struct, frozen=True, gc=False):
+    """The content of a request's target and body that the proxy reads, without the prompt.
 
     Attributes:
         model: the model that the request names; ``None`` when it names none.
@@ -75,9 +75,10 @@ class _Content(msgspec.Struct, frozen=True, gc=False):
             self.raw_max_tokens,
             self.raw_n_predict,
         ):
-            limit = _scalar(raw)
-            if type(limit) is int and limit >= 0:
-                return limit
+            if raw:
+                limit = _scalar(raw)
+                if type(limit) is int and limit >= 0:
+                    return limit
         return None
 
     @property
@@ -86,15 +87,25 @@ class _Content(msgspec.Struct, frozen=True, gc=False):
         given = _scalar(self.raw_previous_response_id)
         return given if isinstance(given, str) and given else None
 
+    @property
+    def raw_messages(self) -> msgspec.Raw:
+        """The ``messages``, unread; empty when there are none, or if the parts of the prompt were read instead."""
+        return _ABSENT
 
-class RequestContent(_Content, frozen=True, gc=False):
-    """The content of a request's target and body that the proxy reads, with the conversation as one raw value."""
+    @property
+    def raw_input(self) -> msgspec.Raw:
+        """The ``input``, likewise."""
+        return _ABSENT
+
+
+class _WithConversation(RequestContent, frozen=True, gc=False):
+    """The content, and the conversation as one raw value."""
 
     raw_messages: msgspec.Raw = msgspec.field(default=_ABSENT, name="messages")
     raw_input: msgspec.Raw = msgspec.field(default=_ABSENT, name="input")
 
 
-class PromptContent(_Content, frozen=True, gc=False):
+class PromptContent(RequestContent, frozen=True, gc=False):
     """The content, and the raw parts of the prompt; a part that the body lacks is empty."""
 
     messages: list[msgspec.Raw] | None = None
@@ -112,8 +123,8 @@ class _Message(msgspec.Struct, gc=False):
     type: _Scalar = None
 
 
-_decode = msgspec.json.Decoder(RequestContent).decode
-_prompt_decoder = msgspec.json.Decoder(PromptContent)
+_decode = msgspec.json.Decoder(_WithConversation).decode
+_decode_with_prompt = msgspec.json.Decoder(PromptContent).decode
 _mapping_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _message_decoder = msgspec.json.Decoder(_Message)
@@ -136,6 +147,7 @@ def read_content(target: bytes, body: bytes, header_lines: bytes = b"") -> Reque
         body: the whole body.
         header_lines: the request's header lines, each ending in CRLF.
     """
+    content: RequestContent
     if body:
         try:
             content = _decode(body)
@@ -232,12 +244,20 @@ def _model_in_query(target: bytes) -> str | None:
     return parse_qs(target.partition(b"?")[2].decode()).get("model", [None])[0]
 
 
-def read_prompt_content(body: bytes) -> PromptContent | None:
-    """The content of a JSON body with the parts of its prompt; ``None`` when it is not an object, or malformed."""
-    try:
-        return _prompt_decoder.decode(body)
-    except _MALFORMED:
-        return None
+def read_content_with_prompt(target: bytes, body: bytes, header_lines: bytes = b"") -> RequestContent:
+    """The content of a request with the parts of its prompt, as a :class:`PromptContent`.
+
+    Without these parts, as from :func:`read_content`, when the body is not a JSON object, or malformed. Arguments as
+    there.
+    """
+    if body:
+        try:
+            content = _decode_with_prompt(body)
+        except _MALFORMED:
+            pass
+        else:
+            return content if content.model else _with_model_from_elsewhere(content, target, header_lines, body)
+    return read_content(target, body, header_lines)
 
 
 def all_members(body: bytes) -> Mapping[str, msgspec.Raw] | None:
