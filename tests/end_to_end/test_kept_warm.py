@@ -196,3 +196,15 @@ async def test_busy_home_is_left(start_proxy: StartProxy, servers: list[LlamaSer
         await one.ask()
         assert stream.headers["x-backend"] not in one.homes
         one.homes.append(stream.headers["x-backend"])
+
+
+async def test_conversation_stays_where_other_models_have_another_policy(
+    start_proxy: StartProxy, servers: list[LlamaServer], tmp_path: Path
+) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(fleet_of(servers) + "models: {other: {balancing_policy: expected_time}}\n")
+    proxy = start_proxy(BACKENDS="", CONFIG_FILE=str(file), **ONCE)
+    one = Conversation(proxy, "mixed")
+    for _ in range(5):
+        await one.ask()
+    assert await proxy.metric(KEPT) == 4

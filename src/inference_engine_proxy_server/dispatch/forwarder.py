@@ -31,7 +31,7 @@ from inference_engine_proxy_server.errors import (
     ProxyError,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.requests.content import NO_MESSAGES, model_problem
+from inference_engine_proxy_server.requests.content import NO_MESSAGES, model_problem, read_content
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.requests.turns import NO_TURN, turn_of
@@ -262,20 +262,17 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
         request.model = request.content.model
     policy = placement.policy(request.model)
     key, turn = NO_TURN
-    prompt_content = None
-    if policy.reads_prompts:
-        prompt_content = request.read_with_prompt()
-    else:
-        content = request.content
-        request.model = request.model or content.model
+    if not policy.reads_prompts:
+        # Read again: the usual content has the messages one by one, for policies that read prompts.
+        content = read_content(head.target, request.body, head.passed_on)
         is_response = affinity is not None and affinity.creates_response
         messages = content.raw_input if is_response else content.raw_messages
         if messages:
-            key, turn = turn_of(request.model, messages, head.passed_on)
+            key, turn = turn_of(request.model or content.model, messages, head.passed_on)
         if not placement.reads_every_prompt:
             return Requirements(request.model, policy=policy, affinity=affinity, turn_key=key, turn=turn)
-    sizes = placement.token_sizes(policy)
-    prompt = read_prompt(head.target, head.path, head.passed_on, request.body, sizes, prompt_content)
+    sizes, content = placement.token_sizes(policy), request.read_with_prompt()
+    prompt = read_prompt(head.target, head.path, head.passed_on, request.body, sizes, content)
     request.model = request.model or prompt.model
     return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity, turn_key=key, turn=turn)
 
