@@ -30,6 +30,18 @@ _SHADOW_IN_HEADER = 2  # candidates of the shadow policy: the header must stay s
 _MODEL_CHARACTERS = 200
 _FIELD = b"x-proxy-decision: "
 
+# Reasons in words, by rule; and the values that belong to them, by term.
+_WORDS = {
+    "tied": "it holds what the request names",
+    "least_requests": "fewest requests",
+    "kept_warm": "it served the previous turn",
+    "expected_time": "lowest expected cost",
+    "power_of_two": "fewer requests",
+    "round_robin": "its turn",
+    "rendezvous": "highest hash of the prompt",
+}
+_SHOWN = {"load": "{:g} requests", "idle_seconds": "idle for {:.0f} s", "held_tokens": "{:.0f} tokens cached"}
+
 Row = tuple[float, ...]
 
 
@@ -122,6 +134,29 @@ class Decision:
     resumes: int = 0
     failures: Mapping[str, str] = field(default_factory=dict)
     shadow: Decision | None = None
+    _reason: str = field(default="", init=False)
+
+    @property
+    def reason(self) -> str:
+        """Why the backend was chosen, in a few words."""
+        if not self._reason:
+            self._reason = f"{self._why()}{', after a failure elsewhere' if self.failures else ''}"
+        return self._reason
+
+    def _why(self) -> str:
+        words = _WORDS.get(self.rule.name, self.rule.name.replace("_", " "))
+        pairs = list(zip(self.candidates, self.rows, strict=True))
+        chosen = next((row for one, row in pairs if one is self.chosen), ())
+        if not chosen:
+            return words
+        open_rows = [row for _, row in pairs if row is chosen or (row and math.isfinite(row[-1]))]
+        if len(open_rows) == 1:
+            return "the only one that could be chosen"
+        ties = sum(row[-1] == chosen[-1] for row in open_rows)
+        tie = f", {ties} of {len(open_rows)} tied" if ties > 1 else f" of {len(open_rows)}"
+        values = zip(self.rule.terms, chosen, strict=False)
+        shown = ", ".join(_SHOWN[term].format(value) for term, value in values if term in _SHOWN and value < math.inf)
+        return f"{words}{tie}{f' ({shown})' if shown else ''}"
 
     def as_json(self, most: int | None = None) -> dict[str, Any]:
         """The decision as a JSON object; the chosen candidate first, then the others from best to worst.
