@@ -6,7 +6,8 @@ import asyncio
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,19 +74,50 @@ class Traffic:
                 await leaver.head()
 
 
+@contextmanager
+def declining_engine(server: LlamaServer) -> Iterator[str]:
+    """The base URL of an engine that seems to be ``server``, and declines all requests."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            reply = asyncio.run(send(server.url, self.path))
+            self._answer(reply.status, reply.body)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self._answer(503, b"{}")
+
+        def _answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            del arguments
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as engine:
+        thread = threading.Thread(target=engine.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{engine.server_address[1]}"
+        engine.shutdown()
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, slow_model: Path) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     down = unused_url()
     with ExitStack() as stack:
-        servers = [stack.enter_context(LlamaServer(slow_model, "--slots", "2")) for _ in range(3)]
+        servers = [stack.enter_context(LlamaServer(slow_model, "--slots", "2")) for _ in range(2)]
+        declining = stack.enter_context(declining_engine(servers[0]))
         (folder / "proxy").mkdir()
         fleet_file = folder / "proxy" / "fleet.yaml"
         fleet_file.write_text("models: {large: {fallbacks: [gemma]}}")
         proxy = stack.enter_context(
             Proxy(
                 folder / "proxy",
-                [*(server.url for server in servers), down],
+                [*(server.url for server in servers), declining, down],
                 WORKERS="2",
                 CONFIG_FILE="fleet.yaml",
                 METRICS_CACHE_TTL_SECONDS="0.5",
@@ -100,8 +132,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, slow_model: Path) -> Iterator
         stack.callback(traffic.stop)
         wait_for(lambda: counted(prometheus, "requests_total") > 50, "there is traffic")
         fleet_file.write_text("models: 5")  # which is invalid
-        servers[0].kill()
-        wait_for(lambda: prometheus.query("rate(inference_proxy_retries_total[1m])"), "its requests go elsewhere")
+        wait_for(lambda: prometheus.query("rate(inference_proxy_retries_total[1m])"), "declined requests are retried")
         wait_for(lambda: prometheus.query("rate(inference_proxy_stream_aborts_total[1m])"), "clients have left streams")
         yield Site(proxy, prometheus, down)
 
