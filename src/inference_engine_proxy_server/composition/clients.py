@@ -11,6 +11,7 @@ from inference_engine_proxy_server.access.gate import Gate
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.heartbeats import send_heartbeat
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+from inference_engine_proxy_server.dispatch.timed_request import TimedRequest
 from inference_engine_proxy_server.overload.memory_use import MemoryUse, container_limit_bytes
 from inference_engine_proxy_server.overload.overload_guard import OverloadGuard
 from inference_engine_proxy_server.processes.host import connection_limit
@@ -78,7 +79,7 @@ def build_client_context(
         load,
         Forwarding(settings.trusted_proxies, name=via_name(process), is_tls=settings.tls_cert_file is not None),
         map(f"{origin}-%x".__mod__, itertools.count(1)),
-        ProxiedRequest,
+        TimedRequest if settings.server_timing else ProxiedRequest,
         lambda head: destinations.of(head.method, head.path, head.passed_on, opens_websocket=head.upgrade is not None),
         guard.shed,
         gate.admit,
