@@ -289,6 +289,11 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
             self.close()
 
     @property
+    def exchange(self) -> E | None:
+        """See :class:`.OpenConnection`."""
+        return self._exchange
+
+    @property
     def is_idle(self) -> bool:
         """Whether the connection waits for a request of which no byte has arrived."""
         is_busy = self._exchange is not None or self._reader.has_begun or self._pace.is_behind or self._refused
