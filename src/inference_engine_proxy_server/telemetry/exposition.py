@@ -50,14 +50,13 @@ def family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> Iterat
 
     Args:
         name: of the family, which is that of its samples.
-        kind: ``counter``, whose values are finite, or ``gauge``.
+        kind: ``counter`` or ``gauge``.
         text: says what it is; one line without a backslash.
         samples: in any order.
     """
     yield f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
-    shown = _number if kind == "gauge" else str
     rest = iter(samples)
-    while lines := [f"{name}{labels} {shown(value)}\n" for labels, value in islice(rest, _SAMPLES)]:
+    while lines := [f"{name}{labels} {_number(value)}\n" for labels, value in islice(rest, _SAMPLES)]:
         yield "".join(lines)
 
 

@@ -55,26 +55,28 @@ class LineWriter:
     Args:
         sink: writes a block of whole lines.
         is_shared: whether other processes write to the same place.
-
-    Attributes:
-        dropped: lines that were lost, because too many waited for the sink, or because it has failed.
     """
 
     def __init__(self, sink: Sink, *, is_shared: bool = False) -> None:
-        self.dropped = 0
         self._sink = sink
         self._is_shared = is_shared
         self._batches: queue.SimpleQueue[Sequence[bytes]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         # Each is changed by one thread only.
         self._put_lines = self._taken_lines = 0
+        self._unread_lines = self._failed_lines = 0  # lost
         self._is_failing = self._is_behind = False
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were lost, because too many waited for the sink, or because it has failed."""
+        return self._unread_lines + self._failed_lines
 
     def put(self, lines: Sequence[bytes]) -> None:
         """Write ``lines``, at least one, later; they end without a line feed. Never waits."""
         waiting = self._put_lines - self._taken_lines
         if waiting + len(lines) > _MOST_LINES:
-            self.dropped += len(lines)
+            self._unread_lines += len(lines)
             if not self._is_behind:
                 self._is_behind = True
                 logger.error("the access log is not read: its lines are dropped until it is")
@@ -105,7 +107,7 @@ class LineWriter:
                 self._sink(b"\n".join(block) + b"\n")
                 unwritten -= len(block)
         except OSError as error:
-            self.dropped += unwritten
+            self._failed_lines += unwritten
             if not self._is_failing:
                 logger.error("the access log cannot be written: %s", error.strerror)
             self._is_failing = True

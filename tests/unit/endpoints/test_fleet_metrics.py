@@ -21,7 +21,7 @@ def ejections(metrics: FleetMetrics) -> dict[str, str]:
     """Counts by labels, without those that are 0."""
     lines = "".join(metrics.families()).splitlines()
     found = [line.rpartition(" ") for line in lines if line.startswith("inference_proxy_backend_ejections_total{")]
-    return {labels.partition("{")[2].rstrip("}"): count for labels, _, count in found if count != "0"}
+    return {labels.partition("{")[2].rstrip("}"): count for labels, _, count in found if count != "0.0"}
 
 
 def test_a_backend_that_stops_working_is_counted_once_each_time(pool: Pool) -> None:
@@ -30,7 +30,7 @@ def test_a_backend_that_stops_working_is_counted_once_each_time(pool: Pool) -> N
     for times in (1, 2):
         for _ in range(3):
             pool.report_refused_connection(backend)
-        assert ejections(metrics) == {f'backend="{A}",state="down"': str(times)}
+        assert ejections(metrics) == {f'backend="{A}",state="down"': f"{times}.0"}
         publish(pool)
 
 
@@ -47,4 +47,4 @@ def test_counts_of_backends_that_have_left_are_forgotten(pool: Pool) -> None:
         pool.report_refused_connection(backend)
     assert len(ejections(metrics)) == 2
     pool.replace(pool.backends[1:])
-    assert ejections(metrics) == {f'backend="{B}",state="down"': "1"}
+    assert ejections(metrics) == {f'backend="{B}",state="down"': "1.0"}
