@@ -150,7 +150,7 @@ def read_tokens(reply: bytes) -> Tokens:
     if len(reply) > 2 * _END_BYTES:
         reply = reply[:_END_BYTES] + reply[-_END_BYTES:]
     # Reports are near the end, so a search from there is short.
-    at = reply.rfind(b'"usage":{')
+    at = reply.rfind(b'"usage"')
     if at >= 0:
         usage = _flat(_usage_decoder, reply, at + len(b'"usage":'))
         if usage is not None:
@@ -160,9 +160,9 @@ def read_tokens(reply: bytes) -> Tokens:
                     return prompt, details.cached_tokens, answer
                 if b'"timings"' not in reply:
                     return prompt, None, answer
-    elif b'"usage"' not in reply:
-        at = reply.rfind(b'"timings":{')
-        if at < 0 and b'"timings"' not in reply and b'eval_count"' not in reply:
+    else:
+        at = reply.rfind(b'"timings"')
+        if at < 0 and b'eval_count"' not in reply:
             return NO_TOKENS
         timings = None if at < 0 else _flat(_timings_decoder, reply, at + len(b'"timings":'))
         if timings is not None and timings.cache_n is not None:
@@ -171,7 +171,7 @@ def read_tokens(reply: bytes) -> Tokens:
 
 
 def _flat(decoder: msgspec.json.Decoder[_Kind], reply: bytes, begins: int) -> _Kind | None:
-    """The report that begins there, if it has at most one object in it and no braces in its strings."""
+    """The report that begins there, if no blank is ahead of it, with one object in it at most, and no other braces."""
     ends = reply.find(b"}", begins) + 1
     if reply.count(b"{", begins, ends) > 1:
         ends = reply.find(b"}", ends) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 from inference_engine_proxy_server.access.key_limits import KeyLimits
@@ -31,11 +32,16 @@ from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
 from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.processes.process_context import ProcessContext
+from inference_engine_proxy_server.routing.conversations import Conversations
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.placement import Placement
+from inference_engine_proxy_server.routing.policies import POLICIES
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
+from inference_engine_proxy_server.routing.shadow import Shadow
+from inference_engine_proxy_server.routing.watched_placement import WatchedPlacement
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
+from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.usage.ledger import Ledger
 
@@ -48,14 +54,28 @@ def build_placement(
     """The placement among the backends of ``fleet``. It records decisions if operators or clients can read them."""
     settings = configuration.settings
     policies = ModelPolicies.named(settings.balancing_policy, configuration.models)
-    return Placement(
+    make_placement: Callable[..., Placement] = Placement
+    if settings.shadow_policy is not None:
+        make_placement = partial(WatchedPlacement, _shadow(settings, settings.shadow_policy, fleet, catalog))
+    return make_placement(
         fleet,
         PromptRouter(policies, settings.prefix_index_bytes, fleet.clock),
+        Conversations(process.conversations),
         is_shared=process.is_worker,
         records_decisions=settings.explain_header or settings.admin_key is not None,
         default_model=catalog.now.default_model,
         tier_penalty_seconds=settings.tier_penalty_seconds,
         retry_after_seconds=max(1, math.ceil(settings.metrics_cache_ttl_seconds)),
+    )
+
+
+def _shadow(settings: Settings, policy: str, fleet: Fleet, catalog: LiveCatalog) -> Shadow:
+    return Shadow(
+        fleet,
+        POLICIES[policy],
+        settings.prefix_index_bytes,
+        default_model=catalog.now.default_model,
+        tier_penalty_seconds=settings.tier_penalty_seconds,
     )
 
 
@@ -72,6 +92,7 @@ def build_forwarder(
     dispatcher: Dispatcher,
     decisions: Decisions,
     metrics: RequestMetrics,
+    journal: Journal,
     ring: KeyRing | None,
     ownership: Ownership,
     catalog: LiveCatalog,
@@ -92,16 +113,23 @@ def build_forwarder(
     updates = QueueUpdates(dispatcher.queue, to_all=settings.queue_updates)
     forwarder: Forwarder | ResumingForwarder
     forwarder = Forwarder(
-        dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table, Explanations(listed)
+        dispatcher, decisions, metrics, journal, fair_share, updates, attempts, ownership.table, Explanations(listed)
     )
     if settings.stream_resume != "off" or settings.assemble_replies:
-        forwarder = _resuming(settings, forwarder, dispatcher.fleet, metrics)
-    return _by_name(forwarder, dispatcher, metrics, catalog, ring, ownership)
+        forwarder = _resuming(settings, forwarder, dispatcher.fleet, metrics, journal)
+    return _by_name(forwarder, dispatcher, metrics, journal, catalog, ring, ownership)
 
 
-def _resuming(settings: Settings, forwarder: Forwarder, fleet: Fleet, metrics: RequestMetrics) -> ResumingForwarder:
+def _resuming(
+    settings: Settings, forwarder: Forwarder, fleet: Fleet, metrics: RequestMetrics, journal: Journal
+) -> ResumingForwarder:
     relay = StreamRelay(
-        forwarder, fleet, metrics, resumes=settings.stream_resume, sends_comments=settings.stream_resume_comments
+        forwarder,
+        fleet,
+        metrics,
+        journal,
+        resumes=settings.stream_resume,
+        sends_comments=settings.stream_resume_comments,
     )
     assembling = AssemblingForwarder(forwarder, relay, fleet, metrics) if settings.assemble_replies else None
     return ResumingForwarder(forwarder, relay, assembling, fleet, metrics)
@@ -112,6 +140,7 @@ def build_websocket_forwarder(
     dispatcher: Dispatcher,
     decisions: Decisions,
     metrics: RequestMetrics,
+    journal: Journal,
     ring: KeyRing | None,
     ownership: Ownership,
     catalog: LiveCatalog,
@@ -131,22 +160,23 @@ def build_websocket_forwarder(
     fair_share = FairShare(takes_priority_header=settings.priority_header)
     updates = QueueUpdates(dispatcher.queue, to_all=False)  # before the switch, the client can get nothing
     forwarder = WebSocketForwarder(
-        dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table, Explanations(listed)
+        dispatcher, decisions, metrics, journal, fair_share, updates, attempts, ownership.table, Explanations(listed)
     )
-    return _by_name(forwarder, dispatcher, metrics, catalog, ring, ownership)
+    return _by_name(forwarder, dispatcher, metrics, journal, catalog, ring, ownership)
 
 
 def _by_name(
     forwarder: Forwarder | ResumingForwarder,
     dispatcher: Dispatcher,
     metrics: RequestMetrics,
+    journal: Journal,
     catalog: LiveCatalog,
     ring: KeyRing | None,
     ownership: Ownership,
 ) -> RenamingForwarder | LimitedForwarder:
     """``forwarder`` behind the names of models and the limits of keys."""
     is_served = dispatcher.placement.lists
-    fallbacks = FallbackForwarder(forwarder.forward, metrics)
+    fallbacks = FallbackForwarder(forwarder.forward, metrics, journal)
     renaming = RenamingForwarder(catalog, is_served, forwarder.forward, fallbacks)
     if ring is None:
         return renaming

@@ -17,13 +17,19 @@ from inference_engine_proxy_server.composition.clients import (
     build_operator_context,
     build_overload_guard,
 )
+from inference_engine_proxy_server.composition.dashboard import build_dashboard
 from inference_engine_proxy_server.composition.dispatch import (
     build_dispatcher,
     build_forwarder,
     build_placement,
     build_websocket_forwarder,
 )
-from inference_engine_proxy_server.composition.endpoints import build_app, build_destinations, build_routers
+from inference_engine_proxy_server.composition.endpoints import (
+    build_app,
+    build_dashboard_router,
+    build_destinations,
+    build_routers,
+)
 from inference_engine_proxy_server.composition.fleet import (
     build_backend_factory,
     build_cache_refresher,
@@ -43,6 +49,7 @@ from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.endpoints.fleet_metrics import FleetMetrics, LearnedMetrics
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
+from inference_engine_proxy_server.endpoints.shadow_metrics import ShadowMetrics
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
@@ -61,10 +68,12 @@ from inference_engine_proxy_server.resume.rules import RULES
 from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.placement import Placement
+from inference_engine_proxy_server.routing.watched_placement import WatchedPlacement
 from inference_engine_proxy_server.tasks.background import in_background
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.telemetry.access_log import AccessLog
-from inference_engine_proxy_server.telemetry.exposition import Labels
+from inference_engine_proxy_server.telemetry.exposition import Families, Labels
+from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.usage.ledger import Ledger
@@ -92,7 +101,7 @@ def build_proxy(
         UnknownEngineError: the configuration names an unknown engine.
     """
     settings, process = configuration.settings, process or SoleProcess()
-    deadlines, engines = Deadlines(), discover_engines()
+    deadlines, journal, engines = Deadlines(), Journal(), discover_engines()
     catalog = LiveCatalog(ModelCatalog(configuration.models, configuration.default_model))
     # The fleet, and the path of a request to it.
     make_backend = build_backend_factory(settings, deadlines, process)
@@ -106,16 +115,18 @@ def build_proxy(
     updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend, catalog)
     HiddenModels(fleet, catalog)
     listed = ListedModels(fleet, catalog, placement.lists)
-    config_watch = build_config_watch(configuration, load, updater, metrics, process)
+    config_watch = build_config_watch(configuration, load, updater, metrics, journal, process)
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
     decisions = Decisions(answers_header=settings.explain_header)
-    ring = build_key_ring(settings)
+    ring = build_key_ring(settings, journal)
     ownership = Ownership(AffinityTable(lambda: fleet.backends), process.siblings)
     spending = build_spending()
     ledger = build_ledger(settings, spending, metrics, process)
-    forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring, ownership, catalog, listed, ledger)
+    forwarder = build_forwarder(
+        settings, dispatcher, decisions, metrics, journal, ring, ownership, catalog, listed, ledger
+    )
     websockets = build_websocket_forwarder(
-        settings, dispatcher, decisions, metrics, ring, ownership, catalog, listed, deadlines
+        settings, dispatcher, decisions, metrics, journal, ring, ownership, catalog, listed, deadlines
     )
     # The proxy's own paths.
     allowances = Allowances(deadlines.clock, spending)
@@ -127,16 +138,25 @@ def build_proxy(
         LearnedMetrics(placement, labels).families,
         Demand(client_load, fleet, names, labels).families,
         metrics.families,
+        *_shadow_families(placement, labels),
     )
     metrics_page = MetricsPage(families, process.siblings, labels)
-    routers = build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page, listed)
-    guard = build_overload_guard(settings, client_load, metrics, deadlines)
-    answers = {**workers.answers, **metrics_page.answers, **ownership.answers}
+    guard = build_overload_guard(settings, client_load, metrics, journal, deadlines)
+    dashboard = build_dashboard(
+        settings, dispatcher, client_load, journal, process,
+        is_own=lambda record: destinations.of(record.method, record.path) in ANSWERED_HERE,
+    )  # fmt: skip
+    routers = [
+        *build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page, listed),
+        build_dashboard_router(settings, dashboard, lambda: _in_force(configuration, config_watch)),
+    ]
+    answers = {**workers.answers, **metrics_page.answers, **ownership.answers, **dashboard.answers}
     loops = {
         "deadlines": deadlines.run,
         "overload guard": guard.run,
         "cache refresher": refresher.run,
         "standstill watch": StandstillWatch(fleet).run,
+        **dashboard.loops,
         **_optional_loops(config_watch, ring, access_log, ledger),
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }
@@ -145,7 +165,7 @@ def build_proxy(
     bridge = AsgiBridge(app)
     gate = build_gate(settings, ring, allowances)
     destinations = build_destinations(settings, app, routers)
-    subscribers = [metrics.count_request, *([] if access_log is None else [access_log.write])]
+    subscribers = [metrics.count_request, dashboard.observe, *([] if access_log is None else [access_log.write])]
     clients = build_client_context(
         settings, deadlines, client_load, destinations, guard, gate,
         handle=_handler(bridge, placement, forwarder, websockets),
@@ -153,7 +173,17 @@ def build_proxy(
         process=process,
     )  # fmt: skip
     operators = build_operator_context(clients, gate, bridge.answer)
-    return Proxy(app, clients, operators, fleet, guard, readiness, config_watch)
+    return Proxy(app, clients, operators, fleet, guard, readiness, config_watch, dashboard.feed)
+
+
+def _shadow_families(placement: Placement, labels: Labels) -> Sequence[Families]:
+    if not isinstance(placement, WatchedPlacement):
+        return ()
+    return (ShadowMetrics(placement.shadow.counts, labels).families,)
+
+
+def _in_force(configuration: Configuration, config_watch: ConfigWatch | None) -> Configuration:
+    return configuration if config_watch is None else config_watch.in_force
 
 
 def _optional_loops(

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from dotenv.parser import parse_stream
 from pydantic import ValidationError
@@ -113,8 +112,8 @@ def load_settings(
         *_doubled_paths(settings),
         *_unused(fleet, settings, origins),
     )
-    configuration = Configuration.of(settings, fleet.backends, fleet.models, fleet.default_model)
-    return LoadedSettings(configuration, MappingProxyType(origins), warnings)
+    configuration = Configuration.of(settings, fleet.backends, fleet.models, fleet.default_model, origins)
+    return LoadedSettings(configuration, configuration.origins, warnings)
 
 
 def _read_fleet_file(file: str | None, environ: Mapping[str, str], *, is_argument: bool) -> FleetFile:
@@ -133,6 +132,9 @@ def _validated(
         raise SettingsError([*problems, *_problems(error, origins, config_file)]) from None
     if settings.port and settings.admin_port == settings.port:
         problems = [*problems, f"PORT and ADMIN_PORT are both {settings.port}: choose another port for one of them"]
+    if settings.shadow_policy == settings.balancing_policy:
+        both = f"SHADOW_POLICY and BALANCING_POLICY are both {settings.shadow_policy}"
+        problems = [*problems, f"{both}: choose another policy for SHADOW_POLICY, or none to compare nothing"]
     if problems:
         raise SettingsError(problems)
     return settings

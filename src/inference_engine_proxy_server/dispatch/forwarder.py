@@ -31,13 +31,15 @@ from inference_engine_proxy_server.errors import (
     ProxyError,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.requests.content import model_problem
+from inference_engine_proxy_server.requests.content import NO_MESSAGES, model_problem, read_content
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.prompt import read_prompt
+from inference_engine_proxy_server.requests.turns import NO_TURN, turn_of
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.requirements import Requirements, beyond
+from inference_engine_proxy_server.telemetry.journal import BACKEND, Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 
@@ -58,7 +60,7 @@ class Forwarder:
     Args:
         dispatcher: grants leases.
         decisions: records why each backend was chosen.
-        metrics: counts repeated requests.
+        metrics: counts repeated requests. journal: notes them.
         fair_share: orders the requests that must wait.
         updates: sends queue positions to waiting streams.
         attempts: sends requests to backends.
@@ -71,6 +73,7 @@ class Forwarder:
         dispatcher: Dispatcher,
         decisions: Decisions,
         metrics: RequestMetrics,
+        journal: Journal,
         fair_share: FairShare,
         updates: QueueUpdates,
         attempts: Attempts,
@@ -81,6 +84,7 @@ class Forwarder:
         self._placement = dispatcher.placement
         self._decisions = decisions
         self._metrics = metrics
+        self._journal = journal
         self._fair_share = fair_share
         self._updates = updates
         self._attempts = attempts
@@ -110,6 +114,7 @@ class Forwarder:
                 try:
                     if lease.choice.decision is not None:
                         decision = lease.choice.decision
+                        request.decision = decision
                         request.common_fields = self._decisions.record(decision, request, request.resumes, failed)
                     if lease.tracker is not None or requirements.affinity is not None:
                         observers = self._observe(request, lease)
@@ -160,12 +165,14 @@ class Forwarder:
         if takes_slot and self._placement.reads_prompts:
             requirements = _with_prompt(request, affinity, self._placement)
         else:
-            model = request.model
-            if model is None:
-                model = request.model = request.content.model
-            if model is not None:
-                return Requirements(model, takes_slot, affinity=affinity)
-            requirements = Requirements(None, takes_slot, affinity=affinity)
+            content = request.content
+            if request.model is None:
+                request.model = content.model
+            messages = content.raw_messages if takes_slot else NO_MESSAGES
+            if affinity is not None and affinity.creates_response:
+                messages = content.raw_input
+            key, turn = turn_of(request.model, messages, head.passed_on) if messages else NO_TURN
+            requirements = Requirements(request.model, takes_slot, affinity=affinity, turn_key=key, turn=turn)
         if requirements.model is None:
             self._require_readable_model(request)
             if affinity is None or not affinity.is_required:
@@ -224,6 +231,10 @@ class Forwarder:
             request.losses += not isinstance(error, BackendUnreachable)
         if may_go_on:
             self._metrics.count_retry(error.code)
+            text = (
+                f"Request {request.request_id} goes to another backend, because backend {BACKEND} failed: {error.code}."
+            )
+            self._journal.note("retry", text, severity="warning", backend=backend.url, like=error.code)
         return may_go_on
 
     def _close_failures(self, request: ProxiedRequest, failed: dict[Backend, BackendError]) -> None:
@@ -240,11 +251,12 @@ class Forwarder:
         queued = QueuedRequest(
             lane=(lane, *failed) if failed else lane,  # backends on which it failed are excluded
             sender=self._fair_share.sender(request),
-            tokens=self._fair_share.tokens(request, requirements.prompt),
+            tokens=self._fair_share.tokens(request, self._placement.needed_prompt(requirements)),
             priority=self._fair_share.priority(request) if not failed else FIRST,
             try_lease=partial(self._dispatcher.try_lease, requirements, tuple(failed)),
             queue=queue,
             most_seconds=math.inf if request.fallback_after_seconds is None else request.fallback_after_seconds,
+            owner=request,
         )
         clock = self._dispatcher.fleet.clock
         began_at = clock()
@@ -266,12 +278,20 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
     if request.model is None and placement.router.policies.by_model:
         request.model = request.content.model
     policy = placement.policy(request.model)
-    if not policy.reads_prompts and not placement.contexts_differ:
-        return Requirements(request.model, policy=policy, affinity=affinity)
-    sizes, content = placement.router.token_sizes, request.read_with_prompt()
+    key, turn = NO_TURN
+    if not policy.reads_prompts:
+        # Read again: the usual content has the messages one by one, for policies that read prompts.
+        content = read_content(head.target, request.body, head.passed_on)
+        is_response = affinity is not None and affinity.creates_response
+        messages = content.raw_input if is_response else content.raw_messages
+        if messages:
+            key, turn = turn_of(request.model or content.model, messages, head.passed_on)
+        if not placement.reads_every_prompt:
+            return Requirements(request.model, policy=policy, affinity=affinity, turn_key=key, turn=turn)
+    sizes, content = placement.token_sizes(policy), request.read_with_prompt()
     prompt = read_prompt(head.target, head.path, head.passed_on, request.body, sizes, content)
     request.model = request.model or prompt.model
-    return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity)
+    return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity, turn_key=key, turn=turn)
 
 
 def _may_store(request: ProxiedRequest) -> bool:

@@ -17,7 +17,7 @@ from inference_engine_proxy_server.requests.content import (
 )
 from inference_engine_proxy_server.requests.destinations import streams_events
 from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
-from inference_engine_proxy_server.routing.decisions import Rule
+from inference_engine_proxy_server.routing.decisions import Decision, Rule
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.client_side import ClientSide
@@ -40,6 +40,7 @@ class ProxiedRequest(Exchange):
         model: the model that the request names, as engines know it; ``None`` if it names none or has not been read.
         alias: the client's name for it, if that is another one; ``None`` if it is not.
         requirements: what the request requires of a backend; set before its first attempt.
+        decision: the latest choice of a backend for it; set only if decisions are recorded.
         backend: base URL of the backend of the latest attempt; ``None`` when the proxy itself answers.
         attempts: how many there were. rule: chose the backend of the latest one; ``None`` before the first.
         queue_seconds: how long it has waited for a free backend. is_waiting: whether it waits now.
@@ -51,12 +52,13 @@ class ProxiedRequest(Exchange):
     """
 
     __slots__ = (
-        "_content", "alias", "attempts", "backend", "fallback_after_seconds", "is_waiting", "losses", "model",
-        "queue_seconds", "requirements", "resumes", "rule", "sink",
+        "_content", "alias", "attempts", "backend", "decision", "fallback_after_seconds", "is_waiting", "losses",
+        "model", "queue_seconds", "requirements", "resumes", "rule", "sink",
     )  # fmt: skip
 
     alias: str | None
     backend: str | None
+    decision: Decision
     fallback_after_seconds: float | None
     model: str | None
     requirements: Requirements
@@ -158,7 +160,7 @@ class ProxiedRequest(Exchange):
                 prompt_tokens, cached_tokens, output_tokens = self._tokens()
             else:  # the whole reply is one block
                 prompt_tokens, cached_tokens, output_tokens = read_tokens(self.last_block)
-        access: Access | None = head.access
+        access = head.access
         return RequestRecord(
             self.client,
             head.method,
@@ -180,7 +182,7 @@ class ProxiedRequest(Exchange):
             prompt_tokens,
             cached_tokens,
             output_tokens,
-            None if access is None else access.key.name,
+            access.key.name if isinstance(access, Access) else None,
             None if rule is None else rule.name,
         )
 

@@ -121,6 +121,7 @@ class FleetMetrics(FleetObserver):
     def __init__(self, dispatcher: Dispatcher, labels: Labels) -> None:
         self._fleet: Fleet = dispatcher.fleet
         self._queue = dispatcher.queue
+        self._conversations = dispatcher.placement.conversations
         self._labels = labels
         self._states: dict[str, Health] = {}  # by backend, since its last review
         self._ejections: Counter[tuple[str, Health]] = Counter()
@@ -170,6 +171,12 @@ class FleetMetrics(FleetObserver):
             "counter",
             "Requests that the queue rejected.",
             [(of(reason=reason), count) for reason, count in refusals.items()],
+        )
+        yield from family(
+            "inference_proxy_turns_kept_warm_total",
+            "counter",
+            "Turns of conversations that went to the backend of the previous turn, among equally loaded backends.",
+            [(of(), self._conversations.kept)],
         )
         version = [(of(version=__version__), 1)]
         yield from family("inference_proxy_build_info", "gauge", "The running version.", version)
