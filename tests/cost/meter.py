@@ -24,8 +24,8 @@ from support.live_proxy import live_proxy
 
 __all__ = ["Costs", "Count", "measure"]
 
-_TIMES = 20  # repetitions in a batch; the batch for comparison has twice as many
-_BATCHES = 6  # the minimum excludes periodic work
+_TIMES = 32  # repetitions in a batch, as many as telemetry counts together; a batch for comparison has twice as many
+_BATCHES = 8  # the minimum excludes periodic work
 _MODELS = json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "somebody"}]}).encode()
 _ANSWER = b'{"object":"chat.completion","choices":[{"index":0,"message":{"content":"' + b"x" * 400 + b'"}}]}'
 _EVENT = b'data: {"choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}]}\n\n'

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from faults.conftest import CHAT
-from inference_engine_proxy_server.telemetry.request_metrics import route_of
+from inference_engine_proxy_server.telemetry.routes import route_of
 from support.engine import EVENT, STREAM_HEAD, Engine, answers_with, chunk, hangs
 from support.fakes.engine import EngineConnection, http_reply
 from support.fakes.front import Client, until

@@ -27,7 +27,7 @@ __all__ = ["AccessLine", "FreshProxy", "Proxy", "environment", "fresh_program", 
 _LISTENING = re.compile(r'listening on (https?://[^\s"]+)(?:"})?$', re.MULTILINE)
 _ACCESS_LINE = re.compile(
     r'\S+Z (?P<client>\S+) "(?P<method>\S+) (?P<path>\S+)" (?P<status>\d+) (?P<outcome>\w+) backend=(?P<backend>\S+) '
-    r"model=(?:\S+) first_byte=(?:\S+) seconds=[\d.]+ bytes=\d+ id=(?P<id>\S+)(?: alias=\S+)?"
+    r"model=(?:\S+) first_byte=(?:\S+) seconds=[\d.]+ bytes=\d+ id=(?P<id>\S+)(?: [a-z_]+=\S+)*"
 )
 _START_SECONDS = _STOP_SECONDS = 60.0
 _COMMAND_SECONDS = 60.0

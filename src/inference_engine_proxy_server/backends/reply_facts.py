@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 
-__all__ = ["NO_FACTS", "ReplyFacts", "read_facts", "says_its_end"]
+__all__ = ["NO_TOKENS", "ReplyFacts", "Tokens", "read_facts", "read_tokens", "says_its_end"]
 
 # For (chat) completions, messages, and responses; generated text is JSON-encoded, so it cannot begin a line.
 _LAST_EVENT = re.compile(rb"(?:^|\n)(?:data: \[DONE\]|event: (?:message_stop|response\.completed))\r?\n")
@@ -26,7 +26,7 @@ _TIMINGS = re.compile(rb'"timings"(?=\s*+:\s*+\{)')
 _OLLAMA_PROMPT = re.compile(rb'"prompt_eval_count"\s*+:\s*+(\d{1,12}+)')
 _OLLAMA_ANSWER = re.compile(rb'"eval_count"\s*+:\s*+(\d{1,12}+)')
 _OBJECT = re.compile(rb"\s*+:\s*+(\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+\})")
-_TIGHT = {_USAGE: b'"usage":{', _TIMINGS: b'"timings":{'}
+_END_BYTES = 4096  # longer than any report
 _TRIES = 8  # objects of that name; a tool's JSON schema may have a property of the same name
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]  # so that sums of counts stay numbers
@@ -52,7 +52,10 @@ class ReplyFacts(NamedTuple):
     written_ms: float | None = None
 
 
-NO_FACTS = ReplyFacts()
+Tokens = tuple[int | None, int | None, int | None]
+"""Tokens of the prompt, the cached part of them, and tokens of the answer; ``None`` means not reported."""
+
+NO_TOKENS: Tokens = (None, None, None)
 
 
 class _Details(msgspec.Struct):
@@ -139,27 +142,52 @@ def read_facts(reply: bytes) -> ReplyFacts:
     return ReplyFacts(prompt, cached, answer, timings.prompt_n, timings.prompt_ms, timings.predicted_ms)
 
 
+def read_tokens(reply: bytes) -> Tokens:
+    """The tokens that :func:`read_facts` finds, in a fifth of its time for what llama.cpp and vLLM usually send.
+
+    Of a long reply, only both ends are read.
+    """
+    if len(reply) > 2 * _END_BYTES:
+        reply = reply[:_END_BYTES] + reply[-_END_BYTES:]
+    # Reports are near the end, so a search from there is short.
+    at = reply.rfind(b'"usage"')
+    if at >= 0:
+        usage = _flat(_usage_decoder, reply, at + len(b'"usage":'))
+        if usage is not None:
+            prompt, answer, details = usage.prompt_tokens, usage.completion_tokens, usage.prompt_tokens_details
+            if prompt is not None and answer is not None:
+                if details is not None:
+                    return prompt, details.cached_tokens, answer
+                if b'"timings"' not in reply:
+                    return prompt, None, answer
+    else:
+        at = reply.rfind(b'"timings"')
+        if at < 0 and b'eval_count"' not in reply:
+            return NO_TOKENS
+        timings = None if at < 0 else _flat(_timings_decoder, reply, at + len(b'"timings":'))
+        if timings is not None and timings.cache_n is not None:
+            return timings.cache_n + timings.prompt_n, timings.cache_n, timings.predicted_n
+    return read_facts(reply)[:3]
+
+
+def _flat(decoder: msgspec.json.Decoder[_Kind], reply: bytes, begins: int) -> _Kind | None:
+    """The report that begins there, if no blank is ahead of it, with one object in it at most, and no other braces."""
+    ends = reply.find(b"}", begins) + 1
+    if reply.count(b"{", begins, ends) > 1:
+        ends = reply.find(b"}", ends) + 1
+    try:
+        return decoder.decode(reply[begins:ends])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
 def says_its_end(reply: bytes) -> bool:
     """Whether ``reply``, as for :func:`read_facts`, is a stream whose final event has arrived."""
     return _LAST_EVENT.search(reply) is not None
 
 
 def _last(decoder: msgspec.json.Decoder[_Kind], name: re.Pattern[bytes], reply: bytes) -> _Kind | None:
-    # Every reply is read. In the usual form of a report, without blanks, this costs a third of the general search.
-    begins = reply.rfind(_TIGHT[name])
-    if begins >= 0:
-        found = _decoded(decoder, _object_at(reply, begins + len(_TIGHT[name]) - 1))
-        if found is not None:
-            return found
     return _any(decoder, [found.end() for found in name.finditer(reply)][: -_TRIES - 1 : -1], reply)
-
-
-def _object_at(reply: bytes, begins: int) -> bytes:
-    """The JSON object that begins there, if no string in it has a brace; else something that is no object."""
-    ends = reply.find(b"}", begins) + 1
-    while ends and reply.count(b"{", begins, ends) > reply.count(b"}", begins, ends):
-        ends = reply.find(b"}", ends) + 1
-    return reply[begins:ends]
 
 
 def _first(decoder: msgspec.json.Decoder[_Kind], name: re.Pattern[bytes], reply: bytes) -> _Kind | None:

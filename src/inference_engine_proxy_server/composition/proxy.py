@@ -41,18 +41,22 @@ from inference_engine_proxy_server.composition.telemetry import build_access_log
 from inference_engine_proxy_server.composition.tracing import build_traces
 from inference_engine_proxy_server.composition.usage import build_ledger, build_spending
 from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.dispatch.demand import Demand
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.renaming_forwarder import RenamingForwarder
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
+from inference_engine_proxy_server.endpoints.fleet_metrics import FleetMetrics, LearnedMetrics
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
+from inference_engine_proxy_server.endpoints.shadow_metrics import ShadowMetrics
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.hidden_models import HiddenModels
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
+from inference_engine_proxy_server.fleet.model_labels import ModelLabels
 from inference_engine_proxy_server.fleet.standstill_watch import StandstillWatch
 from inference_engine_proxy_server.models.catalog import ModelCatalog
 from inference_engine_proxy_server.models.live_catalog import LiveCatalog
@@ -65,10 +69,12 @@ from inference_engine_proxy_server.resume.rules import RULES
 from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.placement import Placement
+from inference_engine_proxy_server.routing.watched_placement import WatchedPlacement
 from inference_engine_proxy_server.tasks.background import in_background
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.telemetry.access_log import AccessLog
+from inference_engine_proxy_server.telemetry.exposition import Families, Labels
 from inference_engine_proxy_server.telemetry.journal import Journal
-from inference_engine_proxy_server.telemetry.logs import AccessLog
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.usage.ledger import Ledger
@@ -96,15 +102,17 @@ def build_proxy(
         UnknownEngineError: the configuration names an unknown engine.
     """
     settings, process = configuration.settings, process or SoleProcess()
-    deadlines, metrics, journal = Deadlines(), RequestMetrics(RULES, RESULTS), Journal()
-    engines = discover_engines()
-    access_log = build_access_log(settings, process)
+    deadlines, journal, engines = Deadlines(), Journal(), discover_engines()
     catalog = LiveCatalog(ModelCatalog(configuration.models, configuration.default_model))
     # The fleet, and the path of a request to it.
     make_backend = build_backend_factory(settings, deadlines, process)
     fleet = build_fleet(configuration, make_backend, deadlines, process)
     refresher = build_cache_refresher(settings, fleet, engines, process)
     placement = build_placement(configuration, fleet, process, catalog)
+    labels = Labels(process.siblings.number if process.siblings.others else None)
+    names = ModelLabels(fleet, catalog, placement.lists)
+    metrics = RequestMetrics(RULES, RESULTS, labels, names.of)
+    access_log = build_access_log(settings, process, metrics)
     updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend, catalog)
     HiddenModels(fleet, catalog)
     listed = ListedModels(fleet, catalog, placement.lists)
@@ -126,8 +134,15 @@ def build_proxy(
     allowances = Allowances(deadlines.clock, spending)
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
     workers = AllWorkers(dispatcher, decisions, ring, allowances, process.siblings, process.order)
-    metrics_page = MetricsPage(dispatcher, metrics, process.siblings)
     client_load = build_client_load(settings, deadlines)
+    families = (
+        FleetMetrics(dispatcher, labels).families,
+        LearnedMetrics(placement, labels).families,
+        Demand(client_load, fleet, names, labels).families,
+        metrics.families,
+        *_shadow_families(placement, labels),
+    )
+    metrics_page = MetricsPage(families, process.siblings, labels)
     guard = build_overload_guard(settings, client_load, metrics, journal, deadlines)
     dashboard = build_dashboard(
         settings, dispatcher, client_load, journal, process,
@@ -163,6 +178,12 @@ def build_proxy(
     )  # fmt: skip
     operators = build_operator_context(clients, gate, bridge.answer)
     return Proxy(app, clients, operators, fleet, guard, readiness, config_watch, dashboard.feed)
+
+
+def _shadow_families(placement: Placement, labels: Labels) -> Sequence[Families]:
+    if not isinstance(placement, WatchedPlacement):
+        return ()
+    return (ShadowMetrics(placement.shadow.counts, labels).families,)
 
 
 def _in_force(configuration: Configuration, config_watch: ConfigWatch | None) -> Configuration:

@@ -11,6 +11,7 @@ from typing import Any
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+from inference_engine_proxy_server.dispatch.timed_request import TimedRequest
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.processes.process_context import Loops
 from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE
@@ -32,7 +33,7 @@ class Traces:
         loops: background tasks.
     """
 
-    request_class: type[ProxiedRequest] = ProxiedRequest
+    request_class: type[ProxiedRequest]
     begin: Callable[[Any], None] | None = None
     end: Callable[[Any], None] | None = None
     loops: Loops = field(default_factory=dict)
@@ -70,10 +71,10 @@ def build_traces(settings: Settings, fleet: Fleet, deadlines: Deadlines) -> Trac
         SettingsError: a package is missing, or a variable has a value that is not supported.
     """
     if not settings.tracing:
-        return Traces()
+        return Traces(TimedRequest if settings.server_timing else ProxiedRequest)
     try:
         from inference_engine_proxy_server.tracing import span_exporter
-        from inference_engine_proxy_server.tracing.tracing import TracedRequest, Tracing
+        from inference_engine_proxy_server.tracing.tracing import TracedRequest, TracedTimedRequest, Tracing
 
         protocol = span_exporter.protocol_of(os.environ)
         if protocol not in span_exporter.PROTOCOLS:
@@ -93,7 +94,8 @@ def build_traces(settings: Settings, fleet: Fleet, deadlines: Deadlines) -> Trac
         scheme="http" if settings.tls_cert_file is None else "https",
         provider_of=partial(_provider_of, fleet),
     )
-    return Traces(TracedRequest, tracing.begin, tracing.end, {"tracing": tracing.run})
+    request_class = TracedTimedRequest if settings.server_timing else TracedRequest
+    return Traces(request_class, tracing.begin, tracing.end, {"tracing": tracing.run})
 
 
 def _provider_of(fleet: Fleet, url: str | None) -> str | None:

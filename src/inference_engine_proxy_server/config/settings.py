@@ -189,6 +189,8 @@ class Settings(BaseModel):
     """Rules `[METHOD ]/path[*]`, separated by commas, for requests answered with 403; empty blocks nothing."""
     backend_header: bool = True
     """Whether replies name their backend in the header x-backend."""
+    server_timing: bool = False
+    """Whether replies have the header server-timing, with their time in the queue and on the backend."""
     explain_header: bool = False
     """Whether requests with x-proxy-explain: 1 get the reason for their routing; it reveals backend names."""
 

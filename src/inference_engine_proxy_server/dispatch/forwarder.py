@@ -109,7 +109,8 @@ class Forwarder:
             while True:
                 lease = self._dispatcher.lease(requirements, failed) or await self._wait(request, failed)
                 observers: tuple[ReplyObserver, ...] = ()
-                request.policy = lease.choice.rule.name
+                request.rule = lease.choice.rule
+                request.attempts += 1
                 try:
                     if lease.choice.decision is not None:
                         decision = lease.choice.decision
@@ -261,6 +262,7 @@ class Forwarder:
         clock = self._dispatcher.fleet.clock
         began_at = clock()
         request.watch.joined_queue()
+        request.is_waiting = True
         try:
             with self._placement.waiting(requirements, failed):
                 async with self._updates.during(request, queued):
@@ -269,6 +271,7 @@ class Forwarder:
             self._dispatcher.fill_slots()  # models may have been kept from requests because this one waited
             raise
         finally:
+            request.is_waiting = False
             request.queue_seconds += clock() - began_at
             request.watch.left_queue()
 

@@ -7,7 +7,7 @@ from typing import cast
 import msgspec
 
 from inference_engine_proxy_server.access.gate import Access
-from inference_engine_proxy_server.backends.reply_facts import NO_FACTS, ReplyFacts, read_facts, says_its_end
+from inference_engine_proxy_server.backends.reply_facts import NO_TOKENS, Tokens, read_facts, read_tokens, says_its_end
 from inference_engine_proxy_server.dispatch.request_watch import UNWATCHED, RequestWatch
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.requests.content import (
@@ -16,9 +16,9 @@ from inference_engine_proxy_server.requests.content import (
     read_content,
     read_content_with_prompt,
 )
-from inference_engine_proxy_server.requests.destinations import IN_A_SLOT, streams_events
+from inference_engine_proxy_server.requests.destinations import streams_events
 from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
-from inference_engine_proxy_server.routing.decisions import Decision
+from inference_engine_proxy_server.routing.decisions import Decision, Rule
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.client_side import ClientSide
@@ -43,8 +43,8 @@ class ProxiedRequest(Exchange):
         requirements: what the request requires of a backend; set before its first attempt.
         decision: the latest choice of a backend for it; set only if decisions are recorded.
         backend: base URL of the backend of the latest attempt; ``None`` when the proxy itself answers.
-        attempts: how often it was sent to a backend. policy: the rule that chose the backend of the latest attempt.
-        queue_seconds: how long it has waited for a free backend.
+        attempts: how many there were. rule: chose the backend of the latest one; ``None`` before the first.
+        queue_seconds: how long it has waited for a free backend. is_waiting: whether it waits now.
         losses: how many backends received the request and failed to answer it.
         fallback_after_seconds: how long it may wait for its model before another one serves it; infinite if it may wait
             as long as usual; ``None`` if there is no other one.
@@ -54,8 +54,8 @@ class ProxiedRequest(Exchange):
     """
 
     __slots__ = (
-        "_content", "alias", "attempts", "backend", "decision", "fallback_after_seconds", "losses", "model", "policy",
-        "queue_seconds", "requirements", "resumes", "sink",
+        "_content", "alias", "attempts", "backend", "decision", "fallback_after_seconds", "is_waiting", "losses",
+        "model", "queue_seconds", "requirements", "resumes", "rule", "sink",
     )  # fmt: skip
 
     watch: RequestWatch = UNWATCHED
@@ -64,17 +64,18 @@ class ProxiedRequest(Exchange):
     decision: Decision
     fallback_after_seconds: float | None
     model: str | None
-    policy: str | None
     requirements: Requirements
+    rule: Rule | None
     sink: ResumableStream | None
     _content: RequestContent | None
 
     def __init__(self, connection: ClientSide, head: RequestHead, body: bytes, request_id: str, client: str) -> None:
         Exchange.__init__(self, connection, head, body, request_id, client)
-        self.model = self.alias = self.backend = self.policy = self.fallback_after_seconds = self.sink = None
+        self.model = self.alias = self.backend = self.rule = self.fallback_after_seconds = self.sink = None
         self._content = None
         self.attempts = self.losses = self.resumes = 0
         self.queue_seconds = 0.0
+        self.is_waiting = False
 
     @property
     def content(self) -> RequestContent:
@@ -154,11 +155,14 @@ class ProxiedRequest(Exchange):
         head = self.head
         started_at, status, termination = self.started_at, self.status, self.termination
         first_byte_at = None if self.has_only_comments else self.first_byte_at
-        facts, is_stream = NO_FACTS, False
-        if first_byte_at is not None and self.backend is not None and status < 400:
-            is_stream = self.is_stream
-            if head.destination in IN_A_SLOT:
-                facts = self._facts()
+        is_stream, rule = False, self.rule
+        prompt_tokens, cached_tokens, output_tokens = NO_TOKENS
+        if status == 200 and self.backend is not None and self.requirements.needs_slot:
+            if self._earlier_blocks or self.excerpt is not None:
+                is_stream = self.is_stream
+                prompt_tokens, cached_tokens, output_tokens = self._tokens()
+            else:  # the whole reply is one block
+                prompt_tokens, cached_tokens, output_tokens = read_tokens(self.last_block)
         access = head.access
         return RequestRecord(
             self.client,
@@ -178,18 +182,18 @@ class ProxiedRequest(Exchange):
             is_stream,
             self.queue_seconds,
             self.attempts,
-            facts.prompt_tokens,
-            facts.cached_tokens,
-            facts.answer_tokens,
+            prompt_tokens,
+            cached_tokens,
+            output_tokens,
             access.key.name if isinstance(access, Access) else None,
-            self.policy,
+            None if rule is None else rule.name,
         )
 
-    def _facts(self) -> ReplyFacts:
-        """What the reply reports; not the tokens of an answer that is not complete."""
+    def _tokens(self) -> Tokens:
+        """The tokens that the reply reports; not those of an answer that is not complete."""
         excerpt = self.excerpt
-        facts = read_facts(self.ends) if excerpt is None else excerpt.parsed(read_facts)
-        if self.outcome is Outcome.COMPLETE or facts.answer_tokens is None:
-            return facts
+        tokens = read_tokens(self.ends) if excerpt is None else excerpt.parsed(read_facts)[:3]
+        if self.outcome is Outcome.COMPLETE or tokens is NO_TOKENS:
+            return tokens
         is_whole = says_its_end(self.ends if excerpt is None else excerpt.read())
-        return facts if is_whole else facts._replace(answer_tokens=None)
+        return tokens if is_whole else (*tokens[:2], None)

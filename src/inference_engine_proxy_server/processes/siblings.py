@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 __all__ = ["Answers", "Siblings", "inboxes"]
 
@@ -19,7 +19,7 @@ _ANSWER_SECONDS = 1.0  # an event loop that lags further behind is overloaded, a
 _LONGEST_QUESTION_BYTES = 1024
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of <sys/socket.h>: process, user, group
 
-Answers = Mapping[str, Callable[..., bytes]]
+Answers = Mapping[str, Callable[..., bytes | Awaitable[bytes]]]
 """Functions that produce the answers, by query. The part of a query after a space is the function's argument."""
 
 
@@ -67,7 +67,8 @@ class Siblings:
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     question = (await reader.readuntil(b"\n")).decode().rstrip()
                     name, *arguments = question.split(" ", 1)
-                    answer = answers[name](*arguments)
+                    found = answers[name](*arguments)
+                    answer = found if isinstance(found, bytes) else await found
                     writer.write(b"%d\n" % len(answer) + answer)
                     await writer.drain()
 

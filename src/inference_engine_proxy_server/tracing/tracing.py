@@ -14,6 +14,7 @@ from opentelemetry.trace import SpanKind, Tracer
 from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.request_watch import UNWATCHED, RequestWatch
+from inference_engine_proxy_server.dispatch.timed_request import TimedRequest
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.tracing.attributes import OPERATIONS, of_parameters, of_request
 from inference_engine_proxy_server.tracing.request_trace import ReplyReader, RequestTrace
@@ -21,7 +22,7 @@ from inference_engine_proxy_server.tracing.trace_context import parent_in, with_
 from inference_engine_proxy_server.wire.client_side import ClientSide
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
-__all__ = ["TracedRequest", "Tracing"]
+__all__ = ["TracedRequest", "TracedTimedRequest", "Tracing"]
 
 _STOP_SECONDS = 5.0  # longest wait for a collector at the end
 _LOOK_SECONDS = 0.02
@@ -49,6 +50,12 @@ class TracedRequest(ProxiedRequest):
         if isinstance(self.watch, RequestTrace):
             self.watch.failed(error)
         super().fail(error)
+
+
+class TracedTimedRequest(TracedRequest, TimedRequest):
+    """The same with ``Server-Timing``."""
+
+    __slots__ = ()
 
 
 class Tracing:

@@ -10,6 +10,8 @@ import heapq
 from collections.abc import Callable
 from typing import Protocol
 
+from inference_engine_proxy_server.wire.exchange import Exchange
+
 __all__ = ["Load", "OpenConnection"]
 
 _SEARCH_SECONDS = (
@@ -22,6 +24,10 @@ class OpenConnection(Protocol):
     """A client's connection."""
 
     deadline: float
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """The request that is being answered; ``None`` between two requests."""
 
     @property
     def is_idle(self) -> bool:

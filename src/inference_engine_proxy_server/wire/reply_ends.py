@@ -27,7 +27,7 @@ def with_block(kept: Blocks, latest: bytes, block: bytes) -> Blocks:
 
 
 def ends_of(kept: Blocks, last: bytes, *, is_chunked: bool) -> bytes:
-    """Both ends of a body. Blocks in between may be missing.
+    """Both ends of a body of several blocks, or all of a single block. Blocks in between may be missing.
 
     Args:
         kept: see :data:`Blocks`.
@@ -37,4 +37,4 @@ def ends_of(kept: Blocks, last: bytes, *, is_chunked: bool) -> bytes:
     if kept:
         end = b"".join((*kept[1:], last))[-_END_BYTES:]
         return kept[0][:_END_BYTES] + (_CHUNK_BORDER.sub(b"", end) if is_chunked else end)
-    return last if len(last) <= 2 * _END_BYTES else last[:_END_BYTES] + last[-_END_BYTES:]
+    return last

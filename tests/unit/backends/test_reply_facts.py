@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import recorded
-from inference_engine_proxy_server.backends.reply_facts import ReplyFacts, read_facts, says_its_end
+from inference_engine_proxy_server.backends.reply_facts import ReplyFacts, read_facts, read_tokens, says_its_end
 
 FOLDER = Path(recorded.__file__).parent
 
@@ -45,6 +45,7 @@ def body_of(name: str) -> bytes:
 )
 def test_recorded_replies_are_understood(name: str, facts: ReplyFacts) -> None:
     assert read_facts(body_of(name)) == facts
+    assert read_tokens(body_of(name)) == facts[:3]
 
 
 @pytest.mark.parametrize(
@@ -101,3 +102,40 @@ def test_no_reply_raises(reply: bytes) -> None:
 )
 def test_the_final_event_of_a_stream_is_recognized(reply: bytes, is_over: bool) -> None:
     assert says_its_end(reply) is is_over
+
+
+_REPORTS = st.sampled_from(
+    [
+        b'"usage":{"prompt_tokens":9,"completion_tokens":2}',
+        b'"usage":{"prompt_tokens":9,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":4}}',
+        b'"usage":{"prompt_tokens":9,"completion_tokens":2,"prompt_tokens_details":null}',
+        b'"usage":{"completion_tokens":2,"prompt_tokens_details":{"a":{"b":{}},"cached_tokens":4},"prompt_tokens":9}',
+        b'"usage" : {"prompt_tokens":9, "completion_tokens":2}',
+        b'"usage":{"input_tokens":9,"output_tokens":1,"cache_read_input_tokens":3}',
+        b'"usage":{"output_tokens":7}',
+        b'"usage":{"total_tokens":9}',
+        b'"usage":{"type":"string"}',
+        b'"usage":{"prompt_tokens":-1}',
+        b'"usage":{"prompt_tokens":9',
+        b'"usage":null',
+        b'"usage":"}{"',
+        b'"timings":{"cache_n":3,"prompt_n":5,"prompt_ms":1.5,"predicted_n":6,"predicted_ms":2.5}',
+        b'"timings":{"prompt_n":5,"prompt_ms":1.5,"predicted_n":6,"predicted_ms":2.5}',
+        b'"timings":{"cache_n":3}',
+        b'"prompt_eval_count":5,"eval_count":6',
+        b'"text":"a \\"usage\\":{} b"',
+    ]
+)
+
+
+@given(st.lists(_REPORTS, max_size=4))
+def test_the_quick_reader_of_tokens_agrees_with_the_thorough_one(reports: list[bytes]) -> None:
+    reply = b"{" + b"},\ndata: {".join(reports) + b"}"
+    assert read_tokens(reply) == read_facts(reply)[:3]
+
+
+def test_of_a_long_reply_only_the_ends_are_read() -> None:
+    usage = b'"usage":{"prompt_tokens":9,"completion_tokens":2}'
+    text = b'"text":"%b"' % (b"x" * 100_000)
+    assert read_tokens(b"{%b,%b}" % (usage, text)) == read_tokens(b"{%b,%b}" % (text, usage)) == (9, None, 2)
+    assert read_tokens(b"{%b,%b,%b}" % (text, usage, text)) == (None, None, None)

@@ -5,6 +5,7 @@ import pytest
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.errors import BackendBroke, CapacityError, ClientError, ProxyError
 from inference_engine_proxy_server.requests.content import PromptContent, read_content
+from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.request_head import parse_request_head
 from unit.wire.test_exchange import LIMITS, Connection
@@ -62,7 +63,7 @@ def test_a_request_that_fails_before_its_reply_names_no_backend() -> None:
 
 def test_a_record_has_the_times_since_the_request_was_complete() -> None:
     request, _ = request_for()  # the connection's clock counts its readings: the request is complete at 1.0
-    request.model, request.backend = "m", "http://a"
+    request.model, request.backend, request.requirements = "m", "http://a", Requirements()
     request.respond(200, b"", b"hello")
     record = request.record(9.0)
     assert (record.first_byte_seconds, record.seconds) == (1.0, 8.0)
@@ -145,7 +146,7 @@ def test_a_record_says_why_the_request_ended() -> None:
 )
 def test_a_record_says_whether_the_reply_was_a_stream(fields: bytes, length: int | None, expected: bool) -> None:
     request, _ = request_for()
-    request.backend = "http://a"
+    request.backend, request.requirements = "http://a", Requirements()
     request.begin(200, b"", fields, length)
     request.write(b"abc")
     request.end()

@@ -11,6 +11,7 @@ import pytest
 import recorded
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.requests.destinations import Destination
+from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.usage.token_counter import TokenCounter
 from inference_engine_proxy_server.wire.request_head import parse_request_head
@@ -57,7 +58,7 @@ def new_request(version: bytes = b"1.1") -> tuple[ProxiedRequest, Connection]:
     head = parse_request_head(b"POST /v1/chat/completions HTTP/%b\r\nHost: a\r\n" % version, LIMITS)
     head.destination = Destination.WORK
     request = ProxiedRequest(connection, head, b"", "id-1", "1.2.3.4:5")
-    request.backend = "http://a"
+    request.backend, request.requirements = "http://a", Requirements()
     return request, connection
 
 
@@ -150,13 +151,10 @@ def test_an_answer_is_whole_when_its_last_event_has_come() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "backend", "destination"),
-    [(400, "http://a", Destination.WORK), (200, None, Destination.WORK), (200, "http://a", Destination.LIGHT)],
+    ("status", "backend", "needs_slot"), [(400, "http://a", True), (200, None, True), (200, "http://a", False)]
 )
-def test_only_replies_of_engines_that_have_worked_are_read(
-    status: int, backend: str | None, destination: Destination
-) -> None:
+def test_only_replies_of_engines_that_have_worked_are_read(status: int, backend: str | None, needs_slot: bool) -> None:
     request, _ = new_request()
-    request.backend, request.head.destination = backend, destination
+    request.backend, request.requirements = backend, Requirements(needs_slot=needs_slot)
     request.respond(status, b"", b'{"usage":{"prompt_tokens":1,"completion_tokens":1}}')
     assert tokens_in(request.record(9.0)) == (None, None, None)

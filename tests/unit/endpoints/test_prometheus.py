@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,11 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from inference_engine_proxy_server import __version__
+from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
+from inference_engine_proxy_server.processes.siblings import Siblings
+from inference_engine_proxy_server.telemetry.exposition import Labels
+from support.engine import answers_with
+from support.fakes.engine import http_reply
 from support.fleet import Fleet
 from support.live_proxy import Proxy
 from support.ports import unused_url
@@ -48,7 +56,9 @@ async def _samples(proxy: Proxy) -> Samples:
 
 
 def _value(samples: Samples, name: str, **labels: str) -> float | None:
-    return samples.get((name, frozenset(labels.items())))
+    """The sum of the samples with these labels; ``None`` if there are none."""
+    found = [value for (shown, pairs), value in samples.items() if shown == name and labels.items() <= pairs]
+    return sum(found) if found else None
 
 
 async def _requests(proxy: Proxy) -> dict[tuple[str, str, str], float]:
@@ -64,6 +74,7 @@ async def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_e
     fleet: Fleet, tmp_path: Path
 ) -> None:
     engine = await fleet.engine()
+    usual, engine.answer = engine.answer, answers_with(http_reply(b'{"usage":{"prompt_tokens":1}}'))
     gone = await fleet.engine(owner="vllm", models=[*engine.models, {"id": "lost", "object": "model"}])
     router = await fleet.stack.enter_async_context(ScriptedRouter())
     router.load("a")
@@ -80,6 +91,7 @@ async def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_e
     for _ in range(20):  # one of two equal backends is picked at random, so a retry is certain after some requests
         await proxy.http.post(CHAT, json={})
     await proxy.http.post(CHAT, json={"model": "lost"})
+    engine.answer = usual
     engine.freed.clear()
     engine.begins = True
     engine.held.clear()
@@ -153,7 +165,7 @@ async def test_client_that_leaves_before_its_reply_is_counted_as_499(fleet: Flee
     samples = await _samples(proxy)
     assert _value(samples, REQUESTS, route="completions", backend=engine.url, code="499") == 1
     assert _value(samples, "inference_proxy_request_duration_seconds_count", route="completions") == 1
-    assert _value(samples, "inference_proxy_time_to_first_byte_seconds_count", route="completions") == 0
+    assert _value(samples, "inference_proxy_time_to_first_token_seconds_count", route="completions") == 0
     assert not any(name == ABORTS for name, _ in samples)
 
 
@@ -175,7 +187,7 @@ async def test_unfinished_reply_is_counted_by_the_side_that_ended_it(fleet: Flee
     samples = await _samples(proxy)
     assert _value(samples, ABORTS, side=side) == 1
     assert _value(samples, REQUESTS, route="completions", backend=engine.url, code="200") == 1
-    assert _value(samples, "inference_proxy_time_to_first_byte_seconds_count", route="completions") == 1
+    assert _value(samples, "inference_proxy_request_duration_seconds_count", route="completions") == 1
     writer.close()
 
 
@@ -189,7 +201,7 @@ async def test_repeated_request_is_one_request_and_one_retry(fleet: Fleet) -> No
     samples = await _samples(proxy)
     assert _value(samples, RETRIES, reason="backend_unreachable") == 1
     assert {pairs for name, pairs in samples if name == REQUESTS} == {
-        frozenset({"route": "chat_completions", "backend": stays.url, "code": "200"}.items())
+        frozenset({"route": "chat_completions", "model": "m", "backend": stays.url, "code": "200"}.items())
     }
 
 
@@ -214,18 +226,18 @@ async def test_durations_are_cumulative_histograms_of_each_route(fleet: Fleet) -
 
     samples = await _samples(proxy)
 
-    for name in ("inference_proxy_request_duration_seconds", "inference_proxy_time_to_first_byte_seconds"):
-        buckets = {
-            dict(labels)["le"]: value
-            for (sample, labels), value in samples.items()
-            if sample == f"{name}_bucket" and ("route", "chat_completions") in labels
-        }
-        assert list(buckets)[-1] == "+Inf"
-        assert list(buckets.values()) == sorted(buckets.values())
-        assert buckets["+Inf"] == _value(samples, f"{name}_count", route="chat_completions") == 3
-        total = _value(samples, f"{name}_sum", route="chat_completions")
-        assert total is not None
-        assert 0 < total < 60
+    name = "inference_proxy_request_duration_seconds"
+    buckets = {
+        dict(labels)["le"]: value
+        for (sample, labels), value in samples.items()
+        if sample == f"{name}_bucket" and ("route", "chat_completions") in labels
+    }
+    assert list(buckets)[-1] == "+Inf"
+    assert list(buckets.values()) == sorted(buckets.values())
+    assert buckets["+Inf"] == _value(samples, f"{name}_count", route="chat_completions") == 3
+    total = _value(samples, f"{name}_sum", route="chat_completions")
+    assert total is not None
+    assert 0 < total < 60
 
 
 async def test_gauges_show_the_state_of_each_backend(fleet: Fleet) -> None:
@@ -251,3 +263,30 @@ async def test_gauges_show_the_state_of_each_backend(fleet: Fleet) -> None:
 async def _has(proxy: Proxy, name: str, **labels: str) -> bool:
     samples = await _samples(proxy)
     return any(name == shown and labels.items() <= dict(pairs).items() for shown, pairs in samples)
+
+
+async def test_the_page_is_written_in_slices() -> None:
+    """Other tasks run while a long page is written."""
+    turns = 0
+
+    def long_family() -> Iterator[str]:
+        yield "# HELP long Long.\n# TYPE long gauge\n"
+        for number in range(20):
+            before = turns
+            ends = time.perf_counter() + 0.002
+            while time.perf_counter() < ends:
+                pass
+            yield f'long{{number="{number}"}} {turns - before}\n'
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.get_running_loop().create_task(other())
+    page = await MetricsPage([long_family], Siblings(), Labels()).text()
+    task.cancel()
+    assert turns >= 20
+    assert page.count(b"long{number=") == 20
+    assert b"process_cpu_seconds_total " in page

@@ -200,6 +200,7 @@ async def test_shutdown_ends_connections_for_good(guarded: Guarded) -> None:
 class Idle:
     """A connection that is idle until it is closed."""
 
+    exchange = None
     deadline = 1.0
     is_idle = True
 

@@ -3,27 +3,60 @@ from __future__ import annotations
 import itertools
 import random
 import string
+from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 
-from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics, route_of
+from inference_engine_proxy_server.telemetry.exposition import Labels
+from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
+from inference_engine_proxy_server.telemetry.routes import route_of
+from inference_engine_proxy_server.telemetry.traffic import BATCH
 from inference_engine_proxy_server.wire.outcome import Outcome
 from support.records import request_record
 
 PATH = "/v1/completions"
 
 
+class Shown:
+    """What a scrape of ``metrics`` shows, read by the reader of prometheus_client."""
+
+    def __init__(self, metrics: RequestMetrics) -> None:
+        self._metrics = metrics
+
+    def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families("".join(self._metrics.families()))
+            for sample in family.samples
+        }
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.samples().get((name, frozenset(labels.items())))
+
+    def buckets(self, name: str, **labels: str) -> dict[str, float]:
+        """By upper bound, ascending."""
+        wanted = labels.items()
+        return {
+            dict(pairs)["le"]: value
+            for (found, pairs), value in self.samples().items()
+            if found == f"{name}_bucket" and wanted <= dict(pairs).items()
+        }
+
+
+def name_of(backend: str | None, model: str | None) -> str:
+    """The label of each model is its name."""
+    return model or ""
+
+
 @pytest.fixture
 def metrics() -> RequestMetrics:
-    return RequestMetrics()
+    return RequestMetrics(model_of=name_of)
 
 
 @pytest.fixture
-def shown(metrics: RequestMetrics) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    registry.register(metrics)
-    return registry
+def shown(metrics: RequestMetrics) -> Shown:
+    return Shown(metrics)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +86,17 @@ def test_route_of_any_path_is_one_of_a_fixed_set() -> None:
     assert {route_of(path) for path in paths} == {"other"}
 
 
-def test_nothing_is_counted_before_the_first_request(metrics: RequestMetrics) -> None:
-    assert {sample.value for family in metrics.collect() for sample in family.samples} == {0}
+def test_nothing_is_counted_before_the_first_request(shown: Shown) -> None:
+    assert set(shown.samples().values()) == {0}
+
+
+DURATION = "inference_proxy_request_duration_seconds"
+FIRST = "inference_proxy_time_to_first_token_seconds"
+BETWEEN = "inference_proxy_inter_token_latency_seconds"
+KIND = "gen_ai_token_type"
+QUEUE_WAIT = "inference_proxy_queue_wait_seconds"
+ROUTE = {"route": "completions", "model": ""}
+STREAM: dict[str, Any] = {"path": PATH, "backend": "http://a", "policy": "p", "attempts": 1, "is_stream": True}
 
 
 @pytest.mark.parametrize(
@@ -62,69 +104,188 @@ def test_nothing_is_counted_before_the_first_request(metrics: RequestMetrics) ->
     [(0.0, "0.01"), (0.01, "0.01"), (0.0100001, "0.02"), (1.0, "1.28"), (327.68, "327.68"), (327.69, "+Inf")],
 )
 def test_observation_is_in_the_first_bucket_whose_bound_it_does_not_exceed(
-    metrics: RequestMetrics, shown: CollectorRegistry, seconds: float, first_bucket: str
+    metrics: RequestMetrics, shown: Shown, seconds: float, first_bucket: str
 ) -> None:
     metrics.count_request(request_record(path=PATH, seconds=seconds))
 
-    samples = next(family for family in shown.collect() if family.name == "inference_proxy_request_duration_seconds")
-    buckets = {sample.labels["le"]: sample.value for sample in samples.samples if sample.name.endswith("_bucket")}
+    buckets = shown.buckets(DURATION)
     position = list(buckets).index(first_bucket)
     assert list(buckets.values()) == [0] * position + [1] * (len(buckets) - position)
 
 
-def test_sums_and_counts_are_those_of_the_requests(metrics: RequestMetrics, shown: CollectorRegistry) -> None:
-    times = [random.uniform(0, 400) for _ in range(50)]
+@pytest.mark.parametrize("count", [1, BATCH - 1, BATCH, BATCH + 1, 3 * BATCH + 5])
+def test_sums_and_counts_are_those_of_the_requests(metrics: RequestMetrics, shown: Shown, count: int) -> None:
+    times = [random.uniform(0, 400) for _ in range(count)]
 
     for seconds in times:
-        metrics.count_request(request_record(path=PATH, seconds=seconds, first_byte_seconds=seconds / 2))
+        metrics.count_request(request_record(**STREAM, seconds=seconds, first_byte_seconds=seconds / 2))
 
-    route = {"route": "completions"}
-    assert shown.get_sample_value("inference_proxy_request_duration_seconds_count", route) == 50
-    assert shown.get_sample_value("inference_proxy_request_duration_seconds_sum", route) == pytest.approx(sum(times))
-    first_bytes = shown.get_sample_value("inference_proxy_time_to_first_byte_seconds_sum", route)
-    assert first_bytes == pytest.approx(sum(times) / 2)
+    for _ in range(2):  # a scrape changes nothing
+        assert shown.value(f"{DURATION}_count", **ROUTE) == count
+        assert shown.value(f"{DURATION}_sum", **ROUTE) == pytest.approx(sum(times))
+        assert shown.value(f"{FIRST}_sum", **ROUTE) == pytest.approx(sum(times) / 2)
+        buckets = shown.buckets(DURATION)
+        for bound, below in buckets.items():
+            assert below == sum(seconds <= float(bound) for seconds in times)
 
 
-def test_request_without_a_first_byte_has_a_duration_only(metrics: RequestMetrics, shown: CollectorRegistry) -> None:
+def test_only_streams_have_a_first_token(metrics: RequestMetrics, shown: Shown) -> None:
+    metrics.count_request(request_record(**STREAM | {"is_stream": False}))
     metrics.count_request(request_record(path=PATH, status=499, first_byte_seconds=None))
 
-    route = {"route": "completions"}
-    assert shown.get_sample_value("inference_proxy_request_duration_seconds_count", route) == 1
-    assert shown.get_sample_value("inference_proxy_time_to_first_byte_seconds_count", route) == 0
+    assert shown.value(f"{DURATION}_count", **ROUTE) == 2
+    assert shown.value(f"{FIRST}_count", **ROUTE) == 0
 
 
-def test_unfinished_replies_are_counted_by_the_side_that_ended_them(
-    metrics: RequestMetrics, shown: CollectorRegistry
+@pytest.mark.parametrize(("tokens", "count", "total"), [(None, 0, 0), (1, 0, 0), (2, 1, 8.0), (5, 1, 2.0)])
+def test_time_between_tokens_is_the_average_of_a_stream(
+    metrics: RequestMetrics, shown: Shown, tokens: int | None, count: int, total: float
 ) -> None:
-    for outcome, first_byte_seconds in (
-        (Outcome.CLIENT_LEFT, 0.1),
-        (Outcome.CLIENT_LEFT, 0.1),
-        (Outcome.CLIENT_LEFT, None),  # no reply to abort
-        (Outcome.BROKEN, 0.1),
-        (Outcome.COMPLETE, 0.1),
+    metrics.count_request(request_record(**STREAM, first_byte_seconds=1.0, seconds=9.0, output_tokens=tokens))
+
+    assert shown.value(f"{BETWEEN}_count", **ROUTE) == count
+    assert shown.value(f"{BETWEEN}_sum", **ROUTE) == total
+
+
+def test_requests_that_did_not_wait_have_waited_for_0_seconds(metrics: RequestMetrics, shown: Shown) -> None:
+    metrics.count_request(request_record(**STREAM))
+    metrics.count_request(request_record(**STREAM, queue_seconds=3.0))
+    metrics.count_request(request_record(path=PATH, queue_seconds=30.0, status=503, termination="queue_timeout"))
+    metrics.count_request(request_record(path=PATH, status=403))  # was never to be sent
+
+    assert shown.value(f"{QUEUE_WAIT}_count", **ROUTE) == 3
+    assert shown.value(f"{QUEUE_WAIT}_sum", **ROUTE) == 33.0
+    assert shown.buckets(QUEUE_WAIT)["0.01"] == 1
+
+
+def test_tokens_are_counted_by_model_and_backend(metrics: RequestMetrics, shown: Shown) -> None:
+    for model, backend, tokens in (
+        ("m", "http://a", (9, 4, 3)),
+        ("m", "http://a", (1, None, 2)),
+        ("n", "http://b", (5, 0, None)),
     ):
-        metrics.count_request(request_record(outcome=outcome, first_byte_seconds=first_byte_seconds))
+        prompt, cached, output = tokens
+        metrics.count_request(
+            request_record(
+                **STREAM | {"model": model, "backend": backend},
+                prompt_tokens=prompt, cached_tokens=cached, output_tokens=output,
+            )
+        )  # fmt: skip
 
-    assert shown.get_sample_value("inference_proxy_stream_aborts_total", {"side": "client"}) == 2
-    assert shown.get_sample_value("inference_proxy_stream_aborts_total", {"side": "backend"}) == 1
+    def tokens_of(model: str, backend: str) -> list[float | None]:
+        kinds = ("prompt", "cached", "output")
+        return [shown.value(f"inference_proxy_{kind}_tokens_total", model=model, backend=backend) for kind in kinds]
+
+    assert tokens_of("m", "http://a") == [10, 4, 5]
+    assert tokens_of("n", "http://b") == [5, 0, 0]
 
 
-def test_retries_are_counted_by_reason(metrics: RequestMetrics, shown: CollectorRegistry) -> None:
+def test_unfinished_replies_are_counted_by_the_side_that_ended_them(metrics: RequestMetrics, shown: Shown) -> None:
+    for outcome, first_byte_seconds, termination in (
+        (Outcome.CLIENT_LEFT, 0.1, "client_left"),
+        (Outcome.CLIENT_LEFT, 0.1, "client_left"),
+        (Outcome.CLIENT_LEFT, None, "client_left"),  # no reply to abort
+        (Outcome.BROKEN, 0.1, "backend_timeout"),
+        (Outcome.COMPLETE, 0.1, "complete"),
+        (Outcome.COMPLETE, 0.1, "error_status"),
+    ):
+        fields = {"outcome": outcome, "first_byte_seconds": first_byte_seconds, "termination": termination}
+        metrics.count_request(request_record(**fields))
+
+    assert shown.value("inference_proxy_stream_aborts_total", side="client") == 2
+    assert shown.value("inference_proxy_stream_aborts_total", side="backend") == 1
+    failures = [
+        shown.value("inference_proxy_request_failures_total", reason=reason)
+        for reason in ("client_left", "backend_timeout", "error_status", "complete")
+    ]
+    assert failures == [3, 1, 1, None]
+
+
+def test_decisions_are_counted_by_policy(metrics: RequestMetrics, shown: Shown) -> None:
+    for policy in ("tied", "least_requests", "least_requests", None):
+        metrics.count_request(request_record(policy=policy))
+
+    assert shown.value("inference_proxy_decisions_total", policy="least_requests") == 2
+    assert shown.value("inference_proxy_decisions_total", policy="tied") == 1
+
+
+def test_retries_are_counted_by_reason(metrics: RequestMetrics, shown: Shown) -> None:
     metrics.count_retry("backend_timeout")
 
-    assert shown.get_sample_value("inference_proxy_retries_total", {"reason": "backend_timeout"}) == 1
+    assert shown.value("inference_proxy_retries_total", reason="backend_timeout") == 1
 
 
-def test_shed_requests_are_counted_by_reason(metrics: RequestMetrics, shown: CollectorRegistry) -> None:
+def test_shed_requests_are_counted_by_reason(metrics: RequestMetrics, shown: Shown) -> None:
     metrics.count_shed("memory")
 
-    assert shown.get_sample_value("inference_proxy_shed_total", {"reason": "memory"}) == 1
-    assert shown.get_sample_value("inference_proxy_shed_total", {"reason": "event_loop"}) == 0
+    assert shown.value("inference_proxy_shed_total", reason="memory") == 1
+    assert shown.value("inference_proxy_shed_total", reason="event_loop") == 0
 
 
-def test_gauge_has_its_value_at_the_scrape(metrics: RequestMetrics, shown: CollectorRegistry) -> None:
+def test_readings_have_their_value_at_the_scrape(metrics: RequestMetrics, shown: Shown) -> None:
     values = iter([1.0, 2.0])
     metrics.add_gauge("thing", "A thing.", lambda: next(values))
+    metrics.add_counter("event", "An event.", lambda: 7.0)
 
     for value in (1.0, 2.0):
-        assert shown.get_sample_value("inference_proxy_thing") == value
+        samples = shown.samples()
+        assert samples["inference_proxy_thing", frozenset()] == value
+        assert samples["inference_proxy_event_total", frozenset()] == 7.0
+
+
+def test_a_worker_is_a_label_of_every_sample() -> None:
+    metrics = RequestMetrics(labels=Labels(3))
+    metrics.add_gauge("thing", "A thing.", lambda: 1.0)
+    metrics.count_request(request_record(**STREAM, prompt_tokens=1))
+    assert {dict(pairs).get("worker") for _, pairs in Shown(metrics).samples()} == {"3"}
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "a%d%s%%b", "模型"])
+def test_labels_may_have_any_characters(name: str) -> None:
+    metrics = RequestMetrics(model_of=lambda backend, model: name)
+    metrics.count_request(request_record(**STREAM, prompt_tokens=1))
+    models = {dict(pairs)["model"] for _, pairs in Shown(metrics).samples() if "model" in dict(pairs)}
+    assert models == {name}
+
+
+def test_the_thousand_and_first_model_is_another_one() -> None:
+    metrics = RequestMetrics(model_of=name_of)
+    for number in range(1100):
+        metrics.count_request(request_record(**STREAM | {"model": f"m{number}"}))
+    shown = Shown(metrics)
+    assert shown.value(f"{DURATION}_count", route="completions", model="m999") == 1
+    assert shown.value(f"{DURATION}_count", route="completions", model="m1000") is None
+    assert shown.value(f"{DURATION}_count", route="completions", model="other") == 100
+
+
+def test_a_model_gets_its_label_once_it_is_listed() -> None:
+    listed: set[str | None] = set()
+    metrics = RequestMetrics(model_of=lambda backend, model: model if model in listed and model else "")
+    shown = Shown(metrics)
+    for _ in range(2):
+        metrics.count_request(request_record(**STREAM | {"model": "m"}))
+        assert shown.value(f"{DURATION}_count", route="completions", model="") == 1
+        listed.add("m")
+    assert shown.value(f"{DURATION}_count", route="completions", model="m") == 1
+
+
+def test_names_of_opentelemetry_show_the_same_figures(metrics: RequestMetrics, shown: Shown) -> None:
+    for path in ("/v1/chat/completions", "/v1/messages", PATH, "/v1/audio/transcriptions"):
+        times = {"seconds": 5.0, "first_byte_seconds": 1.0, "prompt_tokens": 7, "output_tokens": 3}
+        metrics.count_request(request_record(**STREAM | times | {"path": path, "model": "m"}))
+
+    def of(name: str, operation: str, **more: str) -> float | None:
+        names = {"gen_ai_request_model": "m", "gen_ai_response_model": "m", "gen_ai_provider_name": "inference_proxy"}
+        return shown.value(f"gen_ai_{name}", gen_ai_operation_name=operation, **names, **more)
+
+    assert of("server_request_duration_count", "chat") == 2
+    assert of("server_request_duration_sum", "chat") == 10.0
+    assert of("server_time_to_first_token_sum", "chat") == 2.0
+    assert of("server_time_per_output_token_sum", "chat") == 4.0
+    assert of("client_token_usage_sum", "chat", **{KIND: "input"}) == 14.0
+    assert of("client_token_usage_sum", "chat", **{KIND: "output"}) == 6.0
+    assert of("server_request_duration_count", "text_completion") == 1
+    assert (
+        sum(value for (name, _), value in shown.samples().items() if name == "gen_ai_server_request_duration_count")
+        == 3
+    )

@@ -8,6 +8,8 @@ from inference_engine_proxy_server.wire.load import Load
 class Connection:
     """A connection that is idle until it is used or closed."""
 
+    exchange = None
+
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.is_idle = True
