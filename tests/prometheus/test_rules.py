@@ -107,16 +107,15 @@ CASES = [
     case(
         "InferenceProxyTimeToFirstTokenHigh",
         {
-            'P:time_to_first_byte_seconds_bucket{route="chat_completions", le="10"}': "0+90x60",
-            'P:time_to_first_byte_seconds_bucket{route="chat_completions", le="20"}': "0+100x60",
-            'P:time_to_first_byte_seconds_bucket{route="chat_completions", le="+Inf"}': "0+100x60",
-            'P:time_to_first_byte_seconds_bucket{route="other", le="20"}': "0+1x60",
-            'P:time_to_first_byte_seconds_bucket{route="other", le="40"}': "0+100x60",
-            'P:time_to_first_byte_seconds_bucket{route="other", le="+Inf"}': "0+100x60",
+            'P:time_to_first_token_seconds_bucket{model="m", le="10"}': "0+90x60",
+            'P:time_to_first_token_seconds_bucket{model="m", le="20"}': "0+100x60",
+            'P:time_to_first_token_seconds_bucket{model="m", le="+Inf"}': "0+100x60",
+            'P:time_to_first_token_seconds_bucket{model="quick", le="10"}': "0+100x60",
+            'P:time_to_first_token_seconds_bucket{model="quick", le="+Inf"}': "0+100x60",
         },
-        {'P:time_to_first_byte_seconds_bucket{route="chat_completions", le="10"}': "0+99x60"},
-        "One in twenty replies of chat_completions begins only after 15s.",
-        labels={**OF_JOB, "route": "chat_completions"},
+        {'P:time_to_first_token_seconds_bucket{model="m", le="10"}': "0+99x60"},
+        "One in twenty streams of m begins only after 15s.",
+        labels={**OF_JOB, "model": "m"},
     ),
     case(
         "InferenceProxySheds",
@@ -178,6 +177,13 @@ CASES = [
         {'P:worker_up{worker="1"}': "1x60"},
         "Worker 1 of one:8888 does not report.",
         labels={**AT_ONE, "worker": "1"},
+    ),
+    case(
+        "InferenceProxyAccessLogLost",
+        {"P:access_log_dropped_lines_total": "0x20 7x40"},
+        {"P:access_log_dropped_lines_total": "7x60"},
+        "one:8888 loses lines of its access log: nobody reads it, or the disk is full.",
+        labels=AT_ONE,
     ),
     case(
         "InferenceProxyUsageNotWritten",

@@ -151,7 +151,7 @@ def queries() -> list[Any]:
 
 def as_grafana_sends(expression: str) -> str:
     """The query when everything is selected."""
-    values = {"$__rate_interval": "1m", "$job": ".*", "$instance": ".*"}
+    values = {"$__rate_interval": "1m", "$job": ".*", "$instance": ".*", "$model": ".*"}
     for variable, value in values.items():
         expression = expression.replace(variable, value)
     assert "$" not in expression
