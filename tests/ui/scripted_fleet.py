@@ -120,7 +120,9 @@ class ScriptedFleet:
             "ttft_p95": 0.4 + running * 0.21 + waiting if works else None,
             "predicted_hit_rate": 0.55 + _wave(number, 0, 0.4) if works else None,
             "real_hit_rate": 0.5 + _wave(number, 0, 0.4) if works else None,
-            "recent": [round(_wave(number, tick + back * 9, _SLOTS), 1) for back in range(60)] if works else [0] * 60,
+            "recent": [round(_wave(number, tick // 60 + back * 9, _SLOTS), 1) for back in range(60)]
+            if works
+            else [0] * 60,
         }
 
     def _totals(self, backends: list[dict[str, Any]]) -> dict[str, Any]:

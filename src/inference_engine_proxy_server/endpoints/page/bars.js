@@ -30,6 +30,9 @@ export function sparkline() {
 
 // `most` is the value at the top; null in `values` leaves a gap at the bottom.
 export function setSparkline(root, values, most) {
+  const signature = `${most} ${values}`;
+  if (root.signature === signature) return; // it changes once a minute
+  root.signature = signature;
   const [area, line] = root.children;
   const step = values.length > 1 ? 60 / (values.length - 1) : 60;
   const points = values.map((value, at) => `${round(at * step)} ${round(15 - (14 * (value ?? 0)) / (most || 1))}`);

@@ -27,8 +27,14 @@ export function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
+// For elements that contain nothing but text.
 export function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  const node = element.firstChild;
+  if (node === null) {
+    if (text !== "") element.textContent = text;
+  } else if (node.data !== text) {
+    node.data = text;
+  }
 }
 
 // null removes the attribute.

@@ -47,6 +47,7 @@ export class FleetOrder {
   }
 
   accepts(one) {
+    if (this.filter === "") return true;
     const text = [one.name, one.url, one.shown_state, one.engine, one.engine_version, `tier${one.tier}`, one.reason,
       ...one.models].join(" ").toLowerCase();
     return this.filter.toLowerCase().split(/\s+/).every((word) => text.includes(word));

@@ -6,9 +6,11 @@ import { FleetOrder } from "./fleet_order.js";
 import { fillRow, newRow } from "./fleet_row.js";
 import { recall, remember } from "./memory.js";
 import { isProblem } from "./problems.js";
+import { Slices } from "./slices.js";
 import { hasText, t } from "./text.js";
 
 const GROUPS = ["none", "model", "tier", "state"];
+const ROW_PIXELS = 16, ROWS_AROUND = 20;
 
 export class FleetTable {
   // openBackend(name) shows a backend with its commands.
@@ -25,6 +27,7 @@ export class FleetTable {
     this.held = el("span", { class: "soft", text: "fleet.held" });
     this.map = new FleetMap(openBackend);
     this.heads = COLUMNS.map((column) => this.head(column));
+    this.slices = new Slices();
     this.table = el("table", { class: "fleet" }, el("caption", { class: "for-readers", text: "fleet.caption" }),
       el("colgroup", {}, ...COLUMNS.map((one) => el("col", { class: `col-${one.key} ${one.name ?? ""}` }))),
       el("thead", {}, el("tr", {}, ...this.heads.map(({ root }) => root))));
@@ -78,6 +81,7 @@ export class FleetTable {
       for (const backend of group.backends) items.push(this.line(backend, at, layout));
     }
     this.body.show(items, (item) => item.key);
+    this.slices.run(this.visibleFirst(items.filter((item) => item.isBackend)), (item) => item.fill());
     this.showHeads();
     this.map.render(backends);
     const shown = items.filter((item) => item.isBackend).length;
@@ -88,12 +92,25 @@ export class FleetTable {
   }
 
   line(backend, now, layout) {
+    const key = `backend ${backend.name}`;
     return {
-      key: `backend ${backend.name}`,
+      key,
       isBackend: true,
-      create: () => newRow(this.openBackend),
-      update: (row) => fillRow(row, backend, now, layout),
+      create: () => {
+        const row = newRow(this.openBackend);
+        fillRow(row, backend, now, layout);
+        return row;
+      },
+      update: () => {},
+      fill: () => fillRow(this.body.byKey.get(key), backend, now, layout),
     };
+  }
+
+  // What somebody looks at is up to date at once, the rest within some frames.
+  visibleFirst(items) {
+    const top = this.table.getBoundingClientRect().top;
+    const first = Math.max(0, Math.floor(-top / ROW_PIXELS) - ROWS_AROUND);
+    return [...items.slice(first), ...items.slice(0, first)];
   }
 
   section(group, { columns }) {
