@@ -6,6 +6,7 @@
     ├── ClientError              the request is at fault
     ├── CapacityError            no backend is available for the request now; waiting helps
     │   └── BudgetError          the key has used up its tokens of the day or month
+    ├── RequestCancelled         an operator cancelled the request
     └── BackendError             a backend failed while it had the request
         ├── BackendUnreachable   nothing was sent, so another backend can safely be tried
         ├── BackendBroke         sent, but the connection ended early
@@ -38,6 +39,7 @@ __all__ = [
     "EngineLacks",
     "InvalidReply",
     "ProxyError",
+    "RequestCancelled",
     "RequestMoved",
     "StreamNotContinued",
     "error_body",
@@ -108,6 +110,13 @@ class BudgetError(CapacityError):
 
     status = 429
     code = "insufficient_quota"  # OpenAI's
+
+
+class RequestCancelled(ProxyError):
+    """An operator has cancelled the request."""
+
+    status = 503
+    code = "request_cancelled"
 
 
 class BackendError(ProxyError):
@@ -250,7 +259,8 @@ def error_fields(error: ProxyError, path: str, request_id: str) -> bytes:
     """The header lines for :func:`error_body`.
 
     ``x-should-retry: false`` stops the OpenAI and Anthropic SDKs from retrying: after a timeout, retries would make an
-    engine do the same work a second and a third time; a spent budget is not renewed within the time of their retries.
+    engine do the same work a second and a third time; a spent budget is not renewed within the time of their retries; a
+    cancelled request should not come back.
     Anthropic's SDKs read the request id from ``request-id``. Web pages of any origin may read these errors, which do
     not depend on cookies.
     """
@@ -265,7 +275,7 @@ def error_fields(error: ProxyError, path: str, request_id: str) -> bytes:
         fields.append(b"upgrade: websocket\r\nsec-websocket-version: 13\r\n")  # RFC 6455, 4.4
     elif error.status == 426:
         fields.append(b"upgrade: HTTP/1.1\r\n")  # RFC 9110, 15.5.22: the protocols that are supported
-    if isinstance(error, (BackendTimeout, BudgetError)):
+    if isinstance(error, (BackendTimeout, BudgetError, RequestCancelled)):
         fields.append(b"x-should-retry: false\r\n")
     if _speaks_anthropic(path):
         fields.append(b"request-id: %b\r\n" % request_id.encode())

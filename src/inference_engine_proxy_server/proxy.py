@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from inference_engine_proxy_server.dashboard.feed import Feed
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
@@ -30,6 +31,7 @@ class Proxy:
         guard: sheds requests.
         readiness: of this process.
         config_watch: applies changes of the configuration; ``None`` when it never changes.
+        feed: of the dashboard, whose viewers never leave on their own.
     """
 
     app: FastAPI
@@ -39,6 +41,7 @@ class Proxy:
     guard: OverloadGuard
     readiness: Readiness
     config_watch: ConfigWatch | None
+    feed: Feed
 
     def accept(self, server_state: Any, **_: object) -> ClientConnection[ProxiedRequest]:
         """A protocol for a connection that uvicorn has accepted on PORT."""
@@ -51,6 +54,7 @@ class Proxy:
     def begin_shutdown(self, *, may_linger: bool) -> float:
         """Report from now on that this process will stop; returns for how many seconds it still accepts."""
         self.guard.begin_shutdown()
+        self.feed.close()
         return self.readiness.begin_shutdown(may_linger=may_linger)
 
     def reload(self) -> None:

@@ -38,6 +38,7 @@ from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
+from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits
 from inference_engine_proxy_server.wire.origin import Origin
@@ -156,7 +157,9 @@ def make_forwarder(pool: Pool, *, first_token_seconds: float = 0.0) -> Forwarder
     affinities = AffinityTable(lambda: pool.backends)
     decisions = Decisions(answers_header=False)
     explanations = Explanations(ListedModels(pool.fleet, LiveCatalog(EMPTY), pool.placement.lists))
-    return Forwarder(pool.dispatcher, decisions, metrics, fair_share, updates, attempts, affinities, explanations)
+    return Forwarder(
+        pool.dispatcher, decisions, metrics, Journal(), fair_share, updates, attempts, affinities, explanations
+    )
 
 
 def requests_under_budget(forwarder: Forwarder) -> int:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from inference_engine_proxy_server.access.allowances import Allowance, Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey, digest_of
 from inference_engine_proxy_server.errors import ClientError
-from inference_engine_proxy_server.requests.destinations import Destination, is_about_models, is_usage, is_web_ui
+from inference_engine_proxy_server.requests.destinations import (
+    Destination,
+    is_about_models,
+    is_dashboard,
+    is_usage,
+    is_web_ui,
+)
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
-__all__ = ["Access", "Gate"]
+__all__ = ["Access", "Gate", "Viewer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,25 @@ class Access:
     def permits(self, model: str | None) -> bool:
         """Whether the request may use ``model``; a key that is limited to some models requires a name."""
         return self.key.models is None or model in self.key.models
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """What a request for the dashboard may see.
+
+    Attributes:
+        has_key: it has the API key of a client.
+        admin_key: ``unset``: there is no ADMIN_KEY, or it counts on ADMIN_PORT only; ``required``: the request does not
+            have it; ``accepted``: it does, so it may see everything.
+    """
+
+    has_key: bool
+    admin_key: Literal["unset", "required", "accepted"]
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether the request comes from an operator."""
+        return self.admin_key == "accepted"
 
 
 class Gate:
@@ -61,13 +87,15 @@ class Gate:
         self._metrics_digest = None if metrics_key is None else digest_of(metrics_key.encode())
         self._operators_elsewhere = operators_elsewhere
 
-    def admit(self, head: RequestHead) -> Access | None:
+    def admit(self, head: RequestHead) -> Access | Viewer | None:
         """The permissions of the request; ``None`` when it has no key and needs none.
 
         Raises:
             ClientError: 401, the key is missing or not valid for this path; 404, the path is not served here.
         """
         if head.destination is Destination.OPERATORS:
+            if is_dashboard(head.path):
+                return self._viewer(head, None if self._operators_elsewhere else self._admin_digest)
             if self._operators_elsewhere:
                 raise ClientError("This is served on ADMIN_PORT.", status=404, code="not_here")
             self._require_operator(head)
@@ -75,21 +103,44 @@ class Gate:
             access: Access | None = head.access
             if access is not None and self._ring.still_has(access.key, access.keys):
                 return access  # found for an equal header section
-            for given in _secrets(head):
-                key = self._ring.find(digest_of(given))
-                if key is not None:
-                    return Access(key, self._allowances.of(key), self._ring.keys)
+            key = self._key_of(head, self._ring)
+            if key is not None:
+                return Access(key, self._allowances.of(key), self._ring.keys)
             is_public = _is_open(head) or head.is_preflight or is_web_ui(head.method, head.path)
             if not is_public or head.destination is Destination.WEBSOCKET:
                 raise _refused(head)
         return None
 
-    def admit_operator(self, head: RequestHead) -> None:
+    def admit_operator(self, head: RequestHead) -> Viewer | None:
         """Like :meth:`admit`, but for ADMIN_PORT, which reaches no engine."""
         if head.destination is Destination.OPERATORS:
+            if is_dashboard(head.path):
+                return self._viewer(head, self._admin_digest)
             self._require_operator(head)
         elif not _is_open(head):
             raise ClientError("Only the proxy's own endpoints are served here.", status=404, code="not_here")
+        return None
+
+    def _viewer(self, head: RequestHead, admin_digest: bytes | None) -> Viewer:
+        """Who asks for the dashboard. Without a key, anyone may see a part of it; with a wrong one, nobody.
+
+        Args:
+            admin_digest: of the key of operators; ``None`` if there are none here.
+        """
+        if admin_digest is not None and _has_secret(head, admin_digest):
+            return Viewer(has_key=True, admin_key="accepted")
+        has_key = self._ring is not None and self._key_of(head, self._ring) is not None
+        if admin_digest is not None and (head.admin_key or (_secrets(head) and not has_key)):
+            raise _refused(head, "ADMIN_KEY")
+        return Viewer(has_key=has_key, admin_key="unset" if admin_digest is None else "required")
+
+    def _key_of(self, head: RequestHead, ring: KeyRing) -> ApiKey | None:
+        """The client's valid key in the request; ``None`` if it has none."""
+        for given in _secrets(head):
+            key = ring.find(digest_of(given))
+            if key is not None:
+                return key
+        return None
 
     def _require_operator(self, head: RequestHead) -> None:
         name, digest = "METRICS_KEY", self._metrics_digest
@@ -97,7 +148,7 @@ class Gate:
             name, digest = "ADMIN_KEY", self._admin_digest
             if digest is None:
                 raise ClientError("/admin is off: ADMIN_KEY is not set.", status=404, code="admin_off")
-        if digest is not None and not any(hmac.compare_digest(digest_of(given), digest) for given in _secrets(head)):
+        if digest is not None and not _has_secret(head, digest):
             raise _refused(head, name)
 
 
@@ -119,9 +170,15 @@ def _secrets(head: RequestHead) -> list[bytes]:
     return found
 
 
+def _has_secret(head: RequestHead, digest: bytes) -> bool:
+    """Whether the request has the secret with this digest, as a client's key or in ``X-Admin-Key``."""
+    given = [*_secrets(head), *([head.admin_key] if head.admin_key else [])]
+    return any(hmac.compare_digest(digest_of(one), digest) for one in given)
+
+
 def _refused(head: RequestHead, setting: str | None = None) -> ClientError:
     """The error for a missing or wrong key; ``setting``: the one that holds the key, if it is not a client's."""
-    if _secrets(head):
+    if _secrets(head) or (setting and head.admin_key):
         message = f"The key is not {setting}." if setting else "The API key is not valid here."
     else:
         ways = "as 'Authorization: Bearer KEY', 'x-api-key: KEY' or 'api-key: KEY'"

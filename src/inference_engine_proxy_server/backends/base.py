@@ -151,6 +151,7 @@ class BackendState:
         streams_usage_on_request: its streams of (chat) completions report the tokens used only if the request has
             ``stream_options.include_usage``; then in an event of their own that takes nothing from the others.
         figures: further numbers worth showing, by the engine's own names.
+        engine_version: as the engine names it.
     """
 
     ready: bool
@@ -174,6 +175,7 @@ class BackendState:
     bounds_max_tokens: bool = False
     streams_usage_on_request: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
+    engine_version: str | None = None
 
 
 class BaseBackend:

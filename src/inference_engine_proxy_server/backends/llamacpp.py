@@ -121,6 +121,7 @@ class LlamaCppBackend(BaseBackend):
             statuses=_statuses(models, is_sleeping=props.is_sleeping),
             contexts=context_lengths(models, _context_tokens),
             figures=_figures(sums),
+            engine_version=props.build_info,
         )
 
     async def _fetch_health(self) -> Reply:
@@ -168,6 +169,7 @@ class LlamaCppBackend(BaseBackend):
             model_reports=await fetch_model_reports(models, self.fetch_body),
             most_models=props.most_models,
             contexts=context_lengths(models, _context_tokens),
+            engine_version=props.build_info,
         )
 
     def _why_busy(self, processing: float | None, deferred: float | None, slots: int | None) -> str:
@@ -204,6 +206,7 @@ class _Props(msgspec.Struct):
     is_sleeping: bool = False
     max_instances: Annotated[int, msgspec.Meta(ge=0)] | None = None  # a router's; 0: no limit
     models_autoload: bool = True  # a router's: requests make it load models
+    build_info: str | None = None  # such as b11549-0badc0de
 
     @property
     def most_models(self) -> float | None:

@@ -67,6 +67,7 @@ class VLLMBackend(BaseBackend):
         # poll, so the first rejection ends polling, until /health fails: after that it may be another process.
         self._has_is_paused = True
         self._most_running = 0.0
+        self._version: str | None = None  # unknown until the server was asked, once
 
     async def fetch_state(self) -> BackendState:
         """Everything it reports, summed over all its engines (data parallel) and models.
@@ -106,6 +107,7 @@ class VLLMBackend(BaseBackend):
             bounds_max_tokens=True,  # 400, "max_tokens=... cannot be greater than max_model_len=..."
             streams_usage_on_request=True,
             figures=_figures(page),
+            engine_version=await self._fetch_version(),
         )
 
     async def _health_status(self) -> int:
@@ -116,7 +118,20 @@ class VLLMBackend(BaseBackend):
             if status != 200:
                 self._has_is_paused = True
                 self._most_running = 0.0
+                self._version = None
         return status
+
+    async def _fetch_version(self) -> str | None:
+        """The version of the server; asked for once, until ``/health`` fails."""
+        if self._version is None:
+            try:
+                reply = await self.get("/version")
+                self._version = msgspec.json.decode(reply.body, type=_Version).version
+            except (OSError, UnreadableState):
+                return None
+            except (ValueError, RecursionError):
+                self._version = ""  # a server without that page is not asked again
+        return self._version or None
 
     def _capacity(self, running: float | None, waiting: float | None) -> int | None:
         # It does not report --max-num-seqs (except /server_info of a development server), and the KV cache may allow
@@ -141,6 +156,10 @@ class VLLMBackend(BaseBackend):
 
 class _Paused(msgspec.Struct):
     is_paused: bool
+
+
+class _Version(msgspec.Struct):
+    version: str
 
 
 def _not_live(reason: str) -> BackendState:

@@ -41,7 +41,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         with demo_fleet(show) as backends:
             settings = loaded.settings.model_copy(update={"backends": tuple(backends), "workers": 1})
             given = loaded.configuration
-            configuration = Configuration.of(settings, given.fleet, given.models, given.default_model)
+            configuration = Configuration.of(settings, given.fleet, given.models, given.default_model, given.origins)
             return run(configuration, announce, warnings=loaded.warnings)
     except DemoUnavailable as error:
         complain(str(error))

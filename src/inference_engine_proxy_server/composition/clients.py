@@ -17,6 +17,7 @@ from inference_engine_proxy_server.processes.host import connection_limit
 from inference_engine_proxy_server.processes.process_context import ProcessContext
 from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
+from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.client_context import ClientContext, ClientLimits
 from inference_engine_proxy_server.wire.forwarding import Forwarding
@@ -39,11 +40,17 @@ def build_client_load(settings: Settings, deadlines: Deadlines) -> Load:
 
 
 def build_overload_guard(
-    settings: Settings, load: Load, metrics: RequestMetrics, deadlines: Deadlines
+    settings: Settings, load: Load, metrics: RequestMetrics, journal: Journal, deadlines: Deadlines
 ) -> OverloadGuard:
     """The guard, which sheds requests at the limits of ``load``, except for those that the proxy answers itself."""
     memory = MemoryUse(settings.memory_limit_bytes or container_limit_bytes(processes=settings.workers))
-    guard = OverloadGuard(load, memory, count_shed=metrics.count_shed, clock=deadlines.clock)
+
+    def count_shed(reason: str) -> None:
+        metrics.count_shed(reason)
+        what = reason.replace("_", " ")
+        journal.note("shed", f"A request was rejected, because the proxy is overloaded: {what}.", severity="error")
+
+    guard = OverloadGuard(load, memory, count_shed=count_shed, clock=deadlines.clock)
     for name, text, reading in (
         ("client_connections", "Open connections of clients.", lambda: float(len(load.connections))),
         ("client_requests_in_flight", "Requests being served.", lambda: float(load.requests)),

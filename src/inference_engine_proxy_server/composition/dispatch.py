@@ -36,6 +36,7 @@ from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
+from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.usage.ledger import Ledger
 
@@ -72,6 +73,7 @@ def build_forwarder(
     dispatcher: Dispatcher,
     decisions: Decisions,
     metrics: RequestMetrics,
+    journal: Journal,
     ring: KeyRing | None,
     ownership: Ownership,
     catalog: LiveCatalog,
@@ -92,16 +94,23 @@ def build_forwarder(
     updates = QueueUpdates(dispatcher.queue, to_all=settings.queue_updates)
     forwarder: Forwarder | ResumingForwarder
     forwarder = Forwarder(
-        dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table, Explanations(listed)
+        dispatcher, decisions, metrics, journal, fair_share, updates, attempts, ownership.table, Explanations(listed)
     )
     if settings.stream_resume != "off" or settings.assemble_replies:
-        forwarder = _resuming(settings, forwarder, dispatcher.fleet, metrics)
-    return _by_name(forwarder, dispatcher, metrics, catalog, ring, ownership)
+        forwarder = _resuming(settings, forwarder, dispatcher.fleet, metrics, journal)
+    return _by_name(forwarder, dispatcher, metrics, journal, catalog, ring, ownership)
 
 
-def _resuming(settings: Settings, forwarder: Forwarder, fleet: Fleet, metrics: RequestMetrics) -> ResumingForwarder:
+def _resuming(
+    settings: Settings, forwarder: Forwarder, fleet: Fleet, metrics: RequestMetrics, journal: Journal
+) -> ResumingForwarder:
     relay = StreamRelay(
-        forwarder, fleet, metrics, resumes=settings.stream_resume, sends_comments=settings.stream_resume_comments
+        forwarder,
+        fleet,
+        metrics,
+        journal,
+        resumes=settings.stream_resume,
+        sends_comments=settings.stream_resume_comments,
     )
     assembling = AssemblingForwarder(forwarder, relay, fleet, metrics) if settings.assemble_replies else None
     return ResumingForwarder(forwarder, relay, assembling, fleet, metrics)
@@ -112,6 +121,7 @@ def build_websocket_forwarder(
     dispatcher: Dispatcher,
     decisions: Decisions,
     metrics: RequestMetrics,
+    journal: Journal,
     ring: KeyRing | None,
     ownership: Ownership,
     catalog: LiveCatalog,
@@ -131,22 +141,23 @@ def build_websocket_forwarder(
     fair_share = FairShare(takes_priority_header=settings.priority_header)
     updates = QueueUpdates(dispatcher.queue, to_all=False)  # before the switch, the client can get nothing
     forwarder = WebSocketForwarder(
-        dispatcher, decisions, metrics, fair_share, updates, attempts, ownership.table, Explanations(listed)
+        dispatcher, decisions, metrics, journal, fair_share, updates, attempts, ownership.table, Explanations(listed)
     )
-    return _by_name(forwarder, dispatcher, metrics, catalog, ring, ownership)
+    return _by_name(forwarder, dispatcher, metrics, journal, catalog, ring, ownership)
 
 
 def _by_name(
     forwarder: Forwarder | ResumingForwarder,
     dispatcher: Dispatcher,
     metrics: RequestMetrics,
+    journal: Journal,
     catalog: LiveCatalog,
     ring: KeyRing | None,
     ownership: Ownership,
 ) -> RenamingForwarder | LimitedForwarder:
     """``forwarder`` behind the names of models and the limits of keys."""
     is_served = dispatcher.placement.lists
-    fallbacks = FallbackForwarder(forwarder.forward, metrics)
+    fallbacks = FallbackForwarder(forwarder.forward, metrics, journal)
     renaming = RenamingForwarder(catalog, is_served, forwarder.forward, fallbacks)
     if ring is None:
         return renaming

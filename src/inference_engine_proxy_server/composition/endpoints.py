@@ -13,10 +13,13 @@ from fastapi import APIRouter, FastAPI
 from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
+from inference_engine_proxy_server.composition.dashboard import Dashboard
+from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.endpoints.admin import admin_router
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
+from inference_engine_proxy_server.endpoints.dashboard import dashboard_router
 from inference_engine_proxy_server.endpoints.docs import docs_router
 from inference_engine_proxy_server.endpoints.failures import answer_failures
 from inference_engine_proxy_server.endpoints.health import health_router
@@ -31,7 +34,7 @@ from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.requests.path_policy import PathPolicy
 
-__all__ = ["build_app", "build_destinations", "build_routers"]
+__all__ = ["build_app", "build_dashboard_router", "build_destinations", "build_routers"]
 
 
 def build_routers(
@@ -61,6 +64,19 @@ def build_routers(
         docs_router(),
         admin_router(fleet, ring, allowances, workers),
         usage_router(usage_file, time.time),
+    )
+
+
+def build_dashboard_router(
+    settings: Settings, dashboard: Dashboard, configuration: Callable[[], Configuration]
+) -> APIRouter:
+    """The endpoints of the dashboard; ``configuration``: what is in force."""
+    return dashboard_router(
+        dashboard.reporter,
+        dashboard.feed,
+        dashboard.cancelling,
+        configuration,
+        hides_names=settings.health_details == "key",
     )
 
 

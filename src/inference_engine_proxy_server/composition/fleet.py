@@ -26,6 +26,7 @@ from inference_engine_proxy_server.processes.process_context import ProcessConte
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits
 from inference_engine_proxy_server.wire.origin import Origin
@@ -155,9 +156,10 @@ def build_config_watch(
     load: Callable[[], Configuration] | None,
     updater: FleetUpdater,
     metrics: RequestMetrics,
+    journal: Journal,
     process: ProcessContext,
 ) -> ConfigWatch | None:
     """The watch that reads changes of the configuration with ``load``; ``None`` when it never changes."""
     if load is None:
         return None
-    return ConfigWatch(configuration, load, updater, metrics, hears_signals=not process.is_worker)
+    return ConfigWatch(configuration, load, updater, metrics, journal, hears_signals=not process.is_worker)

@@ -17,13 +17,19 @@ from inference_engine_proxy_server.composition.clients import (
     build_operator_context,
     build_overload_guard,
 )
+from inference_engine_proxy_server.composition.dashboard import build_dashboard
 from inference_engine_proxy_server.composition.dispatch import (
     build_dispatcher,
     build_forwarder,
     build_placement,
     build_websocket_forwarder,
 )
-from inference_engine_proxy_server.composition.endpoints import build_app, build_destinations, build_routers
+from inference_engine_proxy_server.composition.endpoints import (
+    build_app,
+    build_dashboard_router,
+    build_destinations,
+    build_routers,
+)
 from inference_engine_proxy_server.composition.fleet import (
     build_backend_factory,
     build_cache_refresher,
@@ -59,6 +65,7 @@ from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.tasks.background import in_background
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.logs import AccessLog
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
@@ -87,7 +94,8 @@ def build_proxy(
         UnknownEngineError: the configuration names an unknown engine.
     """
     settings, process = configuration.settings, process or SoleProcess()
-    deadlines, metrics, engines = Deadlines(), RequestMetrics(RULES, RESULTS), discover_engines()
+    deadlines, metrics, journal = Deadlines(), RequestMetrics(RULES, RESULTS), Journal()
+    engines = discover_engines()
     access_log = build_access_log(settings, process)
     catalog = LiveCatalog(ModelCatalog(configuration.models, configuration.default_model))
     # The fleet, and the path of a request to it.
@@ -98,31 +106,41 @@ def build_proxy(
     updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend, catalog)
     HiddenModels(fleet, catalog)
     listed = ListedModels(fleet, catalog, placement.lists)
-    config_watch = build_config_watch(configuration, load, updater, metrics, process)
+    config_watch = build_config_watch(configuration, load, updater, metrics, journal, process)
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
     decisions = Decisions(answers_header=settings.explain_header)
     ring = build_key_ring(settings)
     ownership = Ownership(AffinityTable(lambda: fleet.backends), process.siblings)
     spending = build_spending()
     ledger = build_ledger(settings, spending, metrics, process)
-    forwarder = build_forwarder(settings, dispatcher, decisions, metrics, ring, ownership, catalog, listed, ledger)
+    forwarder = build_forwarder(
+        settings, dispatcher, decisions, metrics, journal, ring, ownership, catalog, listed, ledger
+    )
     websockets = build_websocket_forwarder(
-        settings, dispatcher, decisions, metrics, ring, ownership, catalog, listed, deadlines
+        settings, dispatcher, decisions, metrics, journal, ring, ownership, catalog, listed, deadlines
     )
     # The proxy's own paths.
     allowances = Allowances(deadlines.clock, spending)
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
     workers = AllWorkers(dispatcher, decisions, ring, allowances, process.siblings, process.order)
     metrics_page = MetricsPage(dispatcher, metrics, process.siblings)
-    routers = build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page, listed)
     client_load = build_client_load(settings, deadlines)
-    guard = build_overload_guard(settings, client_load, metrics, deadlines)
-    answers = {**workers.answers, **metrics_page.answers, **ownership.answers}
+    guard = build_overload_guard(settings, client_load, metrics, journal, deadlines)
+    dashboard = build_dashboard(
+        settings, dispatcher, client_load, journal, process,
+        is_own=lambda record: destinations.of(record.method, record.path) in ANSWERED_HERE,
+    )  # fmt: skip
+    routers = [
+        *build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page, listed),
+        build_dashboard_router(settings, dashboard, lambda: _in_force(configuration, config_watch)),
+    ]
+    answers = {**workers.answers, **metrics_page.answers, **ownership.answers, **dashboard.answers}
     loops = {
         "deadlines": deadlines.run,
         "overload guard": guard.run,
         "cache refresher": refresher.run,
         "standstill watch": StandstillWatch(fleet).run,
+        **dashboard.loops,
         **_optional_loops(config_watch, ring, access_log, ledger),
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }
@@ -131,7 +149,7 @@ def build_proxy(
     bridge = AsgiBridge(app)
     gate = build_gate(settings, ring, allowances)
     destinations = build_destinations(settings, app, routers)
-    subscribers = [metrics.count_request, *([] if access_log is None else [access_log.write])]
+    subscribers = [metrics.count_request, dashboard.observe, *([] if access_log is None else [access_log.write])]
     clients = build_client_context(
         settings, deadlines, client_load, destinations, guard, gate,
         handle=_handler(bridge, forwarder, websockets),
@@ -139,7 +157,11 @@ def build_proxy(
         process=process,
     )  # fmt: skip
     operators = build_operator_context(clients, gate, bridge.answer)
-    return Proxy(app, clients, operators, fleet, guard, readiness, config_watch)
+    return Proxy(app, clients, operators, fleet, guard, readiness, config_watch, dashboard.feed)
+
+
+def _in_force(configuration: Configuration, config_watch: ConfigWatch | None) -> Configuration:
+    return configuration if config_watch is None else config_watch.in_force
 
 
 def _optional_loops(

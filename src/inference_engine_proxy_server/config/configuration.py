@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig, completed
@@ -21,12 +21,14 @@ class Configuration:
         fleet: one entry for each of the backends in ``settings``, in their order.
         models: per-model settings, by the names that requests use.
         default_model: the model of requests that name none; ``None`` if none is configured.
+        origins: where the value of each variable comes from; empty if the settings come from no source.
     """
 
     settings: Settings
     fleet: tuple[BackendConfig, ...]
     models: Mapping[str, ModelConfig]
     default_model: str | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -35,6 +37,7 @@ class Configuration:
         described: Iterable[BackendConfig] = (),
         models: Mapping[str, ModelConfig] = MappingProxyType({}),
         default_model: str | None = None,
+        origins: Mapping[str, str] = MappingProxyType({}),
     ) -> Configuration:
         """The configuration from ``settings`` and a fleet file together.
 
@@ -43,9 +46,11 @@ class Configuration:
             described: the fleet file's backends; a backend without a description gets the defaults.
             models: the fleet file's models.
             default_model: the fleet file's; the setting DEFAULT_MODEL takes precedence.
+            origins: where the value of each variable comes from.
         """
         fleet = completed(settings.backends, described, settings.backend_api_key)
-        return cls(settings, fleet, MappingProxyType(dict(models)), settings.default_model or default_model)
+        models = MappingProxyType(dict(models))
+        return cls(settings, fleet, models, settings.default_model or default_model, MappingProxyType(dict(origins)))
 
     def with_fleet_of(self, other: Configuration) -> Configuration:
         """The same settings with the fleet and models of ``other``."""
@@ -55,4 +60,6 @@ class Configuration:
             "default_model": other.settings.default_model,
         }
         settings = self.settings.model_copy(update=fleet_settings)
-        return Configuration(settings, other.fleet, other.models, other.default_model)
+        changed = {name: other.origins[name] for name in map(str.upper, fleet_settings) if name in other.origins}
+        origins = MappingProxyType({**self.origins, **changed})
+        return Configuration(settings, other.fleet, other.models, other.default_model, origins)

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from dotenv.parser import parse_stream
 from pydantic import ValidationError
@@ -113,8 +112,8 @@ def load_settings(
         *_doubled_paths(settings),
         *_unused(fleet, settings, origins),
     )
-    configuration = Configuration.of(settings, fleet.backends, fleet.models, fleet.default_model)
-    return LoadedSettings(configuration, MappingProxyType(origins), warnings)
+    configuration = Configuration.of(settings, fleet.backends, fleet.models, fleet.default_model, origins)
+    return LoadedSettings(configuration, configuration.origins, warnings)
 
 
 def _read_fleet_file(file: str | None, environ: Mapping[str, str], *, is_argument: bool) -> FleetFile:

@@ -110,6 +110,7 @@ class Attempts:
         head, connections = request.head, backend.connections
         stream, body = (None, attempt.body) if request.sink is None else _as_received(request.sink, attempt)
         request.backend = backend.url
+        request.attempts += 1
         request.backend_fields = backend.reply_field if self._names_backend else b""
         credentials = backend.credentials
         if credentials is None:

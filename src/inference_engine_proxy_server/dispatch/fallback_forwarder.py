@@ -16,6 +16,7 @@ from inference_engine_proxy_server.errors import (
     ProxyError,
 )
 from inference_engine_proxy_server.models.catalog import Fallback, Meaning
+from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 
 __all__ = ["FallbackForwarder"]
@@ -43,12 +44,13 @@ class FallbackForwarder:
 
     Args:
         forward: forwards a request to the model that it names.
-        metrics: counts the requests that another model gets.
+        metrics: counts the requests that another model gets. journal: notes them.
     """
 
-    def __init__(self, forward: Forward, metrics: RequestMetrics) -> None:
+    def __init__(self, forward: Forward, metrics: RequestMetrics, journal: Journal) -> None:
         self._forward = forward
         self._metrics = metrics
+        self._journal = journal
 
     async def forward(self, request: ProxiedRequest, name: str, meaning: Meaning) -> None:
         """Forward ``request`` to the first model that serves it.
@@ -92,6 +94,8 @@ class FallbackForwarder:
     def _note(self, request: ProxiedRequest, model: str, fallback: str, reason: str) -> None:
         logger.warning("request %s: %s is %s, and %s gets it", request.request_id, model, _MEANINGS[reason], fallback)
         self._metrics.count_fallback(model, fallback, reason)
+        text = f"Model {model} is {_MEANINGS[reason]}, and {fallback} gets request {request.request_id}."
+        self._journal.note("fallback", text, severity="warning", like=f"{model} {fallback} {reason}")
 
 
 def _longest_wait(meaning: Meaning) -> float:

@@ -38,6 +38,7 @@ from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTab
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.routing.requirements import Requirements, beyond
+from inference_engine_proxy_server.telemetry.journal import BACKEND, Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 
@@ -58,7 +59,7 @@ class Forwarder:
     Args:
         dispatcher: grants leases.
         decisions: records why each backend was chosen.
-        metrics: counts repeated requests.
+        metrics: counts repeated requests. journal: notes them.
         fair_share: orders the requests that must wait.
         updates: sends queue positions to waiting streams.
         attempts: sends requests to backends.
@@ -71,6 +72,7 @@ class Forwarder:
         dispatcher: Dispatcher,
         decisions: Decisions,
         metrics: RequestMetrics,
+        journal: Journal,
         fair_share: FairShare,
         updates: QueueUpdates,
         attempts: Attempts,
@@ -81,6 +83,7 @@ class Forwarder:
         self._placement = dispatcher.placement
         self._decisions = decisions
         self._metrics = metrics
+        self._journal = journal
         self._fair_share = fair_share
         self._updates = updates
         self._attempts = attempts
@@ -105,9 +108,11 @@ class Forwarder:
             while True:
                 lease = self._dispatcher.lease(requirements, failed) or await self._wait(request, failed)
                 observers: tuple[ReplyObserver, ...] = ()
+                request.policy = lease.choice.rule.name
                 try:
                     if lease.choice.decision is not None:
                         decision = lease.choice.decision
+                        request.decision = decision
                         request.common_fields = self._decisions.record(decision, request, request.resumes, failed)
                     if lease.tracker is not None or requirements.affinity is not None:
                         observers = self._observe(request, lease)
@@ -222,6 +227,10 @@ class Forwarder:
             request.losses += not isinstance(error, BackendUnreachable)
         if may_go_on:
             self._metrics.count_retry(error.code)
+            text = (
+                f"Request {request.request_id} goes to another backend, because backend {BACKEND} failed: {error.code}."
+            )
+            self._journal.note("retry", text, severity="warning", backend=backend.url, like=error.code)
         return may_go_on
 
     def _close_failures(self, request: ProxiedRequest, failed: dict[Backend, BackendError]) -> None:
@@ -243,7 +252,10 @@ class Forwarder:
             try_lease=partial(self._dispatcher.try_lease, requirements, tuple(failed)),
             queue=queue,
             most_seconds=math.inf if request.fallback_after_seconds is None else request.fallback_after_seconds,
+            owner=request,
         )
+        clock = self._dispatcher.fleet.clock
+        began_at = clock()
         try:
             with self._placement.waiting(requirements, failed):
                 async with self._updates.during(request, queued):
@@ -251,6 +263,8 @@ class Forwarder:
         except (ProxyError, asyncio.CancelledError):
             self._dispatcher.fill_slots()  # models may have been kept from requests because this one waited
             raise
+        finally:
+            request.queue_seconds += clock() - began_at
 
 
 def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: Placement) -> Requirements:

@@ -7,14 +7,17 @@ from typing import cast
 import msgspec
 
 from inference_engine_proxy_server.access.gate import Access
+from inference_engine_proxy_server.backends.reply_facts import NO_FACTS, ReplyFacts, read_facts, says_its_end
 from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.requests.content import RequestContent, read_content
-from inference_engine_proxy_server.requests.destinations import streams_events
+from inference_engine_proxy_server.requests.destinations import IN_A_SLOT, streams_events
 from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
+from inference_engine_proxy_server.routing.decisions import Decision
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.client_side import ClientSide
 from inference_engine_proxy_server.wire.exchange import Exchange
+from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.request_head import RequestHead
 
 __all__ = ["ProxiedRequest"]
@@ -32,7 +35,10 @@ class ProxiedRequest(Exchange):
         model: the model that the request names, as engines know it; ``None`` if it names none or has not been read.
         alias: the client's name for it, if that is another one; ``None`` if it is not.
         requirements: what the request requires of a backend; set before its first attempt.
+        decision: the latest choice of a backend for it; set only if decisions are recorded.
         backend: base URL of the backend of the latest attempt; ``None`` when the proxy itself answers.
+        attempts: how often it was sent to a backend. policy: the rule that chose the backend of the latest attempt.
+        queue_seconds: how long it has waited for a free backend.
         losses: how many backends received the request and failed to answer it.
         fallback_after_seconds: how long it may wait for its model before another one serves it; infinite if it may wait
             as long as usual; ``None`` if there is no other one.
@@ -41,21 +47,26 @@ class ProxiedRequest(Exchange):
     """
 
     __slots__ = (
-        "_content", "alias", "backend", "fallback_after_seconds", "losses", "model", "requirements", "resumes", "sink",
+        "_content", "alias", "attempts", "backend", "decision", "fallback_after_seconds", "losses", "model", "policy",
+        "queue_seconds", "requirements", "resumes", "sink",
     )  # fmt: skip
 
     alias: str | None
     backend: str | None
+    decision: Decision
     fallback_after_seconds: float | None
     model: str | None
+    policy: str | None
     requirements: Requirements
     sink: ResumableStream | None
     _content: RequestContent | None
 
     def __init__(self, connection: ClientSide, head: RequestHead, body: bytes, request_id: str, client: str) -> None:
         Exchange.__init__(self, connection, head, body, request_id, client)
-        self.model = self.alias = self.backend = self.fallback_after_seconds = self.sink = self._content = None
-        self.losses = self.resumes = 0
+        self.model = self.alias = self.backend = self.policy = self.fallback_after_seconds = self.sink = None
+        self._content = None
+        self.attempts = self.losses = self.resumes = 0
+        self.queue_seconds = 0.0
 
     @property
     def content(self) -> RequestContent:
@@ -119,13 +130,19 @@ class ProxiedRequest(Exchange):
     def record(self, now: float) -> RequestRecord:
         """The record of the request, which ended at ``now``."""
         head = self.head
-        started_at = self.started_at
+        started_at, status, termination = self.started_at, self.status, self.termination
         first_byte_at = None if self.has_only_comments else self.first_byte_at
+        facts, is_stream = NO_FACTS, False
+        if first_byte_at is not None and self.backend is not None and status < 400:
+            is_stream = self.is_stream
+            if head.destination in IN_A_SLOT:
+                facts = self._facts()
+        access = head.access
         return RequestRecord(
             self.client,
             head.method,
             head.path,
-            self.status,
+            status,
             self.outcome,
             self.backend,
             self.model,
@@ -135,4 +152,22 @@ class ProxiedRequest(Exchange):
             self.request_id,
             self.resumes,
             self.alias,
+            "error_status" if status >= 400 and termination == "complete" else termination,
+            is_stream,
+            self.queue_seconds,
+            self.attempts,
+            facts.prompt_tokens,
+            facts.cached_tokens,
+            facts.answer_tokens,
+            access.key.name if isinstance(access, Access) else None,
+            self.policy,
         )
+
+    def _facts(self) -> ReplyFacts:
+        """What the reply reports; not the tokens of an answer that is not complete."""
+        excerpt = self.excerpt
+        facts = read_facts(self.ends) if excerpt is None else excerpt.parsed(read_facts)
+        if self.outcome is Outcome.COMPLETE or facts.answer_tokens is None:
+            return facts
+        is_whole = says_its_end(self.ends if excerpt is None else excerpt.read())
+        return facts if is_whole else facts._replace(answer_tokens=None)

@@ -14,7 +14,7 @@ import asyncio
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -67,6 +67,7 @@ class QueuedRequest(Generic[C]):
         try_lease: returns a lease, or ``None`` when no slot is free. Raises a ``ProxyError`` if waiting is pointless.
         queue: the queue in which it waits.
         most_seconds: how long it may wait, if that is less than usual.
+        owner: the request that it stands for, to show who waits.
         lease: receives the result of ``try_lease``, or the error that ends the wait.
         deadline: the time at which its wait ends.
         waits: whether it is in the queue now.
@@ -80,6 +81,7 @@ class QueuedRequest(Generic[C]):
     try_lease: Callable[[], C | None]
     queue: RequestQueue[C]
     most_seconds: float = math.inf
+    owner: object = None
     lease: asyncio.Future[C] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     deadline: float = field(default=NEVER, init=False)
     waits: bool = field(default=False, init=False)
@@ -200,6 +202,12 @@ class RequestQueue(Generic[C]):
         rank = (-request.priority, request.starts_at)
         lane = self._lanes.get(request.lane, ())
         return 1 + sum(entry[3].waits and entry[:2] < rank for entry in lane)
+
+    def waiting(self) -> Iterator[tuple[QueuedRequest[C], int]]:
+        """All waiting requests, and the position of each in its lane."""
+        for heap in self._lanes.values():
+            in_order = sorted(entry for entry in heap if entry[3].is_waiting)
+            yield from ((entry[3], position) for position, entry in enumerate(in_order, 1))
 
     def seconds_for(self, requests: int) -> float | None:
         """The time to dispatch this many requests at the recent rate; ``None`` if none was dispatched recently."""

@@ -14,6 +14,7 @@ from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
 from inference_engine_proxy_server.requests.headers import wants_resume
 from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
 from inference_engine_proxy_server.resume.rules import MOST_RESUMES, problem_of
+from inference_engine_proxy_server.telemetry.journal import BACKEND, Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 
 __all__ = ["StreamRelay"]
@@ -29,7 +30,7 @@ class StreamRelay(FleetObserver):
     Args:
         forwarder: makes the attempts.
         fleet: the backends.
-        metrics: counts resumed streams, and broken ones that are not resumed.
+        metrics: counts resumed streams, and broken ones that are not resumed. journal: notes them.
         resumes: ``header``: only requests with the header ``X-Stream-Resume: on`` are continued; ``off``: none.
         sends_comments: whether a comment in the stream tells the client where it was resumed.
     """
@@ -39,6 +40,7 @@ class StreamRelay(FleetObserver):
         forwarder: Forwarder,
         fleet: Fleet,
         metrics: RequestMetrics,
+        journal: Journal,
         *,
         resumes: Literal["on", "off", "header"],
         sends_comments: bool,
@@ -46,6 +48,7 @@ class StreamRelay(FleetObserver):
         self._forwarder = forwarder
         self._fleet = fleet
         self._metrics = metrics
+        self._journal = journal
         self._resumes = resumes
         self._sends_comments = sends_comments
         fleet.subscribe(self)
@@ -166,6 +169,8 @@ class StreamRelay(FleetObserver):
         """Relay what was withheld; a stream that its engine has ended ends here, too."""
         self._metrics.count_unresumed(rule)
         logger.warning("request %s: its stream broke and is not resumed: %s", request.request_id, rule)
+        text = f"The stream of request {request.request_id} broke on backend {BACKEND} and is not resumed: {rule}."
+        self._journal.note("resume", text, severity="error", backend=request.backend, like=rule)
         if stream.is_cut:
             stream.end_as_received()
         else:
@@ -181,6 +186,14 @@ class StreamRelay(FleetObserver):
             error.code,
         )
         self._metrics.count_resume(error.code)
+        self._journal.note(
+            "resume",
+            f"The stream of request {request.request_id} broke on backend {BACKEND} after {transcript.text_events} "
+            f"tokens ({error.code}) and continues on another backend.",
+            severity="warning",
+            backend=request.backend,
+            like=error.code,
+        )
         request.resumes += 1
         request.body = stream.dialect.continued(stream.members, transcript)
         comment = b": resumed on another backend after %b\n\n" % error.code.encode() if self._sends_comments else b""

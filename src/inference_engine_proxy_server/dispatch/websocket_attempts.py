@@ -62,6 +62,7 @@ class WebSocketAttempts(Attempts):
         request, backend = attempt.request, attempt.backend
         head, connections = request.head, backend.connections
         request.backend = backend.url
+        request.attempts += 1
         request.backend_fields = backend.reply_field if self._names_backend else b""
         credentials = backend.credentials
         if credentials is None:

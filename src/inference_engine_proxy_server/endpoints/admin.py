@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse
 from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey
+from inference_engine_proxy_server.dashboard.backend_facts import facts_of
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers, SiblingAnswers
-from inference_engine_proxy_server.endpoints.backend_facts import facts_of
 from inference_engine_proxy_server.endpoints.usage import described_budgets
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.fleet.backend import Backend

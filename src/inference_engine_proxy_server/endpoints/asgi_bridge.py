@@ -26,7 +26,8 @@ class AsgiBridge:
 
     ``HEAD`` is passed as ``GET``, and the body of the answer is dropped, so an application need not support both. A
     slash at the end of the path is dropped from ``path``, but not from ``raw_path``. The call is cancelled when the
-    client disconnects, so the application never receives ``http.disconnect``.
+    client disconnects, so the application never receives ``http.disconnect``. While the client reads too slowly, the
+    application waits in ``send``.
     """
 
     def __init__(self, app: _App) -> None:
@@ -35,6 +36,7 @@ class AsgiBridge:
     async def answer(self, exchange: Exchange) -> None:
         """Answer ``exchange``."""
         bodies = [exchange.body]
+        source = _Source()
 
         async def receive() -> _Message:
             if not bodies:
@@ -45,15 +47,41 @@ class AsgiBridge:
             if message["type"] == "http.response.start":
                 _begin(exchange, message)
             elif message["type"] == "http.response.body":
+                is_last = not message.get("more_body")
+                if not is_last:
+                    exchange.source = source
                 if message.get("body"):
                     exchange.write(message["body"])
-                if not message.get("more_body"):
+                if is_last:
                     exchange.end()
+                else:
+                    await source.may_go_on.wait()
 
         async def call() -> None:
             await self._app(_scope(exchange), receive, send)
 
         await asyncio.get_running_loop().create_task(call())  # frameworks look up the current task
+
+
+class _Source:
+    """The application as the source of a reply that it sends in pieces."""
+
+    is_unanswered = False
+
+    def __init__(self) -> None:
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+
+    def comment_sent(self) -> None:
+        """Never called, because the reply has begun."""
+
+    def pause_reading(self) -> None:
+        """The client is behind."""
+        self.may_go_on.clear()
+
+    def resume_reading(self) -> None:
+        """The client has caught up."""
+        self.may_go_on.set()
 
 
 def _scope(exchange: Exchange) -> _Message:
@@ -73,7 +101,7 @@ def _scope(exchange: Exchange) -> _Message:
         "headers": [(b"host", head.host), *((name.lower(), value.strip(b" \t")) for name, value in fields)],
         "client": None,
         "server": None,
-        "state": {"access": head.access, "request_id": exchange.request_id},
+        "state": {"access": head.access, "request_id": exchange.request_id, "is_head": head.is_head},
     }
 
 

@@ -6,9 +6,8 @@ import math
 import time
 from typing import Any
 
+from inference_engine_proxy_server.dashboard.backend_facts import facts_of
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
-from inference_engine_proxy_server.endpoints.backend_facts import facts_of
-from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot
 
 __all__ = ["HealthReport"]
@@ -53,7 +52,7 @@ def _details(backend: BackendSnapshot) -> dict[str, Any]:
     return {
         "ready": backend.takes_requests,
         "live": backend.is_live,
-        "shown_state": _shown_state(backend),
+        "shown_state": backend.shown_state,
         **facts_of(backend),
         "limit": _finite(backend.limit),
         "slots": _finite(backend.slots),
@@ -68,15 +67,6 @@ def _details(backend: BackendSnapshot) -> dict[str, Any]:
             **reported.figures,
         },
     }
-
-
-def _shown_state(backend: BackendSnapshot) -> str:
-    """The state in one word for people, who also want to know what an operator did and whether polls are answered."""
-    if backend.is_draining:
-        return "draining"
-    if backend.state is Health.BUSY and backend.is_silent:
-        return "frozen"
-    return "ready" if backend.state is Health.UP else backend.state.value
 
 
 def _finite(number: float) -> float | None:

@@ -224,6 +224,7 @@ class CacheRefresher:
             if engine_class is None:
                 return None
             engine = self._identified[backend] = engine_class(backend.url, get, self._thresholds_of(backend.config))
+            backend.engine = next(iter((*engine_class.providers, engine_class.__name__)))
             backend.connections.keep_alive(wanted=engine_class.reuses_connections or self._always_keep_alive)
             if self._logged.get(backend) is not engine_class:
                 self._logged[backend] = engine_class

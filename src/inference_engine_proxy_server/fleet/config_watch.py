@@ -13,6 +13,7 @@ from inference_engine_proxy_server.config.file_watch import FileWatch
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError, settings_files
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, UnknownEngineError
+from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 
 __all__ = ["ConfigWatch"]
@@ -30,7 +31,11 @@ class ConfigWatch:
         load: reads it again. Raises ``SettingsError``.
         updater: applies the fleet.
         metrics: counts reloads.
+        journal: notes reloads.
         hears_signals: whether SIGHUP is sent to this process.
+
+    Attributes:
+        in_force: the configuration that is in force: changes that need a restart are left out.
     """
 
     def __init__(
@@ -39,13 +44,16 @@ class ConfigWatch:
         load: Callable[[], Configuration],
         updater: FleetUpdater,
         metrics: RequestMetrics,
+        journal: Journal,
         *,
         hears_signals: bool = True,
     ) -> None:
+        self.in_force = configuration
         self._settings = configuration.settings
         self._load = load
         self._updater = updater
         self._metrics = metrics
+        self._journal = journal
         self._hears_signals = hears_signals
         # A new worker has the configuration of its supervisor, which leaves out files that are being written.
         self._watch = FileWatch(settings_files(self._settings), distrusts_fresh=not hears_signals)
@@ -73,13 +81,20 @@ class ConfigWatch:
             self._metrics.count_reload(succeeded=False)
             for line in str(error).splitlines():
                 logger.error("settings: %s; the fleet is unchanged", line)
+            problems = "; ".join(str(error).splitlines())
+            text = f"The changed settings cannot be used, and the fleet is unchanged: {problems}."
+            self._journal.note("reload", text, severity="error", like="error")
             return
         self._metrics.count_reload(succeeded=True)
         self._expects_news = True
         if not has_changed and expects_news:
             logger.info("settings: reloaded, the fleet is unchanged")
+        if has_changed or expects_news:
+            result = "and what has changed in the fleet is in force" if has_changed else "and the fleet is unchanged"
+            self._journal.note("reload", f"The settings were read again, {result}.")
         self._warn_of_ignored_changes(configuration.settings)
         self._settings = configuration.settings
+        self.in_force = self.in_force.with_fleet_of(configuration)
         self._watch.files = settings_files(self._settings)
 
     def _warn_of_ignored_changes(self, after: Settings) -> None:

@@ -47,6 +47,7 @@ class BackendSnapshot:
     Attributes:
         name: from the configuration.
         url: base URL.
+        engine: name of its engine; ``None`` before that is known.
         state: health.
         reason: why it is not up; empty when it is.
         since: when it got into this state, in seconds since the epoch.
@@ -73,6 +74,7 @@ class BackendSnapshot:
 
     name: str
     url: str
+    engine: str | None
     state: Health
     reason: str
     since: float
@@ -97,6 +99,15 @@ class BackendSnapshot:
     reported: BackendState
     reported_at: float
 
+    @property
+    def shown_state(self) -> str:
+        """The state in one word for people, who also want to know what an operator did and if polls are answered."""
+        if self.is_draining:
+            return "draining"
+        if self.state is Health.BUSY and self.is_silent:
+            return "frozen"
+        return "ready" if self.state is Health.UP else self.state.value
+
     @classmethod
     def of(cls, backend: Backend, now: float) -> BackendSnapshot:
         """The current state of ``backend``; ``now`` is a reading of the fleet's clock."""
@@ -104,6 +115,7 @@ class BackendSnapshot:
         return cls(
             name=backend.config.name,
             url=backend.url,
+            engine=backend.engine,
             state=health.state,
             reason=health.reason,
             since=time.time() - (now - health.since),

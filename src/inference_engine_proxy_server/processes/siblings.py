@@ -50,8 +50,12 @@ class Siblings:
 
     async def ask(self, question: str) -> dict[int, bytes | None]:
         """Each sibling's answer, by worker number; ``None`` if there was no answer in time."""
-        answers = await asyncio.gather(*(self._ask(self._addresses[other], question) for other in self.others))
-        return dict(zip(self.others, answers, strict=True))
+        return await self.ask_each(dict.fromkeys(self.others, question))
+
+    async def ask_each(self, questions: Mapping[int, str], seconds: float = _ANSWER_SECONDS) -> dict[int, bytes | None]:
+        """The answers to a question for each sibling, by worker number, as far as they come within ``seconds``."""
+        asked = [self._ask(self._addresses[other], question, seconds) for other, question in questions.items()]
+        return dict(zip(questions, await asyncio.gather(*asked), strict=True))
 
     async def answer(self, inbox: socket.socket, answers: Answers) -> None:
         """Answer queries of siblings at ``inbox``, until cancelled."""
@@ -71,9 +75,9 @@ class Siblings:
         async with server:
             await server.serve_forever()
 
-    async def _ask(self, address: bytes, question: str) -> bytes | None:
+    async def _ask(self, address: bytes, question: str, seconds: float) -> bytes | None:
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(seconds):
                 reader, writer = await asyncio.open_unix_connection(sock=_connected(address))
                 with contextlib.closing(writer):
                     writer.write(f"{question}\n".encode())

@@ -16,6 +16,7 @@ __all__ = [
     "Destination",
     "Destinations",
     "is_about_models",
+    "is_dashboard",
     "is_named",
     "is_response",
     "is_usage",
@@ -62,7 +63,7 @@ class Destination(Enum):
     """Where a request is answered."""
 
     OPERATORS = "operators"
-    """In this proxy, for operators only."""
+    """In this proxy, for operators; of some paths, others see a part."""
     OWN = "own"
     """In this proxy."""
     BLOCKED = "blocked"
@@ -113,6 +114,11 @@ def is_usage(path: str) -> bool:
     return path.removesuffix("/") == "/v1/usage"
 
 
+def is_dashboard(path: str) -> bool:
+    """Whether ``GET`` of this path asks for the state that the dashboard shows, of which operators see all."""
+    return path.startswith("/dashboard/")
+
+
 def is_web_ui(method: str, path: str) -> bool:
     """Whether the request asks for a file of llama.cpp's web UI, which llama-server also serves without a key."""
     return method in ("GET", "HEAD") and _WEB_UI.fullmatch(path) is not None
@@ -152,7 +158,9 @@ class Destinations:
     def _find(self, method: str, path: str) -> Destination:
         is_reading = method in ("GET", "HEAD")
         own_path = path.removesuffix("/") or path  # no engine serves one of these with a slash at its end
-        if path == "/admin" or path.startswith("/admin/") or (own_path == "/metrics" and is_reading):
+        if path == "/admin" or path.startswith("/admin/"):
+            return Destination.OPERATORS
+        if is_reading and (own_path == "/metrics" or (is_dashboard(own_path) and own_path in self._own_paths)):
             return Destination.OPERATORS
         if is_reading and (own_path in self._own_paths or is_about_models(path)):
             return Destination.OWN

@@ -49,6 +49,11 @@ class Transcript(ABC):
         return "".join(self._text)
 
     @property
+    def events(self) -> int:
+        """About as many events with text as were delivered: of those that were not read yet, the blocks are counted."""
+        return self.text_events + len(self._raw)
+
+    @property
     @abstractmethod
     def may_be_repeated(self) -> bool:
         """Whether some engines begin a continuation by repeating the delivered text."""

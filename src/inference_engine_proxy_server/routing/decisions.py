@@ -29,6 +29,17 @@ _IN_HEADER = 8  # candidates; with their terms about 1.5 KiB, which every HTTP c
 _MODEL_CHARACTERS = 200
 _FIELD = b"x-proxy-decision: "
 
+# Reasons in words, by rule; and the values that belong to them, by term.
+_WORDS = {
+    "tied": "it holds what the request names",
+    "least_requests": "fewest requests",
+    "expected_time": "lowest expected cost",
+    "power_of_two": "fewer requests",
+    "round_robin": "its turn",
+    "rendezvous": "highest hash of the prompt",
+}
+_SHOWN = {"load": "{:g} requests", "idle_seconds": "idle for {:.0f} s", "held_tokens": "{:.0f} tokens cached"}
+
 Row = tuple[float, ...]
 
 
@@ -113,6 +124,28 @@ class Decision:
     at: float = 0.0
     resumes: int = 0
     failures: Mapping[str, str] = field(default_factory=dict)
+    _reason: str = field(default="", init=False)
+
+    @property
+    def reason(self) -> str:
+        """Why the backend was chosen, in a few words."""
+        if not self._reason:
+            self._reason = f"{self._why()}{', after a failure elsewhere' if self.failures else ''}"
+        return self._reason
+
+    def _why(self) -> str:
+        words = _WORDS.get(self.rule.name, self.rule.name.replace("_", " "))
+        compared = {one: row for one, row in zip(self.candidates, self.rows, strict=True) if row}
+        chosen = compared.get(self.chosen)
+        if chosen is None:
+            return words
+        if len(compared) == 1:
+            return "the only one that could be chosen"
+        named = dict(zip(self.rule.terms, chosen, strict=False))
+        ties = sum(row[-1] == chosen[-1] for row in compared.values())
+        tie = f", {ties} of {len(compared)} tied" if ties > 1 else f" of {len(compared)}"
+        shown = ", ".join(_SHOWN[term].format(value) for term, value in named.items() if term in _SHOWN)
+        return f"{words}{tie}{f' ({shown})' if shown else ''}"
 
     def as_json(self, most: int | None = None) -> dict[str, Any]:
         """The decision as a JSON object; the chosen candidate first, then the others from best to worst.

@@ -26,6 +26,15 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
         request_id: the value of ``x-request-id``.
         resumes: how often its stream was continued on another backend.
         alias: the client's name for the model, if that is another one; ``None`` if it is not.
+        termination: why the request ended: ``complete``; ``error_status``, a complete reply with a status of 400 or
+            more, which an engine or a page of the proxy gave; ``client_left``; or the code of the proxy's own error.
+        is_stream: whether the reply was a stream of events.
+        queue_seconds: how long it waited in the proxy for a free backend, of ``seconds``.
+        attempts: how often it was sent to a backend.
+        prompt_tokens, cached_tokens, output_tokens: of the whole prompt; the part of it that was in the engine's cache;
+            of the answer. ``None`` for what the reply does not report.
+        key: name of its API key; ``None`` without one.
+        policy: the policy, or other rule, that chose the backend of the latest attempt; ``None`` without an attempt.
     """
 
     client: str
@@ -41,3 +50,12 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     request_id: str
     resumes: int = 0
     alias: str | None = None
+    termination: str = "complete"
+    is_stream: bool = False
+    queue_seconds: float = 0.0
+    attempts: int = 0
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    key: str | None = None
+    policy: str | None = None

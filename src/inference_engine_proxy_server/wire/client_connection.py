@@ -56,6 +56,7 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         self._exchange: E | None = None
         self._receiver: ClientReceiver | None = None  # takes the client's bytes, which are no longer HTTP
         self._task: LightTask | None = None  # serves the exchange; while it runs, the exchange counts as a request
+        self._cancelled: tuple[E, ProxyError] | None = None  # an exchange that an operator cancelled, and its error
         self._refused = False  # further bytes are discarded
         self._draining = False  # the current request is the last one
 
@@ -151,6 +152,9 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
     def _served(self, exchange: E, task: LightTask, error: BaseException | None) -> None:
         self._tasks.discard(task)
         if error is not None or not exchange.done:
+            cancelled, self._cancelled = self._cancelled, None
+            if cancelled is not None and cancelled[0] is exchange:
+                error = cancelled[1]
             is_late = self.clock() >= exchange.started_at + self._limits.request_seconds
             exchange.fail(failure_of(error, exchange.request_id, is_late=is_late))
 
@@ -268,6 +272,19 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         """Close when the client has received what was sent; also called to make room for another connection."""
         self._watch_pace()
         self._transport.close()
+
+    # --- for operators
+
+    @property
+    def exchange(self) -> E | None:
+        """The request that is being served; ``None`` if there is none."""
+        return self._exchange if self._task is not None else None
+
+    def cancel(self, cause: ProxyError) -> None:
+        """End the request that is being served with ``cause``; its backend sees a disconnect."""
+        if self._exchange is not None and self._task is not None:
+            self._cancelled = self._exchange, cause
+            self._task.cancel()
 
     # --- the host's side
 

@@ -10,6 +10,8 @@ from inference_engine_proxy_server.errors import ProxyError, error_body, error_f
 from inference_engine_proxy_server.wire.client_side import ClientReceiver, ClientSide
 from inference_engine_proxy_server.wire.framing import last_chunk, one_chunk
 from inference_engine_proxy_server.wire.outcome import CLIENT_GONE, Outcome
+from inference_engine_proxy_server.wire.reply_ends import Blocks, ends_of, with_block
+from inference_engine_proxy_server.wire.reply_excerpt import ReplyExcerpt
 from inference_engine_proxy_server.wire.reply_fields import date_field, ends_between_events, is_event_stream
 from inference_engine_proxy_server.wire.reply_observers import ReplyObservers
 from inference_engine_proxy_server.wire.reply_sink import ReplySource
@@ -44,6 +46,8 @@ class Exchange:
         keep_alive: whether the client's connection stays open. takes_chunks: whether the client takes a chunked body.
         source: paused while the client reads slower than the reply arrives; ``None`` when the reply has no source.
         outcome: how it ended; ``COMPLETE`` until something else is known. done: nothing more can be sent.
+        termination: why it ended: ``complete``, ``client_left``, or the code of the error that it was answered with.
+        excerpt: of the reply, after its end; ``None`` if no observer has kept one.
     """
 
     write_through: Callable[[bytes], None]
@@ -51,10 +55,10 @@ class Exchange:
     _length_known: bool
 
     __slots__ = (
-        "_body_allowed", "_chunked", "_connection", "_fields", "_is_passing_through", "_length_known", "_observers",
-        "_pending_head", "_write", "backend_fields", "body", "client", "common_fields", "done", "first_byte_at",
-        "has_only_comments", "head", "keep_alive", "last_block", "outcome", "request_id", "sent_bytes", "source",
-        "started_at", "status", "takes_chunks", "write_through",
+        "_body_allowed", "_chunked", "_connection", "_earlier_blocks", "_fields", "_is_passing_through",
+        "_length_known", "_observers", "_pending_head", "_write", "backend_fields", "body", "client", "common_fields",
+        "done", "excerpt", "first_byte_at", "has_only_comments", "head", "keep_alive", "last_block", "outcome",
+        "request_id", "sent_bytes", "source", "started_at", "status", "takes_chunks", "termination", "write_through",
     )  # fmt: skip
 
     def __init__(self, connection: ClientSide, head: RequestHead, body: bytes, request_id: str, client: str) -> None:
@@ -74,6 +78,9 @@ class Exchange:
         self.has_only_comments = self.done = self.takes_chunks = self._chunked = self._is_passing_through = False
         self._body_allowed = True
         self.outcome = Outcome.COMPLETE
+        self.termination = "complete"
+        self.excerpt: ReplyExcerpt | None = None
+        self._earlier_blocks: Blocks = ()
         self._observers: ReplyObservers | None = None
 
     def __repr__(self) -> str:
@@ -109,6 +116,16 @@ class Exchange:
         if self._observers is None:
             self._observers = ReplyObservers(self)
         return self._observers
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the reply, which has begun, is a stream of events."""
+        return not self._length_known and is_event_stream(self._fields)
+
+    @property
+    def ends(self) -> bytes:
+        """Both ends of the body, see :func:`~.reply_ends.ends_of`."""
+        return ends_of(self._earlier_blocks, self.last_block, is_chunked=self.takes_chunks)
 
     def pause_new_source(self) -> None:
         """Pause a source that has replaced a paused one: the connection only reports when the client falls behind."""
@@ -201,6 +218,7 @@ class Exchange:
     def end_comments(self) -> None:
         """The reply itself follows the comments."""
         self.has_only_comments = False
+        self._earlier_blocks = ()
         self.first_byte_at = self._connection.clock()
 
     def flush(self) -> None:
@@ -248,6 +266,7 @@ class Exchange:
         """
         if self.done:
             return
+        self.termination = error.code
         if not self.begun:
             self.backend_fields = b""
             about = (error, self.head.path, self.request_id)
@@ -255,7 +274,7 @@ class Exchange:
             return
         if self.has_only_comments:
             self.status = error.status
-        is_stream = not self._length_known and is_event_stream(self._fields)
+        is_stream = self.is_stream
         self._finish(Outcome.BROKEN)
         if is_stream and ends_between_events(self.last_block, is_chunked=self._chunked):
             self.write(stream_error_event(error, self.head.path, self.request_id))
@@ -266,6 +285,7 @@ class Exchange:
         self._write = _discard
         if self.source is not None:
             self.source.pause_reading()  # stops the direct path, too
+        self.termination = "client_left"
         self._finish(Outcome.CLIENT_LEFT)
         if not self.begun or self.has_only_comments:
             self.status = CLIENT_GONE
@@ -277,10 +297,12 @@ class Exchange:
             self._observers = None
             self.write_through = _discard  # observers refer to the exchange: a reference cycle
             observers.end(outcome)
+            self.excerpt = observers.find(ReplyExcerpt)
 
     def _send(self, block: bytes) -> None:
         if self._observers is not None and block:
             block = self._observers.show(block)
+        self._earlier_blocks = with_block(self._earlier_blocks, self.last_block, block)
         self.last_block = block
         if self._pending_head:
             self.first_byte_at = self._connection.clock()

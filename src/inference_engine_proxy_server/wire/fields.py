@@ -22,7 +22,16 @@ LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 _HOP_BY_HOP = rb"connection|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade"
 _VALUE = rb":[ \t]*+([^\r]*[^\r\t ]|)[ \t]*+\r"
 _ONCE = frozenset(
-    {b"content-length", b"transfer-encoding", b"host", b"expect", b"authorization", b"x-api-key", b"api-key"}
+    {
+        b"content-length",
+        b"transfer-encoding",
+        b"host",
+        b"expect",
+        b"authorization",
+        b"x-api-key",
+        b"api-key",
+        b"x-admin-key",
+    }
 )
 
 

@@ -18,9 +18,12 @@ _LINE_BYTES = 4096  # limit for a size line with its extensions, and for all tra
 
 last_chunk = b"0\r\n\r\n"
 
-SMALL_CHUNKS = {b"%x" % size: size for size in range(1, 4096)}
+_STREAM_ENDS = (b"data: [DONE]\n\n", b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
+
+SMALL_CHUNKS = {b"%x" % size: size for size in range(1, 4096) if size not in map(len, _STREAM_ENDS)}
 """Chunk size by plain size line, for chunks as small as one token produces. A line found here is valid: it contains
-nothing but the size."""
+nothing but the size. The events that end streams are left out: the block ahead of them, which reports tokens, is kept
+by :class:`.Exchange` because they do not take the direct path."""
 
 
 def one_chunk(payload: bytes) -> bytes:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Protocol, TypeVar, cast
 
+from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 
 __all__ = ["Framed", "ReplyExcerpt"]
@@ -40,12 +41,13 @@ class ReplyExcerpt(ReplyObserver):
         reply: says whether the blocks are chunks.
     """
 
-    __slots__ = ("_blocks", "_bytes", "_events", "_first", "_last", "_parsed", "_reply", "_reports")
+    __slots__ = ("_blocks", "_bytes", "_events", "_first", "_last", "_parsed", "_reply", "_reports", "_whole")
 
     wants_blocks = True
 
     def __init__(self, reply: Framed) -> None:
-        self._reply = reply
+        self._reply: Framed | None = reply
+        self._whole: bytes | None = None  # what :meth:`read` returns; ``None`` before the end
         self._blocks: list[bytes] = []  # not searched yet
         self._bytes = 0
         self._first = b""  # beginning of the body; empty before the first search
@@ -63,8 +65,18 @@ class ReplyExcerpt(ReplyObserver):
 
     def read(self) -> bytes:
         """The whole body if it is short; else its beginning, its reports and its end, separated by blank lines."""
+        if self._whole is not None:
+            return self._whole
         rest = self._last + self._payload()
         return b"\n\n".join((self._first, *self._reports, rest)) if self._first else rest
+
+    def end(self, outcome: Outcome) -> None:
+        """Let go of the reply, which may refer to its excerpt from now on."""
+        del outcome
+        self._events, self._whole = self.events(), self.read()
+        self._reply = None
+        self._blocks.clear()
+        self._last = b""
 
     def parsed(self, parse: Callable[[bytes], _Parsed]) -> _Parsed:
         """``parse(self.read())`` at the end of the reply, computed once for all observers with the same ``parse``."""
@@ -78,7 +90,7 @@ class ReplyExcerpt(ReplyObserver):
 
     def _payload(self) -> bytes:
         body = b"".join(self._blocks)
-        return _without_framing(body) if self._reply.takes_chunks else body
+        return _without_framing(body) if self._reply is not None and self._reply.takes_chunks else body
 
     def _search(self) -> None:
         text = self._last + self._payload()

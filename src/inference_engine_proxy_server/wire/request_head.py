@@ -26,7 +26,7 @@ _LONG_METHOD = re.compile(TOKEN + rb"{33}")
 _METHOD = re.compile(TOKEN + rb"{1,32}+ ")
 _REQUEST = re.compile(rb"(" + TOKEN + rb"{1,32}+) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + FIELD_LINES)
 _OWNED = owned_fields(
-    rb"authorization|proxy-authorization|x-api-key|api-key"
+    rb"authorization|proxy-authorization|x-api-key|api-key|x-admin-key"
     rb"|forwarded|via|x-forwarded-(?:for|host|proto)|x-real-ip"
     rb"|content-length|expect|host|http2-settings|x-request-id"
 )
@@ -70,7 +70,8 @@ class RequestHead:
         request_id: the client's own ``x-request-id`` if it is a valid one.
         authorization, api_key, azure_key: the fields ``Authorization``, ``X-Api-Key`` and ``Api-Key``; ``None`` when
             absent.
-        credentials: the lines of these fields, without those that ``Connection`` declares hop-by-hop.
+        admin_key: the field ``X-Admin-Key``, which no backend gets; ``None`` when absent.
+        credentials: the lines of the first three, without those that ``Connection`` declares hop-by-hop.
         way: the forwarding fields as received: ``Via``, ``Forwarded``, ``X-Forwarded-*`` and ``X-Real-IP``, by
             lower-case name.
         passed_on: the other fields' lines as sent, each ending in CRLF.
@@ -81,9 +82,9 @@ class RequestHead:
     """
 
     __slots__ = (
-        "access", "api_key", "authorization", "azure_key", "chunked", "content_length", "credentials", "destination",
-        "expects_continue", "has_body", "host", "is_head", "keep_alive", "method", "minor_version", "passed_on", "path",
-        "request_id", "sender", "target", "upgrade", "usual_protocol", "way",
+        "access", "admin_key", "api_key", "authorization", "azure_key", "chunked", "content_length", "credentials",
+        "destination", "expects_continue", "has_body", "host", "is_head", "keep_alive", "method", "minor_version",
+        "passed_on", "path", "request_id", "sender", "target", "upgrade", "usual_protocol", "way",
     )  # fmt: skip
 
     method: str
@@ -102,6 +103,7 @@ class RequestHead:
     authorization: bytes | None
     api_key: bytes | None
     azure_key: bytes | None
+    admin_key: bytes | None
     credentials: bytes
     way: Mapping[bytes, bytes]
     passed_on: bytes
@@ -263,6 +265,7 @@ def _read_credentials(head: RequestHead, owned: dict[bytes, bytes], for_us: set[
     head.authorization = owned.get(b"authorization")
     head.api_key = owned.get(b"x-api-key")
     head.azure_key = owned.get(b"api-key")
+    head.admin_key = owned.get(b"x-admin-key")
     head.credentials = b"".join(
         b"%b: %b\r\n" % (name, owned[name])
         for name in (b"authorization", b"x-api-key", b"api-key")

@@ -194,7 +194,7 @@ def unreadable_head() -> RequestHead:
     head.keep_alive = False
     head.content_length = head.request_id = head.upgrade = None
     head.is_head = head.chunked = head.has_body = head.expects_continue = False
-    head.authorization = head.api_key = head.azure_key = None
+    head.authorization = head.api_key = head.azure_key = head.admin_key = None
     head.credentials = b""
     head.way = {}
     head.passed_on = b""

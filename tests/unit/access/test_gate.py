@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_engine_proxy_server.access.allowances import Allowances
-from inference_engine_proxy_server.access.gate import Access, Gate
+from inference_engine_proxy_server.access.gate import Access, Gate, Viewer
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey, digest_of
 from inference_engine_proxy_server.errors import ClientError
@@ -48,7 +48,9 @@ def head_of(request: str, *lines: str | bytes) -> RequestHead:
 
 def admitted(at: Gate, request: str, *lines: str | bytes) -> Access | None:
     """The permissions that the gate grants."""
-    return at.admit(head_of(request, *lines))
+    access = at.admit(head_of(request, *lines))
+    assert not isinstance(access, Viewer)
+    return access
 
 
 def name(access: Access | None) -> str | None:
@@ -270,7 +272,7 @@ def test_changed_limits_apply_to_a_key_that_passed_before(tmp_path: Path) -> Non
     ring.reload_if_changed()
 
     access = at.admit(head)
-    assert access is not None
+    assert isinstance(access, Access)
     assert not access.permits("other")
     assert access.allowance.key.concurrent_requests == 3
 

@@ -177,6 +177,33 @@ async def test_error_of_the_proxy_names_no_backend() -> None:
         assert proxy.observed[0].backend is None
 
 
+async def test_a_record_counts_attempts_and_names_the_policy() -> None:
+    async with FakeEngine(answering(http_reply())) as alive:
+        async with ForwardingFront(unused_url(), alive) as proxy:
+            for _ in range(64):
+                await proxy.post()
+                if proxy.observed[-1].attempts > 1:
+                    break
+            record = proxy.observed[-1].record(0.0)
+            assert (record.attempts, record.policy, record.backend) == (2, "least_requests", alive.url)
+            await proxy.post()
+            record = proxy.observed[-1].record(0.0)
+            assert (record.attempts, record.queue_seconds) == (1, 0.0)
+
+
+async def test_a_record_has_the_time_in_the_queue() -> None:
+    async with FakeEngine(answering(http_reply())) as engine, ForwardingFront(engine) as proxy:
+        limit_to(proxy, 1)
+        lease = proxy.pool.occupy(proxy.pool.backends[0])
+        waiting = asyncio.get_running_loop().create_task(proxy.post())
+        await until(lambda: proxy.pool.queue.count == 1)
+        await asyncio.sleep(0.05)
+        lease.close()
+        await waiting
+        record = proxy.observed[0].record(proxy.pool.clock())
+        assert 0.04 < record.queue_seconds < record.seconds
+
+
 async def test_last_failure_is_reported_if_no_other_backend_is_left() -> None:
     async with FakeEngine(dies_with_the_request) as only, ForwardingFront(only) as proxy:
         reply = await proxy.post()

@@ -113,3 +113,39 @@ def test_a_rewritten_request_has_the_content_that_is_sent(is_read_before: bool, 
     assert (request.model, request.body) == ("m", sent)
     content = request.content
     assert (content.model, content.is_streamed, content.answer_tokens) == ("m", True, 5 if has_new_limit else 9)
+
+
+def test_a_record_says_why_the_request_ended() -> None:
+    complete, _ = request_for()
+    complete.respond(200, b"", b"hello")
+    rejected, _ = request_for()
+    rejected.respond(404, b"", b"")
+    failed, _ = request_for()
+    failed.fail(CapacityError("Full.", code="queue_timeout"))
+    broken, _ = request_for()
+    broken.begin(200, b"", b"content-type: text/event-stream\r\n", None)
+    broken.write(b"data: 1\n\n")
+    broken.fail(BackendBroke("Gone."))
+    left, _ = request_for()
+    left.client_left()
+    left.fail(BackendBroke("Gone."))
+    reasons = [one.record(9.0).termination for one in (complete, rejected, failed, broken, left)]
+    assert reasons == ["complete", "error_status", "queue_timeout", "backend_disconnected", "client_left"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "length", "expected"),
+    [
+        (b"content-type: text/event-stream\r\n", None, True),
+        (b"content-type: text/event-stream\r\ncontent-encoding: gzip\r\n", None, False),
+        (b"content-type: text/event-stream\r\n", 3, False),
+        (b"content-type: application/json\r\n", None, False),
+    ],
+)
+def test_a_record_says_whether_the_reply_was_a_stream(fields: bytes, length: int | None, expected: bool) -> None:
+    request, _ = request_for()
+    request.backend = "http://a"
+    request.begin(200, b"", fields, length)
+    request.write(b"abc")
+    request.end()
+    assert request.record(9.0).is_stream is expected

@@ -17,9 +17,15 @@ OWN = {
     "/v1/models/{model}",
     "/v1/usage",
     "/metrics",
-    *(f"/admin/{it}" for it in ("backends", "decisions", "keys", "usage")),
+    *(f"/admin/{it}" for it in ("backends", "decisions", "keys", "settings", "usage")),
+    "/dashboard/feed",
+    "/dashboard/snapshot",
 }
-OPERATED = {"/admin/backends/{name}/drain", "/admin/backends/{name}/undrain"}
+OPERATED = {
+    "/admin/backends/{name}/drain",
+    "/admin/backends/{name}/undrain",
+    "/admin/requests/{request_id}/cancel",
+}
 DESCRIPTIONS = {"/docs", "/redoc", "/openapi.json"}
 PROXIED = {
     "/v1/chat/completions",

@@ -14,6 +14,7 @@ from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater
+from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 
 UNCHANGED = "settings: reloaded, the fleet is unchanged"
@@ -22,7 +23,9 @@ UNCHANGED = "settings: reloaded, the fleet is unchanged"
 def watch_of(file: Path, *, is_worker: bool) -> ConfigWatch:
     configuration = Configuration.of(Settings(config_file=str(file)))
     updater = FleetUpdater(Fleet([], 3), discover_engines(), lambda _: None, print, print, {})  # type: ignore[arg-type, return-value]
-    return ConfigWatch(configuration, lambda: configuration, updater, RequestMetrics(), hears_signals=not is_worker)
+    return ConfigWatch(
+        configuration, lambda: configuration, updater, RequestMetrics(), Journal(), hears_signals=not is_worker
+    )
 
 
 @pytest.mark.parametrize(

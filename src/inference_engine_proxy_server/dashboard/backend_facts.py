@@ -1,4 +1,4 @@
-"""The description of a backend that several endpoints share."""
+"""The description of a backend that the dashboard and several endpoints share."""
 
 from __future__ import annotations
 

@@ -1,0 +1,77 @@
+"""Builds the dashboard's data: what is recorded all the time, and what is made of it for viewers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.dashboard.cancelling import Cancelling
+from inference_engine_proxy_server.dashboard.feed import Feed
+from inference_engine_proxy_server.dashboard.fleet_events import FleetEvents
+from inference_engine_proxy_server.dashboard.in_flight import InFlight
+from inference_engine_proxy_server.dashboard.live_requests import LiveRequests
+from inference_engine_proxy_server.dashboard.recorder import Recorder
+from inference_engine_proxy_server.dashboard.rejections import note_rejection
+from inference_engine_proxy_server.dashboard.reporter import Reporter
+from inference_engine_proxy_server.dashboard.snapshot import Facts
+from inference_engine_proxy_server.dashboard.traffic import Traffic
+from inference_engine_proxy_server.dashboard.usage_totals import UsageTotals
+from inference_engine_proxy_server.dashboard.worker_part import PartMaker
+from inference_engine_proxy_server.dashboard.workers import Workers
+from inference_engine_proxy_server.dispatch.leases import Dispatcher
+from inference_engine_proxy_server.processes.process_context import Loops, ProcessContext
+from inference_engine_proxy_server.processes.siblings import Answers
+from inference_engine_proxy_server.telemetry.journal import Journal
+from inference_engine_proxy_server.telemetry.request_record import RequestRecord
+from inference_engine_proxy_server.wire.load import Load
+
+__all__ = ["Dashboard", "build_dashboard"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboard:
+    """The parts that others use.
+
+    Attributes:
+        reporter: makes snapshots. feed: sends them to viewers.
+        cancelling: cancels live requests.
+        observe: takes the record of each request that has ended.
+        loops: background tasks. answers: to queries of other workers.
+    """
+
+    reporter: Reporter
+    feed: Feed
+    cancelling: Cancelling
+    observe: Callable[[RequestRecord], None]
+    loops: Loops
+    answers: Answers
+
+
+def build_dashboard(
+    settings: Settings,
+    dispatcher: Dispatcher,
+    load: Load,
+    journal: Journal,
+    process: ProcessContext,
+    is_own: Callable[[RequestRecord], bool],
+) -> Dashboard:
+    """The dashboard's data; ``is_own``: whether a request was for one of the proxy's own paths."""
+    fleet, siblings = dispatcher.fleet, process.siblings
+    FleetEvents(fleet, journal)
+    usage = UsageTotals()
+
+    def take(record: RequestRecord) -> None:
+        usage.count(record)
+        note_rejection(journal, record)
+
+    traffic, in_flight = Traffic(is_own, take), InFlight(fleet)
+    live = LiveRequests(load, dispatcher.queue, fleet.clock, siblings.number)
+    maker = PartMaker(siblings.number, live, traffic, usage, in_flight, dispatcher.placement, journal)
+    workers = Workers(maker, siblings)
+    facts = Facts(settings.balancing_policy, settings.max_queued_requests, time.time())
+    reporter = Reporter(dispatcher, workers, facts)
+    feed, cancelling = Feed(reporter), Cancelling(live, siblings)
+    loops = {"history": Recorder(traffic, in_flight, dispatcher).run, "dashboard": feed.run}
+    return Dashboard(reporter, feed, cancelling, traffic.observe, loops, {**workers.answers, **cancelling.answers})

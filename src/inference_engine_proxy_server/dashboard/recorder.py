@@ -1,0 +1,38 @@
+"""Completes a step of the history every ten seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from inference_engine_proxy_server.dashboard.in_flight import InFlight
+from inference_engine_proxy_server.dashboard.traffic import STEP_SECONDS, Traffic
+from inference_engine_proxy_server.dispatch.leases import Dispatcher
+
+__all__ = ["Recorder"]
+
+_AT_A_TIME = 1000  # records that are read before the event loop may do something else: 2 ms
+
+
+class Recorder:
+    """Keeps the history.
+
+    Args:
+        traffic: the finished requests.
+        in_flight: samples of requests in flight.
+        dispatcher: has the queue.
+    """
+
+    def __init__(self, traffic: Traffic, in_flight: InFlight, dispatcher: Dispatcher) -> None:
+        self._traffic = traffic
+        self._in_flight = in_flight
+        self._dispatcher = dispatcher
+
+    async def run(self) -> None:
+        """Complete each step when its time is over, until cancelled."""
+        while True:
+            await asyncio.sleep(STEP_SECONDS - time.time() % STEP_SECONDS)
+            while self._traffic.read(_AT_A_TIME):  # noqa: ASYNC110 - it lets other work go first
+                await asyncio.sleep(0)
+            if self._traffic.end_step(self._dispatcher.requests_waiting):
+                self._in_flight.sample()
