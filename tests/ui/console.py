@@ -102,6 +102,28 @@ class Console(Page):
             "[...document.querySelectorAll('#tools button')].some((one) => one.innerText === 'Sign out')"
         )
 
+    async def hide(self) -> str:
+        """Open another tab in front; returns its id."""
+        tab = await self.browser("Target.createTarget", url="about:blank", newWindow=False)
+        await self.browser("Target.activateTarget", targetId=tab["targetId"])
+        return str(tab["targetId"])
+
+    async def unhide(self, other: str) -> None:
+        """Close the tab that is in front, and come to the front."""
+        tabs = (await self.browser("Target.getTargets"))["targetInfos"]
+        await self.browser("Target.closeTarget", targetId=other)
+        for tab in tabs:
+            if tab["type"] == "page" and tab["url"].startswith("http"):
+                await self.browser("Target.activateTarget", targetId=tab["targetId"])
+
+    async def browser(self, method: str, **parameters: object) -> dict[str, Any]:
+        """Send a command to the browser, not to the page."""
+        session, self._session = self._session, {}
+        try:
+            return await self.command(method, **parameters)
+        finally:
+            self._session = session
+
     async def screenshot(self, file: Path) -> None:
         """Write what the window shows as a PNG."""
         shot = await self.command("Page.captureScreenshot", format="png")

@@ -56,6 +56,7 @@ class ScriptedFleet:
         backends = [self._backend(number, tick, is_operator) for number in range(1, self.size + 1)]
         at = STARTED_AT + tick
         whole = {
+            "complete": is_first,
             "version": "0.1.0",
             "at": at,
             "started_at": STARTED_AT - 93_784,
@@ -71,7 +72,8 @@ class ScriptedFleet:
             by_key = [{"key": key, "requests": count} for key, count in (("agents", 5), ("batch", 12))]
             whole["requests"] = {"total": len(requests) + 30, "shown": requests}
             whole["queue"] = {"by_key": by_key, "expected_wait": 3.5}
-            whole["events"] = self._events(tick) if is_first else []
+        events = self._events(tick) if is_first else []
+        whole["events"] = [one for one in events if is_operator or one["kind"] in ("state", "drain")]
         if is_first or tick % 10 == 0:
             whole["history"] = _history(at)
             if is_operator:
@@ -174,6 +176,8 @@ class ScriptedFleet:
         events = []
         severities = {"down": "error", "frozen": "error", "suspect": "warning"}
         for at, (number, state) in enumerate(sorted(self.states.items())):
+            if state not in _REASONS:
+                continue
             text = f"{self.name(number)} is {state}: {_REASONS[state]}."
             kind = "drain" if state == "draining" else "state"
             events.append(_event(at, kind, severities.get(state, "info"), self.name(number), text))

@@ -39,7 +39,7 @@ async def test_program_gets_links_that_work(fleet: Fleet, accept: str) -> None:
     for name, path in links.items():
         answer = await (proxy.http.post(path, json={}) if name == "chat" else proxy.http.get(path))
         assert answer.status_code == 200, name
-    assert engine.asked[-1][:2] == ("POST", "/v1/chat/completions")
+    assert ("POST", "/v1/chat/completions") in [one[:2] for one in engine.asked]
 
 
 async def files_of(proxy: Proxy) -> dict[str, Response]:

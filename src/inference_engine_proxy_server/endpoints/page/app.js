@@ -29,7 +29,7 @@ const summary = new Summary(byId("summary"), announce);
 const VIEWS = [
   { name: "fleet", view: fleet },
   { name: "requests", view: new Requests(), isForOperators: true },
-  { name: "events", view: new Events(), isForOperators: true },
+  { name: "events", view: new Events() },
   { name: "history", view: new History() },
   { name: "usage", view: new Usage(), isForOperators: true },
   { name: "decisions", view: new Decisions(), isForOperators: true },
@@ -96,7 +96,7 @@ function showFeed({ name, since, status }) {
   setHidden(words, text === "");
   document.body.classList.toggle("is-stale", name !== "live");
   if (name !== "live" && name !== "paused") document.title = `! ${t("page.title")}`;
-  if (status === 401 && keyOf("admin") !== null) setKey("admin", null); // changed since it was entered
+  if (status === 401) setKey(keyOf("admin") === null ? "client" : "admin", null); // changed since it was entered
 }
 
 function textOfFeed(name, since, status) {

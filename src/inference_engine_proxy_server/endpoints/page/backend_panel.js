@@ -2,6 +2,7 @@
 import { drain, move, undrain } from "./commands.js";
 import { openDialog } from "./dialogs.js";
 import { el, Rows, setAttribute, setHidden, setText } from "./dom.js";
+import { EventList } from "./event_list.js";
 import { clock, count, ofLimit, rate, seconds, share, UNKNOWN } from "./format.js";
 import { glyph, setGlyph } from "./glyphs.js";
 import { reasonOf } from "./fleet_row.js";
@@ -41,13 +42,12 @@ export class BackendPanel {
     this.facts = FACTS.map(([key]) => el("dd"));
     this.states = el("ul", { class: "model-states" });
     this.stateRows = new Rows(this.states, () => ({ root: el("li") }), (row, one) => setText(row.root, one.text));
-    this.events = el("ul", { class: "events", lang: "en" });
-    this.eventRows = new Rows(this.events, newEvent, (row, event) => showEvent(row, event, this.now));
+    this.events = new EventList();
     this.commands = this.newCommands();
     const dialog = openDialog("panel", name, el("p", { class: "state" }, this.mark, this.state, this.since), this.reason,
       this.commands.root, el("dl", { class: "facts" }, ...FACTS.map(([key], at) =>
         el("div", {}, el("dt", { text: `fact.${key}` }), this.facts[at]))), this.states,
-      el("h3", { text: "panel.events" }), this.events);
+      el("h3", { text: "events.latest" }), this.events.root);
     this.dialog = dialog;
     dialog.addEventListener("close", () => (this.dialog = null));
     this.render(model);
@@ -73,7 +73,6 @@ export class BackendPanel {
       return;
     }
     this.inFlight = backend.in_flight;
-    this.now = model.snapshot.at;
     setGlyph(this.mark, backend.shown_state);
     setText(this.state, t(`state.${backend.shown_state}`));
     setAttribute(this.state.parentNode, "class", `state is-${backend.shown_state}`);
@@ -83,7 +82,8 @@ export class BackendPanel {
     FACTS.forEach(([, show], at) => setText(this.facts[at], show(backend) || UNKNOWN));
     this.stateRows.show(modelStates(backend), (one) => one.name);
     const events = model.events.filter((event) => event.backend === this.name).slice(0, MOST_EVENTS);
-    this.eventRows.show(events, (event) => event.id);
+    this.events.render(events, model.snapshot.at);
+    setHidden(this.events.root, events.length === 0);
     this.showCommands(model, backend);
   }
 
@@ -106,14 +106,4 @@ function described(name, context) {
 function modelStates(backend) {
   return Object.entries(backend.model_states ?? {})
     .map(([name, { status, requests, waiting }]) => ({ name, text: t("panel.modelState", { name, status, requests, waiting }) }));
-}
-
-function newEvent() {
-  const time = el("time"), words = el("span");
-  return { root: el("li", {}, time, words), time, words };
-}
-
-function showEvent(row, event, now) {
-  setText(row.time, clock(event.at, now));
-  setText(row.words, event.text);
 }

@@ -3,6 +3,7 @@ import { bar, setBar } from "./bars.js";
 import { chat } from "./chat.js";
 import { el, Rows, setAttribute, setText } from "./dom.js";
 import { rate, seconds } from "./format.js";
+import { burstCommand, ShellCommand } from "./shell_command.js";
 import { t } from "./text.js";
 
 // A browser opens six connections to a server over HTTP/1.1. One is for the feed, one for commands.
@@ -22,7 +23,7 @@ export class Concurrency {
     this.result = el("p", { class: "burst-result" });
     this.list = el("ul", { class: "by-key spread" });
     this.rows = new Rows(this.list, newShare, (row, one) => showShare(row, one, this.most));
-    this.command = el("pre", { tabindex: 0, label: "burst.command" });
+    this.command = new ShellCommand("burst.more");
     this.form = el("form", { class: "toolbar" }, el("label", { for: "burst-number", text: "burst.number" }), this.number,
       el("label", { for: "burst-limit", text: "chat.limit" }), this.limit, el("label", { for: "burst-prompt", text: "burst.prompt" }), this.prompt,
       this.starting, this.stopping);
@@ -31,11 +32,12 @@ export class Concurrency {
       this.run();
     });
     this.root = el("section", { label: "burst.title" }, el("h2", { text: "burst.title" }), this.form, this.about, this.result, this.list,
-      el("p", { class: "soft", text: "burst.more" }), this.command);
+      this.command.root);
     this.prompt.addEventListener("input", () => this.showCommand());
   }
 
-  render() {
+  render(needsKey) {
+    this.needsKey = needsKey;
     setText(this.about, Number.isFinite(atOnce()) ? t("burst.atOnce", { count: atOnce() }) : t("burst.allAtOnce"));
     this.showCommand();
   }
@@ -95,15 +97,9 @@ export class Concurrency {
     this.rows.show([...shares.values()].sort((one, other) => one.name.localeCompare(other.name)), (one) => one.name);
   }
 
-  // People paste this into a shell: JSON in ASCII, and no quote in it can end the shell's.
   showCommand() {
     const body = { model: this.model() || undefined, messages: this.messages(), max_tokens: Number(this.limit.value) || undefined };
-    const json = JSON.stringify(body)
-      .replace(/[\u007f-\uffff]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`)
-      .replaceAll("'", "\\u0027");
-    const url = new URL("v1/chat/completions", location.href).href;
-    setText(this.command, `seq 32 | xargs -P 32 -I{} curl -s -o /dev/null -w '%header{x-backend} %{time_starttransfer}\\n' \\\n`
-      + `  -H 'Content-Type: application/json' -d '${json}' \\\n  '${url}' | sort`);
+    this.command.show(burstCommand(body, { needsKey: this.needsKey }));
   }
 }
 

@@ -19,6 +19,7 @@ export class Feed {
     this.heardAt = 0;
     this.status = null;
     this.isPaused = false;
+    this.isHidden = false;
     this.attempt = null;
   }
 
@@ -48,8 +49,9 @@ export class Feed {
   followVisibility() {
     clearTimeout(this.hiding);
     if (!document.hidden) {
-      if (this.isHidden) this.restart();
+      const wasHidden = this.isHidden;
       this.isHidden = false;
+      if (wasHidden) this.restart();
     } else {
       this.hiding = setTimeout(() => {
         this.isHidden = true;

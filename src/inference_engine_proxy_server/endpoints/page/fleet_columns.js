@@ -109,5 +109,5 @@ function showEngine(cell, one) {
 }
 
 function ageOf(one, now) {
-  return isKnown(one.since) ? seconds(Math.max(0, now - one.since)) : UNKNOWN;
+  return isKnown(one.since) ? seconds(Math.max(0, Math.round(now - one.since))) : UNKNOWN;
 }

@@ -1,5 +1,6 @@
 // The fleet: a dense table, problems first.
 import { el, Rows, setAttribute, setHidden, setText } from "./dom.js";
+import { EventList } from "./event_list.js";
 import { COLUMNS, countVisible } from "./fleet_columns.js";
 import { FleetMap } from "./fleet_map.js";
 import { FleetOrder } from "./fleet_order.js";
@@ -11,6 +12,8 @@ import { hasText, t } from "./text.js";
 
 const GROUPS = ["none", "model", "tier", "state"];
 const ROW_PIXELS = 16, ROWS_AROUND = 20;
+const MOST_ROOMY = 12; // backends; more are shown densely
+const MOST_EVENTS = 8;
 
 export class FleetTable {
   // openBackend(name) shows a backend with its commands.
@@ -32,8 +35,10 @@ export class FleetTable {
       el("colgroup", {}, ...COLUMNS.map((one) => el("col", { class: `col-${one.key} ${one.name ?? ""}` }))),
       el("thead", {}, el("tr", {}, ...this.heads.map(({ root }) => root))));
     this.empty = el("p", { class: "empty", text: "fleet.none" });
+    this.events = new EventList();
+    this.news = el("section", { label: "events.latest" }, el("h2", { text: "events.latest" }), this.events.root);
     this.root = el("section", { label: "view.fleet" },
-      el("div", { class: "toolbar" }, this.filter, this.grouping, this.count, this.held, this.map.root), this.table, this.empty);
+      el("div", { class: "toolbar" }, this.filter, this.grouping, this.count, this.held, this.map.root), this.table, this.empty, this.news);
     this.body = new Rows(this.table, (item) => item.create(), (row, item) => item.update(row), this.table.tHead);
     this.followPointer();
   }
@@ -84,6 +89,9 @@ export class FleetTable {
     this.slices.run(this.visibleFirst(items.filter((item) => item.isBackend)), (item) => item.fill());
     this.showHeads();
     this.map.render(backends);
+    setAttribute(this.table, "class", backends.length <= MOST_ROOMY ? "fleet roomy" : "fleet");
+    this.events.render(model.events.slice(0, MOST_EVENTS), at);
+    setHidden(this.news, model.events.length === 0);
     const shown = items.filter((item) => item.isBackend).length;
     setText(this.count, t("fleet.count", { shown, total: backends.length, count: backends.length }));
     setHidden(this.held, !(this.order.isHeld && this.order.column !== null));

@@ -10,13 +10,11 @@ export class Model {
   }
 
   apply(snapshot) {
-    const before = this.snapshot;
-    if (before !== null && snapshot.audience === before.audience) {
-      for (const name of KEPT) snapshot[name] ??= before[name];
+    if (!snapshot.complete && this.snapshot !== null) {
+      for (const name of KEPT) snapshot[name] ??= this.snapshot[name];
     }
-    const isSameRun = before !== null && before.started_at === snapshot.started_at;
-    const known = isSameRun && snapshot.events !== undefined ? this.events : [];
-    this.events = merged(known, snapshot.events ?? []);
+    // Ids of events are those of one process: a complete snapshot begins anew.
+    this.events = merged(snapshot.complete ? [] : this.events, snapshot.events ?? []);
     this.snapshot = snapshot;
   }
 

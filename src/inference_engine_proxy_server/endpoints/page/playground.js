@@ -5,6 +5,7 @@ import { Concurrency } from "./concurrency.js";
 import { askForKey } from "./dialogs.js";
 import { el, setHidden, setText } from "./dom.js";
 import { count, rate, seconds, UNKNOWN } from "./format.js";
+import { curlCommand, ShellCommand } from "./shell_command.js";
 import { t } from "./text.js";
 
 export class Playground {
@@ -12,6 +13,7 @@ export class Playground {
     this.announce = announce;
     this.messages = [];
     this.stopper = null;
+    this.needsKey = false; // known once a request was refused
     this.model = el("select", { id: "chat-model" });
     this.models = "";
     this.limit = el("input", { id: "chat-limit", type: "number", min: 1, max: 100_000, value: 400 });
@@ -32,11 +34,12 @@ export class Playground {
       event.preventDefault();
       this.send();
     });
+    this.command = new ShellCommand("command.about");
     this.concurrency = new Concurrency(() => this.model.value, announce);
     this.root = el("div", { class: "playground" },
       el("section", { label: "chat.title" }, el("div", { class: "toolbar" }, el("h2", { text: "chat.title" }),
         el("label", { for: "chat-model", text: "chat.model" }), this.model, el("label", { for: "chat-limit", text: "chat.limit" }), this.limit),
-      this.log, this.form), this.concurrency.root);
+      this.log, this.form, this.command.root), this.concurrency.root);
     this.showBusy(false);
   }
 
@@ -49,7 +52,10 @@ export class Playground {
       if (names.includes(chosen)) this.model.value = chosen;
     }
     setHidden(this.key, !this.needsKey && keyOf("client") === null);
-    this.concurrency.render(model);
+    const needsKey = this.needsKey || keyOf("client") !== null;
+    const body = { model: this.model.value || undefined, messages: [{ role: "user", content: "Say hello." }] };
+    this.command.show(curlCommand(body, { needsKey }));
+    this.concurrency.render(needsKey);
   }
 
   async send() {

@@ -55,6 +55,7 @@ function showSetting(row, one) {
 }
 
 function written(value) {
+  if (Array.isArray(value)) return value.join(", ") || UNKNOWN;
   if (value === null || value === undefined || value === "") return UNKNOWN;
   return typeof value === "string" ? value : JSON.stringify(value);
 }

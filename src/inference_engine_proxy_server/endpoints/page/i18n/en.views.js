@@ -31,7 +31,7 @@ export default {
 
   "events.filter": "Filter: backend, kind, words…",
   "events.severity": "Least severity",
-  "events.severity.all": "All events",
+  "events.severity.info": "All events",
   "events.severity.warning": "Warnings and errors",
   "events.severity.error": "Errors",
   "events.none": "No event matches.",
@@ -134,7 +134,12 @@ export default {
   "burst.share.one": "1 request, first token after {first}",
   "burst.noName": "(backend not named: BACKEND_HEADER is off)",
   "burst.more": "More at once, from a shell with curl 7.84 or newer:",
-  "burst.command": "Command for a shell",
+
+  "command.about": "Any OpenAI client works with this address up to /v1.",
+  "command.label": "Command for a shell",
+  "command.copy": "Copy",
+  "command.copied": "Copied",
+  "command.selected": "Selected",
 
   "settings.filter": "Filter: name, words…",
   "settings.changed": "only what is not the default",
@@ -147,7 +152,7 @@ export default {
 
   "locked.title": "For operators",
   "locked.text": "This view names clients and backends. Enter ADMIN_KEY to see it.",
-  "locked.off": "This view is off, because ADMIN_KEY is not set. Set it in the environment of the proxy, and enter it here.",
+  "locked.off": "This view is off here, because ADMIN_KEY is not set: set it in the environment of the proxy. If ADMIN_PORT is set, open this page there.",
 
   "key.title": "Keyboard shortcuts",
   "key.filter": "Filter the view",

@@ -31,7 +31,7 @@ export default {
 
   "events.filter": "篩選：後端、種類、文字…",
   "events.severity": "最低嚴重程度",
-  "events.severity.all": "所有事件",
+  "events.severity.info": "所有事件",
   "events.severity.warning": "警告與錯誤",
   "events.severity.error": "錯誤",
   "events.none": "沒有符合的事件。",
@@ -134,7 +134,12 @@ export default {
   "burst.share.one": "1 個請求，{first} 後出現第一個詞元",
   "burst.noName": "（未標明後端：BACKEND_HEADER 已關閉）",
   "burst.more": "要同時送出更多，請在有 curl 7.84 或更新版本的終端機執行：",
-  "burst.command": "終端機指令",
+
+  "command.about": "任何 OpenAI 用戶端都可使用此位址（到 /v1 為止）。",
+  "command.label": "終端機指令",
+  "command.copy": "複製",
+  "command.copied": "已複製",
+  "command.selected": "已選取",
 
   "settings.filter": "篩選：名稱、文字…",
   "settings.changed": "只顯示非預設值",
@@ -147,7 +152,7 @@ export default {
 
   "locked.title": "僅供管理者",
   "locked.text": "此檢視會顯示用戶端與後端的名稱。輸入 ADMIN_KEY 即可查看。",
-  "locked.off": "未設定 ADMIN_KEY，因此此檢視關閉。請在代理的環境變數中設定，再於此輸入。",
+  "locked.off": "此檢視在這裡關閉，因為未設定 ADMIN_KEY：請在代理的環境變數中設定。若已設定 ADMIN_PORT，請在那裡開啟本頁。",
 
   "key.title": "鍵盤快速鍵",
   "key.filter": "篩選此檢視",
