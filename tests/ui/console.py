@@ -32,6 +32,14 @@ class Console(Page):
             await self.prefer(language="en-GB")
         await super().open(url)
 
+    async def reload(self) -> None:
+        """Load the page again, until it shows the fleet."""
+        await self.value("window.isOld = true")
+        await self.command("Page.reload")
+        await self.becomes(
+            "window.isOld === undefined && document.querySelector('.fleet tbody, .locked, #view > *') !== null"
+        )
+
     async def resize(self, width: int, height: int, *, scale: float = 1, is_phone: bool = False) -> None:
         """Set the size of the page in CSS pixels."""
         size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": is_phone}
@@ -88,6 +96,10 @@ class Console(Page):
         x, y = await self.value(script)
         await self.command("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
+    async def click_at(self, selector: str) -> None:
+        """Click the first element that matches."""
+        await self.value(f"document.querySelector({json.dumps(selector)}).click()")
+
     async def overflow(self) -> int:
         """By how many pixels the page is wider than its window."""
         width: int = await self.value("document.documentElement.scrollWidth - document.documentElement.clientWidth")
@@ -128,6 +140,32 @@ class Console(Page):
         """Write what the window shows as a PNG."""
         shot = await self.command("Page.captureScreenshot", format="png")
         await asyncio.to_thread(file.write_bytes, base64.b64decode(shot["data"]))
+
+    async def traced(self, script: str) -> tuple[Any, list[float]]:
+        """The value of an expression, and the CPU milliseconds of each task of the page's thread meanwhile."""
+        self.events = [event for event in self.events if not event["method"].startswith("Tracing.")]
+        categories = ["toplevel", "disabled-by-default-devtools.timeline", "__metadata"]
+        config = {"includedCategories": categories, "excludedCategories": ["*"]}
+        await self.browser("Tracing.start", transferMode="ReportEvents", traceConfig=config)
+        value = await self.value(script)
+        await self.browser("Tracing.end")
+        await eventually(self._has_trace)
+        traced = [
+            one
+            for event in self.events
+            if event["method"] == "Tracing.dataCollected"
+            for one in event["params"]["value"]
+        ]
+        mains = {(one["pid"], one["tid"]) for one in traced if one.get("args", {}).get("name") == "CrRendererMain"}
+        return value, [
+            one["tdur"] / 1000
+            for one in traced
+            if one["name"].endswith("RunTask") and "tdur" in one and (one["pid"], one["tid"]) in mains
+        ]
+
+    async def _has_trace(self) -> bool:
+        await self.value("0")
+        return any(event["method"] == "Tracing.tracingComplete" for event in self.events)
 
     async def errors(self) -> list[str]:
         """What the browser has logged as errors, and uncaught exceptions."""

@@ -51,6 +51,10 @@ class FeedServer:
         opened: how many feeds were opened.
         refusals: how many of the next feeds are answered with 503.
         is_silent: whether feeds send nothing now.
+        commands: paths of the commands that were obeyed.
+        chats: how many chats are being answered now.
+        most_chats: how many were at a time.
+        breaks_chats: whether answers break off.
         tick_seconds: time between two snapshots.
     """
 
@@ -60,6 +64,10 @@ class FeedServer:
         self.opened = 0
         self.refusals = 0
         self.is_silent = False
+        self.commands: list[str] = []
+        self.chats = 0
+        self.most_chats = 0
+        self.breaks_chats = False
         self.tick_seconds = tick_seconds
         self._began = time.monotonic()
         self.app = FastAPI()
@@ -109,8 +117,11 @@ class FeedServer:
 
     def _add_admin(self) -> None:
         @self.app.post("/admin/backends/{name}/{command}")
-        async def command(name: str, command: str, authorization: _Authorization = "") -> dict[str, Any]:
+        async def command(
+            request: Request, name: str, command: str, authorization: _Authorization = ""
+        ) -> dict[str, Any]:
             self._require_operator(authorization)
+            self.commands.append(f"{request.url.path}?{request.url.query}".removesuffix("?"))
             if not self.fleet.obey(name, drains=command == "drain"):
                 raise HTTPException(404)
             return {}
@@ -137,20 +148,25 @@ class FeedServer:
         async def chat() -> StreamingResponse:
             backend = self.fleet.name(1 + self.tick % self.fleet.size)
             fields = {"x-backend": backend, "x-request-id": "8a88-99"}
-            return StreamingResponse(_answer(), media_type="text/event-stream", headers=fields)
+            return StreamingResponse(self._answer(), media_type="text/event-stream", headers=fields)
+
+    async def _answer(self) -> AsyncIterator[bytes]:
+        self.chats += 1
+        self.most_chats = max(self.chats, self.most_chats)
+        try:
+            for word in range(20 if self.breaks_chats else 40):
+                chunk = {"choices": [{"delta": {"content": f"word {word} "}}]}
+                yield f"data: {json.dumps(chunk)}\n\n".encode()
+                await asyncio.sleep(0.03)
+            if not self.breaks_chats:
+                yield b"data: [DONE]\n\n"
+        finally:
+            self.chats -= 1
 
 
 async def _without_keys(request: Request, call_next: Any) -> Any:
     request.state.access = None
     return await call_next(request)
-
-
-async def _answer() -> AsyncIterator[bytes]:
-    for word in range(40):
-        chunk = {"choices": [{"delta": {"content": f"word {word} "}}]}
-        yield f"data: {json.dumps(chunk)}\n\n".encode()
-        await asyncio.sleep(0.03)
-    yield b"data: [DONE]\n\n"
 
 
 @asynccontextmanager

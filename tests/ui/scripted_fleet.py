@@ -215,6 +215,7 @@ class ScriptedFleet:
             "failures": {self.name(others[-1]): "backend_unreachable"} if number == 2 else {},
             "candidates": candidates,
             "left_out": max(0, self.size - len(candidates)),
+            "shadow": {"policy": "least_requests", "chosen": self.name(others[number % 2]), "candidates": []},
         }
 
 

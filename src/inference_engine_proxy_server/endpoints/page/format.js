@@ -2,16 +2,17 @@
 import { languageNow } from "./text.js";
 
 export const UNKNOWN = "–";
+const GROUPED = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const MINUTE = 60, HOUR = 3600, DAY = 86_400;
 
 export function isKnown(value) {
   return Number.isFinite(value);
 }
 
-// A whole number: 1 234, 56k, 7.8M.
+// A whole number: 1,234 or 56k or 7.8M.
 export function count(value) {
   if (!isKnown(value)) return UNKNOWN;
-  if (Math.abs(value) < 10_000) return Math.round(value).toLocaleString("en");
+  if (Math.abs(value) < 10_000) return GROUPED.format(value);
   return Math.abs(value) < 999_500 ? `${Math.round(value / 1000)}k` : large(value / 1_000_000);
 }
 

@@ -52,7 +52,8 @@ export function fillElement(element) {
   if (ghost !== undefined) element.setAttribute("placeholder", t(ghost));
 }
 
-export function fillPage(root = document) {
+export function fillPage(root = document.documentElement) {
   document.documentElement.lang = language;
+  fillElement(root);
   for (const one of root.querySelectorAll("[data-text], [data-label], [data-hint], [data-ghost]")) fillElement(one);
 }
