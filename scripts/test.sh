@@ -29,6 +29,13 @@ if [[ "$#" -gt 0 ]]; then
   exec python -m pytest "${coverage[@]}" "$@"
 fi
 static_checks
-set -x
 # Two more processes than cores: many tests wait. With more, tests of deadlines would wait for a core.
-exec python -m pytest --numprocesses "$(($(nproc) + 2))" --dist worksteal "${coverage[@]}"
+python -m pytest --cache-clear --numprocesses "$(($(nproc) + 2))" --dist worksteal "${coverage[@]}" && exit
+status=$?
+# Where all cores are busy, a test of a deadline can fail without a defect. So a few failed tests run again, alone.
+failed=$(python -m pytest --last-failed --last-failed-no-failures none --collect-only | grep -c ::) || true
+if [[ "$status" != 1 || "$failed" -gt 3 ]]; then
+  exit "$status"
+fi
+echo "$failed of the tests failed. Each runs again, alone; a test that passes now depends on the speed of the machine, which is a defect of the test."
+exec python -m pytest --last-failed --last-failed-no-failures none -v

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ from support.tiny_gguf import ModelShape, write_tiny_gguf
 # The speed of a busy machine must not decide whether a property holds.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the thousands of collected tests from garbage collection, which would block event loops for a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

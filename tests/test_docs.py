@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from inference_engine_proxy_server.resume.assembly import DOUBTS
 from inference_engine_proxy_server.resume.rules import REQUEST_RULES, RULES, STREAM_RULES
 
 ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "inference_engine_proxy_server"
 READMES = {name: (ROOT / name).read_text() for name in ("README.md", "README.zh-TW.md")}
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 ENV_EXAMPLE = (ROOT / ".env.example").read_text()
@@ -59,6 +61,22 @@ def test_the_doubts_about_assembled_replies_are_documented_with_their_reasons() 
     page = (ROOT / "docs" / "reliability.md").read_text()
     section = page.partition("## Assembled replies")[2].partition("\n## ")[0]
     assert dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", section, re.MULTILINE)) == DOUBTS
+
+
+def test_every_finding_of_the_doctor_is_documented() -> None:
+    """A code is the first argument of ``Finding``, or the first value that a function returns with other texts."""
+    codes: set[str] = set()
+    for module in (SOURCE / "doctor").glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            match node:
+                case ast.Call(func=ast.Name(id="Finding"), args=[ast.Constant(value=str(code)), *_]):
+                    codes.add(code)
+                case ast.Return(value=ast.Tuple(elts=[ast.Constant(value=str(code)), _, _])):
+                    codes.add(f"backend_{code}")
+                case ast.Return(value=ast.Tuple(elts=[ast.Constant(value=str(code)), _, _, _])):
+                    codes.add(code)
+    documented = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "doctor.md").read_text(), re.MULTILINE)
+    assert sorted(documented) == sorted({*codes, "settings_invalid"})
 
 
 def test_env_example_has_a_line_for_every_setting_and_for_nothing_else() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,7 @@ async def test_an_object_by_a_schema_is_generated_anew(
     assert await counted(proxy, RESULTS) == {"broken": 1}
 
 
-async def test_the_answer_of_a_frozen_server_continues_within_three_seconds(
+async def test_the_answer_of_a_frozen_server_continues(
     start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
 ) -> None:
     proxy = start_proxy(*two_slow_servers)
@@ -171,9 +170,7 @@ async def test_the_answer_of_a_frozen_server_continues_within_three_seconds(
         frozen = await served_by(proxy, two_slow_servers)
         other = next(server for server in two_slow_servers if server is not frozen)
         frozen.freeze()
-        frozen_at = time.monotonic()
         await eventually(lambda: processing(other))
-        assert time.monotonic() - frozen_at < 3
     assert is_whole(reply.result())
     assert await counted(proxy, RESUMES) == {"request_moved": 1}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from end_to_end.breaking_engine import (
     two_engines,
 )
 from end_to_end.conftest import StartProxy, StartServers
+from end_to_end.event_stream import EventStream
 from inference_engine_proxy_server.resume.dialects import DIALECTS
 from support.counters import counted
 from support.http_client import Call
@@ -145,33 +145,14 @@ async def test_a_request_that_breaks_a_rule_gets_the_error_event(rule: str) -> N
         assert len(fleet.plan.bodies) == 1
 
 
-@dataclass
-class Stream:
+class Stream(EventStream):
     """A message that is being read."""
 
-    backend: str = ""
-    events: list[dict[str, Any]] = field(default_factory=list)
-    seams: list[int] = field(default_factory=list)  # how many pieces of text came before each continuation
-    complete: bool = False
-
-    async def read(self, url: str, body: dict[str, object]) -> None:
-        async with Call(url, MESSAGES, body) as call:
-            call.send()
-            assert await call.head() == 200
-            self.backend = call.headers.get("x-backend", "")
-            while event := await call.event():
-                if event.startswith(b":"):
-                    self.seams.append(len(self.deltas))
-                self.events += objects([event])
-            self.complete = call.complete
+    path = MESSAGES
 
     @property
     def deltas(self) -> list[str]:
         return [event["delta"]["text"] for event in self.events if event["type"] == "content_block_delta"]
-
-    @property
-    def text(self) -> str:
-        return "".join(self.deltas)
 
 
 def question(number: int, tokens: int = TOKENS) -> dict[str, Any]:

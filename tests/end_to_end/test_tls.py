@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 import ssl
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -15,36 +12,15 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 
 from end_to_end.recording import RecordingEngine
+from support.certificate import Certificate, make_certificate
 from support.program import Proxy, run_command
 from support.waiting import eventually
 from support.websocket_engine import WebSocketEngine, websocket
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """A self-signed certificate for 127.0.0.1."""
-
-    chain: Path
-    key: Path
-
-    @property
-    def settings(self) -> dict[str, str]:
-        return {"TLS_CERT_FILE": str(self.chain), "TLS_KEY_FILE": str(self.key)}
-
-
-def _make(folder: Path, name: str, *more: str) -> Certificate:
-    made = Certificate(folder / f"{name}.pem", folder / f"{name}.key")
-    openssl = shutil.which("openssl")
-    assert openssl, "these tests need the program openssl"
-    kind = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -subj /CN=test"
-    files = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(made.chain), "-keyout", str(made.key)]
-    subprocess.run([openssl, *kind.split(), *files, *(more or ("-nodes",))], check=True, capture_output=True)
-    return made
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    return _make(tmp_path_factory.mktemp("tls"), "proxy")
+    return make_certificate(tmp_path_factory.mktemp("tls"), "proxy")
 
 
 @pytest.fixture
@@ -130,9 +106,9 @@ def test_unusable_certificate_files_are_one_line_and_exit_code_2(
 ) -> None:
     (folder / "text.pem").write_text("planted-secret\n")
     if "other.key" in wrong.values():
-        _make(folder, "other")
+        make_certificate(folder, "other")
     if "closed.key" in wrong.values():
-        _make(folder, "closed", "-passout", "pass:planted-secret")
+        make_certificate(folder, "closed", "-passout", "pass:planted-secret")
     settings = {"PORT": "0", "BACKENDS": "http://127.0.0.1:1", **certificate.settings, **wrong}
 
     done = run_command(folder, "serve", **settings)  # without a terminal that could ask for a password

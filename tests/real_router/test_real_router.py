@@ -4,78 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import re
-import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import httpx2
 import pytest
 
+from real_router.servers import Router, is_up
 from support.live_proxy import Proxy, live_proxy
-from support.ports import free_port
-from support.tiny_gguf import write_tiny_gguf
 from support.waiting import eventually
 
 logger = logging.getLogger(__name__)
 
 CHAT = "/v1/chat/completions"
-PROGRAM = os.environ.get("LLAMA_SERVER", "")
-LOADED = re.compile(r"spawning server instance with name=(\S+)")
-
-pytestmark = pytest.mark.skipif(
-    not PROGRAM, reason="LLAMA_SERVER names no llama-server: scripts/test.sh llamacpp-router"
-)
-
-
-class Router:
-    """The router, in its own process, with the models ``tiny-a`` and ``tiny-b``."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        (folder / "models").mkdir()
-        for name in ("tiny-a", "tiny-b"):
-            write_tiny_gguf(folder / "models" / f"{name}.gguf")
-        self.url = f"http://127.0.0.1:{free_port()}"
-        self._log = (folder / "log").open("w+")
-        command = [PROGRAM, "--models-dir", str(folder / "models"), "--models-max", "1", "--host", "127.0.0.1"]
-        command += ["--port", self.url.rpartition(":")[2], "--metrics", "--slots", "-np", "2", "-c", "8192", "-t", "1"]
-        self._process = subprocess.Popen([*command, *options], stdout=self._log, stderr=self._log)
-
-    @property
-    def loads(self) -> list[str]:
-        """The models that it loaded, in order."""
-        self._log.seek(0)
-        return LOADED.findall(self._log.read())
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(60)
-        self._log.close()
-
-
-@pytest.fixture
-def router(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Router]:
-    started = Router(tmp_path, *getattr(request, "param", ()))
-    try:
-        yield started
-    finally:
-        started.stop()
-
-
-async def is_up(router: Router) -> bool:
-    async with httpx2.AsyncClient(base_url=router.url, trust_env=False) as http:
-        try:
-            return (await http.get("/health")).status_code == 200
-        except httpx2.TransportError:
-            return False
 
 
 @pytest.fixture
 async def proxy(router: Router) -> AsyncIterator[Proxy]:
-    await eventually(lambda: is_up(router), 120)
+    await eventually(lambda: is_up(router.url), 120)
     async with live_proxy(router.url, refresh_seconds=0.5, model_swap_wait_seconds=2, access_log=False) as started:
         yield started
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from inference_engine_proxy_server.config.api_keys import ApiKey, keys_by_digest
 from inference_engine_proxy_server.config.file_watch import FileWatch
 from inference_engine_proxy_server.config.key_file import KeyFileError, read_key_file
+from inference_engine_proxy_server.telemetry.journal import Journal
 
 __all__ = ["KeyRing"]
 
@@ -22,6 +23,7 @@ class KeyRing:
         fixed: the keys from the settings.
         file: contains more keys; ``None`` when there is no file.
         clock: seconds since the epoch.
+        journal: notes that the file was read again.
 
     Attributes:
         keys: by digest; replaced by a new object whenever anything changes.
@@ -30,10 +32,13 @@ class KeyRing:
         KeyFileError: the file cannot be used, or repeats a name or a secret.
     """
 
-    def __init__(self, fixed: Sequence[ApiKey], file: Path | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, fixed: Sequence[ApiKey], file: Path | None, clock: Callable[[], float], journal: Journal | None = None
+    ) -> None:
         self._fixed = tuple(fixed)
         self._file = file
         self._clock = clock
+        self._journal = journal or Journal()
         self._watch = FileWatch(() if file is None else (file,))
         self.keys = self._read()
 
@@ -71,10 +76,15 @@ class KeyRing:
             self.keys = self._read()
         except KeyFileError as error:
             logger.error("keys: %s; the previous keys stay valid", error)
+            text = f"The changed key file cannot be used, and the previous keys stay valid: {error}."
+            self._journal.note("reload", text, severity="error", like="keys")
         else:
             valid = sum(self.still_has(key, self.keys) for key in self)
             expired = len(self.keys) - valid
             logger.info("keys: reloaded, %d valid, %d expired", valid, expired)
+            self._journal.note(
+                "reload", f"The key file was read again: {valid} keys are valid, {expired} have expired."
+            )
 
     def _read(self) -> Mapping[bytes, ApiKey]:
         from_file = read_key_file(self._file) if self._file else []

@@ -6,6 +6,8 @@ import argparse
 import logging
 
 from inference_engine_proxy_server.cli.console import Subparsers, address_options, load
+from inference_engine_proxy_server.doctor.examination import examine_locally
+from inference_engine_proxy_server.doctor.finding import Severity
 
 __all__ = ["add_parser"]
 
@@ -26,10 +28,11 @@ def _serve(arguments: argparse.Namespace) -> int:
     loaded = load(command_line, backends_required=True, warn=None)  # the server logs the warnings
     from inference_engine_proxy_server.server import run
 
+    findings = [finding for finding in examine_locally(loaded) if finding.severity is not Severity.NOTE]
     return run(
         loaded.configuration,
         load=lambda: load(command_line, backends_required=True, warn=_log).configuration,
-        warnings=loaded.warnings,
+        warnings=(*loaded.warnings, *(f"{one.subject}: {one.problem} {one.remedy}" for one in findings)),
     )
 
 

@@ -11,6 +11,7 @@ from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.gate import Gate
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.telemetry.journal import Journal
 
 __all__ = ["build_gate", "build_key_ring", "forwards_keys"]
 
@@ -25,7 +26,7 @@ def forwards_keys(settings: Settings) -> bool:
     return not _needs_keys(settings) or settings.forward_client_key
 
 
-def build_key_ring(settings: Settings) -> KeyRing | None:
+def build_key_ring(settings: Settings, journal: Journal) -> KeyRing | None:
     """The keys of clients; ``None`` when clients need none.
 
     Raises:
@@ -34,7 +35,7 @@ def build_key_ring(settings: Settings) -> KeyRing | None:
     if not _needs_keys(settings):
         return None
     file = None if settings.api_keys_file is None else Path(settings.api_keys_file)
-    return KeyRing(settings.api_keys, file, time.time)
+    return KeyRing(settings.api_keys, file, time.time, journal)
 
 
 def build_gate(settings: Settings, ring: KeyRing | None, allowances: Allowances) -> Gate:

@@ -73,5 +73,5 @@ def build_dashboard(
     facts = Facts(settings.balancing_policy, settings.max_queued_requests, time.time())
     reporter = Reporter(dispatcher, workers, facts)
     feed, cancelling = Feed(reporter), Cancelling(live, siblings)
-    loops = {"history": Recorder(traffic, in_flight, dispatcher).run, "dashboard": feed.run}
+    loops = {"history": Recorder(traffic, live, in_flight, dispatcher).run, "dashboard": feed.run}
     return Dashboard(reporter, feed, cancelling, traffic.observe, loops, {**workers.answers, **cancelling.answers})

@@ -109,7 +109,7 @@ def build_proxy(
     config_watch = build_config_watch(configuration, load, updater, metrics, journal, process)
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
     decisions = Decisions(answers_header=settings.explain_header)
-    ring = build_key_ring(settings)
+    ring = build_key_ring(settings, journal)
     ownership = Ownership(AffinityTable(lambda: fleet.backends), process.siblings)
     spending = build_spending()
     ledger = build_ledger(settings, spending, metrics, process)

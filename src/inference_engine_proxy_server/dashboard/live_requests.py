@@ -9,11 +9,13 @@ from typing import Literal
 
 import msgspec
 
+from inference_engine_proxy_server.dashboard.traffic import Progress
 from inference_engine_proxy_server.dispatch.leases import Lease
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.request_queue import RequestQueue
 from inference_engine_proxy_server.errors import RequestCancelled
 from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE
+from inference_engine_proxy_server.routing.decisions import Decision
 from inference_engine_proxy_server.wire.client_connection import ClientConnection
 from inference_engine_proxy_server.wire.load import Load
 
@@ -39,6 +41,7 @@ class LiveRequest(msgspec.Struct, gc=False):
         path: without the query.
         backend: base URL of the backend that has it; ``None`` before.
         why: why that backend was chosen, in a few words; ``None`` before.
+        shadow: base URL of the backend that a shadow policy would have chosen, if it is another one.
         phase: ``queued``: it waits for a backend; ``prefill``: it waits for the first byte of its reply, or the first
             event of a stream; ``decode``: its reply has begun; ``resumed``: so it has, on another backend.
         tokens: of its answer so far, estimated by the events of the stream; ``None`` if it is no stream.
@@ -57,6 +60,7 @@ class LiveRequest(msgspec.Struct, gc=False):
     path: str
     backend: str | None
     why: str | None
+    shadow: str | None
     phase: Phase
     tokens: int | None
     tokens_per_second: float | None
@@ -116,6 +120,13 @@ class LiveRequests:
         wait = self._queue.seconds_for(self._queue.count) if self._queue.count else None
         return RequestsPart(len(found), longest(shown), dict(waiting), _rounded(wait))
 
+    def progress(self) -> Iterator[Progress]:
+        """The tokens of each stream so far."""
+        for _, request in self._connections():
+            tokens = _tokens_of(request) if request.begun else None
+            if tokens:
+                yield Progress(request.request_id, request.backend, tokens)
+
     def cancel(self, request_id: str) -> int:
         """End the requests with this id; each client gets an error. Returns how many there are."""
         chosen = [connection for connection, request in self._connections() if request.request_id == request_id]
@@ -134,7 +145,7 @@ class LiveRequests:
         is_placed = phase != "queued"
         tokens = _tokens_of(request) if phase in ("decode", "resumed") else None
         seconds = now - (request.started_at if request.first_byte_at is None else request.first_byte_at)
-        decision = getattr(request, "decision", None)
+        decision: Decision | None = getattr(request, "decision", None)
         return LiveRequest(
             id=request.request_id,
             model=_shortened(request.model),
@@ -143,6 +154,7 @@ class LiveRequests:
             path=request.head.path[:_MOST_NAME],
             backend=request.backend if is_placed else None,
             why=decision.reason if is_placed and decision is not None else None,
+            shadow=_shadow_of(decision) if is_placed else None,
             phase=phase,
             tokens=tokens,
             tokens_per_second=round(tokens / seconds, 1) if tokens and seconds > 0 else None,
@@ -185,6 +197,13 @@ def _tokens_of(request: ProxiedRequest) -> int | None:
     if not events:
         return None
     return max(1, round((request.sent_bytes - _HEAD_BYTES) * events / len(request.last_block)))
+
+
+def _shadow_of(decision: Decision | None) -> str | None:
+    shadow: Decision | None = getattr(decision, "shadow", None)
+    if decision is None or shadow is None or shadow.chosen.config.url == decision.chosen.config.url:
+        return None
+    return shadow.chosen.config.url
 
 
 def _key_of(request: ProxiedRequest) -> str | None:

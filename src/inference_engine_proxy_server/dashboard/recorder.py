@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from inference_engine_proxy_server.dashboard.in_flight import InFlight
+from inference_engine_proxy_server.dashboard.live_requests import LiveRequests
 from inference_engine_proxy_server.dashboard.traffic import STEP_SECONDS, Traffic
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 
@@ -19,12 +20,14 @@ class Recorder:
 
     Args:
         traffic: the finished requests.
+        live: the live requests.
         in_flight: samples of requests in flight.
         dispatcher: has the queue.
     """
 
-    def __init__(self, traffic: Traffic, in_flight: InFlight, dispatcher: Dispatcher) -> None:
+    def __init__(self, traffic: Traffic, live: LiveRequests, in_flight: InFlight, dispatcher: Dispatcher) -> None:
         self._traffic = traffic
+        self._live = live
         self._in_flight = in_flight
         self._dispatcher = dispatcher
 
@@ -34,5 +37,6 @@ class Recorder:
             await asyncio.sleep(STEP_SECONDS - time.time() % STEP_SECONDS)
             while self._traffic.read(_AT_A_TIME):  # noqa: ASYNC110 - it lets other work go first
                 await asyncio.sleep(0)
+            self._traffic.credit(self._live.progress())
             if self._traffic.end_step(self._dispatcher.requests_waiting):
                 self._in_flight.sample()

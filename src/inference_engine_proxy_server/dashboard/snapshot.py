@@ -185,8 +185,8 @@ def _state_of(backend: BackendSnapshot) -> dict[str, Any]:
 
 def _request(request: LiveRequest, names: Mapping[str, str]) -> dict[str, Any]:
     row = {name: getattr(request, name) for name in LiveRequest.__struct_fields__}
-    backend = request.backend
-    return {**row, "backend": backend and names.get(backend, backend)}
+    urls = {"backend": request.backend, "shadow": request.shadow}
+    return {**row, **{field: url and names.get(url, url) for field, url in urls.items()}}
 
 
 def _event(merged: MergedEvent, names: Mapping[str, str]) -> dict[str, Any]:

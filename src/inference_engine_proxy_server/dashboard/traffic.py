@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,7 +16,7 @@ from inference_engine_proxy_server.dashboard.latencies import Counts, add, bucke
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.outcome import Outcome
 
-__all__ = ["STEPS", "STEP_SECONDS", "Step", "Sums", "Traffic", "Window", "has_failed", "merged_steps"]
+__all__ = ["STEPS", "STEP_SECONDS", "Progress", "Step", "Sums", "Traffic", "Window", "has_failed", "merged_steps"]
 
 STEP_SECONDS = 10
 """Length of a step of the history; steps begin at multiples of it since the epoch."""
@@ -31,7 +32,8 @@ class Sums(msgspec.Struct, gc=False):
 
     Attributes:
         requests: that have ended. errors: of these, those that failed.
-        tokens_in, tokens_out: of their prompts and answers, as far as replies report them.
+        tokens_in: of their prompts, as far as replies report them. tokens_out: of their answers likewise, and of the
+            streams in progress, estimated.
         latencies: from the complete request to the reply's first byte, see :mod:`~.latencies`.
     """
 
@@ -41,12 +43,12 @@ class Sums(msgspec.Struct, gc=False):
     tokens_out: int = 0
     latencies: Counts = {}
 
-    def count(self, record: RequestRecord) -> None:
-        """Add one request."""
+    def count(self, record: RequestRecord, credited: int = 0) -> None:
+        """Add one request; ``credited``: tokens of its answer that are counted already."""
         self.requests += 1
         self.errors += has_failed(record)
         self.tokens_in += record.prompt_tokens or 0
-        self.tokens_out += record.output_tokens or 0
+        self.tokens_out += max(0, (record.output_tokens or 0) - credited)
         if record.first_byte_seconds is not None and record.status < 400:
             bucket = bucket_of(record.first_byte_seconds)
             self.latencies[bucket] = self.latencies.get(bucket, 0) + 1
@@ -91,6 +93,14 @@ class Window(msgspec.Struct, gc=False):
     by_backend: dict[str, Sums]
 
 
+class Progress(NamedTuple):
+    """The tokens that a live request has got so far, and the base URL of its backend."""
+
+    request_id: str
+    backend: str | None
+    tokens: int
+
+
 class Traffic:
     """Sums over the requests of this process.
 
@@ -119,6 +129,7 @@ class Traffic:
         self._number = int(self._began_at) // STEP_SECONDS
         self._sums = Sums()
         self._by_backend: dict[str, Sums] = {}
+        self._credited: dict[str, int] = {}  # tokens of live requests that are counted, by request id
         self._earlier: deque[tuple[int, Mapping[str, Sums]]] = deque(maxlen=_STEPS_BY_BACKEND)
         self.steps: deque[Step] = deque(maxlen=STEPS)
 
@@ -133,13 +144,32 @@ class Traffic:
             if self._is_own(record):
                 continue
             self._take(record)
-            self._sums.count(record)
+            credited = self._credited.pop(record.request_id, 0)
+            self._sums.count(record, credited)
             if record.backend is not None:
-                sums = self._by_backend.get(record.backend)
-                if sums is None:
-                    sums = self._by_backend[record.backend] = Sums()
-                sums.count(record)
+                self._sums_of(record.backend).count(record, credited)
         return bool(unread)
+
+    def _sums_of(self, backend: str) -> Sums:
+        sums = self._by_backend.get(backend)
+        if sums is None:
+            sums = self._by_backend[backend] = Sums()
+        return sums
+
+    def credit(self, progress: Iterable[Progress]) -> None:
+        """Count the tokens that live requests have got since the last call; call :meth:`read` before.
+
+        When such a request ends, only the rest of its tokens is counted.
+        """
+        credited: dict[str, int] = {}
+        for live in progress:
+            before = self._credited.get(live.request_id, 0)
+            credited[live.request_id] = max(before, live.tokens)
+            more = max(0, live.tokens - before)
+            self._sums.tokens_out += more
+            if live.backend is not None:
+                self._sums_of(live.backend).tokens_out += more
+        self._credited = credited
 
     def end_step(self, queue: int) -> bool:
         """Complete the current step, if its time is over; ``queue``: requests that wait now. Returns whether it was."""

@@ -114,6 +114,7 @@ class PartMaker:
     def make(self, wanted: Wanted) -> WorkerPart:
         """The part as of now."""
         self._traffic.read()
+        self._traffic.credit(self._live.progress())
         known = wanted.known.changed if wanted.known.process == self._process else 0
         learned = self._placement.learned()
         return WorkerPart(

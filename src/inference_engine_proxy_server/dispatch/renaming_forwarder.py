@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Protocol
 
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
+from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.models.catalog import Meaning, ModelCatalog, NamedModel
 from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.models.rewriting import Rewriting, gets_default_model
@@ -76,14 +77,23 @@ class RenamingForwarder:
             return self._forward_rewritten(request, catalog.default.name, catalog.default)
         return self._next(request)
 
-    async def _forward_rewritten(self, request: ProxiedRequest, name: str, meaning: Meaning) -> None:
+    def _forward_rewritten(self, request: ProxiedRequest, name: str, meaning: Meaning) -> Coroutine[None, None, None]:
         if meaning.fallbacks:
-            await self._fallbacks.forward(request, name, meaning)
-            return
-        rewrite(request, request.head, request.body, meaning.model, meaning.rewriting)
+            return self._fallbacks.forward(request, name, meaning)
+        try:
+            rewrite(request, request.head, request.body, meaning.model, meaning.rewriting)
+        except ClientError as error:
+            return _failed(error)
         if name != meaning.model:
             request.alias = name
-        await self._next(request)
+        return self._next(request)
+
+
+async def _failed(error: ClientError) -> None:
+    try:
+        raise error
+    finally:
+        del error  # its traceback refers to this frame: a reference cycle
 
 
 def rewrite(request: ProxiedRequest, head: RequestHead, body: bytes, model: str, rewriting: Rewriting) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+from msgspec import Raw
 
 from inference_engine_proxy_server.models.rules import Kind, Rule, Rules, json_of
 from inference_engine_proxy_server.requests.tolerant_json import Span, member_spans
@@ -12,6 +14,7 @@ from inference_engine_proxy_server.requests.tolerant_json import Span, member_sp
 __all__ = ["BodyPatch", "Edit", "applied"]
 
 _NULL = b"null"
+_NOTHING: frozenset[str] = frozenset()
 _OPENING = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*+\{[ \t\r\n]*+")
 
 
@@ -56,6 +59,15 @@ class _Node:
             node.sets_something for node in self.inner.values()
         )
 
+    def changes(self, value: Raw) -> bool:
+        """Whether the member may change if the request has it with ``value``."""
+        rule = self.rule
+        if rule is None or rule.kind is Kind.REMOVE:
+            return True
+        if rule.kind is Kind.DEFAULT:
+            return len(value) == len(_NULL) and bytes(value) == _NULL
+        return len(value) != len(rule.value) or bytes(value) != rule.value
+
     def new_value(self, present: frozenset[str]) -> bytes | None:
         """The value of the member if the request has none; ``None`` if it is not added.
 
@@ -65,7 +77,7 @@ class _Node:
         rule = self.rule
         if rule is not None and rule.kind is not Kind.REMOVE:
             return rule.value if present.isdisjoint(rule.unless) else None
-        members = _new_members(self.inner.values(), frozenset()) if self.inner else ()
+        members = _new_members(self.inner.values(), _NOTHING) if self.inner else ()
         return b"{%b}" % b",".join(members) if members else None
 
 
@@ -85,6 +97,30 @@ class BodyPatch:
             for name in path:
                 node = node.inner.setdefault(name, _Node(name))
             node.rule = rule
+
+    def with_new_members(self, body: bytes, members: Mapping[str, Raw]) -> bytes | None:
+        """``body`` with the rules applied, if they only add members; ``None`` if the places of its members are needed.
+
+        Args:
+            body: a JSON object without a byte-order mark that the decoder has accepted.
+            members: its members, at least one.
+        """
+        added: list[bytes] = []
+        for name, node in self._root.inner.items():
+            value = members.get(name)
+            if value is None:
+                rule = node.rule
+                if rule is not None and rule.unless and not members.keys().isdisjoint(rule.unless):
+                    return None
+                new = node.new_value(_NOTHING)
+                if new is not None:
+                    added += b",", node.key, new
+            elif node.changes(value):
+                return None
+        if not added:
+            return body
+        end = body.rindex(b"}")
+        return b"".join((body[:end], *added, body[end:]))
 
     def edits(self, body: bytes, spans: Sequence[Span]) -> list[Edit]:
         """The edits that apply the rules to ``body``.

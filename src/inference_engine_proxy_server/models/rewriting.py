@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from msgspec import Raw
+
 from inference_engine_proxy_server.config.fleet import ParametersConfig
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.models.body_patch import BodyPatch, applied
@@ -20,7 +22,7 @@ from inference_engine_proxy_server.models.rules import (
 )
 from inference_engine_proxy_server.models.system_prompt import SystemPrompt
 from inference_engine_proxy_server.requests.body_spans import body_spans, in_utf8
-from inference_engine_proxy_server.requests.content import names_no_model, read_text_in
+from inference_engine_proxy_server.requests.content import all_members, names_no_model, read_text_in
 from inference_engine_proxy_server.requests.forms import URLENCODED, is_form, media_type, with_field, with_parameter
 from inference_engine_proxy_server.requests.tolerant_json import Span, member_spans
 
@@ -71,6 +73,12 @@ class PathPatch:
             by_effort=by_effort,
             system_prompt=SystemPrompt.of(prompts[-1] if prompts else None, dialect),
         )
+
+    def with_new_members(self, body: bytes, members: Mapping[str, Raw]) -> bytes | None:
+        """``body`` with the changes, if they only add members; see :meth:`.BodyPatch.with_new_members`."""
+        if self.system_prompt is not None or (self.by_effort and self.effort[0] in members):
+            return None
+        return (self.without_effort if self.by_effort else self.usual).with_new_members(body, members)
 
     def apply(self, body: bytes, spans: Sequence[Span]) -> bytes:
         """``body`` with the changes; ``spans`` are its members."""
@@ -148,8 +156,12 @@ class Rewriting:
         patch = self.by_path.get(path)
         if patch is None:
             return body if self.model is None else self._renamed(header_lines, body, self.model)
+        members = all_members(body)
+        changed = patch.with_new_members(body, members) if members else None
+        if changed is not None:
+            return changed
         text = in_utf8(body)
-        spans = body_spans(text)
+        spans = body_spans(text, members)
         if spans is None:
             message = (
                 "The proxy sets parameters of this model, and cannot read the body. Send one JSON object in UTF-8, "

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from msgspec import Raw
 
 from inference_engine_proxy_server.requests.content import all_members
 from inference_engine_proxy_server.requests.tolerant_json import Span, as_utf8, member_spans
@@ -28,19 +30,21 @@ def in_utf8(body: bytes) -> bytes:
     return body if is_usual or body.startswith(BOM_UTF8) else as_utf8(body)
 
 
-def body_spans(body: bytes) -> Sequence[Span] | None:
+def body_spans(body: bytes, members: Mapping[str, Raw] | None = None) -> Sequence[Span] | None:
     """The places of all members of a JSON object; ``None`` if ``body`` is not an object, or cannot be read.
 
     Args:
         body: in UTF-8. Values are not checked.
+        members: those that the decoder has found in ``body``; ``None`` if it has not been decoded.
     """
     at = len(BOM_UTF8) if body.startswith(BOM_UTF8) else 0
-    return _distinct_spans(body, at) or member_spans(body, at)
+    if members is None:
+        members = all_members(body[at:] if at else body)
+    return _distinct_spans(body, at, members) or member_spans(body, at)
 
 
-def _distinct_spans(body: bytes, at: int) -> Sequence[Span] | None:
+def _distinct_spans(body: bytes, at: int, members: Mapping[str, Raw] | None) -> Sequence[Span] | None:
     """The spans, if the body is valid JSON, its names are distinct, and none of them has an escape."""
-    members = all_members(body[at:] if at else body)
     start = _START.match(body, at)
     if not members or start is None:
         return None

@@ -109,3 +109,30 @@ async def test_client_that_leaves_ends_the_call() -> None:
         client.leave()
         await until(lambda: ended)
         assert [exchange.outcome for exchange in front.observed] == [Outcome.CLIENT_LEFT]
+
+
+async def test_application_waits_for_a_client_that_reads_too_slowly() -> None:
+    sent = 0
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        nonlocal sent
+        await send(START)
+        while True:
+            await send({"type": "http.response.body", "body": b"x" * 16_384, "more_body": True})
+            sent += 1
+            await asyncio.sleep(0)
+
+    async with Front(AsgiBridge(app).answer, send_buffer_bytes=4096) as front:
+        client = await front.connect()
+        client.send(get("/"))
+        await client.head()
+        stalled = -1
+        while stalled != sent:
+            stalled = sent
+            await asyncio.sleep(0.2)
+        assert sent * 16_384 < 10_000_000  # at most what fits into the buffers of both kernels
+
+        await client.read(sent * 16_384)
+
+        await until(lambda: sent > stalled)
+        client.leave()

@@ -16,6 +16,7 @@ from inference_engine_proxy_server.config.parameters import ParameterPath
 from inference_engine_proxy_server.models.body_patch import BodyPatch, applied
 from inference_engine_proxy_server.models.rules import Kind, Rule
 from inference_engine_proxy_server.requests.body_spans import body_spans
+from inference_engine_proxy_server.requests.content import all_members
 
 NAMES = ("a", "b", "c", "é", 'q"')
 BLANKS = st.sampled_from(["", "", " ", "\n\t", "\r\n  "])
@@ -106,9 +107,10 @@ def follow(result: Any, path: ParameterPath, rule: Rule) -> None:
 
 
 def patched(rules: Mapping[ParameterPath, Rule], body: bytes) -> bytes:
-    spans = body_spans(body)
+    patch, members, spans = BodyPatch(rules), all_members(body), body_spans(body)
     assert spans is not None
-    return applied(body, BodyPatch(rules).edits(body, spans))
+    whole = patch.with_new_members(body, members) if members else None
+    return applied(body, patch.edits(body, spans)) if whole is None else whole
 
 
 def raw_members(body: bytes) -> dict[str, bytes]:
@@ -158,7 +160,7 @@ SET, DEFAULT, REMOVE = rule(Kind.SET, b"1"), rule(Kind.DEFAULT, b"2"), rule(Kind
     ("rules", "before", "after"),
     [
         ({("a",): SET}, b"{}", b'{"a":1}'),
-        ({("a",): SET}, b'{ "b" : 5 }', b'{ "b" : 5,"a":1 }'),
+        ({("a",): SET}, b'{ "b" : 5 }', b'{ "b" : 5 ,"a":1}'),
         ({("a",): SET}, b'{"a": [1, 2] , "b": 5}', b'{"a": 1 , "b": 5}'),
         ({("a",): SET}, b'{"a": 3, "b": 5, "a": 4}', b'{"a": 1, "b": 5, "a": 1}'),
         ({("a",): DEFAULT}, b'{"a": 0}', b'{"a": 0}'),

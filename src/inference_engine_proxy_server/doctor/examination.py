@@ -1,0 +1,37 @@
+"""Runs all checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from inference_engine_proxy_server.config.sources import LoadedSettings
+from inference_engine_proxy_server.doctor.backend_checks import examine_backend
+from inference_engine_proxy_server.doctor.finding import Finding, Severity
+from inference_engine_proxy_server.doctor.fleet_checks import check_fleet
+from inference_engine_proxy_server.doctor.machine_checks import check_machine
+from inference_engine_proxy_server.doctor.settings_checks import check_settings, ignored_settings
+
+__all__ = ["examine", "examine_locally"]
+
+_AT_A_TIME = 16  # backends; each takes up to some seconds if it does not answer
+_ORDER = (Severity.ERROR, Severity.WARNING, Severity.NOTE)
+
+
+def examine_locally(loaded: LoadedSettings) -> list[Finding]:
+    """The findings that need no network and are no warnings of ``loaded``, the worst first."""
+    return _worst_first([*check_settings(loaded), *check_machine(loaded.settings)])
+
+
+def examine(loaded: LoadedSettings) -> list[Finding]:
+    """All findings, the worst first. External services are not asked: each request may cost money."""
+    own = [config for config in loaded.configuration.fleet if not config.is_external]
+    with ThreadPoolExecutor(_AT_A_TIME) as threads:
+        examined = list(threads.map(partial(examine_backend, settings=loaded.settings), own))
+    about_backends = [finding for one in examined for finding in one.findings]
+    return _worst_first([*ignored_settings(loaded), *examine_locally(loaded), *about_backends, *check_fleet(examined)])
+
+
+def _worst_first(findings: Sequence[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: _ORDER.index(finding.severity))

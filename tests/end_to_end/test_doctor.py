@@ -1,0 +1,54 @@
+"""``inference-proxy doctor`` with real llama.cpp servers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from end_to_end.conftest import StartServers
+from support.program import run_command
+
+
+def test_good_servers_have_no_findings(start_servers: StartServers, tiny_model: Path, tmp_path: Path) -> None:
+    servers = start_servers(2, tiny_model, "--slots", "2")
+    done = run_command(tmp_path, "doctor", BACKENDS=",".join(server.url for server in servers))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "2 backends examined: 0 errors, 0 warnings, 0 notes.\n"
+
+
+def test_each_problem_is_shown_with_its_remedy(
+    start_servers: StartServers, tiny_model: Path, tmp_path: Path, free_port: int
+) -> None:
+    [one] = start_servers(1, tiny_model, "--slots", "1")
+    backends = f"{one.url},http://127.0.0.1:{free_port}"
+    done = run_command(tmp_path, "doctor", "--json", BACKENDS=backends)
+
+    findings = json.loads(done.stdout)["findings"]
+    assert [(one["code"], one["severity"], one["subject"]) for one in findings] == [
+        ("backend_refuses", "error", f"backend 127.0.0.1:{free_port}"),
+        ("single_slot", "warning", f"backend 127.0.0.1:{one.port}"),
+    ]
+    assert "--parallel 4" in findings[1]["remedy"]
+    assert done.returncode == 2
+    done = run_command(tmp_path, "doctor", BACKENDS=one.url)
+    assert done.returncode == 1
+    assert "WARNING  backend 127.0.0.1" in done.stdout
+    assert done.stdout.endswith("1 backends examined: 0 errors, 1 warning, 0 notes.\n")
+
+
+def test_settings_that_cannot_be_used_are_findings(tmp_path: Path) -> None:
+    done = run_command(tmp_path, "doctor", BACKEND="http://127.0.0.1:1", PORT="x")
+
+    assert done.returncode == 2
+    assert "ERROR    settings  [settings_invalid]" in done.stdout
+    assert "PORT is 'x'" in done.stdout
+    assert "did you mean BACKENDS?" in done.stdout
+
+
+def test_connections_that_stay_open_need_http_threads(
+    start_servers: StartServers, tiny_model: Path, tmp_path: Path
+) -> None:
+    [server] = start_servers(1, tiny_model, "--slots", "2")
+    done = run_command(tmp_path, "doctor", BACKENDS=server.url, LLAMACPP_KEEP_ALIVE="true")
+    assert "[few_http_threads]" in done.stdout
