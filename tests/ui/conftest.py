@@ -33,7 +33,7 @@ async def show(tmp_path: Path) -> AsyncIterator[Show]:
         consoles: list[Console] = []
 
         async def start(server: FeedServer) -> Console:
-            url = await stack.enter_async_context(served(server))
+            url = await stack.enter_async_context(served(server.app))
             consoles.append(await stack.enter_async_context(opened(f"{url}/", tmp_path)))
             if not server.refusals:
                 await consoles[-1].becomes("document.querySelector('.fleet tbody') !== null")

@@ -170,10 +170,10 @@ async def _without_keys(request: Request, call_next: Any) -> Any:
 
 
 @asynccontextmanager
-async def served(server: FeedServer, port: int = 0) -> AsyncIterator[str]:
-    """Serve it until the end of the context; gives its base URL."""
+async def served(app: FastAPI, port: int = 0) -> AsyncIterator[str]:
+    """Serve an application until the end of the context; gives its base URL."""
     with socket.create_server(("127.0.0.1", port)) as listener:
-        config = uvicorn.Config(server.app, log_level="error", timeout_graceful_shutdown=1, lifespan="off")
+        config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, lifespan="off")
         host = uvicorn.Server(config)
         serving = asyncio.get_running_loop().create_task(host.serve(sockets=[listener]))
         try:
@@ -184,7 +184,7 @@ async def served(server: FeedServer, port: int = 0) -> AsyncIterator[str]:
 
 
 async def _show(size: int, port: int) -> None:
-    async with served(FeedServer(ScriptedFleet(size, some_problems(size), ADMIN_KEY)), port) as url:
+    async with served(FeedServer(ScriptedFleet(size, some_problems(size), ADMIN_KEY)).app, port) as url:
         print(url, flush=True)  # noqa: T201 - a program
         await asyncio.get_running_loop().create_future()
 

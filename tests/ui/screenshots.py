@@ -18,7 +18,7 @@ async def main(folder: Path) -> None:
     """Write the pictures into ``folder``."""
     fleet = ScriptedFleet(SIZE, some_problems(SIZE), ADMIN_KEY)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        async with served(FeedServer(fleet)) as url, opened(f"{url}/", Path(profile)) as console:
+        async with served(FeedServer(fleet).app) as url, opened(f"{url}/", Path(profile)) as console:
             await console.becomes("document.querySelector('.fleet tbody') !== null")
             await console.sign_in(ADMIN_KEY)
             await console.shows("gpu-17")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+
+from fastapi import FastAPI
 
 from support.waiting import eventually
 from ui.conftest import Show, StartFeed
+from ui.console import opened
+from ui.feed_server import ADMIN_KEY, served
 
 
 async def test_stale_values_are_called_so_until_the_proxy_is_back(start_feed: StartFeed, show: Show) -> None:
@@ -62,3 +67,18 @@ async def test_updates_can_be_paused(start_feed: StartFeed, show: Show) -> None:
     await console.press("p")
     await eventually(lambda: server.viewers == 1)
     await console.becomes("document.querySelector('#feed-state').hidden")
+
+
+async def test_page_works_below_a_path_prefix(start_feed: StartFeed, tmp_path: Path) -> None:
+    outside = FastAPI()
+    outside.mount("/llm", start_feed(3).app)
+    async with served(outside) as url, opened(f"{url}/llm/", tmp_path) as console:
+        await console.becomes("document.querySelector('.fleet tbody') !== null")
+        await console.sign_in(ADMIN_KEY)
+        await console.value("location.hash = 'decisions'")
+        await console.becomes("document.querySelectorAll('.decisions details').length === 12")
+        await console.value("location.hash = 'playground'")
+        await console.becomes("document.querySelector('textarea') !== null")
+        await console.enter("textarea", "Hello")
+        await console.shows("40 tokens", ".chat-log")
+        assert await console.errors() == []

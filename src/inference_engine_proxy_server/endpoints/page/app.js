@@ -33,7 +33,7 @@ const VIEWS = [
   { name: "history", view: new History() },
   { name: "usage", view: new Usage(), isForOperators: true },
   { name: "decisions", view: new Decisions(), isForOperators: true },
-  { name: "playground", view: new Playground(announce) },
+  { name: "playground", view: new Playground(announce, () => feed.restart()) },
   { name: "settings", view: new SettingsView(), isForOperators: true },
 ];
 const feed = new Feed(feedHeaders, receive, showFeed);

@@ -59,20 +59,20 @@ export class Rows {
   }
 
   show(items, keyOf) {
-    const gone = new Set(this.byKey.keys());
+    const keys = new Set(items.map(keyOf));
+    for (const [key, row] of this.byKey) {
+      if (keys.has(key)) continue;
+      row.root.remove();
+      this.byKey.delete(key);
+    }
     let place = this.head === null ? this.parent.firstChild : this.head.nextSibling;
     for (const item of items) {
       const key = keyOf(item);
       let row = this.byKey.get(key);
       if (row === undefined) this.byKey.set(key, (row = this.create(item)));
-      gone.delete(key);
       this.update(row, item);
       if (row.root === place) place = place.nextSibling;
       else this.parent.insertBefore(row.root, place);
-    }
-    for (const key of gone) {
-      this.byKey.get(key).root.remove();
-      this.byKey.delete(key);
     }
   }
 }

@@ -92,7 +92,8 @@ function showModels(cell, one) {
 }
 
 function showSlots(cell, one) {
-  const running = one.processing ?? one.in_flight;
+  // The engine's number is as old as the latest poll; the proxy knows its own requests at once.
+  const running = Math.max(one.processing ?? 0, Math.min(one.in_flight, one.slots ?? Infinity));
   setBar(cell.firstChild, running / (one.slots ?? one.limit ?? Math.max(8, running)), (one.waiting ?? 0) / (one.slots ?? 8));
   setText(cell.lastChild, `${count(running)}/${isKnown(one.slots) ? count(one.slots) : UNKNOWN}`);
 }

@@ -9,8 +9,10 @@ import { curlCommand, ShellCommand } from "./shell_command.js";
 import { t } from "./text.js";
 
 export class Playground {
-  constructor(announce) {
+  // announce(text) tells screen readers; onKey() is called when there is another API key.
+  constructor(announce, onKey) {
     this.announce = announce;
+    this.onKey = onKey;
     this.messages = [];
     this.stopper = null;
     this.needsKey = false; // known once a request was refused
@@ -125,7 +127,8 @@ export class Playground {
   }
 
   async askForKey() {
-    await askForKey(t("chat.key"), t("chat.keyText"), async (key) => setKey("client", key));
+    const isGiven = await askForKey(t("chat.key"), t("chat.keyText"), async (key) => setKey("client", key));
+    if (isGiven) this.onKey();
   }
 }
 

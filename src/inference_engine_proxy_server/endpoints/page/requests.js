@@ -36,11 +36,12 @@ export class Requests {
   render(model) {
     this.model = model;
     const { requests, queue, fleet } = model.snapshot;
-    const shown = (requests?.shown ?? []).filter((one) => this.accepts(one));
-    const running = shown.filter((one) => one.phase !== "queued");
+    const shown = distinct(requests?.shown ?? []).filter((one) => this.accepts(one));
+    // By age, so that no row moves: the phase of a request changes, and others end.
+    const running = shown.filter((one) => one.phase !== "queued").sort((one, other) => other.age - one.age);
     const waiting = shown.filter((one) => one.phase === "queued").sort((one, other) => one.position - other.position);
-    this.rows.show(running, (one) => one.id);
-    this.queuedRows.show(waiting, (one) => one.id);
+    this.rows.show(running, (one) => one.row);
+    this.queuedRows.show(waiting, (one) => one.row);
     setHidden(this.table.frame, running.length === 0);
     setHidden(this.empty, running.length > 0);
     setHidden(this.queued.frame, waiting.length === 0);
@@ -56,6 +57,15 @@ export class Requests {
     const text = [one.id, one.model, one.alias, one.key, one.backend, one.path, one.phase].join(" ").toLowerCase();
     return this.filter.value.toLowerCase().trim().split(/\s+/).every((word) => text.includes(word));
   }
+}
+
+// Clients choose ids, and may use one several times.
+function distinct(requests) {
+  const seen = new Map();
+  return requests.map((one) => {
+    seen.set(one.id, (seen.get(one.id) ?? 0) + 1);
+    return { ...one, row: `${one.id} ${seen.get(one.id)}` };
+  });
 }
 
 function newRow(columns) {

@@ -110,7 +110,7 @@ export default {
   "column.tier": "Tier",
   "column.tier.hint": "The next tier gets requests when lower tiers have no room",
   "column.slots": "Slots",
-  "column.slots.hint": "Requests that run (solid) and wait (striped), of its slots",
+  "column.slots.hint": "Requests that run (dark) and wait (light), of its slots",
   "column.waiting": "Wait",
   "column.waiting.hint": "Requests that wait inside the engine",
   "column.cache": "KV cache",

@@ -110,7 +110,7 @@ export default {
   "column.tier": "層級",
   "column.tier.hint": "較低的層級沒有空位時，下一層才會收到請求",
   "column.slots": "slot 用量",
-  "column.slots.hint": "執行中（實心）與等待中（條紋）的請求／slot 數",
+  "column.slots.hint": "執行中（深色）與等待中（淺色）的請求／slot 數",
   "column.waiting": "等待",
   "column.waiting.hint": "在引擎內等待的請求數",
   "column.cache": "KV 快取",
