@@ -91,7 +91,6 @@ class ScriptedFleet:
         waiting = max(0, round(_wave(number + 7, tick, 9)) - 6) if works and running == _SLOTS else 0
         if state == "ready" and waiting:
             state = "busy"
-        speed = 31.0 * running if works else 0.0
         model = _MODELS[number % 3] if number % 10 else _MODELS[3]
         llamacpp = number % 2 == 0
         return {
@@ -114,14 +113,8 @@ class ScriptedFleet:
             "processing": running if works else None,
             "waiting": waiting if works else None,
             "kv_cache_use": min(1.0, running / _SLOTS * 0.7 + 0.1) if works else None,
-            "requests_per_second": running / 6 if works else 0.0,
             "errors_per_minute": 9 if state == "suspect" else 0,
-            "tokens_in_per_second": speed * 9.7,
-            "tokens_out_per_second": speed,
-            "ttft_p50": 0.08 + running * 0.03 if works else None,
-            "ttft_p95": 0.4 + running * 0.21 + waiting if works else None,
-            "predicted_hit_rate": 0.55 + _wave(number, 0, 0.4) if works else None,
-            "real_hit_rate": 0.5 + _wave(number, 0, 0.4) if works else None,
+            **_figures(number, running if works else 0, waiting),
             "recent": [round(_wave(number, tick // 60 + back * 9, _SLOTS), 1) for back in range(60)]
             if works
             else [0] * 60,
@@ -219,11 +212,25 @@ class ScriptedFleet:
         }
 
 
+def _figures(number: int, running: int, waiting: int) -> dict[str, Any]:
+    """What a backend with this many requests achieves."""
+    return {
+        "requests_per_second": running / 6,
+        "tokens_in_per_second": running * 300.0,
+        "tokens_out_per_second": running * 31.0,
+        "ttft_p50": 0.08 + running * 0.03 if running else None,
+        "ttft_p95": 0.4 + running * 0.21 + waiting if running else None,
+        "predicted_hit_rate": 0.55 + _wave(number, 0, 0.4) if running else None,
+        "real_hit_rate": 0.5 + _wave(number, 0, 0.4) if running else None,
+    }
+
+
 def _event(number: int, kind: str, severity: str, backend: str | None, text: str, count: int = 1) -> dict[str, Any]:
     at = STARTED_AT - 400 + number
     return {
         "id": number,
         "at": at,
+        "first_at": at,
         "kind": kind,
         "severity": severity,
         "backend": backend,

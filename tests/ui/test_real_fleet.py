@@ -7,15 +7,17 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support.http_client import Call
+from support.http_client import Call, send
 from support.llama_server import LlamaServer
 from support.program import Proxy
 from support.waiting import eventually
 from ui.console import Console, opened
 from ui.feed_server import ADMIN_KEY
+from ui.scripted_fleet import ScriptedFleet
 
 # The machine that runs the tests has few cores, and the engines use them.
 SETTINGS = {"ADMIN_KEY": ADMIN_KEY}
@@ -183,3 +185,19 @@ async def test_settings_in_force_are_shown_without_secrets(console: Console) -> 
     await console.value("location.hash = 'settings'")
     await console.shows("ADMIN_KEY", ".settings")
     assert ADMIN_KEY not in (await console.text(".settings")).replace("operators", "")
+
+
+async def test_scripted_feed_has_the_fields_of_the_real_one(proxy: Proxy) -> None:
+    """Otherwise the other tests of this folder would prove nothing."""
+    scripted = ScriptedFleet(2, {2: "down"}, ADMIN_KEY).snapshot(1000, is_operator=True, is_first=True)
+    async with streaming(proxy):
+        real = (await send(proxy.url, "/dashboard/snapshot", headers={"X-Admin-Key": ADMIN_KEY})).json
+    assert fields_of(scripted) == fields_of(real)
+
+
+def fields_of(snapshot: dict[str, Any]) -> dict[str, set[str]]:
+    """The names of fields, by the place where they stand."""
+    places = {name: snapshot[name] for name in ("workers", "fleet", "requests", "queue", "history", "usage")}
+    lists = {"backends": snapshot["backends"], "events": snapshot["events"], "shown": snapshot["requests"]["shown"]}
+    rows = {name: rows[0] for name, rows in lists.items()}
+    return {name: set(fields) for name, fields in {"": snapshot, **places, **rows}.items()}

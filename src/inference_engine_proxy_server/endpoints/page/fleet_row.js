@@ -1,6 +1,6 @@
 // One backend in the fleet's table: a line of values and, if something is wrong, a line with the reason.
 import { el, setAttribute, setHidden, setText } from "./dom.js";
-import { sentence } from "./format.js";
+import { sentence, shortName } from "./format.js";
 import { COLUMNS } from "./fleet_columns.js";
 import { isProblem } from "./problems.js";
 import { t } from "./text.js";
@@ -23,7 +23,7 @@ export function newRow(open) {
 export function fillRow(row, backend, now, { scale, columns }) {
   if (row.name !== backend.name) {
     row.name = backend.name;
-    setText(row.button, backend.name);
+    setText(row.button, shortName(backend.name));
     setAttribute(row.button, "title", backend.url ?? backend.name);
     setAttribute(row.root, "data-name", backend.name);
   }

@@ -89,7 +89,9 @@ export class FleetTable {
     this.slices.run(this.visibleFirst(items.filter((item) => item.isBackend)), (item) => item.fill());
     this.showHeads();
     this.map.render(backends);
-    setAttribute(this.table, "class", backends.length <= MOST_ROOMY ? "fleet roomy" : "fleet");
+    const isSmall = backends.length <= MOST_ROOMY;
+    setAttribute(this.map.root, "class", isSmall ? "map small" : "map"); // the table itself fits one screen
+    setAttribute(this.table, "class", isSmall ? "fleet roomy" : "fleet");
     this.events.render(model.events.slice(0, MOST_EVENTS), at);
     setHidden(this.news, model.events.length === 0);
     const shown = items.filter((item) => item.isBackend).length;

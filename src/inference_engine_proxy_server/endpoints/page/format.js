@@ -55,6 +55,11 @@ export function clock(at, now = Date.now() / 1000) {
   return Math.abs(now - at) < DAY / 2 ? time : `${date.toLocaleDateString(languageNow())} ${time}`;
 }
 
+// The name of a backend, which for those who are no operators is its URL.
+export function shortName(name) {
+  return name.replace(/^https?:\/\//, "");
+}
+
 // A sentence of the proxy: they begin in lower case where they follow a name.
 export function sentence(text) {
   if (!text) return "";

@@ -1,4 +1,5 @@
 // Which backends need attention, and the one sentence about the fleet.
+import { shortName } from "./format.js";
 import { t } from "./text.js";
 
 const NAMED = 4; // backends in the sentence
@@ -32,7 +33,7 @@ export function verdict(snapshot) {
 }
 
 function worded(key, backends, total) {
-  const names = backends.slice(0, NAMED).map((one) => one.name).join(", ");
+  const names = backends.slice(0, NAMED).map((one) => shortName(one.name)).join(", ");
   const more = backends.length > NAMED ? t("verdict.more", { count: backends.length - NAMED }) : "";
   return t(key, { count: backends.length, total, names: names + more });
 }
