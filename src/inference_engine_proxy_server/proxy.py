@@ -54,8 +54,11 @@ class Proxy:
     def begin_shutdown(self, *, may_linger: bool) -> float:
         """Report from now on that this process will stop; returns for how many seconds it still accepts."""
         self.guard.begin_shutdown()
-        self.feed.close()
         return self.readiness.begin_shutdown(may_linger=may_linger)
+
+    def end_feeds(self) -> None:
+        """End the replies that would never end on their own: the process waits for the end of all replies now."""
+        self.feed.close()
 
     def reload(self) -> None:
         """Read the configuration again, if it can change."""

@@ -92,6 +92,30 @@ async def test_queued_request_can_be_cancelled(start_proxy: StartProxy, server: 
         assert (await snapshot_of(proxy))["fleet"]["queue"] == 0
 
 
+async def test_resumed_stream_and_its_event_are_shown(
+    start_proxy: StartProxy, two_slow_servers: list[LlamaServer]
+) -> None:
+    proxy = start_proxy(*two_slow_servers, **SETTINGS)
+    async with stream(proxy, "mine") as call:
+        await call.event()
+        before = await live(proxy, lambda request: request["phase"] == "decode")
+        next(server for server in two_slow_servers if server.url.endswith(before["backend"])).kill()
+
+        after = await live(proxy, lambda request: request["phase"] == "resumed")
+
+        assert after["backend"] != before["backend"]
+        assert (after["id"], after["resumes"]) == ("mine", 1)
+        content = await snapshot_of(proxy)
+        assert content["fleet"]["tokens_out_per_second"] > 0
+        [event] = [event for event in content["events"] if event["kind"] == "resume"]
+        assert (event["backend"], event["severity"]) == (before["backend"], "warning")
+        name = re.escape(before["backend"])
+        pattern = (
+            rf"The stream of request mine broke on backend {name} after \d+ tokens \(backend_disconnected\) and .*\."
+        )
+        assert re.fullmatch(pattern, event["text"])
+
+
 async def test_tokens_of_finished_requests_are_rates_and_usage(start_proxy: StartProxy, server: LlamaServer) -> None:
     proxy = start_proxy(server, **SETTINGS)
     assert (await send(proxy.url, PATH, chat(8))).status == 200

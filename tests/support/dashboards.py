@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from inference_engine_proxy_server.dashboard.audience import Audience
 from inference_engine_proxy_server.dashboard.in_flight import InFlight
 from inference_engine_proxy_server.dashboard.live_requests import LiveRequests
 from inference_engine_proxy_server.dashboard.reporter import Reporter
@@ -31,6 +32,8 @@ OPERATOR = {"X-Admin-Key": ADMIN_KEY}
 
 class Board:
     """The dashboard's data of one worker in front of ``urls``, which are never polled."""
+
+    operators = Audience("accepted", sees_addresses=True)
 
     def __init__(self, urls: Iterable[str] = ("http://a:1", "http://b:1"), siblings: Siblings | None = None) -> None:
         siblings = siblings or Siblings()

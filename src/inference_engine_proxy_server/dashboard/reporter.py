@@ -46,7 +46,7 @@ class Moment:
         """
         is_complete = shown is None
         events = self.events.latest(_MOST_EVENTS) if shown is None else self.events.since(shown.events_changed)
-        content = self.snapshot.as_json(audience, events)
+        content = self.snapshot.as_json(audience, sorted(events, key=lambda event: event.event.at))
         if shown is None or shown.step != self.step:
             content |= self.totals.as_json(audience)
         return {"complete": is_complete, **content}

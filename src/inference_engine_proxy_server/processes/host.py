@@ -54,6 +54,9 @@ class Hosted(Protocol):
             The number of seconds to keep accepting new connections.
         """
 
+    def end_feeds(self) -> None:
+        """End the replies that would never end on their own: the process waits for the end of all replies now."""
+
     def accept_operator(self, server_state: Any) -> asyncio.Protocol:
         """The protocol for a new connection on ADMIN_PORT."""
 
@@ -117,6 +120,7 @@ class Host(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._hosted.end_feeds()
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn would cancel these tasks when the loop closes, too late for the access log
             for task in self.server_state.tasks:

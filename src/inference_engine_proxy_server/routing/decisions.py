@@ -135,16 +135,17 @@ class Decision:
 
     def _why(self) -> str:
         words = _WORDS.get(self.rule.name, self.rule.name.replace("_", " "))
-        compared = {one: row for one, row in zip(self.candidates, self.rows, strict=True) if row}
-        chosen = compared.get(self.chosen)
-        if chosen is None:
+        pairs = list(zip(self.candidates, self.rows, strict=True))
+        chosen = next((row for one, row in pairs if one is self.chosen), ())
+        if not chosen:
             return words
-        if len(compared) == 1:
+        open_rows = [row for _, row in pairs if row is chosen or (row and math.isfinite(row[-1]))]
+        if len(open_rows) == 1:
             return "the only one that could be chosen"
-        named = dict(zip(self.rule.terms, chosen, strict=False))
-        ties = sum(row[-1] == chosen[-1] for row in compared.values())
-        tie = f", {ties} of {len(compared)} tied" if ties > 1 else f" of {len(compared)}"
-        shown = ", ".join(_SHOWN[term].format(value) for term, value in named.items() if term in _SHOWN)
+        ties = sum(row[-1] == chosen[-1] for row in open_rows)
+        tie = f", {ties} of {len(open_rows)} tied" if ties > 1 else f" of {len(open_rows)}"
+        values = zip(self.rule.terms, chosen, strict=False)
+        shown = ", ".join(_SHOWN[term].format(value) for term, value in values if term in _SHOWN and value < math.inf)
         return f"{words}{tie}{f' ({shown})' if shown else ''}"
 
     def as_json(self, most: int | None = None) -> dict[str, Any]:

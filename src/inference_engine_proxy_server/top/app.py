@@ -57,7 +57,7 @@ class TopApp(App[int]):
 
     Args:
         client: asks the proxy.
-        refresh_seconds: between two snapshots.
+        retry_seconds: between two tries to reach it.
     """
 
     TITLE = "inference-proxy top"
@@ -79,10 +79,10 @@ class TopApp(App[int]):
         Binding("3", "show('events')", "Events", show=False),
     ]
 
-    def __init__(self, client: ProxyClient, refresh_seconds: float = 1.0) -> None:
+    def __init__(self, client: ProxyClient, retry_seconds: float = 1.0) -> None:
         super().__init__()
         self._client = client
-        self._refresh_seconds = refresh_seconds
+        self._retry_seconds = retry_seconds
         self._snapshot: dict[str, Any] | None = None
         self._sort = next(iter(SORTS))
         # Not looked up when they are needed: a question may be on top of them, or the page may be ending.
@@ -111,16 +111,18 @@ class TopApp(App[int]):
         self.run_worker(self._follow(), exclusive=True)
 
     async def _follow(self) -> None:
-        """Show a snapshot a second; after a failure, the last one stays, with a line that says why."""
+        """Show each snapshot of the feed; after a failure, the last one stays, with a line that says why."""
         while True:
             try:
-                self._snapshot = await asyncio.to_thread(self._client.snapshot)
+                feed = self._client.follow()
+                while (snapshot := await asyncio.to_thread(next, feed, None)) is not None:
+                    self._snapshot = snapshot
+                    self._show_problem("")
+                    self._show()
+                self._show_problem("The proxy has ended its feed; trying again")
             except (Unreachable, Refused) as error:
                 self._show_problem(f"{error}; trying again")
-            else:
-                self._show_problem("")
-                self._show()
-            await asyncio.sleep(self._refresh_seconds)
+            await asyncio.sleep(self._retry_seconds)
 
     def _show_problem(self, text: str) -> None:
         self._problem.update(Text(text))

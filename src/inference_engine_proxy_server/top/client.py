@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-__all__ = ["ProxyClient", "Refused", "Unreachable"]
+__all__ = ["ProxyClient", "Refused", "Unreachable", "updated"]
 
 _SECONDS = 5.0
 _MOST_BYTES = 64 * 1024 * 1024
 _MOST_SHOWN = 200  # characters of a text that another program sent
+_MOST_EVENTS = 500
 
 
 class Unreachable(Exception):
@@ -51,9 +54,19 @@ class ProxyClient:
             Refused: the key is wrong.
         """
         content = self._ask("/dashboard/snapshot", None)
-        if not {"fleet", "backends", "events"} <= content.keys():
-            raise Unreachable(f"{self.url} is no inference-proxy, or an older one: it has no /dashboard/snapshot")
+        if not _is_snapshot(content):
+            raise self._is_another_server()
         return content
+
+    def follow(self) -> Iterator[dict[str, Any]]:
+        """A snapshot a second from ``/dashboard/feed``, until the proxy ends the feed. Raises as :meth:`snapshot`."""
+        latest: dict[str, Any] = {}
+        with self._open("/dashboard/feed", None) as feed:
+            while (data := self._next_event(feed)) is not None:
+                latest = updated(latest, data)
+                if not _is_snapshot(latest):
+                    raise self._is_another_server()
+                yield latest
 
     def drain(self, backend: str, *, is_draining: bool) -> None:
         """Take a backend out of rotation, or put it back. Raises as :meth:`snapshot`."""
@@ -64,19 +77,60 @@ class ProxyClient:
         self._ask(f"/admin/requests/{quote(request_id, safe='')}/cancel", b"")
 
     def _ask(self, path: str, body: bytes | None) -> dict[str, Any]:
+        with self._open(path, body) as reply:
+            return self._object(self._read(lambda: reply.read(_MOST_BYTES)))
+
+    def _open(self, path: str, body: bytes | None) -> Any:
         request = urllib.request.Request(self.url + path, body, self._fields)  # noqa: S310 - the scheme is checked
         try:
-            with self._opener.open(request, timeout=_SECONDS) as reply:
-                content = json.loads(reply.read(_MOST_BYTES))
+            return self._opener.open(request, timeout=_SECONDS)
         except urllib.error.HTTPError as error:
             with error:
                 raise Refused(_message_of(error)) from None
-        except ValueError:
-            raise Unreachable(f"{self.url} is no inference-proxy: its answer is not JSON") from None
         except OSError as error:
-            reason = getattr(error, "reason", error)
-            raise Unreachable(f"{self.url} cannot be reached: {getattr(reason, 'strerror', None) or reason}") from None
+            raise self._is_unreachable(error) from None
+
+    def _next_event(self, feed: Any) -> dict[str, Any] | None:
+        """The data of the next server-sent event; ``None`` at the end of the feed."""
+        data = b""
+        while line := self._read(lambda: feed.readline(_MOST_BYTES)):
+            if line.startswith(b"data: "):
+                data += line[6:]
+            elif not line.strip() and data:
+                return self._object(data)
+        return None
+
+    def _read(self, read: Callable[[], bytes]) -> bytes:
+        try:
+            return read()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._is_unreachable(error) from None
+
+    def _object(self, text: bytes) -> dict[str, Any]:
+        try:
+            content = json.loads(text)
+        except ValueError:
+            raise self._is_another_server() from None
         return content if isinstance(content, dict) else {}
+
+    def _is_another_server(self) -> Unreachable:
+        return Unreachable(f"{self.url} is no inference-proxy, or an older one: it has no dashboard")
+
+    def _is_unreachable(self, error: Exception) -> Unreachable:
+        reason = getattr(error, "reason", error)
+        return Unreachable(f"{self.url} cannot be reached: {getattr(reason, 'strerror', None) or reason}")
+
+
+def updated(latest: Mapping[str, Any], news: dict[str, Any]) -> dict[str, Any]:
+    """The snapshot ``latest`` after an event of the feed: an event that is known is replaced by its new version."""
+    if news.get("complete"):
+        return news
+    events = {event["id"]: event for event in (*latest.get("events", ()), *news.get("events", ()))}
+    return {**latest, **news, "events": list(events.values())[-_MOST_EVENTS:]}
+
+
+def _is_snapshot(content: Mapping[str, Any]) -> bool:
+    return {"fleet", "backends", "events"} <= content.keys()
 
 
 def _message_of(error: urllib.error.HTTPError) -> str:

@@ -298,3 +298,29 @@ async def test_figures_that_json_cannot_represent_are_skipped() -> None:
 async def test_models_behind_a_key_are_none() -> None:
     state = await backend({**AWAKE, "/v1/models": recorded("vllm", "err-no-api-key")}).fetch_state()
     assert (state.ready, state.models, state.model_names) == (True, None, ModelNames.STRICT)
+
+
+async def test_version_is_asked_once_until_the_server_fails() -> None:
+    asked: list[str] = []
+    answers: dict[str, Reply | Exception] = {**AWAKE, "/version": Reply(200, b'{"version":"0.32.0"}')}
+    polled = backend(answers, asked)
+    assert [(await polled.fetch_state()).engine_version for _ in range(3)] == ["0.32.0"] * 3
+    assert asked.count("/version") == 1
+
+    answers |= {"/health": Reply(503, b""), "/version": Reply(200, b'{"version":"0.33.0"}')}
+    await polled.fetch_state()
+    answers |= {"/health": Reply(200, b"")}
+
+    assert (await polled.fetch_state()).engine_version == "0.33.0"
+
+
+@pytest.mark.parametrize(
+    ("answer", "times"), [(recorded("vllm", "err-404"), 1), (Reply(200, b"[]"), 1), (TimeoutError(), 2)]
+)
+async def test_server_without_a_version_is_ready_and_not_asked_again(answer: Reply | Exception, times: int) -> None:
+    asked: list[str] = []
+    polled = backend({**AWAKE, "/version": answer}, asked)
+    for _ in range(2):
+        state = await polled.fetch_state()
+        assert (state.ready, state.engine_version) == (True, None)
+    assert asked.count("/version") == times

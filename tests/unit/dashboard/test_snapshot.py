@@ -308,3 +308,24 @@ async def test_drains_retries_and_rejections_are_events(fleet: Fleet) -> None:
     assert re.fullmatch(rf"Request \S+ goes to another backend, because backend {name} failed: \S+\.", texts["retry"])
     assert texts["drain"] == f"An operator puts backend {name} to work again."
     assert "unheard-of" in texts["rejection"]
+
+
+async def test_fallbacks_and_overload_are_events(fleet: Fleet) -> None:
+    large = await fleet.engine(fails_with(500), owner="vllm", models=[{"id": "large"}])
+    small = await fleet.engine(owner="vllm", models=[{"id": "small"}])
+    file = "models: {large: {fallbacks: [small]}, small: {}}"
+    proxy = await fleet.proxy(large, small, admin_key=ADMIN_KEY, fleet_file=file, max_requests_in_flight=1)
+    assert (await proxy.post("/v1/completions", {"prompt": "a", "model": "large"})).status == 200
+    small.freed.clear()
+    async with Call(proxy.url, "/v1/completions", {"prompt": "a", "model": "small"}) as call:
+        call.send()
+        await small.held.wait()
+        await eventually(lambda: len(small.served) == 2)
+        assert (await proxy.post("/v1/completions", {"prompt": "a", "model": "small"})).status == 503
+        small.freed.set()
+        await call.reply()
+
+    texts = {event["kind"]: event["text"] for event in (await snapshot_of(proxy))["events"]}
+
+    assert re.fullmatch(r"Model large is [a-z ]+, and small gets request \S+\.", texts["fallback"])
+    assert texts["shed"] == "A request was rejected, because the proxy is overloaded: requests."

@@ -487,3 +487,17 @@ async def test_queue_in_a_debugger_shows_its_requests() -> None:
     assert repr(lanes.requests[0]) == "<QueuedRequest waits lane='m' sender='key one' priority=0>"
     await lanes.close()
     assert repr(lanes.requests[0]).startswith("<QueuedRequest left")
+
+
+async def test_waiting_requests_are_listed_with_their_positions() -> None:
+    lanes = Lanes()
+    for name, lane, priority in (("a", "m", 0), ("b", "m", 5), ("c", "n", 0), ("d", "m", 0)):
+        await lanes.join(name, lane, priority=priority)
+    lanes.tasks[3].cancel()
+    await turns(3)
+
+    listed = [(lanes.requests.index(request), position) for request, position in lanes.queue.waiting()]
+
+    assert sorted(listed) == [(0, 2), (1, 1), (2, 1)]
+    assert all(lanes.queue.position(lanes.requests[at]) == position for at, position in listed)
+    await lanes.close()

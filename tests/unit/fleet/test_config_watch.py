@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.config.sources import SettingsError
 from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater
@@ -51,3 +54,45 @@ def test_reload_on_request_is_always_logged(tmp_path: Path, caplog: pytest.LogCa
     file.write_text("settings: {}\n")
     watch_of(file, is_worker=True).reload()
     assert caplog.messages == [UNCHANGED]
+
+
+def test_what_needs_a_restart_is_not_in_force(tmp_path: Path) -> None:
+    started = Configuration.of(
+        Settings(backends=("http://a",), port=1), origins={"BACKENDS": "environment", "PORT": ".env"}
+    )
+    changed = Configuration.of(
+        Settings(backends=("http://b",), port=2), origins={"BACKENDS": ".env", "PORT": "default"}
+    )
+    updater = FleetUpdater(Fleet([], 3), discover_engines(), _no_backend, print, print, {})  # type: ignore[arg-type]
+    watch = ConfigWatch(started, lambda: changed, updater, RequestMetrics(), Journal(), hears_signals=False)
+
+    watch.reload()
+
+    assert (watch.in_force.settings.backends, watch.in_force.settings.port) == (("http://b",), 1)
+    assert watch.in_force.origins == {"BACKENDS": ".env", "PORT": ".env"}
+
+
+def test_reloads_are_events(tmp_path: Path) -> None:
+    configuration, journal = Configuration.of(Settings()), Journal()
+    updater = FleetUpdater(Fleet([], 3), discover_engines(), _no_backend, print, print, {})  # type: ignore[arg-type]
+    problems: list[str] = []
+
+    def load() -> Configuration:
+        if problems:
+            raise SettingsError(problems)
+        return configuration
+
+    watch = ConfigWatch(configuration, load, updater, RequestMetrics(), journal)
+    watch.reload()
+    problems += ["PORT is 'x'", "HOST is 'y'"]
+    watch.reload()
+
+    assert [(event.severity, event.text) for event in journal.since()] == [
+        ("info", "The settings were read again, and the fleet is unchanged."),
+        ("error", "The changed settings cannot be used, and the fleet is unchanged: PORT is 'x'; HOST is 'y'."),
+    ]
+
+
+def _no_backend(config: BackendConfig) -> SimpleNamespace:
+    """As much of a backend as joins a fleet without observers."""
+    return SimpleNamespace(url=config.url, config=config)

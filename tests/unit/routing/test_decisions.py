@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import pytest
+
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
-from inference_engine_proxy_server.routing.decisions import TIED, Decision, Ranked
+from inference_engine_proxy_server.routing.decisions import TIED, Decision, Ranked, Row
 from inference_engine_proxy_server.routing.policies import LEAST_REQUESTS, POLICIES
 
 
@@ -47,6 +49,33 @@ def test_least_requests_decision_has_load_share_and_rank_at_the_choice() -> None
         {"name": "llm-1", "load": 2.0, "cost": 0.5, "rank": LAST_CHOICE + 1.0},
         {"name": "llm-2", "load": None, "cost": 1.0, "rank": None},
     ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "rows", "reason"),
+    [
+        ("power_of_two", [(0.0,), (2.0,), ()], "fewer requests of 2 (0 requests)"),
+        ("round_robin", [(math.inf,), (4.0,), (2.0,)], "its turn of 3"),
+        ("round_robin", [(8.0,), (4.0,), (2.0,)], "its turn of 3 (idle for 8 s)"),
+        ("rendezvous", [(0.9,), (0.5,), (0.7,)], "highest hash of the prompt of 3"),
+        ("power_of_two", [(0.0,), (), ()], "the only one that could be chosen"),
+        ("power_of_two", [(), (), ()], "fewer requests"),
+    ],
+)
+def test_reason_is_in_words(policy: str, rows: list[Row], reason: str) -> None:
+    assert Decision(POLICIES[policy], FLEET[:3], rows, FLEET[0]).reason == reason
+
+
+def test_reason_tells_ties_and_leaves_full_backends_out() -> None:
+    decision = Decision(LEAST_REQUESTS, FLEET[:4], Ranked([2.0, 2.0, 5.0, math.inf], [1.0] * 4), FLEET[0])
+
+    assert decision.reason == "fewest requests, 2 of 3 tied (2 requests)"
+
+
+def test_reason_tells_failures_elsewhere() -> None:
+    decision = Decision(TIED, FLEET[:1], [()], FLEET[0], failures={"llm-3": "backend_timeout"})
+
+    assert decision.reason == "it holds what the request names, after a failure elsewhere"
 
 
 def test_long_model_name_is_cut() -> None:

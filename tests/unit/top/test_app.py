@@ -19,7 +19,7 @@ SIZE = (160, 40)
 
 
 def page(proxy: Proxy) -> TopApp:
-    return TopApp(ProxyClient(proxy.url, ADMIN_KEY), refresh_seconds=0.3)
+    return TopApp(ProxyClient(proxy.url, ADMIN_KEY), retry_seconds=0.1)
 
 
 def cells(app: TopApp, name: str) -> list[list[str]]:
