@@ -153,6 +153,7 @@ class ScriptedFleet:
                 "path": "/v1/chat/completions",
                 "backend": None if is_queued else self.name(number % self.size + 1),
                 "why": "" if is_queued else "earliest expected first token: 0.17 s (the second best: 0.42 s)",
+                "shadow": self.name(1) if number == 3 else None,
                 "phase": phase,
                 "tokens": 0 if phase in ("queued", "prefill") else tick * 31 % 4000 + number,
                 "tokens_per_second": None if phase in ("queued", "prefill") else 31.0 - number % 4,

@@ -108,6 +108,7 @@ async def test_request_is_cancelled_after_a_confirmation(start_feed: StartFeed, 
     await console.sign_in(ADMIN_KEY)
     await go(console, "requests")
     await console.shows("8a88-4", "#view")
+    await console.shows("The shadow policy would have chosen gpu-01.", "#view")
     await console.click("Cancel request 8a88-4?")
     await console.shows("Its client gets an error", ".question")
     await console.click("Cancel the request")

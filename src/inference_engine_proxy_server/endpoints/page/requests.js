@@ -86,9 +86,9 @@ function showRequest(row, one) {
   setText(row.tokens, count(one.tokens));
   setText(row.speed, rate(one.tokens_per_second));
   setText(row.resumes, one.resumes ? count(one.resumes) : UNKNOWN);
-  setText(row.why, sentence(one.why));
-  setAttribute(row.why, "title", one.why ?? "");
-  setAttribute(row.why, "lang", "en");
+  const reason = one.shadow ? t("request.shadow", { why: sentence(one.why), name: one.shadow }) : sentence(one.why);
+  setText(row.why, reason);
+  setAttribute(row.why, "title", reason);
 }
 
 function showQueued(row, one) {

@@ -15,6 +15,7 @@ export default {
   "request.age": "Age",
   "request.resumes": "Resumed",
   "request.why": "Why there",
+  "request.shadow": "{why} The shadow policy would have chosen {name}.",
   "request.position": "Position",
   "request.wait": "Expected wait",
   "request.cancel": "Command",

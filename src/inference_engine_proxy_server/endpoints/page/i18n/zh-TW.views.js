@@ -15,6 +15,7 @@ export default {
   "request.age": "經過時間",
   "request.resumes": "接續",
   "request.why": "選擇原因",
+  "request.shadow": "{why}影子策略會選擇 {name}。",
   "request.position": "位置",
   "request.wait": "預計等待",
   "request.cancel": "指令",
