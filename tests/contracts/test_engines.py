@@ -35,13 +35,14 @@ class ReadmeBackend(BaseBackend):
 
 _found = discover_engines()
 BUILT_IN = sorted({*_found.by_provider.values(), _found.fallback}, key=lambda engine: engine.__name__)
-PATHS = ("/health", "/metrics", "/v1/models", "/is_paused", "/props")
+PATHS = ("/health", "/metrics", "/v1/models", "/is_paused", "/props", "/version")
 HEALTHY: dict[str, Reply | Exception] = {
     "/health": recorded("vllm", "health"),
     "/metrics": Reply(200, recorded("vllm", "metrics").body + recorded("llama-server", "metrics-after").body),
     "/v1/models": recorded("vllm", "v1-models"),
     "/is_paused": recorded("vllm", "is_paused"),
     "/props": Reply(200, b'{"total_slots":2}'),
+    "/version": Reply(200, b'{"version":"0.32.0"}'),
 }
 _NEGATIVE = (
     b'llamacpp:requests_processing -5\nllamacpp:n_decode_total -5\nvllm:num_requests_running{engine="0"} -5\n'
@@ -146,7 +147,7 @@ async def test_a_healthy_backend_is_ready(engine: type[BaseBackend]) -> None:
     assert [model["id"] for model in state.models or ()] == ["tiny"]
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/v1/models", "/is_paused", "/props"])
+@pytest.mark.parametrize("path", ["/metrics", "/v1/models", "/is_paused", "/props", "/version"])
 @pytest.mark.parametrize("answer", [TimeoutError(), ConnectionResetError(), Reply(500, b""), Reply(200, b"\x00")])
 @pytest.mark.parametrize("engine_with_health", BUILT_IN)
 async def test_only_the_health_path_decides_readiness(

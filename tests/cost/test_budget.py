@@ -66,6 +66,11 @@ def test_a_longer_body_costs_no_more_python(costs: Costs) -> None:
     assert costs.request.instructions == pytest.approx(measure(body_bytes=20_000).request.instructions, rel=SLACK)
 
 
+def test_a_longer_prompt_costs_hardly_more_python() -> None:
+    short, long = (measure(body_bytes=size, balancing_policy="expected_time") for size in (1000, 20_000))
+    assert long.request.instructions <= short.request.instructions * 1.05
+
+
 def test_a_model_without_rules_costs_hardly_more_where_others_have_rules(costs: Costs) -> None:
     rules = "models: {other: {aliases: [alias], parameters: {set: {max_tokens: 9}}}}"
     assert measure(fleet_file=rules).request.instructions <= costs.request.instructions * 1.02

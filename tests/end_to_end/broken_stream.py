@@ -49,7 +49,7 @@ class DyingEngine(FakeEngine):
             target = (await connection.request()).split(b" ", 2)[1]
             if target == b"/v1/models":
                 connection.send(http_reply(_MODELS))
-            elif target in (b"/health", b"/metrics", b"/props", b"/is_paused"):
+            elif target in (b"/health", b"/metrics", b"/props", b"/is_paused", b"/version"):
                 connection.send(http_reply(b"{}", 404))
             else:
                 connection.send(_HEAD, *map(_chunk, self._events(target)))

@@ -203,4 +203,4 @@ class Engine(FakeEngine):
             return http_reply(page.encode())
         if path == "/props" and self.slots is not None:
             return http_reply(b'{"total_slots": %d}' % self.slots)
-        return http_reply(b"{}", 404) if path in ("/metrics", "/props", "/is_paused") else None
+        return http_reply(b"{}", 404) if path in ("/metrics", "/props", "/is_paused", "/version") else None

@@ -37,7 +37,7 @@ PATH = "/v1/realtime?model=m"
 Talk = Callable[[ServerConnection], Coroutine[None, None, None]]
 """Serves one open WebSocket; when it returns, the engine closes it."""
 
-_POLLED = ("/v1/models", "/health", "/metrics", "/is_paused", "/props")
+_POLLED = ("/v1/models", "/health", "/metrics", "/is_paused", "/props", "/version")
 
 
 async def echoes(socket: ServerConnection) -> None:

@@ -22,6 +22,7 @@ from inference_engine_proxy_server.fleet.health_tracker import HealthTracker
 from inference_engine_proxy_server.fleet.loaded_models import SwapRules
 from inference_engine_proxy_server.models.catalog import ModelCatalog
 from inference_engine_proxy_server.models.live_catalog import LiveCatalog
+from inference_engine_proxy_server.processes.host import connection_limit
 from inference_engine_proxy_server.processes.process_context import ProcessContext
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.placement import Placement
@@ -29,6 +30,7 @@ from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits
+from inference_engine_proxy_server.wire.idle_limit import IdleReserve
 from inference_engine_proxy_server.wire.origin import Origin
 
 __all__ = [
@@ -41,6 +43,8 @@ __all__ = [
 ]
 
 _USUAL_REQUESTS_PROCESSING = 6  # without MAX_ALLOWED_REQUEST_QUEUE, in a llama.cpp backend with at most as many slots
+
+_RESERVE_SHARE = 0.25  # of the client connections that the limit on open files allows; these take two fifths of it
 
 BackendFactory = Callable[[BackendConfig], Backend]
 
@@ -60,12 +64,13 @@ def build_backend_factory(settings: Settings, deadlines: Deadlines, process: Pro
         slow_start_seconds=settings.slow_start_seconds,
     )
 
+    reserve = IdleReserve(int(connection_limit() * _RESERVE_SHARE))
     swap_rules = SwapRules(
         settings.model_swap_wait_seconds, deadlines.clock, process.shared_leases, process.siblings.number
     )
 
     def make_backend(config: BackendConfig) -> Backend:
-        connections = BackendConnections(Origin.of(config.url), limits, deadlines, settings.backend_ca_file)
+        connections = BackendConnections(Origin.of(config.url), limits, deadlines, settings.backend_ca_file, reserve)
         health = HealthTracker(rules, deadlines.clock())
         return Backend(config, connections, health, _load_of(config.url, process), swap_rules)
 

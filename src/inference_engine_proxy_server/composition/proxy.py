@@ -63,6 +63,7 @@ from inference_engine_proxy_server.resume.assembly import RESULTS
 from inference_engine_proxy_server.resume.rules import RULES
 from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
+from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.tasks.background import in_background
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.telemetry.journal import Journal
@@ -152,7 +153,7 @@ def build_proxy(
     subscribers = [metrics.count_request, dashboard.observe, *([] if access_log is None else [access_log.write])]
     clients = build_client_context(
         settings, deadlines, client_load, destinations, guard, gate,
-        handle=_handler(bridge, forwarder, websockets),
+        handle=_handler(bridge, placement, forwarder, websockets),
         observe=_recorder(subscribers, deadlines.clock),
         process=process,
     )  # fmt: skip
@@ -181,6 +182,7 @@ def _optional_loops(
 
 def _handler(
     bridge: AsgiBridge,
+    placement: Placement,
     forwarder: RenamingForwarder | LimitedForwarder,
     websockets: RenamingForwarder | LimitedForwarder,
 ) -> Handler:
@@ -190,6 +192,8 @@ def _handler(
     def handle(request: ProxiedRequest) -> Coroutine[None, None, None]:
         # The method is looked up each time, because a change of the fleet file replaces it.
         if request.head.destination not in unusual:
+            if placement.reads_prompts:
+                request.read_with_prompt()  # first of all, so that the body is decoded once
             return forwarder.forward(request)
         return websockets.forward(request) if request.head.destination is Destination.WEBSOCKET else answer(request)
 

@@ -12,10 +12,13 @@ from inference_engine_proxy_server.dashboard.audience import Audience
 from inference_engine_proxy_server.dashboard.reporter import Moment, Reporter
 from inference_engine_proxy_server.errors import CapacityError
 
-__all__ = ["MOST_VIEWERS", "Feed", "Seat"]
+__all__ = ["MOST_OTHERS", "MOST_VIEWERS", "Feed", "Seat"]
 
 MOST_VIEWERS = 32
 """Viewers of one process."""
+
+MOST_OTHERS = 24
+"""Of these, viewers who are not operators: anyone can be one, and must not keep operators out."""
 
 _TICK_SECONDS = 1.0
 
@@ -104,12 +107,13 @@ class Feed:
     def __repr__(self) -> str:
         return f"<Feed of {len(self._seats)} viewers>"
 
-    def require_room(self) -> None:
-        """Raise ``CapacityError`` if there are too many viewers, or the process is about to stop."""
+    def require_room(self, audience: Audience) -> None:
+        """Raise ``CapacityError`` if there are too many viewers for one more, or the process is about to stop."""
         if self._is_closed:
             raise CapacityError("The proxy is shutting down.", code="shutting_down", retry_after_seconds=1)
-        if len(self._seats) >= MOST_VIEWERS:
-            message = f"The dashboard has {MOST_VIEWERS} viewers already, which is the most."
+        others = sum(not seat.audience.is_operators for seat in self._seats)
+        if len(self._seats) >= MOST_VIEWERS or (others >= MOST_OTHERS and not audience.is_operators):
+            message = "The dashboard has too many viewers already. Close one of its pages."
             raise CapacityError(message, code="too_many_viewers", retry_after_seconds=5)
 
     def open(self, audience: Audience) -> Seat:

@@ -18,6 +18,7 @@ from inference_engine_proxy_server.dispatch.leases import Dispatcher
 __all__ = ["Moment", "Reporter"]
 
 _MOST_EVENTS = 200  # of a complete snapshot
+_RECENT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,14 @@ class Reporter:
         self._facts = facts
         self._totals = Totals()
         self._step = 0  # in which the totals were made
+        self._latest: Moment | None = None
+
+    async def recent_moment(self) -> Moment:
+        """The proxy as it was at most a second ago: anyone may ask, and must not make it work for each question."""
+        latest = self._latest
+        if latest is not None and 0 <= time.time() - latest.snapshot.at < _RECENT_SECONDS:
+            return latest
+        return await self.moment(with_requests=False)
 
     async def moment(self, *, with_requests: bool) -> Moment:
         """The proxy as it is now; ``with_requests``: each live request is shown."""
@@ -79,4 +88,5 @@ class Reporter:
         dispatcher, events = self._dispatcher, self._workers.events
         fleet = dispatcher.fleet.snapshot()
         snapshot = Snapshot(time.time(), self._facts, fleet, dispatcher.requests_waiting, collected)
-        return Moment(snapshot, self._totals, step, events, events.changed)
+        self._latest = Moment(snapshot, self._totals, step, events, events.changed)
+        return self._latest

@@ -105,6 +105,7 @@ class Snapshot:
                 "name": names[backend.url],
                 "url": backend.url if audience.sees_addresses else None,
                 **_state_of(backend),
+                "engine_version": backend.reported.engine_version if audience.is_operators else None,
                 "errors_per_minute": self._errors_per_minute(backend.url),
                 **self._rates(lambda window, url=backend.url: window.by_backend.get(url, _NOTHING)),  # type: ignore[misc]
                 **self._hit_rates(backend.url),
@@ -169,7 +170,6 @@ def _state_of(backend: BackendSnapshot) -> dict[str, Any]:
     in_flight = facts.pop("requests_in_flight")
     return {
         "engine": backend.engine,
-        "engine_version": reported.engine_version,
         "shown_state": backend.shown_state,
         **facts,
         "takes_requests": backend.takes_requests,

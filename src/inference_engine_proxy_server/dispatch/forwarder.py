@@ -274,7 +274,8 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
     policy = placement.policy(request.model)
     if not policy.reads_prompts and not placement.contexts_differ:
         return Requirements(request.model, policy=policy, affinity=affinity)
-    prompt = read_prompt(head.target, head.path, head.passed_on, request.body, placement.router.token_sizes)
+    sizes, content = placement.router.token_sizes, request.read_with_prompt()
+    prompt = read_prompt(head.target, head.path, head.passed_on, request.body, sizes, content)
     request.model = request.model or prompt.model
     return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity)
 

@@ -9,7 +9,12 @@ import msgspec
 from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.backends.reply_facts import NO_FACTS, ReplyFacts, read_facts, says_its_end
 from inference_engine_proxy_server.errors import ProxyError
-from inference_engine_proxy_server.requests.content import RequestContent, read_content
+from inference_engine_proxy_server.requests.content import (
+    PromptContent,
+    RequestContent,
+    read_content,
+    read_content_with_prompt,
+)
 from inference_engine_proxy_server.requests.destinations import IN_A_SLOT, streams_events
 from inference_engine_proxy_server.resume.resumable_stream import ResumableStream
 from inference_engine_proxy_server.routing.decisions import Decision
@@ -77,6 +82,17 @@ class ProxiedRequest(Exchange):
             content = self._content = read_content(head.target, self.body, head.passed_on)
         return content
 
+    def read_with_prompt(self) -> RequestContent:
+        """:attr:`content`, with the parts of the prompt if the body has any.
+
+        If this is called before :attr:`content` is used, the body is decoded once.
+        """
+        content = self._content
+        if not isinstance(content, PromptContent):
+            head = self.head
+            content = self._content = read_content_with_prompt(head.target, self.body, head.passed_on)
+        return content
+
     def rewrite(self, head: RequestHead, body: bytes, model: str, *, has_new_limit: bool) -> None:
         """Replace the request before it is sent.
 
@@ -89,7 +105,10 @@ class ProxiedRequest(Exchange):
         self.head = head
         self.body = body
         self.model = model
-        self._content = None if content is None or has_new_limit else msgspec.structs.replace(content, model=model)
+        if content is None or has_new_limit or isinstance(content, PromptContent):  # the prompt may have changed
+            self._content = None
+        else:
+            self._content = msgspec.structs.replace(content, model=model)
 
     @property
     def takes_comments(self) -> bool:

@@ -58,7 +58,7 @@ def dashboard_router(
                 response_class=Response, responses=_REFUSED)  # fmt: skip
     async def snapshot(request: Request) -> Response:
         audience = audience_of(request)
-        moment = await reporter.moment(with_requests=audience.is_operators)
+        moment = await (reporter.moment(with_requests=True) if audience.is_operators else reporter.recent_moment())
         return Response(msgspec.json.encode(moment.as_json(audience)), media_type="application/json", headers=_FIELDS)
 
     @router.get("/dashboard/feed", tags=["dashboard"], summary="The same every second, as server-sent events",
@@ -69,7 +69,7 @@ def dashboard_router(
         audience = audience_of(request)
         if request.state.is_head:
             return Response(media_type=_EVENTS, headers=_FIELDS)
-        feed.require_room()
+        feed.require_room(audience)
         return StreamingResponse(_frames(feed, audience), media_type=_EVENTS, headers=_FIELDS)
 
     _add_commands(router, cancelling, configuration)

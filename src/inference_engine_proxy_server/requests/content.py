@@ -1,7 +1,7 @@
 """Reads the content of a request apart from its headers; clients' JSON is decoded here and in ``tolerant_json`` only.
 
 A body is decoded once into a view whose members stay raw bytes until they are read, so that one invalid member does not
-hide the others. There are two depths: :func:`read_content` skips the prompt, :func:`read_prompt_content` keeps its
+hide the others. There are two depths: :func:`read_content` skips the prompt, :func:`read_content_with_prompt` keeps its
 parts. Nested values become Python objects only when a caller needs them.
 """
 
@@ -24,8 +24,8 @@ __all__ = [
     "model_problem",
     "names_no_model",
     "read_content",
+    "read_content_with_prompt",
     "read_list",
-    "read_prompt_content",
     "read_text",
     "read_text_in",
     "read_texts",
@@ -70,9 +70,10 @@ class RequestContent(msgspec.Struct, frozen=True, gc=False):
             self.raw_max_tokens,
             self.raw_n_predict,
         ):
-            limit = _scalar(raw)
-            if type(limit) is int and limit >= 0:
-                return limit
+            if raw:
+                limit = _scalar(raw)
+                if type(limit) is int and limit >= 0:
+                    return limit
         return None
 
     @property
@@ -100,7 +101,7 @@ class _Message(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(RequestContent).decode
-_prompt_decoder = msgspec.json.Decoder(PromptContent)
+_decode_with_prompt = msgspec.json.Decoder(PromptContent).decode
 _mapping_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _message_decoder = msgspec.json.Decoder(_Message)
@@ -219,12 +220,20 @@ def _model_in_query(target: bytes) -> str | None:
     return parse_qs(target.partition(b"?")[2].decode()).get("model", [None])[0]
 
 
-def read_prompt_content(body: bytes) -> PromptContent | None:
-    """The content of a JSON body with the parts of its prompt; ``None`` when it is not an object, or malformed."""
-    try:
-        return _prompt_decoder.decode(body)
-    except _MALFORMED:
-        return None
+def read_content_with_prompt(target: bytes, body: bytes, header_lines: bytes = b"") -> RequestContent:
+    """The content of a request with the parts of its prompt, as a :class:`PromptContent`.
+
+    Without these parts, as from :func:`read_content`, when the body is not a JSON object, or malformed. Arguments as
+    there.
+    """
+    if body:
+        try:
+            content = _decode_with_prompt(body)
+        except _MALFORMED:
+            pass
+        else:
+            return content if content.model else _with_model_from_elsewhere(content, target, header_lines, body)
+    return read_content(target, body, header_lines)
 
 
 def all_members(body: bytes) -> Mapping[str, msgspec.Raw] | None:

@@ -50,15 +50,18 @@ def parts_of(messages: Sequence[msgspec.Raw], before: int, size: int) -> Parts |
         before: bytes of the text that precede the messages.
         size: bytes of the whole text.
     """
+    shared, followers = before, len(messages)
     try:
-        first = next((at for at, message in enumerate(messages) if _is_question(message)), None)
+        for message in messages:
+            followers -= 1
+            if _is_question(message):
+                break
+            shared += len(memoryview(message))
+        else:
+            return None
     except ValueError:
         return None
-    if first is None:
-        return None
-    question = memoryview(messages[first])
-    shared = before + sum(len(memoryview(message)) for message in messages[:first])
-    followers = len(messages) - 1 - first
+    question = memoryview(message)
     last_start = size - len(memoryview(messages[-1]))
     return Parts(
         shared,

@@ -1,9 +1,11 @@
 """Reads what determines the time to the first token: how long a prompt is, and how it begins.
 
 The body is decoded once, and only small members become Python objects. The prompt is kept as the bytes that the client
-sent, and its beginnings are identified by hashes: clients repeat a conversation in the same bytes and append to it. A
-prefix that is shared, but encoded in other bytes, is not recognized; engines report what they actually reused
-(:mod:`~.prefix_index`).
+sent, and its beginnings are identified by the hashes of their blocks: clients repeat a conversation in the same bytes
+and append to it. A prefix that is shared, but encoded in other bytes, is not recognized; engines report what they
+actually reused (:mod:`~.prefix_index`).
+
+All loops over a long prompt run in C.
 """
 
 from __future__ import annotations
@@ -12,10 +14,16 @@ import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import repeat
 
 import msgspec
 
-from inference_engine_proxy_server.requests.content import PromptContent, read_content, read_list, read_prompt_content
+from inference_engine_proxy_server.requests.content import (
+    PromptContent,
+    RequestContent,
+    read_content_with_prompt,
+    read_list,
+)
 from inference_engine_proxy_server.requests.conversation import Parts, key_of, parts_of
 from inference_engine_proxy_server.requests.headers import session_id
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
@@ -41,6 +49,7 @@ ENDS: Sequence[int] = _block_ends()
 
 _BLOCKS = tuple(map(slice, (0, *ENDS), ENDS))
 _NOTHING = array("q")
+_HASH_BYTES = 8
 
 _PLACEMENT_BYTES = 512  # of a prompt's start; chosen by simulation, see docs/balancing.md
 
@@ -58,7 +67,7 @@ _LIST = ord("[")
 _LIST_START_BYTES = 64  # searched for the first item of a list, blanks included
 
 
-class Prompt:
+class Prompt(msgspec.Struct, eq=False, gc=False):
     """The facts about a request's prompt that routing uses. Immutable once :func:`read_prompt` has returned it.
 
     It has more than 15 attributes: policies read them one by one, and one object per prompt is the cheapest.
@@ -71,8 +80,9 @@ class Prompt:
         is_one_text: the engine reads it as one text. False for a list of independent texts (``input`` of embeddings),
             and when no prompt is found.
         is_plain: all its tokens come from that text, which is at least one block long: no pictures, no stored history.
-        chain: 64-bit hashes of its beginnings: item ``i`` stands for the model and the first ``ENDS[i]`` bytes. They
-            differ between processes. Empty when the text is shorter than a block, or engines cache nothing of it.
+        chain: 64-bit hashes of its whole blocks, which end at ``ENDS``; the first one also covers the model. The first
+            ``n`` hashes together stand for the first ``ENDS[n - 1]`` bytes. They differ between processes. Empty when
+            the text is shorter than a block, or engines cache nothing of it.
         session: the session that the client names; ``None`` when it names none.
         answer_tokens: the most tokens that the answer may have; ``None`` when the request sets no limit.
         is_streamed: the request asks for a stream.
@@ -82,29 +92,27 @@ class Prompt:
         turn, last_turn: hashes of it and of the previous prompt in its conversation; 0 when there is none.
     """
 
-    __slots__ = (
-        "_first_question", "answer_tokens", "bytes_a_token", "chain", "history", "is_one_text", "is_plain",
-        "is_streamed", "last_turn", "model", "opening", "session", "shared", "size", "start", "tokens", "turn",
-    )  # fmt: skip
+    model: str | None
+    size: int
+    bytes_a_token: float
+    tokens: float = 0.0
+    is_one_text: bool = False
+    is_plain: bool = False
+    chain: array[int] = _NOTHING
+    session: str | None = None
+    answer_tokens: int | None = None
+    is_streamed: bool = False
+    start: bytes = b""
+    shared: int = 0
+    opening: int = 0
+    history: int = 0
+    turn: int = 0
+    last_turn: int = 0
+    _first_question: bytes = b""
 
-    def __init__(self, model: str | None, size: int, bytes_a_token: float) -> None:
-        self.model = model
-        self.size = size
-        self.bytes_a_token = bytes_a_token
-        self.tokens = size / bytes_a_token
-        self.is_one_text = False
-        self.is_plain = False
-        self.chain: array[int] = _NOTHING
-        self.session: str | None = None
-        self.answer_tokens: int | None = None
-        self.is_streamed = False
-        self.start = b""
-        self.shared = 0
-        self.opening = 0
-        self.history = 0
-        self.turn = 0
-        self.last_turn = 0
-        self._first_question = b""
+    def __post_init__(self) -> None:
+        """Estimate the tokens."""
+        self.tokens = self.size / self.bytes_a_token
 
     def __repr__(self) -> str:
         return f"Prompt(model={self.model!r}, size={self.size}, tokens={self.tokens:.0f})"
@@ -112,13 +120,10 @@ class Prompt:
     def set_parts(self, parts: Parts, text: bytes) -> None:
         """Take over the parts of a conversation; ``chain`` must be set already."""
         self.shared, self.opening, self.history = parts.shared, parts.opening, parts.history
-        self.turn = self._hash_up_to(parts.turn, text)
-        self.last_turn = self._hash_up_to(parts.last_turn, text) if parts.last_turn else 0
+        chain = self.chain.tobytes()
+        self.turn = _hash_up_to(parts.turn, chain, text)
+        self.last_turn = _hash_up_to(parts.last_turn, chain, text) if parts.last_turn else 0
         self._first_question = parts.first_question
-
-    def _hash_up_to(self, end: int, text: bytes) -> int:
-        blocks = bisect_right(ENDS, end)
-        return hash((self.chain[blocks - 1], text[ENDS[blocks - 1] : end]) if blocks else text[:end])
 
     @property
     def shared_key(self) -> int:
@@ -136,7 +141,14 @@ class Prompt:
         return key_of(self.start if self.session is None else self.session.encode())
 
 
-def read_prompt(target: bytes, path: str, fields: bytes, body: bytes, token_sizes: TokenSizes) -> Prompt:
+def read_prompt(
+    target: bytes,
+    path: str,
+    fields: bytes,
+    body: bytes,
+    token_sizes: TokenSizes,
+    content: RequestContent | None = None,
+) -> Prompt:
     """The prompt in ``body``. A malformed body is no error here: the engine reports it.
 
     Args:
@@ -145,41 +157,45 @@ def read_prompt(target: bytes, path: str, fields: bytes, body: bytes, token_size
         fields: header lines, each ending in CRLF.
         body: any bytes.
         token_sizes: estimates bytes per token.
+        content: result of :func:`~.content.read_content_with_prompt`; ``None`` if the body has not been decoded.
     """
-    content = read_prompt_content(body) if body else None
     if content is None:
-        model = read_content(target, body, fields).model
-        prompt = Prompt(model, len(body), token_sizes.of(model))
-        prompt.start = body[:_PLACEMENT_BYTES]
+        content = read_content_with_prompt(target, body, fields)
+    if isinstance(content, PromptContent):
+        prompt = _prompt_of(content, path, body, token_sizes)
     else:
-        model = content.model or read_content(target, body, fields).model
-        prompt = _prompt_of(content, model, path, body, token_sizes)
+        model = content.model
+        prompt = Prompt(model, len(body), token_sizes.of(model), start=body[:_PLACEMENT_BYTES])
     prompt.session = session_id(fields) or prompt.session
     return prompt
 
 
-def _prompt_of(content: PromptContent, model: str | None, path: str, body: bytes, token_sizes: TokenSizes) -> Prompt:
+def _prompt_of(content: PromptContent, path: str, body: bytes, token_sizes: TokenSizes) -> Prompt:
+    model = content.model
     messages = content.messages or _messages_in(content.input)
     text = _text_of(content, messages)
-    prompt = Prompt(model, len(text) or len(body), token_sizes.of(model))
+    is_cached = not path.endswith(_NEVER_CACHED)
+    is_list = bool(content.prompt) and memoryview(content.prompt)[0] == _LIST
+    session = content.prompt_cache_key
+    prompt = Prompt(
+        model,
+        len(text) or len(body),
+        token_sizes.of(model),
+        is_one_text=bool(text) and is_cached and not is_list,
+        chain=_chain_of(text, model, content.cache_salt) if is_cached else _NOTHING,
+        session=session if isinstance(session, str) else None,
+        answer_tokens=content.answer_tokens,
+        is_streamed=content.is_streamed,
+        start=text[:_PLACEMENT_BYTES] or body[:_PLACEMENT_BYTES],
+    )
     pictures, picture_bytes = _pictures_in(text)
     if pictures:
         prompt.tokens = (len(text) - picture_bytes) / prompt.bytes_a_token + pictures * _PICTURE_TOKENS
-    is_never_cached = path.endswith(_NEVER_CACHED)
-    if not is_never_cached:
-        prompt.chain = _chain_of(text, model, content.cache_salt)
-    if messages and not is_never_cached:
+    if messages and is_cached:
         before = len(content.tools) + len(content.system) + len(content.instructions)
         parts = parts_of(messages, before, len(text))
         if parts is not None:
             prompt.set_parts(parts, text)
-    prompt.start = text[:_PLACEMENT_BYTES] or body[:_PLACEMENT_BYTES]
-    prompt.is_streamed = content.is_streamed
-    prompt.answer_tokens = content.answer_tokens
-    if isinstance(content.prompt_cache_key, str):
-        prompt.session = content.prompt_cache_key
-    is_list = bool(content.prompt) and memoryview(content.prompt)[0] == _LIST
-    prompt.is_one_text = bool(text) and not is_never_cached and not is_list
     prompt.is_plain = (
         prompt.is_one_text and bool(prompt.chain) and not pictures and content.previous_response_id is None
     )
@@ -189,12 +205,15 @@ def _prompt_of(content: PromptContent, model: str | None, path: str, body: bytes
 def _chain_of(text: bytes, model: str | None, cache_salt: object) -> array[int]:
     if len(text) < _FIRST_BLOCK:
         return _NOTHING
-    previous = hash((model, cache_salt))  # vLLM shares nothing between salts
-    hashes = []
-    for block in _BLOCKS[: bisect_right(ENDS, len(text))]:
-        previous = hash((previous, text[block]))  # keyed per process, so no client can construct a collision
-        hashes.append(previous)
-    return array("q", hashes)
+    # Hashes of bytes are keyed per process, so no client can construct a collision. vLLM shares nothing between salts.
+    first = hash((model, cache_salt, text[:_FIRST_BLOCK]))
+    others = _BLOCKS[1 : bisect_right(ENDS, len(text))]
+    return array("q", (first, *map(hash, map(text.__getitem__, others))))
+
+
+def _hash_up_to(end: int, chain: bytes, text: bytes) -> int:
+    blocks = bisect_right(ENDS, end)
+    return hash((chain[: blocks * _HASH_BYTES], text[ENDS[blocks - 1] : end]) if blocks else text[:end])
 
 
 def _messages_in(given: msgspec.Raw) -> Sequence[msgspec.Raw] | None:
@@ -218,10 +237,7 @@ def _text_of(content: PromptContent, messages: Sequence[msgspec.Raw] | None) -> 
 def _pictures_in(text: bytes) -> tuple[int, int]:
     """The number of pictures in ``text``, and how many bytes they take."""
     step = 1 + len(text) // (_SAMPLES + 1)
-    for at in range(step, len(text) - _SAMPLE_BYTES, step):
-        if _PICTURE_SAMPLE.match(text, at):
-            break
-    else:
+    if not any(map(_PICTURE_SAMPLE.match, repeat(text), range(step, len(text) - _SAMPLE_BYTES, step))):
         return 0, 0
     pictures = size = 0
     start = text.find(_PICTURE)

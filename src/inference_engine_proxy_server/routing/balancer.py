@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from inference_engine_proxy_server.routing.rank_table import RankTable
+
 __all__ = ["COLD", "LAST_CHOICE", "SWAP", "TIER", "choose"]
 
 LAST_CHOICE = 1e9
@@ -28,7 +30,7 @@ def choose(
 ) -> int:
     """The position of the lowest rank; ties are broken at random, by shares.
 
-    This runs for every request, in fleets of any size. If costs are equal, all loops over the ranks run in C.
+    This runs for every request, in fleets of any size. It loops over a plain list of ranks, in C if costs are equal.
 
     Args:
         ranks: weighted load of each backend, 0 or more, plus ``LAST_CHOICE``, ``SWAP``, ``COLD`` and ``TIER``
@@ -37,10 +39,12 @@ def choose(
         draw: returns a random number from 0 to below 1.
     """
     if costs is not None:
-        least = min(ranks)
-        return _drawn_by_shares([at for at, rank in enumerate(ranks) if rank == least], costs, draw)
+        return _drawn_by_shares(_tied(ranks), costs, draw)
     count = len(ranks)
     if count > _MANY:
+        if isinstance(ranks, RankTable):
+            tied = ranks.tied()
+            return tied[int(draw() * len(tied))]
         for _ in _TRIES:
             at = int(draw() * count)
             if not ranks[at]:  # an idle backend: none has a lower rank
@@ -54,6 +58,14 @@ def choose(
     for _ in range(int(draw() * ranks.count(least))):
         at = ranks.index(least, at + 1)
     return at
+
+
+def _tied(ranks: Sequence[float]) -> Sequence[int]:
+    """The positions of the lowest rank."""
+    if isinstance(ranks, RankTable):
+        return ranks.tied()
+    least = min(ranks)
+    return [at for at, rank in enumerate(ranks) if rank == least]
 
 
 def _drawn_by_shares(tied: Sequence[int], costs: Sequence[float], draw: Callable[[], float]) -> int:

@@ -27,18 +27,20 @@ class Candidate:
     Args:
         backend: the backend.
         number: its number in the prefix index.
-        tier_penalty_seconds: see :attr:`tier_seconds`.
+        tier_penalty_seconds: what each tier above the first adds to :attr:`tier_seconds`.
 
     Attributes:
         load: the backend's requests.
         url_key: 64-bit hash of its URL, the same in all replicas of the proxy.
         work: its pending work: prompts and answers of requests from this proxy.
+        tier_seconds: how much longer a request waits for a backend of the first tier, if its policy knows expected
+            times.
         cost: weight of one request: 1 for a backend of weight 1 in good health, more for a smaller share.
     """
 
     __slots__ = (
         "_handicap", "_positions", "_tables", "backend", "cost", "load", "number",
-        "tier_penalty_seconds", "url_key", "work",
+        "tier_penalty_seconds", "tier_seconds", "url_key", "work",
     )  # fmt: skip
 
     def __init__(self, backend: Backend, number: int, tier_penalty_seconds: float = 0.0) -> None:
@@ -49,6 +51,7 @@ class Candidate:
         self.work = PendingWork()
         self.cost = 1.0
         self.tier_penalty_seconds = tier_penalty_seconds
+        self.tier_seconds = 0.0
         self._handicap = math.inf  # added to the rank by load; infinite while the backend is out of rotation
         self._tables: list[tuple[_RankTable, int]] = []
         self._positions: list[tuple[list[float], int, float]] = []  # ranks of these tables, and what they contain more
@@ -76,18 +79,14 @@ class Candidate:
         """Whether it may get requests at all, slots aside. Only models that take turns may not."""
         return True
 
-    @property
-    def tier_seconds(self) -> float:
-        """How much longer a request waits for a backend of the first tier, if its policy knows expected times."""
-        return (self.backend.config.tier - 1) * self.tier_penalty_seconds
-
     def rank(self) -> float:
         """The rank by load, whether or not the backend is full or in rotation: the lowest goes first."""
         return self.load.total * self.cost + self._usual_handicap()
 
     def review(self, now: float) -> None:
-        """Update cost and rank from the backend's state; ``now`` is a reading of the clock."""
+        """Update cost, tier and rank from the backend's state; ``now`` is a reading of the clock."""
         backend = self.backend
+        self.tier_seconds = (backend.config.tier - 1) * self.tier_penalty_seconds
         self.cost = 1 / (backend.config.weight * backend.health.share(now))
         for table, at in self._tables:
             table.set_cost(at, self.cost)
@@ -108,6 +107,14 @@ class Candidate:
         rank = total * self.cost + self._handicap if total < load.limit else math.inf
         for ranks, at, handicap in self._positions:
             ranks[at] = rank + handicap
+
+    def recount(self) -> None:
+        """Count the requests of other workers, which change without notice, and update the rank if they have."""
+        load = self.load
+        before = load.others
+        load.count_others()
+        if load.others != before:
+            self.rerank()
 
     def join(self, table: _RankTable, at: int, handicap: float) -> None:
         """Keep position ``at`` of ``table`` up to date until :meth:`leave_all`, with ``handicap`` added to the rank."""

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE, TIER
 from inference_engine_proxy_server.routing.candidate import Candidate
+from inference_engine_proxy_server.routing.rank_table import RankTable
 
 __all__ = ["CandidateSet"]
+
+_MANY = 64  # candidates; if more of them are busy, a scan for the lowest rank costs more than a table
 
 
 class CandidateSet:
@@ -50,7 +53,8 @@ class CandidateSet:
         handicaps: Sequence[float] | None = None,
     ) -> CandidateSet:
         """A set whose candidates update its ranks and costs, which is cheaper than a loop for each request."""
-        made = cls(candidates, [math.inf] * len(candidates), contexts, handicaps)
+        ranks = [math.inf] * len(candidates)
+        made = cls(candidates, RankTable(ranks) if len(ranks) > _MANY else ranks, contexts, handicaps)
         for at, candidate in enumerate(candidates):
             candidate.join(made, at, handicaps[at] if handicaps else 0.0)
         return made
@@ -69,12 +73,16 @@ class CandidateSet:
         Args:
             of_all_tiers: do not prefer lower tiers.
         """
+        if self.ranks and max(self.ranks) < LAST_CHOICE:  # usually, nothing tells them apart
+            return list(self.candidates)
         ranks = [rank % TIER for rank in self.ranks] if of_all_tiers else self.ranks  # NaN for an infinite rank
         best = min((rank for rank in ranks if rank < math.inf), default=math.inf) // LAST_CHOICE
         return [one for one, rank in zip(self.candidates, ranks, strict=True) if rank // LAST_CHOICE == best]
 
     def slightly_full(self, requests: float) -> list[Candidate]:
         """The awake candidates in rotation, except last choices, that exceed their limit by less than ``requests``."""
+        if math.inf not in self.ranks:
+            return []
         handicaps = self.handicaps or [0.0] * len(self.candidates)
         return [
             one
@@ -101,8 +109,7 @@ class CandidateSet:
     def recount(self) -> None:
         """Update all ranks: other workers change the loads without notice."""
         for candidate in self.candidates:
-            candidate.load.count_others()
-            candidate.rerank()
+            candidate.recount()
 
     def _compare_costs(self) -> None:
         is_even = all(cost == self.costs[0] for cost in self.costs)

@@ -74,6 +74,11 @@ class ModelCandidate(Candidate):
         for one in self._siblings:
             one.apply_rank()
 
+    def recount(self) -> None:
+        """As of every candidate; the rank also follows what other workers wait for."""
+        self.load.count_others()
+        self.rerank()
+
     def apply_rank(self) -> None:
         """Update the rank in all rank tables."""
         is_open = self.backend.takes_requests and self.has_slot

@@ -91,7 +91,8 @@ class Placement(FleetObserver):
         """See :class:`FleetObserver`."""
         for candidate in self._registry.all_of(backend):
             candidate.work.take_over_memory(backend.health.reported.context_use or 0.0, candidate.load.total)
-        self.router.update(self._registry.everyone)
+        if self.router.needs_update(len(self.candidates)):
+            self.router.update(self._registry.everyone)
 
     def on_lost(self, backend: Backend) -> None:
         """See :class:`FleetObserver`."""
@@ -157,12 +158,12 @@ class Placement(FleetObserver):
             found.recount()
         if (
             requirements.affinity is None
-            and requirements.prompt is None
+            and (requirements.prompt is None or found.contexts is None)
             and not excluded
             and requirements.needs_slot
             and not requirements.lacking
         ):
-            choice = requirements.policy.choose(found, None, self.router)
+            choice = requirements.policy.choose(found, requirements.prompt, self.router)
         else:
             found = self._narrowed(found, requirements, excluded)
             policy, prompt = requirements.policy, requirements.prompt

@@ -87,13 +87,13 @@ class PromptPolicy:
         """The candidate with the best score; a last choice only if there is no other. See :meth:`Policy.choose`."""
         if prompt is None:
             return LEAST_REQUESTS.choose(candidates, prompt, knowledge)
-        if not candidates.free():
-            return None
         considered = candidates.preferred(of_all_tiers=self.learns)
-        view = PromptView(prompt)
+        if not considered:
+            return None
+        view = knowledge.view(prompt) if self.learns else PromptView(prompt)
         if self.learns:
-            view = knowledge.view(prompt)
-            considered += [one for one in candidates.slightly_full(_MAY_QUEUE) if one.number in view.held]
+            if view.held:
+                considered += [one for one in candidates.slightly_full(_MAY_QUEUE) if one.number in view.held]
             considered = knowledge.shortlist(considered, view)
         scores = self.scoring(considered, view, knowledge.clock())
         return Choice(considered[scores.at], self, considered, scores.rows, view)

@@ -172,6 +172,11 @@ class BackendConnection(ReplyRelay):
         self._rests_since = now = self._clock()
         self.deadline = now + seconds
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether either side has closed the connection, as far as the event loop has seen."""
+        return self._transport.is_closing()
+
     def is_stale(self) -> bool:
         """Whether an idle connection is unusable: the backend closed it, or sent bytes without a request."""
         if self._transport.is_closing():

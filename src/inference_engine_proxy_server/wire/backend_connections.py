@@ -15,6 +15,7 @@ from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.idle_limit import IdleLimit, IdleReserve
 from inference_engine_proxy_server.wire.origin import Origin
 from inference_engine_proxy_server.wire.reply_head import ReplyHead
 from inference_engine_proxy_server.wire.unreachable import reason_unreachable
@@ -23,7 +24,6 @@ __all__ = ["Activity", "BackendConnections", "BackendLimits"]
 
 logger = logging.getLogger(__name__)
 
-_IDLE_CONNECTIONS = 32  # kept open per backend; nginx's default
 _ADDRESS_SECONDS = 10.0  # how long resolved addresses are cached; short, so that a backend that moved is found again
 _HANDSHAKE_SHARE = 0.9  # of the time for a connection, so that the error of an unanswered TLS handshake is its own
 _OUR_OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
@@ -73,13 +73,21 @@ class BackendConnections:
         limits: deadlines.
         deadlines: watches the connections.
         ca_file: PEM file with further certificate authorities; ``None`` for those of the system only.
+        reserve: of idle connections, shared by all backends; ``None`` if there is none.
 
     Attributes:
         origin: the backend's address.
         keeps_alive: connections are kept open for the next request.
     """
 
-    def __init__(self, origin: Origin, limits: BackendLimits, deadlines: Deadlines, ca_file: str | None = None) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        limits: BackendLimits,
+        deadlines: Deadlines,
+        ca_file: str | None = None,
+        reserve: IdleReserve | None = None,
+    ) -> None:
         self.origin = origin
         self.keeps_alive = limits.idle_seconds > 0
         self._limits = limits
@@ -87,6 +95,7 @@ class BackendConnections:
         self._memory = HeadMemory[ReplyHead]()
         self._locations = origin.locations()
         self._idle: list[BackendConnection] = []
+        self._idle_limit = IdleLimit(reserve or IdleReserve(0))
         self._in_use: set[BackendConnection] = set()
         self._last_byte_at = 0.0  # on connections that are no longer in use
         self._tls = ssl.create_default_context() if origin.is_tls else None
@@ -117,6 +126,8 @@ class BackendConnections:
             BackendUnreachable: the connection was refused, the name was not found, or the deadline has passed.
             CapacityError: this machine is out of file descriptors or ports; the backend is not to blame.
         """
+        if self._idle_limit.is_raised:
+            self._follow_use()
         seconds = min(self._limits.connect_seconds, within_seconds)
         connecting = asyncio.get_running_loop().create_task(self._connect(seconds))  # asyncio.timeout needs a task
         try:
@@ -136,7 +147,7 @@ class BackendConnections:
         if self.keeps_alive and connection.is_reusable:
             promised = connection.keep_alive_seconds
             seconds = self._limits.idle_seconds if promised is None else min(self._limits.idle_seconds, promised - 1)
-            if seconds > 0 and (len(self._idle) < _IDLE_CONNECTIONS or self._has_room()):
+            if seconds > 0 and (len(self._idle) < self._idle_limit.most or self._has_room()):
                 connection.rest(seconds)
                 self._idle.append(connection)
                 return
@@ -181,12 +192,21 @@ class BackendConnections:
 
     def close(self) -> None:
         """Close the idle connections; requests in progress finish on their own."""
+        self._idle_limit.close()
         while self._idle:
             self._idle.pop().abort()
 
     def _has_room(self) -> bool:
-        self._idle = [connection for connection in self._idle if not connection.is_stale()]
-        return len(self._idle) < _IDLE_CONNECTIONS
+        """Whether one more idle connection may be kept, although there are as many as the limit allows."""
+        self._drop_closed()
+        return len(self._idle) < self._idle_limit.most or self._idle_limit.grow()
+
+    def _follow_use(self) -> None:
+        self._drop_closed()
+        self._idle_limit.shrink(len(self._idle) + len(self._in_use), self._deadlines.clock())
+
+    def _drop_closed(self) -> None:
+        self._idle = [connection for connection in self._idle if not connection.is_closed]
 
     async def _resolve(self, seconds: float) -> list[str]:
         """The backend's addresses; the last known ones when name resolution fails or hangs."""

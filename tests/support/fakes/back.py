@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections, BackendLimits
 from inference_engine_proxy_server.wire.framing import ChunkedBody
+from inference_engine_proxy_server.wire.idle_limit import IdleReserve
 from inference_engine_proxy_server.wire.origin import Origin
 from inference_engine_proxy_server.wire.reply_sink import ReplySource
 
@@ -95,11 +96,13 @@ class Sink:
 
 
 @asynccontextmanager
-async def connections_to(url: str, limits: BackendLimits = LIMITS) -> AsyncIterator[BackendConnections]:
+async def connections_to(
+    url: str, limits: BackendLimits = LIMITS, reserve: IdleReserve | None = None
+) -> AsyncIterator[BackendConnections]:
     """The connections to the backend at ``url``."""
     deadlines = Deadlines(tick_seconds=0.01)
     watch = asyncio.get_running_loop().create_task(deadlines.run())
-    connections = BackendConnections(Origin.of(url), limits, deadlines)
+    connections = BackendConnections(Origin.of(url), limits, deadlines, reserve=reserve)
     try:
         yield connections
     finally:

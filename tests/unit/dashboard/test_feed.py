@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from inference_engine_proxy_server.dashboard.audience import Audience
-from inference_engine_proxy_server.dashboard.feed import MOST_VIEWERS, Feed, Seat
+from inference_engine_proxy_server.dashboard.feed import MOST_OTHERS, MOST_VIEWERS, Feed, Seat
 from inference_engine_proxy_server.dashboard.reporter import Reporter
 from inference_engine_proxy_server.dashboard.snapshot import Snapshot
 from inference_engine_proxy_server.errors import CapacityError
@@ -179,14 +179,19 @@ async def test_viewer_that_missed_a_frame_gets_a_complete_one_in_place_of_all(ru
 
 
 async def test_seats_are_limited(running: Running) -> None:
-    seats = [running.feed.open(PUBLIC) for _ in range(MOST_VIEWERS)]
+    seats = [running.feed.open(PUBLIC) for _ in range(MOST_OTHERS)]
     with pytest.raises(CapacityError) as refused:
-        running.feed.require_room()
+        running.feed.require_room(HIDDEN)
     assert (refused.value.status, refused.value.code) == (503, "too_many_viewers")
+    for _ in range(MOST_VIEWERS - MOST_OTHERS):
+        running.feed.require_room(OPERATORS)
+        running.feed.open(OPERATORS)
+    with pytest.raises(CapacityError):
+        running.feed.require_room(OPERATORS)
 
     running.feed.leave(seats[0])
 
-    running.feed.require_room()
+    running.feed.require_room(PUBLIC)
 
 
 async def test_end_of_the_feed_is_the_end_for_all_viewers(running: Running) -> None:
@@ -199,7 +204,14 @@ async def test_end_of_the_feed_is_the_end_for_all_viewers(running: Running) -> N
     for viewer in (watcher, late):
         assert await viewer.rest() <= 1
     with pytest.raises(CapacityError):
-        running.feed.require_room()
+        running.feed.require_room(OPERATORS)
+
+
+async def test_those_who_ask_often_without_a_key_get_the_same_snapshot(running: Running) -> None:
+    moments = [await running.board.reporter.recent_moment() for _ in range(5)]
+
+    assert running.moments == 1
+    assert len(set(map(id, moments))) == 1
 
 
 async def test_feed_rests_while_a_tick_is_not_due() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.dashboard.feed import MOST_OTHERS
 from support.dashboards import ADMIN_KEY, OPERATOR, live, next_snapshot, snapshot_of
 from support.engine import STREAM_HEAD, answers_with, chunk, fails_with, hangs
 from support.fakes.engine import EngineConnection
@@ -194,16 +195,19 @@ async def test_feed_begins_at_once_and_goes_on(fleet: Fleet) -> None:
     assert content.keys() - update.keys() <= {"history", "usage"}
 
 
-async def test_one_viewer_too_many_is_rejected_and_seats_become_free(fleet: Fleet) -> None:
-    proxy = await fleet.proxy(await fleet.engine())
+async def test_one_viewer_too_many_is_rejected_but_operators_have_seats(fleet: Fleet) -> None:
+    proxy = await fleet.proxy(await fleet.engine(), admin_key=ADMIN_KEY)
     async with AsyncExitStack() as stack:
-        for _ in range(32):
+        for _ in range(MOST_OTHERS):
             feed = await stack.enter_async_context(Call(proxy.url, "/dashboard/feed"))
             feed.send()
             await next_snapshot_of(feed)
         refused = await send(proxy.url, "/dashboard/feed")
         assert (refused.status, refused.json["error"]["code"]) == (503, "too_many_viewers")
         assert "retry-after" in refused.headers
+        operators = await stack.enter_async_context(Call(proxy.url, "/dashboard/feed", headers=OPERATOR))
+        operators.send()
+        assert await operators.head() == 200
 
     async def has_room() -> bool:
         async with Call(proxy.url, "/dashboard/feed") as feed:

@@ -4,6 +4,7 @@ import pytest
 
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.errors import BackendBroke, CapacityError, ClientError, ProxyError
+from inference_engine_proxy_server.requests.content import PromptContent, read_content
 from inference_engine_proxy_server.wire.outcome import Outcome
 from inference_engine_proxy_server.wire.request_head import parse_request_head
 from unit.wire.test_exchange import LIMITS, Connection
@@ -149,3 +150,28 @@ def test_a_record_says_whether_the_reply_was_a_stream(fields: bytes, length: int
     request.write(b"abc")
     request.end()
     assert request.record(9.0).is_stream is expected
+
+
+def test_content_that_was_read_with_the_prompt_is_not_read_again() -> None:
+    request, _ = request_for()
+    request.body = b'{"model": "m", "messages": [{"role": "user"}]}'
+    found = request.read_with_prompt()
+    assert isinstance(found, PromptContent)
+    assert request.content is request.read_with_prompt() is found
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"model": "m", "messages": 1}'])
+def test_content_without_a_readable_prompt_is_the_usual_content(body: bytes) -> None:
+    request, _ = request_for()
+    request.body = body
+    assert request.read_with_prompt() == read_content(request.head.target, body, request.head.passed_on)
+
+
+def test_a_rewritten_request_has_the_prompt_that_is_sent() -> None:
+    request, _ = request_for()
+    request.body = b'{"model": "alias", "messages": []}'
+    request.read_with_prompt()
+    request.rewrite(request.head, b'{"model": "m", "messages": [{"role": "system"}]}', "m", has_new_limit=False)
+    content = request.read_with_prompt()
+    assert isinstance(content, PromptContent)
+    assert (content.model, len(content.messages or ())) == ("m", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,8 +17,8 @@ from inference_engine_proxy_server.requests.content import (
     all_members,
     model_problem,
     read_content,
+    read_content_with_prompt,
     read_list,
-    read_prompt_content,
     read_text,
     role_of,
 )
@@ -167,7 +168,7 @@ def members(**given: Any) -> bytes:
 @pytest.mark.parametrize("body", MALFORMED, ids=lambda body: repr(body[:12]))
 def test_a_malformed_body_has_no_content(body: bytes) -> None:
     assert read_content(b"/", body) == RequestContent()
-    assert read_prompt_content(body) is None
+    assert read_content_with_prompt(b"/", body) == RequestContent()
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"{}{}", b'{"\xff": 1}', b'{"a":' + b"[" * 100_000])
@@ -189,10 +190,26 @@ def test_a_body_without_members_has_defaults() -> None:
 def test_both_depths_find_the_same_members() -> None:
     body = members(model="m", stream=True, max_tokens=7, previous_response_id="resp_1", messages=[{"role": "user"}])
 
-    for found in (read_content(b"/", body), read_prompt_content(body)):
-        assert found is not None
+    for found in (read_content(b"/", body), read_content_with_prompt(b"/", body)):
         assert (found.model, found.is_streamed, found.answer_tokens) == ("m", True, 7)
         assert found.previous_response_id == "resp_1"
+
+
+@pytest.mark.parametrize("read", [read_content, read_content_with_prompt])
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        (members(messages=[]), "q"),
+        (members(model="", messages=[]), "q"),
+        (members(model="m", messages="hi"), "m"),  # an engine rejects this, but the model is known
+        (members(Model="m"), "m"),
+        (b"", "q"),
+    ],
+)
+def test_both_depths_find_the_model_wherever_it_is(
+    read: Callable[[bytes, bytes], RequestContent], body: bytes, model: str
+) -> None:
+    assert read(b"/v1/chat/completions?model=q", body).model == model
 
 
 @pytest.mark.parametrize("invalid", [[], {}, [1], {"a": 1}, "x", 1.5, True, None, -1])

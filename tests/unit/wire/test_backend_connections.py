@@ -15,6 +15,7 @@ from inference_engine_proxy_server.wire import backend_connections
 from inference_engine_proxy_server.wire.backend_connection import BackendConnection
 from inference_engine_proxy_server.wire.backend_connections import BackendConnections
 from inference_engine_proxy_server.wire.head_memory import HeadMemory
+from inference_engine_proxy_server.wire.idle_limit import IdleReserve
 from inference_engine_proxy_server.wire.origin import Origin
 from inference_engine_proxy_server.wire.reply_head import ReplyHead, ReplyHeadReader
 from support.fakes.back import GET, LIMITS, Sink, ask, connections_to
@@ -82,12 +83,55 @@ async def test_a_connection_is_kept_a_second_less_than_the_backend_announces(pro
             await engine.connections[0].ended
 
 
-async def test_at_most_32_idle_connections_are_kept() -> None:
+async def test_at_most_32_idle_connections_are_kept_without_a_reserve() -> None:
     async with FakeEngine(OK) as engine, connections_to(engine.url) as connections:
         for connection in await in_use(connections, 35):
             connections.release(connection)
         await until(lambda: sum(connection.ended.done() for connection in engine.connections) == 3)
         assert sum(connections.take_idle() is not None for _ in range(40)) == 32
+
+
+async def burst(connections: BackendConnections, count: int) -> None:
+    """``count`` concurrent requests, on idle connections where there are any."""
+    taken = [connections.take_idle() or await connections.connect() for _ in range(count)]
+    for connection in taken:
+        await connection.request([GET], Sink(), is_head=False)
+    for connection in taken:
+        connections.release(connection)
+
+
+async def test_a_second_burst_needs_no_new_connections() -> None:
+    async with FakeEngine(OK) as engine, connections_to(engine.url, reserve=IdleReserve(200)) as connections:
+        await burst(connections, 200)
+        await burst(connections, 200)
+        assert len(engine.connections) == 200
+
+
+async def test_backends_share_the_reserve_of_idle_connections() -> None:
+    reserve = IdleReserve(40)
+    async with (
+        FakeEngine(OK) as one,
+        FakeEngine(OK) as other,
+        connections_to(one.url, reserve=reserve) as first,
+        connections_to(other.url, reserve=reserve) as second,
+    ):
+        await burst(first, 60)
+        await burst(second, 60)
+        assert sum(first.take_idle() is not None for _ in range(100)) == 60  # 32, and a step of 32
+        assert sum(second.take_idle() is not None for _ in range(100)) == 40  # 32, and the rest of the reserve
+        first.close()
+        await burst(second, 60)
+        assert sum(second.take_idle() is not None for _ in range(100)) == 60
+
+
+async def test_unneeded_idle_connections_close_and_return_to_the_reserve() -> None:
+    limits, reserve = replace(LIMITS, idle_seconds=0.1), IdleReserve(32)
+    async with FakeEngine(OK) as engine, connections_to(engine.url, limits, reserve) as connections:
+        await burst(connections, 50)
+        assert reserve.left == 0
+        await until(lambda: all(connection.ended.done() for connection in engine.connections))
+        connections.discard(await connections.connect())  # as each poll does
+        assert reserve.left == 32
 
 
 async def test_stale_connections_are_dropped_to_make_room() -> None:

@@ -1,8 +1,8 @@
 """Index of prompt prefixes by the backends that are expected to have them cached.
 
 The index is a radix tree over the prompts' blocks, stored flat. A run is a sequence of blocks within which no two known
-prompts diverge. It is keyed by the hash of its first block; that hash covers the whole prefix, so the tree needs no
-links. A look-up steps from run to run. Most prompts consist of two or three runs: a shared part, and their own.
+prompts diverge. Its key is a hash of the prompt from its beginning to the end of the run's first block, so the tree
+needs no links. A look-up steps from run to run. Most prompts have two or three runs: a shared part, and their own.
 
 No engine reports how long it keeps a run. Therefore, each backend has a clock, which advances by the number of uncached
 prompt bytes that the backend reads, because the engine makes room for them by evicting the least recently used ones. A
@@ -22,7 +22,7 @@ _USUALLY_KEPT = 1 << 20  # bytes, about 260,000 tokens: an engine on one or two 
 _HASH_BYTES = 8
 # Measured growth of a process per item in a full index, including malloc's rounding and fragmentation. Tables are
 # counted at their actual size.
-_RUN_BYTES = 350
+_RUN_BYTES = 358
 _HOLDER_BYTES = 88
 _SHARD_BYTES = 1 << 20  # of the budget per table: a table of 2,000 runs grows in about 50 us, a single one in 10 ms
 _SLACK = 1.1  # tolerance for reported tokens: token lengths vary within a prompt
@@ -30,8 +30,15 @@ _DOUBT = 16  # one loss lowers the estimate by a 16th, consecutive losses by mor
 
 
 class _Run(msgspec.Struct, gc=False):
-    """Blocks that have always occurred together. ``holders``: backend -> its clock when it last began to read them."""
+    """Blocks that have always occurred together.
 
+    Attributes:
+        key: hash of the beginning of their prompts, up to the end of their first block.
+        hashes: of the blocks.
+        holders: backend -> its clock when it last began to read them.
+    """
+
+    key: int
     hashes: bytes
     holders: dict[int, int]
 
@@ -41,11 +48,13 @@ class Lookup(msgspec.Struct, gc=False):
 
     Attributes:
         prompt: the prompt.
+        chain: the hashes of its blocks.
         path: the runs that it begins with, each with the number of blocks up to its end.
         held: bytes of the prompt that each backend holds, for backends that hold any.
     """
 
     prompt: Prompt
+    chain: bytes
     path: list[tuple[_Run, int]]
     held: dict[int, int]
 
@@ -145,23 +154,26 @@ class PrefixIndex:
         """Find which backends hold how much of ``prompt``."""
         held: dict[int, int] = {}
         oldest = self._oldest
-        path = self._path(prompt)
+        chain = prompt.chain.tobytes()
+        path = self._path(chain)
         for run, stop in path:
             end = ENDS[stop - 1]
-            held |= {backend: end for backend, read_at in run.holders.items() if read_at >= oldest[backend]}
-        return Lookup(prompt, path, held)
+            for backend, read_at in run.holders.items():
+                if read_at >= oldest[backend]:
+                    held[backend] = end
+        return Lookup(prompt, chain, path, held)
 
     def record(self, lookup: Lookup, backend: int) -> Noted:
         """Record that the prompt of ``lookup`` is sent to ``backend``. Returns what was known before."""
-        prompt = lookup.prompt
+        prompt, chain = lookup.prompt, lookup.chain
         estimate = self._estimate(backend)
         clock, oldest = estimate.clock, self._oldest[backend]
         held = at = 0
         ages = []
         for found, stop in lookup.path:
             run = found
-            if stop - at < len(run.hashes) // _HASH_BYTES:
-                run = self._split(prompt.chain[at], run, stop - at)
+            if stop * _HASH_BYTES < at + len(run.hashes):
+                run = self._split(run, chain[: stop * _HASH_BYTES], at)
             read_at = run.holders.get(backend)
             if read_at is None:
                 self._bytes += _HOLDER_BYTES
@@ -170,10 +182,10 @@ class PrefixIndex:
                 if read_at >= oldest:
                     held = ENDS[stop - 1]
             run.holders[backend] = clock
-            self._renew(prompt.chain[at], run)
-            at = stop
-        if at < len(prompt.chain):
-            self._put(prompt.chain[at], _Run(prompt.chain[at:].tobytes(), {backend: clock}))
+            self._renew(run)
+            at = stop * _HASH_BYTES
+        if at < len(chain):
+            self._put(_Run(hash(chain[: at + _HASH_BYTES]), chain[at:], {backend: clock}))
         estimate.clock = clock + prompt.size - held
         self._oldest[backend] = estimate.oldest()
         while self._bytes > self._budget and self._runs:
@@ -209,51 +221,52 @@ class PrefixIndex:
 
     # --- the runs
 
-    def _path(self, prompt: Prompt) -> list[tuple[_Run, int]]:
-        """The runs that ``prompt`` starts with, each with the number of blocks that match up to its end."""
-        chain = prompt.chain
-        hashes = chain.tobytes()
+    def _path(self, chain: bytes) -> list[tuple[_Run, int]]:
+        """The runs that a prompt starts with, each with the number of blocks that match up to its end."""
         path = []
-        at, count = 0, len(chain)
-        while at < count:
-            first = chain[at]
-            run = self._shards[first % len(self._shards)].get(first)
+        at, end = 0, len(chain)
+        while at < end:
+            key = hash(chain[: at + _HASH_BYTES])
+            run = self._shards[key % len(self._shards)].get(key)
             if run is None:
                 break
             known = run.hashes
-            rest = hashes[at * _HASH_BYTES : at * _HASH_BYTES + len(known)]
-            if rest != known:
-                path.append((run, at + _blocks_alike(known, rest)))
+            if not chain.startswith(known, at):
+                rest = chain[at : at + len(known)]
+                path.append((run, at // _HASH_BYTES + _blocks_alike(known, rest)))
                 break
-            at += len(known) // _HASH_BYTES
-            path.append((run, at))
+            at += len(known)
+            path.append((run, at // _HASH_BYTES))
         return path
 
-    def _split(self, first: int, run: _Run, blocks: int) -> _Run:
-        """Split ``run``, keyed by ``first``, after ``blocks`` blocks. Returns its front part."""
-        cut = blocks * _HASH_BYTES
-        front = _Run(run.hashes[:cut], run.holders.copy())
-        self._put(first, front)
-        self._put(memoryview(run.hashes).cast("q")[blocks], _Run(run.hashes[cut:], run.holders))
+    def _split(self, run: _Run, start: bytes, at: int) -> _Run:
+        """Split ``run`` after the blocks ``start[at:]``, where ``start`` is the beginning of a prompt's chain.
+
+        Returns its front part.
+        """
+        cut = len(start) - at
+        front = _Run(run.key, run.hashes[:cut], run.holders.copy())
+        self._put(front)
+        self._put(_Run(hash(start + run.hashes[cut : cut + _HASH_BYTES]), run.hashes[cut:], run.holders))
         return front
 
-    def _put(self, first: int, run: _Run) -> None:
-        """Store ``run`` under the key ``first``, replacing any other run."""
-        at = first % len(self._shards)
-        known = self._shards[at].pop(first, None)
+    def _put(self, run: _Run) -> None:
+        """Store ``run`` under its key, replacing any other run."""
+        known = self._shards[run.key % len(self._shards)].pop(run.key, None)
         if known is not None:
             self._runs -= 1
             self._bytes -= _bytes_of(known)
         self._runs += 1
         self._bytes += _bytes_of(run)
-        self._renew(first, run)
+        self._renew(run)
 
-    def _renew(self, first: int, run: _Run) -> None:
+    def _renew(self, run: _Run) -> None:
         """Mark ``run`` as the most recently used one."""
-        at = first % len(self._shards)
+        key = run.key
+        at = key % len(self._shards)
         shard = self._shards[at]
-        shard.pop(first, None)
-        shard[first] = run
+        shard.pop(key, None)
+        shard[key] = run
         table = shard.__sizeof__()
         if table != self._tables[at]:
             self._bytes += table - self._tables[at]

@@ -25,11 +25,7 @@ def prompt_of(*parts: str) -> Prompt:
 def blocks_of(letters: str) -> Prompt:
     """A prompt with one full block per letter."""
     prompt = Prompt("tiny", len(letters) * 512, USUAL_BYTES_A_TOKEN)
-    previous, hashes = 0, []
-    for letter in letters:
-        previous = hash((previous, letter))
-        hashes.append(previous)
-    prompt.chain = array("q", hashes)
+    prompt.chain = array("q", map(hash, letters))
     return prompt
 
 
