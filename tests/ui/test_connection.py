@@ -41,7 +41,7 @@ async def test_full_feed_is_explained(start_feed: StartFeed, show: Show) -> None
     server = start_feed(3)
     server.refusals = 1000
     console = await show(server)
-    await console.shows("the proxy serves at most 32 at a time", "#feed-state")
+    await console.shows("Too many dashboards of this proxy are open.", "#feed-state")
     console.events.clear()
 
 

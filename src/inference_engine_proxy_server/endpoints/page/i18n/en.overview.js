@@ -33,7 +33,7 @@ export default {
   "feed.connecting": "Connecting to the proxy…",
   "feed.stale": "The proxy does not answer. What is shown is stale since {time}.",
   "feed.paused": "Updates are paused. What is shown is from {time}.",
-  "feed.full": "Too many pages are open: the proxy serves at most 32 at a time. This page tries again by itself.",
+  "feed.full": "Too many dashboards of this proxy are open. This page tries again by itself.",
   "feed.refused": "The proxy refuses updates with status {status}. This page tries again by itself.",
 
   "state.ready": "Ready",

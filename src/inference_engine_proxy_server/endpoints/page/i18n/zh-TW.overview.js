@@ -33,7 +33,7 @@ export default {
   "feed.connecting": "正在連線到代理…",
   "feed.stale": "代理沒有回應。畫面自 {time} 起已過時。",
   "feed.paused": "更新已暫停。畫面是 {time} 的狀態。",
-  "feed.full": "開啟的頁面太多：代理最多同時服務 32 個。本頁會自動重試。",
+  "feed.full": "開啟的儀表板太多。本頁會自動重試。",
   "feed.refused": "代理以狀態碼 {status} 拒絕更新。本頁會自動重試。",
 
   "state.ready": "就緒",
