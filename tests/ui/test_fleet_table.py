@@ -109,6 +109,7 @@ async def test_rows_stay_while_the_pointer_is_on_the_table(start_feed: StartFeed
 
     await console.shows("1 of 20 backends does not work: backend-15.", "#summary")
     assert await order(console) == before
+    await console.shows("The order has changed; rows move when you leave the table.")
     await console.hover("#bar h1")
     await console.becomes(f"document.querySelector('{NAMES}').innerText === 'backend-15'")
 

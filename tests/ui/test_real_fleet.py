@@ -19,8 +19,8 @@ from ui.console import Console, opened
 from ui.feed_server import ADMIN_KEY
 from ui.scripted_fleet import ScriptedFleet
 
-# The machine that runs the tests has few cores, and the engines use them.
 SETTINGS = {"ADMIN_KEY": ADMIN_KEY}
+CLIENT_KEY = "sk-0123456789abcdef"
 LONG = {"model": "m", "stream": True, "max_tokens": 4000, "messages": [{"role": "user", "content": "Count."}]}
 NUMBERS_SECONDS = 2
 STATE_SECONDS = 3
@@ -161,6 +161,28 @@ async def test_playground_streams_and_stop_frees_the_slot(
         return await proxy.in_flight() == 0
 
     await eventually(is_idle)
+
+
+async def test_client_key_is_asked_for_and_shows_addresses(servers: list[LlamaServer], tmp_path: Path) -> None:
+    settings = {"API_KEYS": f"web:{CLIENT_KEY}", "HEALTH_DETAILS": "key"}
+    with Proxy(tmp_path / "proxy", [server.url for server in servers], **settings) as proxy:
+        async with opened(f"{proxy.url}/", tmp_path) as console:
+            await console.shows("backend-1", ".fleet")
+            assert name_of(servers[0]) not in await console.text("body")
+            await console.value("location.hash = 'playground'")
+            await console.becomes("document.querySelector('#chat-limit') !== null")
+            await console.value("document.querySelector('#chat-limit').value = 5")
+            await console.enter("textarea", "Hello")
+            await console.shows("An API key is required", ".chat-log")
+            console.events.clear()  # the browser itself logs the 401
+            await console.click("API key…")
+            await console.enter("dialog input", CLIENT_KEY)
+            await console.becomes("document.querySelector('dialog') === null")
+            await console.enter("textarea", "Hello")
+            await console.shows("5 tokens", ".chat-log")
+            await console.value("location.hash = 'fleet'")
+            await console.shows(name_of(servers[0]), ".fleet")
+            assert await console.errors() == []
 
 
 async def test_burst_reaches_both_backends_and_is_explained(

@@ -11,6 +11,7 @@ export class FleetOrder {
     this.column = null; // null: problems first
     this.isReversed = false;
     this.isHeld = false; // somebody points at a row, or has the focus on one
+    this.isBehind = false; // the order would be another one if it were not held
     this.names = [];
     this.signature = "";
     this.sortedAt = 0;
@@ -62,6 +63,7 @@ export class FleetOrder {
     // The order without a column depends only on what is rare: other backends, other states.
     const rare = this.column === null ? shown.map((one) => `${one.name} ${gravity(one)}`) : shown.map((one) => one.name);
     const signature = rare.sort().join("\n");
+    this.isBehind = this.signature !== "" && this.isHeld && signature !== this.signature;
     const isDue = this.column !== null && now - this.sortedAt >= RESORT_SECONDS;
     if (this.signature !== "" && (this.isHeld || (signature === this.signature && !isDue))) {
       const known = new Set(this.names);

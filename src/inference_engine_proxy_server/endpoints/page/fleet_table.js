@@ -96,7 +96,7 @@ export class FleetTable {
     setHidden(this.news, model.events.length === 0);
     const shown = items.filter((item) => item.isBackend).length;
     setText(this.count, t("fleet.count", { shown, total: backends.length, count: backends.length }));
-    setHidden(this.held, !(this.order.isHeld && this.order.column !== null));
+    setHidden(this.held, !this.order.isBehind);
     setHidden(this.empty, shown > 0);
     this.keepOneTabStop();
   }

@@ -93,7 +93,7 @@ export default {
   "fleet.groupCount.one": "1 backend, {problems} with problems",
   "fleet.count": "{shown} of {total} backends",
   "fleet.count.one": "{shown} of 1 backend",
-  "fleet.held": "The order is held while you point at the table.",
+  "fleet.held": "The order has changed; rows move when you leave the table.",
   "fleet.none": "No backend matches the filter.",
   "fleet.tier": "Tier {tier}",
   "fleet.failing": "{count} of its requests failed in the last minute.",

@@ -93,7 +93,7 @@ export default {
   "fleet.groupCount.one": "1 個後端，{problems} 個有問題",
   "fleet.count": "{total} 個後端中的 {shown} 個",
   "fleet.count.one": "1 個後端中的 {shown} 個",
-  "fleet.held": "指著表格時，順序保持不變。",
+  "fleet.held": "順序已變；離開表格後才會移動各列。",
   "fleet.none": "沒有符合篩選的後端。",
   "fleet.tier": "第 {tier} 層",
   "fleet.failing": "最近一分鐘有 {count} 個請求失敗。",
