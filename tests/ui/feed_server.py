@@ -34,6 +34,11 @@ _SETTINGS = (
 )
 _NO_HEALTH = {"available_backends": [], "total_backends": 0, "queue": {"requests": 0, "limit": 0}, "details": []}
 
+_NEVER_NULL = {
+    *("id", "name", "at", "started_at", "end", "step", "version", "policy", "audience", "admin_key", "shown_state"),
+    *("kind", "severity", "text", "phase", "path", "count", "models"),
+}
+
 _Authorization = Annotated[str, Header()]
 
 
@@ -51,6 +56,7 @@ class FeedServer:
         opened: how many feeds were opened.
         refusals: how many of the next feeds are answered with 503.
         is_silent: whether feeds send nothing now.
+        knows_nothing: whether everything is null that may be.
         commands: paths of the commands that were obeyed.
         chats: how many chats are being answered now.
         most_chats: how many were at a time.
@@ -64,6 +70,7 @@ class FeedServer:
         self.opened = 0
         self.refusals = 0
         self.is_silent = False
+        self.knows_nothing = False
         self.commands: list[str] = []
         self.chats = 0
         self.most_chats = 0
@@ -108,7 +115,9 @@ class FeedServer:
             is_first = True
             while True:
                 if not self.is_silent:
-                    snapshot = self.fleet.snapshot(self.tick, is_operator=is_operator, is_first=is_first)
+                    snapshot: Any = self.fleet.snapshot(self.tick, is_operator=is_operator, is_first=is_first)
+                    if self.knows_nothing:
+                        snapshot = _unknown(snapshot)
                     yield f"event: snapshot\nid: {self.tick}\ndata: {json.dumps(snapshot)}\n\n".encode()
                     is_first = False
                 await asyncio.sleep(self.tick_seconds)
@@ -162,6 +171,15 @@ class FeedServer:
                 yield b"data: [DONE]\n\n"
         finally:
             self.chats -= 1
+
+
+def _unknown(value: Any, name: str = "") -> Any:
+    """The same without what may be null."""
+    if isinstance(value, dict):
+        return {key: _unknown(one, key) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_unknown(one, name) for one in value]
+    return value if name in _NEVER_NULL or isinstance(value, bool) else None
 
 
 async def _without_keys(request: Request, call_next: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from support.waiting import eventually
 from ui.conftest import Show, StartFeed
 from ui.console import Console
@@ -212,3 +214,19 @@ async def test_everything_is_reached_with_the_keyboard(start_feed: StartFeed, sh
     await console.press("?")
     await console.shows("Keyboard shortcuts", ".shortcuts")
     assert server.fleet.states == {3: "draining"}
+
+
+async def test_what_is_unknown_is_a_dash_in_every_view(start_feed: StartFeed, show: Show) -> None:
+    server = start_feed(6, {2: "down"})
+    server.knows_nothing = True
+    console = await show(server)
+    await console.sign_in(ADMIN_KEY)
+    for view in ("fleet", "requests", "events", "history", "usage"):
+        await go(console, view)
+        await console.becomes("document.querySelector('#view').firstChild !== null")
+        shown = await console.text("body")
+        assert re.findall("NaN|null|undefined|Infinity", shown) == [], view
+    await go(console, "fleet")
+    await open_backend(console, "gpu-1")
+    facts = await console.texts(".panel dd")
+    assert {"\N{EN DASH}", "\N{EN DASH} / \N{EN DASH}"} <= set(facts)
