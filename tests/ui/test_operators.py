@@ -228,5 +228,7 @@ async def test_what_is_unknown_is_a_dash_in_every_view(start_feed: StartFeed, sh
         assert re.findall("NaN|null|undefined|Infinity", shown) == [], view
     await go(console, "fleet")
     await open_backend(console, "gpu-1")
-    facts = await console.texts(".panel dd")
-    assert {"\N{EN DASH}", "\N{EN DASH} / \N{EN DASH}"} <= set(facts)
+    facts = set(await console.texts(".panel dd"))
+    assert facts - {"\N{EN DASH}", "\N{EN DASH} / \N{EN DASH}"} == {"llama-3.3-70b"}
+    cells = set(await console.texts(".fleet [data-name=gpu-1] td"))
+    assert cells - {"", "\N{EN DASH}", "\N{EN DASH} \N{EN DASH}"} <= {"Ready", "Busy", "llama-3.3-70b", "0/\N{EN DASH}"}
