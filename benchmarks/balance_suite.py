@@ -75,16 +75,7 @@ def _names(known: dict[str, Any]) -> Any:
 
 
 def _quickened(trace: Trace) -> Trace:
-    absence = trace.absence
-    if absence is not None:
-        absence = replace(absence, begin=absence.begin * _QUICK, end=absence.end * _QUICK)
-    return replace(
-        trace,
-        seeds=trace.seeds[:1],
-        seconds=trace.seconds * _QUICK,
-        warm_up=trace.warm_up * _QUICK,
-        absence=absence,
-    )
+    return replace(trace.shortened(_QUICK), seeds=trace.seeds[:1])
 
 
 def _traces(*, quick: bool) -> dict[str, Trace]:

@@ -38,6 +38,19 @@ class ProxyProcess:
         return tuple(_family(self.process.pid))
 
     @property
+    def cpu_seconds(self) -> float:
+        """User and system time of the process and all its descendants so far."""
+        ticks = 0
+        for pid in self.pids:
+            with contextlib.suppress(
+                FileNotFoundError, ProcessLookupError
+            ):  # it has ended, and counts as a child of its parent
+                # man 5 proc_pid_stat; the second field may contain blanks and brackets
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    @property
     def log_end(self) -> str:
         return self.log.read_text(errors="replace")[-2000:]
 
@@ -97,5 +110,6 @@ def is_answering(port: int) -> bool:
 def _family(pid: int) -> Iterator[int]:
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            yield from _family(int(child))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            for child in children.read_text().split():
+                yield from _family(int(child))

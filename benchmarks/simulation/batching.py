@@ -1,24 +1,27 @@
 """The part that all engines share: continuous batching, one step at a time for all sequences in the batch.
 
-A step takes ``fixed + per_prompt_token * p + per_sequence * s + per_context_token * c`` seconds if it reads ``p``
-prompt tokens and generates one token for each of ``s`` sequences; ``c`` is the total context of all sequences.
-A long prompt therefore delays the next token of all sequences in the batch, as in real engines.
+A step reads ``p`` prompt tokens, and generates one token for each of ``s`` sequences. It takes ``fixed +
+per_prompt_token * p + per_sequence * s + per_context_token * c + per_attended_token * a`` seconds, where ``c`` is the
+total context of all sequences, and ``a`` the sum of the numbers of tokens before each token read. A long prompt
+therefore delays the next token of all sequences in the batch, as in real engines.
 
 While no prompt is being read, steps involve no decisions, and many of them are simulated as one event.
+
+The same engines run in virtual time (``simulation``) and in real time (``emulation``).
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-import math
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from simulation.events import Events
 from simulation.requests import Request
-from simulation.virtual_loop import Event, VirtualLoop
+from simulation.steps import Steps
 
 __all__ = ["BatchingEngine", "Client", "EngineState", "Sequence", "Speeds", "Usage"]
 
@@ -32,6 +35,7 @@ class Speeds:
     per_sequence: float
     per_context_token: float
     tokens_a_step: int
+    per_attended_token: float = 0.0
 
     def slowed(self, factor: float) -> Speeds:
         """The speeds of a machine that is ``factor`` times slower."""
@@ -41,6 +45,7 @@ class Speeds:
             self.per_sequence * factor,
             self.per_context_token * factor,
             self.tokens_a_step,
+            self.per_attended_token * factor,
         )
 
 
@@ -75,8 +80,14 @@ class Usage:
 class Client(Protocol):
     """The sender of a request."""
 
+    def begun(self, cached_tokens: int) -> None:
+        """The request has left the queue; ``cached_tokens`` of its prompt need not be read."""
+
     def first_token(self, now: float) -> None:
         """The answer begins."""
+
+    def wrote(self, tokens: int) -> None:
+        """The answer has ``tokens`` tokens so far; only if the engine reports progress."""
 
     def done(self, usage: Usage, now: float) -> None:
         """The answer is complete."""
@@ -95,49 +106,29 @@ class Sequence:
     context: int = field(default=0)
 
 
-@dataclass(slots=True)
-class _Steps:
-    """A series of ``count`` steps; the first takes ``seconds``, each later one ``growth`` more than the one before."""
-
-    began_at: float
-    count: int
-    seconds: float
-    growth: float
-    event: Event | None = None
-
-    def duration(self, count: int) -> float:
-        return count * self.seconds + self.growth * count * (count - 1) / 2
-
-    def begun_by(self, now: float) -> int:
-        """Number of steps begun before ``now``."""
-        passed = now - self.began_at
-        if self.growth > 0:
-            linear = self.seconds - self.growth / 2
-            guess = (math.sqrt(linear * linear + 2 * self.growth * passed) - linear) / self.growth
-        else:
-            guess = passed / self.seconds
-        return max(1, min(self.count, math.ceil(guess - 1e-9)))
-
-
 class BatchingEngine(ABC):
     """An engine with continuous batching.
 
     Args:
-        loop: the virtual clock.
+        loop: the clock.
         speeds: speeds of its machine.
+        reported_steps: number of steps after which it reports the progress of all answers; ``None`` for no reports.
 
     Attributes:
         is_up: the engine is reachable.
         most_waiting: most requests that waited in the engine at the same time.
         tokens: tokens read and generated so far.
+        steps_made: number of steps so far.
     """
 
     begins_beyond_step = False
     """A request joins the batch even if this step has no room for any of its tokens."""
 
-    def __init__(self, loop: VirtualLoop, speeds: Speeds) -> None:
+    def __init__(self, loop: Events, speeds: Speeds, *, reported_steps: int | None = None) -> None:
         self.loop = loop
         self.speeds = speeds
+        self._reported_steps = reported_steps
+        self._next_report = 0 if reported_steps is None else reported_steps
         self.is_up = True
         self.most_waiting = 0
         self.tokens = 0
@@ -145,9 +136,10 @@ class BatchingEngine(ABC):
         self._reading: list[Sequence] = []
         self._writing: list[tuple[int, int, Sequence]] = []  # a heap by the step that generates the last token
         self._numbers = itertools.count()
-        self._steps_made = 0
+        self.steps_made = 0
         self._context = 0  # total tokens of all sequences in the batch
-        self._steps: _Steps | None = None
+        self._steps: Steps | None = None
+        self._attended = 0.0  # of the step being formed
         self._delay = 0.0  # seconds to add before the next step
 
     # --- interface for clients and proxies
@@ -214,16 +206,18 @@ class BatchingEngine(ABC):
         speeds, writing = self.speeds, len(self._writing)
         seconds = speeds.fixed + speeds.per_sequence * writing + speeds.per_context_token * self._context
         if self._reading:
-            seconds += speeds.per_prompt_token * read + self._delay
-            self._delay = 0.0
-            self._steps = _Steps(self.loop.time(), 1, seconds, 0.0)
+            seconds += speeds.per_prompt_token * read + speeds.per_attended_token * self._attended + self._delay
+            self._attended = self._delay = 0.0
+            self._steps = Steps(self.loop.time(), 1, seconds, 0.0)
         else:
-            count = self._writing[0][0] - self._steps_made
-            self._steps = _Steps(self.loop.time(), count, seconds, speeds.per_context_token * writing)
+            count = self._writing[0][0] - self.steps_made
+            if self._reported_steps is not None:
+                count = min(count, self._next_report - self.steps_made)
+            self._steps = Steps(self.loop.time(), count, seconds, speeds.per_context_token * writing)
         self.tokens += read
         self._schedule(self._steps)
 
-    def _schedule(self, steps: _Steps) -> None:
+    def _schedule(self, steps: Steps) -> None:
         steps.event = self.loop.at(steps.began_at + steps.duration(steps.count), self._made, steps.count)
 
     def _cut(self) -> None:
@@ -244,11 +238,13 @@ class BatchingEngine(ABC):
         sequence.context = sequence.cached
         self._context += sequence.cached
         self._reading.append(sequence)
+        sequence.client.begun(sequence.cached)
 
     def _read(self, sequence: Sequence, room: int) -> int:
         taken = min(sequence.unread, max(0, room))
         if taken:
             sequence.unread -= taken
+            self._attended += taken * (sequence.context + taken / 2)
             sequence.context += taken
             self._context += taken
             self.has_read(sequence)
@@ -257,17 +253,20 @@ class BatchingEngine(ABC):
     def _made(self, count: int) -> None:
         """Complete the current series of ``count`` steps."""
         now = self.loop.time()
-        self._steps_made += count
+        self.steps_made += count
         self._context += count * len(self._writing)
         self.tokens += count * len(self._writing)
         ended = []
-        while self._writing and self._writing[0][0] <= self._steps_made:
+        while self._writing and self._writing[0][0] <= self.steps_made:
             ended.append(heapq.heappop(self._writing)[2])
+        if self._reported_steps is not None and self.steps_made >= self._next_report:
+            self._next_report = self.steps_made + self._reported_steps
+            self._report()
         for sequence in [sequence for sequence in self._reading if not sequence.unread]:
             self._reading.remove(sequence)
             sequence.read_at = now
-            last = self._steps_made + sequence.request.answer.tokens - 1  # the first token has been generated by now
-            if last > self._steps_made:
+            last = self.steps_made + sequence.request.answer.tokens - 1  # the first token has been generated by now
+            if last > self.steps_made:
                 heapq.heappush(self._writing, (last, next(self._numbers), sequence))
             else:
                 ended.append(sequence)
@@ -275,6 +274,10 @@ class BatchingEngine(ABC):
         for sequence in ended:
             self._finish(sequence, now)
         self._next()
+
+    def _report(self) -> None:
+        for last, _, sequence in self._writing:
+            sequence.client.wrote(sequence.request.answer.tokens - (last - self.steps_made))
 
     def _finish(self, sequence: Sequence, now: float) -> None:
         request = sequence.request

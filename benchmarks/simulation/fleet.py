@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from random import Random
 
 from simulation.batching import BatchingEngine, Usage
-from simulation.llamacpp_engine import RTX_4090_8B, LlamaCppEngine
+from simulation.engine_spec import spec_in
 from simulation.policies.base import Policy, Site
 from simulation.replica import Replica
 from simulation.requests import Prompt, Request
 from simulation.trace import Absence, Session, Trace
 from simulation.virtual_loop import VirtualLoop, virtual_loop
-from simulation.vllm_engine import TWO_H100_32B, VllmEngine
 
 __all__ = ["Outcome", "Run", "run"]
 
@@ -46,7 +45,7 @@ def run(trace: Trace, policy: Callable[[Site], Policy], seed: int) -> Run:
     """Simulate ``trace`` with one seed. The same arguments give the same result."""
     random.seed(seed)  # the project's own code uses the global generator
     loop = virtual_loop()
-    engines = [_engine(trace, loop, number) for number in range(trace.backends)]
+    engines = [spec_in(trace, number).engine(loop) for number in range(trace.backends)]
     replicas = [
         Replica(loop, engines, policy, Random(f"replica {seed} {number}"), trace.engine)
         for number in range(trace.replicas)
@@ -65,13 +64,6 @@ def run(trace: Trace, policy: Callable[[Site], Policy], seed: int) -> Run:
         max(engine.most_waiting for engine in engines),
         max(replica.site.most_waiting for replica in replicas),
     )
-
-
-def _engine(trace: Trace, loop: VirtualLoop, number: int) -> BatchingEngine:
-    slowness = trace.slowness.get(number, 1.0)
-    if trace.engine == "vllm":
-        return VllmEngine(loop, TWO_H100_32B.slowed(slowness))
-    return LlamaCppEngine(loop, RTX_4090_8B.slowed(slowness))
 
 
 def _schedule(absence: Absence, loop: VirtualLoop, engine: BatchingEngine) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from simulation.batching import BatchingEngine, EngineState, Sequence, Speeds
+from simulation.events import Events
 from simulation.requests import Prompt, common_tokens, token_count
-from simulation.virtual_loop import VirtualLoop
 
 __all__ = ["RTX_4090_8B", "LlamaCppEngine", "LlamaCppSize"]
 
@@ -51,8 +51,15 @@ class LlamaCppEngine(BatchingEngine):
 
     begins_beyond_step = True
 
-    def __init__(self, loop: VirtualLoop, speeds: Speeds = RTX_4090_8B, size: LlamaCppSize | None = None) -> None:
-        super().__init__(loop, speeds)
+    def __init__(
+        self,
+        loop: Events,
+        speeds: Speeds = RTX_4090_8B,
+        size: LlamaCppSize | None = None,
+        *,
+        reported_steps: int | None = None,
+    ) -> None:
+        super().__init__(loop, speeds, reported_steps=reported_steps)
         self._size = size or LlamaCppSize()
         self._slots = [_Slot() for _ in range(self._size.slots)]
         self._stored: list[Prompt] = []  # the oldest first

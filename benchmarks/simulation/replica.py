@@ -99,6 +99,12 @@ class _Relay:
         self._asking = asking
         self._backend = backend
 
+    def begun(self, cached_tokens: int) -> None:
+        """Nothing reaches the proxy before the first token."""
+
+    def wrote(self, tokens: int) -> None:
+        """Not reported in simulations."""
+
     def first_token(self, now: float) -> None:
         self._asking.first_token(now)
         request = self._asking.request

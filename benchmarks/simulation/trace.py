@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from simulation.requests import Prompt, Segment
@@ -85,3 +85,36 @@ class Trace:
     shares_prefixes: bool = False
     slowness: Mapping[int, float] = field(default_factory=dict)
     absence: Absence | None = None
+
+    def shortened(self, part: float) -> Trace:
+        """The same fleet and rates for the fraction ``part`` of the time."""
+        absence = self.absence
+        if absence is not None:
+            absence = replace(absence, begin=absence.begin * part, end=absence.end * part)
+        return replace(self, seconds=self.seconds * part, warm_up=self.warm_up * part, absence=absence)
+
+    def at_rate(self, factor: float) -> Trace:
+        """The same, with sessions that arrive at ``factor`` times the rate."""
+
+        def sessions(random: Random, seconds: float) -> list[Session]:
+            made = self.sessions(random, seconds * factor)
+            return [replace(session, start=session.start / factor) for session in made]
+
+        return replace(self, sessions=sessions)
+
+    def resized(self, backends: int) -> Trace:
+        """The same clients for a fleet of another size: sessions arrive at a rate in proportion to it.
+
+        What one session or one burst does stays as it is, and so does the number of shared prefixes. A slow or absent
+        backend moves to its relative place.
+        """
+
+        def moved(backend: int) -> int:
+            return backend * backends // self.backends
+
+        return replace(
+            self.at_rate(backends / self.backends),
+            backends=backends,
+            slowness={moved(backend): factor for backend, factor in self.slowness.items()},
+            absence=None if self.absence is None else replace(self.absence, backend=moved(self.absence.backend)),
+        )

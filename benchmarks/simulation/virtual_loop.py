@@ -3,72 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import math
 from asyncio import _set_running_loop
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
-__all__ = ["Event", "VirtualLoop", "virtual_loop"]
+from simulation.events import Events
+
+__all__ = ["VirtualLoop", "virtual_loop"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class Event:
-    """A scheduled call that can be cancelled."""
-
-    __slots__ = ("args", "call", "is_cancelled")
-
-    def __init__(self, call: Callable[..., object], args: tuple[Any, ...]) -> None:
-        self.call = call
-        self.args = args
-        self.is_cancelled = False
-
-    def cancel(self) -> None:
-        """Cancel the call."""
-        self.is_cancelled = True
-
-
-class VirtualLoop(asyncio.AbstractEventLoop):
-    """Schedules calls at virtual times; calls due at the same time run in the order in which they were scheduled.
+class VirtualLoop(Events, asyncio.AbstractEventLoop):
+    """Runs calls one after the other without waiting.
 
     Supports only what tasks, futures and ``asyncio.sleep`` need; I/O raises ``NotImplementedError``.
     """
 
     def __init__(self) -> None:
-        self._now = 0.0
-        self._events: list[tuple[float, int, Event]] = []
-        self._numbers = itertools.count()
+        super().__init__()
         self._failures: list[dict[str, Any]] = []
 
-    def time(self) -> float:
-        """Seconds since the start."""
-        return self._now
-
-    def at(self, when: float, call: Callable[..., object], *args: Any) -> Event:
-        """Call ``call`` at ``when``."""
-        event = Event(call, args)
-        heapq.heappush(self._events, (when, next(self._numbers), event))
-        return event
-
     def run(self, until: float = math.inf) -> None:
-        """Run all events before ``until``.
+        """Run all calls due by ``until``.
 
         Raises:
             RuntimeError: a task that no code awaits has failed.
         """
         _set_running_loop(self)
         try:
-            while self._events and self._events[0][0] <= until:
-                when, _, event = heapq.heappop(self._events)
-                if not event.is_cancelled:
-                    self._now = when
-                    event.call(*event.args)
-            if until < math.inf:
-                self._now = until
+            super().run(until)
         finally:
             _set_running_loop(None)
         if self._failures:

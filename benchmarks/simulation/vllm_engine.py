@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulation.batching import BatchingEngine, EngineState, Sequence, Speeds
+from simulation.events import Events
 from simulation.prefix_cache import BLOCK, Pages, PrefixCache
-from simulation.virtual_loop import VirtualLoop
 
 __all__ = ["TWO_H100_32B", "VllmEngine", "VllmSize"]
 
@@ -36,8 +36,15 @@ class VllmSize:
 class VllmEngine(BatchingEngine):
     """One vLLM server."""
 
-    def __init__(self, loop: VirtualLoop, speeds: Speeds = TWO_H100_32B, size: VllmSize | None = None) -> None:
-        super().__init__(loop, speeds)
+    def __init__(
+        self,
+        loop: Events,
+        speeds: Speeds = TWO_H100_32B,
+        size: VllmSize | None = None,
+        *,
+        reported_steps: int | None = None,
+    ) -> None:
+        super().__init__(loop, speeds, reported_steps=reported_steps)
         self._size = size or VllmSize()
         self.cache = PrefixCache(self._size.blocks)
         self._pages: dict[Sequence, Pages] = {}

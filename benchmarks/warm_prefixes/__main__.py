@@ -2,8 +2,9 @@
 
     benchmarks/warm_prefixes.sh [--workloads NAMES] [--targets NAMES] [--repetitions N] [--quick] [--json FILE]
 
-Starts four new llama.cpp servers for every run, with a model of random weights, one thread and two slots each. A target
-is inference-proxy/POLICY, smg, vllm-router, nginx, or fixed, which uses no proxy: each group has its own engine.
+Starts a new llama.cpp server on each core, at most four, for every run, with a model of random weights, one thread and
+two slots. A target is inference-proxy/POLICY, smg, vllm-router, nginx, or fixed, which uses no proxy: each group has an
+engine of its own, or shares one if there are fewer.
 """
 
 from __future__ import annotations
@@ -16,22 +17,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+from completions.answers import Message
 from proxies.process import running
 from proxies.proxy import Site, free_port
 from simulation.report import document_with
 from suite.machine import about
-from suite.progress import Progress, as_minutes
-from suite.results import Failure, Results, read_results
-from suite.tables import failures_list
+from suite.repetitions import run_all, turns_of
+from suite.results import Results, read_results
 from suite.targets import Target
-from warm_prefixes.client import Message, ask
-from warm_prefixes.engines import Engines, running_engines, write_model
+from warm_prefixes.client import ask
+from warm_prefixes.engines import Engines, engine_cores, running_engines, write_model
 from warm_prefixes.figures import figures_of_run
-from warm_prefixes.plan import ENGINES, WORKLOADS, Conversation, Plan, plan_of
+from warm_prefixes.plan import SLOTS, WORKLOADS, Conversation, Plan, plan_of
 from warm_prefixes.play import PortOf, play
 from warm_prefixes.report import tables
 from warm_prefixes.targets import DEFAULT_TARGETS, target_named
-from warm_prefixes.turns import turns_of
 
 _SEED = 20261122
 _RUN_SECONDS = 18.0  # estimate, corrected as runs finish
@@ -81,6 +81,8 @@ def _options() -> argparse.Namespace:
 
 
 def _measured(options: argparse.Namespace) -> Results:
+    if len(engine_cores()) < 2:
+        sys.exit("needs two cores: each engine has a core of its own")
     for name, target in options.targets:
         if target is None:
             print(f"{name} is not available: leaving it out", file=sys.stderr)
@@ -94,38 +96,25 @@ def _measured(options: argparse.Namespace) -> Results:
             about(targets, pace=1) | {"cold_seconds": cold, "warm_seconds": warm, "seed": options.seed},
             options.repetitions,
         )
-        try:
-            _run_all(options, targets, model, results)
-        except KeyboardInterrupt:
-            sys.exit(f"\ninterrupted; what there is so far: {options.json}")
+        run_all(
+            list(turns_of(options.repetitions, options.workloads, targets)),
+            lambda turn: _run(plan_of(WORKLOADS[turn.workload], options.seed + turn.repetition), turn.target, model),
+            lambda _: _RUN_SECONDS,
+            results,
+            options.json,
+        )
     return results
-
-
-def _run_all(options: argparse.Namespace, targets: list[Target], model: Path, results: Results) -> None:
-    turns = list(turns_of(options.repetitions, options.workloads, targets))
-    estimated = _RUN_SECONDS * len(turns)
-    print(f"{len(turns)} runs, about {as_minutes(estimated)} minutes", file=sys.stderr)
-    progress = Progress(estimated)
-    for turn in turns:
-        name = turn.target.name
-        progress.show(f"{turn.repetition + 1}/{options.repetitions}: {turn.workload}, {name}")
-        try:
-            report = _run(plan_of(WORKLOADS[turn.workload], options.seed + turn.repetition), turn.target, model)
-        except (OSError, RuntimeError) as error:
-            failure = Failure(turn.repetition, turn.workload, name, str(error))
-            results.failures.append(failure)
-            progress.note(failures_list([failure]))
-        else:
-            results.add(turn.repetition, turn.workload, name, report)
-        progress.advance(_RUN_SECONDS)
-        results.write(options.json)
 
 
 def _run(plan: Plan, target: Target, model: Path) -> dict[str, Any]:
     """Play one plan through a new proxy in front of new engines."""
     with running_engines(model) as engines:
         if target.proxy is None:
-            return _played(plan, engines, lambda conversation, failed: engines.ports[_own(conversation, failed)])
+            return _played(
+                plan,
+                engines,
+                lambda conversation, failed: engines.ports[_own(conversation, failed, len(engines.ports))],
+            )
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             site = Site(Path(folder), free_port(), engines.ports)
             with running(target.proxy, site):
@@ -133,10 +122,10 @@ def _run(plan: Plan, target: Target, model: Path) -> dict[str, Any]:
                 return _played(plan, engines, lambda *_: site.port)
 
 
-def _own(conversation: Conversation, failed: int) -> int:
+def _own(conversation: Conversation, failed: int, engines: int) -> int:
     """The fixed engine of a conversation's group or of a short request; after failures, the next engines in turn."""
     whose = conversation.number if conversation.group is None else conversation.group
-    return (whose + failed) % ENGINES
+    return (whose + failed) % engines
 
 
 def _played(plan: Plan, engines: Engines, port_of: PortOf) -> dict[str, Any]:
@@ -144,11 +133,11 @@ def _played(plan: Plan, engines: Engines, port_of: PortOf) -> dict[str, Any]:
     script = {}
     if outage is not None:
         script = {
-            outage.begin: lambda: engines.kill(outage.engine),
-            outage.end: lambda: engines.start(outage.engine),
+            outage.begin: lambda: engines.leave(outage.engine),
+            outage.end: lambda: engines.come_back(outage.engine),
         }
     before = engines.answers()
-    served, seconds = play(plan, port_of, script)
+    served, seconds = play(plan, SLOTS * len(engines.ports), port_of, script)
     answers = [after - earlier for after, earlier in zip(engines.answers(), before, strict=True)]
     return figures_of_run(served, seconds, answers, plan.system_tokens)
 

@@ -1,4 +1,4 @@
-"""One streamed chat completion, as strict as an SDK: anything but a complete answer is a failure."""
+"""One streamed chat completion on a new connection."""
 
 from __future__ import annotations
 
@@ -6,36 +6,13 @@ import http.client
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
+from completions.answers import Answer, AnswerReader, Failed, Message
 from warm_prefixes.plan import ANSWER_TOKENS, MODEL
 
-__all__ = ["Answer", "Failed", "Message", "ask"]
+__all__ = ["ask"]
 
 _PATIENCE_SECONDS = 60.0
-
-Message = dict[str, str]
-
-
-class Failed(Exception):
-    """No answer or an incomplete one; the text is the status or a description."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A complete answer.
-
-    Attributes:
-        first_at: when the first token arrived, by the monotonic clock.
-        cached_tokens: prompt tokens that the engine reports as cached.
-    """
-
-    text: str
-    first_at: float
-    prompt_tokens: int
-    cached_tokens: int
-    answer_tokens: int
 
 
 def ask(port: int, messages: Sequence[Message]) -> Answer:
@@ -52,7 +29,10 @@ def ask(port: int, messages: Sequence[Message]) -> Answer:
         reply = connection.getresponse()
         if reply.status != http.HTTPStatus.OK:
             raise Failed(str(reply.status))
-        return _answer(reply)
+        reader = AnswerReader()
+        for line in iter(reply.readline, b""):
+            reader.read(line, time.monotonic())
+        return reader.answer()
     except TimeoutError as error:
         raise Failed("timeout") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -72,28 +52,3 @@ def _body(messages: Sequence[Message]) -> bytes:
         "seed": 1,
     }
     return json.dumps(body).encode()
-
-
-def _answer(reply: http.client.HTTPResponse) -> Answer:
-    first_at: float | None = None
-    pieces: list[str] = []
-    usage: dict[str, Any] = {}
-    for line in iter(reply.readline, b""):
-        if not line.startswith(b"data: "):
-            continue
-        if line.startswith(b"data: [DONE]"):
-            break
-        event = json.loads(line[6:])
-        if "error" in event:
-            raise Failed("error event")
-        piece = "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ()))
-        if piece:
-            first_at = first_at or time.monotonic()
-            pieces.append(piece)
-        usage = event.get("usage") or usage
-    else:
-        raise Failed("broken off")
-    if first_at is None or not usage:
-        raise Failed("without text or usage")
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return Answer("".join(pieces), first_at, usage["prompt_tokens"], cached, usage["completion_tokens"])

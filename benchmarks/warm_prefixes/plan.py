@@ -9,9 +9,9 @@ from support.tiny_gguf import whole_words
 
 __all__ = [
     "ANSWER_TOKENS",
-    "CLIENTS",
-    "ENGINES",
+    "GROUPS",
     "MODEL",
+    "SLOTS",
     "WORKLOADS",
     "Conversation",
     "Outage",
@@ -20,8 +20,8 @@ __all__ = [
     "plan_of",
 ]
 
-ENGINES = 4
-CLIENTS = 8  # the engines' total number of slots
+GROUPS = 4  # of conversations
+SLOTS = 2  # of an engine
 ANSWER_TOKENS = 24
 MODEL = "m"  # smg rejects requests for a model that no engine lists
 _SYSTEM_WORDS = 2_000

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from warm_prefixes.client import Answer, Failed, Message, ask
-from warm_prefixes.plan import CLIENTS, Conversation, Plan
+from completions.answers import Answer, Failed, Message
+from warm_prefixes.client import ask
+from warm_prefixes.plan import Conversation, Plan
 
 __all__ = ["PortOf", "Served", "play"]
 
@@ -116,10 +117,13 @@ class _Run:
             milestone.set()
 
 
-def play(plan: Plan, port_of: PortOf, at: Mapping[float, Callable[[], None]]) -> tuple[list[Served], float]:
+def play(
+    plan: Plan, clients: int, port_of: PortOf, at: Mapping[float, Callable[[], None]]
+) -> tuple[list[Served], float]:
     """Play all requests; returns them with their answers, and the total time in seconds.
 
     Args:
+        clients: number of concurrent clients.
         at: functions to call, by the fraction of requests answered.
 
     Raises:
@@ -134,14 +138,14 @@ def play(plan: Plan, port_of: PortOf, at: Mapping[float, Callable[[], None]]) ->
             if not run.is_broken.is_set():
                 action()
 
-    with ThreadPoolExecutor(CLIENTS + 1) as pool:
+    with ThreadPoolExecutor(clients + 1) as pool:
         began = time.monotonic()
         try:
-            clients = [pool.submit(run.client) for _ in range(CLIENTS)]
+            asking = [pool.submit(run.client) for _ in range(clients)]
             scripted = pool.submit(script)
-            wait(clients)
+            wait(asking)
             seconds = time.monotonic() - began
-            for each in (*clients, scripted):
+            for each in (*asking, scripted):
                 each.result()
         except BaseException:  # including Ctrl-C, which reaches only this thread
             run.stop()

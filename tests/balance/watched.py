@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from simulation.batching import BatchingEngine, Usage
+from simulation.events import Events
 from simulation.requests import Prompt, Request, Segment
 
 __all__ = ["Watched", "fresh", "sent"]
@@ -20,6 +21,15 @@ class Watched:
     first_token_at: float = -1.0
     done_at: float = -1.0
     usage: Usage | None = None
+    wrote_at: list[tuple[float, int]] = field(default_factory=list)
+    events: Events | None = None
+
+    def begun(self, cached_tokens: int) -> None:
+        """Not recorded."""
+
+    def wrote(self, tokens: int) -> None:
+        assert self.events is not None
+        self.wrote_at.append((self.events.time(), tokens))
 
     def first_token(self, now: float) -> None:
         self.first_token_at = now
@@ -41,7 +51,7 @@ def fresh(tokens: int) -> Segment:
 
 def sent(engine: BatchingEngine, at: float, prompt: Prompt, answer: Segment | int = 10) -> Watched:
     """Schedule a request to ``engine`` at the time ``at``."""
-    watched = Watched()
+    watched = Watched(events=engine.loop)
     text = fresh(answer) if isinstance(answer, int) else answer
     engine.loop.at(at, engine.submit, Request(next(_numbers), prompt, text), watched)
     return watched

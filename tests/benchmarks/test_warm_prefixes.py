@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
+from completions.answers import Answer
+from suite.repetitions import turns_of
 from suite.results import Failure, Results
 from suite.targets import Target
 from support.tiny_gguf import whole_words
-from warm_prefixes.client import Answer
 from warm_prefixes.figures import ceiling, figures_of_run, spread_of
-from warm_prefixes.plan import ENGINES, WORKLOADS, Conversation, Plan, plan_of
+from warm_prefixes.plan import GROUPS, WORKLOADS, Conversation, Plan, plan_of
 from warm_prefixes.play import Served
 from warm_prefixes.report import tables
 from warm_prefixes.targets import target_named
-from warm_prefixes.turns import turns_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "balancing-figures.md"
 
@@ -150,8 +150,8 @@ def test_a_workload_without_any_run_does_not_stop_the_report() -> None:
     assert "2026-11-22" in tables(Results(results().about, 1))
 
 
-def test_there_are_as_many_engines_as_groups() -> None:
-    assert {len(workload.groups) for workload in WORKLOADS.values()} == {ENGINES}
+def test_all_workloads_have_the_same_number_of_groups() -> None:
+    assert {len(workload.groups) for workload in WORKLOADS.values()} == {GROUPS}
 
 
 def test_each_repetition_starts_with_a_different_target() -> None:

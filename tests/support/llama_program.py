@@ -22,6 +22,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--context", type=int, default=4096, help="tokens of all slots together")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--core", type=int, help="the only core that it uses; default: all")
     parser.add_argument("--http-threads", type=int, default=-1, help="-1: the engine's own choice")
     parser.add_argument("--alias", help="the model's name in /v1/models")
     parser.add_argument("--api-key")
@@ -34,6 +35,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
+    if arguments.core is not None:
+        os.sched_setaffinity(0, {arguments.core})  # now, because each new thread inherits it
     chosen = xllamacpp.CommonParams()
     chosen.model.path = arguments.model
     chosen.hostnames = ["127.0.0.1"]

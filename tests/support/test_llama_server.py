@@ -16,7 +16,7 @@ import pytest
 from inference_engine_proxy_server.backends.base import Api, BackendState, Reply, Thresholds
 from inference_engine_proxy_server.backends.llamacpp import LlamaCppBackend
 from support.llama_server import LlamaServer
-from support.tiny_gguf import ModelShape, write_tiny_gguf
+from support.tiny_gguf import ModelShape, whole_words, write_tiny_gguf
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,14 @@ def test_same_seed_writes_the_same_model(tiny_model: Path, tmp_path: Path) -> No
     again = write_tiny_gguf(tmp_path / "again.gguf")
     other = write_tiny_gguf(tmp_path / "other.gguf", ModelShape(seed=1))
     assert again.read_bytes() == tiny_model.read_bytes() != other.read_bytes()
+
+
+def test_model_of_words_writes_only_words(tmp_path: Path) -> None:
+    model = write_tiny_gguf(tmp_path / "words.gguf", ModelShape(only_words=True))
+    with LlamaServer(model) as words_server, ask(words_server, max_tokens=200) as reply:
+        text = json.loads(reply.read())["choices"][0]["message"]["content"]
+    assert len(text) == 4 * 200
+    assert set(text.split()) <= set(whole_words())
 
 
 @pytest.mark.parametrize("max_tokens", [1, 40, 3000])

@@ -16,7 +16,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 __all__ = ["ModelShape", "whole_words", "write_tiny_gguf"]
@@ -45,12 +45,14 @@ class ModelShape:
         layers: transformer blocks.
         context: context length in tokens that its metadata states.
         seed: the same seed gives the same bytes.
+        only_words: it writes nothing but :func:`whole_words`, so that its text is read as the tokens that it wrote.
     """
 
     embedding: int = 64
     layers: int = 2
     context: int = 4096
     seed: int = 0
+    only_words: bool = field(default=False, kw_only=True)
 
     @property
     def heads(self) -> int:
@@ -74,7 +76,8 @@ def write_tiny_gguf(path: Path, shape: ModelShape | None = None) -> Path:
     shape = shape or ModelShape()
     vocabulary = list(_vocabulary())
     metadata = _metadata(shape, vocabulary)
-    tensors = list(_tensors(shape, len(vocabulary)))
+    written = len(whole_words()) if shape.only_words else len(vocabulary) - _FIRST_WORD_TOKEN
+    tensors = list(_tensors(shape, len(vocabulary), len(vocabulary) - written))
     with path.open("wb") as file:
         file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
         for key, value in metadata.items():
@@ -170,11 +173,11 @@ class _Weights:
         return tensor
 
 
-def _tensors(shape: ModelShape, tokens: int) -> Iterator[_Tensor]:
-    """All weights.
+def _tensors(shape: ModelShape, tokens: int, first_written: int) -> Iterator[_Tensor]:
+    """All weights; the first ``first_written`` tokens, at least the control and byte tokens, are hardly ever written.
 
     To make the end unlikely, component 0 of the running vector starts large and positive, no block reads it or adds to
-    it, and the output weights of all control and byte tokens are zero except for a large negative weight on this
+    it, and the output weights of these tokens are zero except for a large negative weight on this
     component.
 
     The text depends on all tokens before it and hardly repeats itself, so that a test notices a token that is lost. For
@@ -185,7 +188,7 @@ def _tensors(shape: ModelShape, tokens: int) -> Iterator[_Tensor]:
     embedding = weights.matrix("token_embd", tokens, width, math.sqrt(width))
     embedding.values[::width] = array("f", [math.sqrt(width)]) * tokens
     output = weights.reading("output", tokens, width)
-    for token in range(_FIRST_WORD_TOKEN):
+    for token in range(first_written):
         output.values[token * width : (token + 1) * width] = array("f", [-50.0] + [0.0] * (width - 1))
     yield from (embedding, output, _ones("output_norm", width))
     for layer in range(shape.layers):
