@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Builds the release and tries its wheel in a bare virtual environment: `inference-proxy demo` answers a request.
 folder="$(mktemp -d)"
-trap 'kill "${demo-}" 2>/dev/null; rm -r "$folder"' EXIT
+trap 'kill "${demo-}" 2>/dev/null || true; rm -r "$folder"' EXIT
 python="$(find_python)"
 
 "$python" -m venv "$folder/build"
