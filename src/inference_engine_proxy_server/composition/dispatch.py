@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 from inference_engine_proxy_server.access.key_limits import KeyLimits
@@ -31,10 +32,14 @@ from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
 from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.processes.process_context import ProcessContext
+from inference_engine_proxy_server.routing.conversations import Conversations
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
 from inference_engine_proxy_server.routing.placement import Placement
+from inference_engine_proxy_server.routing.policies import POLICIES
 from inference_engine_proxy_server.routing.prompt_router import PromptRouter
+from inference_engine_proxy_server.routing.shadow import Shadow
+from inference_engine_proxy_server.routing.watched_placement import WatchedPlacement
 from inference_engine_proxy_server.tasks.deadlines import NEVER, Deadlines
 from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
@@ -49,14 +54,28 @@ def build_placement(
     """The placement among the backends of ``fleet``. It records decisions if operators or clients can read them."""
     settings = configuration.settings
     policies = ModelPolicies.named(settings.balancing_policy, configuration.models)
-    return Placement(
+    make_placement: Callable[..., Placement] = Placement
+    if settings.shadow_policy is not None:
+        make_placement = partial(WatchedPlacement, _shadow(settings, settings.shadow_policy, fleet, catalog))
+    return make_placement(
         fleet,
         PromptRouter(policies, settings.prefix_index_bytes, fleet.clock),
+        Conversations(process.conversations),
         is_shared=process.is_worker,
         records_decisions=settings.explain_header or settings.admin_key is not None,
         default_model=catalog.now.default_model,
         tier_penalty_seconds=settings.tier_penalty_seconds,
         retry_after_seconds=max(1, math.ceil(settings.metrics_cache_ttl_seconds)),
+    )
+
+
+def _shadow(settings: Settings, policy: str, fleet: Fleet, catalog: LiveCatalog) -> Shadow:
+    return Shadow(
+        fleet,
+        POLICIES[policy],
+        settings.prefix_index_bytes,
+        default_model=catalog.now.default_model,
+        tier_penalty_seconds=settings.tier_penalty_seconds,
     )
 
 

@@ -102,12 +102,14 @@ class Settings(BaseModel):
 
     balancing_policy: BalancingPolicy = "least_requests"
     """How a backend is picked: fewest requests, soonest first token, better of two, in turn, or by hash."""
+    shadow_policy: BalancingPolicy | None = None
+    """A policy that decides beside BALANCING_POLICY, without effect; /metrics shows what it would have saved."""
     tier_penalty_seconds: _SecondsOrZero = 10
     """Under expected_time, seconds that a request waits rather than go to the next tier of backends."""
     default_model: str | None = None
     """Model of requests that name none, if backends serve different models; default: the first listed model."""
     prefix_index_bytes: Annotated[int, Field(ge=2**16, le=2**40)] = 67_108_864
-    """Most memory in bytes for the index of prompts that backends hold; only expected_time uses it."""
+    """Most memory in bytes for the index of prompts that backends hold; for expected_time and shadow policies."""
     backend_queue_allowance: _Requests = 1
     """Requests that a backend may have beyond its slots; all others wait in the proxy."""
     max_queued_requests: _Requests = 1024

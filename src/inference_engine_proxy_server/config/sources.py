@@ -132,6 +132,9 @@ def _validated(
         raise SettingsError([*problems, *_problems(error, origins, config_file)]) from None
     if settings.port and settings.admin_port == settings.port:
         problems = [*problems, f"PORT and ADMIN_PORT are both {settings.port}: choose another port for one of them"]
+    if settings.shadow_policy == settings.balancing_policy:
+        both = f"SHADOW_POLICY and BALANCING_POLICY are both {settings.shadow_policy}"
+        problems = [*problems, f"{both}: choose another policy for SHADOW_POLICY, or none to compare nothing"]
     if problems:
         raise SettingsError(problems)
     return settings

@@ -31,9 +31,10 @@ from inference_engine_proxy_server.errors import (
     ProxyError,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.requests.content import model_problem
+from inference_engine_proxy_server.requests.content import NO_MESSAGES, model_problem, read_content
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.requests.prompt import read_prompt
+from inference_engine_proxy_server.requests.turns import NO_TURN, turn_of
 from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.placement import Placement
@@ -163,12 +164,14 @@ class Forwarder:
         if takes_slot and self._placement.reads_prompts:
             requirements = _with_prompt(request, affinity, self._placement)
         else:
-            model = request.model
-            if model is None:
-                model = request.model = request.content.model
-            if model is not None:
-                return Requirements(model, takes_slot, affinity=affinity)
-            requirements = Requirements(None, takes_slot, affinity=affinity)
+            content = request.content
+            if request.model is None:
+                request.model = content.model
+            messages = content.raw_messages if takes_slot else NO_MESSAGES
+            if affinity is not None and affinity.creates_response:
+                messages = content.raw_input
+            key, turn = turn_of(request.model, messages, head.passed_on) if messages else NO_TURN
+            requirements = Requirements(request.model, takes_slot, affinity=affinity, turn_key=key, turn=turn)
         if requirements.model is None:
             self._require_readable_model(request)
             if affinity is None or not affinity.is_required:
@@ -247,7 +250,7 @@ class Forwarder:
         queued = QueuedRequest(
             lane=(lane, *failed) if failed else lane,  # backends on which it failed are excluded
             sender=self._fair_share.sender(request),
-            tokens=self._fair_share.tokens(request, requirements.prompt),
+            tokens=self._fair_share.tokens(request, self._placement.needed_prompt(requirements)),
             priority=self._fair_share.priority(request) if not failed else FIRST,
             try_lease=partial(self._dispatcher.try_lease, requirements, tuple(failed)),
             queue=queue,
@@ -272,12 +275,20 @@ def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: 
     if request.model is None and placement.router.policies.by_model:
         request.model = request.content.model
     policy = placement.policy(request.model)
-    if not policy.reads_prompts and not placement.contexts_differ:
-        return Requirements(request.model, policy=policy, affinity=affinity)
-    sizes, content = placement.router.token_sizes, request.read_with_prompt()
+    key, turn = NO_TURN
+    if not policy.reads_prompts:
+        # Read again: the usual content has the messages one by one, for policies that read prompts.
+        content = read_content(head.target, request.body, head.passed_on)
+        is_response = affinity is not None and affinity.creates_response
+        messages = content.raw_input if is_response else content.raw_messages
+        if messages:
+            key, turn = turn_of(request.model or content.model, messages, head.passed_on)
+        if not placement.reads_every_prompt:
+            return Requirements(request.model, policy=policy, affinity=affinity, turn_key=key, turn=turn)
+    sizes, content = placement.token_sizes(policy), request.read_with_prompt()
     prompt = read_prompt(head.target, head.path, head.passed_on, request.body, sizes, content)
     request.model = request.model or prompt.model
-    return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity)
+    return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity, turn_key=key, turn=turn)
 
 
 def _may_store(request: ProxiedRequest) -> bool:

@@ -87,6 +87,7 @@ class Dispatcher(FleetObserver):
         self.fleet = fleet
         self.placement = placement
         self.queue = queue
+        self._remember_turn = placement.conversations.remember
         self._fairness = fairness
         fleet.subscribe(self)
 
@@ -119,6 +120,10 @@ class Dispatcher(FleetObserver):
         if choice is None:
             return None
         lease = Lease(choice, self)
+        if requirements.turn_key is not None:
+            self._remember_turn(requirements.turn_key, choice.candidate.url_key)
+            if requirements.turn is not None:
+                self.placement.conversations.remember_session(requirements.turn, choice.candidate)
         if requirements.prompt is not None:
             lease.tracker = self.placement.track(requirements, choice)
         if lease.backend.health.on_trial:

@@ -20,9 +20,15 @@ _ENGINE_IDLE_SECONDS = 5  # uvicorn's timeout_keep_alive, of vLLM; llama.cpp's i
 _WITHOUT_EFFECT: Mapping[str, tuple[Callable[[Configuration], bool], str]] = {
     "access_log_probes": (lambda all_: all_.settings.access_log, "ACCESS_LOG is true"),
     "forward_client_key": (lambda all_: _has_keys(all_.settings), "API_KEYS or API_KEYS_FILE is set"),
-    "prefix_index_bytes": (lambda all_: _is_used(_EXPECTED_TIME, all_), f"a BALANCING_POLICY is {_EXPECTED_TIME}"),
+    "prefix_index_bytes": (
+        lambda all_: all_.settings.shadow_policy is not None or _is_used(_EXPECTED_TIME, all_),
+        f"a BALANCING_POLICY is {_EXPECTED_TIME}, or SHADOW_POLICY is set",
+    ),
     "stream_resume_comments": (lambda all_: all_.settings.stream_resume != "off", "STREAM_RESUME is on or header"),
-    "tier_penalty_seconds": (lambda all_: _is_used(_EXPECTED_TIME, all_), f"a BALANCING_POLICY is {_EXPECTED_TIME}"),
+    "tier_penalty_seconds": (
+        lambda all_: _is_used(_EXPECTED_TIME, all_),
+        f"a BALANCING_POLICY, or SHADOW_POLICY, is {_EXPECTED_TIME}",
+    ),
 }
 
 
@@ -33,6 +39,7 @@ def _has_keys(settings: Settings) -> bool:
 def _is_used(policy: str, configuration: Configuration) -> bool:
     policies = (
         configuration.settings.balancing_policy,
+        configuration.settings.shadow_policy,
         *(one.balancing_policy for one in configuration.models.values()),
     )
     return policy in policies

@@ -13,11 +13,13 @@ from prometheus_client.registry import Collector
 
 from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
+from inference_engine_proxy_server.endpoints.shadow_metrics import ShadowCollector
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot
 from inference_engine_proxy_server.processes.siblings import Answers, Siblings
 from inference_engine_proxy_server.routing.learned import BackendLearning
 from inference_engine_proxy_server.routing.placement import Placement
+from inference_engine_proxy_server.routing.watched_placement import WatchedPlacement
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 
 __all__ = ["MetricsPage", "prometheus_router"]
@@ -123,6 +125,7 @@ class _FleetCollector:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._fleet = dispatcher.fleet
         self._queue = dispatcher.queue
+        self._conversations = dispatcher.placement.conversations
 
     def collect(self) -> Iterable[Metric]:
         backends = self._fleet.snapshot().backends
@@ -138,6 +141,11 @@ class _FleetCollector:
         refusals.add_metric(["full"], self._queue.rejections)
         refusals.add_metric(["timeout"], self._queue.timeouts)
         yield refusals
+        yield CounterMetricFamily(
+            "inference_proxy_turns_kept_warm",
+            "Turns of conversations that went to the backend of the previous turn, among equally loaded backends.",
+            self._conversations.kept,
+        )
         yield InfoMetricFamily("inference_proxy_build", "The running version.", {"version": __version__})
 
 
@@ -183,6 +191,8 @@ class MetricsPage:
         self._registry = CollectorRegistry()
         self._registry.register(_FleetCollector(dispatcher))
         self._registry.register(_LearnedCollector(dispatcher.placement))
+        if isinstance(dispatcher.placement, WatchedPlacement):
+            self._registry.register(ShadowCollector(dispatcher.placement.shadow.counts))
         self._registry.register(metrics)
         ProcessCollector(registry=self._registry)
         self._siblings = siblings

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.processes.channel import DRAIN, MOVE, READINESS_PROBED, UNDRAIN, Channel
+from inference_engine_proxy_server.processes.conversation_memory import ConversationMemory
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 from inference_engine_proxy_server.processes.siblings import Answers, Siblings
 from inference_engine_proxy_server.processes.worker_fairness import Fairness, SoleWorker, WorkerFairness
@@ -43,6 +44,10 @@ class ProcessContext(Protocol):
         """Lease counts of all workers, by backend; ``None`` when there is only this process."""
 
     @property
+    def conversations(self) -> ConversationMemory:
+        """Where the latest conversations of all workers were."""
+
+    @property
     def drained_urls(self) -> frozenset[str]:
         """Base URLs of the backends that operators have drained before this process started."""
 
@@ -73,6 +78,7 @@ class SoleProcess:
 
     def __init__(self) -> None:
         self.siblings = Siblings()
+        self.conversations = ConversationMemory()
         self.service = secrets.token_hex(6)
 
     def fairness(self) -> Fairness:
@@ -103,6 +109,7 @@ class WorkerContext:
         inbox: receives queries of siblings.
         service: a random name, the same in all workers.
         shared_leases: lease counts of all workers, by backend.
+        conversations: where the latest conversations of all workers were.
         drained_urls: base URLs of the backends that operators have drained.
     """
 
@@ -113,6 +120,7 @@ class WorkerContext:
     inbox: socket.socket
     service: str
     shared_leases: SharedLeases
+    conversations: ConversationMemory
     drained_urls: frozenset[str]
 
     @property

@@ -30,6 +30,7 @@ from inference_engine_proxy_server.processes.channel import (
     UNDRAIN,
     Channel,
 )
+from inference_engine_proxy_server.processes.conversation_memory import ConversationMemory
 from inference_engine_proxy_server.processes.host import SharedPort
 from inference_engine_proxy_server.processes.process_context import WorkerContext
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
@@ -76,6 +77,7 @@ class Supervisor:
         self._exit_code = 0
         self._service = secrets.token_hex(6)
         self._shared_leases = SharedLeases(configuration.settings.workers)
+        self._conversations = ConversationMemory()
         self._workers = [
             WorkerSlot(number, inbox) for number, inbox in enumerate(inboxes(configuration.settings.workers))
         ]
@@ -253,6 +255,7 @@ class Supervisor:
                 worker.inbox,
                 self._service,
                 self._shared_leases,
+                self._conversations,
                 frozenset(self._drained_urls),
             )
             code = self._serve(context)

@@ -18,14 +18,17 @@ from inference_engine_proxy_server.requests.headers import content_coding
 from inference_engine_proxy_server.requests.tolerant_json import as_utf8, member_text, tolerant_members
 
 __all__ = [
+    "NO_MESSAGES",
     "PromptContent",
     "RequestContent",
     "all_members",
+    "is_answer",
     "model_problem",
     "names_no_model",
     "read_content",
     "read_content_with_prompt",
     "read_list",
+    "read_messages",
     "read_text",
     "read_text_in",
     "read_texts",
@@ -34,6 +37,8 @@ __all__ = [
 
 _Scalar = str | int | float | bool | None
 _ABSENT = msgspec.Raw()
+NO_MESSAGES = _ABSENT
+"""In place of the messages of a request that has none; false, like every empty value."""
 _TRUE = msgspec.Raw(b"true")
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _JSON_BLANKS = b" \t\r\n"
@@ -82,6 +87,23 @@ class RequestContent(msgspec.Struct, frozen=True, gc=False):
         given = _scalar(self.raw_previous_response_id)
         return given if isinstance(given, str) and given else None
 
+    @property
+    def raw_messages(self) -> msgspec.Raw:
+        """The ``messages``, unread; empty when there are none, or if the parts of the prompt were read instead."""
+        return _ABSENT
+
+    @property
+    def raw_input(self) -> msgspec.Raw:
+        """The ``input``, likewise."""
+        return _ABSENT
+
+
+class _WithConversation(RequestContent, frozen=True, gc=False):
+    """The content, and the conversation as one raw value."""
+
+    raw_messages: msgspec.Raw = msgspec.field(default=_ABSENT, name="messages")
+    raw_input: msgspec.Raw = msgspec.field(default=_ABSENT, name="input")
+
 
 class PromptContent(RequestContent, frozen=True, gc=False):
     """The content, and the raw parts of the prompt; a part that the body lacks is empty."""
@@ -98,9 +120,10 @@ class PromptContent(RequestContent, frozen=True, gc=False):
 
 class _Message(msgspec.Struct, gc=False):
     role: _Scalar = None
+    type: _Scalar = None
 
 
-_decode = msgspec.json.Decoder(RequestContent).decode
+_decode = msgspec.json.Decoder(_WithConversation).decode
 _decode_with_prompt = msgspec.json.Decoder(PromptContent).decode
 _mapping_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
@@ -124,6 +147,7 @@ def read_content(target: bytes, body: bytes, header_lines: bytes = b"") -> Reque
         body: the whole body.
         header_lines: the request's header lines, each ending in CRLF.
     """
+    content: RequestContent
     if body:
         try:
             content = _decode(body)
@@ -249,6 +273,14 @@ def read_list(raw: msgspec.Raw) -> Sequence[msgspec.Raw]:
     return _list_decoder.decode(raw)
 
 
+def read_messages(raw: msgspec.Raw) -> Sequence[msgspec.Raw]:
+    """The raw items of ``raw``, JSON that a decoder has already accepted; empty when it is not an array."""
+    try:
+        return _list_decoder.decode(raw)
+    except _MALFORMED:
+        return ()
+
+
 def read_text(raw: msgspec.Raw) -> str | None:
     """The string in ``raw``; ``None`` when it is not a string."""
     try:
@@ -282,6 +314,21 @@ def role_of(message: msgspec.Raw) -> str | None:
     except _MALFORMED as error:
         raise ValueError("not a chat message") from error
     return role if isinstance(role, str) else None
+
+
+def is_answer(message: msgspec.Raw) -> bool:
+    """Whether a chat message, or an item of a response's input, was written by a model.
+
+    Items without a role are a model's reasoning and tool calls, and the outputs of its tools, whose types end with
+    ``_output`` (OpenAI's "Responses").
+    """
+    try:
+        found = _message_decoder.decode(message)
+    except _MALFORMED:
+        return False
+    if found.role is not None:
+        return found.role == "assistant"
+    return isinstance(found.type, str) and not found.type.endswith("_output")
 
 
 def _scalar(raw: msgspec.Raw) -> _Scalar:

@@ -14,12 +14,12 @@ import msgspec
 
 from inference_engine_proxy_server.requests.content import role_of
 
-__all__ = ["Parts", "key_of", "parts_of"]
+__all__ = ["ROLE", "Parts", "key_of", "parts_of"]
 
 _HASHED_QUESTION_BYTES = 4096
 
-# Clients write the role first, so a long message rarely has to be decoded.
-_ROLE = re.compile(rb'\{\s*"role"\s*:\s*"([a-z]*)"')
+ROLE = re.compile(rb'\{\s*"role"\s*:\s*"([a-z]*)"')
+"""Matches a message at its beginning. Clients write the role first, so a long message rarely has to be decoded."""
 
 
 class Parts(msgspec.Struct, frozen=True, gc=False):
@@ -74,7 +74,7 @@ def parts_of(messages: Sequence[msgspec.Raw], before: int, size: int) -> Parts |
 
 
 def _is_question(message: msgspec.Raw) -> bool:
-    role = _ROLE.match(message)
+    role = ROLE.match(message)
     return (role[1] == b"user") if role else role_of(message) == "user"
 
 

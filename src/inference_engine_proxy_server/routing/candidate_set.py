@@ -28,7 +28,7 @@ class CandidateSet:
         uneven_costs: ``costs``; ``None`` when all are equal.
     """
 
-    __slots__ = ("candidates", "contexts", "costs", "handicaps", "ranks", "uneven_costs")
+    __slots__ = ("_positions", "candidates", "contexts", "costs", "handicaps", "ranks", "uneven_costs")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class CandidateSet:
         self.handicaps = handicaps
         self.costs = [candidate.cost for candidate in candidates]
         self.uneven_costs: list[float] | None
+        self._positions: dict[int, int] | None = None  # by ``url_key``; made when it is needed
         self._compare_costs()
 
     @classmethod
@@ -93,6 +94,12 @@ class CandidateSet:
             and not one.backend.is_last_choice
             and one.is_admitted
         ]
+
+    def position(self, url_key: int) -> int | None:
+        """The position of the candidate with this :attr:`~.candidate.Candidate.url_key`; ``None`` if there is none."""
+        if self._positions is None:
+            self._positions = {one.url_key: at for at, one in enumerate(self.candidates)}
+        return self._positions.get(url_key)
 
     def handicap_of(self, candidate: Candidate) -> float:
         """What the rank of ``candidate`` contains because its model is not awake; 0 for one of another set."""

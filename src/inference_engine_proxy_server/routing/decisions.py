@@ -20,12 +20,13 @@ from inference_engine_proxy_server.requests.headers import wants_explanation
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
 from inference_engine_proxy_server.wire.exchange import Exchange
 
-__all__ = ["KEPT", "TIED", "Decision", "Decisions", "Ranked", "Row", "Rule"]
+__all__ = ["KEPT", "KEPT_WARM", "RANK_TERMS", "TIED", "Decision", "Decisions", "Ranked", "Row", "Rule"]
 
 KEPT = 100
 """How many decisions are kept."""
 
 _IN_HEADER = 8  # candidates; with their terms about 1.5 KiB, which every HTTP client accepts in a header section
+_SHADOW_IN_HEADER = 2  # candidates of the shadow policy: the header must stay short
 _MODEL_CHARACTERS = 200
 _FIELD = b"x-proxy-decision: "
 
@@ -33,6 +34,7 @@ _FIELD = b"x-proxy-decision: "
 _WORDS = {
     "tied": "it holds what the request names",
     "least_requests": "fewest requests",
+    "kept_warm": "it served the previous turn",
     "expected_time": "lowest expected cost",
     "power_of_two": "fewer requests",
     "round_robin": "its turn",
@@ -77,6 +79,12 @@ class _Fixed:
 TIED: Rule = _Fixed("tied")
 """The request needs a resource of that backend, so nothing is compared."""
 
+RANK_TERMS = ("load", "cost", "rank")
+"""Names of the values in the rows of a decision by load."""
+
+KEPT_WARM: Rule = _Fixed("kept_warm", RANK_TERMS)
+"""Backends tie for the lowest rank, and the chosen one served the previous turn of the conversation."""
+
 
 class Ranked:
     """The rows of a decision by load: load, cost and rank of each candidate.
@@ -112,6 +120,7 @@ class Decision:
         at: when the request was sent, in seconds since the epoch.
         resumes: how often the stream of the request was resumed before.
         failures: the error codes of backends that failed to serve it before, by name.
+        shadow: what the shadow policy would have decided; ``None`` without one.
     """
 
     rule: Rule
@@ -124,6 +133,7 @@ class Decision:
     at: float = 0.0
     resumes: int = 0
     failures: Mapping[str, str] = field(default_factory=dict)
+    shadow: Decision | None = None
     _reason: str = field(default="", init=False)
 
     @property
@@ -154,17 +164,29 @@ class Decision:
         Args:
             most: how many candidates to show; ``None`` for all.
         """
-        pairs = sorted(zip(self.candidates, self.rows, strict=True), key=self._order)
-        shown = [{"name": one.config.name, **self._numbers(row)} for one, row in pairs[:most]]
-        return {
+        compared = self.comparison(most)
+        shown = {
             "at": round(self.at, 3),
             "request_id": self.request_id,
             "model": self.model and self.model[:_MODEL_CHARACTERS],
-            "policy": self.rule.name,
-            "chosen": self.chosen.config.name,
+            "policy": compared.pop("policy"),
+            "chosen": compared.pop("chosen"),
             "prompt_tokens": self.prompt_tokens and round(self.prompt_tokens),
             "resumes": self.resumes,
             "failures": self.failures,
+            **compared,
+        }
+        if self.shadow is not None:
+            shown["shadow"] = self.shadow.comparison(None if most is None else _SHADOW_IN_HEADER)
+        return shown
+
+    def comparison(self, most: int | None) -> dict[str, Any]:
+        """The part of :meth:`as_json` about the candidates; ``most`` as there."""
+        pairs = sorted(zip(self.candidates, self.rows, strict=True), key=self._order)
+        shown = [{"name": one.config.name, **self._numbers(row)} for one, row in pairs[:most]]
+        return {
+            "policy": self.rule.name,
+            "chosen": self.chosen.config.name,
             "candidates": shown,
             "left_out": len(pairs) - len(shown),
         }

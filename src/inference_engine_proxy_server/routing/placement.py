@@ -11,12 +11,16 @@ from inference_engine_proxy_server.errors import CapacityError, ClientError, Pro
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
 from inference_engine_proxy_server.fleet.health import Health
+from inference_engine_proxy_server.processes.conversation_memory import ConversationMemory
+from inference_engine_proxy_server.requests.prompt import Prompt
+from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 from inference_engine_proxy_server.routing.affinity import Affinity
 from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.candidate_registry import CandidateRegistry
 from inference_engine_proxy_server.routing.candidate_set import CandidateSet
 from inference_engine_proxy_server.routing.choice import Choice, Policy
 from inference_engine_proxy_server.routing.context_fit import Need, contexts_of, fitting
+from inference_engine_proxy_server.routing.conversations import Conversations
 from inference_engine_proxy_server.routing.decisions import TIED, Decision, Ranked
 from inference_engine_proxy_server.routing.eligibility import is_for_all, is_open, rank_of
 from inference_engine_proxy_server.routing.learned import LearnedSnapshot
@@ -37,6 +41,7 @@ class Placement(FleetObserver):
     Args:
         fleet: the fleet.
         router: the policies and their knowledge.
+        conversations: which backend served them; ``None`` for an empty memory.
         is_shared: other workers also send requests to the backends, so loads are counted again for each choice.
         records_decisions: whether choices carry a decision that explains them.
         retry_after_seconds: when clients should try again if no backend serves their request.
@@ -48,6 +53,7 @@ class Placement(FleetObserver):
         paths: which kinds of engines lack which path.
         contexts_differ: whether a prompt may fit some backends only.
         reads_prompts: whether prompts must be read, because contexts differ or because a policy needs them.
+        reads_every_prompt: whether they must be read under every policy.
         lists, set_default_model: see :class:`~.candidate_registry.CandidateRegistry`.
     """
 
@@ -55,6 +61,7 @@ class Placement(FleetObserver):
         self,
         fleet: Fleet,
         router: PromptRouter,
+        conversations: Conversations | None = None,
         *,
         is_shared: bool = False,
         records_decisions: bool = False,
@@ -63,7 +70,8 @@ class Placement(FleetObserver):
         tier_penalty_seconds: float = 0.0,
     ) -> None:
         self.router = router
-        self.models_differ = self.contexts_differ = self.reads_prompts = False
+        self.conversations = conversations or Conversations(ConversationMemory())
+        self.models_differ = self.contexts_differ = self.reads_prompts = self.reads_every_prompt = False
         self._is_shared, self._records_decisions = is_shared, records_decisions
         self._retry_after_seconds = retry_after_seconds
         self.paths = PathTable()
@@ -122,6 +130,7 @@ class Placement(FleetObserver):
         self._registry.compare_backends()
         self.models_differ = self._registry.models_differ
         self.contexts_differ = self._registry.contexts_differ
+        self.reads_every_prompt = self.contexts_differ
         self.reads_prompts = self.contexts_differ or self.router.policies.read_prompts
 
     # --- for requests
@@ -146,6 +155,15 @@ class Placement(FleetObserver):
         """The policy for requests that name ``model``."""
         return self.router.policies.policy(model)
 
+    def token_sizes(self, policy: Policy) -> TokenSizes:
+        """How the prompt of a request under ``policy`` is measured."""
+        del policy
+        return self.router.token_sizes
+
+    def needed_prompt(self, requirements: Requirements) -> Prompt | None:
+        """The prompt of a request; ``None`` if none of its backends or policies needed it."""
+        return requirements.prompt
+
     def choose(self, requirements: Requirements, excluded: Collection[Backend] = ()) -> Choice | None:
         """The backend for a request; ``None`` when all are full.
 
@@ -158,6 +176,7 @@ class Placement(FleetObserver):
             found.recount()
         if (
             requirements.affinity is None
+            and requirements.turn is None
             and (requirements.prompt is None or found.contexts is None)
             and not excluded
             and requirements.needs_slot
@@ -167,7 +186,10 @@ class Placement(FleetObserver):
         else:
             found = self._narrowed(found, requirements, excluded)
             policy, prompt = requirements.policy, requirements.prompt
-            choice = self._at_home(found, requirements.affinity) or policy.choose(found, prompt, self.router)
+            choice = self._at_home(found, requirements.affinity)
+            if choice is None and requirements.turn is not None:
+                choice = self.conversations.choose(found, requirements.turn)
+            choice = choice or policy.choose(found, prompt, self.router)
         if choice is None:
             choice = self._last_resort(found.candidates, requirements)
         if self._records_decisions and choice is not None:
@@ -261,6 +283,10 @@ class Placement(FleetObserver):
         is_required = requirements.affinity is not None and requirements.affinity.is_required
         if eligible is found.candidates and requirements.needs_slot and not is_required:
             return found
+        return self._ranked(found, eligible, requirements)
+
+    def _ranked(self, found: CandidateSet, eligible: Sequence[Candidate], requirements: Requirements) -> CandidateSet:
+        """The ``eligible`` ones of the candidates ``found``, with their ranks at this moment."""
         handicaps = None if found.handicaps is None else [found.handicap_of(one) for one in eligible]
         ranks = [rank_of(one, requirements) + found.handicap_of(one) for one in eligible]
         return CandidateSet(eligible, ranks, handicaps=handicaps)

@@ -23,6 +23,7 @@ from inference_engine_proxy_server.routing.choice import (
     Scores,
     Scoring,
 )
+from inference_engine_proxy_server.routing.decisions import RANK_TERMS
 from inference_engine_proxy_server.routing.expected_time.scoring import TERMS, expected_time
 from inference_engine_proxy_server.routing.rendezvous import MAX_WEIGHT, weights
 
@@ -39,7 +40,7 @@ class LeastRequests:
     """The backend with the fewest requests, weighted; see :mod:`~.balancer`."""
 
     name = "least_requests"
-    terms = ("load", "cost", "rank")
+    terms = RANK_TERMS
     most_wins = False
     reads_prompts = False
     learns = False

@@ -8,6 +8,7 @@ import msgspec
 
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.prompt import Prompt
+from inference_engine_proxy_server.requests.turns import Turn
 from inference_engine_proxy_server.routing.affinity import Affinity
 from inference_engine_proxy_server.routing.choice import Policy
 from inference_engine_proxy_server.routing.paths import kind_of
@@ -27,6 +28,9 @@ class Requirements(msgspec.Struct, frozen=True, gc=False):
         policy: chooses the backend.
         affinity: ties the request to one backend; ``None`` if nothing does.
         lacking: kinds of engines (:mod:`~.paths`) that lack the path of the request.
+        turn_key: the key of the turn of a conversation that it makes (:mod:`~.turns`); ``None`` if it has no messages,
+            or if the policy reads prompts.
+        turn: this turn; ``None`` also if it certainly is the first one.
     """
 
     model: str | None = None
@@ -36,6 +40,8 @@ class Requirements(msgspec.Struct, frozen=True, gc=False):
     affinity: Affinity | None = None
     lacking: frozenset[Hashable] = frozenset()
     loads_nothing: bool = False
+    turn_key: int | None = None
+    turn: Turn | None = None
 
 
 def beyond(requirements: Requirements, backend: Backend) -> Requirements:

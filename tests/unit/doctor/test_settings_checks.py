@@ -69,6 +69,13 @@ def test_a_fallback_must_come_before_the_end_of_the_wait(tmp_path: Path) -> None
     assert found(tmp_path, FALLBACK.format(29)) == []
 
 
+def test_the_shadow_policy_counts(tmp_path: Path) -> None:
+    assert found(tmp_path, PREFIX_INDEX_BYTES="1000000", SHADOW_POLICY="rendezvous") == []
+    assert found(tmp_path, TIER_PENALTY_SECONDS="1", SHADOW_POLICY="expected_time") == []
+    unused = [("setting_without_effect", "TIER_PENALTY_SECONDS")]
+    assert found(tmp_path, TIER_PENALTY_SECONDS="1", SHADOW_POLICY="rendezvous") == unused
+
+
 def test_the_policy_of_a_model_counts(tmp_path: Path) -> None:
     fleet_file = "models: {m: {balancing_policy: expected_time}}\n"
     assert found(tmp_path, fleet_file, PREFIX_INDEX_BYTES="1000000") == []

@@ -15,11 +15,13 @@ from support.router import ScriptedRouter
 from support.waiting import eventually
 
 PAGE = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
-WHILE_A_POLICY_LEARNS = re.compile(r"^## Prompts\n.*?(?=^## )", re.MULTILINE | re.DOTALL)  # tested end to end
+OF_SOME_POLICIES = re.compile(
+    r"^## (?:Prompts|Shadow policy)\n.*?(?=^## )", re.MULTILINE | re.DOTALL
+)  # tested end to end
 DOCUMENTED = {
     name: (kind, frozenset(re.findall(r"`(\w+)`", labels)))
     for name, kind, labels in re.findall(
-        r"^\| `(\w+)` \| (\w+) \| ([^|]*)\| [^|]+ \|$", WHILE_A_POLICY_LEARNS.sub("", PAGE), re.MULTILINE
+        r"^\| `(\w+)` \| (\w+) \| ([^|]*)\| [^|]+ \|$", OF_SOME_POLICIES.sub("", PAGE), re.MULTILINE
     )
 }
 REQUESTS = "inference_proxy_requests_total"

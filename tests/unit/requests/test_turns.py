@@ -1,0 +1,112 @@
+"""A request is recognized as the continuation of an earlier one by the bytes of its messages."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from inference_engine_proxy_server.requests.content import read_content
+from inference_engine_proxy_server.requests.turns import key_of_session, turn_of
+
+Message = dict[str, Any]
+SYSTEM, QUESTION = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}
+ANSWER, NEXT = {"role": "assistant", "content": "Hi {you}!"}, {"role": "user", "content": "And?"}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
+RESULT = {"role": "tool", "tool_call_id": "1", "content": "5"}
+LATE_ROLE = {"content": [{"type": "text", "text": "Well."}], "role": "assistant"}
+
+
+def raw(messages: object, **notation: Any) -> msgspec.Raw:
+    """The messages as the proxy finds them in a body."""
+    return read_content(b"/", json.dumps({"model": "m", "messages": messages}, **notation).encode()).raw_messages
+
+
+def key(messages: list[Message], model: str | None = "m", **notation: Any) -> int:
+    return turn_of(model, raw(messages, **notation), b"")[0]
+
+
+def earlier(messages: list[Message], model: str | None = "m", **notation: Any) -> list[int]:
+    _, turn = turn_of(model, raw(messages, **notation), b"")
+    return [] if turn is None else list(turn.earlier_keys())
+
+
+@pytest.mark.parametrize("notation", [{}, {"separators": (",", ":")}, {"indent": 2}])
+@pytest.mark.parametrize(
+    ("before", "added"),
+    [
+        ([QUESTION], [ANSWER, NEXT]),
+        ([SYSTEM, QUESTION], [ANSWER, NEXT]),
+        ([SYSTEM, QUESTION, ANSWER, NEXT], [ANSWER, NEXT]),
+        ([QUESTION], [CALL, RESULT]),
+        ([QUESTION], [CALL, RESULT, RESULT]),
+        ([QUESTION, CALL, RESULT], [ANSWER, NEXT]),
+        ([QUESTION], [LATE_ROLE, NEXT]),
+        ([QUESTION], [CALL, ANSWER, NEXT]),
+        ([QUESTION, NEXT], [ANSWER]),
+        ([{"role": "user", "content": "x" * 9000}], [ANSWER, NEXT]),
+        ([SYSTEM, {"role": "user", "content": "x" * 1990}], [ANSWER, NEXT]),
+    ],
+)
+def test_request_continues_the_one_that_its_last_answer_belongs_to(
+    before: list[Message], added: list[Message], notation: dict[str, Any]
+) -> None:
+    assert earlier([*before, *added], **notation) == [key([*before, *added], **notation), key(before, **notation)]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [{"role": "assistant", "content": [{"type": "output_text", "text": "Hi"}]}, NEXT],
+        [{"type": "reasoning", "id": "r"}, {"type": "function_call", "call_id": "1"},
+         {"type": "function_call_output", "call_id": "1", "output": "5"}],
+    ],
+)  # fmt: skip
+def test_reasoning_and_tool_calls_of_a_response_are_answers(items: list[Message]) -> None:
+    assert earlier([QUESTION, *items])[1] == key([QUESTION])
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [QUESTION],
+        [SYSTEM, QUESTION],
+        [SYSTEM, QUESTION, NEXT, NEXT],
+        [ANSWER, QUESTION, NEXT],
+        [1, 2, {"a": {"b": {}}}],
+    ],
+)
+def test_messages_without_an_answer_continue_nothing(messages: list[Any]) -> None:
+    assert earlier(messages) == []
+
+
+@pytest.mark.parametrize("messages", ["{{{", 5, {"a": {"b": {"c": 1}}}, None])
+def test_malformed_messages_continue_nothing(messages: object) -> None:
+    _, turn = turn_of("m", raw(messages), b"")
+    assert turn is None or turn.earlier_keys() == ()
+
+
+def test_only_the_latest_messages_are_examined() -> None:
+    assert earlier([QUESTION, CALL, *[RESULT] * 100])[1] == key([QUESTION])
+    assert earlier([QUESTION, ANSWER, *[NEXT] * 1000]) == []
+
+
+def test_lone_question_is_told_from_a_continued_conversation_without_being_read() -> None:
+    found = [turn_of("m", raw(some), b"")[1] for some in ([QUESTION], [SYSTEM, QUESTION], [QUESTION, ANSWER, NEXT])]
+    assert [turn is None for turn in found] == [True, True, False]
+
+
+def test_conversations_with_another_model_or_other_messages_are_others() -> None:
+    keys = {
+        key([QUESTION]), key([QUESTION], "n"), key([QUESTION], None), key([NEXT]), key([SYSTEM, QUESTION]),
+        key([{"role": "user", "content": "x" * 9000}]), key([{"role": "user", "content": "x" * 9001}]),
+        key([{"role": "user", "content": "x" * 8999 + "y"}]),
+    }  # fmt: skip
+    assert len(keys) == 8
+
+
+def test_sessions_differ_by_name_and_model() -> None:
+    assert len({key_of_session(model, name) for model in ("m", None) for name in ("a", "b")}) == 4
