@@ -1,4 +1,4 @@
-"""The page with a real proxy in front of real llama.cpp servers, with default settings."""
+"""The page with a real proxy in front of real llama.cpp servers, with default settings and a shadow policy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ui.console import Console, opened
 from ui.feed_server import ADMIN_KEY
 from ui.scripted_fleet import ScriptedFleet
 
-SETTINGS = {"ADMIN_KEY": ADMIN_KEY}
+SETTINGS = {"ADMIN_KEY": ADMIN_KEY, "SHADOW_POLICY": "expected_time"}
 CLIENT_KEY = "sk-0123456789abcdef"
 LONG = {"model": "m", "stream": True, "max_tokens": 4000, "messages": [{"role": "user", "content": "Count."}]}
 NUMBERS_SECONDS = 2
@@ -200,6 +200,8 @@ async def test_burst_reaches_both_backends_and_is_explained(
     await console.value("location.hash = 'decisions'")
     await console.becomes("document.querySelectorAll('.decisions details').length >= 8")
     await console.shows(name_of(servers[1]), ".decisions details[open]")
+    await console.shows("The shadow policy expected_time would have chosen", ".decisions details[open]")
+    assert await console.value("document.querySelectorAll('.shadow .part-own').length") >= 2  # its terms, as bars
     await console.value("location.hash = 'usage'")
     await console.shows("m", ".usage tbody")
 

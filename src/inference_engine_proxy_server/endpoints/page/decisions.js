@@ -51,7 +51,7 @@ export class Decisions {
 
   show(decisions) {
     setHidden(this.empty, decisions.length > 0);
-    setHidden(this.legend, !decisions.some(isInSeconds));
+    setHidden(this.legend, !decisions.some((one) => isInSeconds(one) || (one.shadow && isInSeconds(one.shadow))));
     const latest = JSON.stringify(decisions);
     if (latest === this.latest) return;
     this.latest = latest;
