@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Builds the release and tries its wheel in a bare virtual environment: `inference-proxy demo` answers a request.
 folder="$(mktemp -d)"
-trap 'kill "${demo-}" 2>/dev/null; rm -r "$folder"' EXIT
+trap 'kill "${demo-}" 2>/dev/null || true; rm -r "$folder"' EXIT
 python="$(find_python)"
 
 "$python" -m venv "$folder/build"
@@ -24,6 +24,9 @@ until grep -qs 'curl -N' log; do
   sleep 0.5
 done
 grep -o 'curl -N.*' log | bash > answer 2> /dev/null
+curl --silent --fail --header 'Accept: text/html' "http://127.0.0.1:$port/" | grep -o 'dashboard/page/[a-z/_]*[.][a-z]*' > files
+while read -r file; do curl --silent --fail --output /dev/null "http://127.0.0.1:$port/$file" || fail "the wheel lacks $file"; done < files
+[[ -s files ]] || fail "the wheel has no page"
 kill -TERM "$demo"
 wait "$demo" || { cat log; fail "the demo ended with $?"; }
 unset demo

@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-__all__ = ["Page", "answer_shown", "opened"]
+__all__ = ["Page", "answer_shown", "connected", "opened"]
 
 _CHROMIUM = ("chromium", "--headless", "--no-sandbox", "--disable-gpu")
 _DEADLINE_SECONDS = 60
@@ -44,25 +44,30 @@ def answer_shown(page: str, folder: Path) -> str:
 
 
 class Page:
-    """A page that a test controls, by the Chrome DevTools Protocol: JSON messages that end with a zero byte."""
+    """A page that a test controls, by the Chrome DevTools Protocol: JSON messages that end with a zero byte.
+
+    Attributes:
+        events: what the browser has told of its own accord.
+    """
 
     def __init__(self, answers: asyncio.StreamReader, commands: asyncio.StreamWriter) -> None:
         self._answers = answers
         self._commands = commands
         self._number = 0
+        self.events: list[dict[str, Any]] = []
         self._session: dict[str, str] = {}
 
     async def open(self, url: str) -> None:
         """Go to ``url``."""
         if not self._session:
-            target = await self._call("Target.createTarget", url="about:blank")
-            attached = await self._call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+            target = await self.command("Target.createTarget", url="about:blank")
+            attached = await self.command("Target.attachToTarget", targetId=target["targetId"], flatten=True)
             self._session = {"sessionId": attached["sessionId"]}
-        await self._call("Page.navigate", url=url)
+        await self.command("Page.navigate", url=url)
 
     async def value(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page, or of its promise."""
-        found = await self._call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        found = await self.command("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
@@ -73,10 +78,10 @@ class Page:
     async def enter(self, selector: str, text: str) -> None:
         """Type ``text`` into a field, then press Enter."""
         await self.value(f"document.querySelector({json.dumps(selector)}).focus()")
-        await self._call("Input.insertText", text=text)
+        await self.command("Input.insertText", text=text)
         key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
-        await self._call("Input.dispatchKeyEvent", type="keyDown", text="\r", **key)
-        await self._call("Input.dispatchKeyEvent", type="keyUp", **key)
+        await self.command("Input.dispatchKeyEvent", type="keyDown", text="\r", **key)
+        await self.command("Input.dispatchKeyEvent", type="keyUp", **key)
 
     async def click(self, label: str) -> None:
         """Click the button with this text or label."""
@@ -85,14 +90,17 @@ class Page:
             f"{buttons}.find((one) => [one.innerText.trim(), one.ariaLabel].includes({json.dumps(label)})).click()"
         )
 
-    async def _call(self, method: str, **parameters: object) -> dict[str, Any]:
+    async def command(self, method: str, **parameters: object) -> dict[str, Any]:
+        """Send a command of the protocol and return its result; events that come first are kept in ``events``."""
         self._number += 1
         command = {"id": self._number, "method": method, "params": parameters} | self._session
         self._commands.write(json.dumps(command).encode() + b"\0")
         await self._commands.drain()
         while True:
             message = json.loads((await self._answers.readuntil(b"\0"))[:-1])
-            if message.get("id") == self._number:  # else an event
+            if message.get("id") != self._number:
+                self.events.append(message)
+            else:
                 assert "error" not in message, message
                 result: dict[str, Any] = message["result"]
                 return result
@@ -101,6 +109,15 @@ class Page:
 @asynccontextmanager
 async def opened(url: str, folder: Path) -> AsyncIterator[Page]:
     """Open ``url`` in a new browser; ``folder`` is an empty directory."""
+    async with connected(folder) as (answers, commands):
+        page = Page(answers, commands)
+        await page.open(url)
+        yield page
+
+
+@asynccontextmanager
+async def connected(folder: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A new browser, by the two streams that a :class:`Page` needs; ``folder`` is an empty directory."""
     ours, theirs = socket.socketpair()
     with theirs, (folder / "browser.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
@@ -114,9 +131,7 @@ async def opened(url: str, folder: Path) -> AsyncIterator[Page]:
         )
     answers, commands = await asyncio.open_unix_connection(sock=ours, limit=_LONGEST_ANSWER_BYTES)
     try:
-        page = Page(answers, commands)
-        await page.open(url)
-        yield page
+        yield answers, commands
     finally:
         commands.close()
         process.kill()

@@ -161,5 +161,5 @@ async def test_service_worker_of_the_web_ui_does_not_replace_the_page_of_the_pro
         await eventually(lambda: has_installed(page), PATIENCE_SECONDS)
         await page.open(f"{proxy.url}/")
 
-        await eventually(lambda: page.has("#backends .card"))
+        await eventually(lambda: page.has(".fleet button.name"))
         assert await page.value("navigator.serviceWorker.controller !== null")

@@ -41,6 +41,15 @@ async def test_admin_port_serves_operator_paths(admin_url: str) -> None:
     assert (await send(admin_url, "/readyz")).status == 200
 
 
+async def test_both_ports_serve_the_page_of_the_dashboard(admin_url: str, proxy: Proxy) -> None:
+    for url in (admin_url, proxy.url):
+        page = await send(url, "/", headers={"Accept": "text/html"})
+        assert b'src="dashboard/page/app.js"' in page.body
+        assert (await send(url, "/dashboard/page/app.js")).status == 200
+    assert (await send(admin_url, "/dashboard/snapshot", headers=BEARER)).json["admin_key"] == "accepted"
+    assert (await send(proxy.url, "/dashboard/snapshot")).json["admin_key"] == "unset"
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

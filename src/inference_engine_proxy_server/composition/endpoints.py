@@ -26,9 +26,9 @@ from inference_engine_proxy_server.endpoints.health import health_router
 from inference_engine_proxy_server.endpoints.health_report import HealthReport
 from inference_engine_proxy_server.endpoints.models import models_router
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
+from inference_engine_proxy_server.endpoints.page import page_router
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage, prometheus_router
 from inference_engine_proxy_server.endpoints.usage import usage_router
-from inference_engine_proxy_server.endpoints.welcome import welcome_router
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.requests.destinations import Destinations
@@ -57,7 +57,7 @@ def build_routers(
         hides_names=settings.health_details == "key",
     )
     return (
-        welcome_router(report),
+        page_router(lambda has_key: report.report(has_key=has_key)),
         health_router(fleet, report, readiness.probe),
         models_router(dispatcher, listed, settings.metrics_cache_ttl_seconds),
         prometheus_router(metrics_page),
