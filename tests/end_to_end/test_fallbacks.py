@@ -60,8 +60,8 @@ class Site:
         """The counted fallbacks: model, fallback and reason."""
         page = (await self.proxy.http.get("/metrics")).text
         lines = [line for line in page.splitlines() if line.startswith("inference_proxy_fallbacks_total{")]
-        found = {tuple(re.findall(r'="(.*?)"', line)): float(line.split()[-1]) for line in lines}
-        return {(model, fallback, reason): count for (fallback, model, reason), count in found.items()}
+        found = [(dict(re.findall(r'(\w+)="(.*?)"', line)), float(line.split()[-1])) for line in lines]
+        return {(labels["model"], labels["fallback"], labels["reason"]): count for labels, count in found}
 
     def served(self) -> list[int]:
         return [len(one.served) for one in (self.large, self.small, self.other)]
