@@ -89,6 +89,9 @@ class Client(Protocol):
     def wrote(self, tokens: int) -> None:
         """The answer has ``tokens`` tokens so far; only if the engine reports progress."""
 
+    def lost(self, now: float) -> None:
+        """The connection broke before the answer was complete."""
+
     def done(self, usage: Usage, now: float) -> None:
         """The answer is complete."""
 
@@ -142,8 +145,6 @@ class BatchingEngine(ABC):
         self._attended = 0.0  # of the step being formed
         self._delay = 0.0  # seconds to add before the next step
 
-    # --- interface for clients and proxies
-
     def submit(self, request: Request, client: Client) -> None:
         """Accept ``request``."""
         self.waiting.append(Sequence(request, client))
@@ -161,12 +162,25 @@ class BatchingEngine(ABC):
     def forget(self) -> None:
         """Clear the cache, as a restart does; allowed only while idle."""
 
+    def kill(self) -> None:
+        """End at once: all requests break off, and the cache is lost."""
+        if self._steps is not None and self._steps.event is not None:
+            self._steps.event.cancel()
+        running = [*self._reading, *(sequence for _, _, sequence in self._writing)]
+        broken = [*self.waiting, *running]
+        for sequence in running:
+            self.end(sequence)
+        for queue in (self.waiting, self._reading, self._writing):
+            queue.clear()
+        self._steps, self._context, self._delay = None, 0, 0.0
+        self.forget()
+        for sequence in broken:
+            sequence.client.lost(self.loop.time())
+
     @property
     def processing(self) -> int:
         """Sequences in the batch."""
         return len(self._reading) + len(self._writing)
-
-    # --- to be implemented by each kind of engine
 
     @abstractmethod
     def may_begin(self, sequence: Sequence) -> bool:

@@ -67,6 +67,10 @@ class ProjectPolicy(Policy):
         self._fleet.report_refused_connection(self._backends[backend])
         self._leases.pop(request.number).close()
 
+    def lost(self, request: Request, backend: int, now: float) -> None:  # noqa: ARG002
+        self._leases.pop(request.number).close()
+        self._fleet.report_refused_connection(self._backends[backend])
+
     def first_token(self, request: Request, backend: int, now: float) -> None:  # noqa: ARG002
         tracker = self._leases[request.number].tracker
         if tracker is not None:
