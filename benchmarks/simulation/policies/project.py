@@ -11,6 +11,7 @@ from typing import Any
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
+from inference_engine_proxy_server.backends.vllm import WAITING_FOR_STEP
 from inference_engine_proxy_server.composition.dispatch import build_dispatcher, build_placement
 from inference_engine_proxy_server.composition.fleet import build_backend_factory, build_fleet, thresholds_of
 from inference_engine_proxy_server.config.configuration import Configuration
@@ -133,7 +134,7 @@ class ProjectPolicy(Policy):
         most = self._thresholds
         running = self._most_running[backend] = max(self._most_running[backend], state.processing)
         if self.site.engine == "vllm":
-            is_ready, capacity = True, running if state.waiting else None
+            is_ready, capacity = True, running if state.waiting > state.processing * WAITING_FOR_STEP else None
         else:
             is_ready = state.processing <= most.requests_processing and state.waiting <= most.requests_waiting
             capacity = state.capacity
