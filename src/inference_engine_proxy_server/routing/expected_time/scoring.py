@@ -40,14 +40,7 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
     delay of concurrent answers, and a price for scarce cache memory. The home of a conversation gets a discount, and
     higher tiers a penalty.
     """
-    leases, foreign, unread = 0, 0.0, 0.0
-    for one in candidates:
-        load = one.load
-        leases += load.leases
-        foreign += load.foreign
-        unread += one.work.unread
-    foreign_share = foreign / (foreign + leases) if leases else 0.0
-    unread_each = unread / leases if leases else 0.0
+    foreign_share, unread_each = _usual(candidates)
     known = _known_tokens(candidates, request, foreign_share)
     home, credit = _home(candidates, request, known, foreign_share)
     tokens, bound = request.prompt.tokens, request.prompt.answer_tokens
@@ -61,7 +54,7 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
         # A slot becomes free whenever an answer ends; all answers are assumed to be as long as this one.
         slot = (total + 1 - slots) * work.seconds_of_answer(max_tokens) / slots if total >= slots else 0.0
         ahead = work.seconds_ahead(now) if reading else 0.0
-        if foreign:
+        if foreign_share:
             ahead += load.foreign * unread_each / reads
         own = max(1.0, tokens - known[at]) / reads
         # Others that wait meanwhile: those that are there now, and those that come, as many as answers end.
@@ -76,6 +69,17 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
         cost = (cost * one.cost if cost > 0 else cost / one.cost) + tier
         rows.append((known[at], slot, ahead, own, crowd, memory, belonging, tier, cost))
     return Scores(_cheapest(candidates, [row[-1] for row in rows]), rows)
+
+
+def _usual(candidates: Sequence[CandidateView]) -> tuple[float, float]:
+    """The foreign share of all requests, and the unread tokens of each of ours; both 0 if there is none of ours."""
+    leases, foreign, unread = 0, 0.0, 0.0
+    for one in candidates:
+        load = one.load
+        leases += load.leases
+        foreign += load.foreign
+        unread += one.work.unread
+    return (foreign / (foreign + leases), unread / leases) if leases else (0.0, 0.0)
 
 
 def _cheapest(candidates: Sequence[CandidateView], costs: list[float]) -> int:
