@@ -124,8 +124,7 @@ class BatchingEngine(ABC):
         steps_made: number of steps so far.
     """
 
-    begins_beyond_step = False
-    """A request joins the batch even if this step has no room for any of its tokens."""
+    begins_beyond_step = False  # a request joins the batch even if this step has no room for any of its tokens
 
     def __init__(self, loop: Events, speeds: Speeds, *, reported_steps: int | None = None) -> None:
         self.loop = loop
@@ -133,8 +132,7 @@ class BatchingEngine(ABC):
         self._reported_steps = reported_steps
         self._next_report = 0 if reported_steps is None else reported_steps
         self.is_up = True
-        self.most_waiting = 0
-        self.tokens = 0
+        self.most_waiting = self.tokens = 0
         self.waiting: deque[Sequence] = deque()
         self._reading: list[Sequence] = []
         self._writing: list[tuple[int, int, Sequence]] = []  # a heap by the step that generates the last token
@@ -164,14 +162,13 @@ class BatchingEngine(ABC):
 
     def kill(self) -> None:
         """End at once: all requests break off, and the cache is lost."""
-        if self._steps is not None and self._steps.event is not None:
-            self._steps.event.cancel()
+        if (steps := self._steps) is not None and steps.event is not None:
+            steps.event.cancel()
         running = [*self._reading, *(sequence for _, _, sequence in self._writing)]
-        broken = [*self.waiting, *running]
         for sequence in running:
             self.end(sequence)
-        for queue in (self.waiting, self._reading, self._writing):
-            queue.clear()
+        broken = [*self.waiting, *running]
+        self.waiting, self._reading, self._writing = deque(), [], []
         self._steps, self._context, self._delay = None, 0, 0.0
         self.forget()
         for sequence in broken:
