@@ -1,6 +1,7 @@
-"""Compares balancing policies: simulates every trace with every policy on a virtual clock, and prints tables.
+"""Compares balancing policies: simulates every trace of a set with every policy on a virtual clock, and prints tables.
 
-    benchmarks/balance.sh [--traces NAMES] [--policies NAMES] [--seed N] [--quick] [--json FILE] [--svg FILE]
+    benchmarks/balance.sh [--set fleets|use-cases] [--traces NAMES] [--policies NAMES] [--seed N | --held-out] [--quick]
+                          [--json FILE] [--svg FILE]
 
 The same arguments produce the same tables on every machine.
 """
@@ -21,38 +22,55 @@ from typing import Any
 from simulation.catalogue import TRACES
 from simulation.figures import figures_of
 from simulation.fleet import Run, run
+from simulation.margins import margins
 from simulation.plot import svg
 from simulation.policies import POLICIES
-from simulation.report import Results, document_with, tables
+from simulation.report import Results, document_with, tables, use_case_tables
 from simulation.trace import Trace
+from simulation.use_case_traces import USE_CASES
 
 _QUICK = 0.2  # fraction of each trace's duration
 _QUICK_BACKENDS = 64
 _DOCUMENT = Path(__file__).parent.parent / "docs" / "balancing-figures.md"
+_SETS = {"fleets": TRACES, "use-cases": USE_CASES}
+_PARTS = {"fleets": "results", "use-cases": "use cases"}
+_ALL = TRACES | USE_CASES
 _PICTURE = _DOCUMENT.parent / "images" / "balancing.svg"
 
 
 def main() -> None:
     options = _options()
     results = json.loads(options.tables_of.read_text()) if options.tables_of else _run(options)
-    text = tables(results, TRACES)
+    text = _text(results, options.set)
     print(text)
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.svg is not None:
         options.svg.write_text(svg(results))
     if options.document:
-        _DOCUMENT.write_text(document_with(text, _DOCUMENT))
-        _PICTURE.write_text(svg(results))
+        _DOCUMENT.write_text(document_with(text, _DOCUMENT, _PARTS[options.set]))
+        if options.set == "fleets":
+            _PICTURE.write_text(svg(results))
+
+
+def _text(results: Results, which: str) -> str:
+    if which == "fleets":
+        return tables(results, TRACES)
+    text = use_case_tables(results, USE_CASES)
+    has_both = all({"expected_time", "smg"} <= by_policy.keys() for by_policy in results.values())
+    return margins(results, "expected_time", "smg") + "\n" + text if has_both else text
 
 
 def _options() -> Any:
     parser = argparse.ArgumentParser(
         prog="balance.sh", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--traces", type=_names(TRACES), default=list(TRACES), help="names, separated by commas")
+    parser.add_argument("--set", choices=_SETS, default="fleets", help="which set of traces (default: fleets)")
+    parser.add_argument("--traces", type=_names(_ALL), help="names, separated by commas (default: all of the set)")
     parser.add_argument("--policies", type=_names(POLICIES), default=list(POLICIES), help="names, separated by commas")
-    parser.add_argument("--seed", type=int, help="use this seed for all traces")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, help="use this seed for all traces")
+    seeds.add_argument("--held-out", action="store_true", help="use the seeds that no policy was tuned on (use-cases)")
     parser.add_argument("--quick", action="store_true", help="a fifth of the duration, one seed, at most 64 backends")
     parser.add_argument(
         "--processes", type=int, default=min(2, os.cpu_count() or 1), help="number of parallel processes"
@@ -61,7 +79,14 @@ def _options() -> Any:
     parser.add_argument("--svg", type=Path, help="file for a picture of the overview")
     parser.add_argument("--document", action="store_true", help="write docs/balancing-figures.md and its picture")
     parser.add_argument("--tables-of", type=Path, help="run nothing; print the tables of a --json file")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.held_out and options.set != "use-cases":
+        parser.error("--held-out needs --set use-cases: the traces of the other set have no held-out seeds")
+    known = _SETS[options.set]
+    options.traces = options.traces or list(known)
+    if strange := [name for name in options.traces if name not in known]:
+        parser.error(f"these traces are not in the set {options.set}, see --set: {', '.join(strange)}")
+    return options
 
 
 def _names(known: dict[str, Any]) -> Any:
@@ -80,13 +105,13 @@ def _quickened(trace: Trace) -> Trace:
 
 def _traces(*, quick: bool) -> dict[str, Trace]:
     if not quick:
-        return TRACES
-    return {name: _quickened(trace) for name, trace in TRACES.items() if trace.backends <= _QUICK_BACKENDS}
+        return _ALL
+    return {name: _quickened(trace) for name, trace in _ALL.items() if trace.backends <= _QUICK_BACKENDS}
 
 
 def _run(options: Any) -> Results:
     traces = {name: trace for name, trace in _traces(quick=options.quick).items() if name in options.traces}
-    seeds = {name: trace.seeds if options.seed is None else (options.seed,) for name, trace in traces.items()}
+    seeds = {name: _seeds(trace, options) for name, trace in traces.items()}
     jobs = [
         (name, policy, seed, options.quick) for name in traces for policy in options.policies for seed in seeds[name]
     ]
@@ -99,6 +124,12 @@ def _run(options: Any) -> Results:
                 results[name][policy] = figures_of(of_seeds, trace.backends).as_json()
             print(f"{name}: done", file=sys.stderr)
     return results
+
+
+def _seeds(trace: Trace, options: Any) -> tuple[int, ...]:
+    if options.held_out:
+        return trace.held_out_seeds
+    return trace.seeds if options.seed is None else (options.seed,)
 
 
 def _hush() -> None:

@@ -125,6 +125,9 @@ class _Generation:
             self._counts.written += tokens - self._sent
             self._exchange.send(self._api.piece(self._identity, self._up_to(tokens)))
 
+    def lost(self, now: float) -> None:
+        """Not called: an emulated engine dies with its process, which breaks its connections."""
+
     def done(self, usage: Usage, now: float) -> None:
         counts, written_seconds = self._counts, now - self._first_at
         counts.written += usage.answer_tokens - max(1, self._sent)

@@ -89,6 +89,9 @@ class Client(Protocol):
     def wrote(self, tokens: int) -> None:
         """The answer has ``tokens`` tokens so far; only if the engine reports progress."""
 
+    def lost(self, now: float) -> None:
+        """The connection broke before the answer was complete."""
+
     def done(self, usage: Usage, now: float) -> None:
         """The answer is complete."""
 
@@ -121,8 +124,7 @@ class BatchingEngine(ABC):
         steps_made: number of steps so far.
     """
 
-    begins_beyond_step = False
-    """A request joins the batch even if this step has no room for any of its tokens."""
+    begins_beyond_step = False  # a request joins the batch even if this step has no room for any of its tokens
 
     def __init__(self, loop: Events, speeds: Speeds, *, reported_steps: int | None = None) -> None:
         self.loop = loop
@@ -130,8 +132,7 @@ class BatchingEngine(ABC):
         self._reported_steps = reported_steps
         self._next_report = 0 if reported_steps is None else reported_steps
         self.is_up = True
-        self.most_waiting = 0
-        self.tokens = 0
+        self.most_waiting = self.tokens = 0
         self.waiting: deque[Sequence] = deque()
         self._reading: list[Sequence] = []
         self._writing: list[tuple[int, int, Sequence]] = []  # a heap by the step that generates the last token
@@ -141,8 +142,6 @@ class BatchingEngine(ABC):
         self._steps: Steps | None = None
         self._attended = 0.0  # of the step being formed
         self._delay = 0.0  # seconds to add before the next step
-
-    # --- interface for clients and proxies
 
     def submit(self, request: Request, client: Client) -> None:
         """Accept ``request``."""
@@ -161,12 +160,24 @@ class BatchingEngine(ABC):
     def forget(self) -> None:
         """Clear the cache, as a restart does; allowed only while idle."""
 
+    def kill(self) -> None:
+        """End at once: all requests break off, and the cache is lost."""
+        if (steps := self._steps) is not None and steps.event is not None:
+            steps.event.cancel()
+        running = [*self._reading, *(sequence for _, _, sequence in self._writing)]
+        for sequence in running:
+            self.end(sequence)
+        broken = [*self.waiting, *running]
+        self.waiting, self._reading, self._writing = deque(), [], []
+        self._steps, self._context, self._delay = None, 0, 0.0
+        self.forget()
+        for sequence in broken:
+            sequence.client.lost(self.loop.time())
+
     @property
     def processing(self) -> int:
         """Sequences in the batch."""
         return len(self._reading) + len(self._writing)
-
-    # --- to be implemented by each kind of engine
 
     @abstractmethod
     def may_begin(self, sequence: Sequence) -> bool:

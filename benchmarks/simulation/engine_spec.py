@@ -38,4 +38,4 @@ def spec_in(trace: Trace, backend: int) -> EngineSpec:
     slowness = trace.slowness.get(backend, 1.0)
     if trace.engine == "vllm":
         return EngineSpec(TWO_H100_32B.slowed(slowness), vllm=VllmSize())
-    return EngineSpec(RTX_4090_8B.slowed(slowness), llamacpp=LlamaCppSize())
+    return EngineSpec(RTX_4090_8B.slowed(slowness), llamacpp=LlamaCppSize(slot_context=trace.slot_context))

@@ -21,7 +21,9 @@ class Figures:
         p50, p90, p99, mean: time from a request's arrival to its first token.
         p99_of_seeds: p99 for each seed alone, which shows the influence of chance.
         whole_mean: mean time to the last token.
+        wall: from the start to the last answer's end, the mean of all seeds.
         hit_rate: fraction of prompt tokens that engines report as cached.
+        read_tokens: prompt tokens that engines did not have cached.
         busiest_share: prompt tokens of the busiest backend, relative to the mean.
         most_in_engine, most_in_replica: longest queue in one engine, and in one replica.
     """
@@ -33,7 +35,9 @@ class Figures:
     mean: float
     p99_of_seeds: tuple[float, ...]
     whole_mean: float
+    wall: float
     hit_rate: float
+    read_tokens: int
     busiest_share: float
     most_in_engine: int
     most_in_replica: int
@@ -48,6 +52,7 @@ def figures_of(runs: Sequence[Run], backends: int) -> Figures:
     outcomes = [outcome for run in runs for outcome in run.outcomes]
     waits = sorted(outcome.first_token for outcome in outcomes)
     prompts = sum(outcome.prompt_tokens for outcome in outcomes)
+    cached = sum(outcome.cached_tokens for outcome in outcomes)
     return Figures(
         len(outcomes),
         percentile(waits, 0.5),
@@ -56,7 +61,9 @@ def figures_of(runs: Sequence[Run], backends: int) -> Figures:
         sum(waits) / len(waits),
         tuple(percentile(sorted(outcome.first_token for outcome in run.outcomes), 0.99) for run in runs),
         sum(outcome.whole for outcome in outcomes) / len(outcomes),
-        sum(outcome.cached_tokens for outcome in outcomes) / prompts,
+        sum(max(outcome.arrived_at + outcome.whole for outcome in run.outcomes) for run in runs) / len(runs),
+        cached / prompts,
+        prompts - cached,
         max(_busiest_share(run.outcomes) for run in runs) * backends,
         max(run.most_in_engine for run in runs),
         max(run.most_in_replica for run in runs),

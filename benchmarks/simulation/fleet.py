@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from simulation.batching import BatchingEngine, Usage
@@ -12,17 +14,18 @@ from simulation.engine_spec import spec_in
 from simulation.policies.base import Policy, Site
 from simulation.replica import Replica
 from simulation.requests import Prompt, Request
-from simulation.trace import Absence, Session, Trace
+from simulation.trace import Absence, Aside, Session, Trace
 from simulation.virtual_loop import VirtualLoop, virtual_loop
 
 __all__ = ["Outcome", "Run", "run"]
 
 _FIRST_ROUND_SECONDS = 0.01  # replicas poll every engine before they accept requests
+_RETRY_SECONDS = 0.5  # until a client repeats a request that broke off
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of one request; times in seconds from its arrival."""
+    """The outcome of one request; times in seconds from its first attempt, cached tokens of its last one."""
 
     arrived_at: float
     backend: int
@@ -51,13 +54,15 @@ def run(trace: Trace, policy: Callable[[Site], Policy], seed: int) -> Run:
         for number in range(trace.replicas)
     ]
     clients = _Clients(trace, loop, replicas, Random(f"clients {seed}"))
+    if trace.absence is not None and not trace.absence.begin:
+        engines[trace.absence.backend].is_up = False
     loop.run(until=_FIRST_ROUND_SECONDS)
     for session in trace.sessions(Random(f"trace {seed}"), trace.seconds):
         loop.at(_FIRST_ROUND_SECONDS + session.start, clients.begin, session)
     if trace.absence is not None:
         _schedule(trace.absence, loop, engines[trace.absence.backend])
     loop.run(until=trace.seconds)
-    while clients.asking:
+    while clients.are_busy:
         loop.run(until=loop.time() + 1.0)
     return Run(
         [outcome for outcome in clients.outcomes if outcome.arrived_at >= trace.warm_up],
@@ -69,6 +74,8 @@ def run(trace: Trace, policy: Callable[[Site], Policy], seed: int) -> Run:
 def _schedule(absence: Absence, loop: VirtualLoop, engine: BatchingEngine) -> None:
     def leave() -> None:
         engine.is_up = False
+        if absence.is_killed:
+            engine.kill()
 
     def come_back() -> None:
         if engine.processing:
@@ -82,7 +89,7 @@ def _schedule(absence: Absence, loop: VirtualLoop, engine: BatchingEngine) -> No
 
 
 class _Clients:
-    """All clients: each turn of a session goes to a random replica, as through a load balancer."""
+    """All clients: each request of a session goes to a random replica, as through a load balancer."""
 
     def __init__(self, trace: Trace, loop: VirtualLoop, replicas: list[Replica], random: Random) -> None:
         self._trace = trace
@@ -90,54 +97,83 @@ class _Clients:
         self._replicas = replicas
         self._random = random
         self._requests = 0
+        self._sessions = 0
         self.asking = 0
         self.outcomes: list[Outcome] = []
 
+    @property
+    def are_busy(self) -> bool:
+        """Whether any request is in progress, or any will still be sent."""
+        return bool(self.asking or (self._sessions and self._trace.finishes))
+
     def begin(self, session: Session) -> None:
+        self._sessions += 1
         self._loop.at(self._loop.time() + session.turns[0].pause, self._ask, session, 0, ())
 
     def _ask(self, session: Session, number: int, context: Prompt) -> None:
-        now, turn = self._loop.time(), session.turns[number]
-        if now > self._trace.seconds:
+        turn = session.turns[number]
+        if self._has_ended():
             return
+        prompt = (*context, *turn.added)
+
+        def go_on() -> None:
+            self._ask_aside(session, turn.after)
+            if number + 1 < len(session.turns):
+                pause = session.turns[number + 1].pause
+                self._loop.at(self._loop.time() + pause, self._ask, session, number + 1, (*prompt, turn.answer))
+            else:
+                self._sessions -= 1
+
+        self._send(session, Aside(prompt, turn.answer, turn.max_tokens, session.is_streamed), session.header, go_on)
+        for aside in turn.beside:
+            self._ask_aside(session, (aside,))
+
+    def _ask_aside(self, session: Session, asides: Sequence[Aside]) -> None:
+        """Send ``asides`` one after another."""
+        if asides and not self._has_ended():
+            self._send(session, asides[0], None, partial(self._ask_aside, session, asides[1:]))
+
+    def _has_ended(self) -> bool:
+        return self._loop.time() > self._trace.seconds and not self._trace.finishes
+
+    def _send(self, session: Session, sent: Aside, header: str | None, go_on: Callable[[], None]) -> None:
         self._requests += 1
-        request = Request(
-            self._requests,
-            (*context, *turn.added),
-            turn.answer,
-            turn.max_tokens,
-            session.header,
-            session.sender,
-            session.is_streamed,
-        )
         self.asking += 1
+        request = Request(
+            self._requests, sent.prompt, sent.answer, sent.max_tokens, header, session.sender, sent.is_streamed
+        )
+        self.attempt(_Asking(self, request, self._loop.time(), go_on))
+
+    def attempt(self, asking: _Asking) -> None:
         replica = self._replicas[0 if len(self._replicas) == 1 else self._random.randrange(len(self._replicas))]
-        replica.handle(_Asking(self, session, number, request, now))
+        replica.handle(asking)
+
+    def attempt_again(self, asking: _Asking) -> None:
+        self._loop.at(self._loop.time() + _RETRY_SECONDS, self.attempt, asking)
 
     def answered(self, asking: _Asking, outcome: Outcome) -> None:
         self.asking -= 1
         self.outcomes.append(outcome)
-        session, following = asking.session, asking.number + 1
-        if following < len(session.turns):
-            context = (*asking.request.prompt, asking.request.answer)
-            self._loop.at(self._loop.time() + session.turns[following].pause, self._ask, session, following, context)
+        asking.go_on()
 
 
 class _Asking:
-    """A client waiting for an answer."""
+    """A client waiting for an answer; ``go_on``: what it does afterwards."""
 
-    __slots__ = ("_arrived_at", "_clients", "_first_token", "number", "request", "session")
+    __slots__ = ("_arrived_at", "_clients", "_first_token", "go_on", "request")
 
-    def __init__(self, clients: _Clients, session: Session, number: int, request: Request, now: float) -> None:
+    def __init__(self, clients: _Clients, request: Request, now: float, go_on: Callable[[], None]) -> None:
         self._clients = clients
-        self.session = session
-        self.number = number
         self.request = request
+        self.go_on = go_on
         self._arrived_at = now
-        self._first_token = 0.0
+        self._first_token = math.inf
 
     def first_token(self, now: float) -> None:
-        self._first_token = now - self._arrived_at
+        self._first_token = min(self._first_token, now - self._arrived_at)  # a lost answer may have begun before
+
+    def lost(self) -> None:
+        self._clients.attempt_again(self)
 
     def done(self, backend: int, usage: Usage, now: float) -> None:
         outcome = Outcome(

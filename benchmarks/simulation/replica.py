@@ -28,6 +28,9 @@ class Asking(Protocol):
     def first_token(self, now: float) -> None:
         """The answer begins."""
 
+    def lost(self) -> None:
+        """The connection broke before the answer was complete."""
+
     def done(self, backend: int, usage: Usage, now: float) -> None:
         """The answer is complete."""
 
@@ -110,6 +113,12 @@ class _Relay:
         request = self._asking.request
         if request.is_streamed:  # otherwise, nothing arrives before the complete answer
             self._replica.policy.first_token(request, self._backend, now)
+
+    def lost(self, now: float) -> None:
+        self._replica.view.in_flight[self._backend] -= 1
+        self._replica.view.is_up[self._backend] = False
+        self._replica.policy.lost(self._asking.request, self._backend, now)
+        self._asking.lost()
 
     def done(self, usage: Usage, now: float) -> None:
         self._replica.view.in_flight[self._backend] -= 1

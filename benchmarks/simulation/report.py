@@ -9,7 +9,7 @@ from typing import Any
 
 from simulation.trace import Trace
 
-__all__ = ["Results", "document_with", "tables"]
+__all__ = ["Results", "document_with", "tables", "use_case_tables"]
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Figures by trace and policy, as read from JSON."""
@@ -19,14 +19,30 @@ _COLUMNS = {
     "busiest_share": "busiest", "most_in_engine": "queue: engine", "most_in_replica": "replica",
 }  # fmt: skip
 
+_NOTICED = ("p50", "p90", "p99", "wall", "hit_rate")
+
+_TITLES = {figure: f"{figure} of the time to the first token, in seconds" for figure in ("p50", "p90", "p99")} | {
+    "wall": "time from the start to the end of the last answer, in seconds; mean of the seeds",
+    "hit_rate": "share of the prompt tokens that engines had cached",
+}
+
 
 def tables(results: Results, traces: Mapping[str, Trace]) -> str:
-    """Two overviews, and one table per trace."""
-    lines = [*_overview(results, traces, "p99"), "", *_overview(results, traces, "p50")]
-    lines += ["", "<details><summary>All figures of each trace</summary>"]
-    for name, by_policy in results.items():
-        lines += ["", *_of_trace(name, traces[name], by_policy)]
-    lines += ["", "</details>"]
+    """An overview for each important figure, and one table per trace."""
+    lines = list[str]()
+    for figure in ("p99", "p50"):
+        lines += ["", *_overview(results, traces, figure)]
+    lines = lines[1:]
+    lines += _details(results, traces)
+    return "\n".join(lines) + "\n"
+
+
+def use_case_tables(results: Results, traces: Mapping[str, Trace]) -> str:
+    """An overview for each figure that clients of a use case notice, and one table per trace."""
+    lines = list[str]()
+    for figure in _NOTICED:
+        lines += [*_overview(results, traces, figure), ""]
+    lines += _details(results, traces)[1:]
     return "\n".join(lines) + "\n"
 
 
@@ -36,19 +52,30 @@ def document_with(tables: str, document: Path, part: str = "results") -> str:
     return between.sub(lambda found: f"{found[1]}\n{tables}\n{found[2]}", document.read_text())
 
 
+def _details(results: Results, traces: Mapping[str, Trace]) -> list[str]:
+    lines = ["", "<details><summary>All figures of each trace</summary>"]
+    for name, by_policy in results.items():
+        lines += ["", *_of_trace(name, traces[name], by_policy)]
+    return [*lines, "", "</details>"]
+
+
 def _overview(results: Results, traces: Mapping[str, Trace], figure: str) -> Iterator[str]:
     policies = list(next(iter(results.values())))
-    yield f"{figure} of the time to the first token, in seconds; bold: the best; \\*: prefixes are shared"
+    yield (
+        _TITLES[figure]
+        + "; bold: the best"
+        + r"; \*: prefixes are shared" * any(traces[name].shares_prefixes for name in results)
+    )
     yield ""
     yield _row(["trace", *policies])
     yield "|---" + "|--:" * len(policies) + "|"
     for name, by_policy in results.items():
-        best = min(figures[figure] for figures in by_policy.values())
         values = [figures[figure] for figures in by_policy.values()]
+        best = max(values) if figure == "hit_rate" else min(values)
         yield _row(
             [
                 name + r" \*" * traces[name].shares_prefixes,
-                *(f"**{_seconds(value)}**" if value == best else _seconds(value) for value in values),
+                *(f"**{_cell(figure, value)}**" if value == best else _cell(figure, value) for value in values),
             ]
         )
 

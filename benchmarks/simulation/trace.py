@@ -8,7 +8,24 @@ from random import Random
 
 from simulation.requests import Prompt, Segment
 
-__all__ = ["Absence", "Session", "Trace", "Turn"]
+__all__ = ["Absence", "Aside", "Session", "Trace", "Turn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A request that a client sends on its own account, outside the conversation, such as for a title.
+
+    Attributes:
+        prompt: its whole prompt.
+        answer: text that the engine will generate.
+        max_tokens: the request's token limit, if any.
+        is_streamed: the answer is streamed.
+    """
+
+    prompt: Prompt
+    answer: Segment
+    max_tokens: int | None = None
+    is_streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +37,16 @@ class Turn:
         added: text appended to the prompt, after all earlier turns and answers.
         answer: text that the engine will generate.
         max_tokens: the request's token limit, if any.
+        beside: requests sent together with this one.
+        after: requests sent one after another when this one's answer is complete. The next turn does not wait for them.
     """
 
     pause: float
     added: Prompt
     answer: Segment
     max_tokens: int | None = None
+    beside: tuple[Aside, ...] = ()
+    after: tuple[Aside, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +69,17 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """A backend that is unreachable for a while, finishes its current requests, and returns with an empty cache."""
+    """A backend that is unreachable for a while, and returns with an empty cache.
+
+    Attributes:
+        begin: when it leaves; 0: it joins the fleet at ``end``.
+        is_killed: its current requests break off, and their clients send them again. Otherwise it finishes them.
+    """
 
     backend: int
     begin: float
     end: float
+    is_killed: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +98,10 @@ class Trace:
             Not set for llama.cpp, whose busy slots share nothing.
         slowness: factor by which some backends are slower.
         absence: outage of one backend.
+        finishes: sessions that have begun send all their requests, so that every policy gets the same ones. Otherwise,
+            nothing is sent after ``seconds``.
+        slot_context: most tokens of a llama.cpp slot.
+        held_out_seeds: seeds for a final check, on which no policy was tuned.
     """
 
     name: str
@@ -85,6 +116,9 @@ class Trace:
     shares_prefixes: bool = False
     slowness: Mapping[int, float] = field(default_factory=dict)
     absence: Absence | None = None
+    finishes: bool = False
+    slot_context: int = 32_768
+    held_out_seeds: tuple[int, ...] = ()
 
     def shortened(self, part: float) -> Trace:
         """The same fleet and rates for the fraction ``part`` of the time."""

@@ -17,9 +17,23 @@ from dataclasses import dataclass
 from random import Random
 
 from simulation.requests import Prompt, Segment, token_count
-from simulation.trace import Session, Turn
+from simulation.trace import Aside, Session, Turn
 
-__all__ = ["Length", "Workload", "agents", "bursts", "chat", "mixed", "questions", "together"]
+__all__ = [
+    "ANSWER",
+    "QUESTION",
+    "Length",
+    "Texts",
+    "Workload",
+    "agents",
+    "bursts",
+    "chat",
+    "geometric",
+    "mixed",
+    "poisson",
+    "questions",
+    "together",
+]
 
 Workload = Callable[[Random, float], list[Session]]
 
@@ -44,14 +58,14 @@ class Length:
         return max(self.least, min(self.most, round(drawn)))
 
 
-_QUESTION = Length(80, 1.1, 8, 4000)  # 145 on average
-_ANSWER = Length(220, 0.9, 4, 2000)  # 325 on average
-_SHORT_ANSWER = Length(120, 0.8, 4, 1000)
+QUESTION = Length(80, 1.1, 8, 4000)  # 145 on average
+ANSWER = Length(220, 0.9, 4, 2000)  # 325 on average
+SHORT_ANSWER = Length(120, 0.8, 4, 1000)
 _TOOL_OUTPUT = Length(450, 1.1, 20, 8000)  # a test's output, a file
 _TOOL_CALL = Length(110, 0.8, 16, 1500)
 
 
-class _Texts:
+class Texts:
     """Generator of new texts."""
 
     def __init__(self, random: Random) -> None:
@@ -59,10 +73,12 @@ class _Texts:
         self._texts = 0
 
     def of(self, tokens: int) -> Segment:
+        """A text of ``tokens`` tokens."""
         self._texts += 1
         return Segment(self._texts, tokens)
 
     def turn(self, pause: float, added: Prompt, answer: Length) -> Turn:
+        """A turn with a new answer; some turns state ``max_tokens``."""
         tokens = answer.draw(self.random)
         bound = None
         if self.random.random() < _SHARE_BOUNDED:
@@ -70,6 +86,7 @@ class _Texts:
         return Turn(pause, added, self.of(tokens), bound)
 
     def session(self, start: float, turns: Sequence[Turn], name: str, *, has_header: bool = False) -> Session:
+        """A session, usually streamed."""
         is_streamed = self.random.random() < _SHARE_STREAMED
         return Session(start, tuple(turns), name, name if has_header else None, is_streamed)
 
@@ -80,15 +97,15 @@ def chat(
     """People chatting with an assistant: each turn resends the whole conversation. Half have a session header."""
 
     def sessions(random: Random, seconds: float) -> list[Session]:
-        texts = _Texts(random)
+        texts = Texts(random)
         system = texts.of(system_tokens)
         made = []
-        for number, start in enumerate(_poisson(random, sessions_a_second, seconds)):
+        for number, start in enumerate(poisson(random, sessions_a_second, seconds)):
             script = []
-            for turn in range(1 + _geometric(random, turns - 1)):
-                question = texts.of(_QUESTION.draw(random))
+            for turn in range(1 + geometric(random, turns - 1)):
+                question = texts.of(QUESTION.draw(random))
                 pause = min(90.0, random.expovariate(1 / think_seconds)) if turn else 0.0
-                script.append(texts.turn(pause, (question,) if turn else (system, question), _ANSWER))
+                script.append(texts.turn(pause, (question,) if turn else (system, question), ANSWER))
             made.append(texts.session(start, script, f"chat {number}", has_header=random.random() < 0.5))
         return made
 
@@ -115,17 +132,17 @@ def questions(
     """
 
     def sessions(random: Random, seconds: float) -> list[Session]:
-        texts = _Texts(random)
+        texts = Texts(random)
         shared = [texts.of(prefix_tokens.draw(random)) for _ in range(prefixes)]
         weights = [1 / rank**skew for rank in range(1, prefixes + 1)]
         if first_share is not None:
             others = sum(weights[1:])
             weights = [first_share, *((1 - first_share) * weight / others for weight in weights[1:])]
         made = []
-        for number, start in enumerate(_poisson(random, a_second, seconds)):
+        for number, start in enumerate(poisson(random, a_second, seconds)):
             prefix = random.choices(shared, weights)[0]
             document = texts.of(document_tokens.draw(random))
-            turn = texts.turn(0.0, (prefix, document), _ANSWER)
+            turn = texts.turn(0.0, (prefix, document), ANSWER)
             made.append(texts.session(start, [turn], f"question {number}"))
         return made
 
@@ -139,16 +156,16 @@ def agents(tasks_a_second: float, kinds: int = 6, steps: float = 12.0, system_to
     """
 
     def sessions(random: Random, seconds: float) -> list[Session]:
-        texts = _Texts(random)
+        texts = Texts(random)
         tools = [texts.of(system_tokens) for _ in range(kinds)]
         made = []
-        for number, start in enumerate(_poisson(random, tasks_a_second, seconds)):
+        for number, start in enumerate(poisson(random, tasks_a_second, seconds)):
             context = (random.choice(tools), texts.of(_TOOL_OUTPUT.draw(random)))
             helpers = random.randint(2, 5) if random.random() < 0.25 else 1
             for helper in range(helpers):
                 added = (*context, texts.of(30)) if helpers > 1 else context
                 script = [texts.turn(0.0, added, _TOOL_CALL)]
-                for _ in range(_geometric(random, steps / helpers)):
+                for _ in range(geometric(random, steps / helpers)):
                     pause = min(20.0, random.lognormvariate(0.0, 1.0))  # half of the tool calls take less than a second
                     script.append(texts.turn(pause, (texts.of(_TOOL_OUTPUT.draw(random)),), _TOOL_CALL))
                 name = f"task {number} {helper}"
@@ -167,14 +184,14 @@ def bursts(a_second: float, size: int = 64, every_seconds: float = 5.0) -> Workl
     """``size`` requests at once every few seconds, such as from a batch job, among others."""
 
     def sessions(random: Random, seconds: float) -> list[Session]:
-        texts = _Texts(random)
-        starts = [(start, 1) for start in _poisson(random, a_second, seconds)]
-        starts += [(start, size) for start in _poisson(random, 1 / every_seconds, seconds)]
+        texts = Texts(random)
+        starts = [(start, 1) for start in poisson(random, a_second, seconds)]
+        starts += [(start, size) for start in poisson(random, 1 / every_seconds, seconds)]
         made = []
         for number, (start, count) in enumerate(sorted(starts)):
             for one in range(count):
                 prompt = (texts.of(Length(500, 0.9, 30, 6000).draw(random)),)
-                turn = texts.turn(0.0, prompt, _SHORT_ANSWER)
+                turn = texts.turn(0.0, prompt, SHORT_ANSWER)
                 made.append(texts.session(start, [turn], f"sender {number} {one}" if count == 1 else f"job {number}"))
         return made
 
@@ -196,11 +213,26 @@ def together(*workloads: Workload) -> Workload:
 def _apart(session: Session, offset: int) -> Session:
     turns = tuple(
         Turn(
-            turn.pause, tuple(_moved(text, offset) for text in turn.added), _moved(turn.answer, offset), turn.max_tokens
+            turn.pause,
+            _all_moved(turn.added, offset),
+            _moved(turn.answer, offset),
+            turn.max_tokens,
+            tuple(_aside_apart(aside, offset) for aside in turn.beside),
+            tuple(_aside_apart(aside, offset) for aside in turn.after),
         )
         for turn in session.turns
     )
     return Session(session.start, turns, f"{offset} {session.sender}", session.header, session.is_streamed)
+
+
+def _aside_apart(aside: Aside, offset: int) -> Aside:
+    return Aside(
+        _all_moved(aside.prompt, offset), _moved(aside.answer, offset), aside.max_tokens, is_streamed=aside.is_streamed
+    )
+
+
+def _all_moved(prompt: Prompt, offset: int) -> Prompt:
+    return tuple(_moved(text, offset) for text in prompt)
 
 
 def _fitting(turns: Sequence[Turn]) -> list[Turn]:
@@ -218,14 +250,14 @@ def _moved(text: Segment, offset: int) -> Segment:
     return Segment(text.number + offset, text.tokens)
 
 
-def _poisson(random: Random, a_second: float, seconds: float) -> Iterator[float]:
+def poisson(random: Random, a_second: float, seconds: float) -> Iterator[float]:
     at = random.expovariate(a_second)
     while at < seconds:
         yield at
         at += random.expovariate(a_second)
 
 
-def _geometric(random: Random, mean: float) -> int:
+def geometric(random: Random, mean: float) -> int:
     """0 or more, ``mean`` on average."""
     if mean <= 0:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from random import Random
 
 import pytest
@@ -10,6 +11,11 @@ import pytest
 from simulation.catalogue import TRACES
 from simulation.requests import token_count
 from simulation.trace import Session, Trace
+from simulation.use_case_traces import USE_CASES
+from simulation.use_cases import batch, open_webui
+from simulation.workloads import together
+
+_ALL = TRACES | USE_CASES
 
 _SECONDS = 8.0  # of each trace, to keep the tests fast
 
@@ -37,26 +43,112 @@ FIXED = {
 }
 
 
+FIXED_USE_CASES = {
+    "groups-2-llamacpp": "00011f26aff1",
+    "groups-8-llamacpp": "0f22cfa060a2",
+    "groups-32-llamacpp": "117e9977e769",
+    "groups-8-vllm": "d2613a7f137b",
+    "mixed-2-llamacpp": "cd367247a2ac",
+    "mixed-8-llamacpp": "1b59ed944512",
+    "mixed-32-llamacpp": "5d6177fd6b51",
+    "mixed-8-vllm": "6d344c6adad4",
+    "skewed-2-llamacpp": "e6dffc696c38",
+    "skewed-8-llamacpp": "15fc4c41edeb",
+    "skewed-32-llamacpp": "a9bdc4a8d0c0",
+    "skewed-8-vllm": "a52c8a4714dd",
+    "killed-2-llamacpp": "ef21ece7c0be",
+    "killed-8-llamacpp": "f05ecba057d1",
+    "killed-32-llamacpp": "cb14a09735a8",
+    "killed-8-vllm": "405943aefec6",
+    "coding-2-llamacpp": "2abc09b38930",
+    "coding-8-llamacpp": "b3d753474fac",
+    "coding-32-llamacpp": "b2a21e003a2c",
+    "coding-8-vllm": "0a62795882fc",
+    "webui-2-llamacpp": "f0afd5e9fac5",
+    "webui-8-llamacpp": "249c46812f07",
+    "webui-32-llamacpp": "1fba3b0b97f3",
+    "webui-8-vllm": "35c1d4bdcb0a",
+    "documents-2-llamacpp": "7fb9376767db",
+    "documents-8-llamacpp": "b8f6c1f0eae3",
+    "documents-32-llamacpp": "ad4acf2f8cc0",
+    "documents-8-vllm": "0e78dda76c3e",
+    "tenants-2-llamacpp": "8d149f613bc2",
+    "tenants-8-llamacpp": "e72ca3a028ca",
+    "tenants-32-llamacpp": "d1122fb7c70c",
+    "tenants-8-vllm": "4fe249f4b60a",
+    "batch-2-llamacpp": "f6152e6dd3ea",
+    "batch-8-llamacpp": "6e03f95b5b33",
+    "batch-32-llamacpp": "4d2f56d7ff4a",
+    "batch-8-vllm": "1cd8d62ce49e",
+    "slow-2-llamacpp": "2677c9ea11f2",
+    "slow-8-llamacpp": "341b0e4393bb",
+    "slow-32-llamacpp": "27459784c591",
+    "slow-8-vllm": "187f9c694740",
+    "joining-2-llamacpp": "4f7f3a117802",
+    "joining-8-llamacpp": "80766a2a64c1",
+    "joining-32-llamacpp": "9a92ef3ad0f5",
+    "joining-8-vllm": "70e795e9ff82",
+    "replicas-2-llamacpp": "c900734a249a",
+    "replicas-8-llamacpp": "d647d973a25e",
+    "replicas-32-llamacpp": "5a98aa24d8dd",
+    "replicas-8-vllm": "d59abc39eef7",
+}
+
+
 def test_every_trace_has_a_recorded_digest() -> None:
     assert list(TRACES) == list(FIXED)
+    assert list(USE_CASES) == list(FIXED_USE_CASES)
 
 
-@pytest.mark.parametrize("trace", TRACES.values(), ids=TRACES)
+@pytest.mark.parametrize("trace", _ALL.values(), ids=_ALL)
 def test_trace_matches_its_recorded_digest(trace: Trace) -> None:
-    assert _digest(trace) == FIXED[trace.name], "a changed trace makes all results so far void"
+    assert _digest(trace) == (FIXED | FIXED_USE_CASES)[trace.name], "a changed trace makes all results so far void"
 
 
-@pytest.mark.parametrize("trace", TRACES.values(), ids=TRACES)
+@pytest.mark.parametrize("trace", _ALL.values(), ids=_ALL)
 def test_every_request_of_a_trace_fits_into_an_engine(trace: Trace) -> None:
-    longest = 32_768 if trace.engine == "llama.cpp" else 17_600 * 16
+    longest = trace.slot_context if trace.engine == "llama.cpp" else 17_600 * 16
     for session in trace.sessions(Random(1), 20.0):
         assert sum(token_count(turn.added) + turn.answer.tokens for turn in session.turns) < longest
+        for aside in (aside for turn in session.turns for aside in (*turn.beside, *turn.after)):
+            assert token_count(aside.prompt) + aside.answer.tokens < longest
+
+
+@pytest.mark.parametrize("trace", USE_CASES.values(), ids=USE_CASES)
+def test_held_out_seeds_differ_from_the_usual_ones(trace: Trace) -> None:
+    assert len(trace.held_out_seeds) == 2
+    assert not set(trace.seeds) & set(trace.held_out_seeds)
+
+
+def test_workloads_played_together_share_no_text() -> None:
+    sessions = together(open_webui(0.5), batch(2, 3))(Random(1), 30.0)
+    of_batch = _texts_of(session for session in sessions if "batch" in session.sender)
+    of_chats = _texts_of(session for session in sessions if "batch" not in session.sender)
+
+    assert len(of_batch) == 2 * 3 * 2 + 1
+    assert of_chats
+    assert not of_batch & of_chats
+
+
+def _texts_of(sessions: Iterable[Session]) -> set[int]:
+    texts = set[int]()
+    for turn in (turn for session in sessions for turn in session.turns):
+        asides = (*turn.beside, *turn.after)
+        prompts = (turn.added, *(aside.prompt for aside in asides))
+        answers = (turn.answer, *(aside.answer for aside in asides))
+        texts.update(text.number for text in (*answers, *(text for prompt in prompts for text in prompt)))
+    return texts
 
 
 def _digest(trace: Trace) -> str:
     sum_of_all = hashlib.blake2b(digest_size=6)
     about = (trace.engine, trace.backends, trace.replicas, trace.seconds, trace.warm_up, trace.seeds)
-    sum_of_all.update(repr((*about, sorted(trace.slowness.items()), trace.absence)).encode())
+    absence, added = trace.absence, ""
+    if absence is not None:
+        added = f"Absence(backend={absence.backend}, begin={absence.begin}, end={absence.end})"
+        added += ", is_killed" * absence.is_killed
+    line = f"{(*about, sorted(trace.slowness.items()))!r}"[:-1] + f", {added or None})"
+    sum_of_all.update((line + ", finishes" * trace.finishes).encode())
     for seed in trace.seeds:
         for session in trace.sessions(Random(f"trace {seed}"), _SECONDS):
             sum_of_all.update(_line(session).encode())
@@ -65,6 +157,12 @@ def _digest(trace: Trace) -> str:
 
 def _line(session: Session) -> str:
     turns = [
-        (f"{turn.pause:.6f}", tuple(map(tuple, (*turn.added, turn.answer))), turn.max_tokens) for turn in session.turns
+        (
+            f"{turn.pause:.6f}",
+            tuple(map(tuple, (*turn.added, turn.answer))),
+            turn.max_tokens,
+            *(repr(asides) for asides in (turn.beside, turn.after) if asides),
+        )
+        for turn in session.turns
     ]
     return repr((f"{session.start:.6f}", turns, session.sender, session.header, session.is_streamed))

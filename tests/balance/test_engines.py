@@ -243,3 +243,21 @@ def _check(engine: VllmEngine) -> None:
     assert min(cache.private, cache.shared, cache.pinned) >= 0
     assert cache.pinned <= cache.shared
     assert cache.private + cache.shared <= cache.blocks
+
+
+@pytest.mark.parametrize("engine", _engines(_PLAIN), ids=["llama.cpp", "vLLM"])
+def test_a_killed_engine_loses_its_requests_and_its_cache(engine: BatchingEngine) -> None:
+    system = Segment(-1, 320)
+    early = sent(engine, 0.0, (system, fresh(32)), answer=2)
+    broken = [sent(engine, 1.0, (system, fresh(32)), answer=1000) for _ in range(6)]
+    engine.loop.at(2.0, engine.kill)
+    late = sent(engine, 3.0, (system, fresh(32)), answer=2)
+
+    engine.loop.run()
+
+    assert early.done_at < 1.0
+    assert [client.lost_at for client in broken] == [2.0] * 6
+    assert [client.done_at for client in broken] == [-1.0] * 6
+    assert late.done_at == pytest.approx(3.0 + early.done_at)
+    assert late.cached == 0
+    assert (engine.processing, len(engine.waiting)) == (0, 0)

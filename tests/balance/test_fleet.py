@@ -15,7 +15,8 @@ from simulation.fleet import run
 from simulation.llamacpp_engine import LlamaCppEngine, LlamaCppSize
 from simulation.policies import POLICIES
 from simulation.requests import Request, Segment, common_tokens
-from simulation.trace import Absence, Trace
+from simulation.trace import Absence, Aside, Session, Trace, Turn
+from simulation.use_case_traces import USE_CASES
 from simulation.virtual_loop import virtual_loop
 from simulation.workloads import chat, mixed
 
@@ -43,6 +44,62 @@ def test_every_request_is_answered_despite_backend_outages(policy: str) -> None:
     assert asked - 1 <= len(outcomes) <= asked, "who comes in the last moment may be too late"
     assert not [each for each in outcomes if each.backend == 1 and 10.1 < each.arrived_at < 29.0]
     assert [each for each in outcomes if each.backend == 1 and each.arrived_at > 32.0]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_requests_of_a_killed_engine_are_sent_again(policy: str) -> None:
+    trace = replace(USE_CASES["killed-8-llamacpp"], seconds=30.0)
+    asked = sum(len(session.turns) for session in trace.sessions(Random("trace 1"), 30.0))
+    assert trace.absence is not None
+    killed, begin, end = trace.absence.backend, trace.absence.begin, trace.absence.end
+
+    outcomes = run(trace, POLICIES[policy], 1).outcomes
+
+    assert len(outcomes) == asked, "no request is lost for good"
+    assert not [each for each in outcomes if each.backend == killed and begin < each.arrived_at < end - 1.0]
+    assert [each for each in outcomes if each.arrived_at < begin < each.arrived_at + each.whole - 0.5]
+
+
+@pytest.mark.parametrize("policy", ["random", "round_robin", "nginx", "smg", "least_requests"])
+def test_an_engine_gets_nothing_before_it_joins(policy: str) -> None:
+    trace = replace(USE_CASES["joining-8-llamacpp"], seconds=25.0)
+    assert trace.absence is not None
+
+    outcomes = run(trace, POLICIES[policy], 1).outcomes
+
+    at_joining = [each for each in outcomes if each.backend == trace.absence.backend]
+    assert at_joining
+    assert min(each.arrived_at + each.first_token for each in at_joining) > trace.absence.end
+
+
+@pytest.mark.parametrize("name", ["webui-2-llamacpp", "coding-2-llamacpp", "batch-2-llamacpp"])
+def test_every_request_of_a_session_is_sent_once_whatever_the_policy(name: str) -> None:
+    trace = USE_CASES[name]
+    turns = [turn for session in trace.sessions(Random("trace 1"), trace.seconds) for turn in session.turns]
+    asked = sum(1 + len(turn.beside) + len(turn.after) for turn in turns)
+
+    counts = {policy: len(run(trace, POLICIES[policy], 1).outcomes) for policy in ("random", "expected_time")}
+
+    assert counts == {"random": asked, "expected_time": asked}
+
+
+def test_background_requests_follow_one_after_another() -> None:
+    system, question = Segment(1, 100), Segment(2, 50)
+    after = tuple(Aside((Segment(number, 64),), Segment(number + 1, 20)) for number in (10, 20, 30))
+    beside = (Aside((Segment(40, 64),), Segment(41, 5)),)
+    turns = (Turn(0.0, (system, question), Segment(3, 30), None, beside, after),)
+    trace = Trace("one", "", "vllm", 1, lambda random, seconds: [Session(0.0, turns, "one")], finishes=True)
+
+    outcomes = sorted(run(replace(trace, warm_up=0.0), POLICIES["random"], 1).outcomes, key=lambda one: one.arrived_at)
+
+    both, chain = outcomes[:2], outcomes[1:]
+    assert [each.arrived_at for each in both] == [both[0].arrived_at] * 2
+    assert sorted(each.prompt_tokens for each in both) == [64, 150]
+    answered_at = next(each.arrived_at + each.whole for each in both if each.prompt_tokens == 150)
+    for each in chain[1:]:
+        assert each.arrived_at == pytest.approx(answered_at)
+        answered_at += each.whole
+    assert len(outcomes) == 5
 
 
 def test_waiting_time_of_one_slot_matches_the_pollaczek_khinchine_formula() -> None:

@@ -10,7 +10,7 @@ import pytest
 from simulation.policies.base import Policy, ReplicaView, Site
 from simulation.policies.cache_aware import Smg, VllmRouter
 from simulation.policies.llm_d import StickyUntilSaturated
-from simulation.policies.plain import Rendezvous, RoundRobin
+from simulation.policies.plain import LeastConnections, Rendezvous, RoundRobin
 from simulation.requests import Request, Segment
 from simulation.virtual_loop import virtual_loop
 
@@ -117,3 +117,22 @@ def test_round_robin_skips_unreachable_backends() -> None:
     policy.site.view.is_up[1] = False
 
     assert {_choice(policy, _request(_question())) for _ in range(6)} == {0, 2}
+
+
+def test_least_connections_takes_turns_among_equals() -> None:
+    policy = LeastConnections(_site(3))
+
+    assert [_choice(policy, _request(_question())) for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+    policy.site.view.in_flight[1] = 0
+    assert _choice(policy, _request(_question())) == 1
+
+
+def test_llm_d_forgets_a_prompt_that_was_lost() -> None:
+    policy = StickyUntilSaturated(_site(2))
+    first = _request(_question(1000))
+    taken = _choice(policy, first)
+    assert _choice(policy, _request(_question(500))) != taken
+
+    policy.lost(first, taken, 1.0)
+
+    assert _choice(policy, _request(_question(400))) == taken

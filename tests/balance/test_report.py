@@ -12,9 +12,10 @@ import pytest
 from simulation.catalogue import TRACES
 from simulation.figures import figures_of, percentile
 from simulation.fleet import run
+from simulation.margins import margins
 from simulation.plot import svg
 from simulation.policies import POLICIES
-from simulation.report import Results, document_with, tables
+from simulation.report import Results, document_with, tables, use_case_tables
 from simulation.virtual_loop import virtual_loop
 
 _NAME = "rag-4-llamacpp"
@@ -37,6 +38,28 @@ def test_the_best_policy_of_a_trace_is_bold(results: Results) -> None:
 
     assert len(rows) == 2
     assert all(row.count("**") == 2 for row in rows)
+
+
+def test_margins_mark_the_figures_in_which_a_policy_is_behind() -> None:
+    def figures(p50: float, wall: float) -> dict[str, float]:
+        return {"p50": p50, "p90": 1.0, "p99": 1.0, "wall": wall, "read_tokens": 100}
+
+    results = {"one": {"own": figures(0.5, 3.0), "rival": figures(1.0, 2.0), "third": figures(0.25, 4.0)}}
+
+    *_, row, count = margins(results, "own", "rival").splitlines()
+
+    assert row == "| one | 0.500 | 1.000 | 1.000 | **1.500** | 1.000 | **2.000** | 1.000 | 1.000 | **1.500** |"
+    assert count == "| not behind, of 1 | 1 | 1 | 1 | 0 | 1 | 0 | 1 | 1 | 0 |"
+
+
+def test_tables_of_use_cases_call_the_highest_hit_rate_the_best(results: Results) -> None:
+    by_policy = {name: {**figures} for name, figures in results[_NAME].items()}
+    by_policy["random"]["hit_rate"], by_policy["least_requests"]["hit_rate"] = 0.25, 0.75
+
+    text = use_case_tables({_NAME: by_policy}, TRACES)
+
+    assert f"| {_NAME} | 25% | **75%** |" in text
+    assert text.count(f"| {_NAME} |") == 5
 
 
 def test_a_document_keeps_the_text_outside_its_markers(results: Results, tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ _numbers = count(1)
 
 @dataclass
 class Watched:
-    """A client that records the times of its answer."""
+    """A client that records the times of its answer, or of its loss."""
 
     first_token_at: float = -1.0
+    lost_at: float = -1.0
     done_at: float = -1.0
     usage: Usage | None = None
     wrote_at: list[tuple[float, int]] = field(default_factory=list)
@@ -33,6 +34,9 @@ class Watched:
 
     def first_token(self, now: float) -> None:
         self.first_token_at = now
+
+    def lost(self, now: float) -> None:
+        self.lost_at = now
 
     def done(self, usage: Usage, now: float) -> None:
         self.usage, self.done_at = usage, now

@@ -8,7 +8,7 @@ from functools import partial
 from simulation.policies.base import Policy, Site
 from simulation.policies.cache_aware import Smg, VllmRouter
 from simulation.policies.llm_d import StickyUntilSaturated
-from simulation.policies.plain import LeastPolled, PowerOfTwo, RandomChoice, Rendezvous, RoundRobin
+from simulation.policies.plain import LeastConnections, LeastPolled, PowerOfTwo, RandomChoice, Rendezvous, RoundRobin
 from simulation.policies.project import ProjectPolicy
 
 __all__ = ["POLICIES"]
@@ -17,6 +17,7 @@ POLICIES: dict[str, Callable[[Site], Policy]] = {
     "random": RandomChoice,
     "round_robin": RoundRobin,
     "least_polled": LeastPolled,
+    "nginx": LeastConnections,
     "power_of_two": PowerOfTwo,
     "rendezvous": Rendezvous,
     "smg": Smg,

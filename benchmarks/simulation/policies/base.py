@@ -78,6 +78,9 @@ class Policy(ABC):
     def refused(self, request: Request, backend: int, now: float) -> None:
         """Called when ``backend`` is unreachable; :meth:`choose` is called again."""
 
+    def lost(self, request: Request, backend: int, now: float) -> None:
+        """Called when the connection to ``backend`` broke before the answer was complete."""
+
     def first_token(self, request: Request, backend: int, now: float) -> None:
         """Called when a streamed answer begins."""
 

@@ -54,6 +54,9 @@ class StickyUntilSaturated(Policy):
     def sent(self, request: Request, backend: int, now: float) -> None:  # noqa: ARG002
         self._unread[backend] += self._own[request.number]
 
+    def lost(self, request: Request, backend: int, now: float) -> None:  # noqa: ARG002
+        self._unread[backend] -= self._own.pop(request.number, 0.0)
+
     def first_token(self, request: Request, backend: int, now: float) -> None:  # noqa: ARG002
         self._unread[backend] -= self._own.pop(request.number, 0.0)
 

@@ -7,7 +7,7 @@ import hashlib
 from simulation.policies.base import Policy, ReplicaView, Site
 from simulation.requests import Request
 
-__all__ = ["LeastPolled", "PowerOfTwo", "RandomChoice", "Rendezvous", "RoundRobin"]
+__all__ = ["LeastConnections", "LeastPolled", "PowerOfTwo", "RandomChoice", "Rendezvous", "RoundRobin"]
 
 _HASHED_TOKENS = 128  # 512 bytes, what olla's sticky sessions hash
 
@@ -42,6 +42,19 @@ class LeastPolled(Policy):
         loads = {backend: _polled_load(view, backend) for backend in view.available()}
         least = min(loads.values())
         return self.random.choice([backend for backend, load in loads.items() if load == least])
+
+
+class LeastConnections(Policy):
+    """The backend with the fewest of this replica's requests; ties in turn, as nginx's ``least_conn`` without zone."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._used = [0] * len(site.view.is_up)
+
+    def choose(self, request: Request, view: ReplicaView, now: float) -> int:  # noqa: ARG002
+        chosen = min(view.available(), key=lambda backend: (view.in_flight[backend], self._used[backend]))
+        self._used[chosen] += 1
+        return chosen
 
 
 class PowerOfTwo(Policy):

@@ -11,6 +11,7 @@ from typing import Any
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
+from inference_engine_proxy_server.backends.vllm import WAITING_FOR_STEP
 from inference_engine_proxy_server.composition.dispatch import build_dispatcher, build_placement
 from inference_engine_proxy_server.composition.fleet import build_backend_factory, build_fleet, thresholds_of
 from inference_engine_proxy_server.config.configuration import Configuration
@@ -66,6 +67,10 @@ class ProjectPolicy(Policy):
     def refused(self, request: Request, backend: int, now: float) -> None:  # noqa: ARG002
         self._fleet.report_refused_connection(self._backends[backend])
         self._leases.pop(request.number).close()
+
+    def lost(self, request: Request, backend: int, now: float) -> None:  # noqa: ARG002
+        self._leases.pop(request.number).close()
+        self._fleet.report_refused_connection(self._backends[backend])
 
     def first_token(self, request: Request, backend: int, now: float) -> None:  # noqa: ARG002
         tracker = self._leases[request.number].tracker
@@ -129,7 +134,7 @@ class ProjectPolicy(Policy):
         most = self._thresholds
         running = self._most_running[backend] = max(self._most_running[backend], state.processing)
         if self.site.engine == "vllm":
-            is_ready, capacity = True, running if state.waiting else None
+            is_ready, capacity = True, running if state.waiting > state.processing * WAITING_FOR_STEP else None
         else:
             is_ready = state.processing <= most.requests_processing and state.waiting <= most.requests_waiting
             capacity = state.capacity

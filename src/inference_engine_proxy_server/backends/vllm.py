@@ -24,7 +24,7 @@ from inference_engine_proxy_server.backends.base import (
 )
 from inference_engine_proxy_server.backends.prometheus_text import samples, sum_samples
 
-__all__ = ["VLLMBackend"]
+__all__ = ["WAITING_FOR_STEP", "VLLMBackend"]
 
 _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
@@ -38,6 +38,8 @@ _GENERATED_TOKENS = "vllm:generation_tokens_total"
 # Not messages: it begins a new answer after a trailing assistant message (vllm/entrypoints/anthropic/serving.py). Not
 # responses: versions before January 2026 (vllm#32100) begin a new answer, and gpt-oss models do in any version.
 _CONTINUES = frozenset({Api.COMPLETIONS})
+WAITING_FOR_STEP = 1 / 8
+"""At most this many requests, relative to the running ones, count as waiting for the next step, not for a slot."""
 _SHOWN = (
     _PROMPT_TOKENS,
     _GENERATED_TOKENS,
@@ -73,7 +75,8 @@ class VLLMBackend(BaseBackend):
         """Everything it reports, summed over all its engines (data parallel) and models.
 
         Not live while ``/health`` is not 200 (503: its engine died), and while it is asleep or paused.
-        ``capacity``: the most requests that it was seen running at a time, known only while others wait.
+        ``capacity``: the most requests that it was seen running at a time, known only while so many others wait that
+        they do not just wait for the next step.
         ``memory_tokens``: of its KV caches in GPU memory; it does not report offloaded tokens in host memory.
         ``progress``: tokens read and generated since it started, plus the KV cache usage.
         ``figures``: token counters since it started, and the KV cache usage of its fullest engine (0 to 1) as
@@ -137,8 +140,10 @@ class VLLMBackend(BaseBackend):
         # It does not report --max-num-seqs (except /server_info of a development server), and the KV cache may allow
         # fewer requests. The number it runs while others wait is only a lower bound: measured on vLLM 0.32.0, a long
         # prompt took the whole token budget of each step, and 1 of 16 slots was used while 5 requests waited.
-        self._most_running = max(self._most_running, running or 0.0)
-        return int(self._most_running) if waiting and self._most_running else None
+        # A few always wait at high load: those that came since the current step began.
+        running, waiting = running or 0.0, waiting or 0.0
+        self._most_running = max(self._most_running, running)
+        return int(self._most_running) if waiting > running * WAITING_FOR_STEP and self._most_running else None
 
     async def _is_paused(self) -> bool:
         if not self._has_is_paused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from heapq import nlargest
@@ -21,6 +22,7 @@ __all__ = ["PromptRouter", "RequestTracker"]
 _BEGINNINGS = 4096  # beginnings of prompts for which ``_goes_on`` is remembered
 _TURNS = 32_768  # conversation turns whose backend is remembered: about 4 MB
 _GAIN = 1 / 16
+_MOST_OF_IT = 0.9  # share of what the index knew that must be cached, if the slots that hold it are shared
 _MANY = 48  # candidates; if there are more, only a shortlist is scored
 _WARM, _DRAWN = 16, 24
 _POLLS = 8  # between two comparisons of the backends' speeds, which change slowly
@@ -35,18 +37,27 @@ class RequestTracker:
         pending: the request's pending work on that backend.
         prompt: its prompt.
         noted: what the prefix index expected when the prompt was sent.
+        is_occupied: not all of that was expected to be usable, because slots that hold it were busy.
     """
 
-    __slots__ = ("_candidate", "_is_open", "_noted", "_pending", "_prompt", "_router")
+    __slots__ = ("_candidate", "_is_occupied", "_is_open", "_noted", "_pending", "_prompt", "_router")
 
     def __init__(
-        self, router: PromptRouter, candidate: Candidate, pending: PendingRequest, prompt: Prompt, noted: Noted
+        self,
+        router: PromptRouter,
+        candidate: Candidate,
+        pending: PendingRequest,
+        prompt: Prompt,
+        noted: Noted,
+        *,
+        is_occupied: bool = False,
     ) -> None:
         self._router = router
         self._candidate = candidate
         self._pending = pending
         self._prompt = prompt
         self._noted = noted
+        self._is_occupied = is_occupied
         self._is_open = True
 
     def begin(self) -> None:
@@ -75,6 +86,9 @@ class RequestTracker:
             reuse.sent += facts.prompt_tokens
             reuse.predicted += facts.prompt_tokens * noted.held / max(1, noted.size)
             reuse.cached += facts.cached_tokens
+            if self._is_occupied:
+                share = facts.cached_tokens / max(1, facts.prompt_tokens)
+                work.contents.learn(was_shared=share > _MOST_OF_IT * noted.held / noted.size)
         learn_size(self._router.token_sizes, self._prompt, facts)
         if facts.read_tokens and facts.read_ms:
             work.speeds.note_reading(facts.read_tokens, facts.read_ms / 1000)
@@ -164,9 +178,16 @@ class PromptRouter:
             self._remember_turn(prompt, candidate)
         lookup = None if view is None else view.lookup
         noted = self.index.record(lookup or self.index.look_up(prompt), candidate.number)
-        unread = max(1.0, prompt.tokens - noted.held / prompt.bytes_a_token)
-        pending = candidate.work.send(unread, self.clock(), is_streamed=prompt.is_streamed)
-        return RequestTracker(self, candidate, pending, prompt, noted)
+        work, slots = candidate.work, candidate.load.slots
+        usable: float = noted.held
+        slot = None
+        had_last_turn = view is not None and view.last_at == candidate.number
+        if had_last_turn or slots < math.inf:
+            usable = work.usable(prompt, noted.held, slots, had_last_turn=had_last_turn)
+            slot = work.contents.take(prompt.chain, slots)
+        unread = max(1.0, prompt.tokens - usable / prompt.bytes_a_token)
+        pending = work.send(unread, self.clock(), is_streamed=prompt.is_streamed, slot=slot)
+        return RequestTracker(self, candidate, pending, prompt, noted, is_occupied=usable < noted.held)
 
     def needs_update(self, backends: int) -> bool:
         """Count a report of one of the fleet's ``backends``. Returns whether :meth:`update` should follow."""
@@ -185,6 +206,7 @@ class PromptRouter:
     def forget(self, candidate: Candidate) -> None:
         """Forget the cache of the backend, which may come back with an empty one."""
         self.index.forget(candidate.number)
+        candidate.work.contents.forget()
 
     def _count_beginning(self, prompt: Prompt) -> None:
         key, known = prompt.shared_key, self._goes_on

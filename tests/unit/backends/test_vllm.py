@@ -118,6 +118,8 @@ async def test_old_metric_names_are_understood() -> None:
         # A long prompt takes the whole token budget of a step, so fewer requests run than before.
         ([("6.0", "0.0"), ("1.0", "5.0")], 6),
         ([("1.0", "5.0"), ("6.0", "1.0")], 6),
+        ([("16.0", "2.0")], None),  # they wait for the next step only
+        ([("16.0", "3.0")], 16),
         ([("6.0", "1.0"), ("6.0", "0.0")], None),
         ([("0.0", "3.0")], None),
         ([("NaN", "3.0")], None),

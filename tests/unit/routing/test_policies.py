@@ -250,9 +250,37 @@ def test_expected_seconds_add_up() -> None:
         assert min(place, before, own, crowd, memory) >= 0 >= home
         whole = place + before + own + crowd + memory + home
         assert cost == pytest.approx(whole * one.cost if whole > 0 else whole / one.cost)
-        assert own == pytest.approx((QUESTION.tokens - held) / one.work.reads * 2)  # shared with one prompt
+        reading = (QUESTION.tokens - held) / one.work.reads
+        coming = min(0.25, reading) * one.load.total / one.work.answer_seconds
+        stalled = 1.2 * one.load.total / 2
+        assert own == pytest.approx(reading * (1 + 1 + coming + stalled))  # one other prompt waits
     assert [row[2] for row in scores.rows] == sorted(row[2] for row in scores.rows)
     assert scores.rows[3][1] > 0 == scores.rows[0][1]  # only the last one has no free slot
+
+
+def test_a_prompt_is_read_where_it_stops_the_fewest_answers() -> None:
+    fleet = a_fleet(2)
+    for one in fleet:
+        one.load.slots = 4
+    fleet[0].load.leases, fleet[0].work.sent_at = 3, -100.0  # it would win the tie
+
+    assert expected_time(fleet, asked(QUESTION), 0.0).at == 1
+
+
+def test_a_held_prompt_does_not_count_while_its_slot_is_busy() -> None:
+    fleet = a_fleet(2)
+    for one in fleet:
+        one.load.slots = 4
+    held = {0: 4000}
+    slot = fleet[0].work.contents.take(QUESTION.chain, 4)
+    assert slot is not None
+
+    busy = expected_time(fleet, asked(QUESTION, held), 0.0).rows[0][0]
+    fleet[0].work.contents.release(slot)
+    free = expected_time(fleet, asked(QUESTION, held), 0.0).rows[0][0]
+
+    assert busy == 0
+    assert free == 4000 / QUESTION.bytes_a_token
 
 
 def test_power_of_two_has_rows_for_two_candidates_only() -> None:

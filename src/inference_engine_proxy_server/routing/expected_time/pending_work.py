@@ -12,6 +12,8 @@ from statistics import median
 
 import msgspec
 
+from inference_engine_proxy_server.requests.prompt import Prompt
+from inference_engine_proxy_server.routing.expected_time.slot_contents import Slot, SlotContents
 from inference_engine_proxy_server.routing.expected_time.speeds import Speeds, fill_gaps
 
 __all__ = ["PendingRequest", "PendingWork", "Reuse", "compare"]
@@ -46,12 +48,14 @@ class PendingRequest:
         read_seconds: how long the backend read the prompt; 0 while unknown, or if several prompts were read together.
         began_at: when the answer began.
         streams: number of answers being written at that time, including its own.
+        slot: the slot that it occupies; ``None`` if the backend's slots are not followed.
     """
 
-    __slots__ = ("began_at", "due", "is_streamed", "read_seconds", "streams", "unread")
+    __slots__ = ("began_at", "due", "is_streamed", "read_seconds", "slot", "streams", "unread")
 
-    def __init__(self, unread: float, *, is_streamed: bool) -> None:
+    def __init__(self, unread: float, slot: Slot | None, *, is_streamed: bool) -> None:
         self.unread = unread
+        self.slot = slot
         self.is_streamed = is_streamed
         self.due = 0.0
         self.read_seconds = 0.0
@@ -73,16 +77,18 @@ class PendingWork:
         step_seconds, stream_seconds: the time for one token of each answer is ``step_seconds``, plus ``stream_seconds``
             for each concurrent answer.
         reuse: how much of the prompts was cached.
+        contents: what its slots hold.
     """
 
     __slots__ = (
         "_facts_at", "_memory_use", "_memory_use_load", "_reading", "_reading_since", "answer_seconds", "answers",
-        "reads", "reuse", "sent_at", "speeds", "step_seconds", "stream_seconds", "unread", "writing",
+        "contents", "reads", "reuse", "sent_at", "speeds", "step_seconds", "stream_seconds", "unread", "writing",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.speeds = Speeds()
         self.reuse = Reuse()
+        self.contents = SlotContents()
         self.reads = self.speeds.reads
         self.unread = 0.0
         self.writing = 0
@@ -107,9 +113,26 @@ class PendingWork:
         self._memory_use = fill
         self._memory_use_load = load
 
+    @property
+    def uses_memory(self) -> bool:
+        """Whether the backend reports a share of the KV cache in use above 0."""
+        return self._memory_use > 0
+
     def fill_with(self, load: float) -> float:
         """The expected share of the KV cache in use with ``load`` requests; 0 if the backend reports none."""
         return self._memory_use * load / max(1.0, self._memory_use_load)
+
+    def usable(self, prompt: Prompt, held: int, slots: float, *, had_last_turn: bool) -> float:
+        """Bytes of ``prompt`` that the backend can reuse for a new request.
+
+        Args:
+            prompt: the prompt.
+            held: bytes of it that the backend holds according to the prefix index.
+            slots: number of slots; infinite if unknown.
+            had_last_turn: the backend wrote the conversation's last answer, so it holds that as well.
+        """
+        usable = held if slots == math.inf or not held else self.contents.usable(prompt.chain, held, slots)
+        return max(held, prompt.history) if had_last_turn and usable >= held > 0 else usable
 
     def seconds_ahead(self, now: float) -> float:
         """The time until the backend has read all prompts sent to it."""
@@ -124,10 +147,10 @@ class PendingWork:
         """The expected duration of an answer of at most ``most_tokens``, from the first token to the last."""
         return min(self.answer_seconds, most_tokens * (self.step_seconds + self.stream_seconds * self.writing))
 
-    def send(self, unread: float, now: float, *, is_streamed: bool) -> PendingRequest:
-        """Add a request whose prompt has ``unread`` tokens that the backend has not cached."""
+    def send(self, unread: float, now: float, *, is_streamed: bool, slot: Slot | None = None) -> PendingRequest:
+        """Add a request whose prompt has ``unread`` tokens that the backend has not cached, in ``slot``."""
         ahead = self.seconds_ahead(now)
-        request = PendingRequest(unread, is_streamed=is_streamed)
+        request = PendingRequest(unread, slot, is_streamed=is_streamed)
         request.due = now + ahead + unread / self.reads + self.speeds.seconds_a_token(self.writing)
         if not self._reading:
             self._reading_since = now
@@ -151,6 +174,8 @@ class PendingWork:
         was_seen = request not in self._reading and request.is_streamed
         self.begin(request, now)
         self.writing -= 1
+        if request.slot is not None:
+            self.contents.release(request.slot)
         if was_seen:
             self.answers += 1
             gain = max(_GAIN, 1 / self.answers)
@@ -194,6 +219,8 @@ class PendingWork:
 
     def drop(self, request: PendingRequest) -> None:
         """Remove a request that was not delivered, or whose client has left."""
+        if request.slot is not None:
+            self.contents.release(request.slot)
         if request in self._reading:
             del self._reading[request]
             self.unread -= request.unread

@@ -15,7 +15,11 @@ TERMS = ("held_tokens", "place", "before", "own", "crowd", "memory", "home", "ti
 
 # One more answer lengthens each later step of the backend, for every request that waits there for its first token.
 # Longer steps also lengthen answers, so that more of them run concurrently.
-_CROWD = 4.0
+_CROWD = 8.0
+# While an engine reads a prompt, it writes hardly anything. Requests that are running keep their slots for so much
+# longer, which matters if there are few slots.
+_STALL = 1.2
+_SURPRISE_SECONDS = 0.25  # a prompt that takes longer to read delays no more requests: they go elsewhere
 _MEMORY_SECONDS = 0.05  # cost of half-full memory; nine times as much at 90 %, as full memory starts nothing
 _NEAR = 0.08  # costs this close to the lowest count as equal: no estimate is more precise
 _NEAR_SECONDS = 0.002
@@ -32,14 +36,11 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
     """Score by the time to the first token, plus what the request costs others, in seconds.
 
     The time to the first token is the wait for a free slot, the time to read earlier prompts, and the time to read the
-    uncached part of this one. The costs for others are the delay of prompts that are read at the same time, the delay
-    of concurrent answers, and a price for scarce cache memory. The home of a conversation gets a discount, and
+    uncached part of this one. The costs for others are the delay of requests that wait while this prompt is read, the
+    delay of concurrent answers, and a price for scarce cache memory. The home of a conversation gets a discount, and
     higher tiers a penalty.
     """
-    leases = sum(one.load.leases for one in candidates)
-    foreign = sum(one.load.foreign for one in candidates)
-    foreign_share = foreign / (foreign + leases) if leases else 0.0
-    unread_each = sum(one.work.unread for one in candidates) / leases if leases else 0.0
+    foreign_share, unread_each = _usual(candidates)
     known = _known_tokens(candidates, request, foreign_share)
     home, credit = _home(candidates, request, known, foreign_share)
     tokens, bound = request.prompt.tokens, request.prompt.answer_tokens
@@ -47,15 +48,20 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
     first_tier = min(one.tier_seconds for one in candidates)
     rows = []
     for at, one in enumerate(candidates):
-        work, load, total = one.work, one.load, one.load.total
-        reads = work.reads
-        over = total + 1 - load.slots
+        work, load = one.work, one.load
+        total, slots = load.leases + load.others, load.slots  # load.total, inlined
+        reads, reading = work.reads, work.reading
         # A slot becomes free whenever an answer ends; all answers are assumed to be as long as this one.
-        slot = over * work.seconds_of_answer(max_tokens) / load.slots if over > 0 else 0.0
-        ahead = work.seconds_ahead(now) + load.foreign * unread_each / reads
-        own = max(1.0, tokens - known[at]) / reads * (1 + work.reading)
+        slot = (total + 1 - slots) * work.seconds_of_answer(max_tokens) / slots if total >= slots else 0.0
+        ahead = work.seconds_ahead(now) if reading else 0.0
+        if foreign_share:
+            ahead += load.foreign * unread_each / reads
+        own = max(1.0, tokens - known[at]) / reads
+        # Others that wait meanwhile: those that are there now, and those that come, as many as answers end.
+        coming = min(own, _SURPRISE_SECONDS) * total / work.answer_seconds
+        own *= 1 + reading + coming + _STALL * total / slots
         crowd = _CROWD * (work.step_seconds + work.stream_seconds * total)
-        fill = min(0.99, work.fill_with(total + 1))
+        fill = min(0.99, work.fill_with(total + 1)) if work.uses_memory else 0.0
         memory = _MEMORY_SECONDS * fill / (1 - fill)
         belonging = -credit / reads if at == home else 0.0
         cost = slot + ahead + own + crowd + memory + belonging
@@ -63,6 +69,17 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
         cost = (cost * one.cost if cost > 0 else cost / one.cost) + tier
         rows.append((known[at], slot, ahead, own, crowd, memory, belonging, tier, cost))
     return Scores(_cheapest(candidates, [row[-1] for row in rows]), rows)
+
+
+def _usual(candidates: Sequence[CandidateView]) -> tuple[float, float]:
+    """The foreign share of all requests, and the unread tokens of each of ours; both 0 if there is none of ours."""
+    leases, foreign, unread = 0, 0.0, 0.0
+    for one in candidates:
+        load = one.load
+        leases += load.leases
+        foreign += load.foreign
+        unread += one.work.unread
+    return (foreign / (foreign + leases), unread / leases) if leases else (0.0, 0.0)
 
 
 def _cheapest(candidates: Sequence[CandidateView], costs: list[float]) -> int:
@@ -77,13 +94,18 @@ def _cheapest(candidates: Sequence[CandidateView], costs: list[float]) -> int:
 
 
 def _known_tokens(candidates: Sequence[CandidateView], request: PromptView, foreign_share: float) -> list[float]:
-    """Tokens of the prompt that each candidate has cached, as recorded here or implied by the rule of all replicas."""
-    prompt, held = request.prompt, request.held
-    known = [held.get(one.number, 0) / prompt.bytes_a_token for one in candidates]
-    if request.last_at in held:  # that backend has the answer, too
-        at = next((at for at, one in enumerate(candidates) if one.number == request.last_at), None)
-        if at is not None:
-            known[at] = max(known[at], prompt.history / prompt.bytes_a_token)
+    """Tokens of the prompt that each candidate can reuse, as recorded here or implied by the rule of all replicas."""
+    prompt, held, last_at = request.prompt, request.held, request.last_at
+    known = [0.0] * len(candidates)
+    chain, bytes_a_token = prompt.chain, prompt.bytes_a_token
+    for at, one in enumerate(candidates):
+        number, slots = one.number, one.load.slots
+        found: float = held.get(number, 0)
+        if number == last_at:
+            found = one.work.usable(prompt, held.get(number, 0), slots, had_last_turn=True)
+        elif found and slots < math.inf:
+            found = one.work.contents.usable(chain, held[number], slots)
+        known[at] = found / bytes_a_token
     if foreign_share and prompt.shared:
         at = highest(candidates, prompt.shared_key)
         known[at] = max(known[at], foreign_share * _SHARED_TRUST * prompt.shared / prompt.bytes_a_token)

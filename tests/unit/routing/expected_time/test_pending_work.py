@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 
+from inference_engine_proxy_server.requests.prompt import ENDS, Prompt, read_prompt
+from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 from inference_engine_proxy_server.routing.expected_time.pending_work import PendingWork, compare
 
 
@@ -169,3 +174,34 @@ def test_only_one_of_several_simultaneous_replies_is_parsed() -> None:
     assert [work.wants_facts(100 + after) for after in (0, 0.001, 0.004, 0.006, 0.01, 0.012)] == [
         True, False, False, True, False, True,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_dropped", [True, False])
+def test_a_request_occupies_its_slot_until_it_ends(is_dropped: bool) -> None:
+    work, prompt = a_workload(), a_prompt()
+    held = ENDS[3]
+    request = work.send(2000, 0.0, is_streamed=True, slot=work.contents.take(prompt.chain, 2))
+    assert work.usable(prompt, held, 2, had_last_turn=False) == 0
+
+    if is_dropped:
+        work.drop(request)
+    else:
+        work.end(request, 5.0)
+
+    assert work.usable(prompt, held, 2, had_last_turn=False) == held
+
+
+def test_the_backend_of_the_last_turn_holds_its_answer_too() -> None:
+    work, prompt = a_workload(), a_prompt()
+    assert prompt.history > ENDS[3]
+
+    assert work.usable(prompt, ENDS[3], math.inf, had_last_turn=True) == prompt.history
+    assert work.usable(prompt, ENDS[3], math.inf, had_last_turn=False) == ENDS[3]
+    assert work.usable(prompt, 0, math.inf, had_last_turn=True) == 0, "it was restarted since"
+
+
+def a_prompt() -> Prompt:
+    contents = ("s" * 2000, "q" * 500, "a" * 3000, "next")
+    roles = ("system", "user", "assistant", "user")
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    return read_prompt(b"/", "/", b"", json.dumps({"messages": messages}).encode(), TokenSizes())
