@@ -40,7 +40,7 @@ class Board:
         self.pool: Pool = make_pool(urls, Deadlines())
         self.journal = Journal()
         self.usage = UsageTotals()
-        self.traffic = Traffic(lambda record: record.path == "/health", self.usage.count)
+        self.traffic = Traffic(lambda record: record.path == "/health", lambda record: None, self.usage)
         self.in_flight = InFlight(self.pool.fleet)
         clock = self.pool.clock
         load = LiveRequests(Load(clock), self.pool.queue, clock, siblings.number)

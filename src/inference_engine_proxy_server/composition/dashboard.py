@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.dashboard.cancelling import Cancelling
@@ -61,12 +62,7 @@ def build_dashboard(
     fleet, siblings = dispatcher.fleet, process.siblings
     FleetEvents(fleet, journal)
     usage = UsageTotals()
-
-    def take(record: RequestRecord) -> None:
-        usage.count(record)
-        note_rejection(journal, record)
-
-    traffic, in_flight = Traffic(is_own, take), InFlight(fleet)
+    traffic, in_flight = Traffic(is_own, partial(note_rejection, journal), usage), InFlight(fleet)
     live = LiveRequests(load, dispatcher.queue, fleet.clock, siblings.number)
     maker = PartMaker(siblings.number, live, traffic, usage, in_flight, dispatcher.placement, journal)
     workers = Workers(maker, siblings)

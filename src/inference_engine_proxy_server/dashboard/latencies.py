@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-__all__ = ["Counts", "add", "bucket_of", "percentile"]
+__all__ = ["BOUNDS", "Counts", "add", "percentile"]
 
 Counts = dict[int, int]
 """Number of durations, by bucket. Bucket ``n`` ends at ``_SHORTEST_SECONDS * _GROWTH ** n``."""
@@ -13,14 +13,8 @@ Counts = dict[int, int]
 _SHORTEST_SECONDS = 0.001
 _GROWTH = 1.2  # so that a percentile is wrong by at most a tenth
 _LOG_GROWTH = math.log(_GROWTH)
-_LAST = 100  # about a day
-
-
-def bucket_of(seconds: float) -> int:
-    """The bucket of a duration."""
-    if seconds <= _SHORTEST_SECONDS:
-        return 0
-    return min(_LAST, math.ceil(math.log(seconds / _SHORTEST_SECONDS) / _LOG_GROWTH))
+BOUNDS = tuple(_SHORTEST_SECONDS * _GROWTH**bucket for bucket in range(100))
+"""The end of each bucket in seconds, but for the last one, which has no end; the longest is about a day."""
 
 
 def add(counts: Counts, more: Mapping[int, int]) -> None:

@@ -12,8 +12,6 @@ from inference_engine_proxy_server.dispatch.leases import Dispatcher
 
 __all__ = ["Recorder"]
 
-_AT_A_TIME = 1000  # records that are read before the event loop may do something else: 2 ms
-
 
 class Recorder:
     """Keeps the history.
@@ -35,8 +33,7 @@ class Recorder:
         """Complete each step when its time is over, until cancelled."""
         while True:
             await asyncio.sleep(STEP_SECONDS - time.time() % STEP_SECONDS)
-            while self._traffic.read(_AT_A_TIME):  # noqa: ASYNC110 - it lets other work go first
-                await asyncio.sleep(0)
+            self._traffic.read()
             self._traffic.credit(self._live.progress())
             if self._traffic.end_step(self._dispatcher.requests_waiting):
                 self._in_flight.sample()

@@ -1,6 +1,6 @@
 """Rates and latencies of the last hour, from the records of finished requests.
 
-A request costs one append. Its record is read when somebody looks, or every ten seconds.
+Requests are counted by kind. The sums are made when somebody looks, or every ten seconds.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from inference_engine_proxy_server.dashboard.latencies import Counts, add, bucket_of, percentile
+from inference_engine_proxy_server.dashboard.latencies import Counts, add, percentile
+from inference_engine_proxy_server.dashboard.tally import Tally
+from inference_engine_proxy_server.dashboard.usage_totals import UsageTotals
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
-from inference_engine_proxy_server.wire.outcome import Outcome
 
-__all__ = ["STEPS", "STEP_SECONDS", "Progress", "Step", "Sums", "Traffic", "Window", "has_failed", "merged_steps"]
+__all__ = ["STEPS", "STEP_SECONDS", "Progress", "Step", "Sums", "Traffic", "Window", "merged_steps"]
 
 STEP_SECONDS = 10
 """Length of a step of the history; steps begin at multiples of it since the epoch."""
@@ -24,7 +25,9 @@ STEPS = 360
 """Steps of the history: one hour."""
 
 _STEPS_BY_BACKEND = 6  # of the latest steps, the sums of each backend are kept
-_MOST_UNREAD = 65_536  # records; more than a process can serve in the time between two steps
+_MOST_KINDS = 1000  # clients may make up names of models
+
+_Kind = tuple[str | None, str | None, str | None]  # backend, model and key
 
 
 class Sums(msgspec.Struct, gc=False):
@@ -43,15 +46,13 @@ class Sums(msgspec.Struct, gc=False):
     tokens_out: int = 0
     latencies: Counts = {}
 
-    def count(self, record: RequestRecord, credited: int = 0) -> None:
-        """Add one request; ``credited``: tokens of its answer that are counted already."""
-        self.requests += 1
-        self.errors += has_failed(record)
-        self.tokens_in += record.prompt_tokens or 0
-        self.tokens_out += max(0, (record.output_tokens or 0) - credited)
-        if record.first_byte_seconds is not None and record.status < 400:
-            bucket = bucket_of(record.first_byte_seconds)
-            self.latencies[bucket] = self.latencies.get(bucket, 0) + 1
+    def add_tally(self, tally: Tally) -> None:
+        """Add the requests of ``tally``."""
+        self.requests += tally.requests
+        self.errors += tally.errors
+        self.tokens_in += tally.input_tokens
+        self.tokens_out += tally.output_tokens - tally.credited_tokens
+        add(self.latencies, tally.latencies)
 
     def percentile(self, share: float) -> float | None:
         """The latency that ``share`` of all requests do not exceed; ``None`` without any."""
@@ -106,51 +107,65 @@ class Traffic:
 
     Args:
         is_own: whether a path is one of the proxy's own, so that its requests do not count.
-        take: called with each record that counts, when it is read.
+        note_end: called with each request that did not end as usual.
+        usage: gets the tokens by model and key.
         now: seconds since the epoch.
 
     Attributes:
-        observe: takes the record of a request that has ended.
         steps: the complete steps, at most ``STEPS``; a step without the process is missing.
     """
 
     def __init__(
         self,
         is_own: Callable[[RequestRecord], bool],
-        take: Callable[[RequestRecord], None],
+        note_end: Callable[[RequestRecord], None],
+        usage: UsageTotals,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._is_own = is_own
-        self._take = take
+        self._note_end = note_end
+        self._usage = usage
         self._now = now
-        self._unread: deque[RequestRecord] = deque(maxlen=_MOST_UNREAD)
-        self.observe = self._unread.append
+        self._tallies: dict[_Kind, Tally] = {}
         self._began_at = now()
         self._number = int(self._began_at) // STEP_SECONDS
-        self._sums = Sums()
-        self._by_backend: dict[str, Sums] = {}
+        self._by_backend: dict[str | None, Sums] = {}  # of the current step; None: no backend
         self._credited: dict[str, int] = {}  # tokens of live requests that are counted, by request id
-        self._earlier: deque[tuple[int, Mapping[str, Sums]]] = deque(maxlen=_STEPS_BY_BACKEND)
+        self._earlier: deque[tuple[int, Mapping[str | None, Sums]]] = deque(maxlen=_STEPS_BY_BACKEND)
         self.steps: deque[Step] = deque(maxlen=STEPS)
 
     def __repr__(self) -> str:
         return f"<Traffic of {len(self.steps)} steps>"
 
-    def read(self, most: int = _MOST_UNREAD) -> bool:
-        """Count the requests that have ended since the last call, at most ``most``. Returns whether some are left."""
-        unread = self._unread
-        for _ in range(min(most, len(unread))):
-            record = unread.popleft()
-            if self._is_own(record):
-                continue
-            self._take(record)
+    def observe(self, record: RequestRecord) -> None:
+        """Count a request that has ended."""
+        backend = record.backend
+        if backend is None and self._is_own(record):
+            return
+        if record.termination != "complete":
+            self._note_end(record)
+        kind = (backend, record.model, record.key)
+        tally = self._tallies.get(kind) or self._new_tally(kind)
+        tally.count(record)
+        if self._credited:
             credited = self._credited.pop(record.request_id, 0)
-            self._sums.count(record, credited)
-            if record.backend is not None:
-                self._sums_of(record.backend).count(record, credited)
-        return bool(unread)
+            tally.credited_tokens += min(credited, record.output_tokens or 0)
 
-    def _sums_of(self, backend: str) -> Sums:
+    def _new_tally(self, kind: _Kind) -> Tally:
+        if len(self._tallies) >= _MOST_KINDS:
+            self.read()
+        tally = self._tallies[kind] = Tally()
+        return tally
+
+    def read(self) -> None:
+        """Add up what was counted since the last call."""
+        for (backend, model, key), tally in self._tallies.items():
+            self._sums_of(backend).add_tally(tally)
+            if backend is not None:
+                self._usage.add(model, key, tally)
+        self._tallies.clear()
+
+    def _sums_of(self, backend: str | None) -> Sums:
         sums = self._by_backend.get(backend)
         if sums is None:
             sums = self._by_backend[backend] = Sums()
@@ -165,10 +180,7 @@ class Traffic:
         for live in progress:
             before = self._credited.get(live.request_id, 0)
             credited[live.request_id] = max(before, live.tokens)
-            more = max(0, live.tokens - before)
-            self._sums.tokens_out += more
-            if live.backend is not None:
-                self._sums_of(live.backend).tokens_out += more
+            self._sums_of(live.backend).tokens_out += max(0, live.tokens - before)
         self._credited = credited
 
     def end_step(self, queue: int) -> bool:
@@ -177,35 +189,29 @@ class Traffic:
         if number == self._number:
             return False
         self.read()
-        self.steps.append(Step(self._number, self._sums, queue))
+        self.steps.append(Step(self._number, _total(self._by_backend), queue))
         self._earlier.append((self._number, self._by_backend))
-        self._number, self._sums, self._by_backend = number, Sums(), {}
+        self._number, self._by_backend = number, {}
         return True
 
     def window(self, steps: int) -> Window:
         """The current step and the ``steps`` before it, at most 6."""
         first = self._number - steps
-        total, by_backend = Sums(), dict[str, Sums]()
-        _add_all(total, by_backend, self._sums, self._by_backend)
-        earlier = {step.number: step.sums for step in list(self.steps)[-steps:]}
-        for number, sums in self._earlier:
-            if number >= first and number in earlier:
-                _add_all(total, by_backend, earlier[number], sums)
+        by_backend: dict[str | None, Sums] = {}
+        for number, sums in (*self._earlier, (self._number, self._by_backend)):
+            if number >= first:
+                for backend, one in sums.items():
+                    by_backend.setdefault(backend, Sums()).add(one)
         begins_at = max(self._began_at, first * STEP_SECONDS)
-        return Window(max(1.0, self._now() - begins_at), total, by_backend)
+        served = {backend: sums for backend, sums in by_backend.items() if backend is not None}
+        return Window(max(1.0, self._now() - begins_at), _total(by_backend), served)
 
 
-def has_failed(record: RequestRecord) -> bool:
-    """Whether the client got a server error, a reply that broke, or no place in the queue."""
-    return record.status >= 500 or record.outcome is Outcome.BROKEN or record.termination == "queue_full"
-
-
-def _add_all(total: Sums, by_backend: dict[str, Sums], sums: Sums, more: Mapping[str, Sums]) -> None:
-    total.add(sums)
-    for url, one in more.items():
-        if url not in by_backend:
-            by_backend[url] = Sums()
-        by_backend[url].add(one)
+def _total(by_backend: Mapping[str | None, Sums]) -> Sums:
+    total = Sums()
+    for sums in by_backend.values():
+        total.add(sums)
+    return total
 
 
 def merged_steps(parts: Iterable[Iterable[Step]]) -> dict[int, Step]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from inference_engine_proxy_server.telemetry.request_record import RequestRecord
+from inference_engine_proxy_server.dashboard.tally import Tally
 
 __all__ = ["TokenTotals", "UsageTotals"]
 
@@ -36,13 +36,11 @@ class UsageTotals(msgspec.Struct, gc=False):
     by_model: dict[str, TokenTotals] = {}
     by_key: dict[str, TokenTotals] = {}
 
-    def count(self, record: RequestRecord) -> None:
-        """Add a request, if a backend answered it."""
-        if record.backend is None:
-            return
-        one = TokenTotals(1, record.prompt_tokens or 0, record.cached_tokens or 0, record.output_tokens or 0)
-        _add(self.by_model, record.model or "", one)
-        _add(self.by_key, record.key or "", one)
+    def add(self, model: str | None, key: str | None, tally: Tally) -> None:
+        """Add requests for ``model`` with ``key`` that a backend answered."""
+        more = TokenTotals(tally.requests, tally.input_tokens, tally.cached_tokens, tally.output_tokens)
+        _totals_of(self.by_model, model or "").add(more)
+        _totals_of(self.by_key, key or "").add(more)
 
     @classmethod
     def merged(cls, parts: Iterable[UsageTotals]) -> UsageTotals:
@@ -51,13 +49,11 @@ class UsageTotals(msgspec.Struct, gc=False):
         for part in parts:
             for totals, more in ((merged.by_model, part.by_model), (merged.by_key, part.by_key)):
                 for name, one in more.items():
-                    _add(totals, name, one)
+                    _totals_of(totals, name).add(one)
         return merged
 
 
-def _add(totals: dict[str, TokenTotals], name: str, one: TokenTotals) -> None:
-    found = totals.get(name)
-    if found is None:
-        name = name if len(totals) < _MOST_NAMES else _OTHERS
-        found = totals.setdefault(name, TokenTotals())
-    found.add(one)
+def _totals_of(totals: dict[str, TokenTotals], name: str) -> TokenTotals:
+    if name not in totals and len(totals) >= _MOST_NAMES:
+        name = _OTHERS
+    return totals.setdefault(name, TokenTotals())

@@ -6,6 +6,7 @@ tools. So the messages of a request up to its last answer are the messages of an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -18,10 +19,13 @@ __all__ = ["NO_TURN", "Turn", "key_of_session", "turn_of"]
 NO_TURN = (None, None)
 """In place of the result of :func:`turn_of` for a request without messages."""
 
-_HASHED_BYTES = 2048  # messages may contain pictures of many megabytes
-_FEWEST_MESSAGES = 3  # a question, its answer and another question
+_HASHED_BYTES = 512  # with the length enough to tell conversations apart; hashing more would cost microseconds
 _MOST_EXAMINED = 256  # of the latest messages: an answer and the results of its tools are not more
 _SEPARATORS = b", \t\r\n"
+_ROLE, _ASSISTANT = b'"role"', b'"assistant"'
+_ROLE_IS_NEXT = re.compile(rb'\{\s*+"role"\s*+:\s*+\Z')
+_OTHER_ROLE = re.compile(rb'"role"\s*+:\s*+"(?!assistant")')
+_LONGEST_BEGINNING = 64  # bytes of a message up to its role, blanks included
 
 
 def key_of_session(model: str | None, session: str) -> int:
@@ -50,28 +54,21 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
         They are the key of the request itself, which the client may have sent before to get another answer, and that of
         the request to which the last answer belongs. Empty when the latest messages contain no answer to a question.
         """
-        items = read_messages(self.messages)
-        if len(items) < _FEWEST_MESSAGES:
+        text = bytes(self.messages)
+        end = _end_of_question(text)
+        if end is None:
+            end = _end_of_question_read(text, read_messages(self.messages))
+        if not end:
             return ()
-        text = memoryview(self.messages)
-        end = last = _end_before(text, len(text) - 1)
-        seen_answer = False
-        for item in reversed(items[-_MOST_EXAMINED:]):
-            role = ROLE.match(item)
-            if role[1] == b"assistant" if role else is_answer(item):
-                seen_answer = True
-            elif seen_answer:
-                closing = bytes(text[last:])
-                earlier = bytes(text[max(0, end - _HASHED_BYTES) : end]) + closing
-                return self.key, hash((self.model, end + len(closing), earlier[-_HASHED_BYTES:]))
-            end = _end_before(text, end - len(memoryview(item)))
-        return ()
+        closing = text[_end_before(text, len(text) - 1) :]
+        earlier = text[max(0, end - _HASHED_BYTES) : end] + closing
+        return self.key, hash((self.model, end + len(closing), earlier[-_HASHED_BYTES:]))
 
 
 def turn_of(model: str | None, messages: msgspec.Raw, fields: bytes) -> tuple[int, Turn | None]:
     """The key of a request, and the turn that it makes; ``None`` if it certainly is the first one.
 
-    The key is the hash of the model, and of the length and the last 2 KiB of the messages. Arguments as of
+    The key is the hash of the model, and of the length and the last 512 bytes of the messages. Arguments as of
     :class:`Turn`.
     """
     text = bytes(messages)
@@ -81,7 +78,46 @@ def turn_of(model: str | None, messages: msgspec.Raw, fields: bytes) -> tuple[in
     return key, Turn(key, model, messages, fields) if second > 0 and text.find(b"{", second + 1) > 0 else None
 
 
-def _end_before(text: memoryview, end: int) -> int:
+def _end_of_question(text: bytes) -> int | None:
+    """Where the message ends that the last answer belongs to; 0 without an answer; ``None`` if items must be read.
+
+    A quotation mark inside a string of JSON follows a backslash, so a text never looks like a role.
+    """
+    at = text.rfind(_ASSISTANT)
+    if at < 0:
+        return None if _has_items_without_role(text, 0, len(text)) else 0
+    while True:
+        begins = _ROLE_IS_NEXT.search(text, max(0, at - _LONGEST_BEGINNING), at)
+        if begins is None:
+            return None
+        end = _end_before(text, begins.start())
+        role = text.rfind(_ROLE, 0, end)
+        if role < 0 or _has_items_without_role(text, role, end):
+            return None
+        if _OTHER_ROLE.match(text, role):
+            return end
+        at = text.find(_ASSISTANT, role, end)  # two answers in succession
+
+
+def _has_items_without_role(text: bytes, start: int, end: int) -> bool:
+    return text.find(b'_call"', start, end) >= 0 or text.find(b'"reasoning"', start, end) >= 0
+
+
+def _end_of_question_read(text: bytes, items: Sequence[msgspec.Raw]) -> int:
+    """The same, from the ``items`` of ``text``; 0 without an answer to a question."""
+    end = _end_before(text, len(text) - 1)
+    seen_answer = False
+    for item in reversed(items[-_MOST_EXAMINED:]):
+        role = ROLE.match(item)
+        if role[1] == b"assistant" if role else is_answer(item):
+            seen_answer = True
+        elif seen_answer:
+            return end
+        end = _end_before(text, end - len(memoryview(item)))
+    return 0
+
+
+def _end_before(text: bytes, end: int) -> int:
     """Where the last message before ``end`` ends, without the blanks and the comma after it."""
     while end and text[end - 1] in _SEPARATORS:
         end -= 1

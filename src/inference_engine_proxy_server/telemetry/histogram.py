@@ -42,29 +42,34 @@ class Histogram:
         bounds: upper bounds of the buckets, ascending, without the infinite one.
     """
 
-    __slots__ = ("_below", "_count", "_total", "bounds")
+    __slots__ = ("_below", "_count", "_total", "_zeros", "bounds")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
         self._below = [0] * len(bounds)  # observations up to each bound
         self._count = 0
+        self._zeros = 0  # observations that are not in _below
         self._total = 0.0
 
     def add(self, observations: list[float]) -> None:
         """Add a batch, which is sorted in place. One search for each bound costs less than one for each observation."""
         if not observations:
             return
+        self._count += len(observations)
+        if not any(observations):  # as of the queue, in which most requests do not wait
+            self._zeros += len(observations)
+            return
         observations.sort()
         below = self._below
         for at, bound in enumerate(self.bounds):
             below[at] += bisect_right(observations, bound)
-        self._count += len(observations)
         self._total += sum(observations)
 
     def merge(self, other: Histogram) -> None:
         """Add the observations of ``other``, which has the same bounds."""
         self._below = [one + another for one, another in zip(self._below, other._below, strict=True)]
         self._count += other._count
+        self._zeros += other._zeros
         self._total += other._total
 
     def lines(self, name: str, labels: str) -> str:
@@ -74,7 +79,9 @@ class Histogram:
             name: of the family.
             labels: as :class:`~.exposition.Labels` formats them, at least one.
         """
-        return _template(name, labels, self.bounds) % (*self._below, self._count, self._total, self._count)
+        return _template(name, labels, self.bounds) % (
+            *(below + self._zeros for below in self._below), self._count, self._total, self._count,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)  # a few kilobytes each, for the histograms of 400 models

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from inference_engine_proxy_server.dashboard.traffic import STEPS, Progress, Traffic, merged_steps
+from inference_engine_proxy_server.dashboard.usage_totals import UsageTotals
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.outcome import Outcome
 from support.records import request_record
@@ -15,8 +16,9 @@ class Clocked:
 
     def __init__(self) -> None:
         self.now = 5000.0
-        self.taken: list[RequestRecord] = []
-        self.traffic = Traffic(lambda record: record.path == "/health", self.taken.append, lambda: self.now)
+        self.noted: list[RequestRecord] = []
+        self.usage = UsageTotals()
+        self.traffic = Traffic(lambda record: record.path == "/health", self.noted.append, self.usage, lambda: self.now)
 
     def end(self, backend: str | None = A, **fields: Any) -> None:
         self.traffic.observe(request_record(backend=backend, path="/v1/completions", **fields))
@@ -46,12 +48,29 @@ def test_sums_are_kept_by_backend() -> None:
 
 def test_requests_for_own_paths_do_not_count() -> None:
     clocked = Clocked()
-    clocked.traffic.observe(request_record(path="/health"))
+    clocked.traffic.observe(request_record(path="/health", backend=None))
     clocked.end()
     clocked.traffic.read()
 
     assert clocked.traffic.window(0).total.requests == 1
-    assert [record.path for record in clocked.taken] == ["/v1/completions"]
+
+
+def test_unusual_ends_are_noted_at_once() -> None:
+    clocked = Clocked()
+    clocked.end()
+    clocked.end(None, status=429, termination="queue_full")
+
+    assert [record.termination for record in clocked.noted] == ["queue_full"]
+
+
+def test_names_that_clients_make_up_take_no_more_memory() -> None:
+    clocked = Clocked()
+    for number in range(3000):
+        clocked.end(model=f"m-{number}")
+    clocked.traffic.read()
+
+    assert clocked.traffic.window(0).total.requests == 3000
+    assert len(clocked.usage.by_model) == 1001
 
 
 def test_error_replies_have_no_latency() -> None:
@@ -97,16 +116,6 @@ def test_history_has_an_hour() -> None:
         clocked.after(10)
 
     assert len(clocked.traffic.steps) == STEPS
-
-
-def test_reading_can_be_interrupted() -> None:
-    clocked = Clocked()
-    for _ in range(5):
-        clocked.end()
-
-    assert clocked.traffic.read(3)
-    assert not clocked.traffic.read(3)
-    assert clocked.traffic.window(0).total.requests == 5
 
 
 def test_tokens_of_a_stream_count_while_it_runs_and_not_again_at_its_end() -> None:

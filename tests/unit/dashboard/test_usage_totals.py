@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+from typing import Any
+
+from inference_engine_proxy_server.dashboard.tally import Tally
 from inference_engine_proxy_server.dashboard.usage_totals import TokenTotals, UsageTotals
 from support.records import request_record
 
 
-def test_requests_that_a_backend_answered_count_by_model_and_key() -> None:
+def tally(**fields: Any) -> Tally:
+    made = Tally()
+    made.count(request_record(**fields))
+    return made
+
+
+def test_requests_count_by_model_and_key() -> None:
     usage = UsageTotals()
-    fields = {"backend": "http://a", "prompt_tokens": 10, "cached_tokens": 4, "output_tokens": 3}
-    usage.count(request_record(model="m", key="alice", **fields))
-    usage.count(request_record(model="m", key=None, **fields))
-    usage.count(request_record(model="m", key="alice", backend=None))
+    for key in ("alice", None):
+        usage.add("m", key, tally(prompt_tokens=10, cached_tokens=4, output_tokens=3))
 
     assert usage.by_model == {"m": TokenTotals(2, 20, 8, 6)}
     assert usage.by_key == {"alice": TokenTotals(1, 10, 4, 3), "": TokenTotals(1, 10, 4, 3)}
@@ -18,7 +25,7 @@ def test_requests_that_a_backend_answered_count_by_model_and_key() -> None:
 def test_names_that_clients_make_up_take_bounded_memory() -> None:
     usage = UsageTotals()
     for number in range(1200):
-        usage.count(request_record(model=f"m-{number}", backend="http://a"))
+        usage.add(f"m-{number}", None, tally())
 
     assert len(usage.by_model) == 1001
     assert usage.by_model["(others)"].requests == 200

@@ -91,7 +91,8 @@ def test_malformed_messages_continue_nothing(messages: object) -> None:
 
 def test_only_the_latest_messages_are_examined() -> None:
     assert earlier([QUESTION, CALL, *[RESULT] * 100])[1] == key([QUESTION])
-    assert earlier([QUESTION, ANSWER, *[NEXT] * 1000]) == []
+    assert earlier([QUESTION, ANSWER, *[NEXT] * 1000])[1] == key([QUESTION])  # their roles are found without reading
+    assert earlier([QUESTION, LATE_ROLE, *[NEXT] * 1000]) == []
 
 
 def test_lone_question_is_told_from_a_continued_conversation_without_being_read() -> None:
