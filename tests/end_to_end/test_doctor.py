@@ -44,11 +44,3 @@ def test_settings_that_cannot_be_used_are_findings(tmp_path: Path) -> None:
     assert "ERROR    settings  [settings_invalid]" in done.stdout
     assert "PORT is 'x'" in done.stdout
     assert "did you mean BACKENDS?" in done.stdout
-
-
-def test_connections_that_stay_open_need_http_threads(
-    start_servers: StartServers, tiny_model: Path, tmp_path: Path
-) -> None:
-    [server] = start_servers(1, tiny_model, "--slots", "2")
-    done = run_command(tmp_path, "doctor", BACKENDS=server.url, LLAMACPP_KEEP_ALIVE="true")
-    assert "[few_http_threads]" in done.stdout

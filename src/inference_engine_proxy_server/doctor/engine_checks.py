@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from inference_engine_proxy_server.config.settings import Settings
@@ -12,9 +10,6 @@ from inference_engine_proxy_server.doctor.finding import Finding, Severity
 from inference_engine_proxy_server.doctor.probe import Probe, ProbeError
 
 __all__ = ["check_engine"]
-
-_IDLE_CONNECTIONS = 16  # delay /health by 10 s with llama.cpp's default number of HTTP threads (build 11549, 2 slots)
-_SLOW_SECONDS = 1.0
 
 
 def check_engine(
@@ -44,12 +39,12 @@ def _llamacpp(subject: str, probe: Probe, settings: Settings) -> Iterator[Findin
             "It has one slot, so it serves one request at a time.",
             "Start llama-server with --parallel, for example --parallel 4.",
         )
-    if settings.llamacpp_keep_alive and _is_slow_beside_idle_connections(probe):
+    if settings.llamacpp_keep_alive:
         yield Finding(
-            "few_http_threads",
-            Severity.WARNING,
+            "http_threads",
+            Severity.NOTE,
             subject,
-            f"With {_IDLE_CONNECTIONS} idle connections it takes over {_SLOW_SECONDS:g} s to answer /health.",
+            "LLAMACPP_KEEP_ALIVE is true, so each idle connection of the proxy occupies one of its HTTP threads for 5 s.",
             "Start llama-server with --threads-http 64, or set LLAMACPP_KEEP_ALIVE to false.",
         )
 
@@ -73,16 +68,3 @@ def _slots(probe: Probe) -> int | None:
         return None
     slots = found.get("total_slots") if isinstance(found, dict) else None
     return slots if isinstance(slots, int) else None
-
-
-def _is_slow_beside_idle_connections(probe: Probe) -> bool:
-    with ExitStack() as stack:
-        try:
-            connections = [stack.enter_context(probe.connect()) for _ in range(_IDLE_CONNECTIONS)]
-            for connection in connections:
-                connection.sendall(b"GET /health HTTP/1.1\r\nhost: %b\r\n\r\n" % probe.host.encode())
-            began_at = time.monotonic()
-            probe.get("/health")
-        except (OSError, ProbeError):
-            return True
-        return time.monotonic() - began_at > _SLOW_SECONDS

@@ -122,14 +122,6 @@ class Probe:
         except OSError:
             return False
 
-    def connect(self) -> socket.socket:
-        """A bare connection, which the caller closes.
-
-        Raises:
-            OSError: there is none.
-        """
-        return socket.create_connection((self.host, self.port), self.seconds)
-
     def without_tls(self, port: int | None = None) -> Probe:
         """The same server over plain HTTP, asked quickly; at another ``port`` if there is one."""
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -89,6 +89,12 @@ async def test_an_answer_that_shows_a_problem(pages: Pages, changed: Pages, code
         assert await codes(f"http://127.0.0.1:{port}") == [code]
 
 
+async def test_idle_connections_to_llama_cpp_need_http_threads() -> None:
+    async with server(LLAMACPP) as port, server(VLLM) as vllm_port:
+        assert await codes(f"http://127.0.0.1:{port}", llamacpp_keep_alive=True) == ["http_threads"]
+        assert await codes(f"http://127.0.0.1:{vllm_port}", llamacpp_keep_alive=True) == []
+
+
 async def test_a_url_that_ends_with_v1() -> None:
     async with server(LLAMACPP) as port:
         assert await codes(f"http://127.0.0.1:{port}/v1") == ["backend_url_ends_with_v1"]
