@@ -44,7 +44,7 @@ def _llamacpp(subject: str, probe: Probe, settings: Settings) -> Iterator[Findin
             "http_threads",
             Severity.NOTE,
             subject,
-            "LLAMACPP_KEEP_ALIVE is true, so each idle connection of the proxy occupies one of its HTTP threads for 5 s.",
+            "LLAMACPP_KEEP_ALIVE is true, so each idle connection occupies one of its HTTP threads for 5 s.",
             "Start llama-server with --threads-http 64, or set LLAMACPP_KEEP_ALIVE to false.",
         )
 
