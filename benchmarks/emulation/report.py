@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from statistics import median
-from typing import Any
 
 from simulation.plot import svg
 from simulation.trace import Trace
 from suite.results import Results
-from suite.tables import failures_list, markdown_table
+from suite.tables import failures_list, markdown_table, spread_cell
 from warm_prefixes.figures import spread_of
 
 __all__ = ["COLUMNS", "picture", "tables"]
@@ -58,7 +57,7 @@ def _of_case(results: Results, name: str, traces: Mapping[str, Trace]) -> Iterat
     about = "a trace that is no longer in the catalogue" if trace is None else trace.about
     yield f"**{name} engines**: {about}. About {median(run['requests'] for run in runs):.0f} requests in each run."
     rows = [
-        [target, *(_cell(reports, figure, form) for figure, (_, form) in COLUMNS.items())]
+        [target, *(spread_cell(spread_of(reports, figure), form) for figure, (_, form) in COLUMNS.items())]
         for target, reports in by_target.items()
     ]
     yield markdown_table(["", *(title for title, _ in COLUMNS.values())], rows)
@@ -69,15 +68,6 @@ def _of_case(results: Results, name: str, traces: Mapping[str, Trace]) -> Iterat
     if any(kinds.values()):
         named = (f"{target}: {', '.join(sorted(found))}" for target, found in kinds.items() if found)
         yield f"Failed attempts: {'; '.join(named)}."
-
-
-def _cell(reports: list[Any], figure: str, form: str) -> str:
-    """The median, with the range if it differs when printed."""
-    spread = spread_of(reports, figure)
-    if spread is None:
-        return "-"
-    low, middle, high = (form.format(value) for value in (min(spread.values), spread.median, max(spread.values)))
-    return middle if low == high else f"{middle} ({low}-{high})"
 
 
 def _conditions(results: Results) -> str:

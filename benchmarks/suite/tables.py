@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from suite.claims import CLAIMS
-from suite.figures import FIGURES, Figures
+from suite.figures import FIGURES, Figures, Spread
 from suite.results import Failure
 from suite.targets import DIRECT, OURS_NAME
 
@@ -18,6 +18,7 @@ __all__ = [
     "markdown_table",
     "ratios_table",
     "result_tables",
+    "spread_cell",
 ]
 
 _UNKNOWN = "-"
@@ -112,6 +113,14 @@ def _number(value: float | None) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def spread_cell(spread: Spread | None, form: str) -> str:
+    """The median, with the range if it differs when printed; ``form`` formats a number."""
+    if spread is None:
+        return _UNKNOWN
+    low, middle, high = (form.format(value) for value in (min(spread.values), spread.median, max(spread.values)))
+    return middle if low == high else f"{middle} ({low}-{high})"
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
-from suite.figures import Spread
 from suite.results import Results
-from suite.tables import failures_list, markdown_table
+from suite.tables import failures_list, markdown_table, spread_cell
 from warm_prefixes.figures import spread_of
 from warm_prefixes.plan import WORKLOADS
 
@@ -42,18 +41,10 @@ def _of_workload(results: Results, name: str) -> Iterator[str]:
         f"one boundless cache would have {_PERCENT.format(median(ceilings))}."
     )
     rows = [
-        [target, *(_cell(spread_of(runs, figure), form) for figure, (_, form) in _COLUMNS.items())]
+        [target, *(spread_cell(spread_of(runs, figure), form) for figure, (_, form) in _COLUMNS.items())]
         for target, runs in by_target.items()
     ]
     yield markdown_table(["", *(title for title, _ in _COLUMNS.values())], rows)
-
-
-def _cell(spread: Spread | None, form: str) -> str:
-    """The median, with the range if it differs when printed."""
-    if spread is None:
-        return "-"
-    low, middle, high = (form.format(value) for value in (min(spread.values), spread.median, max(spread.values)))
-    return middle if low == high else f"{middle} ({low}-{high})"
 
 
 def _conditions(results: Results) -> str:

@@ -122,7 +122,7 @@ class Gate:
         return None
 
     def _viewer(self, head: RequestHead, admin_digest: bytes | None) -> Viewer:
-        """Who asks for the dashboard. Without a key, anyone may see a part of it; with a wrong one, nobody.
+        """The viewer who asks for the dashboard. A request without a key sees the public part; a wrong key is rejected.
 
         Args:
             admin_digest: of the key of operators; ``None`` if there are none here.

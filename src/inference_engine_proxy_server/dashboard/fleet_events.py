@@ -66,7 +66,7 @@ class FleetEvents(FleetObserver):
 
 
 class _Seen:
-    """What is known of a backend."""
+    """The state of a backend when its latest event was noted."""
 
     __slots__ = ("is_draining", "since", "state")
 

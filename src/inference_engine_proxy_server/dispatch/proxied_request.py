@@ -50,7 +50,7 @@ class ProxiedRequest(Exchange):
             as long as usual; ``None`` if there is no other one.
         sink: receives the backend's reply instead of the request itself; ``None`` for the request itself.
         resumes: how often its stream was resumed.
-        watch: is told of the request's steps; a subclass may have one for each request.
+        watch: receives the steps of the request, such as the beginning of a wait. Tracing gives each request its own.
     """
 
     __slots__ = (

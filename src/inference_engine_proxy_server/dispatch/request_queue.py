@@ -67,7 +67,7 @@ class QueuedRequest(Generic[C]):
         try_lease: returns a lease, or ``None`` when no slot is free. Raises a ``ProxyError`` if waiting is pointless.
         queue: the queue in which it waits.
         most_seconds: how long it may wait, if that is less than usual.
-        owner: the request that it stands for, to show who waits.
+        owner: the request that waits; the dashboard shows it.
         lease: receives the result of ``try_lease``, or the error that ends the wait.
         deadline: the time at which its wait ends.
         waits: whether it is in the queue now.

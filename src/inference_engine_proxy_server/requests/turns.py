@@ -22,6 +22,7 @@ NO_TURN = (None, None)
 _HASHED_BYTES = 512  # with the length enough to tell conversations apart; hashing more would cost microseconds
 _MOST_EXAMINED = 256  # of the latest messages: an answer and the results of its tools are not more
 _SEPARATORS = b", \t\r\n"
+_USUAL_SEPARATORS = 64  # bytes between two messages; more are skipped, too, but cost a copy of the text
 _ROLE, _ASSISTANT = b'"role"', b'"assistant"'
 _ROLE_IS_NEXT = re.compile(rb'\{\s*+"role"\s*+:\s*+\Z')
 _OTHER_ROLE = re.compile(rb'"role"\s*+:\s*+"(?!assistant")')
@@ -86,7 +87,7 @@ def _end_of_question(text: bytes) -> int | None:
     at = text.rfind(_ASSISTANT)
     if at < 0:
         return None if _has_items_without_role(text, 0, len(text)) else 0
-    while True:
+    for _ in range(_MOST_EXAMINED):
         begins = _ROLE_IS_NEXT.search(text, max(0, at - _LONGEST_BEGINNING), at)
         if begins is None:
             return None
@@ -97,6 +98,7 @@ def _end_of_question(text: bytes) -> int | None:
         if _OTHER_ROLE.match(text, role):
             return end
         at = text.find(_ASSISTANT, role, end)  # two answers in succession
+    return 0
 
 
 def _has_items_without_role(text: bytes, start: int, end: int) -> bool:
@@ -119,6 +121,6 @@ def _end_of_question_read(text: bytes, items: Sequence[msgspec.Raw]) -> int:
 
 def _end_before(text: bytes, end: int) -> int:
     """Where the last message before ``end`` ends, without the blanks and the comma after it."""
-    while end and text[end - 1] in _SEPARATORS:
-        end -= 1
-    return end
+    start = max(0, end - _USUAL_SEPARATORS)
+    kept = text[start:end].rstrip(_SEPARATORS)
+    return start + len(kept) if kept else len(text[:end].rstrip(_SEPARATORS))

@@ -108,7 +108,7 @@ def of_reply(request: ProxiedRequest) -> dict[str, Any]:
 
 
 def of_generation(provider: str | None, facts: ReplyFacts, names: ReplyNames) -> dict[str, Any]:
-    """What is known about an answer or an embedding.
+    """The attributes of an answer or an embedding.
 
     Args:
         provider: the kind of engine that served it; ``None`` if none did, or if it is not known.

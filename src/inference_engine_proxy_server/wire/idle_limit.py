@@ -28,7 +28,7 @@ class IdleReserve:
 
 
 class IdleLimit:
-    """The limit of one backend.
+    """The number of idle connections that one backend may keep.
 
     Args:
         reserve: shared by all backends.

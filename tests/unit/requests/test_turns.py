@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -111,3 +112,14 @@ def test_conversations_with_another_model_or_other_messages_are_others() -> None
 
 def test_sessions_differ_by_name_and_model() -> None:
     assert len({key_of_session(model, name) for model in ("m", None) for name in ("a", "b")}) == 4
+
+
+def test_hostile_messages_take_bounded_time() -> None:
+    answers = b"[%b]" % b",".join([b'{"role":"assistant"}'] * 200_000)
+    blanks = b'[{"role":"user"},%b{"role":"assistant"},{"role":"user"}]' % (b" " * 10_000_000)
+    for text in (answers, blanks):
+        _, turn = turn_of("m", msgspec.Raw(text), b"")
+        assert turn is not None
+        before = time.process_time()
+        turn.earlier_keys()
+        assert time.process_time() - before < 0.5

@@ -31,7 +31,7 @@ class Slot(msgspec.Struct, gc=False, eq=False):
 
 
 class SlotContents:
-    """The slots of one backend.
+    """The prompts that the slots of one backend hold.
 
     Attributes:
         shares: probability that a busy slot shares its prompt nevertheless, learned from replies: other engines with a
