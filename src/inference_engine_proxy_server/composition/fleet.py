@@ -1,4 +1,4 @@
-"""Builds the fleet: its backends, their polls, and the reload of its configuration."""
+"""Builds the fleet: its backends, their polls, and what finds backends while the proxy runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from inference_engine_proxy_server.composition.clients import via_name
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.discovery.config_watch import ConfigWatch
+from inference_engine_proxy_server.discovery.discovery import Discovery
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.backend_load import BackendLoad, SharedLoad
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
-from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, check_engines
 from inference_engine_proxy_server.fleet.health import HealthRules
@@ -37,6 +38,7 @@ __all__ = [
     "build_backend_factory",
     "build_cache_refresher",
     "build_config_watch",
+    "build_discovery",
     "build_fleet",
     "build_fleet_updater",
     "thresholds_of",
@@ -128,16 +130,10 @@ def build_fleet_updater(
     fleet: Fleet,
     placement: Placement,
     refresher: CacheRefresher,
-    engines: Engines,
     make_backend: BackendFactory,
     catalog: LiveCatalog,
 ) -> FleetUpdater:
-    """The updater, which applies changes of the configuration to ``fleet``, ``placement`` and ``catalog``.
-
-    Raises:
-        UnknownEngineError: the configuration names an unknown engine.
-    """
-    check_engines(configuration.fleet, engines)
+    """The updater, which applies changes to ``fleet``, ``placement`` and ``catalog``."""
     policy = configuration.settings.balancing_policy
 
     def apply_models(models: Mapping[str, ModelConfig], default_model: str | None) -> None:
@@ -147,7 +143,6 @@ def build_fleet_updater(
 
     return FleetUpdater(
         fleet,
-        engines,
         make_backend,
         refresher.forget_engine,
         apply_models,
@@ -156,10 +151,22 @@ def build_fleet_updater(
     )
 
 
+def build_discovery(
+    configuration: Configuration, engines: Engines, updater: FleetUpdater, journal: Journal
+) -> Discovery:
+    """The sources of backends.
+
+    Raises:
+        UnknownEngineError: the configuration names an unknown engine.
+    """
+    check_engines(configuration.fleet, engines)
+    return Discovery(configuration, engines, updater, (), journal)
+
+
 def build_config_watch(
     configuration: Configuration,
     load: Callable[[], Configuration] | None,
-    updater: FleetUpdater,
+    discovery: Discovery,
     metrics: RequestMetrics,
     journal: Journal,
     process: ProcessContext,
@@ -167,4 +174,4 @@ def build_config_watch(
     """The watch that reads changes of the configuration with ``load``; ``None`` when it never changes."""
     if load is None:
         return None
-    return ConfigWatch(configuration, load, updater, metrics, journal, hears_signals=not process.is_worker)
+    return ConfigWatch(configuration, load, discovery, metrics, journal, hears_signals=not process.is_worker)

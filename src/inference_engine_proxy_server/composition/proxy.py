@@ -34,6 +34,7 @@ from inference_engine_proxy_server.composition.fleet import (
     build_backend_factory,
     build_cache_refresher,
     build_config_watch,
+    build_discovery,
     build_fleet,
     build_fleet_updater,
 )
@@ -41,6 +42,8 @@ from inference_engine_proxy_server.composition.telemetry import build_access_log
 from inference_engine_proxy_server.composition.tracing import build_traces
 from inference_engine_proxy_server.composition.usage import build_ledger, build_spending
 from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.discovery.config_watch import ConfigWatch
+from inference_engine_proxy_server.discovery.discovery import Discovery
 from inference_engine_proxy_server.dispatch.demand import Demand
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
@@ -52,7 +55,6 @@ from inference_engine_proxy_server.endpoints.fleet_metrics import FleetMetrics, 
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
 from inference_engine_proxy_server.endpoints.shadow_metrics import ShadowMetrics
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
-from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.hidden_models import HiddenModels
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
@@ -80,6 +82,8 @@ from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.usage.ledger import Ledger
 
 __all__ = ["build_proxy"]
+
+_FIRST_REPORT_SECONDS = 5.0  # that the start waits for sources of backends
 
 Handler = Callable[[ProxiedRequest], Coroutine[None, None, None]]
 
@@ -113,10 +117,11 @@ def build_proxy(
     names = ModelLabels(fleet, catalog, placement.lists)
     metrics = RequestMetrics(RULES, RESULTS, labels, names.of)
     access_log = build_access_log(settings, process, metrics)
-    updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend, catalog)
+    updater = build_fleet_updater(configuration, fleet, placement, refresher, make_backend, catalog)
+    discovery = build_discovery(configuration, engines, updater, journal)
     HiddenModels(fleet, catalog)
     listed = ListedModels(fleet, catalog, placement.lists)
-    config_watch = build_config_watch(configuration, load, updater, metrics, journal, process)
+    config_watch = build_config_watch(configuration, load, discovery, metrics, journal, process)
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
     decisions = Decisions(answers_header=settings.explain_header)
     ring = build_key_ring(settings, journal)
@@ -157,13 +162,14 @@ def build_proxy(
         "deadlines": deadlines.run,
         "overload guard": guard.run,
         "cache refresher": refresher.run,
+        "discovery": discovery.run,
         "standstill watch": StandstillWatch(fleet).run,
         **dashboard.loops,
         **_optional_loops(config_watch, ring, access_log, ledger),
         **traces.loops,
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }
-    app = build_app(routers, _lifespan(loops, refresher, fleet))
+    app = build_app(routers, _lifespan(loops, discovery, refresher, fleet))
     # The client side.
     bridge = AsgiBridge(app)
     gate = build_gate(settings, ring, allowances)
@@ -237,11 +243,12 @@ def _recorder(
 
 
 def _lifespan(
-    loops: Loops, refresher: CacheRefresher, fleet: Fleet
+    loops: Loops, discovery: Discovery, refresher: CacheRefresher, fleet: Fleet
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with in_background(loops):
+            await discovery.first_reports(_FIRST_REPORT_SECONDS)
             await refresher.first_round()
             yield
         fleet.close()
