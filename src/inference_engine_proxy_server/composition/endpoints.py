@@ -16,6 +16,7 @@ from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.composition.dashboard import Dashboard
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.discovery.discovery import Discovery
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.endpoints.admin import admin_router
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
@@ -29,6 +30,7 @@ from inference_engine_proxy_server.endpoints.openapi import describe_proxied_pat
 from inference_engine_proxy_server.endpoints.page import page_router
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage, prometheus_router
 from inference_engine_proxy_server.endpoints.usage import usage_router
+from inference_engine_proxy_server.fleet.departures import Departures
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.requests.destinations import Destinations
@@ -46,6 +48,8 @@ def build_routers(
     workers: AllWorkers,
     metrics_page: MetricsPage,
     listed: ListedModels,
+    departures: Departures,
+    discovery: Discovery,
 ) -> Sequence[APIRouter]:
     """The proxy's own paths."""
     fleet = dispatcher.fleet
@@ -62,7 +66,7 @@ def build_routers(
         models_router(dispatcher, listed, settings.metrics_cache_ttl_seconds),
         prometheus_router(metrics_page),
         docs_router(),
-        admin_router(fleet, ring, allowances, workers),
+        admin_router(fleet, departures, ring, allowances, workers, discovery.sources),
         usage_router(usage_file, time.time),
     )
 

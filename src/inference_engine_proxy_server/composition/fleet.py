@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from inference_engine_proxy_server.backends.base import Thresholds
 from inference_engine_proxy_server.backends.registry import Engines
@@ -13,6 +13,7 @@ from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfi
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.discovery.config_watch import ConfigWatch
 from inference_engine_proxy_server.discovery.discovery import Discovery
+from inference_engine_proxy_server.discovery.source import Source
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.backend_load import BackendLoad, SharedLoad
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
@@ -132,9 +133,18 @@ def build_fleet_updater(
     refresher: CacheRefresher,
     make_backend: BackendFactory,
     catalog: LiveCatalog,
+    process: ProcessContext,
 ) -> FleetUpdater:
     """The updater, which applies changes to ``fleet``, ``placement`` and ``catalog``."""
     policy = configuration.settings.balancing_policy
+    drained = set(process.drained_urls)
+
+    def make_joining(config: BackendConfig) -> Backend:
+        backend = make_backend(config)
+        if config.url in drained:  # only once: one that leaves and comes back is not drained
+            drained.discard(config.url)
+            backend.is_draining = True
+        return backend
 
     def apply_models(models: Mapping[str, ModelConfig], default_model: str | None) -> None:
         catalog.replace(ModelCatalog(models, default_model))
@@ -143,7 +153,7 @@ def build_fleet_updater(
 
     return FleetUpdater(
         fleet,
-        make_backend,
+        make_joining,
         refresher.forget_engine,
         apply_models,
         configuration.models,
@@ -152,15 +162,15 @@ def build_fleet_updater(
 
 
 def build_discovery(
-    configuration: Configuration, engines: Engines, updater: FleetUpdater, journal: Journal
+    configuration: Configuration, engines: Engines, updater: FleetUpdater, sources: Sequence[Source], journal: Journal
 ) -> Discovery:
-    """The sources of backends.
+    """The sources of backends: the configuration, and ``sources``.
 
     Raises:
         UnknownEngineError: the configuration names an unknown engine.
     """
     check_engines(configuration.fleet, engines)
-    return Discovery(configuration, engines, updater, (), journal)
+    return Discovery(configuration, engines, updater, sources, journal)
 
 
 def build_config_watch(

@@ -38,6 +38,12 @@ from inference_engine_proxy_server.composition.fleet import (
     build_fleet,
     build_fleet_updater,
 )
+from inference_engine_proxy_server.composition.joining import (
+    build_config_of,
+    build_joining_router,
+    build_joining_sources,
+    build_roster,
+)
 from inference_engine_proxy_server.composition.telemetry import build_access_log
 from inference_engine_proxy_server.composition.tracing import build_traces
 from inference_engine_proxy_server.composition.usage import build_ledger, build_spending
@@ -55,6 +61,7 @@ from inference_engine_proxy_server.endpoints.fleet_metrics import FleetMetrics, 
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
 from inference_engine_proxy_server.endpoints.shadow_metrics import ShadowMetrics
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
+from inference_engine_proxy_server.fleet.departures import Departures
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.hidden_models import HiddenModels
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
@@ -102,11 +109,12 @@ def build_proxy(
 
     Raises:
         KeyFileError: the key file cannot be used.
-        SettingsError: the usage file cannot be used, or tracing lacks a package.
+        SettingsError: the usage file or the file of added backends cannot be used, or tracing lacks a package.
         UnknownEngineError: the configuration names an unknown engine.
     """
-    settings, process = configuration.settings, process or SoleProcess()
-    deadlines, journal, engines = Deadlines(), Journal(), discover_engines()
+    settings, engines = configuration.settings, discover_engines()
+    process = process or SoleProcess(build_roster(settings, engines))
+    deadlines, journal = Deadlines(), Journal()
     catalog = LiveCatalog(ModelCatalog(configuration.models, configuration.default_model))
     # The fleet, and the path of a request to it.
     make_backend = build_backend_factory(settings, deadlines, process)
@@ -117,8 +125,11 @@ def build_proxy(
     names = ModelLabels(fleet, catalog, placement.lists)
     metrics = RequestMetrics(RULES, RESULTS, labels, names.of)
     access_log = build_access_log(settings, process, metrics)
-    updater = build_fleet_updater(configuration, fleet, placement, refresher, make_backend, catalog)
-    discovery = build_discovery(configuration, engines, updater, journal)
+    updater = build_fleet_updater(configuration, fleet, placement, refresher, make_backend, catalog, process)
+    config_of = build_config_of(lambda: _in_force(configuration, config_watch))
+    sources = build_joining_sources(process, config_of)
+    discovery = build_discovery(configuration, engines, updater, sources, journal)
+    departures = Departures(fleet)
     HiddenModels(fleet, catalog)
     listed = ListedModels(fleet, catalog, placement.lists)
     config_watch = build_config_watch(configuration, load, discovery, metrics, journal, process)
@@ -154,7 +165,10 @@ def build_proxy(
         is_own=lambda record: destinations.of(record.method, record.path) in ANSWERED_HERE,
     )  # fmt: skip
     routers = [
-        *build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page, listed),
+        *build_routers(
+            settings, dispatcher, ring, allowances, readiness, workers, metrics_page, listed, departures, discovery
+        ),
+        build_joining_router(settings, fleet, discovery, departures, workers, process, config_of, engines),
         build_dashboard_router(settings, dashboard, lambda: _in_force(configuration, config_watch)),
     ]
     answers = {**workers.answers, **metrics_page.answers, **ownership.answers, **dashboard.answers}

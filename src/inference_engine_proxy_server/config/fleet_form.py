@@ -17,7 +17,7 @@ from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.model_form import ModelEntry, ModelName
 from inference_engine_proxy_server.config.values import Secret, as_secret, as_variable
 
-__all__ = ["NOT_IN_THE_FILE", "BackendEntry", "ExactSchema", "FleetForm", "fleet_file_schema"]
+__all__ = ["NOT_IN_THE_FILE", "BackendEntry", "ExactSchema", "FleetForm", "fleet_file_schema", "have_own_names"]
 
 _NAME = "[A-Za-z0-9._-]{1,64}"
 
@@ -131,7 +131,8 @@ class BackendEntry(Entry):
         )
 
 
-def _have_own_names(entries: list[BackendEntry]) -> list[BackendEntry]:
+def have_own_names(entries: list[BackendEntry]) -> list[BackendEntry]:
+    """``entries``, unchanged; raises ``ValueError`` if two have the same server or the same name."""
     distinct_base_urls(entry.url for entry in entries)
     names = [entry.name for entry in entries if entry.name is not None]
     for name in names:
@@ -147,7 +148,7 @@ class FleetForm(BaseModel):
         extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True, title="Fleet file"
     )
 
-    backends: Annotated[list[BackendEntry], Field(min_length=1), AfterValidator(_have_own_names)] = Field(default=[])
+    backends: Annotated[list[BackendEntry], Field(min_length=1), AfterValidator(have_own_names)] = Field(default=[])
     """The engine servers; BACKENDS, if set, selects which of them are used."""
     default_model: ModelName | None = None
     """The model of requests that name none."""

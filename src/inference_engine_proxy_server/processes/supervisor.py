@@ -25,6 +25,7 @@ from inference_engine_proxy_server.processes.channel import (
     DRAIN,
     MOVE,
     READINESS_PROBED,
+    ROSTER,
     SERVING,
     SIGNAL,
     UNDRAIN,
@@ -33,6 +34,7 @@ from inference_engine_proxy_server.processes.channel import (
 from inference_engine_proxy_server.processes.conversation_memory import ConversationMemory
 from inference_engine_proxy_server.processes.host import SharedPort
 from inference_engine_proxy_server.processes.process_context import WorkerContext
+from inference_engine_proxy_server.processes.roster import Roster
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 from inference_engine_proxy_server.processes.siblings import Siblings, inboxes
 from inference_engine_proxy_server.processes.worker_slot import WorkerProcess, WorkerSlot
@@ -56,6 +58,7 @@ class Supervisor:
         serve: runs in each worker process until the worker is stopped; returns the exit code.
         read_again: returns the configuration if it is valid and has changed since the last call. Raises nothing.
         on_started: called once, when all workers serve.
+        roster: the backends that join while the proxy runs; ``None`` for an empty one.
     """
 
     def __init__(
@@ -65,13 +68,15 @@ class Supervisor:
         serve: Callable[[WorkerContext], int],
         read_again: Callable[[], Configuration | None],
         on_started: Callable[[], None],
+        roster: Roster | None = None,
     ) -> None:
         self._configuration = configuration
         self._ports = ports
         self._serve = serve
         self._read_again = read_again
         self._on_started = on_started
-        self._urls = {backend.url for backend in configuration.fleet}  # of all backends, past and present
+        self._roster = roster or Roster()
+        self._urls = {*_urls_of(configuration), *self._roster.urls}  # of all backends, past and present
         self._drained_urls: set[str] = set()
         self._has_started = self._is_stopping = False
         self._exit_code = 0
@@ -126,6 +131,15 @@ class Supervisor:
                 elif word == UNDRAIN:
                     self._drained_urls.discard(argument)
                 self._send_to_all(word, argument)
+            elif word == ROSTER:
+                self._change_roster(argument)
+
+    def _change_roster(self, command: str) -> None:
+        before = self._roster.urls
+        carried_out = self._roster.carry_out(command)
+        self._drained_urls -= before - self._roster.urls  # one that is removed and added again is not drained
+        self._urls |= self._roster.urls
+        self._send_to_all(ROSTER, carried_out)
 
     def _on_serving(self, worker: WorkerSlot) -> None:
         if self._has_started:
@@ -135,12 +149,14 @@ class Supervisor:
             self._on_started()
 
     def _check_fleet(self) -> None:
+        self._roster.end_leases(time.monotonic())
         changed = self._read_again()
         if changed is not None:
+            before = _urls_of(self._configuration)
             self._configuration = self._configuration.with_fleet_of(changed)
             # As in the workers: a backend that is removed from the fleet and added again is not drained.
-            urls = {backend.url for backend in self._configuration.fleet}
-            self._drained_urls &= urls
+            urls = _urls_of(self._configuration)
+            self._drained_urls -= before - urls
             self._urls |= urls
 
     def _send_to_all(self, word: str, argument: str) -> None:
@@ -257,6 +273,7 @@ class Supervisor:
                 self._shared_leases,
                 self._conversations,
                 frozenset(self._drained_urls),
+                self._roster.copy(),
             )
             code = self._serve(context)
         except SystemExit as end:  # uvicorn exits this way when it cannot start
@@ -265,6 +282,10 @@ class Supervisor:
             logger.exception("worker %d crashed", worker.number)
         finally:
             os._exit(code)
+
+
+def _urls_of(configuration: Configuration) -> set[str]:
+    return {backend.url for backend in configuration.fleet}
 
 
 @contextmanager
