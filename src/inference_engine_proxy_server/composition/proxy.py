@@ -54,6 +54,7 @@ from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.endpoints.fleet_metrics import FleetMetrics, LearnedMetrics
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
 from inference_engine_proxy_server.endpoints.shadow_metrics import ShadowMetrics
+from inference_engine_proxy_server.endpoints.source_metrics import SourceMetrics
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.hidden_models import HiddenModels
@@ -143,6 +144,7 @@ def build_proxy(
     families = (
         FleetMetrics(dispatcher, labels).families,
         LearnedMetrics(placement, labels).families,
+        SourceMetrics(lambda: discovery.members, labels).families,
         Demand(client_load, fleet, names, labels).families,
         metrics.families,
         *_shadow_families(placement, labels),
@@ -154,7 +156,7 @@ def build_proxy(
         is_own=lambda record: destinations.of(record.method, record.path) in ANSWERED_HERE,
     )  # fmt: skip
     routers = [
-        *build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page, listed),
+        *build_routers(settings, dispatcher, discovery, ring, allowances, readiness, workers, metrics_page, listed),
         build_dashboard_router(settings, dashboard, lambda: _in_force(configuration, config_watch)),
     ]
     answers = {**workers.answers, **metrics_page.answers, **ownership.answers, **dashboard.answers}
