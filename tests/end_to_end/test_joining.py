@@ -124,7 +124,10 @@ async def test_a_configured_backend_is_neither_added_nor_removed(tmp_path: Path)
 async def test_a_name_belongs_to_one_backend(tmp_path: Path) -> None:
     async with a_fleet(tmp_path, 3) as (proxy, (_, second, third)):
         assert (await add(proxy, url=second.url, name="llm-2")).status == 201
-        for reply in (await add(proxy, url=third.url, name="llm-2"), await announce(proxy, url=third.url, name="llm-2")):
+        for reply in (
+            await add(proxy, url=third.url, name="llm-2"),
+            await announce(proxy, url=third.url, name="llm-2"),
+        ):
             assert (reply.status, reply.json["error"]["code"]) == (409, "name_in_use")
             assert f"name: 'llm-2' is the name of {second.url}" in message(reply)
 

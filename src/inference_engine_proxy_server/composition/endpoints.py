@@ -42,20 +42,21 @@ __all__ = ["build_app", "build_dashboard_router", "build_destinations", "build_r
 def build_routers(
     settings: Settings,
     dispatcher: Dispatcher,
+    discovery: Discovery,
+    departures: Departures,
     ring: KeyRing | None,
     allowances: Allowances,
     readiness: Readiness,
     workers: AllWorkers,
     metrics_page: MetricsPage,
     listed: ListedModels,
-    departures: Departures,
-    discovery: Discovery,
 ) -> Sequence[APIRouter]:
     """The proxy's own paths."""
     fleet = dispatcher.fleet
     usage_file = None if settings.usage_file is None else Path(settings.usage_file)
     report = HealthReport(
         dispatcher,
+        lambda: discovery.members,
         queue_limit=settings.max_queued_requests,
         needs_key=ring is not None,
         hides_names=settings.health_details == "key",

@@ -13,6 +13,7 @@ from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfi
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.discovery.config_watch import ConfigWatch
 from inference_engine_proxy_server.discovery.discovery import Discovery
+from inference_engine_proxy_server.discovery.dns_source import DnsSource
 from inference_engine_proxy_server.discovery.source import Source
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.backend_load import BackendLoad, SharedLoad
@@ -73,7 +74,8 @@ def build_backend_factory(settings: Settings, deadlines: Deadlines, process: Pro
     )
 
     def make_backend(config: BackendConfig) -> Backend:
-        connections = BackendConnections(Origin.of(config.url), limits, deadlines, settings.backend_ca_file, reserve)
+        origin = Origin.of(config.url, config.host_name)
+        connections = BackendConnections(origin, limits, deadlines, settings.backend_ca_file, reserve)
         health = HealthTracker(rules, deadlines.clock())
         return Backend(config, connections, health, _load_of(config.url, process), swap_rules)
 
@@ -169,8 +171,8 @@ def build_discovery(
     Raises:
         UnknownEngineError: the configuration names an unknown engine.
     """
-    check_engines(configuration.fleet, engines)
-    return Discovery(configuration, engines, updater, sources, journal)
+    check_engines((*configuration.fleet, *configuration.lookups), engines)
+    return Discovery(configuration, engines, updater, DnsSource, sources, journal)
 
 
 def build_config_watch(

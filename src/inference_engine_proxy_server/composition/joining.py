@@ -74,9 +74,14 @@ def _variables(entry: Entry) -> dict[str, str]:
     return variables_of(os.environ, ENV_FILE) if "api_key_env" in entry else {}
 
 
-def build_joining_sources(process: ProcessContext, config_of: ConfigOf) -> Sequence[Source]:
-    """The sources of the backends that have joined."""
-    return AddedBackends(process.roster, config_of), AnnouncedBackends(process.roster, config_of, time.monotonic)
+def build_joining_sources(settings: Settings, process: ProcessContext, config_of: ConfigOf) -> Sequence[Source]:
+    """The sources of the backends that have joined, as far as the settings let any join."""
+    sources: list[Source] = []
+    if settings.admin_key is not None or settings.dynamic_backends_file is not None:
+        sources.append(AddedBackends(process.roster, config_of))
+    if settings.announce_key is not None:
+        sources.append(AnnouncedBackends(process.roster, config_of, time.monotonic))
+    return sources
 
 
 def build_joining_router(

@@ -60,6 +60,7 @@ from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.endpoints.fleet_metrics import FleetMetrics, LearnedMetrics
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
 from inference_engine_proxy_server.endpoints.shadow_metrics import ShadowMetrics
+from inference_engine_proxy_server.endpoints.source_metrics import SourceMetrics
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.fleet.departures import Departures
 from inference_engine_proxy_server.fleet.fleet import Fleet
@@ -127,7 +128,7 @@ def build_proxy(
     access_log = build_access_log(settings, process, metrics)
     updater = build_fleet_updater(configuration, fleet, placement, refresher, make_backend, catalog, process)
     config_of = build_config_of(lambda: _in_force(configuration, config_watch))
-    sources = build_joining_sources(process, config_of)
+    sources = build_joining_sources(settings, process, config_of)
     discovery = build_discovery(configuration, engines, updater, sources, journal)
     departures = Departures(fleet)
     HiddenModels(fleet, catalog)
@@ -154,6 +155,7 @@ def build_proxy(
     families = (
         FleetMetrics(dispatcher, labels).families,
         LearnedMetrics(placement, labels).families,
+        SourceMetrics(lambda: discovery.members, labels).families,
         Demand(client_load, fleet, names, labels).families,
         metrics.families,
         *_shadow_families(placement, labels),
@@ -166,7 +168,7 @@ def build_proxy(
     )  # fmt: skip
     routers = [
         *build_routers(
-            settings, dispatcher, ring, allowances, readiness, workers, metrics_page, listed, departures, discovery
+            settings, dispatcher, discovery, departures, ring, allowances, readiness, workers, metrics_page, listed
         ),
         build_joining_router(settings, fleet, discovery, departures, workers, process, config_of, engines),
         build_dashboard_router(settings, dashboard, lambda: _in_force(configuration, config_watch)),

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from inference_engine_proxy_server.config.base_urls import as_base_url
 from inference_engine_proxy_server.config.file_problems import FileFormError, problem_with, read_yaml
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.fleet_form import BackendEntry, ExactSchema, have_own_names
@@ -24,6 +25,7 @@ __all__ = [
     "AddedBackendsError",
     "AnnouncedEntry",
     "DescriptionError",
+    "JoiningEntry",
     "as_written",
     "config_of",
     "described_backend",
@@ -51,7 +53,14 @@ def _as_announcer(value: str) -> str:
     return value
 
 
-class AnnouncedEntry(BackendEntry):
+class JoiningEntry(BackendEntry):
+    """One engine server that joins while the proxy runs; not a name that stands for several."""
+
+    url: Annotated[str, AfterValidator(as_base_url), Field(json_schema_extra={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"})]
+    """Base URL such as http://llm-1:8080, without /v1."""
+
+
+class AnnouncedEntry(JoiningEntry):
     """One engine server, as it is announced."""
 
     lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 15
@@ -69,7 +78,7 @@ class AnnouncedEntry(BackendEntry):
 class _AddedForm(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True)
 
-    backends: Annotated[list[BackendEntry], AfterValidator(have_own_names)]
+    backends: Annotated[list[JoiningEntry], AfterValidator(have_own_names)]
     """The engine servers that operators have added."""
 
 

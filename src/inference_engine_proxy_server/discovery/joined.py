@@ -36,7 +36,7 @@ class AddedBackends:
 
     def __init__(self, roster: Roster, config_of: ConfigOf) -> None:
         self._roster = roster
-        self._config_of = config_of
+        self._configs = _Configs(config_of)
         self._changed = asyncio.Event()
         roster.subscribe(self._changed.set)
 
@@ -44,7 +44,7 @@ class AddedBackends:
         """See :class:`~.source.Source`."""
         while True:
             self._changed.clear()
-            report.found(_configured(self._roster.added.values(), self._config_of))
+            report.found(self._configs.of(self._roster.added.values()))
             await self._changed.wait()
 
 
@@ -61,7 +61,7 @@ class AnnouncedBackends:
 
     def __init__(self, roster: Roster, config_of: ConfigOf, clock: Callable[[], float]) -> None:
         self._roster = roster
-        self._config_of = config_of
+        self._configs = _Configs(config_of)
         self._clock = clock
         self._changed = asyncio.Event()
         roster.subscribe(self._changed.set)
@@ -70,7 +70,7 @@ class AnnouncedBackends:
         """See :class:`~.source.Source`."""
         while True:
             self._changed.clear()
-            report.found(_configured([one.entry for one in self._roster.announced.values()], self._config_of))
+            report.found(self._configs.of([one.entry for one in self._roster.announced.values()]))
             await self._wait()
 
     async def _wait(self) -> None:
@@ -94,11 +94,24 @@ class AnnouncedBackends:
             logger.warning("announcements: the lease of %s has ended: it leaves the fleet", entry["url"])
 
 
-def _configured(entries: Iterable[Entry], config_of: ConfigOf) -> Sequence[BackendConfig]:
-    configs = []
-    for entry in entries:
-        try:
-            configs.append(config_of(entry))
-        except DescriptionError as error:  # only the variable that it names can have gone
-            logger.error("backend %s cannot be used: %s", entry["url"], error)
-    return configs
+class _Configs:
+    """Configurations from entries; those of unchanged entries are kept, because leases are renewed all the time."""
+
+    def __init__(self, config_of: ConfigOf) -> None:
+        self._config_of = config_of
+        self._known: dict[str, tuple[Entry, BackendConfig]] = {}
+
+    def of(self, entries: Iterable[Entry]) -> Sequence[BackendConfig]:
+        """The configurations from ``entries``."""
+        found: dict[str, tuple[Entry, BackendConfig]] = {}
+        for entry in entries:
+            known = self._known.get(entry["url"])
+            if known is not None and known[0] == entry:
+                found[entry["url"]] = known
+                continue
+            try:
+                found[entry["url"]] = entry, self._config_of(entry)
+            except DescriptionError as error:  # only the variable that it names can have gone
+                logger.error("backend %s cannot be used: %s", entry["url"], error)
+        self._known = found
+        return [config for _, config in found.values()]

@@ -19,12 +19,13 @@ class SourceReport(Protocol):
         URLs must be normal, as of ``as_base_url``, and engines known, as of ``check_engines``.
         """
 
-    def failed(self, problem: str) -> None:
-        """The source has not answered. Its last set stays in force.
+    def failed(self, problem: str, *, backends_leave: bool = False) -> None:
+        """The source has not answered, or its answer is not credible. Its last set stays in force.
 
         Args:
             problem: why, in a few words, such as "the name server does not answer"; the same text while the same
                 problem lasts, because each new one is logged.
+            backends_leave: the problem has lasted for so long that its last set no longer counts.
         """
 
 
@@ -36,7 +37,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """For people, such as "DNS name engines.local"; it is unique and does not change."""
+        """For people, such as "announcements"; it is unique and does not change."""
 
     async def run(self, report: SourceReport) -> None:
         """Report the complete set whenever it may have changed, and each problem, until cancelled.

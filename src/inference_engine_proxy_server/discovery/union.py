@@ -52,21 +52,27 @@ class Member:
         """See :class:`~.source.SourceReport`."""
         if self.problem:
             logger.info("discovery: %s answers again", self.name)
-            self._journal.note("reload", f"The {self.name} answers again.")
+            self._journal.note("reload", f"Source {self.name} answers again.")
         self.problem, self.answered_at = "", time.time()
         self.heard.set()
-        if tuple(backends) != self.backends:
-            self.backends = tuple(backends)
-            self._on_found()
+        self._adopt(tuple(backends))
 
-    def failed(self, problem: str) -> None:
+    def failed(self, problem: str, *, backends_leave: bool = False) -> None:
         """See :class:`~.source.SourceReport`."""
-        if problem != self.problem:
-            kept = f"its {len(self.backends)} backends stay" if self.backends else "it has no backends"
-            logger.warning("discovery: %s: %s; %s", self.name, problem, kept)
-            self._journal.note("reload", f"The {self.name} does not answer: {problem}; {kept}.", severity="warning")
+        if problem != self.problem or (backends_leave and self.backends):
+            move = "leave" if backends_leave else "stay"
+            result = f"its backends {move}" if self.backends else "it has no backends"
+            logger.warning("discovery: %s: %s; %s", self.name, problem, result)
+            self._journal.note("reload", f"Source {self.name}: {problem}; {result}.", severity="warning")
         self.problem = problem
         self.heard.set()
+        if backends_leave:
+            self._adopt(())
+
+    def _adopt(self, backends: tuple[BackendConfig, ...]) -> None:
+        if backends != self.backends:
+            self.backends = backends
+            self._on_found()
 
 
 class FleetUnion:

@@ -11,6 +11,7 @@ from inference_engine_proxy_server.backends.registry import Engines
 from inference_engine_proxy_server.config.added_backends import (
     AnnouncedEntry,
     DescriptionError,
+    JoiningEntry,
     as_written,
     described_backend,
 )
@@ -104,7 +105,7 @@ class FleetChanges:
         Raises:
             ClientError: 400, ``content`` describes no backend; 409, it is in the configuration, or its name is taken.
         """
-        described, config = self._checked(content, BackendEntry)
+        described, config = self._checked(content, JoiningEntry)
         entry = as_written(described)
         if self._discovery.source_of(entry["url"]) == CONFIGURED:
             raise _is_configured(entry["url"])

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
-from inference_engine_proxy_server.config.added_backends import AnnouncedEntry, entry_schema
+from inference_engine_proxy_server.config.added_backends import AnnouncedEntry, JoiningEntry, entry_schema
 from inference_engine_proxy_server.config.base_urls import as_base_url
 from inference_engine_proxy_server.config.fleet_form import BackendEntry
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers, SiblingAnswers
@@ -71,7 +71,7 @@ def _add_operators_paths(
     @router.post("/backends", summary="Add a backend, or change one that was added", status_code=201,
                  responses={200: {"description": "It was in the fleet before"}, 400: _WRONG, 401: {}, 404: _OFF,
                             409: _TAKEN, 413: {}},
-                 openapi_extra=_body(BackendEntry))  # fmt: skip
+                 openapi_extra=_body(JoiningEntry))  # fmt: skip
     async def add(request: Request) -> JSONResponse:
         content = await _content(request)
         is_new, backend, siblings = await changes.add(content)

@@ -73,10 +73,12 @@ class FleetUpdater:
 
         Backends that stay keep their health and their requests.
         """
-        known = {backend.url: backend for backend in self._fleet.backends}
+        hosts = {config.url: config.host_name for config in fleet}
+        # The connections of a backend keep the name of its server, so one with another name is another backend.
+        known = {one.url: one for one in self._fleet.backends if hosts.get(one.url) == one.config.host_name}
         changed = [config for config in fleet if config.url not in known or known[config.url].config != config]
         urls = [config.url for config in fleet]
-        if not changed and urls == list(known):
+        if not changed and urls == [backend.url for backend in self._fleet.backends]:
             return False
         for config in changed:
             if config.url in known:

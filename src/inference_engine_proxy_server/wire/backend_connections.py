@@ -274,7 +274,7 @@ class BackendConnections:
                         address,
                         self.origin.port,
                         ssl=self._tls,
-                        server_hostname=self.origin.host if self._tls else None,
+                        server_hostname=self.origin.server_name if self._tls else None,
                         ssl_handshake_timeout=handshake_seconds,
                     )
             except OSError as error:

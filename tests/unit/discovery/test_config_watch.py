@@ -16,6 +16,7 @@ from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError
 from inference_engine_proxy_server.discovery.config_watch import ConfigWatch
 from inference_engine_proxy_server.discovery.discovery import Discovery
+from inference_engine_proxy_server.discovery.dns_source import DnsSource
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater
 from inference_engine_proxy_server.telemetry.journal import Journal
@@ -38,7 +39,7 @@ def watch_of(file: Path, *, is_worker: bool) -> ConfigWatch:
 
 def discovery_of(configuration: Configuration) -> Discovery:
     updater = FleetUpdater(Fleet([], 3), _no_backend, print, print, {})  # type: ignore[arg-type]
-    return Discovery(configuration, discover_engines(), updater, (), Journal())
+    return Discovery(configuration, discover_engines(), updater, DnsSource, (), Journal())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.discovery.discovery import Discovery
+from inference_engine_proxy_server.discovery.dns_source import DnsSource
 from inference_engine_proxy_server.discovery.source import SourceReport
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, UnknownEngineError
@@ -57,7 +58,7 @@ class Site:
         self.models: list[object] = []
         self.fleet = Fleet(map(joined, configuration.fleet), 3)  # type: ignore[arg-type]
         updater = FleetUpdater(self.fleet, joined, print, self._take_models, {})  # type: ignore[arg-type]
-        self.discovery = Discovery(configuration, discover_engines(), updater, sources, Journal())
+        self.discovery = Discovery(configuration, discover_engines(), updater, DnsSource, sources, Journal())
 
     def _take_models(self, models: object, default_model: object) -> None:
         self.models.append(models)

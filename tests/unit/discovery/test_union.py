@@ -85,11 +85,11 @@ def test_failure_keeps_the_last_set_and_is_told_once(caplog: pytest.LogCaptureFi
     assert site.urls == ["http://a:80"]
     assert site.first.problem
     assert len(caplog.messages) == 1
-    assert site.events == ["The first does not answer: the name server does not answer; its 1 backends stay."]
+    assert site.events == ["Source first: the name server does not answer; its backends stay."]
 
     site.first.found([backend("a")])
     assert not site.first.problem
-    assert site.events[1:] == ["The first answers again."]
+    assert site.events[1:] == ["Source first answers again."]
 
 
 def test_unchanged_set_is_not_applied_again() -> None:

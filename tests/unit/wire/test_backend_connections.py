@@ -31,10 +31,10 @@ REFUSED = "127.0.0.2"  # engines here listen on 127.0.0.1 only
 @pytest.mark.parametrize(
     ("url", "origin"),
     [
-        ("http://llm-1:8080", Origin("llm-1", 8080, False, b"llm-1:8080", b"")),
-        ("http://llm-1/", Origin("llm-1", 80, False, b"llm-1", b"")),
-        ("https://user:key@llm-1/a/b/", Origin("llm-1", 443, True, b"llm-1", b"/a/b")),
-        ("http://[::1]:80", Origin("::1", 80, False, b"[::1]:80", b"")),
+        ("http://llm-1:8080", Origin("llm-1", 8080, False, "llm-1", b"llm-1:8080", b"")),
+        ("http://llm-1/", Origin("llm-1", 80, False, "llm-1", b"llm-1", b"")),
+        ("https://user:key@llm-1/a/b/", Origin("llm-1", 443, True, "llm-1", b"llm-1", b"/a/b")),
+        ("http://[::1]:80", Origin("::1", 80, False, "::1", b"[::1]:80", b"")),
     ],
 )
 def test_an_origin_is_read_from_a_base_url(url: str, origin: Origin) -> None:
