@@ -76,13 +76,13 @@ class DnsSource:
 
     async def run(self, report: SourceReport) -> None:
         """See :class:`~.source.Source`."""
-        self._report = report
         while True:
             seconds = await self.refresh(report)
             await asyncio.sleep(seconds * random.uniform(1.0, 1.0 + _JITTER))
 
     async def refresh(self, report: SourceReport) -> float:
         """Look the name up once; returns the seconds until the next lookup."""
+        self._report = report
         try:
             answer = await self._ask(self._lookup)
         except DnsFailure as error:

@@ -105,4 +105,5 @@ def test_reloads_are_events(tmp_path: Path) -> None:
 
 def _no_backend(config: BackendConfig) -> SimpleNamespace:
     """As much of a backend as joins a fleet without observers."""
-    return SimpleNamespace(url=config.url, config=config)
+    connections = SimpleNamespace(keep_alive=lambda **_: None, close=lambda: None)
+    return SimpleNamespace(url=config.url, config=config, connections=connections)
