@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ async def test_an_engine_joins_two_proxies_and_leaves_them_on_sigterm(tmp_path: 
         options = ("--name", "gpu-1", "--tier", "2", "--weight", "3", "--models", "m, n")
         command = stack.enter_context(announcing(tmp_path, engine.url, one, other, options=options))
         for proxy in (one, other):
-            await eventually(lambda proxy=proxy: has(proxy, engine.url))
+            await eventually(partial(has, proxy, engine.url))
             await proxy.becomes(engine, "up")
             assert (await proxy.post()).status == 200
             assert f"{proxy.url}: {engine.url} is in the fleet as gpu-1" in command.events
@@ -95,7 +96,7 @@ async def test_announcing_goes_on_through_a_restart_of_the_proxy(tmp_path: Path)
             await eventually(lambda: "it cannot be reached" in command.events)  # the proxy starts later
             for name in ("first", "second"):
                 async with program(tmp_path / name, **settings) as proxy:
-                    await eventually(lambda proxy=proxy: has(proxy, engine.url))
+                    await eventually(partial(has, proxy, engine.url))
             await eventually(lambda: "it cannot be reached" in command.events.splitlines()[-1])
             command.signal(signal.SIGTERM)
             assert await command.ended() == 1
@@ -194,7 +195,7 @@ async def test_an_engine_that_was_started_stops_after_it_has_left(tmp_path: Path
             await eventually(lambda: has(proxy, url))
 
             async def is_up() -> bool:
-                return (await proxy.details())[url]["state"] == "up"
+                return bool((await proxy.details())[url]["state"] == "up")
 
             await eventually(is_up)
             command.signal(signal.SIGTERM)

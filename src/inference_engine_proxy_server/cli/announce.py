@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # not imported for the help text
 
 __all__ = ["add_parser"]
 
+_MISSING = "--mdns needs a package that is not installed: pip install 'inference-engine-proxy-server[mdns]'"
 _LEASES = 3  # announcements that may be lost before the backend leaves
 _DESCRIPTION = (
     "Announces an engine to one or several proxies until SIGTERM or SIGINT. Then the engine leaves their fleets, and "
@@ -58,6 +60,13 @@ def add_parser(commands: Subparsers) -> None:
         help="longest wait for its requests to end; default: 300",
     )
     parser.add_argument(
+        "--mdns",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="publish it in the local network; on all interfaces, or one",
+    )
+    parser.add_argument(
         "command_line", nargs="*", metavar="-- COMMAND", help="starts the engine, and stops it at the end"
     )
     parser.set_defaults(command=_announce)
@@ -91,14 +100,26 @@ def _memberships(arguments: argparse.Namespace, entry: dict[str, Any], key: str 
         raise ValueError("--interval must be from 0.2 to 1200 seconds")
     if not 0 <= arguments.drain <= 86_400:
         raise ValueError("--drain must be from 0 to 86400 seconds")
-    if not arguments.proxy:
-        raise ValueError("--proxy is missing: give the base URL of each proxy")
-    if key is None:
+    memberships: list[Membership] = [] if arguments.mdns is None else [_publisher(entry, arguments.mdns)]
+    if not arguments.proxy and not memberships:
+        raise ValueError("--proxy is missing: give the base URL of each proxy, or --mdns")
+    if arguments.proxy and key is None:
         raise ValueError("ANNOUNCE_KEY is not set: set it to the ANNOUNCE_KEY of the proxies, or give --key-file")
     announcement = Announcement(entry, max(1.0, _LEASES * arguments.interval))
-    return [
-        Announcer(ProxyAddress(url, key), announcement, arguments.interval) for url in dict.fromkeys(arguments.proxy)
-    ]
+    proxies = [ProxyAddress(url, key or "") for url in dict.fromkeys(arguments.proxy)]
+    return [*memberships, *(Announcer(proxy, announcement, arguments.interval) for proxy in proxies)]
+
+
+def _publisher(entry: dict[str, Any], interface: str) -> Membership:
+    """What publishes the backend; raises ``ValueError`` if that is not possible."""
+    if importlib.util.find_spec("zeroconf") is None:
+        raise ValueError(_MISSING)
+    from inference_engine_proxy_server.announce.mdns import MdnsPublisher, NotPublishableError
+
+    try:
+        return MdnsPublisher(entry, interface)
+    except NotPublishableError as error:
+        raise ValueError(str(error)) from None
 
 
 def _description(arguments: argparse.Namespace) -> dict[str, Any]:

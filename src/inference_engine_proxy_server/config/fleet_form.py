@@ -19,7 +19,7 @@ from inference_engine_proxy_server.config.values import Secret, as_secret, as_va
 
 __all__ = ["NOT_IN_THE_FILE", "BackendEntry", "ExactSchema", "FleetForm", "fleet_file_schema", "have_own_names"]
 
-_URL = r"^([Dd][Nn][Ss]\+|[Ss][Rr][Vv]\+)?[Hh][Tt][Tt][Pp][Ss]?://"
+_URL = r"^([Mm]?[Dd][Nn][Ss]\+|[Ss][Rr][Vv]\+)?[Hh][Tt][Tt][Pp][Ss]?://"
 _NAME = "[A-Za-z0-9._-]{1,64}"
 
 NOT_IN_THE_FILE: Mapping[str, str] = MappingProxyType(
@@ -58,7 +58,8 @@ class BackendEntry(Entry):
     model_config = ConfigDict(json_schema_extra={"not": {"required": ["api_key", "api_key_env"]}})
 
     url: Annotated[str, AfterValidator(as_backend_url), Field(json_schema_extra={"pattern": _URL})]
-    """Base URL such as http://llm-1:8080, without /v1; or dns+http://NAME:PORT or srv+http://NAME for many backends."""
+    """Base URL such as http://llm-1:8080, without /v1; or, for many backends, dns+http://NAME:PORT, srv+http://NAME or
+    mdns+http://TYPE."""
     name: _Name | None = None
     """Display name; by default host:port."""
     engine: _Name | None = None

@@ -5,6 +5,7 @@ A new source is one more entry in :func:`load_settings`. Importing this module r
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from inference_engine_proxy_server.config.base_urls import server_of
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.environment import explanation, quoted
 from inference_engine_proxy_server.config.fleet_file import FleetFile, FleetFileError, read_fleet_file
+from inference_engine_proxy_server.config.service_types import is_service
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.values import closest_name, requirement
 
@@ -147,6 +149,7 @@ def _validated(
         raise SettingsError([*problems, *_problems(error, origins, config_file)]) from None
     if settings.port and settings.admin_port == settings.port:
         problems = [*problems, f"PORT and ADMIN_PORT are both {settings.port}: choose another port for one of them"]
+    problems = [*problems, *_missing_packages(settings)]
     if settings.announce_key is not None and settings.announce_key == settings.admin_key:
         same = "ANNOUNCE_KEY and ADMIN_KEY are the same, so every engine could do what operators do"
         problems = [*problems, f"{same}: choose another key for one of them"]
@@ -156,6 +159,14 @@ def _validated(
     if problems:
         raise SettingsError(problems)
     return settings
+
+
+def _missing_packages(settings: Settings) -> list[str]:
+    services = [url for url in settings.backends if is_service(url)]
+    if not services or importlib.util.find_spec("zeroconf") is not None:
+        return []
+    advice = "pip install 'inference-engine-proxy-server[mdns]'"
+    return [f"BACKENDS: {services[0]} needs a package that is not installed: {advice}"]
 
 
 def _not_empty(values: Mapping[str, str]) -> dict[str, str]:
