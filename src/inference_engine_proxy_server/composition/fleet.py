@@ -87,21 +87,15 @@ def _load_of(url: str, process: ProcessContext) -> BackendLoad:
     return SharedLoad(process.shared_leases, process.siblings.number, url)
 
 
-def build_fleet(
-    configuration: Configuration, make_backend: BackendFactory, deadlines: Deadlines, process: ProcessContext
-) -> Fleet:
-    """The configured backends. Those that operators have drained stay drained."""
+def build_fleet(configuration: Configuration, make_backend: BackendFactory, deadlines: Deadlines) -> Fleet:
+    """The backends with a base URL in the configuration."""
     settings = configuration.settings
-    fleet = Fleet(
+    return Fleet(
         map(make_backend, configuration.fleet),
         settings.metrics_cache_ttl_seconds,
         settings.backend_queue_allowance,
         deadlines.clock,
     )
-    for backend in fleet.backends:
-        if backend.url in process.drained_urls:
-            fleet.set_draining(backend)
-    return fleet
 
 
 def build_cache_refresher(
