@@ -90,21 +90,15 @@ def _load_of(url: str, process: ProcessContext) -> BackendLoad:
     return SharedLoad(process.shared_leases, process.siblings.number, url)
 
 
-def build_fleet(
-    configuration: Configuration, make_backend: BackendFactory, deadlines: Deadlines, process: ProcessContext
-) -> Fleet:
-    """The configured backends. Those that operators have drained stay drained."""
+def build_fleet(configuration: Configuration, make_backend: BackendFactory, deadlines: Deadlines) -> Fleet:
+    """The backends with a base URL in the configuration."""
     settings = configuration.settings
-    fleet = Fleet(
+    return Fleet(
         map(make_backend, configuration.fleet),
         settings.metrics_cache_ttl_seconds,
         settings.backend_queue_allowance,
         deadlines.clock,
     )
-    for backend in fleet.backends:
-        if backend.url in process.drained_urls:
-            fleet.set_draining(backend)
-    return fleet
 
 
 def build_cache_refresher(
@@ -137,18 +131,9 @@ def build_fleet_updater(
     refresher: CacheRefresher,
     make_backend: BackendFactory,
     catalog: LiveCatalog,
-    process: ProcessContext,
 ) -> FleetUpdater:
     """The updater, which applies changes to ``fleet``, ``placement`` and ``catalog``."""
     policy = configuration.settings.balancing_policy
-    drained = set(process.drained_urls)
-
-    def make_joining(config: BackendConfig) -> Backend:
-        backend = make_backend(config)
-        if config.url in drained:  # only once: one that leaves and comes back is not drained
-            drained.discard(config.url)
-            backend.is_draining = True
-        return backend
 
     def apply_models(models: Mapping[str, ModelConfig], default_model: str | None) -> None:
         catalog.replace(ModelCatalog(models, default_model))
@@ -157,7 +142,7 @@ def build_fleet_updater(
 
     return FleetUpdater(
         fleet,
-        make_joining,
+        make_backend,
         refresher.forget_engine,
         apply_models,
         configuration.models,

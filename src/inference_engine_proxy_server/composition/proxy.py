@@ -66,6 +66,7 @@ from inference_engine_proxy_server.fleet.departures import Departures
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.hidden_models import HiddenModels
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
+from inference_engine_proxy_server.fleet.membership import Membership
 from inference_engine_proxy_server.fleet.model_labels import ModelLabels
 from inference_engine_proxy_server.fleet.standstill_watch import StandstillWatch
 from inference_engine_proxy_server.models.catalog import ModelCatalog
@@ -119,14 +120,14 @@ def build_proxy(
     catalog = LiveCatalog(ModelCatalog(configuration.models, configuration.default_model))
     # The fleet, and the path of a request to it.
     make_backend = build_backend_factory(settings, deadlines, process)
-    fleet = build_fleet(configuration, make_backend, deadlines, process)
+    fleet = build_fleet(configuration, make_backend, deadlines)
     refresher = build_cache_refresher(settings, fleet, engines, process)
     placement = build_placement(configuration, fleet, process, catalog)
     labels = Labels(process.siblings.number if process.siblings.others else None)
     names = ModelLabels(fleet, catalog, placement.lists)
     metrics = RequestMetrics(RULES, RESULTS, labels, names.of)
     access_log = build_access_log(settings, process, metrics)
-    updater = build_fleet_updater(configuration, fleet, placement, refresher, make_backend, catalog, process)
+    updater = build_fleet_updater(configuration, fleet, placement, refresher, make_backend, catalog)
     config_of = build_config_of(lambda: _in_force(configuration, config_watch))
     sources = build_joining_sources(settings, process, config_of)
     discovery = build_discovery(configuration, engines, updater, sources, journal)
@@ -186,6 +187,7 @@ def build_proxy(
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }
     app = build_app(routers, _lifespan(loops, discovery, refresher, fleet))
+    Membership(fleet, process.drained_urls, process.announce_backends)  # the last observer of the fleet
     # The client side.
     bridge = AsgiBridge(app)
     gate = build_gate(settings, ring, allowances)

@@ -77,19 +77,22 @@ class CacheRefresher:
         self._logged: dict[Backend, type[BaseBackend]] = {}  # the engine of each backend that the log names
         self._inquiries: dict[Backend, Inquiry] = {}
         self._failing: set[Backend] = set()  # backends whose engine class raised an unexpected exception
+        self._polled: set[Backend] = set()  # at least once
+        self._has_polled = asyncio.Event()
 
     async def run(self) -> None:
-        """Poll each backend at its interval, until cancelled."""
+        """Poll each backend at once when it joins, and then at its interval, until cancelled."""
         watches: dict[Backend, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as loops:
             while True:
-                for gone in watches.keys() - set(self._fleet.backends):
+                for gone in watches.keys() - set(self._fleet.watched):
                     watches.pop(gone).cancel()
                     self._identified.pop(gone, None)
                     self._logged.pop(gone, None)
                     self._inquiries.pop(gone, None)
                     self._failing.discard(gone)
-                for backend in self._fleet.backends:
+                    self._polled.discard(gone)
+                for backend in self._fleet.watched:
                     if backend not in watches:
                         watches[backend] = loops.create_task(self._watch(backend))
                 self._fleet.changed.clear()
@@ -101,18 +104,20 @@ class CacheRefresher:
         backend.recheck.set()
 
     async def first_round(self) -> None:
-        """Poll all backends once, and wait briefly for their answers: a dead backend must not delay the start."""
+        """While :meth:`run` runs, wait briefly for the first polls: a dead backend must not delay the start."""
         try:
-            async with asyncio.timeout(self._fetch_seconds), asyncio.TaskGroup() as polls:
-                for backend in self._fleet.backends:
-                    polls.create_task(self.refresh(backend))
+            async with asyncio.timeout(self._fetch_seconds):
+                while not self._polled.issuperset(self._fleet.backends):
+                    self._has_polled.clear()
+                    await self._has_polled.wait()
         except TimeoutError:
             logger.warning("not every backend has answered yet; each joins when it does")
 
     async def _watch(self, backend: Backend) -> None:
         while True:
-            await self._pause(backend)
             await self.refresh(backend)
+            self._polled.add(backend)
+            self._has_polled.set()
             if (
                 self._tests_suspects
                 and not backend.config.is_external
@@ -120,6 +125,7 @@ class CacheRefresher:
                 and backend.health.is_stuck
             ):
                 await self._test(backend)
+            await self._pause(backend)
 
     async def _pause(self, backend: Backend) -> None:
         """Wait until the next poll is due, or is requested at once."""

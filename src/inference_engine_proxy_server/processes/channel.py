@@ -8,7 +8,19 @@ from __future__ import annotations
 import contextlib
 import socket
 
-__all__ = ["DRAIN", "LONGEST_BYTES", "MOVE", "READINESS_PROBED", "ROSTER", "SERVING", "SIGNAL", "UNDRAIN", "Channel"]
+__all__ = [
+    "DRAIN",
+    "JOINED",
+    "LEFT",
+    "LONGEST_BYTES",
+    "MOVE",
+    "READINESS_PROBED",
+    "ROSTER",
+    "SERVING",
+    "SIGNAL",
+    "UNDRAIN",
+    "Channel",
+]
 
 SIGNAL = "signal"
 """To a worker: act as if it had received the signal with this number."""
@@ -19,6 +31,8 @@ DRAIN, UNDRAIN, MOVE = "drain", "undrain", "move"
 The worker that received the command sends it to the supervisor, which sends it to all workers."""
 ROSTER = "roster"
 """A change of the backends that joined while the proxy runs. Sent to the supervisor, and from there to all workers."""
+JOINED, LEFT = "joined", "left"
+"""From a worker: the backend with this base URL is new in its fleet, or no longer there."""
 READINESS_PROBED = "watched"
 """A load balancer or orchestrator has probed one worker's readiness. Sent in the same way as a command."""
 

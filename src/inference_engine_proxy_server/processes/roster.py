@@ -66,11 +66,6 @@ class Roster:
     def __repr__(self) -> str:
         return f"<Roster of {len(self.added)} added and {len(self.announced)} announced backends>"
 
-    @property
-    def urls(self) -> set[str]:
-        """Base URLs of all its backends."""
-        return {entry["url"] for entry in (*self.added.values(), *(one.entry for one in self.announced.values()))}
-
     def copy(self) -> Roster:
         """A copy that saves nothing, and that nobody subscribes to yet."""
         copied = Roster(self.added.values())

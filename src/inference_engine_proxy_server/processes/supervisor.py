@@ -23,6 +23,8 @@ from typing import NoReturn
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.processes.channel import (
     DRAIN,
+    JOINED,
+    LEFT,
     MOVE,
     READINESS_PROBED,
     ROSTER,
@@ -42,6 +44,7 @@ from inference_engine_proxy_server.processes.worker_slot import WorkerProcess, W
 __all__ = ["Supervisor"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_MOST_URLS = 2000  # that are remembered; where backends come and go, nobody knows how many there will be
 _FLEET_CHECK_SECONDS = 1.0  # between two checks of the fleet for changes
 _EARLY_SECONDS = 10.0  # a worker that ends sooner after its start will probably end again
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -76,7 +79,7 @@ class Supervisor:
         self._read_again = read_again
         self._on_started = on_started
         self._roster = roster or Roster()
-        self._urls = {*_urls_of(configuration), *self._roster.urls}  # of all backends, past and present
+        self._urls: dict[str, None] = {}  # of backends of workers, past and present; the latest are the last
         self._drained_urls: set[str] = set()
         self._has_started = self._is_stopping = False
         self._exit_code = 0
@@ -125,6 +128,8 @@ class Supervisor:
             if word == SERVING:
                 process.serves = True
                 self._on_serving(worker)
+            elif word in (JOINED, LEFT):
+                self._note_backend(argument, has_joined=word == JOINED)
             elif word in (DRAIN, UNDRAIN, MOVE, READINESS_PROBED):
                 if word in (DRAIN, MOVE):
                     self._drained_urls.add(argument)
@@ -132,14 +137,16 @@ class Supervisor:
                     self._drained_urls.discard(argument)
                 self._send_to_all(word, argument)
             elif word == ROSTER:
-                self._change_roster(argument)
+                self._send_to_all(ROSTER, self._roster.carry_out(argument))
 
-    def _change_roster(self, command: str) -> None:
-        before = self._roster.urls
-        carried_out = self._roster.carry_out(command)
-        self._drained_urls -= before - self._roster.urls  # one that is removed and added again is not drained
-        self._urls |= self._roster.urls
-        self._send_to_all(ROSTER, carried_out)
+    def _note_backend(self, url: str, *, has_joined: bool) -> None:
+        if not has_joined:
+            self._drained_urls.discard(url)  # as in the workers: if it joins again, it is not drained
+            return
+        self._urls.pop(url, None)
+        self._urls[url] = None
+        if len(self._urls) > _MOST_URLS:
+            del self._urls[next(iter(self._urls))]
 
     def _on_serving(self, worker: WorkerSlot) -> None:
         if self._has_started:
@@ -152,12 +159,7 @@ class Supervisor:
         self._roster.end_leases(time.monotonic())
         changed = self._read_again()
         if changed is not None:
-            before = _urls_of(self._configuration)
             self._configuration = self._configuration.with_fleet_of(changed)
-            # As in the workers: a backend that is removed from the fleet and added again is not drained.
-            urls = _urls_of(self._configuration)
-            self._drained_urls -= before - urls
-            self._urls |= urls
 
     def _send_to_all(self, word: str, argument: str) -> None:
         for worker in self._workers:
@@ -282,10 +284,6 @@ class Supervisor:
             logger.exception("worker %d crashed", worker.number)
         finally:
             os._exit(code)
-
-
-def _urls_of(configuration: Configuration) -> set[str]:
-    return {backend.url for backend in configuration.fleet}
 
 
 @contextmanager

@@ -76,3 +76,13 @@ def test_changed_settings_of_models_are_reported_once() -> None:
     assert not site.updater.apply_models(models)
     assert site.updater.apply_models(models, "m")
     assert site.models == [(models, None), (models, "m")]
+
+
+def test_server_with_another_name_is_another_backend() -> None:
+    site = Site()
+    before = site.fleet.backends
+    renamed = replace(site.configs[0], host_name="engines.local")
+    assert site.updater.apply_backends([renamed, site.configs[1]])
+    assert site.fleet.backends[0] is not before[0]
+    assert site.fleet.backends[1] is before[1]
+    assert before[0].is_draining

@@ -41,6 +41,16 @@ def test_an_origin_is_read_from_a_base_url(url: str, origin: Origin) -> None:
     assert Origin.of(url) == origin
 
 
+@pytest.mark.parametrize(
+    ("url", "authority"),
+    [("http://10.0.0.3:80", b"a.test:80"), ("https://10.0.0.3", b"a.test"), ("http://[fd00::3]:8080", b"a.test:8080")],
+)
+def test_a_server_that_is_known_by_its_address_has_its_name_in_host_and_certificate(url: str, authority: bytes) -> None:
+    origin = Origin.of(url, "a.test")
+    assert (origin.server_name, origin.authority) == ("a.test", authority)
+    assert origin.host == Origin.of(url).host
+
+
 async def in_use(connections: BackendConnections, count: int) -> list[BackendConnection]:
     """``count`` connections, each of which has served a request and has not been released."""
     opened = [await connections.connect() for _ in range(count)]
