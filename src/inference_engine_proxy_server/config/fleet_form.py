@@ -58,8 +58,7 @@ class BackendEntry(Entry):
     model_config = ConfigDict(json_schema_extra={"not": {"required": ["api_key", "api_key_env"]}})
 
     url: Annotated[str, AfterValidator(as_backend_url), Field(json_schema_extra={"pattern": _URL})]
-    """Base URL such as http://llm-1:8080, without /v1; or, for many backends, dns+http://NAME:PORT, srv+http://NAME or
-    mdns+http://TYPE."""
+    """Base URL such as http://llm-1:8080, without /v1; dns+http://, srv+http:// or mdns+http:// for many backends."""
     name: _Name | None = None
     """Display name; by default host:port."""
     engine: _Name | None = None
