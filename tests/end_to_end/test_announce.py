@@ -5,21 +5,30 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from end_to_end.test_joining import ANNOUNCE, SETTINGS, Streams, begun, sources
+from end_to_end.test_joining import ADMIN, ANNOUNCE, Streams, begun, sources
+from inference_engine_proxy_server import cli
 from support.engine import Engine, answers_with
 from support.fakes.engine import http_reply
 from support.http_client import Call
+from support.live_proxy import Proxy, live_proxy
 from support.ports import free_port
-from support.program import Command, Proxy, program, run_command
+from support.program import Command, run_command
+from support.running_proxy import RunningProxy
 from support.waiting import eventually
 
 KEY = {"ANNOUNCE_KEY": ANNOUNCE}
+
+
+def a_proxy(**settings: Any) -> AbstractAsyncContextManager[Proxy]:
+    """A proxy without backends."""
+    return live_proxy(refresh_seconds=0.5, admin_key=ADMIN, announce_key=ANNOUNCE, **settings)
 
 
 def announcing(folder: Path, engine: str, *proxies: Proxy | str, options: tuple[str, ...] = ()) -> Command:
@@ -28,16 +37,14 @@ def announcing(folder: Path, engine: str, *proxies: Proxy | str, options: tuple[
     return Command(folder / "announce", "announce", *named, "--backend", engine, "--interval", "0.4", *options, **KEY)
 
 
-async def has(proxy: Proxy, url: str) -> bool:
+async def has(proxy: RunningProxy, url: str) -> bool:
     return url in await sources(proxy)
 
 
 async def test_an_engine_joins_two_proxies_and_leaves_them_on_sigterm(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(Engine(answers_with(http_reply())))
-        one, other = [
-            await stack.enter_async_context(program(tmp_path / name, BACKENDS="", **SETTINGS)) for name in "ab"
-        ]
+        one, other = [await stack.enter_async_context(a_proxy()) for _ in range(2)]
         options = ("--name", "gpu-1", "--tier", "2", "--weight", "3", "--models", "m, n")
         command = stack.enter_context(announcing(tmp_path, engine.url, one, other, options=options))
         for proxy in (one, other):
@@ -58,7 +65,7 @@ async def test_an_engine_finishes_its_streams_before_the_command_ends(tmp_path: 
     streams = Streams()
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(Engine(streams))
-        proxy = await stack.enter_async_context(program(tmp_path, BACKENDS="", **SETTINGS))
+        proxy = await stack.enter_async_context(a_proxy())
         command = stack.enter_context(announcing(tmp_path, engine.url, proxy))
         await eventually(lambda: has(proxy, engine.url))
         await proxy.becomes(engine, "up")
@@ -75,7 +82,7 @@ async def test_an_engine_finishes_its_streams_before_the_command_ends(tmp_path: 
 async def test_the_wait_for_requests_has_a_limit_and_a_second_signal_ends_it(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(Engine(Streams()))
-        proxy = await stack.enter_async_context(program(tmp_path, BACKENDS="", **SETTINGS, DRAIN_TIMEOUT_SECONDS="1"))
+        proxy = await stack.enter_async_context(a_proxy(drain_timeout_seconds=1))
         for options, signals in ((("--drain", "0.1"), 1), (("--drain", "600"), 2)):
             with announcing(tmp_path, engine.url, proxy, options=options) as command:
                 await eventually(lambda: has(proxy, engine.url))
@@ -85,34 +92,6 @@ async def test_the_wait_for_requests_has_a_limit_and_a_second_signal_ends_it(tmp
                     command.signal(signal.SIGTERM)
                     await eventually(lambda: "leaving; a second signal stops at once" in command.events)
                 assert await command.ended() == 1
-
-
-async def test_announcing_goes_on_through_a_restart_of_the_proxy(tmp_path: Path) -> None:
-    port = str(free_port())
-    settings = {"BACKENDS": "", "PORT": port, **SETTINGS}
-    async with Engine(answers_with(http_reply())) as engine:
-        url = f"http://127.0.0.1:{port}"
-        with announcing(tmp_path, engine.url, url) as command:
-            await eventually(lambda: "it cannot be reached" in command.events)  # the proxy starts later
-            for name in ("first", "second"):
-                async with program(tmp_path / name, **settings) as proxy:
-                    await eventually(partial(has, proxy, engine.url))
-            await eventually(lambda: "it cannot be reached" in command.events.splitlines()[-1])
-            command.signal(signal.SIGTERM)
-            assert await command.ended() == 1
-            assert "could not be taken out of the fleet, the lease ends within 1.2 s" in command.events
-
-
-async def test_an_engine_whose_announcer_is_killed_leaves_when_the_lease_ends(tmp_path: Path) -> None:
-    async with Engine(answers_with(http_reply())) as engine, program(tmp_path, BACKENDS="", **SETTINGS) as proxy:
-        with announcing(tmp_path, engine.url, proxy) as command:
-            await eventually(lambda: has(proxy, engine.url))
-            command.signal(signal.SIGKILL)
-
-            async def has_left() -> bool:
-                return not await has(proxy, engine.url)
-
-            await eventually(has_left)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +104,7 @@ async def test_an_engine_whose_announcer_is_killed_leaves_when_the_lease_ends(tm
 async def test_a_proxy_that_refuses_ends_the_command(
     tmp_path: Path, options: tuple[str, ...], key: str, problem: str
 ) -> None:
-    async with program(tmp_path / "proxy", BACKENDS="", **SETTINGS) as proxy:
+    async with a_proxy() as proxy:
         arguments = ("announce", "--proxy", proxy.url, "--backend", "http://127.0.0.1:9", *options)
         ended = await asyncio.to_thread(run_command, tmp_path, *arguments, ANNOUNCE_KEY=key)
         assert (ended.returncode, problem in ended.stderr) == (2, True), ended.stderr
@@ -142,22 +121,28 @@ async def test_a_proxy_that_refuses_ends_the_command(
         (("--backend", "http://a", "--proxy", "http://p", "--drain", "-1"), "--drain must be from 0"),
         (("--backend", "http://a", "--proxy", "http://p", "--key-file", "none"), "--key-file none: No such file"),
         (("--backend", "http://a", "--backend-key-env", "NONE"), "the environment variable NONE is not set"),
+        (("--mdns", "--backend", "http://127.0.0.1:9"), "other machines cannot reach 127.0.0.1"),
+        (("--mdns", "eth0", "--backend", "http://10.0.0.1:9"), "'eth0' is not the IPv4 address of an interface"),
     ],
 )
-def test_wrong_arguments_are_explained(tmp_path: Path, arguments: tuple[str, ...], problem: str) -> None:
-    ended = run_command(tmp_path, "announce", *arguments, **KEY)
-    assert (ended.returncode, problem in ended.stderr) == (2, True), ended.stderr
+def test_wrong_arguments_are_explained(
+    arguments: tuple[str, ...], problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ANNOUNCE_KEY", ANNOUNCE)
+    assert cli.main(["announce", *arguments]) == 2
+    assert problem in capsys.readouterr().err
 
 
-def test_a_missing_key_is_explained(tmp_path: Path) -> None:
-    ended = run_command(tmp_path, "announce", "--backend", "http://a", "--proxy", "http://p")
-    assert (ended.returncode, "ANNOUNCE_KEY is not set" in ended.stderr) == (2, True)
+def test_a_missing_key_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("ANNOUNCE_KEY", raising=False)
+    assert cli.main(["announce", "--backend", "http://a", "--proxy", "http://p"]) == 2
+    assert "ANNOUNCE_KEY is not set" in capsys.readouterr().err
 
 
 async def test_the_key_may_be_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(f"{ANNOUNCE}\n")
-    async with Engine(answers_with(http_reply())) as engine, program(tmp_path / "p", BACKENDS="", **SETTINGS) as proxy:
+    async with Engine(answers_with(http_reply())) as engine, a_proxy() as proxy:
         arguments = ("--proxy", proxy.url, "--backend", engine.url, "--key-file", str(file))
         with Command(tmp_path / "c", "announce", *arguments):
             await eventually(lambda: has(proxy, engine.url))
@@ -190,7 +175,7 @@ def engine_command(folder: Path, port: int, *arguments: str) -> tuple[str, ...]:
 async def test_an_engine_that_was_started_stops_after_it_has_left(tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    async with program(tmp_path / "proxy", BACKENDS="", **SETTINGS) as proxy:
+    async with a_proxy() as proxy:
         with announcing(tmp_path, url, proxy, options=engine_command(tmp_path, port)) as command:
             await eventually(lambda: has(proxy, url))
 
@@ -206,7 +191,7 @@ async def test_an_engine_that_was_started_stops_after_it_has_left(tmp_path: Path
 
 async def test_an_engine_that_ends_by_itself_leaves_and_determines_the_exit_code(tmp_path: Path) -> None:
     port = free_port()
-    async with program(tmp_path / "proxy", BACKENDS="", **SETTINGS) as proxy:
+    async with a_proxy() as proxy:
         command = announcing(tmp_path, f"http://127.0.0.1:{port}", proxy, options=engine_command(tmp_path, port, "7"))
         with command:
             assert await command.ended() == 7

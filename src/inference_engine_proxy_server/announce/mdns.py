@@ -19,6 +19,7 @@ SERVICE_TYPE = "_inference._tcp"
 """The type under which engines are published."""
 
 _TOLD = ("name", "tier", "weight", "models")  # members of a description that listeners understand
+_RETRY_SECONDS = 5.0
 _MOST_LABEL = 63  # bytes of an instance's name
 
 logger = logging.getLogger(__name__)
@@ -71,19 +72,16 @@ class MdnsPublisher:
         from zeroconf import InterfaceChoice
         from zeroconf.asyncio import AsyncZeroconf
 
-        while self._zeroconf is None:
-            zeroconf = None
+        while not self.has_joined:
             try:
-                zeroconf = AsyncZeroconf(interfaces=[self._interface] if self._interface else InterfaceChoice.All)
-                await (await zeroconf.async_register_service(self._service(), allow_name_change=True))
+                # Kept before it is published: a signal may come while that lasts, and others have heard of it then.
+                self._zeroconf = AsyncZeroconf(interfaces=[self._interface] if self._interface else InterfaceChoice.All)
+                await (await self._zeroconf.async_register_service(self._service(), allow_name_change=True))
+                self.has_joined = True
             except OSError as error:
                 logger.warning("multicast DNS cannot be used: %s", error.strerror or error)
-                if zeroconf is not None:
-                    await zeroconf.async_close()
-                await asyncio.sleep(5.0)
-            else:
-                self._zeroconf = zeroconf
-        self.has_joined = True
+                await self._close()
+                await asyncio.sleep(_RETRY_SECONDS)
         logger.info("%s is published as %s", self._entry["url"], SERVICE_TYPE)
         await asyncio.Event().wait()
 
@@ -92,9 +90,14 @@ class MdnsPublisher:
         del wait_seconds, moves
         if self._zeroconf is not None:
             await self._zeroconf.async_unregister_all_services()
-            await self._zeroconf.async_close()
+            await self._close()
             logger.info("%s is no longer published", self._entry["url"])
         return True
+
+    async def _close(self) -> None:
+        if self._zeroconf is not None:
+            await self._zeroconf.async_close()
+            self._zeroconf = None
 
     def _service(self) -> AsyncServiceInfo:
         from zeroconf.asyncio import AsyncServiceInfo

@@ -73,6 +73,7 @@ class MdnsSource:
         self._clock = clock
         self._found: dict[str, tuple[Service, str]] = {}  # with the address that is used, by full name
         self._unheard: dict[str, float | None] = {}  # since when their ports refuse connections
+        self._present: set[str] = set()  # full names that are heard of, whether or not they are resolved yet
         self._goodbyes: set[str] = set()
         self._complained: dict[str, str] = {}
         self._report: SourceReport | None = None
@@ -116,17 +117,20 @@ class MdnsSource:
     ) -> None:
         while True:
             name, is_gone = await changes.get()
-            if not is_gone:
-                group.create_task(self._resolve(zeroconf, name))
-            elif name in self._found:
+            if is_gone:
+                self._present.discard(name)
                 self._on_gone(name)
+            else:
+                self._present.add(name)
+                self._goodbyes.discard(name)
+                group.create_task(self._resolve(zeroconf, name))
 
     def _on_gone(self, name: str) -> None:
         """A goodbye is meant; but records also expire because the network loses multicast packets."""
         if name in self._goodbyes:
             self._goodbyes.discard(name)
             self._leave(name)
-        else:
+        elif name in self._found:
             self._unheard[name] = None
             logger.warning("discovery: %s: %s is not heard of any more; it stays while it answers", self.name, name)
 
@@ -147,9 +151,8 @@ class MdnsSource:
         service = Service(instance, in_order(info.parsed_addresses()), info.port, properties)
         before = self._found.get(name)
         address = before[1] if before is not None and before[1] in service.addresses else await _reachable(service)
-        self._unheard.pop(name, None)
-        self._goodbyes.discard(name)
-        if address is not None:
+        if address is not None and name in self._present:  # it may have gone meanwhile
+            self._unheard.pop(name, None)
             self._found[name] = service, address
             self._publish()
 
