@@ -25,12 +25,13 @@ class Dnsmasq:
     Args:
         folder: for its files.
         hosts: addresses by name.
+        ttl: of all records, in seconds.
         options: further ones, such as ``--srv-host=_llm._tcp.test,one.test,8080``.
     """
 
-    def __init__(self, folder: Path, hosts: Mapping[str, Sequence[str]], *options: str) -> None:
+    def __init__(self, folder: Path, hosts: Mapping[str, Sequence[str]], *options: str, ttl: int = 1) -> None:
         self._hosts, self._log = folder / "hosts", folder / "dnsmasq.log"
-        self._options = options
+        self._options = (f"--local-ttl={ttl}", *options)
         self._port = free_port()
         self._write(hosts)
         self.start()
@@ -47,13 +48,14 @@ class Dnsmasq:
         return f"127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Start it, after :meth:`kill` with the same records on the same port."""
+        """Start it again after :meth:`kill`, on the same port."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--pid-file=",
-                    f"--port={self._port}", "--listen-address=127.0.0.1", "--bind-interfaces", "--local=/test/",
-                    f"--addn-hosts={self._hosts}", "--local-ttl=1", f"--user={getpass.getuser()}",
+                    "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
+                    "--pid-file=", f"--port={self._port}", "--listen-address=127.0.0.1", "--bind-interfaces",
+                    "--local=/test/", f"--addn-hosts={self._hosts}",
+                    f"--user={getpass.getuser()}",
                     "--log-facility=-", *self._options,
                 ],
                 stdin=subprocess.DEVNULL,
@@ -67,9 +69,10 @@ class Dnsmasq:
             time.sleep(0.02)
 
     def set(self, hosts: Mapping[str, Sequence[str]]) -> None:
-        """Replace all addresses."""
+        """Replace all addresses, now or for the next start."""
         self._write(hosts)
-        self._process.send_signal(signal.SIGHUP)
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGHUP)
 
     def kill(self) -> None:
         """End it at once."""

@@ -4,8 +4,9 @@
 
     python -m discovery.many_engines KIND PORT ADDRESSES MODELS
 
-Listens on PORT of 127.0.1.1, 127.0.1.2, ... and answers polls as an idle server of KIND (``llamacpp`` or ``vllm``) does:
-the server at the nth address has the nth of MODELS models; of kind ``vllm``, all models. Runs until it is terminated.
+Listens on PORT of 127.0.1.1, 127.0.1.2, ... and answers polls as an idle server of KIND does, which is
+``llamacpp`` or ``vllm``. The server at the nth address has the nth of MODELS models; of kind ``vllm``, all models. Runs
+until it is terminated.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 __all__ = ["addresses", "models"]
 
@@ -85,7 +87,7 @@ async def _main(kind: str, port: int, count: int, model_count: int) -> None:
     for number, address in enumerate(addresses(count)):
         served = names if kind == "vllm" else [names[number % model_count]]
         pages = _pages(kind, served)
-        await loop.create_server(lambda pages=pages: _Server(pages), address, port, backlog=64)
+        await loop.create_server(partial(_Server, pages), address, port, backlog=64)
     sys.stdout.write("listening\n")
     sys.stdout.flush()
     await loop.create_future()
