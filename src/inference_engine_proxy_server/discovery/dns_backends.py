@@ -28,7 +28,11 @@ def backends_of(lookup: Lookup, entry: BackendConfig, records: Sequence[DnsRecor
         entry: what is true of every backend.
         records: the answer.
     """
-    priorities = sorted({record.priority for record in records})
+    weights: dict[int, list[int]] = {}
+    for record in records:
+        weights.setdefault(record.priority, []).append(record.weight)
+    priorities = sorted(weights)
+    means = {priority: sum(some) / len(some) for priority, some in weights.items()}
     backends: dict[str, BackendConfig] = {}
     for record in records:
         url = _url_of(lookup, record)
@@ -38,7 +42,7 @@ def backends_of(lookup: Lookup, entry: BackendConfig, records: Sequence[DnsRecor
             name=_name_of(lookup, entry, record),
             host_name=record.target if lookup.kind == "srv" else lookup.name.rstrip("."),
             tier=min(_MOST_TIERS, entry.tier + priorities.index(record.priority)),
-            weight=_weight_of(entry, record, records),
+            weight=_weight_of(entry, record, means[record.priority]),
         )
     return list(backends.values())
 
@@ -56,9 +60,8 @@ def _name_of(lookup: Lookup, entry: BackendConfig, record: DnsRecord) -> str:
     return f"{group}-{address}" if record.port is None else f"{group}-{address}-{record.port}"
 
 
-def _weight_of(entry: BackendConfig, record: DnsRecord, records: Sequence[DnsRecord]) -> float:
-    weights = [one.weight for one in records if one.priority == record.priority]
-    if not any(weights):
+def _weight_of(entry: BackendConfig, record: DnsRecord, mean: float) -> float:
+    if not mean:
         return entry.weight
-    share = round(entry.weight * record.weight * len(weights) / sum(weights), 3)
+    share = round(entry.weight * record.weight / mean, 3)
     return min(max(share, _WEIGHTS[0]), _WEIGHTS[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from inference_engine_proxy_server.config.fleet import BackendConfig
@@ -60,6 +60,7 @@ class DnsSource:
         self._ask = ask
         self._clock = clock
         self._records: tuple[DnsRecord, ...] = ()
+        self._backends: Sequence[BackendConfig] = ()
         self._trouble = _Trouble()
         self._report: SourceReport | None = None
 
@@ -71,8 +72,9 @@ class DnsSource:
         if entry == self._entry:
             return
         self._entry = entry
-        if self._report is not None and self._records:
-            self._report.found(backends_of(self._lookup, entry, self._records))
+        self._backends = backends_of(self._lookup, entry, self._records)
+        if self._report is not None and self._backends:
+            self._report.found(self._backends)
 
     async def run(self, report: SourceReport) -> None:
         """See :class:`~.source.Source`."""
@@ -92,8 +94,10 @@ class DnsSource:
             self._on_nothing(report, str(error))
         else:
             self._trouble = _Trouble()
-            self._records = answer.records
-            report.found(backends_of(self._lookup, self._entry, answer.records))
+            if answer.records != self._records:  # usually they have not changed
+                self._records = answer.records
+                self._backends = backends_of(self._lookup, self._entry, answer.records)
+            report.found(self._backends)
             return min(max(answer.ttl_seconds, _LEAST_SECONDS), _MOST_SECONDS)
         return min(_FIRST_RETRY_SECONDS * 2.0 ** min(self._trouble.count - 1, 10), _MOST_SECONDS)
 
@@ -103,5 +107,5 @@ class DnsSource:
         self._trouble = _Trouble(self._trouble.count + 1, now if since is None else since)
         is_believed = since is not None and now - since >= _EMPTY_SECONDS
         if is_believed:
-            self._records = ()
+            self._records, self._backends = (), ()
         report.failed(reason, backends_leave=is_believed)

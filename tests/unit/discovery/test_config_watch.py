@@ -106,4 +106,4 @@ def test_reloads_are_events(tmp_path: Path) -> None:
 def _no_backend(config: BackendConfig) -> SimpleNamespace:
     """As much of a backend as joins a fleet without observers."""
     connections = SimpleNamespace(keep_alive=lambda **_: None, close=lambda: None)
-    return SimpleNamespace(url=config.url, config=config, connections=connections)
+    return SimpleNamespace(url=config.url, config=config, connections=connections, load=SimpleNamespace(leases=0))

@@ -75,7 +75,8 @@ def configured(*urls: str, described: Sequence[BackendConfig] = (), **models: Mo
 def joined(config: BackendConfig) -> SimpleNamespace:
     """As much of a backend as a fleet without observers needs."""
     leaving = SimpleNamespace(keep_alive=lambda **_: None, close=lambda: None)
-    return SimpleNamespace(url=config.url, config=config, connections=leaving, configure=lambda _: None)
+    load = SimpleNamespace(leases=0)
+    return SimpleNamespace(url=config.url, config=config, connections=leaving, load=load, configure=lambda _: None)
 
 
 async def test_reload_keeps_what_other_sources_have_found() -> None:
