@@ -164,7 +164,7 @@ def build_proxy(
     metrics_page = MetricsPage(families, process.siblings, labels)
     guard = build_overload_guard(settings, client_load, metrics, journal, deadlines)
     dashboard = build_dashboard(
-        settings, dispatcher, client_load, journal, process,
+        settings, dispatcher, client_load, journal, process, discovery.sources,
         is_own=lambda record: destinations.of(record.method, record.path) in ANSWERED_HERE,
     )  # fmt: skip
     routers = [

@@ -234,7 +234,9 @@ class FleetChanges:
         deadline = self._fleet.clock() + _COMMAND_SECONDS
         while True:
             siblings = await self._workers.fleet()
-            if (is_done() and siblings.agree_on(url, is_present=is_present)) or self._fleet.clock() >= deadline:
+            backend = self._backend(url)
+            spelt = url if backend is None else backend.url  # perhaps otherwise, by another source
+            if (is_done() and siblings.agree_on(spelt, is_present=is_present)) or self._fleet.clock() >= deadline:
                 return siblings
             await asyncio.sleep(_LOOK_SECONDS)
 
