@@ -233,7 +233,7 @@ class BackendConnections:
             self._has_warned = True
             logger.warning(
                 "the name %s has %d addresses, and only one of them is used: "
-                "list each address as a backend of its own to balance over all",
+                "begin its URL with dns+ to use each address as a backend of its own",
                 self.origin.host,
                 most,
             )
