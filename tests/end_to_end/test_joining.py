@@ -149,12 +149,11 @@ async def test_a_configured_backend_is_neither_added_nor_removed() -> None:
 async def test_a_name_belongs_to_one_backend() -> None:
     async with a_live_fleet(3) as (proxy, (_, second, third)):
         assert (await add(proxy, url=second.url, name="llm-2")).status == 201
-        for reply in (
-            await add(proxy, url=third.url, name="llm-2"),
-            await announce(proxy, url=third.url, name="llm-2"),
-        ):
-            assert (reply.status, reply.json["error"]["code"]) == (409, "name_in_use")
-            assert f"name: 'llm-2' is the name of {second.url}" in message(reply)
+        added = await add(proxy, url=third.url, name="llm-2")
+        announced = await announce(proxy, url=third.url, name="llm-2")
+        assert added.status == announced.status == 409
+        assert message(added) == f"name: 'llm-2' is the name of {second.url}: choose another one."
+        assert message(announced) == "name: 'llm-2' is the name of another backend: choose another one."
 
 
 async def test_each_key_opens_only_its_own_paths() -> None:

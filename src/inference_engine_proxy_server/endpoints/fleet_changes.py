@@ -106,6 +106,9 @@ class FleetChanges:
             ClientError: 400, ``content`` describes no backend; 409, it is in the configuration, or its name is taken.
         """
         described, config = self._checked(content, JoiningEntry)
+        other = self._namesake(described)
+        if other is not None:
+            raise _name_is_taken(f"{described.name!r} is the name of {other}")
         entry = as_written(described)
         if self._discovery.source_of(entry["url"]) == CONFIGURED:
             raise _is_configured(entry["url"])
@@ -121,6 +124,8 @@ class FleetChanges:
             The backend, once all workers have it, and the seconds of the lease.
         """
         described, config = self._checked(content, AnnouncedEntry)
+        if self._namesake(described) is not None:  # an announcer must not learn of other backends
+            raise _name_is_taken(f"{described.name!r} is the name of another backend")
         ends_at = self._fleet.clock() + described.lease_seconds
         entry = as_written(described)
         known, backend = self.roster.announced.get(server_of(config.url)), self._backend(config.url)
@@ -141,15 +146,13 @@ class FleetChanges:
         except (DescriptionError, UnknownEngineError) as error:
             text = str(error)
             raise ClientError(text if text.endswith("?") else f"{text}.", code="invalid_backend") from None
-        self._check_name(entry)
         return entry, config
 
-    def _check_name(self, entry: BackendEntry) -> None:
-        for member in self._discovery.members:
-            for other in member.backends:
-                if other.name == entry.name and server_of(other.url) != server_of(entry.url):
-                    text = f"name: {entry.name!r} is the name of {other.url} ({member.name}): choose another one."
-                    raise ClientError(text, status=409, code="name_in_use")
+    def _namesake(self, entry: BackendEntry) -> str | None:
+        """The base URL of another backend that has the name of ``entry``."""
+        server = server_of(entry.url)
+        every = (config for member in self._discovery.members for config in member.backends)
+        return next((one.url for one in every if one.name == entry.name and server_of(one.url) != server), None)
 
     async def _join(self, config: BackendConfig, source: str, command: Command) -> tuple[Backend, SiblingAnswers]:
         def has_joined() -> bool:
@@ -257,6 +260,10 @@ class FleetChanges:
         """The requests of all workers on a backend, which may have left."""
         backends = (*self._fleet.backends, *self._departures.backends)
         return sum(backend.load.proxy_leases for backend in backends if server_of(backend.url) == server_of(url))
+
+
+def _name_is_taken(problem: str) -> ClientError:
+    return ClientError(f"name: {problem}: choose another one.", status=409, code="name_in_use")
 
 
 def _is_configured(url: str) -> ClientError:
