@@ -184,7 +184,7 @@ class _Client:
 def measure(body_bytes: int = 1000, backends: int = 2, **settings: Any) -> Costs:
     """Measure the costs with requests of about ``body_bytes``, this number of ``backends`` and these ``settings``."""
     with ExitStack() as stack:
-        stack.enter_context(patch.object(access_log, "_FLUSH_SECONDS", 3600))  # records are handed over in whole batches
+        stack.enter_context(patch.object(access_log, "_FLUSH_SECONDS", 3600))  # only whole batches
         engines = [stack.enter_context(_running(_Engine())) for _ in range(backends)]
         return uvloop.run(_measured(engines, body_bytes, settings))
 

@@ -31,7 +31,8 @@ def test_all_subscribers_get_the_same_records() -> None:
     finished.add(request_record())
     finished.hand_over()
 
-    assert first == second and len(first) == 1
+    assert first == second
+    assert len(first) == 1
 
 
 def test_subscriber_may_ask_for_waiting_records_while_it_gets_some() -> None:
