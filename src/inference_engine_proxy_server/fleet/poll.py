@@ -85,7 +85,7 @@ class Polls:
                     raise CapacityError("The proxy itself was delayed.") from error
                 raise reason from error
             self._check_usable(backend, path, reply.status, reply.body)
-            return Reply(reply.status, reply.body)
+            return Reply(reply.status, reply.body, reply.fields)
 
         return get
 

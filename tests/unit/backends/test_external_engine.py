@@ -25,7 +25,7 @@ class NovelBackend(BaseBackend):
 # Runs in its own process, so that the package is found because it is installed and not because a test imported it.
 USES_IT = """
 import asyncio, json
-from inference_engine_proxy_server.backends.base import Reply, Thresholds
+from inference_engine_proxy_server.backends.base import Probe, Reply, Thresholds
 from inference_engine_proxy_server.backends.registry import discover_engines, identify
 
 async def get(path):
@@ -36,7 +36,7 @@ async def get(path):
 
 async def main():
     engines = discover_engines()
-    engine = await identify(engines, get)
+    engine = await identify(engines, Probe(get))
     state = await engine("http://b", get, Thresholds(6, 3)).fetch_state()
     print(json.dumps({
         "by_owner": engine.__name__,
