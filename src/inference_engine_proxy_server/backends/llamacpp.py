@@ -76,9 +76,9 @@ class LlamaCppBackend(BaseBackend):
 
     @classmethod
     async def recognizes(cls, probe: Probe) -> bool:
-        """By ``Server: llama.cpp`` in a reply to ``/v1/models`` that is not a list: a key is missing."""
+        """By ``Server: llama.cpp``, if it does not show its models without a key."""
         reply = await probe.get("/v1/models")
-        return reply is not None and reply.status != 200 and reply.field("server") == "llama.cpp"
+        return reply is not None and reply.status == 401 and reply.field("server") == "llama.cpp"
 
     def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
         """As :class:`BaseBackend`."""

@@ -108,7 +108,7 @@ class VLLMBackend(BaseBackend):
             requests_waiting=waiting,
             capacity=self._capacity(running, waiting),
             continued_apis=_CONTINUES,
-            context_use=max(_kv_usages(page), default=None),
+            context_use=non_negative(max(_kv_usages(page), default=None)),
             memory_tokens=_memory_tokens(page),
             progress=_progress(page),
             models=models,
