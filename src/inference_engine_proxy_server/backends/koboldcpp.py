@@ -90,6 +90,7 @@ class KoboldCppBackend(BaseBackend):
             model_reports=reports,
             most_models=1 if is_router else None,
             contexts={models[0]["id"]: props.n_ctx} if models and props.n_ctx else {},
+            streams_usage_on_request=True,
             figures={} if perf is None else _figures(perf),
             engine_version=None if version is None else version.version,
         )

@@ -82,7 +82,7 @@ class _Known(NamedTuple):
 class LMStudioBackend(BaseBackend):
     """Health and models from ``/v1/models``; which of them are loaded, from its own API.
 
-    It reports neither its load nor its version. To a path that it does not have, it answers 200, with an error in the
+    It reports neither its load nor its version. The ``owned_by`` of its models is a placeholder of OpenAI's documents. To a path that it does not have, it answers 200, with an error in the
     body and in its log. The older form of its own API is therefore asked only if the newer one is missing, and the one
     that answered is asked from then on, until ``/v1/models`` fails.
 
@@ -91,7 +91,7 @@ class LMStudioBackend(BaseBackend):
     for its turn.
     """
 
-    providers: ClassVar[tuple[str, ...]] = ("lmstudio", "organization_owner")
+    providers: ClassVar[tuple[str, ...]] = ("lmstudio",)
 
     def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
         """As :class:`BaseBackend`; ``thresholds`` are ignored, because there is no load to compare with them."""
@@ -100,7 +100,7 @@ class LMStudioBackend(BaseBackend):
 
     @classmethod
     async def recognizes(cls, probe: Probe) -> bool:
-        """See :class:`BaseBackend`. It lists no model, and so no owner, while none is loaded and may be by a request."""
+        """See :class:`BaseBackend`."""
         return (await probe.json("/lmstudio-greeting")).get("lmstudio") is True
 
     async def fetch_state(self) -> BackendState:

@@ -27,7 +27,7 @@ class MlxLmBackend(BaseBackend):
     Every reply ends with its connection (HTTP/1.0).
     """
 
-    providers: ClassVar[tuple[str, ...]] = ("mlx_lm", "mlx-lm")
+    providers: ClassVar[tuple[str, ...]] = ("mlx_lm",)
 
     @classmethod
     async def recognizes(cls, probe: Probe) -> bool:

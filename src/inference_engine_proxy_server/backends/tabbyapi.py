@@ -61,11 +61,11 @@ class TabbyAPIBackend(BaseBackend):
     ``/health`` answers 503 from the first request that fails inside the engine until the server is restarted, although
     it recovers. So this status does not make it unusable; it shows as a figure.
 
-    ``/v1/models`` is not asked: for a key of the admin it lists every folder of models, but requests for any of them are
-    answered by the model in memory, unless ``inline_model_loading`` is set.
+    ``/v1/models`` is not asked: for a key of the admin it lists every folder of models, but the model in memory answers
+    requests for all of them, unless ``inline_model_loading`` is set.
     """
 
-    providers: ClassVar[tuple[str, ...]] = ("tabbyAPI", "tabbyapi")
+    providers: ClassVar[tuple[str, ...]] = ("tabbyAPI",)
 
     @classmethod
     async def recognizes(cls, probe: Probe) -> bool:
