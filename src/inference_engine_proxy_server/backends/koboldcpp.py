@@ -77,12 +77,14 @@ class KoboldCppBackend(BaseBackend):
         models = _text_models(await self.fetch_models())
         props = decoded(await self.fetch_body("/props"), _Props) or _Props()
         perf = decoded(await self.fetch_body("/api/extra/perf"), _Perf)
+        processing = None if perf is None else float(perf.idle == 0)
+        waiting = None if perf is None else non_negative(perf.queue)
         is_router = props.role == "router"
-        reports = _reports(models or ()) if is_router else {}
+        reports = _reports(models or (), props.total_slots, processing, waiting) if is_router else {}
         return BackendState(
             ready=True,
-            requests_processing=None if perf is None else float(perf.idle == 0),
-            requests_waiting=None if perf is None else non_negative(perf.queue),
+            requests_processing=processing,
+            requests_waiting=waiting,
             capacity=props.total_slots,
             models=models,
             model_names=ModelNames.UNKNOWN if is_router else ModelNames.ANY,
@@ -101,16 +103,25 @@ def _text_models(models: tuple[ModelEntry, ...] | None) -> tuple[ModelEntry, ...
     return None if models is None else tuple(one for one in models if one["id"].rpartition("/")[2] != _NO_MODEL)
 
 
-def _reports(models: tuple[ModelEntry, ...]) -> dict[str, ModelReport]:
+def _reports(
+    models: tuple[ModelEntry, ...], slots: int | None, processing: float | None, waiting: float | None
+) -> dict[str, ModelReport]:
     """A report of each model of a router (``--routermode``), by id.
 
     It lists the model in memory first, then each configuration that it can start in its place, and calls them all
-    loaded.
+    loaded. Its load is that of the model in memory.
     """
-    return {
-        model["id"]: ModelReport("loaded" if at == 0 else "unloaded", in_memory=at == 0, is_ready=at == 0)
-        for at, model in reversed(list(enumerate(models)))
-    }
+    reports = {one["id"]: ModelReport("unloaded", in_memory=False, is_ready=False, capacity=slots) for one in models}
+    if models:
+        reports[models[0]["id"]] = ModelReport(
+            "loaded",
+            in_memory=True,
+            is_ready=True,
+            capacity=slots,
+            requests_processing=processing,
+            requests_waiting=waiting,
+        )
+    return reports
 
 
 def _figures(perf: _Perf) -> dict[str, float]:

@@ -82,9 +82,11 @@ class _Known(NamedTuple):
 class LMStudioBackend(BaseBackend):
     """Health and models from ``/v1/models``; which of them are loaded, from its own API.
 
-    It reports neither its load nor its version. The ``owned_by`` of its models is a placeholder of OpenAI's documents. To a path that it does not have, it answers 200, with an error in the
-    body and in its log. The older form of its own API is therefore asked only if the newer one is missing, and the one
-    that answered is asked from then on, until ``/v1/models`` fails.
+    It reports neither its load nor its version, and ``owned_by`` is a placeholder.
+
+    To a path that it does not have, it answers 200, with an error in the body and in its log. The older form of its own
+    API is therefore asked only if the newer one is missing, and the one that answered is asked from then on, until
+    ``/v1/models`` fails.
 
     It loads a model when a request names it, and by default (*Auto-Evict*) unloads the one before, even while that one
     answers. Whether it does is not reported, so ``most_models`` is what it holds now: a request for another model waits
@@ -163,5 +165,3 @@ def _of_old(found: _OldList) -> dict[str, _Known]:
 def _report(known: _Known) -> ModelReport:
     status = "loaded" if known.is_loaded else "not-loaded"
     return ModelReport(status, in_memory=known.is_loaded, is_ready=known.is_loaded, capacity=known.capacity)
-
-

@@ -41,6 +41,8 @@ async def test_a_router_has_the_first_of_its_models_in_memory() -> None:
     state = await backend(
         models=recorded("koboldcpp-router", "v1-models"), props=recorded("koboldcpp-router", "props")
     ).fetch_state()
-    loaded, *others = (report.in_memory for report in reversed(state.model_reports.values()))
-    assert (loaded, any(others), state.most_models) == (True, False, 1)
+    loaded, *others = state.model_reports.values()
+    assert (loaded.in_memory, loaded.requests_processing, loaded.capacity) == (True, 0.0, 1)
+    assert [report.in_memory for report in others] == [False, False]
+    assert state.most_models == 1
     assert state.statuses == {"llama.kcpps": ModelStatus.COLD, "qwen.kcpps": ModelStatus.COLD}

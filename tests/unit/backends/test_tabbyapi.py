@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from inference_engine_proxy_server.backends.base import ModelNames, Reply, Thresholds
-from inference_engine_proxy_server.backends.registry import Probe, discover_engines, identify
+from inference_engine_proxy_server.backends.base import ModelNames, Probe, Reply, Thresholds
+from inference_engine_proxy_server.backends.registry import discover_engines, identify
 from inference_engine_proxy_server.backends.tabbyapi import TabbyAPIBackend
 from recorded import answering, recorded
 
