@@ -34,8 +34,8 @@ class SGLangBackend(BaseBackend):
     """Readiness from ``/ready``, load and capacity from ``/v1/loads``, models from ``/v1/models``.
 
     ``/health`` is not used: it generates a token, takes a second, and waits for the scheduler up to 20 s. Nor is
-    ``/metrics``: its gauges are updated every 40 steps, and in 0.5.9 every 30 s while the server is idle. After a burst,
-    they show requests that have long been answered.
+    ``/metrics``: its gauges are updated every 40 steps, and in 0.5.9 every 30 s while the server is idle. They show
+    requests that have long been answered.
 
     0.5.9 has no ``/ready`` yet: such servers are ready when they list their models. 0.5.6 has no ``/v1/loads`` but
     ``/get_load``, which lacks the capacity.
