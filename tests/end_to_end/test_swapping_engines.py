@@ -128,6 +128,19 @@ async def test_lm_studio_is_asked_only_for_paths_that_it_has() -> None:
     assert [path for path in studio.unexpected if path != "/"] == []  # Ollama's mark may be looked for
 
 
+async def test_a_long_load_adds_no_errors_to_the_log_of_lm_studio() -> None:
+    async with (
+        ScriptedLMStudio(load_seconds=3600) as studio,
+        live_proxy(studio.url) as proxy,
+        asyncio.TaskGroup() as group,
+    ):
+        asked = count(studio, "/v1/models")
+        request = group.create_task(ask(proxy, "a"))
+        await eventually(lambda: count(studio, "/v1/models") >= asked + 2)  # whether it works, as nothing comes
+        request.cancel()
+    assert "/health" not in studio.unexpected
+
+
 async def test_requests_go_to_the_ollama_that_has_the_model_in_memory() -> None:
     async with ScriptedOllama(most=2) as cold, ScriptedOllama(most=2) as warm:
         warm.load("a:latest")

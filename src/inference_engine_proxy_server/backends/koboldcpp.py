@@ -12,10 +12,12 @@ import msgspec
 from inference_engine_proxy_server.backends.base import (
     BackendState,
     BaseBackend,
+    Get,
     ModelEntry,
     ModelNames,
     ModelReport,
     ModelStatus,
+    Thresholds,
     decoded,
     non_negative,
 )
@@ -27,11 +29,10 @@ _NO_MODEL = "inactive"  # in the place of a name, without the prefix in older ve
 
 class _Version(msgspec.Struct):
     version: str
-    result: str
 
 
 class _Perf(msgspec.Struct):
-    """``/api/extra/perf``, from 1.44 on: requests that wait for their turn; and 1 while none is in process, else 0."""
+    """``/api/extra/perf``: requests that wait for their turn; and 1 while none is in process, else 0."""
 
     queue: float
     idle: int
@@ -60,6 +61,12 @@ class KoboldCppBackend(BaseBackend):
     """
 
     providers: ClassVar[tuple[str, ...]] = ("koboldcpp",)
+    health_path: ClassVar[str] = "/api/extra/version"
+
+    def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
+        """As :class:`BaseBackend`; ``thresholds`` are ignored, because it bounds its queue itself."""
+        super().__init__(url, get, thresholds)
+        self._props = _Props()  # as last reported: without an answer, a router stays one
 
     async def fetch_state(self) -> BackendState:
         """Everything it reports.
@@ -70,12 +77,13 @@ class KoboldCppBackend(BaseBackend):
         Raises:
             UnreadableState, OSError, TimeoutError: as :class:`Get`, for ``/api/extra/version``.
         """
-        reply = await self.get("/api/extra/version")
+        reply = await self.get(self.health_path)
         if reply.status != 200:
+            self._props = _Props()  # another process may take over the address
             return BackendState(ready=False, live=False, reason=f"GET /api/extra/version answered {reply.status}")
         version = decoded(reply.body, _Version)
         models = _text_models(await self.fetch_models())
-        props = decoded(await self.fetch_body("/props"), _Props) or _Props()
+        props = self._props = decoded(await self.fetch_body("/props"), _Props) or self._props
         perf = decoded(await self.fetch_body("/api/extra/perf"), _Perf)
         processing = None if perf is None else float(perf.idle == 0)
         waiting = None if perf is None else non_negative(perf.queue)

@@ -94,11 +94,13 @@ class LMStudioBackend(BaseBackend):
     """
 
     providers: ClassVar[tuple[str, ...]] = ("lmstudio",)
+    health_path: ClassVar[str] = "/v1/models"
 
     def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
         """As :class:`BaseBackend`; ``thresholds`` are ignored, because there is no load to compare with them."""
         super().__init__(url, get, thresholds)
         self._list_path: str | None = None  # unknown until one of the two has answered
+        self._known: Mapping[str, _Known] = {}  # as last reported
 
     @classmethod
     async def recognizes(cls, probe: Probe) -> bool:
@@ -111,17 +113,17 @@ class LMStudioBackend(BaseBackend):
         Raises:
             UnreadableState, OSError, TimeoutError: as :class:`Get`, for ``/v1/models``.
         """
-        reply = await self.get("/v1/models")
+        reply = await self.get(self.health_path)
         if reply.status in (401, 403):
             return BackendState(ready=True)  # it wants a key, which clients may have
         if reply.status != 200:
-            self._list_path = None
+            self._list_path, self._known = None, {}  # another process may take over the address
             return BackendState(ready=False, live=False, reason=f"GET /v1/models answered {reply.status}")
         try:
             models = parse_models(reply.body)
         except UnreadableState:
             return BackendState(ready=True)
-        known = await self._fetch_known()
+        self._known = known = await self._fetch_known() or self._known
         listed = {model["id"]: known[model["id"]] for model in models if model["id"] in known}
         return BackendState(
             ready=True,
