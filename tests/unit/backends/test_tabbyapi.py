@@ -21,7 +21,7 @@ def backend(answers: dict[str, Reply | Exception], asked: list[str] | None = Non
 async def test_only_the_model_in_memory_is_served_whatever_folders_there_are() -> None:
     asked: list[str] = []
     state = await backend({**LOADED}, asked).fetch_state()
-    assert [model["id"] for model in state.models or ()] == ["Llama-3.1-8B-Instruct-exl3-4.0bpw"]
+    assert [model["id"] for model in state.models or ()] == ["Llama-3.1-8B-exl3"]
     assert state.model_names is ModelNames.ANY
     assert "/v1/models" not in asked
 
