@@ -1,8 +1,8 @@
 """TabbyAPI, which serves models with ExLlamaV3.
 
 Sources: TabbyAPI at e632af4, August 2026 (it has no versions): ``endpoints/core/router.py``, ``endpoints/core/types``,
-``endpoints/OAI``, ``common/auth.py``, ``common/health.py`` and ``backends/exllamav3/model.py``; replies of its HTTP server
-without a model.
+``endpoints/OAI``, ``common/auth.py``, ``common/health.py`` and ``backends/exllamav3/model.py``; replies of its HTTP
+server without a model.
 """
 
 from __future__ import annotations
