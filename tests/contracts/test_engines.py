@@ -213,6 +213,13 @@ async def test_no_other_engine_recognizes_a_server(case: Case) -> None:
     assert [engine for engine in others if await engine.recognizes(probe)] == []
 
 
+async def test_an_unknown_server_is_asked_few_questions_once() -> None:
+    asked: list[str] = []
+    listing = Reply(200, b'{"data": [{"id": "m", "owned_by": "nobody"}]}')
+    assert await identify(ENGINES, Probe(answering({"/v1/models": listing}, asked))) is ENGINES.fallback
+    assert len(asked) == len(set(asked)) <= 12
+
+
 @pytest.mark.parametrize("engine", ENGINES.recognizing, ids=lambda engine: engine.__name__)
 async def test_no_engine_recognizes_a_useless_answer(engine: type[BaseBackend]) -> None:
     for name, answer in USELESS.items():
