@@ -27,7 +27,7 @@ from inference_engine_proxy_server.backends.prometheus_text import samples
 __all__ = ["SGLangBackend"]
 
 _NEEDS_KEY = frozenset({401, 403})
-_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
 
 
 class SGLangBackend(BaseBackend):
