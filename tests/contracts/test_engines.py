@@ -280,6 +280,16 @@ async def test_only_the_health_paths_decide_readiness(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_a_server_whose_health_page_fails_is_not_ready(case: Case) -> None:
+    for path, status in itertools.product(case.health, (500, 502, 302)):
+        state = await make(
+            ENGINES.by_provider[case.engine], {**case.ready.answers, path: Reply(status, b"")}
+        ).fetch_state()
+        check(state)
+        assert not state.live, (path, status)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 async def test_a_missing_health_reply_raises(case: Case) -> None:
     for path, error in itertools.product(case.health, (TimeoutError(), ConnectionRefusedError(), UnreadableState())):
         with pytest.raises(type(error)):
