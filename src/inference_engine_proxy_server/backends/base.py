@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -36,6 +35,9 @@ __all__ = [
     "non_negative",
     "parse_models",
 ]
+
+
+_MOST = 1e15  # requests or tokens; sums of such numbers are finite
 
 
 class Api(Enum):
@@ -258,8 +260,8 @@ class BaseBackend:
 
 
 def non_negative(value: float | None) -> float | None:
-    """``value`` if it can be a count or a share; ``None`` for NaN, infinity and negative numbers."""
-    return value if value is not None and math.isfinite(value) and value >= 0 else None
+    """``value`` if it can be a count or a share; ``None`` for NaN, negative numbers, and those beyond 10^15."""
+    return value if value is not None and 0 <= value <= _MOST else None
 
 
 def context_lengths(models: Iterable[ModelEntry] | None, length_of: Callable[[ModelEntry], object]) -> dict[str, int]:

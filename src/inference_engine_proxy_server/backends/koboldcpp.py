@@ -24,6 +24,7 @@ from inference_engine_proxy_server.backends.base import (
 
 __all__ = ["KoboldCppBackend"]
 
+_Count = Annotated[int, msgspec.Meta(ge=1, le=10**12)]
 _NO_MODEL = "inactive"  # in the place of a name, without the prefix in older versions
 
 
@@ -44,8 +45,8 @@ class _Perf(msgspec.Struct):
 class _Props(msgspec.Struct):
     """``/props``, which older versions lack."""
 
-    total_slots: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    n_ctx: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    total_slots: _Count | None = None
+    n_ctx: _Count | None = None
     role: str = ""
 
 

@@ -28,7 +28,7 @@ from inference_engine_proxy_server.backends.base import (
 
 __all__ = ["LMStudioBackend"]
 
-_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=10**12)]
 _NEW, _OLD = "/api/v1/models", "/api/v0/models"
 
 

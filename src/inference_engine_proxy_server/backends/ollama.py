@@ -26,7 +26,7 @@ from inference_engine_proxy_server.backends.base import (
 __all__ = ["OllamaBackend"]
 
 _GREETING = b"Ollama is running"
-_Size = Annotated[int, msgspec.Meta(ge=0)]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=10**18)]
 
 
 class _Version(msgspec.Struct):
@@ -46,7 +46,7 @@ class _Loaded(msgspec.Struct):
 
     model: str
     digest: str = ""
-    context_length: int = 0
+    context_length: _Size = 0
     size: _Size = 0
     size_vram: _Size = 0
 

@@ -23,7 +23,7 @@ from inference_engine_proxy_server.backends.base import (
 
 __all__ = ["TabbyAPIBackend"]
 
-_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=10**12)]
 
 
 class _Health(msgspec.Struct):

@@ -65,6 +65,10 @@ def test_without_rules_nothing_is_blocked() -> None:
         ("POST", "/api/v1/generate"),
         ("POST", "/api/extra/tokencount"),
         ("GET", "/v1/loras"),
+        ("GET", "/v1/models/m"),
+        ("POST", "/generate"),
+        ("POST", "/v1/responses"),
+        ("GET", "/model_info"),
     ],
 )
 def test_the_default_rules_allow_other_paths(method: str, path: str) -> None:
@@ -81,6 +85,8 @@ def test_the_default_rules_allow_other_paths(method: str, path: str) -> None:
         ("POST", "/api/v1/models/load"), ("POST", "/api/v1/models/unload"), ("POST", "/api/admin/reload_config"),
         ("POST", "/api/extra/abort"), ("GET", "/api/extra/generate/check"), ("POST", "/v1/model/load"),
         ("POST", "/v1/model/embedding/unload"), ("POST", "/v1/lora/load"), ("POST", "/v1/sampling/override/switch"),
+        ("GET", "/flush_cache"), ("POST", "/update_weights_from_disk"), ("PUT", "/hicache/storage-backend"),
+        ("GET", "/terminate"), ("POST", "/wakeup"), ("POST", "/release_memory"), ("POST", "/v1/models/m/unload"),
     ],
 )  # fmt: skip
 def test_the_default_rules_block_control_endpoints(method: str, path: str) -> None:
