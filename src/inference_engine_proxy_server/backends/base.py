@@ -173,6 +173,7 @@ class BaseBackend:
         providers: names of the engine: those that the fleet file may use, and the ``owned_by`` values of
             ``GET /v1/models`` that identify it. The first one is shown to operators.
         reuses_connections: whether requests to the engine may share kept-alive connections.
+        health_path: asked when none of the backend's requests makes progress; any answer shows that it is not frozen.
 
     Raises:
         TypeError: the subclass implements neither method.
@@ -180,6 +181,7 @@ class BaseBackend:
 
     providers: ClassVar[tuple[str, ...]] = ()
     reuses_connections: ClassVar[bool] = True
+    health_path: ClassVar[str] = "/health"
 
     def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
         """Store what the methods need.

@@ -43,6 +43,23 @@ _TRTLLM = (
 )
 # python/openai/openai_frontend of Triton 2.73.0: load and unload a model.
 _TRITON = "POST /v1/models/*"
+# server/routes.go of Ollama 0.33.0: download, change and delete models; the account at ollama.com.
+_OLLAMA = (
+    "/api/pull, /api/push, /api/create, /api/copy, /api/delete, /api/blobs/*, /api/me, /api/signout, /api/user/*,"
+    "/api/experimental/*"
+)
+# 1_developer/2_rest of LM Studio's documentation: load, unload and download models.
+_LMSTUDIO = "POST /api/v1/models/*"
+# koboldcpp.py of KoboldCpp 1.120; some of them end or read the requests of other clients. It also finds them behind
+# other beginnings of a path.
+_KOBOLDCPP = (
+    "/api/admin/*, /api/extra/shutdown, /api/extra/abort, /api/extra/generate/check, /api/extra/last_logprobs,"
+    "/api/extra/data/*, /api/extra/multiplayer/*"
+)
+# endpoints/core/router.py of TabbyAPI at e632af4.
+_TABBYAPI = "POST /v1/model/*, POST /v1/lora/*, /v1/download, POST /v1/template/*, POST /v1/sampling/*"
 
-CONTROL_ENDPOINTS = ",".join((_VLLM, _LLAMACPP, _SGLANG, _LMDEPLOY, _TRTLLM, _TRITON))
+CONTROL_ENDPOINTS = ",".join(
+    (_VLLM, _LLAMACPP, _SGLANG, _LMDEPLOY, _TRTLLM, _TRITON, _OLLAMA, _LMSTUDIO, _KOBOLDCPP, _TABBYAPI)
+)
 """Rules of ``BLOCKED_PATHS``, separated by commas."""
