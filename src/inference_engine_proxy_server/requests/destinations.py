@@ -42,7 +42,7 @@ _LIGHT_PATHS = frozenset(
         "/streams/lookup",
         "/chat/completions/control",
     )
-) | {"/api/show"}  # Ollama's
+)
 # Paths that name a backend-local resource, except the fixed names that engines serve below the same prefixes.
 _NAMED = re.compile(
     r"(?:/v1)?/(?:stream(?:/[^/]+)?"

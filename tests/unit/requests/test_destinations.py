@@ -30,7 +30,6 @@ def blocks(method: str, path: str) -> bool:
         ("POST", "/v1/chat/completions/input_tokens", Destination.LIGHT),
         ("POST", "/v1/responses/input_tokens", Destination.LIGHT),
         ("POST", "/v1/completions/render", Destination.LIGHT),
-        ("POST", "/api/show", Destination.LIGHT),
         ("GET", "/props", Destination.LIGHT),
         ("PUT", "/v1/chat/completions", Destination.LIGHT),
         ("POST", "/slots/0", Destination.BLOCKED),
