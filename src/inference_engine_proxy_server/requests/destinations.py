@@ -25,8 +25,8 @@ __all__ = [
     "writes_text",
 ]
 
-# Engines answer these outside their request queue: without a slot (llama.cpp) or a scheduling step (vLLM). "input_tokens"
-# counts them, and "render" applies the template and tokenizes, both like "count_tokens".
+# Engines answer these outside their request queue: without a slot (llama.cpp) or a scheduling step (vLLM). "render"
+# applies the template and tokenizes.
 _LIGHT_PATHS = frozenset(
     prefix + path
     for prefix in ("", "/v1")

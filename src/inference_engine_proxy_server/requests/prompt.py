@@ -202,9 +202,7 @@ def _prompt_of(content: PromptContent, path: str, body: bytes, token_sizes: Toke
         parts = parts_of(messages, before, len(text))
         if parts is not None:
             prompt.set_parts(parts, text)
-    prompt.is_plain = (
-        prompt.is_one_text and bool(prompt.chain) and not files and content.previous_response_id is None
-    )
+    prompt.is_plain = prompt.is_one_text and bool(prompt.chain) and not files and content.previous_response_id is None
     return prompt
 
 
