@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.apis import APIS
 from inference_engine_proxy_server.config.settings import Settings, as_variable
 from inference_engine_proxy_server.config.sources import load_settings
-from inference_engine_proxy_server.dispatch.retry import is_repeatable
-from inference_engine_proxy_server.requests.destinations import IN_A_SLOT, Destinations, writes_text
 from inference_engine_proxy_server.resume.assembly import DOUBTS
-from inference_engine_proxy_server.resume.dialects import DIALECTS
 from inference_engine_proxy_server.resume.rules import REQUEST_RULES, RULES, STREAM_RULES
 
 ROOT = Path(__file__).parent.parent
@@ -65,22 +61,6 @@ def test_the_doubts_about_assembled_replies_are_documented_with_their_reasons() 
     page = (ROOT / "docs" / "reliability.md").read_text()
     section = page.partition("## Assembled replies")[2].partition("\n## ")[0]
     assert dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", section, re.MULTILINE)) == DOUBTS
-
-
-def test_the_table_of_apis_agrees_with_the_program() -> None:
-    section = (ROOT / "docs" / "clients.md").read_text().partition("## APIs")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (`/.*?) \| .* \| (.*) \| (.*) \| (.*) \| (.*) \| (.*) \|$", section, re.MULTILINE)
-    documented = {path: facts for paths, _, *facts in rows for path in re.findall("`(.*?)`", paths)}
-    destinations = Destinations((), lambda *_: False)
-    found = {}
-    for path in documented:
-        takes_slot = destinations.of("POST", path) in IN_A_SLOT
-        tokens = ("prompt and answer" if writes_text(path) else "prompt") if takes_slot else "no"
-        dialect = DIALECTS.get(path)
-        engines = "no" if dialect is None else "llama.cpp, vLLM" if path.endswith("completions") else "llama.cpp"
-        found[path] = ["yes" if takes_slot else "no", "yes" if is_repeatable("POST", path) else "no", tokens, engines]
-    assert documented == found
-    assert {api.path for api in APIS} | {path for path in DIALECTS if path.startswith("/v1/")} <= documented.keys()
 
 
 def test_every_finding_of_the_doctor_is_documented() -> None:
