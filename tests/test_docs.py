@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.config.settings import Settings, as_variable
 from inference_engine_proxy_server.config.sources import load_settings
 from inference_engine_proxy_server.resume.assembly import DOUBTS
@@ -61,6 +62,16 @@ def test_the_doubts_about_assembled_replies_are_documented_with_their_reasons() 
     page = (ROOT / "docs" / "reliability.md").read_text()
     section = page.partition("## Assembled replies")[2].partition("\n## ")[0]
     assert dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", section, re.MULTILINE)) == DOUBTS
+
+
+def test_every_engine_has_a_section_a_row_of_the_table_and_its_name_in_the_fleet_file() -> None:
+    page = (ROOT / "docs" / "engines.md").read_text()
+    engines = discover_engines()
+    names = {engine.providers[0] for engine in (*engines.by_provider.values(), engines.fallback)}
+    sections = re.findall(r"^## (.+)\n\nName in the fleet file: `([\w-]+)`", page, re.MULTILINE)
+    rows = re.findall(r"^\| \[[^]]+\]\(#([\w-]+)\) \|", page, re.MULTILINE)
+    assert {name for _, name in sections} == names
+    assert rows == [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title, _ in sections]
 
 
 def test_every_finding_of_the_doctor_is_documented() -> None:

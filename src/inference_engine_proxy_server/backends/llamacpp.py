@@ -21,6 +21,7 @@ from inference_engine_proxy_server.backends.base import (
     ModelEntry,
     ModelNames,
     ModelStatus,
+    Probe,
     Reply,
     Thresholds,
     UnreadableState,
@@ -72,6 +73,12 @@ class LlamaCppBackend(BaseBackend):
     # An idle kept-alive connection occupies one of its few HTTP threads for 5 s. Measured on build 11549: 16 idle
     # connections delayed the next answer by 10 s, while 100 connections that were closed at once took 6 ms.
     reuses_connections: ClassVar[bool] = False
+
+    @classmethod
+    async def recognizes(cls, probe: Probe) -> bool:
+        """By ``Server: llama.cpp``, if it does not show its models without a key."""
+        reply = await probe.get("/v1/models")
+        return reply is not None and reply.status == 401 and reply.field("server") == "llama.cpp"
 
     def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
         """As :class:`BaseBackend`."""

@@ -17,6 +17,7 @@ from inference_engine_proxy_server.backends.base import (
     BaseBackend,
     Get,
     ModelNames,
+    Probe,
     Thresholds,
     UnreadableState,
     context_lengths,
@@ -62,6 +63,12 @@ class VLLMBackend(BaseBackend):
 
     providers: ClassVar[tuple[str, ...]] = ("vllm",)
 
+    @classmethod
+    async def recognizes(cls, probe: Probe) -> bool:
+        """By its metrics, which need no key, if it does not show its models without one."""
+        reply = await probe.get("/v1/models")
+        return reply is not None and reply.status == 401 and any(samples(await probe.text("/metrics"), _RUNNING))
+
     def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
         """As :class:`BaseBackend`; ``thresholds`` are ignored: vLLM queues well, and its queue is part of its load."""
         super().__init__(url, get, thresholds)
@@ -101,7 +108,7 @@ class VLLMBackend(BaseBackend):
             requests_waiting=waiting,
             capacity=self._capacity(running, waiting),
             continued_apis=_CONTINUES,
-            context_use=max(_kv_usages(page), default=None),
+            context_use=non_negative(max(_kv_usages(page), default=None)),
             memory_tokens=_memory_tokens(page),
             progress=_progress(page),
             models=models,
