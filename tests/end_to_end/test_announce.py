@@ -79,21 +79,6 @@ async def test_an_engine_finishes_its_streams_before_the_command_ends(tmp_path: 
         assert (await call.reply()).complete
 
 
-async def test_the_wait_for_requests_has_a_limit_and_a_second_signal_ends_it(tmp_path: Path) -> None:
-    async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(Engine(Streams()))
-        proxy = await stack.enter_async_context(a_proxy(drain_timeout_seconds=1))
-        for options, signals in ((("--drain", "0.1"), 1), (("--drain", "600"), 2)):
-            with announcing(tmp_path, engine.url, proxy, options=options) as command:
-                await eventually(lambda: has(proxy, engine.url))
-                await proxy.becomes(engine, "up")
-                await begun(proxy, stack)
-                for _ in range(signals):
-                    command.signal(signal.SIGTERM)
-                    await eventually(lambda: "leaving; a second signal stops at once" in command.events)
-                assert await command.ended() == 1
-
-
 @pytest.mark.parametrize(
     ("options", "key", "problem"),
     [
@@ -137,15 +122,6 @@ def test_a_missing_key_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.delenv("ANNOUNCE_KEY", raising=False)
     assert cli.main(["announce", "--backend", "http://a", "--proxy", "http://p"]) == 2
     assert "ANNOUNCE_KEY is not set" in capsys.readouterr().err
-
-
-async def test_the_key_may_be_in_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "key"
-    file.write_text(f"{ANNOUNCE}\n")
-    async with Engine(answers_with(http_reply())) as engine, a_proxy() as proxy:
-        arguments = ("--proxy", proxy.url, "--backend", engine.url, "--key-file", str(file))
-        with Command(tmp_path / "c", "announce", *arguments):
-            await eventually(lambda: has(proxy, engine.url))
 
 
 ENGINE = """
