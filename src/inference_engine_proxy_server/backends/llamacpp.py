@@ -28,6 +28,8 @@ from inference_engine_proxy_server.backends.base import (
     context_lengths,
     non_negative,
 )
+from inference_engine_proxy_server.backends.fingerprint import Fingerprint, weights_of
+from inference_engine_proxy_server.backends.llamacpp_fingerprint import LlamaCppFingerprints
 from inference_engine_proxy_server.backends.llamacpp_router import fetch_model_reports, is_router, status_value
 from inference_engine_proxy_server.backends.prometheus_text import sum_samples
 
@@ -85,6 +87,7 @@ class LlamaCppBackend(BaseBackend):
         super().__init__(url, get, thresholds)
         self._continues_messages: bool | None = None  # unknown until the server, which must be awake, was asked
         self._progress = 0.0
+        self._fingerprints = LlamaCppFingerprints(get)
 
     async def fetch_state(self) -> BackendState:
         """Everything it reports.
@@ -129,6 +132,7 @@ class LlamaCppBackend(BaseBackend):
             contexts=context_lengths(models, _context_tokens),
             figures=_figures(sums),
             engine_version=props.build_info,
+            fingerprints=await self._fingerprints.of(props_page, models, is_sleeping=props.is_sleeping),
         )
 
     async def _fetch_health(self) -> Reply:
@@ -177,6 +181,8 @@ class LlamaCppBackend(BaseBackend):
             most_models=props.most_models,
             contexts=context_lengths(models, _context_tokens),
             engine_version=props.build_info,
+            # Only of models in memory, and without questions: they would keep a model from being unloaded.
+            fingerprints={entry["id"]: Fingerprint(weights_of(entry)) for entry in models if "meta" in entry},
         )
 
     def _why_busy(self, processing: float | None, deferred: float | None, slots: int | None) -> str:

@@ -51,6 +51,7 @@ from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
+from inference_engine_proxy_server.fleet.drift_watch import DriftWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.hidden_models import HiddenModels
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
@@ -113,6 +114,7 @@ def build_proxy(
     access_log = build_access_log(settings, process, finished, metrics)
     updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend, catalog)
     HiddenModels(fleet, catalog)
+    DriftWatch(fleet, journal)
     listed = ListedModels(fleet, catalog, placement.lists)
     config_watch = build_config_watch(configuration, load, updater, metrics, journal, process)
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
