@@ -15,7 +15,8 @@ __all__ = ["DriftWatch"]
 
 logger = logging.getLogger(__name__)
 
-_PAUSE = 20  # times the duration of a comparison: while a large fleet starts, comparisons take 5 % of the time
+_PAUSE = 20  # times the duration of a long comparison: while a large fleet starts, they take 5 % of the time
+_SHORT_SECONDS = 0.005
 
 
 class DriftWatch(FleetObserver):
@@ -63,7 +64,8 @@ class DriftWatch(FleetObserver):
         before, self._fleet.differences = self._fleet.differences, found
         self._is_outdated = False
         self._note(before, found)
-        self._rests_until = clock() + _PAUSE * (clock() - began_at)
+        seconds = clock() - began_at
+        self._rests_until = clock() + (_PAUSE * seconds if seconds > _SHORT_SECONDS else 0.0)
 
     def _note(self, before: Sequence[Difference], found: Sequence[Difference]) -> None:
         names = {backend.url: backend.config.name for backend in self._fleet.backends}

@@ -53,6 +53,11 @@ async def test_every_field_is_documented_and_there_are_no_others(fleet: Fleet) -
         entry = {"id": "m", "object": "model", "meta": {"n_ctx": context}}
         await fleet.engine(streams_and_hangs, models=[entry])
     proxy = await fleet.proxy(*fleet.engines, admin_key=ADMIN_KEY, stream_resume="off")
+
+    async def is_compared() -> bool:
+        return bool((await snapshot_of(proxy))["differences"])
+
+    await eventually(is_compared)
     async with proxy.call() as call:
         call.send()
         await call.head()
