@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 
-from inference_engine_proxy_server.backends.base import Reply, Thresholds, UnreadableState
+from inference_engine_proxy_server.backends.base import Reply, Thresholds
 from inference_engine_proxy_server.backends.registry import Engines, identify
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.doctor.probe import Probe, ProbeError
@@ -39,5 +39,5 @@ def fetch_replicas(config: BackendConfig, probe: Probe, engines: Engines) -> lis
 
     try:
         return asyncio.run(fetch())
-    except (OSError, UnreadableState):
+    except Exception:  # besides the documented ones: what an engine class of another package raises; the proxy logs it
         return []
