@@ -32,6 +32,7 @@ from inference_engine_proxy_server.backends.fingerprint import Fingerprint, weig
 from inference_engine_proxy_server.backends.llamacpp_fingerprint import LlamaCppFingerprints
 from inference_engine_proxy_server.backends.llamacpp_router import fetch_model_reports, is_router, status_value
 from inference_engine_proxy_server.backends.prometheus_text import sum_samples
+from inference_engine_proxy_server.backends.replies import decoded
 
 __all__ = ["LlamaCppBackend"]
 
@@ -230,10 +231,7 @@ class _Props(msgspec.Struct):
 
 
 def _props(page: bytes) -> _Props:
-    try:
-        return msgspec.json.decode(page, type=_Props)
-    except (ValueError, RecursionError):
-        return _Props()
+    return decoded(page, _Props) or _Props()
 
 
 class _AnswerSettings(msgspec.Struct):
@@ -258,12 +256,10 @@ def _shows_replies_in_streams(page: bytes) -> bool:
     write ``null`` as the content of tool calls. A build's number is no help, because it is 0 in many packages. The
     format ``deepseek-legacy`` is documented to leave reasoning in the text of streams only.
     """
-    try:
-        build = msgspec.json.decode(page, type=_Build)
-    except (ValueError, RecursionError):
+    build = decoded(page, _Build)
+    if build is None or "supports_preserve_reasoning" not in build.chat_template_caps:
         return False
-    is_known = "supports_preserve_reasoning" in build.chat_template_caps
-    return is_known and build.default_generation_settings.params.reasoning_format != "deepseek-legacy"
+    return build.default_generation_settings.params.reasoning_format != "deepseek-legacy"
 
 
 def _not_live(health: Reply) -> BackendState:

@@ -7,13 +7,8 @@ from dataclasses import replace
 
 import msgspec
 
-from inference_engine_proxy_server.backends.base import Get, ModelEntry
-from inference_engine_proxy_server.backends.fingerprint import (
-    Fingerprint,
-    Weights,
-    template_hash,
-    weights_of,
-)
+from inference_engine_proxy_server.backends.fingerprint import Fingerprint, Weights, template_hash, weights_of
+from inference_engine_proxy_server.backends.replies import Get, ModelEntry, decoded
 from inference_engine_proxy_server.backends.tokenizer_probe import TokenizerProbe
 
 __all__ = ["LlamaCppFingerprints"]
@@ -50,7 +45,7 @@ class LlamaCppFingerprints:
         weights = [(entry["id"], weights_of(entry)) for entry in models]
         if self._made_of != (props_page, weights):
             self._made_of, self._tokenizer = (props_page, weights), TokenizerProbe(self._get, content=...)
-            props = _props(props_page)
+            props = decoded(props_page, _Props) or _Props()
             template, slots, version = template_hash(props.chat_template), props.total_slots, props.build_info
             self._known = {
                 model: Fingerprint(size, template=template, slots=slots, version=version) for model, size in weights
@@ -65,10 +60,3 @@ class _Props(msgspec.Struct):
     chat_template: str | None = None
     total_slots: int | None = None
     build_info: str | None = None
-
-
-def _props(page: bytes) -> _Props:
-    try:
-        return msgspec.json.decode(page, type=_Props)
-    except (ValueError, RecursionError):
-        return _Props()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from inference_engine_proxy_server.backends.base import Get, UnreadableState
 from inference_engine_proxy_server.backends.fingerprint import digest
+from inference_engine_proxy_server.backends.replies import Get, UnreadableState, decoded
 
 __all__ = ["TokenizerProbe"]
 
@@ -41,16 +41,10 @@ class TokenizerProbe:
             self._skips = _SKIPPED_POLLS
             return None
         self._is_answered = True
-        if reply.status == 200 and (tokens := _tokens(reply.body)):
-            self._hash = digest(",".join(map(str, tokens)).encode())
+        answer = decoded(reply.body, _Tokens) if reply.status == 200 else None
+        if answer is not None and answer.tokens:
+            self._hash = digest(",".join(map(str, answer.tokens)).encode())
         return self._hash
-
-
-def _tokens(body: bytes) -> list[int]:
-    try:
-        return msgspec.json.decode(body, type=_Tokens).tokens
-    except (ValueError, RecursionError):
-        return []
 
 
 class _Tokens(msgspec.Struct):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 
-from inference_engine_proxy_server.backends.base import Reply, Thresholds
+from inference_engine_proxy_server.backends.base import Thresholds
+from inference_engine_proxy_server.backends.probe import Probe as EngineProbe
 from inference_engine_proxy_server.backends.registry import Engines, identify
+from inference_engine_proxy_server.backends.replies import Reply
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.doctor.probe import Probe, ProbeError
 from inference_engine_proxy_server.fleet.drift import Replica, replicas_of
@@ -25,10 +27,10 @@ def fetch_replicas(config: BackendConfig, probe: Probe, engines: Engines) -> lis
             reply = probe.get(path, json_body)  # blocks, but nothing else runs in this event loop
         except ProbeError as error:
             raise OSError(str(error)) from error
-        return Reply(reply.status, reply.body)
+        return Reply(reply.status, reply.body, reply.fields)
 
     async def fetch() -> list[Replica]:
-        engine = engines.by_provider.get(config.engine) if config.engine else await identify(engines, get)
+        engine = engines.by_provider.get(config.engine) if config.engine else await identify(engines, EngineProbe(get))
         if engine is None:
             return []
         state = await engine(config.url, get, _NEVER_BUSY).fetch_state()

@@ -58,12 +58,14 @@ class ProbeReply:
         body: at most 4 MiB of it.
         sent_at: its ``Date``, in seconds since the epoch; ``None`` without one.
         certificate_expires_at: in seconds since the epoch; ``None`` without TLS.
+        fields: its header lines.
     """
 
     status: int
     body: bytes
     sent_at: float | None
     certificate_expires_at: float | None
+    fields: bytes = b""
 
     @property
     def json(self) -> Any:
@@ -117,7 +119,8 @@ class Probe:
             connection.request("GET" if body is None else "POST", self.path + path, body, fields)
             expires_at = _expiry(connection.sock)
             reply = connection.getresponse()
-            return ProbeReply(reply.status, reply.read(_MOST_BYTES), _date(reply.headers), expires_at)
+            received = reply.headers.as_bytes()
+            return ProbeReply(reply.status, reply.read(_MOST_BYTES), _date(reply.headers), expires_at, received)
 
     @contextmanager
     def connection(self) -> Iterator[http.client.HTTPConnection]:
