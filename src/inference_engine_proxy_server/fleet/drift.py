@@ -16,6 +16,8 @@ from inference_engine_proxy_server.fleet.serving import Serving, names_of
 
 __all__ = ["Replica", "differences", "replicas_of"]
 
+_NAMES = Aspect.NAMES.value
+
 
 class Replica(NamedTuple):
     """One model on one backend.
@@ -68,6 +70,7 @@ def differences(replicas: Iterable[Replica]) -> tuple[Difference, ...]:
     found = [
         difference
         for model, group in _groups(listed)
+        if not _are_alike(group)
         for aspect, reading in _READINGS
         for difference in _compared(model, aspect, reading, group)
     ]
@@ -88,6 +91,15 @@ def _groups(replicas: Sequence[Replica]) -> Iterator[tuple[str, Sequence[Replica
         if len(group) > 1 and identity not in seen:
             seen.add(identity)
             yield name, group
+
+
+def _are_alike(group: Sequence[Replica]) -> bool:
+    """The usual case, found quickly in large fleets."""
+    first = group[0]
+    return all(
+        one.fingerprint == first.fingerprint and one.context == first.context and one.names == first.names
+        for one in group
+    )
 
 
 def _compared(
@@ -123,9 +135,11 @@ def _nameless(replicas: Sequence[Replica]) -> Iterator[Difference]:
     by_weights: dict[object, list[Replica]] = {}
     for replica in replicas:
         weights = replica.fingerprint.weights or replica.fingerprint.source
-        if weights is not None and replica.names is not None and Aspect.NAMES.value not in replica.may_differ:
+        if weights is not None and replica.names is not None and _NAMES not in replica.may_differ:
             by_weights.setdefault(weights, []).append(replica)
     for group in by_weights.values():
+        if all(replica.names == group[0].names for replica in group):
+            continue
         names: dict[str, set[str]] = {}
         for replica in group:
             names.setdefault(replica.url, set()).update(replica.names or ())

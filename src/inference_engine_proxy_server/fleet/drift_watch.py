@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.difference import Difference
-from inference_engine_proxy_server.fleet.drift import differences, replicas_of
+from inference_engine_proxy_server.fleet.drift import Replica, differences, replicas_of
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
 from inference_engine_proxy_server.telemetry.journal import Journal, Severity
 
@@ -32,7 +32,7 @@ class DriftWatch(FleetObserver):
     def __init__(self, fleet: Fleet, journal: Journal) -> None:
         self._fleet = fleet
         self._journal = journal
-        self._seen: dict[Backend, object] = {}
+        self._seen: dict[Backend, tuple[object, list[Replica]]] = {}  # the facts, and what is made of them
         self._is_outdated = False
         self._rests_until = 0.0
         fleet.subscribe(self)
@@ -47,8 +47,9 @@ class DriftWatch(FleetObserver):
         """See :class:`FleetObserver`."""
         serving, config = backend.serving, backend.config
         facts = (serving.fingerprints, serving.contexts, serving.model_ids, config.models, config.may_differ)
-        if facts != self._seen.get(backend):
-            self._seen[backend] = facts
+        is_new = backend not in self._seen or facts != self._seen[backend][0]
+        if is_new and backend in self._fleet.backends:  # a last report may come after it has left
+            self._seen[backend] = facts, list(replicas_of(backend.url, backend.engine, serving, config))
             self._is_outdated = True
         self._compare_if_due()
 
@@ -57,10 +58,8 @@ class DriftWatch(FleetObserver):
         if not self._is_outdated or clock() < self._rests_until:
             return
         began_at = clock()
-        backends = self._fleet.backends
-        found = differences(
-            replica for one in backends for replica in replicas_of(one.url, one.engine, one.serving, one.config)
-        )
+        known = [self._seen[backend][1] for backend in self._fleet.backends if backend in self._seen]
+        found = differences(replica for replicas in known for replica in replicas)
         before, self._fleet.differences = self._fleet.differences, found
         self._is_outdated = False
         self._note(before, found)

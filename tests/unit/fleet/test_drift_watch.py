@@ -81,7 +81,11 @@ def test_a_backend_that_is_down_keeps_its_facts() -> None:
 def test_a_difference_ends_when_the_backend_leaves() -> None:
     watched = Watched(2)
     watched.report("t", "u")
-    watched.pool.fleet.replace(watched.pool.backends[:1])
+    [stays, leaves] = watched.pool.backends
+    watched.pool.fleet.replace([stays])
+    assert watched.aspects == []
+    for template in ("u", "v"):  # its last poll is answered after it has left
+        watched.pool.fleet.publish(leaves, reporting(template), own_at_poll=0, asked_at=watched.clock.now)
     assert watched.aspects == []
 
 
