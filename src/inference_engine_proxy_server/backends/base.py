@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import ClassVar
 
+from inference_engine_proxy_server.backends.fingerprint import Fingerprint
 from inference_engine_proxy_server.backends.probe import Probe
 from inference_engine_proxy_server.backends.replies import (
     Get,
@@ -137,6 +138,7 @@ class BackendState:
             ``stream_options.include_usage``; then in an event of their own that takes nothing from the others.
         figures: further numbers worth showing, by the engine's own names.
         engine_version: as the engine names it.
+        fingerprints: what tells the replicas of a model apart, by the ids of the ``models`` that have one.
     """
 
     ready: bool
@@ -161,6 +163,7 @@ class BackendState:
     streams_usage_on_request: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
     engine_version: str | None = None
+    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
 
 
 class BaseBackend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -49,8 +50,10 @@ from inference_engine_proxy_server.dispatch.proxied_request import ProxiedReques
 from inference_engine_proxy_server.dispatch.renaming_forwarder import RenamingForwarder
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
+from inference_engine_proxy_server.endpoints.pulse import pulse_router
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
+from inference_engine_proxy_server.fleet.drift_watch import DriftWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.hidden_models import HiddenModels
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
@@ -113,6 +116,7 @@ def build_proxy(
     access_log = build_access_log(settings, process, finished, metrics)
     updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend, catalog)
     HiddenModels(fleet, catalog)
+    DriftWatch(fleet, journal)
     listed = ListedModels(fleet, catalog, placement.lists)
     config_watch = build_config_watch(configuration, load, updater, metrics, journal, process)
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
@@ -138,6 +142,7 @@ def build_proxy(
     routers = [
         *build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page, listed),
         build_dashboard_router(settings, dashboard, lambda: _in_force(configuration, config_watch)),
+        pulse_router(hashlib.sha256(process.service.encode()).hexdigest()[:12]),  # the name itself is for engines only
     ]
     answers = {**workers.answers, **metrics_page.answers, **ownership.answers, **dashboard.answers}
     loops = {

@@ -32,6 +32,7 @@ class BackendConfig:
         max_loaded_models: models that it holds in memory at most, if it loads and unloads them.
         max_requests_processing, max_requests_waiting: reported counts above which the backend is busy.
         stream_usage: whether it is asked for the usage of streams, for the ledger; ``None``: if its engine needs that.
+        may_differ: in what it may differ from other backends with the same model; the values of ``Aspect``.
         place: where it is described, for messages, such as ``fleet.yaml: backends.0``; empty outside the fleet file.
     """
 
@@ -50,6 +51,7 @@ class BackendConfig:
     max_requests_processing: int | None = None
     max_requests_waiting: int | None = None
     stream_usage: bool | None = None
+    may_differ: tuple[str, ...] = ()
     place: str = field(default="", compare=False, repr=False)
 
 
