@@ -32,7 +32,7 @@ from recorded import answering, recorded
 from recorded.cases import CASES, SITUATIONS, Answer, Case
 
 ENGINES = discover_engines()
-BUILT_IN = sorted({*ENGINES.by_provider.values(), ENGINES.fallback}, key=lambda engine: engine.__name__)
+BUILT_IN = tuple(dict.fromkeys((*ENGINES.by_provider.values(), ENGINES.fallback)))
 THRESHOLDS = Thresholds(requests_processing=6, requests_waiting=3)
 STATED = ("models", "contexts", "capacity", "requests_processing", "requests_waiting")
 """What the idle state of each case must have, or name as unknown."""

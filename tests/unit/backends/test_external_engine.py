@@ -42,7 +42,7 @@ async def main():
     print(json.dumps({
         "by_owner": engine.__name__,
         "by_entry_point": engines.by_provider["novel"].__name__,
-        "others": sorted(engines.by_provider),
+        "others": sorted({"llamacpp", "novel", "novel-labs", "openai", "vllm"} & engines.by_provider.keys()),
         "state": [state.ready, state.live, state.requests_processing, [model["id"] for model in state.models]],
     }))
 
