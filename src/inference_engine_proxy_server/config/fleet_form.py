@@ -81,13 +81,13 @@ class BackendEntry(Entry):
     capacity: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Requests that it processes at a time."""
     max_loaded_models: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    """Models that it holds in memory at most, if it is a llama.cpp router; by default as it reports."""
+    """Models that it holds in memory at most, if it loads and unloads them; by default as it reports."""
     max_requests_processing: _Threshold | None = None
     """Reported requests in process above which it is busy and gets no new ones."""
     max_requests_waiting: _Threshold | None = None
     """Reported waiting requests above which it is busy and gets no new ones."""
     stream_usage: bool | None = None
-    """Whether requests for streams ask it for their usage, so that USAGE_FILE has it; default: vLLM only."""
+    """Whether requests for streams ask it for their usage, so that USAGE_FILE has it; default: if its engine needs that."""
 
     @model_validator(mode="after")
     def _states_its_models_once(self) -> BackendEntry:

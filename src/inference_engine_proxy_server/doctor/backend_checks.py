@@ -16,7 +16,7 @@ from inference_engine_proxy_server.doctor.probe import Failure, Probe, ProbeErro
 __all__ = ["Examined", "examine_backend", "failure_finding"]
 
 _USUAL_PORTS = {8080: "llama.cpp", 9931: "llama.cpp's new default", 8000: "vLLM", 30000: "SGLang", 11434: "Ollama",
-                1234: "LM Studio"}  # fmt: skip
+                1234: "LM Studio", 5001: "KoboldCpp", 5000: "TabbyAPI"}  # fmt: skip
 _CLOCK_SECONDS = 30  # difference that matters: of log lines, and of certificates and tokens with a short life
 _EXPIRY_DAYS = 14
 _MODELS = "/v1/models"

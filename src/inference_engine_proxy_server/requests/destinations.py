@@ -36,7 +36,11 @@ _LIGHT_PATHS = frozenset(
         "/streams/lookup",
         "/chat/completions/control",
     )
-)
+) | {
+    "/api/show",  # Ollama's
+    "/api/extra/tokencount", "/api/extra/tokenize", "/api/extra/detokenize",  # KoboldCpp's and TabbyAPI's
+    "/v1/token/encode", "/v1/token/decode",  # TabbyAPI's
+}  # fmt: skip
 # Paths that name a backend-local resource, except the fixed names that engines serve below the same prefixes.
 _NAMED = re.compile(
     r"(?:/v1)?/(?:stream(?:/[^/]+)?"

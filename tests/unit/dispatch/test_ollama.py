@@ -11,7 +11,7 @@ from support.fakes.engine import FakeEngine, answering, http_reply
 from support.pools import READY, ForwardingFront, publish
 from unit.dispatch.test_forwarder import chosen_first, error_of, status_of
 
-PATHS = ["/api/tags", "/api/version", "/api/chat", "/api/generate", "/api/embed", "/api/show", "/api/pull", "/api"]
+PATHS = ["/api/tags", "/api/version", "/api/chat", "/api/generate", "/api/embed", "/api/show", "/api"]
 MISSING = [
     http_reply(b'{"error":{"message":"File Not Found","type":"not_found_error","code":404}}', 404),
     http_reply(b'{"detail":"Not Found"}', 404),
