@@ -11,7 +11,6 @@ from inference_engine_proxy_server.backends.base import BackendState, BaseBacken
 
 __all__ = ["WhisperCppBackend"]
 
-_SERVER = "whisper.cpp"
 _HEALTH_WITH_PREFIX = "/v1/audio/health"
 """The path of its health if it was started with ``--request-path /v1/audio``."""
 
@@ -23,7 +22,7 @@ class WhisperCppBackend(BaseBackend):
     waiting, ``/health`` took 42 s. So its capacity is 1, and requests wait in the proxy.
     """
 
-    providers: ClassVar[tuple[str, ...]] = (_SERVER,)
+    providers: ClassVar[tuple[str, ...]] = ("whispercpp", "whisper.cpp")
     # An idle kept-alive connection occupies an HTTP thread for 5 s: with 8 of them, the next answer took 4 s.
     reuses_connections: ClassVar[bool] = False
 
@@ -31,7 +30,7 @@ class WhisperCppBackend(BaseBackend):
     async def recognizes(cls, probe: Probe) -> bool:
         """By its name in the header of its reply to ``/v1/models``, which it does not have."""
         reply = await probe.get("/v1/models")
-        return reply is not None and reply.field("server") == _SERVER
+        return reply is not None and reply.field("server") == "whisper.cpp"
 
     async def fetch_state(self) -> BackendState:
         """Whether it is live.
