@@ -54,9 +54,7 @@ def install_into(folder: Path) -> None:
 async def answering_backends(proxy: FreshProxy, count: int) -> set[str]:
     """The backends of ``count`` requests that are open at once."""
     async with AsyncExitStack() as stack:
-        calls = [
-            await stack.enter_async_context(Call(proxy.url, "/v1/chat/completions", chat())) for _ in range(count)
-        ]
+        calls = [await stack.enter_async_context(Call(proxy.url, "/v1/chat/completions", chat())) for _ in range(count)]
         for call in calls:
             call.send()
         return {(await call.reply()).headers["x-backend"] for call in calls}

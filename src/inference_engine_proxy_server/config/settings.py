@@ -45,7 +45,8 @@ _CONTROL_ENDPOINTS = (
     "/api/pull, /api/push, /api/create, /api/copy, /api/delete, /api/blobs/*, /api/me, /api/signout, /api/user/*,"
     "/api/experimental/*, POST /api/v1/models/*, /api/admin/*, /api/extra/shutdown, /api/extra/abort,"
     "/api/extra/generate/check, /api/extra/last_logprobs, /api/extra/data/*, /api/extra/multiplayer/*,"
-    "POST /v1/model/*, POST /v1/lora/*, /v1/download, POST /v1/template/*, POST /v1/sampling/*"
+    "POST /v1/model/*, POST /v1/lora/*, /v1/download, POST /v1/template/*, POST /v1/sampling/*,"
+    "POST /v1/models/*, DELETE /v1/models/*, POST /api/ps/*, DELETE /api/ps/*, POST /load, /load_model, POST /reset"
 )
 
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]

@@ -51,8 +51,9 @@ def test_without_rules_nothing_is_blocked() -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/v1/chat/completions"), ("GET", "/slots"), ("GET", "/props"), ("POST", "/tokenize"), ("GET", "/models")],
-)
+    [("POST", "/v1/chat/completions"), ("GET", "/slots"), ("GET", "/props"), ("POST", "/tokenize"), ("GET", "/models"),
+     ("GET", "/v1/models"), ("GET", "/api/ps"), ("GET", "/load")],
+)  # fmt: skip
 def test_the_default_rules_allow_other_paths(method: str, path: str) -> None:
     assert not PathPolicy(Settings().blocked_paths).blocks(method, path)
 
@@ -63,6 +64,8 @@ def test_the_default_rules_allow_other_paths(method: str, path: str) -> None:
         ("POST", "/sleep"), ("POST", "/wake_up"), ("POST", "/pause"), ("POST", "/collective_rpc"),
         ("POST", "/reset_prefix_cache"), ("POST", "/v1/load_lora_adapter"), ("POST", "/slots/0"), ("POST", "/props"),
         ("POST", "/models/load"), ("POST", "/models/unload"), ("POST", "/lora-adapters"), ("GET", "/tools"),
+        ("POST", "/load"), ("POST", "/load_model"), ("POST", "/reset"), ("POST", "/v1/models/org/model"),
+        ("DELETE", "/v1/models/org/model"), ("POST", "/api/ps/org/model"), ("DELETE", "/api/ps/org/model"),
     ],
 )  # fmt: skip
 def test_the_default_rules_block_control_endpoints(method: str, path: str) -> None:
