@@ -11,7 +11,7 @@ from pathlib import Path
 from support.engine import Engine
 from support.fakes.engine import EngineConnection, http_reply
 from support.http_client import Call, chat
-from support.program import FreshProxy, fresh_program
+from support.program import Proxy, fresh_program
 from support.readme import blocks
 
 PAGE = (Path(__file__).parents[2] / "docs" / "engines.md").read_text().partition("## Adding an engine")[2]
@@ -51,7 +51,7 @@ def install_into(folder: Path) -> None:
     )
 
 
-async def answering_backends(proxy: FreshProxy, count: int) -> set[str]:
+async def answering_backends(proxy: Proxy, count: int) -> set[str]:
     """The backends of ``count`` requests that are open at once."""
     async with AsyncExitStack() as stack:
         calls = [await stack.enter_async_context(Call(proxy.url, "/v1/chat/completions", chat())) for _ in range(count)]
