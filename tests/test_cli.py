@@ -238,9 +238,7 @@ def test_an_unknown_engine_in_a_fleet_file_is_one_line(command: Command, tmp_pat
 
     assert (done.returncode, done.stdout) == (2, "")
     names = ", ".join(sorted(discover_engines().by_provider))
-    assert (
-        done.stderr == f"fleet.yaml: backends.0.engine is 'lamacpp': use one of {names}; did you mean llamacpp?\n"
-    )
+    assert done.stderr == f"fleet.yaml: backends.0.engine is 'lamacpp': use one of {names}; did you mean llamacpp?\n"
 
 
 def test_the_printed_schema_is_the_published_one(command: Command) -> None:

@@ -86,7 +86,7 @@ USELESS: dict[str, Answer] = {
     "half a JSON": Reply(200, b'{"data": [{"id": "m"'),
 }
 _SAMPLE = re.compile(rb"(?m)^([a-zA-Z_:][\w:]*(?:\{.*\})?) \S+")
-_ODD_VALUES: tuple[object, ...] = (-5, 0, 10**400, 1.5, 1e308, "7", "", None, [], {}, True)
+_ODD_VALUES: tuple[object, ...] = (-5, 0, 10**400, 1.5, "7", None, [], {}, True)
 
 
 def spoiled(body: bytes) -> Iterator[bytes]:
@@ -96,22 +96,24 @@ def spoiled(body: bytes) -> Iterator[bytes]:
     try:
         document = json.loads(body)
     except ValueError:
-        for value in (b"NaN", b"+Inf", b"-Inf", b"-5", b"", b"x", b"1_000", b"1e400"):
+        for value in (b"NaN", b"+Inf", b"-Inf", b"-5", b"0", b"0.5", b"1e308", b"", b"x", b"1_000", b"1e400"):
             yield _SAMPLE.sub(rb"\1 " + value, body)
         signs = itertools.cycle((b" +Inf", b" -Inf"))
         yield _SAMPLE.sub(lambda found: found[1] + next(signs), body)
         yield _SAMPLE.sub(lambda found: found[0] + b"\n" + found[1] + b" +Inf\n" + found[1] + b" -Inf", body)
     else:
         for odd in _ODD_VALUES:
-            yield json.dumps(with_each_value(document, odd)).encode()
-        yield json.dumps(document).replace("{", "[", 1).encode()
+            yield from (json.dumps(spoiled_once).encode() for spoiled_once in with_one_value(document, odd))
 
 
-def with_each_value(value: Any, odd: object) -> Any:
-    """``value`` with ``odd`` in place of each string, number and constant in it."""
+def with_one_value(value: Any, odd: object) -> Iterator[Any]:
+    """Copies of ``value``, each with ``odd`` in place of one string, number, constant, list or object in it."""
+    yield odd
     if isinstance(value, dict):
-        return {key: with_each_value(one, odd) for key, one in value.items()}
-    return [with_each_value(one, odd) for one in value] if isinstance(value, list) else odd
+        yield from ({**value, key: other} for key, one in value.items() for other in with_one_value(one, odd))
+    elif isinstance(value, list):
+        for at, one in enumerate(value):
+            yield from ([*value[:at], other, *value[at + 1 :]] for other in with_one_value(one, odd))
 
 
 def variants(answer: Answer) -> Iterator[Answer]:
@@ -213,6 +215,13 @@ async def test_no_other_engine_recognizes_a_server(case: Case) -> None:
     assert [engine for engine in others if await engine.recognizes(probe)] == []
 
 
+async def test_an_unknown_server_is_asked_few_questions_once() -> None:
+    asked: list[str] = []
+    listing = Reply(200, b'{"data": [{"id": "m", "owned_by": "nobody"}]}')
+    assert await identify(ENGINES, Probe(answering({"/v1/models": listing}, asked))) is ENGINES.fallback
+    assert len(asked) == len(set(asked)) <= 12
+
+
 @pytest.mark.parametrize("engine", ENGINES.recognizing, ids=lambda engine: engine.__name__)
 async def test_no_engine_recognizes_a_useless_answer(engine: type[BaseBackend]) -> None:
     for name, answer in USELESS.items():
@@ -268,6 +277,16 @@ async def test_only_the_health_paths_decide_readiness(case: Case) -> None:
     for path in case.ready.answers.keys() - case.health:
         for answer in (TimeoutError(), ConnectionResetError(), Reply(500, b""), Reply(200, b"\x00")):
             assert (await make(engine, {**case.ready.answers, path: answer}).fetch_state()).ready, (path, answer)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_a_server_whose_health_page_fails_is_not_ready(case: Case) -> None:
+    for path, status in itertools.product(case.health, (500, 502, 302)):
+        state = await make(
+            ENGINES.by_provider[case.engine], {**case.ready.answers, path: Reply(status, b"")}
+        ).fetch_state()
+        check(state)
+        assert not state.live, (path, status)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

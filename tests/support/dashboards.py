@@ -17,6 +17,7 @@ from inference_engine_proxy_server.dashboard.worker_part import PartMaker
 from inference_engine_proxy_server.dashboard.workers import Workers
 from inference_engine_proxy_server.processes.siblings import Siblings
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
+from inference_engine_proxy_server.telemetry.finished_requests import FinishedRequests
 from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.wire.load import Load
 from support.http_client import Call, send
@@ -40,7 +41,8 @@ class Board:
         self.pool: Pool = make_pool(urls, Deadlines())
         self.journal = Journal()
         self.usage = UsageTotals()
-        self.traffic = Traffic(lambda record: record.path == "/health", lambda record: None, self.usage)
+        self.finished = FinishedRequests()
+        self.traffic = Traffic(self.finished, lambda record: record.path == "/health", lambda record: None, self.usage)
         self.in_flight = InFlight(self.pool.fleet)
         clock = self.pool.clock
         load = LiveRequests(Load(clock), self.pool.queue, clock, siblings.number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -36,6 +35,9 @@ __all__ = [
     "non_negative",
     "parse_models",
 ]
+
+
+_MOST = 1e15  # requests or tokens; sums of such numbers are finite
 
 
 class Api(Enum):
@@ -171,6 +173,7 @@ class BaseBackend:
         providers: names of the engine: those that the fleet file may use, and the ``owned_by`` values of
             ``GET /v1/models`` that identify it. The first one is shown to operators.
         reuses_connections: whether requests to the engine may share kept-alive connections.
+        health_path: asked when none of the backend's requests makes progress; any answer shows that it is not frozen.
 
     Raises:
         TypeError: the subclass implements neither method.
@@ -178,6 +181,7 @@ class BaseBackend:
 
     providers: ClassVar[tuple[str, ...]] = ()
     reuses_connections: ClassVar[bool] = True
+    health_path: ClassVar[str] = "/health"
 
     def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
         """Store what the methods need.
@@ -256,8 +260,8 @@ class BaseBackend:
 
 
 def non_negative(value: float | None) -> float | None:
-    """``value`` if it can be a count or a share; ``None`` for NaN, infinity and negative numbers."""
-    return value if value is not None and math.isfinite(value) and value >= 0 else None
+    """``value`` if it can be a count or a share; ``None`` for NaN, negative numbers, and those beyond 10^15."""
+    return value if value is not None and 0 <= value <= _MOST else None
 
 
 def context_lengths(models: Iterable[ModelEntry] | None, length_of: Callable[[ModelEntry], object]) -> dict[str, int]:

@@ -12,26 +12,28 @@ import msgspec
 from inference_engine_proxy_server.backends.base import (
     BackendState,
     BaseBackend,
+    Get,
     ModelEntry,
     ModelNames,
     ModelReport,
     ModelStatus,
+    Thresholds,
     decoded,
     non_negative,
 )
 
 __all__ = ["KoboldCppBackend"]
 
+_Count = Annotated[int, msgspec.Meta(ge=1, le=10**12)]
 _NO_MODEL = "inactive"  # in the place of a name, without the prefix in older versions
 
 
 class _Version(msgspec.Struct):
     version: str
-    result: str
 
 
 class _Perf(msgspec.Struct):
-    """``/api/extra/perf``, from 1.44 on: requests that wait for their turn; and 1 while none is in process, else 0."""
+    """``/api/extra/perf``: requests that wait for their turn; and 1 while none is in process, else 0."""
 
     queue: float
     idle: int
@@ -43,8 +45,8 @@ class _Perf(msgspec.Struct):
 class _Props(msgspec.Struct):
     """``/props``, which older versions lack."""
 
-    total_slots: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    n_ctx: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    total_slots: _Count | None = None
+    n_ctx: _Count | None = None
     role: str = ""
 
 
@@ -60,6 +62,12 @@ class KoboldCppBackend(BaseBackend):
     """
 
     providers: ClassVar[tuple[str, ...]] = ("koboldcpp",)
+    health_path: ClassVar[str] = "/api/extra/version"
+
+    def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
+        """As :class:`BaseBackend`; ``thresholds`` are ignored, because it bounds its queue itself."""
+        super().__init__(url, get, thresholds)
+        self._props = _Props()  # as last reported: without an answer, a router stays one
 
     async def fetch_state(self) -> BackendState:
         """Everything it reports.
@@ -70,19 +78,22 @@ class KoboldCppBackend(BaseBackend):
         Raises:
             UnreadableState, OSError, TimeoutError: as :class:`Get`, for ``/api/extra/version``.
         """
-        reply = await self.get("/api/extra/version")
+        reply = await self.get(self.health_path)
         if reply.status != 200:
+            self._props = _Props()  # another process may take over the address
             return BackendState(ready=False, live=False, reason=f"GET /api/extra/version answered {reply.status}")
         version = decoded(reply.body, _Version)
         models = _text_models(await self.fetch_models())
-        props = decoded(await self.fetch_body("/props"), _Props) or _Props()
+        props = self._props = decoded(await self.fetch_body("/props"), _Props) or self._props
         perf = decoded(await self.fetch_body("/api/extra/perf"), _Perf)
+        processing = None if perf is None else float(perf.idle == 0)
+        waiting = None if perf is None else non_negative(perf.queue)
         is_router = props.role == "router"
-        reports = _reports(models or ()) if is_router else {}
+        reports = _reports(models or (), props.total_slots, processing, waiting) if is_router else {}
         return BackendState(
             ready=True,
-            requests_processing=None if perf is None else float(perf.idle == 0),
-            requests_waiting=None if perf is None else non_negative(perf.queue),
+            requests_processing=processing,
+            requests_waiting=waiting,
             capacity=props.total_slots,
             models=models,
             model_names=ModelNames.UNKNOWN if is_router else ModelNames.ANY,
@@ -101,16 +112,25 @@ def _text_models(models: tuple[ModelEntry, ...] | None) -> tuple[ModelEntry, ...
     return None if models is None else tuple(one for one in models if one["id"].rpartition("/")[2] != _NO_MODEL)
 
 
-def _reports(models: tuple[ModelEntry, ...]) -> dict[str, ModelReport]:
+def _reports(
+    models: tuple[ModelEntry, ...], slots: int | None, processing: float | None, waiting: float | None
+) -> dict[str, ModelReport]:
     """A report of each model of a router (``--routermode``), by id.
 
     It lists the model in memory first, then each configuration that it can start in its place, and calls them all
-    loaded.
+    loaded. Its load is that of the model in memory.
     """
-    return {
-        model["id"]: ModelReport("loaded" if at == 0 else "unloaded", in_memory=at == 0, is_ready=at == 0)
-        for at, model in reversed(list(enumerate(models)))
-    }
+    reports = {one["id"]: ModelReport("unloaded", in_memory=False, is_ready=False, capacity=slots) for one in models}
+    if models:
+        reports[models[0]["id"]] = ModelReport(
+            "loaded",
+            in_memory=True,
+            is_ready=True,
+            capacity=slots,
+            requests_processing=processing,
+            requests_waiting=waiting,
+        )
+    return reports
 
 
 def _figures(perf: _Perf) -> dict[str, float]:

@@ -28,7 +28,7 @@ from inference_engine_proxy_server.backends.base import (
 
 __all__ = ["LMStudioBackend"]
 
-_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=10**12)]
 _NEW, _OLD = "/api/v1/models", "/api/v0/models"
 
 
@@ -82,9 +82,11 @@ class _Known(NamedTuple):
 class LMStudioBackend(BaseBackend):
     """Health and models from ``/v1/models``; which of them are loaded, from its own API.
 
-    It reports neither its load nor its version. The ``owned_by`` of its models is a placeholder of OpenAI's documents. To a path that it does not have, it answers 200, with an error in the
-    body and in its log. The older form of its own API is therefore asked only if the newer one is missing, and the one
-    that answered is asked from then on, until ``/v1/models`` fails.
+    It reports neither its load nor its version, and ``owned_by`` is a placeholder.
+
+    To a path that it does not have, it answers 200, with an error in the body and in its log. The older form of its own
+    API is therefore asked only if the newer one is missing, and the one that answered is asked from then on, until
+    ``/v1/models`` fails.
 
     It loads a model when a request names it, and by default (*Auto-Evict*) unloads the one before, even while that one
     answers. Whether it does is not reported, so ``most_models`` is what it holds now: a request for another model waits
@@ -92,11 +94,13 @@ class LMStudioBackend(BaseBackend):
     """
 
     providers: ClassVar[tuple[str, ...]] = ("lmstudio",)
+    health_path: ClassVar[str] = "/v1/models"
 
     def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
         """As :class:`BaseBackend`; ``thresholds`` are ignored, because there is no load to compare with them."""
         super().__init__(url, get, thresholds)
         self._list_path: str | None = None  # unknown until one of the two has answered
+        self._known: Mapping[str, _Known] = {}  # as last reported
 
     @classmethod
     async def recognizes(cls, probe: Probe) -> bool:
@@ -109,17 +113,17 @@ class LMStudioBackend(BaseBackend):
         Raises:
             UnreadableState, OSError, TimeoutError: as :class:`Get`, for ``/v1/models``.
         """
-        reply = await self.get("/v1/models")
+        reply = await self.get(self.health_path)
         if reply.status in (401, 403):
             return BackendState(ready=True)  # it wants a key, which clients may have
         if reply.status != 200:
-            self._list_path = None
+            self._list_path, self._known = None, {}  # another process may take over the address
             return BackendState(ready=False, live=False, reason=f"GET /v1/models answered {reply.status}")
         try:
             models = parse_models(reply.body)
         except UnreadableState:
             return BackendState(ready=True)
-        known = await self._fetch_known()
+        self._known = known = await self._fetch_known() or self._known
         listed = {model["id"]: known[model["id"]] for model in models if model["id"] in known}
         return BackendState(
             ready=True,
@@ -163,5 +167,3 @@ def _of_old(found: _OldList) -> dict[str, _Known]:
 def _report(known: _Known) -> ModelReport:
     status = "loaded" if known.is_loaded else "not-loaded"
     return ModelReport(status, in_memory=known.is_loaded, is_ready=known.is_loaded, capacity=known.capacity)
-
-

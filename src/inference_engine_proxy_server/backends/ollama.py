@@ -26,7 +26,7 @@ from inference_engine_proxy_server.backends.base import (
 __all__ = ["OllamaBackend"]
 
 _GREETING = b"Ollama is running"
-_Size = Annotated[int, msgspec.Meta(ge=0)]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=10**18)]
 
 
 class _Version(msgspec.Struct):
@@ -46,7 +46,7 @@ class _Loaded(msgspec.Struct):
 
     model: str
     digest: str = ""
-    context_length: int = 0
+    context_length: _Size = 0
     size: _Size = 0
     size_vram: _Size = 0
 
@@ -72,6 +72,7 @@ class OllamaBackend(BaseBackend):
     """
 
     providers: ClassVar[tuple[str, ...]] = ("ollama",)
+    health_path: ClassVar[str] = "/api/version"
 
     def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
         """As :class:`BaseBackend`; ``thresholds`` are ignored, because there is no load to compare with them."""
@@ -93,7 +94,7 @@ class OllamaBackend(BaseBackend):
         Raises:
             UnreadableState, OSError, TimeoutError: as :class:`Get`, for ``/api/version``.
         """
-        reply = await self.get("/api/version")
+        reply = await self.get(self.health_path)
         if reply.status != 200:
             self._loaded = None  # another process may take over the address
             return BackendState(ready=False, live=False, reason=f"GET /api/version answered {reply.status}")

@@ -18,6 +18,7 @@ from inference_engine_proxy_server.backends.base import (
     ModelNames,
     Probe,
     Thresholds,
+    UnreadableState,
     context_lengths,
     decoded,
     non_negative,
@@ -26,8 +27,9 @@ from inference_engine_proxy_server.backends.prometheus_text import samples
 
 __all__ = ["SGLangBackend"]
 
+_LOADS = "/v1/loads?include=core"
 _NEEDS_KEY = frozenset({401, 403})
-_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
 
 
 class SGLangBackend(BaseBackend):
@@ -105,15 +107,18 @@ class SGLangBackend(BaseBackend):
         return status
 
     async def _fetch_load(self) -> _Load:
-        page = None
-        if "/v1/loads" not in self._missing:
-            page = decoded(await self.fetch_body("/v1/loads?include=core"), _Loads)
-        if page is not None and page.loads:
-            return _load_of(page)
+        if _LOADS not in self._missing:
+            try:
+                reply = await self.get(_LOADS)
+            except (OSError, UnreadableState):
+                return _Load()
+            if reply.status != 404:
+                page = decoded(reply.body, _Loads)
+                return _load_of(page) if page is not None and page.loads else _Load()
+            self._missing.add(_LOADS)
         old = decoded(await self.fetch_body("/get_load"), list[_OldLoad])
         if not old:
             return _Load()
-        self._missing.add("/v1/loads")
         waiting = sum(rank.num_waiting_reqs for rank in old)
         return _Load(processing=float(sum(rank.num_reqs for rank in old) - waiting), waiting=float(waiting))
 

@@ -1,7 +1,8 @@
 """TabbyAPI, which serves models with ExLlamaV3.
 
 Sources: TabbyAPI at e632af4, August 2026 (it has no versions): ``endpoints/core/router.py``, ``endpoints/core/types``,
-``endpoints/OAI``, ``common/auth.py``, ``common/health.py`` and ``backends/exllamav3/model.py``.
+``endpoints/OAI``, ``common/auth.py``, ``common/health.py`` and ``backends/exllamav3/model.py``; replies of its HTTP
+server without a model.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from inference_engine_proxy_server.backends.base import (
 
 __all__ = ["TabbyAPIBackend"]
 
-_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=10**12)]
 
 
 class _Health(msgspec.Struct):

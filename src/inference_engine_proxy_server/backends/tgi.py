@@ -27,7 +27,7 @@ _WAITING = "tgi_queue_size"
 _REQUESTS = "tgi_request_count"
 _STEPS = "tgi_batch_inference_count"  # counts each prefill and each decoding step, when it begins
 _MARKS = frozenset({"model_id", "max_best_of", "max_stop_sequences", "max_total_tokens"})
-_Limit = Annotated[int, msgspec.Meta(ge=1)]
+_Limit = Annotated[int, msgspec.Meta(ge=1, le=10**15)]
 
 
 class TGIBackend(BaseBackend):

@@ -71,7 +71,8 @@ def _sums_by_kind(page: bytes, name: str) -> dict[str, float]:
 
 
 def _positive(value: float | None) -> int | None:
-    return int(value) if value is not None and 1 <= value <= 2**53 else None
+    value = non_negative(value)
+    return int(value) if value is not None and value >= 1 else None
 
 
 def _figures(requests: Mapping[str, float], blocks: Mapping[str, float]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from inference_engine_proxy_server.dashboard.workers import Workers
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.processes.process_context import Loops, ProcessContext
 from inference_engine_proxy_server.processes.siblings import Answers
+from inference_engine_proxy_server.telemetry.finished_requests import FinishedRequests
 from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.load import Load
@@ -38,14 +39,12 @@ class Dashboard:
     Attributes:
         reporter: makes snapshots. feed: sends them to viewers.
         cancelling: cancels live requests.
-        observe: takes the record of each request that has ended.
         loops: background tasks. answers: to queries of other workers.
     """
 
     reporter: Reporter
     feed: Feed
     cancelling: Cancelling
-    observe: Callable[[RequestRecord], None]
     loops: Loops
     answers: Answers
 
@@ -54,6 +53,7 @@ def build_dashboard(
     settings: Settings,
     dispatcher: Dispatcher,
     load: Load,
+    finished: FinishedRequests,
     journal: Journal,
     process: ProcessContext,
     is_own: Callable[[RequestRecord], bool],
@@ -62,7 +62,7 @@ def build_dashboard(
     fleet, siblings = dispatcher.fleet, process.siblings
     FleetEvents(fleet, journal)
     usage = UsageTotals()
-    traffic, in_flight = Traffic(is_own, partial(note_rejection, journal), usage), InFlight(fleet)
+    traffic, in_flight = Traffic(finished, is_own, partial(note_rejection, journal), usage), InFlight(fleet)
     live = LiveRequests(load, dispatcher.queue, fleet.clock, siblings.number)
     maker = PartMaker(siblings.number, live, traffic, usage, in_flight, dispatcher.placement, journal)
     workers = Workers(maker, siblings)
@@ -70,4 +70,4 @@ def build_dashboard(
     reporter = Reporter(dispatcher, workers, facts)
     feed, cancelling = Feed(reporter), Cancelling(live, siblings)
     loops = {"history": Recorder(traffic, live, in_flight, dispatcher).run, "dashboard": feed.run}
-    return Dashboard(reporter, feed, cancelling, traffic.observe, loops, {**workers.answers, **cancelling.answers})
+    return Dashboard(reporter, feed, cancelling, loops, {**workers.answers, **cancelling.answers})

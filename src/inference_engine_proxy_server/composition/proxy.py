@@ -74,9 +74,9 @@ from inference_engine_proxy_server.tasks.background import in_background
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.telemetry.access_log import AccessLog
 from inference_engine_proxy_server.telemetry.exposition import Families, Labels
+from inference_engine_proxy_server.telemetry.finished_requests import FinishedRequests
 from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
-from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.usage.ledger import Ledger
 
 __all__ = ["build_proxy"]
@@ -111,8 +111,9 @@ def build_proxy(
     placement = build_placement(configuration, fleet, process, catalog)
     labels = Labels(process.siblings.number if process.siblings.others else None)
     names = ModelLabels(fleet, catalog, placement.lists)
-    metrics = RequestMetrics(RULES, RESULTS, labels, names.of)
-    access_log = build_access_log(settings, process, metrics)
+    finished = FinishedRequests()
+    metrics = RequestMetrics(RULES, RESULTS, labels, names.of, finished)
+    access_log = build_access_log(settings, process, finished, metrics)
     updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend, catalog)
     HiddenModels(fleet, catalog)
     listed = ListedModels(fleet, catalog, placement.lists)
@@ -145,7 +146,7 @@ def build_proxy(
     metrics_page = MetricsPage(families, process.siblings, labels)
     guard = build_overload_guard(settings, client_load, metrics, journal, deadlines)
     dashboard = build_dashboard(
-        settings, dispatcher, client_load, journal, process,
+        settings, dispatcher, client_load, finished, journal, process,
         is_own=lambda record: destinations.of(record.method, record.path) in ANSWERED_HERE,
     )  # fmt: skip
     routers = [
@@ -168,12 +169,11 @@ def build_proxy(
     bridge = AsgiBridge(app)
     gate = build_gate(settings, ring, allowances)
     destinations = build_destinations(settings, app, routers)
-    subscribers = [metrics.count_request, dashboard.observe, *([] if access_log is None else [access_log.write])]
     clients = build_client_context(
         settings, deadlines, client_load, destinations, guard, gate,
         new_request=traces.request_class,
         handle=traces.handling(_handler(bridge, placement, forwarder, websockets)),
-        observe=traces.observing(_recorder(subscribers, deadlines.clock)),
+        observe=traces.observing(_recorder(finished, deadlines.clock)),
         process=process,
     )  # fmt: skip
     operators = build_operator_context(clients, gate, bridge.answer)
@@ -225,13 +225,11 @@ def _handler(
     return handle
 
 
-def _recorder(
-    subscribers: Sequence[Callable[[RequestRecord], None]], clock: Callable[[], float]
-) -> Callable[[ProxiedRequest], None]:
+def _recorder(finished: FinishedRequests, clock: Callable[[], float]) -> Callable[[ProxiedRequest], None]:
+    add = finished.add
+
     def record(request: ProxiedRequest) -> None:
-        made = request.record(clock())
-        for subscriber in subscribers:
-            subscriber(made)
+        add(request.record(clock()))
 
     return record
 

@@ -87,7 +87,7 @@ class BackendEntry(Entry):
     max_requests_waiting: _Threshold | None = None
     """Reported waiting requests above which it is busy and gets no new ones."""
     stream_usage: bool | None = None
-    """Whether requests for streams ask it for their usage, so that USAGE_FILE has it; default: if its engine needs that."""
+    """Whether requests for streams ask it for their usage, for USAGE_FILE; by default if its engine needs that."""
 
     @model_validator(mode="after")
     def _states_its_models_once(self) -> BackendEntry:

@@ -1,8 +1,10 @@
-"""Counts finished requests of one kind. Every request passes here, so it only adds to a few numbers."""
+"""Counts finished requests of one kind. Every request passes here, so they only add to a few numbers."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
+from operator import attrgetter
 
 from inference_engine_proxy_server.dashboard.latencies import BOUNDS, Counts
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
@@ -11,6 +13,7 @@ from inference_engine_proxy_server.wire.outcome import Outcome
 __all__ = ["Tally", "has_failed"]
 
 _COMPLETE = Outcome.COMPLETE
+_columns = attrgetter("prompt_tokens", "cached_tokens", "output_tokens", "status", "outcome", "first_byte_seconds")
 
 
 class Tally:
@@ -31,19 +34,21 @@ class Tally:
         self.input_tokens = self.cached_tokens = self.output_tokens = self.credited_tokens = 0
         self._latencies = [0] * (len(BOUNDS) + 1)
 
-    def count(self, record: RequestRecord) -> None:
-        """Add one request."""
-        self.requests += 1
-        if record.prompt_tokens:
-            self.input_tokens += record.prompt_tokens
-            if record.cached_tokens:
-                self.cached_tokens += record.cached_tokens
-        if record.output_tokens:
-            self.output_tokens += record.output_tokens
-        if record.status >= 400 or record.outcome is not _COMPLETE:
-            self.errors += has_failed(record)
-        if record.status < 400 and record.first_byte_seconds is not None:
-            self._latencies[bisect_left(BOUNDS, record.first_byte_seconds)] += 1
+    def count(self, records: Sequence[RequestRecord]) -> None:
+        """Add requests, at least one."""
+        self.requests += len(records)
+        # Column by column, in C.
+        prompts, cached, outputs, statuses, outcomes, first_bytes = zip(*map(_columns, records), strict=True)
+        self.input_tokens += sum(filter(None, prompts))
+        self.cached_tokens += sum(filter(None, cached))
+        self.output_tokens += sum(filter(None, outputs))
+        if max(statuses) >= 400 or outcomes.count(_COMPLETE) < len(records):
+            self.errors += sum(map(has_failed, records))
+            first_bytes = tuple(one.first_byte_seconds for one in records if one.status < 400)
+        latencies = self._latencies
+        for seconds in first_bytes:
+            if seconds is not None:
+                latencies[bisect_left(BOUNDS, seconds)] += 1
 
     @property
     def latencies(self) -> Counts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
@@ -15,7 +16,8 @@ import msgspec
 from inference_engine_proxy_server.dashboard.latencies import Counts, add, percentile
 from inference_engine_proxy_server.dashboard.tally import Tally
 from inference_engine_proxy_server.dashboard.usage_totals import UsageTotals
-from inference_engine_proxy_server.telemetry.request_record import RequestRecord
+from inference_engine_proxy_server.telemetry.finished_requests import Batch, FinishedRequests
+from inference_engine_proxy_server.telemetry.request_record import RequestRecord, grouped
 
 __all__ = ["STEPS", "STEP_SECONDS", "Progress", "Step", "Sums", "Traffic", "Window", "merged_steps"]
 
@@ -27,6 +29,7 @@ STEPS = 360
 _STEPS_BY_BACKEND = 6  # of the latest steps, the sums of each backend are kept
 _MOST_KINDS = 1000  # clients may make up names of models
 
+_kind_of = attrgetter("backend", "model", "key")
 _Kind = tuple[str | None, str | None, str | None]  # backend, model and key
 
 
@@ -106,6 +109,7 @@ class Traffic:
     """Sums over the requests of this process.
 
     Args:
+        finished: the requests.
         is_own: whether a path is one of the proxy's own, so that its requests do not count.
         note_end: called with each request that did not end as usual.
         usage: gets the tokens by model and key.
@@ -117,11 +121,13 @@ class Traffic:
 
     def __init__(
         self,
+        finished: FinishedRequests,
         is_own: Callable[[RequestRecord], bool],
         note_end: Callable[[RequestRecord], None],
         usage: UsageTotals,
         now: Callable[[], float] = time.time,
     ) -> None:
+        self._finished = finished
         self._is_own = is_own
         self._note_end = note_end
         self._usage = usage
@@ -133,32 +139,38 @@ class Traffic:
         self._credited: dict[str, int] = {}  # tokens of live requests that are counted, by request id
         self._earlier: deque[tuple[int, Mapping[str | None, Sums]]] = deque(maxlen=_STEPS_BY_BACKEND)
         self.steps: deque[Step] = deque(maxlen=STEPS)
+        finished.subscribe(self._count)
 
     def __repr__(self) -> str:
         return f"<Traffic of {len(self.steps)} steps>"
 
-    def observe(self, record: RequestRecord) -> None:
-        """Count a request that has ended."""
-        backend = record.backend
-        if backend is None and self._is_own(record):
-            return
-        if record.termination != "complete":
-            self._note_end(record)
-        kind = (backend, record.model, record.key)
-        tally = self._tallies.get(kind) or self._new_tally(kind)
-        tally.count(record)
-        if self._credited:
-            credited = self._credited.pop(record.request_id, 0)
-            tally.credited_tokens += min(credited, record.output_tokens or 0)
+    def _count(self, batch: Batch) -> None:
+        for (backend, model, key), records in grouped(batch.records, _kind_of).items():
+            counted = records if backend is not None else [one for one in records if not self._is_own(one)]
+            if counted:
+                tally = self._tallies.get((backend, model, key)) or self._new_tally((backend, model, key))
+                tally.count(counted)
+                if self._credited:
+                    tally.credited_tokens += sum(map(self._take_credit, counted))
+                for one in counted:
+                    if one.termination != "complete":
+                        self._note_end(one)
+
+    def _take_credit(self, record: RequestRecord) -> int:
+        return min(self._credited.pop(record.request_id, 0), record.output_tokens or 0)
 
     def _new_tally(self, kind: _Kind) -> Tally:
         if len(self._tallies) >= _MOST_KINDS:
-            self.read()
+            self._add_up()
         tally = self._tallies[kind] = Tally()
         return tally
 
     def read(self) -> None:
-        """Add up what was counted since the last call."""
+        """Add up what has ended since the last call."""
+        self._finished.hand_over()
+        self._add_up()
+
+    def _add_up(self) -> None:
         for (backend, model, key), tally in self._tallies.items():
             self._sums_of(backend).add_tally(tally)
             if backend is not None:

@@ -16,6 +16,7 @@ from inference_engine_proxy_server.dispatch.leases import Dispatcher, Lease
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.request_queue import FIRST, QueuedRequest
+from inference_engine_proxy_server.dispatch.requirements_reader import RequirementsReader
 from inference_engine_proxy_server.dispatch.retry import NextAttempt
 from inference_engine_proxy_server.dispatch.unknown_model import Explanations
 from inference_engine_proxy_server.errors import (
@@ -31,27 +32,17 @@ from inference_engine_proxy_server.errors import (
     ProxyError,
 )
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.requests.content import NO_MESSAGES, model_problem, read_content
-from inference_engine_proxy_server.requests.destinations import Destination
-from inference_engine_proxy_server.requests.prompt import read_prompt
-from inference_engine_proxy_server.requests.turns import NO_TURN, turn_of
-from inference_engine_proxy_server.routing.affinity import Affinity, AffinityTable
+from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
-from inference_engine_proxy_server.routing.placement import Placement
-from inference_engine_proxy_server.routing.requirements import Requirements, beyond
+from inference_engine_proxy_server.routing.requirements import beyond
 from inference_engine_proxy_server.telemetry.journal import BACKEND, Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.wire.reply_observer import ReplyObserver
 
 __all__ = ["Forwarder"]
 
-_STORES_COMPLETION = Affinity(None, None, None, creates_response=False, deletes=False, creates_completion=True)
-_LOADS_NOTHING = b"autoload=false"  # in the query: a llama.cpp router then answers only for models in memory
 _BACK_OFF_SECONDS = 0.025  # upper bound of a random pause: Envoy's base interval
-
-
 _NOT_EXCLUDED: Mapping[Backend, BackendError] = {}
-_WITHOUT_CONTENT = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})  # engines ignore the bodies of these
 
 
 class Forwarder:
@@ -66,7 +57,12 @@ class Forwarder:
         attempts: sends requests to backends.
         affinities: which backend holds what.
         explanations: of the errors for clients.
+
+    Attributes:
+        reader: reads what requests require.
     """
+
+    reader: type[RequirementsReader] = RequirementsReader
 
     def __init__(
         self,
@@ -90,6 +86,7 @@ class Forwarder:
         self._attempts = attempts
         self._budget = attempts.budget
         self._affinities = affinities
+        self._read_requirements = self.reader(dispatcher.placement, affinities).read
         self._explanations = explanations
 
     async def forward(self, request: ProxiedRequest, excluded: Mapping[Backend, BackendError] = _NOT_EXCLUDED) -> None:
@@ -102,7 +99,7 @@ class Forwarder:
         Raises:
             ProxyError: no backend can serve the request; or its reply began and cannot be completed.
         """
-        request.requirements = requirements = self._requirements(request)
+        request.requirements = requirements = self._read_requirements(request)
         self._budget.requests += 1
         failed = dict(excluded)
         try:
@@ -144,60 +141,6 @@ class Forwarder:
     def has_other(self, request: ProxiedRequest, excluded: Collection[Backend]) -> bool:
         """Whether a backend that is not ``excluded`` takes the request; it may be full."""
         return self._placement.has_other(request.requirements, excluded)
-
-    def _requirements(self, request: ProxiedRequest) -> Requirements:
-        """What ``request`` requires of a backend.
-
-        The prompt is read only if a policy reads prompts, or if contexts of different lengths make its length matter.
-        """
-        head = request.head
-        takes_slot = head.destination is Destination.WORK
-        affinity = None
-        if not takes_slot:
-            if head.destination is not Destination.LIGHT:
-                affinity = self._affinity(request)
-                takes_slot = head.destination is Destination.TIED
-            elif _LOADS_NOTHING in head.target and request.content.model is not None:
-                request.model = request.content.model
-                return Requirements(request.model, needs_slot=False, loads_nothing=True)
-        elif head.access is not None and _may_store(request):
-            affinity = _STORES_COMPLETION
-        if takes_slot and self._placement.reads_prompts:
-            requirements = _with_prompt(request, affinity, self._placement)
-        else:
-            content = request.content
-            if request.model is None:
-                request.model = content.model
-            messages = content.raw_messages if takes_slot else NO_MESSAGES
-            if affinity is not None and affinity.creates_response:
-                messages = content.raw_input
-            key, turn = turn_of(request.model, messages, head.passed_on) if messages else NO_TURN
-            requirements = Requirements(request.model, takes_slot, affinity=affinity, turn_key=key, turn=turn)
-        if requirements.model is None:
-            self._require_readable_model(request)
-            if affinity is None or not affinity.is_required:
-                requirements = self._placement.without_lacking(requirements, head.method, head.path)
-        return requirements
-
-    def _require_readable_model(self, request: ProxiedRequest) -> None:
-        """Reject a body whose model only an engine might be able to read, if backends serve different models."""
-        head = request.head
-        if request.body and self._placement.models_differ and head.destination is not Destination.NAMED:
-            problem = model_problem(head.passed_on, request.body)
-            if problem is not None and head.method not in _WITHOUT_CONTENT:
-                try:
-                    raise problem
-                finally:
-                    del problem  # its traceback refers to this frame: a reference cycle
-
-    def _affinity(self, request: ProxiedRequest) -> Affinity:
-        if request.head.destination is Destination.BLOCKED:
-            message = "This path controls the engine itself; it is blocked here by BLOCKED_PATHS."
-            raise ClientError(message, status=403, code="path_blocked")
-        if request.head.destination is Destination.MISJOINED:
-            message = "The path has a doubled slash: remove the slash at the end of the base URL in the client."
-            raise ClientError(message, status=404, code="doubled_slash")
-        return self._affinities.affinity(request.head, request.content)
 
     def _observe(self, request: ProxiedRequest, lease: Lease) -> tuple[ReplyObserver, ...]:
         """Make routing learn from the reply of this attempt."""
@@ -274,32 +217,6 @@ class Forwarder:
             request.is_waiting = False
             request.queue_seconds += clock() - began_at
             request.watch.left_queue()
-
-
-def _with_prompt(request: ProxiedRequest, affinity: Affinity | None, placement: Placement) -> Requirements:
-    head = request.head
-    if request.model is None and placement.router.policies.by_model:
-        request.model = request.content.model
-    policy = placement.policy(request.model)
-    key, turn = NO_TURN
-    if not policy.reads_prompts:
-        # Read again: the usual content has the messages one by one, for policies that read prompts.
-        content = read_content(head.target, request.body, head.passed_on)
-        is_response = affinity is not None and affinity.creates_response
-        messages = content.raw_input if is_response else content.raw_messages
-        if messages:
-            key, turn = turn_of(request.model or content.model, messages, head.passed_on)
-        if not placement.reads_every_prompt:
-            return Requirements(request.model, policy=policy, affinity=affinity, turn_key=key, turn=turn)
-    sizes, content = placement.token_sizes(policy), request.read_with_prompt()
-    prompt = read_prompt(head.target, head.path, head.passed_on, request.body, sizes, content)
-    request.model = request.model or prompt.model
-    return Requirements(request.model, prompt=prompt, policy=policy, affinity=affinity, turn_key=key, turn=turn)
-
-
-def _may_store(request: ProxiedRequest) -> bool:
-    """Whether ``request`` may ask the engine to store a chat completion. A guess: a wrong answer is harmless."""
-    return request.head.path.endswith("/chat/completions") and b'"store"' in request.body
 
 
 def _raise_failure(failed: Mapping[Backend, BackendError]) -> None:

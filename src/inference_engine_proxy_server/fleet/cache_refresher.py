@@ -237,6 +237,7 @@ class CacheRefresher:
             if is_sure or self._doubts[backend] >= _IDENTIFICATIONS:
                 self._identified[backend] = engine
             backend.engine = next(iter((*engine_class.providers, engine_class.__name__)))
+            backend.health_path = engine_class.health_path
             backend.connections.keep_alive(wanted=engine_class.reuses_connections or self._always_keep_alive)
             if self._logged.get(backend) is not engine_class:
                 self._logged[backend] = engine_class

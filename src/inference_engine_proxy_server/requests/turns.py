@@ -66,17 +66,20 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
         return self.key, hash((self.model, end + len(closing), earlier[-_HASHED_BYTES:]))
 
 
-def turn_of(model: str | None, messages: msgspec.Raw, fields: bytes) -> tuple[int, Turn | None]:
+def turn_of(model: str | None, messages: msgspec.Raw, body: bytes, fields: bytes) -> tuple[int, Turn | None]:
     """The key of a request, and the turn that it makes; ``None`` if it certainly is the first one.
 
-    The key is the hash of the model, and of the length and the last 512 bytes of the messages. Arguments as of
-    :class:`Turn`.
+    The key is the hash of the model, and of the length and the last 512 bytes of the messages.
+
+    Args:
+        model, messages, fields: as of :class:`Turn`.
+        body: has the messages. It is searched in their place, because they would have to be copied.
     """
-    text = bytes(messages)
-    key = hash((model, len(text), text[-_HASHED_BYTES:]))
-    # Three messages have three braces. Searching for them is far cheaper than reading the messages.
-    second = text.find(b"{", text.find(b"{") + 1)
-    return key, Turn(key, model, messages, fields) if second > 0 and text.find(b"{", second + 1) > 0 else None
+    view = memoryview(messages)
+    key = hash((model, len(view), view[-_HASHED_BYTES:].tobytes()))
+    if _ASSISTANT in body or _has_items_without_role(body, 0, len(body)):
+        return key, Turn(key, model, messages, fields)
+    return key, None
 
 
 def _end_of_question(text: bytes) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 
 from inference_engine_proxy_server.processes.conversation_memory import ConversationMemory
@@ -48,8 +47,13 @@ class Conversations:
         least = min(ranks, default=math.inf)
         if least == math.inf or ranks.count(least) < 2:
             return None
-        for home in self._homes(turn):
-            at = found.position(home)
+        keys = turn.earlier_keys()
+        session = self._session(turn.fields)
+        if session is not None:
+            keys = (*keys, key_of_session(turn.model, session))
+        for key in keys:  # those of backends that hold most of the conversation first
+            home = self._recall(key)
+            at = None if home is None else found.position(home)
             if at is not None and ranks[at] == least:
                 self.kept += 1
                 return Choice(found.candidates[at], KEPT_WARM, found.candidates)
@@ -60,14 +64,3 @@ class Conversations:
         session = self._session(turn.fields)
         if session is not None:
             self.remember(key_of_session(turn.model, session), candidate.url_key)
-
-    def _homes(self, turn: Turn) -> Iterator[int]:
-        """The ``url_key`` of backends that served earlier turns, those that hold most of the conversation first."""
-        keys = turn.earlier_keys()
-        session = self._session(turn.fields)
-        if session is not None:
-            keys = (*keys, key_of_session(turn.model, session))
-        for key in keys:
-            home = self._recall(key)
-            if home is not None:
-                yield home

@@ -176,20 +176,19 @@ class Placement(FleetObserver):
             found.recount()
         if (
             requirements.affinity is None
-            and requirements.turn is None
             and (requirements.prompt is None or found.contexts is None)
             and not excluded
             and requirements.needs_slot
             and not requirements.lacking
         ):
-            choice = requirements.policy.choose(found, requirements.prompt, self.router)
+            choice = None
         else:
             found = self._narrowed(found, requirements, excluded)
-            policy, prompt = requirements.policy, requirements.prompt
             choice = self._at_home(found, requirements.affinity)
-            if choice is None and requirements.turn is not None:
-                choice = self.conversations.choose(found, requirements.turn)
-            choice = choice or policy.choose(found, prompt, self.router)
+        if choice is None and requirements.turn is not None:
+            choice = self.conversations.choose(found, requirements.turn)
+        if choice is None:
+            choice = requirements.policy.choose(found, requirements.prompt, self.router)
         if choice is None:
             choice = self._last_resort(found.candidates, requirements)
         if self._records_decisions and choice is not None:

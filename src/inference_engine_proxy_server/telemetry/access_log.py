@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import msgspec
 
+from inference_engine_proxy_server.telemetry.finished_requests import Batch, FinishedRequests
 from inference_engine_proxy_server.telemetry.line_writer import LineWriter
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 
@@ -30,42 +31,37 @@ class AccessLog:
     """Writes the lines. None ever has a body, a query or a header field, which may contain secrets.
 
     Args:
-        writer: writes them.
+        finished: the requests.
+        writer: writes the lines.
         log_format: ``text`` or ``json``.
         has_probes: whether probes of health and metrics have lines. Those that are rejected (4xx) always have.
     """
 
-    def __init__(self, writer: LineWriter, log_format: str, *, has_probes: bool = True) -> None:
+    def __init__(
+        self, finished: FinishedRequests, writer: LineWriter, log_format: str, *, has_probes: bool = True
+    ) -> None:
+        self._finished = finished
         self._writer = writer
         self._skipped_paths: Container[str] = () if has_probes else _PROBES
         self._line_of = self._json if log_format == "json" else self._text
-        self._lines: list[bytes] = []
+        self._lines: list[str] = []
         self._second = 0
         self._second_text = ""
         self._kinds: dict[tuple[object, ...], str] = {}  # the words that requests of one kind share
-
-    def write(self, record: RequestRecord) -> None:
-        """Add the line of a finished request; it is written soon after."""
-        if record.backend is None and record.path in self._skipped_paths and _is_probe(record):
-            return
-        now = time.time()
-        second = int(now)
-        if second != self._second:  # formatted once a second, not once a line
-            self._second = second
-            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        lines = self._lines
-        lines.append(self._line_of(self._second_text + _MILLISECONDS[int((now - second) * 1000)], record))
-        if len(lines) >= _FLUSH_LINES:
-            self.flush()
+        finished.subscribe(self._add)
 
     def flush(self) -> None:
-        """Hand all collected lines to the writer."""
+        """Hand the lines of all requests that have ended to the writer."""
+        self._finished.hand_over()
+        self._write()
+
+    def _write(self) -> None:
         if self._lines:
             lines, self._lines = self._lines, []
             self._writer.put(lines)
 
     async def run(self) -> None:
-        """Write collected lines periodically until cancelled, then the rest."""
+        """Write lines periodically until cancelled, then the rest."""
         try:
             while True:
                 await asyncio.sleep(_FLUSH_SECONDS)
@@ -74,7 +70,20 @@ class AccessLog:
             self.flush()
             await self._writer.close()
 
-    def _text(self, at: str, record: RequestRecord) -> bytes:
+    def _add(self, batch: Batch) -> None:
+        lines, line_of, skipped = self._lines, self._line_of, self._skipped_paths
+        for record, ended_at in zip(*batch, strict=True):
+            if record.path in skipped and record.backend is None and _is_probe(record):
+                continue
+            second = int(ended_at)
+            if second != self._second:  # formatted once a second, not once a line
+                self._second = second
+                self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            lines.append(line_of(self._second_text + _MILLISECONDS[int((ended_at - second) * 1000)], record))
+        if len(lines) >= _FLUSH_LINES:
+            self._write()
+
+    def _text(self, at: str, record: RequestRecord) -> str:
         key = (record.method, record.path, record.status, record.outcome, record.backend, record.model)
         kind = self._kinds.get(key) or self._remember(key, record)
         first_byte = record.first_byte_seconds
@@ -87,7 +96,7 @@ class AccessLog:
         return (
             f"{at} {record.client} {kind} first_byte={first} seconds={record.seconds:.4f} "
             f"bytes={record.sent_bytes} id={record.request_id}{tail}"
-        ).encode()
+        )
 
     def _remember(self, key: tuple[object, ...], record: RequestRecord) -> str:
         kind = (
@@ -100,12 +109,12 @@ class AccessLog:
             self._kinds[key] = kind
         return kind
 
-    def _json(self, at: str, record: RequestRecord) -> bytes:
+    def _json(self, at: str, record: RequestRecord) -> str:
         speed = tokens_per_second(record)
-        speed_text = b"null" if speed is None else b"%.1f" % speed
+        speed_text = "null" if speed is None else f"{speed:.1f}"
         if len(record.model or "") > _NAME_CHARACTERS or len(record.alias or "") > _NAME_CHARACTERS:
             record = _shortened(record)
-        return b'{"time":"%b",%b,"tokens_per_second":%b}' % (at.encode(), _members(record), speed_text)
+        return f'{{"time":"{at}",{_members(record)},"tokens_per_second":{speed_text}}}'
 
 
 def tokens_per_second(record: RequestRecord) -> float | None:
@@ -123,13 +132,13 @@ def tokens_per_second(record: RequestRecord) -> float | None:
     return tokens / seconds if tokens and seconds > 0 else None
 
 
-def _members(record: RequestRecord) -> bytes:
+def _members(record: RequestRecord) -> str:
     """The members of a JSON object, in ASCII, because standard output may have an encoding without other characters."""
     try:
         members = _encode(record)[1:-1]
     except UnicodeEncodeError:  # half of a surrogate pair, in the name of a model
         members = b"\xff"
-    return members if members.isascii() else json.dumps(msgspec.structs.asdict(record))[1:-1].encode()
+    return members.decode() if members.isascii() else json.dumps(msgspec.structs.asdict(record))[1:-1]
 
 
 def _shortened(record: RequestRecord) -> RequestRecord:

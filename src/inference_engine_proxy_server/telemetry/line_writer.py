@@ -60,7 +60,7 @@ class LineWriter:
     def __init__(self, sink: Sink, *, is_shared: bool = False) -> None:
         self._sink = sink
         self._is_shared = is_shared
-        self._batches: queue.SimpleQueue[Sequence[bytes]] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[Sequence[str]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         # Each is changed by one thread only.
         self._put_lines = self._taken_lines = 0
@@ -72,7 +72,7 @@ class LineWriter:
         """Lines that were lost, because too many waited for the sink, or because it has failed."""
         return self._unread_lines + self._failed_lines
 
-    def put(self, lines: Sequence[bytes]) -> None:
+    def put(self, lines: Sequence[str]) -> None:
         """Write ``lines``, at least one, later; they end without a line feed. Never waits."""
         waiting = self._put_lines - self._taken_lines
         if waiting + len(lines) > _MOST_LINES:
@@ -100,11 +100,11 @@ class LineWriter:
             self._write(lines)
             self._taken_lines += len(lines)
 
-    def _write(self, lines: Sequence[bytes]) -> None:
+    def _write(self, lines: Sequence[str]) -> None:
         unwritten = len(lines)
         try:
             for block in _blocks(lines) if self._is_shared else (lines,):
-                self._sink(b"\n".join(block) + b"\n")
+                self._sink("\n".join([*block, ""]).encode())
                 unwritten -= len(block)
         except OSError as error:
             self._failed_lines += unwritten
@@ -115,14 +115,15 @@ class LineWriter:
             self._is_failing = False
 
 
-def _blocks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
     """``lines`` in blocks that do not mix with lines of other processes; a longer line is a block of its own."""
-    block: list[bytes] = []
+    block: list[str] = []
     size = 0
     for line in lines:
-        if block and size + len(line) >= _UNMIXED_BYTES:
+        length = len(line) if line.isascii() else len(line.encode())
+        if block and size + length >= _UNMIXED_BYTES:
             yield block
             block, size = [], 0
         block.append(line)
-        size += len(line) + 1  # the line feed
+        size += length + 1  # the line feed
     yield block

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 
 from inference_engine_proxy_server.telemetry.exposition import Labels, Sample, family, histogram_family
+from inference_engine_proxy_server.telemetry.finished_requests import Batch, FinishedRequests
 from inference_engine_proxy_server.telemetry.genai import genai_families
 from inference_engine_proxy_server.telemetry.histogram import Histogram
-from inference_engine_proxy_server.telemetry.request_record import RequestRecord
+from inference_engine_proxy_server.telemetry.request_record import RequestRecord, grouped
 from inference_engine_proxy_server.telemetry.routes import PATHS, route_of
-from inference_engine_proxy_server.telemetry.traffic import BATCH, TokenSums, Totals, Traffic
+from inference_engine_proxy_server.telemetry.traffic import TokenSums, Totals, Traffic
 
 __all__ = ["ModelOf", "RequestCounts"]
 
@@ -41,33 +43,35 @@ _TOKENS: tuple[tuple[str, str, Callable[[TokenSums], int]], ...] = (
     ("output", "Tokens of answers, as engines reported them.", lambda tokens: tokens.output),
 )
 
+_key_of = attrgetter("path", "model", "backend", "status")
+
 
 class _Counter:
     """Requests with the same labels.
 
     Attributes:
         labels: as :class:`~.exposition.Labels` formats them.
-        pending: of ``traffic``; here, too, because every request needs it.
     """
 
-    __slots__ = ("count", "labels", "pending", "traffic")
+    __slots__ = ("count", "labels", "traffic")
 
     def __init__(self, labels: str, traffic: Traffic) -> None:
         self.count = 0
         self.labels = labels
         self.traffic = traffic
-        self.pending = traffic.pending
 
 
 class RequestCounts:
     """The counts of all finished requests.
 
     Args:
+        finished: the requests.
         labels: formats labels.
         model_of: labels of models.
     """
 
-    def __init__(self, labels: Labels, model_of: ModelOf) -> None:
+    def __init__(self, finished: FinishedRequests, labels: Labels, model_of: ModelOf) -> None:
+        self._finished = finished
         self._labels = labels
         self._model_of = model_of
         self._totals = Totals()
@@ -75,25 +79,13 @@ class RequestCounts:
         self._traffic: dict[tuple[str, str], Traffic] = {}  # by route and model
         self._labels_of_tokens: dict[tuple[str, str], str] = {}  # by model and backend
         self._models: set[str] = set()  # labels so far
-        # By what records say: most requests need nothing else.
-        self._remembered: dict[tuple[str, str | None, str | None, int], _Counter] = {}
-
-    def count(self, record: RequestRecord) -> None:
-        """Count a finished request."""
-        key = (record.path, record.model, record.backend, record.status)
-        counter = self._remembered.get(key) or self._find(*key)
-        counter.count += 1
-        pending = counter.pending
-        pending.append(record)
-        if len(pending) >= BATCH:
-            counter.traffic.fold()
+        self._remembered: dict[tuple[str, str | None, str | None, int], _Counter] = {}  # by what records say
+        finished.subscribe(self._count)
 
     def families(self) -> Iterator[str]:
         """All families; requests that end meanwhile may be counted in some of them only."""
+        self._finished.hand_over()
         self._remembered.clear()  # a model may have got another label since the last time
-        for one in list(self._traffic.values()):
-            one.fold()
-            yield ""
         traffic = list(self._traffic.values())
         yield from family(
             "inference_proxy_requests_total",
@@ -122,6 +114,15 @@ class RequestCounts:
         ):
             samples: list[Sample] = [(self._labels.of(**{label: value}), count) for value, count in counts.items()]
             yield from family(f"inference_proxy_{name}_total", "counter", text, samples)
+
+    def _count(self, batch: Batch) -> None:
+        by_traffic: dict[Traffic, list[RequestRecord]] = {}
+        for key, records in grouped(batch.records, _key_of).items():
+            counter = self._remembered.get(key) or self._find(*key)
+            counter.count += len(records)
+            by_traffic.setdefault(counter.traffic, []).extend(records)
+        for traffic, records in by_traffic.items():
+            traffic.add(records)
 
     def _token_labels(self, model: str, backend: str) -> str:
         place = (model, backend)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from inference_engine_proxy_server.telemetry.exposition import Labels, family
+from inference_engine_proxy_server.telemetry.finished_requests import FinishedRequests
 from inference_engine_proxy_server.telemetry.request_counts import ModelOf, RequestCounts
 
 __all__ = ["RequestMetrics"]
@@ -27,9 +28,7 @@ class RequestMetrics:
         assembly_results: what may come of a reply that is assembled from a stream.
         labels: formats labels.
         model_of: labels of models; without it, models have none.
-
-    Attributes:
-        count_request: counts a finished request, see :meth:`RequestCounts.count`.
+        finished: requests that have ended; without it, only what happens to requests is counted.
     """
 
     def __init__(
@@ -38,10 +37,10 @@ class RequestMetrics:
         assembly_results: Iterable[str] = (),
         labels: Labels | None = None,
         model_of: ModelOf = _unnamed,
+        finished: FinishedRequests | None = None,
     ) -> None:
         self._labels = labels or Labels()
-        self._requests = RequestCounts(self._labels, model_of)
-        self.count_request = self._requests.count
+        self._requests = RequestCounts(finished or FinishedRequests(), self._labels, model_of)
         self._retries: Counter[str] = Counter()
         self._fallbacks: Counter[tuple[str, str, str]] = Counter()
         self._resumes = Counter(dict.fromkeys(_RESUME_CAUSES, 0))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
 import msgspec
 
 from inference_engine_proxy_server.wire.outcome import Outcome
 
-__all__ = ["RequestRecord"]
+__all__ = ["RequestRecord", "grouped"]
+
+_Key = TypeVar("_Key")
 
 
 class RequestRecord(msgspec.Struct, frozen=True, gc=False):
@@ -59,3 +64,18 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     output_tokens: int | None = None
     key: str | None = None
     policy: str | None = None
+
+
+def grouped(
+    records: Iterable[RequestRecord], key_of: Callable[[RequestRecord], _Key]
+) -> dict[_Key, list[RequestRecord]]:
+    """The records by their keys, those of each key in their order."""
+    groups: dict[_Key, list[RequestRecord]] = {}
+    for record in records:
+        key = key_of(record)
+        group = groups.get(key)
+        if group is None:
+            groups[key] = [record]
+        else:
+            group.append(record)
+    return groups

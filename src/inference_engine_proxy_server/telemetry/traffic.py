@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from operator import attrgetter
 
 from inference_engine_proxy_server.telemetry.histogram import (
@@ -14,11 +15,7 @@ from inference_engine_proxy_server.telemetry.histogram import (
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.outcome import Outcome
 
-__all__ = ["BATCH", "TokenSums", "Totals", "Traffic"]
-
-BATCH = 32
-"""Records that are counted together, which costs half of counting each at once."""
-
+__all__ = ["TokenSums", "Totals", "Traffic"]
 
 _columns = attrgetter(
     "seconds", "policy", "queue_seconds", "is_stream", "prompt_tokens", "output_tokens", "termination"
@@ -61,20 +58,18 @@ class Traffic:
         totals: counts them, too.
 
     Attributes:
-        pending: records that :meth:`fold` has not counted yet.
         seconds, first_tokens, inter_tokens, queue_waits: times of requests, in seconds.
         prompt_tokens, output_tokens: tokens of each request that reports them.
     """
 
     __slots__ = (
-        "_totals", "first_tokens", "inter_tokens", "model", "output_tokens", "pending", "prompt_tokens", "queue_waits",
-        "route", "seconds",
+        "_totals", "first_tokens", "inter_tokens", "model", "output_tokens", "prompt_tokens", "queue_waits", "route",
+        "seconds",
     )  # fmt: skip
 
     def __init__(self, route: str, model: str, totals: Totals) -> None:
         self.route = route
         self.model = model
-        self.pending: list[RequestRecord] = []
         self.seconds = Histogram(SECONDS_BOUNDS)
         self.first_tokens = Histogram(SECONDS_BOUNDS)
         self.inter_tokens = Histogram(INTER_TOKEN_BOUNDS)
@@ -83,12 +78,8 @@ class Traffic:
         self.output_tokens = Histogram(TOKEN_BOUNDS)
         self._totals = totals
 
-    def fold(self) -> None:
-        """Count the pending records."""
-        records = self.pending.copy()
-        self.pending.clear()
-        if not records:
-            return
+    def add(self, records: Sequence[RequestRecord]) -> None:
+        """Count ``records``, at least one."""
         # Column by column, in C: most records need nothing but these sums.
         seconds, policies, waits, streams, prompts, outputs, reasons = zip(*map(_columns, records), strict=True)
         self.seconds.add(list(seconds))
@@ -97,17 +88,15 @@ class Traffic:
             waits = tuple(wait for wait, policy in zip(waits, policies, strict=True) if wait or policy is not None)
         self.queue_waits.add(list(waits))
         if True in streams:
-            self._fold_streams([one for one in records if one.is_stream])
+            self._add_streams([one for one in records if one.is_stream])
         if prompts.count(None) + outputs.count(None) < 2 * len(records):
-            self._fold_tokens(
-                [one for one in records if one.prompt_tokens is not None or one.output_tokens is not None]
-            )
+            self._add_tokens([one for one in records if one.prompt_tokens is not None or one.output_tokens is not None])
         if reasons.count("complete") < len(records):
             for one in records:
                 if one.termination != "complete":
                     self._count_failure(one)
 
-    def _fold_streams(self, records: list[RequestRecord]) -> None:
+    def _add_streams(self, records: Sequence[RequestRecord]) -> None:
         self.first_tokens.add([one.first_byte_seconds or 0.0 for one in records])
         self.inter_tokens.add(
             [
@@ -117,7 +106,7 @@ class Traffic:
             ]
         )
 
-    def _fold_tokens(self, records: list[RequestRecord]) -> None:
+    def _add_tokens(self, records: Sequence[RequestRecord]) -> None:
         self.prompt_tokens.add([one.prompt_tokens for one in records if one.prompt_tokens is not None])
         self.output_tokens.add([one.output_tokens for one in records if one.output_tokens is not None])
         tokens, model = self._totals.tokens, self.model

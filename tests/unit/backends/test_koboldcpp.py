@@ -37,10 +37,24 @@ async def test_a_server_without_a_text_model_lists_none(name: str) -> None:
     assert (state.ready, state.models, state.contexts) == (True, (), {})
 
 
+async def test_a_router_stays_one_without_an_answer() -> None:
+    answers = {**IDLE, "/props": recorded("koboldcpp-router", "props")}
+    kobold = KoboldCppBackend("http://b", answering(answers), Thresholds(6, 3))
+    assert (await kobold.fetch_state()).most_models == 1
+    answers["/props"] = TimeoutError()
+    assert (await kobold.fetch_state()).most_models == 1
+    answers["/api/extra/version"] = Reply(502, b"")
+    assert not (await kobold.fetch_state()).live
+    answers["/api/extra/version"] = IDLE["/api/extra/version"]
+    assert (await kobold.fetch_state()).most_models is None
+
+
 async def test_a_router_has_the_first_of_its_models_in_memory() -> None:
     state = await backend(
         models=recorded("koboldcpp-router", "v1-models"), props=recorded("koboldcpp-router", "props")
     ).fetch_state()
-    loaded, *others = (report.in_memory for report in reversed(state.model_reports.values()))
-    assert (loaded, any(others), state.most_models) == (True, False, 1)
+    loaded, *others = state.model_reports.values()
+    assert (loaded.in_memory, loaded.requests_processing, loaded.capacity) == (True, 0.0, 1)
+    assert [report.in_memory for report in others] == [False, False]
+    assert state.most_models == 1
     assert state.statuses == {"llama.kcpps": ModelStatus.COLD, "qwen.kcpps": ModelStatus.COLD}

@@ -85,6 +85,14 @@ async def test_after_a_failure_it_may_be_a_newer_version() -> None:
     assert asked.count("/api/v1/models") == 2
 
 
+async def test_without_an_answer_of_its_own_api_the_previous_one_holds() -> None:
+    answers = {**OLD}
+    lmstudio = backend(answers)
+    before = await lmstudio.fetch_state()
+    answers["/api/v0/models"] = TimeoutError()
+    assert (await lmstudio.fetch_state()).model_reports == before.model_reports != {}
+
+
 async def test_a_missing_answer_does_not_mean_an_older_version() -> None:
     asked: list[str] = []
     await backend({**OLD, "/api/v1/models": TimeoutError()}, asked).fetch_state()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from inference_engine_proxy_server.backends.base import ModelNames, Reply, Thresholds
-from inference_engine_proxy_server.backends.registry import Probe, discover_engines, identify
+from inference_engine_proxy_server.backends.base import ModelNames, Probe, Reply, Thresholds
+from inference_engine_proxy_server.backends.registry import discover_engines, identify
 from inference_engine_proxy_server.backends.tabbyapi import TabbyAPIBackend
 from recorded import answering, recorded
 
@@ -21,7 +21,7 @@ def backend(answers: dict[str, Reply | Exception], asked: list[str] | None = Non
 async def test_only_the_model_in_memory_is_served_whatever_folders_there_are() -> None:
     asked: list[str] = []
     state = await backend({**LOADED}, asked).fetch_state()
-    assert [model["id"] for model in state.models or ()] == ["Llama-3.1-8B-Instruct-exl3-4.0bpw"]
+    assert [model["id"] for model in state.models or ()] == ["Llama-3.1-8B-exl3"]
     assert state.model_names is ModelNames.ANY
     assert "/v1/models" not in asked
 

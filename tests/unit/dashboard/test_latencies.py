@@ -12,7 +12,7 @@ from support.records import request_record
 def counted(seconds: list[float]) -> Counts:
     tally = Tally()
     for one in seconds:
-        tally.count(request_record(first_byte_seconds=one))
+        tally.count([request_record(first_byte_seconds=one)])
     return tally.latencies
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from inference_engine_proxy_server.dashboard.traffic import STEPS, Progress, Traffic, merged_steps
 from inference_engine_proxy_server.dashboard.usage_totals import UsageTotals
+from inference_engine_proxy_server.telemetry.finished_requests import FinishedRequests
 from inference_engine_proxy_server.telemetry.request_record import RequestRecord
 from inference_engine_proxy_server.wire.outcome import Outcome
 from support.records import request_record
@@ -18,10 +19,13 @@ class Clocked:
         self.now = 5000.0
         self.noted: list[RequestRecord] = []
         self.usage = UsageTotals()
-        self.traffic = Traffic(lambda record: record.path == "/health", self.noted.append, self.usage, lambda: self.now)
+        self.finished = FinishedRequests()
+        self.traffic = Traffic(
+            self.finished, lambda record: record.path == "/health", self.noted.append, self.usage, lambda: self.now
+        )
 
     def end(self, backend: str | None = A, **fields: Any) -> None:
-        self.traffic.observe(request_record(backend=backend, path="/v1/completions", **fields))
+        self.finished.add(request_record(backend=backend, path="/v1/completions", **fields))
 
     def after(self, seconds: float, queue: int = 0) -> None:
         self.now += seconds
@@ -48,17 +52,18 @@ def test_sums_are_kept_by_backend() -> None:
 
 def test_requests_for_own_paths_do_not_count() -> None:
     clocked = Clocked()
-    clocked.traffic.observe(request_record(path="/health", backend=None))
+    clocked.finished.add(request_record(path="/health", backend=None))
     clocked.end()
     clocked.traffic.read()
 
     assert clocked.traffic.window(0).total.requests == 1
 
 
-def test_unusual_ends_are_noted_at_once() -> None:
+def test_unusual_ends_are_noted() -> None:
     clocked = Clocked()
     clocked.end()
     clocked.end(None, status=429, termination="queue_full")
+    clocked.traffic.read()
 
     assert [record.termination for record in clocked.noted] == ["queue_full"]
 

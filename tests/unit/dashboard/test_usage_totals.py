@@ -9,7 +9,7 @@ from support.records import request_record
 
 def tally(**fields: Any) -> Tally:
     made = Tally()
-    made.count(request_record(**fields))
+    made.count([request_record(**fields)])
     return made
 
 

@@ -152,6 +152,27 @@ async def test_backend_that_goes_down_joins_again_when_it_is_back() -> None:
         server.close()
 
 
+TGI_INFO = (
+    b'{"model_id":"m","max_concurrent_requests":8,"max_best_of":2,"max_stop_sequences":4,"max_total_tokens":2048,'
+    b'"version":"3.3.7"}'
+)
+
+
+async def test_engine_whose_model_is_its_own_owner_is_identified_and_asked_for_its_info() -> None:
+    pages: dict[str, bytes | asyncio.Event] = {
+        "/info": http_reply(TGI_INFO),
+        "/metrics": http_reply(b"tgi_request_count 9\ntgi_batch_current_size 3\ntgi_queue_size 2\n"),
+    }
+    async with FakeEngine(reporting(b"m", others=pages)) as engine, refreshing(engine) as pool:
+        backend = pool.backends[0]
+        await until(lambda: backend.takes_requests)
+        assert (backend.engine, backend.health.reported.engine_version) == ("tgi", "3.3.7")
+        assert (backend.load.foreign, backend.load.slots) == (5, 8)
+        assert backend.serving.model_ids == {"m"}
+        await until(lambda: asked(engine)["/info"] >= 3)
+        assert asked(engine)["/v1/models"] == 1  # identified once
+
+
 class SlowToTell(BaseBackend):
     """An engine that only its own page identifies."""
 

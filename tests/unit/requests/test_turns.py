@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from inference_engine_proxy_server.requests.content import read_content
-from inference_engine_proxy_server.requests.turns import key_of_session, turn_of
+from inference_engine_proxy_server.requests.turns import Turn, key_of_session, turn_of
 
 Message = dict[str, Any]
 SYSTEM, QUESTION = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}
@@ -25,12 +25,18 @@ def raw(messages: object, **notation: Any) -> msgspec.Raw:
     return read_content(b"/", json.dumps({"model": "m", "messages": messages}, **notation).encode()).raw_messages
 
 
+def made(messages: object, model: str | None = "m", **notation: Any) -> tuple[int, Turn | None]:
+    """The key of a request with ``messages``, and its turn."""
+    found = raw(messages, **notation)
+    return turn_of(model, found, bytes(found), b"")
+
+
 def key(messages: list[Message], model: str | None = "m", **notation: Any) -> int:
-    return turn_of(model, raw(messages, **notation), b"")[0]
+    return made(messages, model, **notation)[0]
 
 
 def earlier(messages: list[Message], model: str | None = "m", **notation: Any) -> list[int]:
-    _, turn = turn_of(model, raw(messages, **notation), b"")
+    _, turn = made(messages, model, **notation)
     return [] if turn is None else list(turn.earlier_keys())
 
 
@@ -86,7 +92,7 @@ def test_messages_without_an_answer_continue_nothing(messages: list[Any]) -> Non
 
 @pytest.mark.parametrize("messages", ["{{{", 5, {"a": {"b": {"c": 1}}}, None])
 def test_malformed_messages_continue_nothing(messages: object) -> None:
-    _, turn = turn_of("m", raw(messages), b"")
+    _, turn = made(messages)
     assert turn is None or turn.earlier_keys() == ()
 
 
@@ -97,7 +103,7 @@ def test_only_the_latest_messages_are_examined() -> None:
 
 
 def test_lone_question_is_told_from_a_continued_conversation_without_being_read() -> None:
-    found = [turn_of("m", raw(some), b"")[1] for some in ([QUESTION], [SYSTEM, QUESTION], [QUESTION, ANSWER, NEXT])]
+    found = [made(some)[1] for some in ([QUESTION], [SYSTEM, QUESTION, NEXT], [QUESTION, ANSWER, NEXT])]
     assert [turn is None for turn in found] == [True, True, False]
 
 
@@ -118,7 +124,7 @@ def test_hostile_messages_take_bounded_time() -> None:
     answers = b"[%b]" % b",".join([b'{"role":"assistant"}'] * 200_000)
     blanks = b'[{"role":"user"},%b{"role":"assistant"},{"role":"user"}]' % (b" " * 10_000_000)
     for text in (answers, blanks):
-        _, turn = turn_of("m", msgspec.Raw(text), b"")
+        _, turn = turn_of("m", msgspec.Raw(text), text, b"")
         assert turn is not None
         before = time.process_time()
         turn.earlier_keys()

@@ -18,6 +18,7 @@ import pytest
 
 from inference_engine_proxy_server.telemetry import line_writer
 from inference_engine_proxy_server.telemetry.access_log import AccessLog
+from inference_engine_proxy_server.telemetry.finished_requests import FinishedRequests
 from inference_engine_proxy_server.telemetry.line_writer import LineWriter, sink_of
 from inference_engine_proxy_server.wire.outcome import Outcome
 from support.engine import Engine
@@ -60,8 +61,9 @@ async def fleet(capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Fleet]:
 async def written(log_format: str = "text", *, has_probes: bool = True, **fields: Any) -> str:
     """The line of one request."""
     stream = io.StringIO()
-    log = AccessLog(LineWriter(sink_of(stream)), log_format, has_probes=has_probes)
-    log.write(request_record(**fields))
+    finished = FinishedRequests()
+    log = AccessLog(finished, LineWriter(sink_of(stream)), log_format, has_probes=has_probes)
+    finished.add(request_record(**fields))
     await closed(log)
     return stream.getvalue()
 
@@ -324,7 +326,7 @@ async def test_log_that_cannot_be_written_is_reported_once_until_it_can(
     for target, lines in ((full, 3), (place, 1), (full, 2)):
         os.dup2(target, stream.fileno())
         for _ in range(lines):
-            writer.put([b"line"])
+            writer.put(["line"])
         await writer.close()
 
     assert [record.getMessage() for record in caplog.records] == [
@@ -445,10 +447,11 @@ async def test_words_that_say_nothing_are_left_out(fields: dict[str, Any], words
 def test_many_lines_are_written_without_waiting() -> None:
     blocks: list[bytes] = []
     writer = LineWriter(blocks.append)
-    log = AccessLog(writer, "text")
+    finished = FinishedRequests()
+    AccessLog(finished, writer, "text")
 
     for _ in range(2000):
-        log.write(request_record())
+        finished.add(request_record())
 
     deadline = time.monotonic() + 20
     while b"".join(blocks).count(b"\n") < 1500 and time.monotonic() < deadline:
@@ -459,9 +462,10 @@ def test_many_lines_are_written_without_waiting() -> None:
 @pytest.mark.parametrize("path", ["/v1/models", "/" + "x" * 1000, "/" + "x" * 5000])
 async def test_lines_stay_whole_and_in_order_if_other_processes_write_to_the_log(path: str) -> None:
     writes: list[bytes] = []
-    log = AccessLog(LineWriter(writes.append, is_shared=True), "text")
+    finished = FinishedRequests()
+    log = AccessLog(finished, LineWriter(writes.append, is_shared=True), "text")
     for number in range(100):
-        log.write(request_record(path=path, request_id=f"id-{number}"))
+        finished.add(request_record(path=path, request_id=f"id-{number}"))
     await closed(log)
 
     assert all(written.endswith(b"\n") and b"\n\n" not in written for written in writes)

@@ -10,9 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from inference_engine_proxy_server.telemetry.exposition import Labels
+from inference_engine_proxy_server.telemetry.finished_requests import FinishedRequests
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.telemetry.routes import route_of
-from inference_engine_proxy_server.telemetry.traffic import BATCH
 from inference_engine_proxy_server.wire.outcome import Outcome
 from support.records import request_record
 
@@ -51,8 +51,13 @@ def name_of(backend: str | None, model: str | None) -> str:
 
 
 @pytest.fixture
-def metrics() -> RequestMetrics:
-    return RequestMetrics(model_of=name_of)
+def finished() -> FinishedRequests:
+    return FinishedRequests()
+
+
+@pytest.fixture
+def metrics(finished: FinishedRequests) -> RequestMetrics:
+    return RequestMetrics(model_of=name_of, finished=finished)
 
 
 @pytest.fixture
@@ -105,21 +110,21 @@ STREAM: dict[str, Any] = {"path": PATH, "backend": "http://a", "policy": "p", "a
     [(0.0, "0.01"), (0.01, "0.01"), (0.0100001, "0.02"), (1.0, "1.28"), (327.68, "327.68"), (327.69, "+Inf")],
 )
 def test_observation_is_in_the_first_bucket_whose_bound_it_does_not_exceed(
-    metrics: RequestMetrics, shown: Shown, seconds: float, first_bucket: str
+    finished: FinishedRequests, shown: Shown, seconds: float, first_bucket: str
 ) -> None:
-    metrics.count_request(request_record(path=PATH, seconds=seconds))
+    finished.add(request_record(path=PATH, seconds=seconds))
 
     buckets = shown.buckets(DURATION)
     position = list(buckets).index(first_bucket)
     assert list(buckets.values()) == [0] * position + [1] * (len(buckets) - position)
 
 
-@pytest.mark.parametrize("count", [1, BATCH - 1, BATCH, BATCH + 1, 3 * BATCH + 5])
-def test_sums_and_counts_are_those_of_the_requests(metrics: RequestMetrics, shown: Shown, count: int) -> None:
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+def test_sums_and_counts_are_those_of_the_requests(finished: FinishedRequests, shown: Shown, count: int) -> None:
     times = [random.uniform(0, 400) for _ in range(count)]
 
     for seconds in times:
-        metrics.count_request(request_record(**STREAM, seconds=seconds, first_byte_seconds=seconds / 2))
+        finished.add(request_record(**STREAM, seconds=seconds, first_byte_seconds=seconds / 2))
 
     for _ in range(2):  # a scrape changes nothing
         assert shown.value(f"{DURATION}_count", **ROUTE) == count
@@ -130,9 +135,9 @@ def test_sums_and_counts_are_those_of_the_requests(metrics: RequestMetrics, show
             assert below == sum(seconds <= float(bound) for seconds in times)
 
 
-def test_only_streams_have_a_first_token(metrics: RequestMetrics, shown: Shown) -> None:
-    metrics.count_request(request_record(**STREAM | {"is_stream": False}))
-    metrics.count_request(request_record(path=PATH, status=499, first_byte_seconds=None))
+def test_only_streams_have_a_first_token(finished: FinishedRequests, shown: Shown) -> None:
+    finished.add(request_record(**STREAM | {"is_stream": False}))
+    finished.add(request_record(path=PATH, status=499, first_byte_seconds=None))
 
     assert shown.value(f"{DURATION}_count", **ROUTE) == 2
     assert shown.value(f"{FIRST}_count", **ROUTE) == 0
@@ -140,33 +145,33 @@ def test_only_streams_have_a_first_token(metrics: RequestMetrics, shown: Shown) 
 
 @pytest.mark.parametrize(("tokens", "count", "total"), [(None, 0, 0), (1, 0, 0), (2, 1, 8.0), (5, 1, 2.0)])
 def test_time_between_tokens_is_the_average_of_a_stream(
-    metrics: RequestMetrics, shown: Shown, tokens: int | None, count: int, total: float
+    finished: FinishedRequests, shown: Shown, tokens: int | None, count: int, total: float
 ) -> None:
-    metrics.count_request(request_record(**STREAM, first_byte_seconds=1.0, seconds=9.0, output_tokens=tokens))
+    finished.add(request_record(**STREAM, first_byte_seconds=1.0, seconds=9.0, output_tokens=tokens))
 
     assert shown.value(f"{BETWEEN}_count", **ROUTE) == count
     assert shown.value(f"{BETWEEN}_sum", **ROUTE) == total
 
 
-def test_requests_that_did_not_wait_have_waited_for_0_seconds(metrics: RequestMetrics, shown: Shown) -> None:
-    metrics.count_request(request_record(**STREAM))
-    metrics.count_request(request_record(**STREAM, queue_seconds=3.0))
-    metrics.count_request(request_record(path=PATH, queue_seconds=30.0, status=503, termination="queue_timeout"))
-    metrics.count_request(request_record(path=PATH, status=403))  # was never to be sent
+def test_requests_that_did_not_wait_have_waited_for_0_seconds(finished: FinishedRequests, shown: Shown) -> None:
+    finished.add(request_record(**STREAM))
+    finished.add(request_record(**STREAM, queue_seconds=3.0))
+    finished.add(request_record(path=PATH, queue_seconds=30.0, status=503, termination="queue_timeout"))
+    finished.add(request_record(path=PATH, status=403))  # was never to be sent
 
     assert shown.value(f"{QUEUE_WAIT}_count", **ROUTE) == 3
     assert shown.value(f"{QUEUE_WAIT}_sum", **ROUTE) == 33.0
     assert shown.buckets(QUEUE_WAIT)["0.01"] == 1
 
 
-def test_tokens_are_counted_by_model_and_backend(metrics: RequestMetrics, shown: Shown) -> None:
+def test_tokens_are_counted_by_model_and_backend(finished: FinishedRequests, shown: Shown) -> None:
     for model, backend, tokens in (
         ("m", "http://a", (9, 4, 3)),
         ("m", "http://a", (1, None, 2)),
         ("n", "http://b", (5, 0, None)),
     ):
         prompt, cached, output = tokens
-        metrics.count_request(
+        finished.add(
             request_record(
                 **STREAM | {"model": model, "backend": backend},
                 prompt_tokens=prompt, cached_tokens=cached, output_tokens=output,
@@ -181,7 +186,7 @@ def test_tokens_are_counted_by_model_and_backend(metrics: RequestMetrics, shown:
     assert tokens_of("n", "http://b") == [5, 0, 0]
 
 
-def test_unfinished_replies_are_counted_by_the_side_that_ended_them(metrics: RequestMetrics, shown: Shown) -> None:
+def test_unfinished_replies_are_counted_by_the_side_that_ended_them(finished: FinishedRequests, shown: Shown) -> None:
     for outcome, first_byte_seconds, termination in (
         (Outcome.CLIENT_LEFT, 0.1, "client_left"),
         (Outcome.CLIENT_LEFT, 0.1, "client_left"),
@@ -191,7 +196,7 @@ def test_unfinished_replies_are_counted_by_the_side_that_ended_them(metrics: Req
         (Outcome.COMPLETE, 0.1, "error_status"),
     ):
         fields = {"outcome": outcome, "first_byte_seconds": first_byte_seconds, "termination": termination}
-        metrics.count_request(request_record(**fields))
+        finished.add(request_record(**fields))
 
     assert shown.value("inference_proxy_stream_aborts_total", side="client") == 2
     assert shown.value("inference_proxy_stream_aborts_total", side="backend") == 1
@@ -202,9 +207,9 @@ def test_unfinished_replies_are_counted_by_the_side_that_ended_them(metrics: Req
     assert failures == [3, 1, 1, None]
 
 
-def test_decisions_are_counted_by_policy(metrics: RequestMetrics, shown: Shown) -> None:
+def test_decisions_are_counted_by_policy(finished: FinishedRequests, shown: Shown) -> None:
     for policy in ("tied", "least_requests", "least_requests", None):
-        metrics.count_request(request_record(policy=policy))
+        finished.add(request_record(policy=policy))
 
     assert shown.value("inference_proxy_decisions_total", policy="least_requests") == 2
     assert shown.value("inference_proxy_decisions_total", policy="tied") == 1
@@ -234,45 +239,47 @@ def test_readings_have_their_value_at_the_scrape(metrics: RequestMetrics, shown:
         assert samples["inference_proxy_event_total", frozenset()] == 7.0
 
 
-def test_a_worker_is_a_label_of_every_sample() -> None:
-    metrics = RequestMetrics(labels=Labels(3))
+def test_a_worker_is_a_label_of_every_sample(finished: FinishedRequests) -> None:
+    metrics = RequestMetrics(labels=Labels(3), finished=finished)
     metrics.add_gauge("thing", "A thing.", lambda: 1.0)
-    metrics.count_request(request_record(**STREAM, prompt_tokens=1))
+    finished.add(request_record(**STREAM, prompt_tokens=1))
     assert {dict(pairs).get("worker") for _, pairs in Shown(metrics).samples()} == {"3"}
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "a%d%s%%b", "模型"])
-def test_labels_may_have_any_characters(name: str) -> None:
-    metrics = RequestMetrics(model_of=lambda backend, model: name)
-    metrics.count_request(request_record(**STREAM, prompt_tokens=1))
+def test_labels_may_have_any_characters(finished: FinishedRequests, name: str) -> None:
+    metrics = RequestMetrics(model_of=lambda backend, model: name, finished=finished)
+    finished.add(request_record(**STREAM, prompt_tokens=1))
     models = {dict(pairs)["model"] for _, pairs in Shown(metrics).samples() if "model" in dict(pairs)}
     assert models == {name}
 
 
-def test_the_thousand_and_first_model_is_another_one() -> None:
-    metrics = RequestMetrics(model_of=name_of)
+def test_the_thousand_and_first_model_is_another_one(finished: FinishedRequests) -> None:
+    metrics = RequestMetrics(model_of=name_of, finished=finished)
     for number in range(1100):
-        metrics.count_request(request_record(**STREAM | {"model": f"m{number}"}))
+        finished.add(request_record(**STREAM | {"model": f"m{number}"}))
     counts = re.findall(rf'^{DURATION}_count.*model="(\w+)".* (\S+)$', "".join(metrics.families()), re.MULTILINE)
     models = {model: float(count) for model, count in counts}
     assert (models["m999"], models.get("m1000"), models["other"], len(models)) == (1, None, 100, 1001)
 
 
-def test_a_model_gets_its_label_once_it_is_listed() -> None:
+def test_a_model_gets_its_label_once_it_is_listed(finished: FinishedRequests) -> None:
     listed: set[str | None] = set()
-    metrics = RequestMetrics(model_of=lambda backend, model: model if model in listed and model else "")
+    metrics = RequestMetrics(
+        model_of=lambda backend, model: model if model in listed and model else "", finished=finished
+    )
     shown = Shown(metrics)
     for _ in range(2):
-        metrics.count_request(request_record(**STREAM | {"model": "m"}))
+        finished.add(request_record(**STREAM | {"model": "m"}))
         assert shown.value(f"{DURATION}_count", route="completions", model="") == 1
         listed.add("m")
     assert shown.value(f"{DURATION}_count", route="completions", model="m") == 1
 
 
-def test_names_of_opentelemetry_show_the_same_figures(metrics: RequestMetrics, shown: Shown) -> None:
+def test_names_of_opentelemetry_show_the_same_figures(finished: FinishedRequests, shown: Shown) -> None:
     for path in ("/v1/chat/completions", "/v1/messages", PATH, "/v1/audio/transcriptions"):
         times = {"seconds": 5.0, "first_byte_seconds": 1.0, "prompt_tokens": 7, "output_tokens": 3}
-        metrics.count_request(request_record(**STREAM | times | {"path": path, "model": "m"}))
+        finished.add(request_record(**STREAM | times | {"path": path, "model": "m"}))
 
     def of(name: str, operation: str, **more: str) -> float | None:
         names = {"gen_ai_request_model": "m", "gen_ai_response_model": "m", "gen_ai_provider_name": "inference_proxy"}
