@@ -47,6 +47,8 @@ class TensorRTLLMBackend(BaseBackend):
     running; and the next requests are missing until one of them ends.
 
     ``/metrics`` is not asked: it is JSON, and reading it takes the figures of the steps away from other readers.
+
+    Its streams are not asked for their usage: older versions then report it in every event, not only in one more.
     """
 
     providers: ClassVar[tuple[str, ...]] = ("trtllm", "tensorrt_llm")
@@ -79,7 +81,6 @@ class TensorRTLLMBackend(BaseBackend):
             models=models,
             model_names=ModelNames.ANY,
             contexts=_contexts(page, models),
-            streams_usage_on_request=True,
             figures={name: value for name, value in sums.items() if non_negative(value) is not None},
             engine_version=await self._fetch_version(),
         )
