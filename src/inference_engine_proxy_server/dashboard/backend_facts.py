@@ -13,8 +13,9 @@ __all__ = ["differences_of", "facts_of"]
 
 
 def facts_of(backend: BackendSnapshot) -> dict[str, Any]:
-    """The state of ``backend``, its requests from all workers, and its models."""
+    """The engine of ``backend``, its state, its requests from all workers, and its models."""
     return {
+        "engine": backend.engine,
         "state": backend.state.value,
         "reason": backend.reason,
         "since": backend.since,

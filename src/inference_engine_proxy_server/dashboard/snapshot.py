@@ -170,7 +170,6 @@ def _state_of(backend: BackendSnapshot) -> dict[str, Any]:
     facts = facts_of(backend)
     in_flight = facts.pop("requests_in_flight")
     return {
-        "engine": backend.engine,
         "shown_state": backend.shown_state,
         **facts,
         "takes_requests": backend.takes_requests,
