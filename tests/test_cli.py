@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 
 from inference_engine_proxy_server import __version__
+from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.cli import main
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
@@ -236,10 +237,8 @@ def test_an_unknown_engine_in_a_fleet_file_is_one_line(command: Command, tmp_pat
     done = command("fleet", "check", "fleet.yaml")
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        done.stderr
-        == "fleet.yaml: backends.0.engine is 'lamacpp': use one of llamacpp, openai, vllm; did you mean llamacpp?\n"
-    )
+    names = ", ".join(sorted(discover_engines().by_provider))
+    assert done.stderr == f"fleet.yaml: backends.0.engine is 'lamacpp': use one of {names}; did you mean llamacpp?\n"
 
 
 def test_the_printed_schema_is_the_published_one(command: Command) -> None:

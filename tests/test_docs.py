@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.config.settings import Settings, as_variable
 from inference_engine_proxy_server.config.sources import load_settings
 from inference_engine_proxy_server.resume.assembly import DOUBTS
@@ -63,6 +64,16 @@ def test_the_doubts_about_assembled_replies_are_documented_with_their_reasons() 
     assert dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", section, re.MULTILINE)) == DOUBTS
 
 
+def test_every_engine_has_a_section_a_row_of_the_table_and_its_name_in_the_fleet_file() -> None:
+    page = (ROOT / "docs" / "engines.md").read_text()
+    engines = discover_engines()
+    names = {engine.providers[0] for engine in (*engines.by_provider.values(), engines.fallback)}
+    sections = re.findall(r"^## (.+)\n\nName in the fleet file: `([\w-]+)`", page, re.MULTILINE)
+    rows = re.findall(r"^\| \[[^]]+\]\(#([\w-]+)\) \|", page, re.MULTILINE)
+    assert {name for _, name in sections} == names
+    assert rows == [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title, _ in sections]
+
+
 def test_every_finding_of_the_doctor_is_documented() -> None:
     """A code is the first argument of ``Finding``, or the first value that a function returns with other texts."""
     codes: set[str] = set()
@@ -72,10 +83,13 @@ def test_every_finding_of_the_doctor_is_documented() -> None:
                 case ast.Call(func=ast.Name(id="Finding"), args=[ast.Constant(value=str(code)), *_]):
                     codes.add(code)
                 case ast.Return(value=ast.Tuple(elts=[ast.Constant(value=str(code)), _, _])):
-                    codes.add(f"backend_{code}")
+                    codes |= {f"backend_{code}", f"public_{code}"}
+                case ast.Dict(values=[ast.Constant(value=str()), *_] as values, keys=[ast.Attribute(), *_]):
+                    codes |= {str(value.value) for value in values if isinstance(value, ast.Constant)}
                 case ast.Return(value=ast.Tuple(elts=[ast.Constant(value=str(code)), _, _, _])):
                     codes.add(code)
-    documented = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "doctor.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (`[^|]*`) \|", (ROOT / "docs" / "doctor.md").read_text(), re.MULTILINE)
+    documented = [code for row in rows for code in re.findall(r"`(\w+)`", row)]
     assert sorted(documented) == sorted({*codes, "settings_invalid"})
 
 

@@ -21,12 +21,12 @@ from unittest.mock import patch
 
 import uvloop
 
-from inference_engine_proxy_server.telemetry import access_log
+from inference_engine_proxy_server.telemetry import access_log, finished_requests
 from support.live_proxy import live_proxy
 
 __all__ = ["Costs", "Count", "measure"]
 
-_TIMES = 64  # of the records that are handed over together
+_TIMES = 32  # repetitions in a batch, and requests that are counted together; a batch for comparison has twice as many
 _BATCHES = 8  # the minimum excludes periodic work
 _MODELS = json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "somebody"}]}).encode()
 _ANSWER = b'{"object":"chat.completion","choices":[{"index":0,"message":{"content":"' + b"x" * 400 + b'"}}]}'
@@ -184,6 +184,7 @@ class _Client:
 def measure(body_bytes: int = 1000, backends: int = 2, **settings: Any) -> Costs:
     """Measure the costs with requests of about ``body_bytes``, this number of ``backends`` and these ``settings``."""
     with ExitStack() as stack:
+        stack.enter_context(patch.object(finished_requests, "_BATCH", _TIMES))
         stack.enter_context(patch.object(access_log, "_FLUSH_SECONDS", 3600))  # only whole batches
         engines = [stack.enter_context(_running(_Engine())) for _ in range(backends)]
         return uvloop.run(_measured(engines, body_bytes, settings))

@@ -96,6 +96,8 @@ async def test_engine_with_an_unconfigured_key_answers_401_itself(
     [server] = start_servers(1, tiny_model, "--api-key", ENGINES_KEY)
     proxy = start_proxy(server)
 
+    [backend] = (await send(proxy.url, "/dashboard/snapshot")).json["backends"]
+    assert backend["engine"] == "llamacpp"  # recognized without its list of models
     refused = await send(proxy.url, CHAT, chat())
     assert (refused.status, refused.headers["x-backend"]) == (401, server.url)
     assert (await send(proxy.url, CHAT, chat(), headers={"Authorization": f"Bearer {ENGINES_KEY}"})).status == 200

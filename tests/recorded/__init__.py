@@ -14,9 +14,10 @@ __all__ = ["answering", "recorded"]
 
 
 def recorded(engine: str, name: str) -> Reply:
-    """The reply in ``<engine>/<name>.http``, without its headers."""
+    """The reply in ``<engine>/<name>.http``."""
     head, _, body = (Path(__file__).parent / engine / f"{name}.http").read_bytes().partition(b"\r\n\r\n")
-    return Reply(int(head.split()[1]), body)
+    status_line, _, fields = head.partition(b"\r\n")
+    return Reply(int(status_line.split()[1]), body, fields)
 
 
 def answering(answers: Mapping[str, Reply | Exception], asked: list[str] | None = None) -> Get:

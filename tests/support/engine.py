@@ -177,6 +177,8 @@ class Engine(FakeEngine):
                 connection.send(page)
             elif path == "/apply-template" and self.owner == "llamacpp":
                 connection.send(http_reply(b'{"prompt": "<user>a<assistant>begun"}'))
+            elif path == "/tokenize" and self.owner in _METRICS:
+                connection.send(http_reply(b'{"tokens": [1, 2, 3]}'))
             else:
                 self.served.append(request)
                 self._serving.add(connection)

@@ -95,7 +95,7 @@ class Call:
     async def event(self) -> bytes:
         """The next server-sent event with its blank line; at the end of the body the rest, then nothing."""
         while _EVENT_END not in self._unread:
-            piece = await self._piece()
+            piece = await self.piece()
             if not piece:
                 rest, self._unread = self._unread, b""
                 return rest
@@ -108,7 +108,7 @@ class Call:
         if not self.status:
             await self.head()
         pieces = [self._unread]
-        while piece := await self._piece():
+        while piece := await self.piece():
             pieces.append(piece)
         return Reply(self.status, self.headers, b"".join(pieces), self.complete)
 
@@ -133,7 +133,7 @@ class Call:
         async with asyncio.timeout(_DEADLINE_SECONDS):
             return not await self._reader.read(1)
 
-    async def _piece(self) -> bytes:
+    async def piece(self) -> bytes:
         """The next bytes of the body; empty at its end or where it is cut."""
         if self.complete or not self._has_body:
             self.complete = True

@@ -30,7 +30,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--precise", action="store_true", help="the batch hardly changes results")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--embeddings", action="store_true", help="serve embeddings, and nothing else")
+    parser.add_argument("--rerank", action="store_true", help="serve scores of documents, and nothing else")
     parser.add_argument("--chat-template", type=Path, help="a file, in place of the model's own template")
+    parser.add_argument("--mmproj", help="a GGUF file that reads pictures")
     parser.add_argument("--no-metrics", dest="metrics", action="store_false")
     return parser.parse_args()
 
@@ -52,9 +54,12 @@ def _serve(arguments: argparse.Namespace) -> None:
     chosen.endpoint_metrics = arguments.metrics
     chosen.endpoint_slots = True
     chosen.prefill_assistant = arguments.prefill
-    if arguments.embeddings:
+    if arguments.embeddings or arguments.rerank:
+        pooling = xllamacpp.llama_pooling_type
         chosen.embedding = True
-        chosen.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        chosen.pooling_type = pooling.LLAMA_POOLING_TYPE_RANK if arguments.rerank else pooling.LLAMA_POOLING_TYPE_MEAN
+    if arguments.mmproj:
+        chosen.mmproj.path = arguments.mmproj
     if arguments.alias:
         chosen.model_alias = {arguments.alias}
     if arguments.chat_template:

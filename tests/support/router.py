@@ -93,6 +93,15 @@ class ScriptedRouter(FakeEngine):
         model = self._memory.get(name)
         return 0 if model is None else len(model.connections)
 
+    def has_loaded(self, name: str) -> bool:
+        """Whether the model is in memory and answers requests."""
+        return name in self._memory and self._memory[name].loaded.is_set()
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a model is being loaded."""
+        return any(not model.loaded.is_set() for model in self._memory.values())
+
     def load(self, name: str) -> None:
         """Load a model, as for a request that did not come through the proxy."""
         self._use(name)

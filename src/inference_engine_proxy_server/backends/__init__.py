@@ -1,7 +1,8 @@
 """The supported engines, one module each, discovered automatically.
 
 ``base`` has the class that every engine extends, ``registry`` discovers engines and detects the engine of a backend,
-``prometheus_text`` reads metrics pages, and ``reply_facts`` reads token counts from replies.
+``replies`` and ``probe`` ask it, ``prometheus_text`` reads metrics pages, and ``reply_facts`` reads token counts from
+replies.
 
 To add an engine, put a module here, or into a package of your own that names the class in the entry point group
 ``inference_engine_proxy_server.backends``. A subclass of ``base.BaseBackend`` with ``fetch_metrics`` is complete, and
@@ -17,5 +18,6 @@ To add an engine, put a module here, or into a package of your own that names th
                 raise UnreadableState(f"GET /metrics answered {reply.status} without my_engine_requests")
             return load, True
 
-An engine that can report more implements ``fetch_state`` instead.
+An engine that can report more implements ``fetch_state`` instead. An engine whose ``owned_by`` is missing, or is not
+its own, implements ``recognizes`` as well.
 """

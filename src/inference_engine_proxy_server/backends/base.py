@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar
 
-import msgspec
+from inference_engine_proxy_server.backends.fingerprint import Fingerprint
+from inference_engine_proxy_server.backends.probe import Probe
+from inference_engine_proxy_server.backends.replies import (
+    Get,
+    ModelEntry,
+    Reply,
+    UnreadableState,
+    decoded,
+    parse_models,
+)
 
 __all__ = [
     "Api",
@@ -19,40 +27,18 @@ __all__ = [
     "ModelNames",
     "ModelReport",
     "ModelStatus",
+    "Probe",
     "Reply",
     "Thresholds",
     "UnreadableState",
     "context_lengths",
+    "decoded",
     "non_negative",
     "parse_models",
 ]
 
-ModelEntry = Mapping[str, Any]
-"""One object of the ``data`` array of ``GET /v1/models``, as the engine wrote it; its ``id`` is a string."""
 
-
-class Reply(NamedTuple):
-    """A backend's complete reply to a GET."""
-
-    status: int
-    body: bytes
-
-
-class Get(Protocol):
-    """Sends a GET for a path (``"/metrics"``) to one backend, with a deadline and a size limit."""
-
-    async def __call__(self, path: str, json_body: bytes | None = None) -> Reply:
-        """Send a GET; with ``json_body``, a POST, for questions that an engine answers only so.
-
-        Raises:
-            TimeoutError: the deadline passes.
-            OSError: the connection fails.
-            UnreadableState: the reply is not HTTP or too large.
-        """
-
-
-class UnreadableState(Exception):
-    """A backend reported its state in a form that its engine does not use."""
+_MOST = 1e15  # requests or tokens; sums of such numbers are finite
 
 
 class Api(Enum):
@@ -152,6 +138,7 @@ class BackendState:
             ``stream_options.include_usage``; then in an event of their own that takes nothing from the others.
         figures: further numbers worth showing, by the engine's own names.
         engine_version: as the engine names it.
+        fingerprints: what tells the replicas of a model apart, by the ids of the ``models`` that have one.
     """
 
     ready: bool
@@ -176,6 +163,7 @@ class BackendState:
     streams_usage_on_request: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
     engine_version: str | None = None
+    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
 
 
 class BaseBackend:
@@ -185,8 +173,10 @@ class BaseBackend:
     other one. Methods keep no connections and no tasks: :attr:`get` does all I/O.
 
     Attributes:
-        providers: the ``owned_by`` values of ``GET /v1/models`` that identify the engine.
+        providers: names of the engine: those that the fleet file may use, and the ``owned_by`` values of
+            ``GET /v1/models`` that identify it. The first one is shown to operators.
         reuses_connections: whether requests to the engine may share kept-alive connections.
+        health_path: asked when none of the backend's requests makes progress; any answer shows that it is not frozen.
 
     Raises:
         TypeError: the subclass implements neither method.
@@ -194,6 +184,7 @@ class BaseBackend:
 
     providers: ClassVar[tuple[str, ...]] = ()
     reuses_connections: ClassVar[bool] = True
+    health_path: ClassVar[str] = "/health"
 
     def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
         """Store what the methods need.
@@ -216,6 +207,16 @@ class BaseBackend:
     def is_complete(cls) -> bool:
         """Whether the class implements one of the two methods."""
         return cls.fetch_metrics is not BaseBackend.fetch_metrics or cls.fetch_state is not BaseBackend.fetch_state
+
+    @classmethod
+    async def recognizes(cls, probe: Probe) -> bool:
+        """Whether the backend that ``probe`` asks is certainly of this engine.
+
+        Asked once for each start of a backend, and only if no ``owned_by`` identifies its engine. One or two questions
+        must be enough, and no other server may give the answers that are accepted. Raises nothing.
+        """
+        del probe
+        return False
 
     async def fetch_metrics(self) -> tuple[float, bool]:
         """The current load (requests processing and waiting), and whether the backend accepts new requests.
@@ -262,8 +263,8 @@ class BaseBackend:
 
 
 def non_negative(value: float | None) -> float | None:
-    """``value`` if it can be a count or a share; ``None`` for NaN, infinity and negative numbers."""
-    return value if value is not None and math.isfinite(value) and value >= 0 else None
+    """``value`` if it can be a count or a share; ``None`` for NaN, negative numbers, and those beyond 10^15."""
+    return value if value is not None and 0 <= value <= _MOST else None
 
 
 def context_lengths(models: Iterable[ModelEntry] | None, length_of: Callable[[ModelEntry], object]) -> dict[str, int]:
@@ -275,20 +276,3 @@ def context_lengths(models: Iterable[ModelEntry] | None, length_of: Callable[[Mo
     """
     reported = ((entry["id"], length_of(entry)) for entry in models or ())
     return {name: length for name, length in reported if type(length) is int and length > 0}
-
-
-def parse_models(body: bytes) -> tuple[ModelEntry, ...]:
-    """The entries of an OpenAI models list that have an id.
-
-    Raises:
-        UnreadableState: ``body`` is not a JSON object with a ``data`` array of objects.
-    """
-    try:
-        listing = msgspec.json.decode(body, type=_ModelsList)
-    except (ValueError, RecursionError) as error:  # besides msgspec's errors: invalid UTF-8, endless nesting
-        raise UnreadableState(f"GET /v1/models: {error}") from error
-    return tuple(entry for entry in listing.data if isinstance(entry.get("id"), str))
-
-
-class _ModelsList(msgspec.Struct):
-    data: list[dict[str, Any]]

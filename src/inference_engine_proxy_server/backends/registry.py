@@ -14,14 +14,14 @@ import importlib
 import inspect
 import logging
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType, ModuleType
 from typing import TypeGuard
 
 from inference_engine_proxy_server import backends
-from inference_engine_proxy_server.backends.base import BaseBackend, Get, UnreadableState, parse_models
+from inference_engine_proxy_server.backends.base import BaseBackend, ModelEntry, Probe, UnreadableState, parse_models
 from inference_engine_proxy_server.backends.openai import OpenAIBackend
 
 __all__ = ["ENTRY_POINT_GROUP", "Engines", "discover_engines", "identify"]
@@ -29,6 +29,8 @@ __all__ = ["ENTRY_POINT_GROUP", "Engines", "discover_engines", "identify"]
 ENTRY_POINT_GROUP = "inference_engine_proxy_server.backends"
 
 logger = logging.getLogger(__name__)
+
+_MISTAKES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 Engine = type[BaseBackend]
 
@@ -39,11 +41,14 @@ class Engines:
 
     Attributes:
         by_provider: engines by ``owned_by`` value, and by entry point name.
-        fallback: for servers whose ``owned_by`` identifies no engine.
+        fallback: for servers that no engine recognizes.
+        recognizing: the engines that can recognize a backend without its ``owned_by``, in the order in which they are
+            asked: first those of entry points, then those of this package by the names of their modules.
     """
 
     by_provider: Mapping[str, Engine]
     fallback: Engine
+    recognizing: tuple[Engine, ...] = ()
 
 
 def discover_engines(package: ModuleType = backends) -> Engines:
@@ -55,35 +60,58 @@ def discover_engines(package: ModuleType = backends) -> Engines:
         ValueError: two engines of ``package`` claim the same provider.
     """
     by_provider: dict[str, Engine] = {}
-    for engine in _engines_in(package):
+    found = tuple(_engines_in(package))
+    for engine in found:
         for provider in engine.providers:
             first = by_provider.setdefault(provider, engine)
             if first is not engine:
                 raise ValueError(f"{first} and {engine} both claim the provider {provider!r}")
-    return Engines(MappingProxyType(by_provider | _installed_engines()), fallback=OpenAIBackend)
+    installed = _installed_engines()
+    recognizing = dict.fromkeys(filter(_can_recognize, (*installed.values(), *found)))
+    return Engines(MappingProxyType(by_provider | installed), OpenAIBackend, tuple(recognizing))
 
 
-async def identify(engines: Engines, get: Get) -> Engine | None:
-    """The engine of a backend, by the first ``owned_by`` of ``GET /v1/models`` that identifies one.
+async def identify(engines: Engines, probe: Probe) -> Engine | None:
+    """The engine of a backend: by the first ``owned_by`` of ``GET /v1/models`` that names one, else the first engine
+    that recognizes the backend, else the fallback.
 
-    The fallback when the list has no known owner or is empty, and when the list is rejected permanently (501, or a 4xx
-    that is not about time): a wrong or missing key hides the engine, but requests still work. ``None`` when the
-    engine is not known yet: the backend is loading (503), failing (another 5xx), asks to wait (408, 425, 429),
-    redirects (3xx), or its list is not readable; try again later.
+    A list that is rejected permanently (501, or a 4xx that is not about time) is like one without a known owner: a
+    server may have no list, and with a wrong or missing key, requests still work. ``None`` when the engine is not known
+    yet: the backend is loading (503), failing (another 5xx), asks to wait (408, 425, 429), redirects (3xx), or no
+    engine recognizes it and its list is not readable; try again later.
 
     Raises:
-        UnreadableState, OSError, TimeoutError: as :class:`Get`.
+        UnreadableState, OSError, TimeoutError: as :class:`Get`, for ``/v1/models``.
     """
-    reply = await get("/v1/models")
-    if reply.status != 200:
-        return engines.fallback if _is_lasting_refusal(reply.status) else None
-    try:
-        models = parse_models(reply.body)
-    except UnreadableState:
+    listing = await probe.list_models()
+    fallback: Engine | None = engines.fallback
+    if listing.status == 200:
+        try:
+            owner = _owner(engines, parse_models(listing.body))
+        except UnreadableState:
+            owner = fallback = None
+        if owner is not None:
+            return owner
+    elif not _is_lasting_refusal(listing.status):
         return None
+    for engine in engines.recognizing:
+        if await _recognizes(engine, probe):
+            return engine
+    return fallback
+
+
+def _owner(engines: Engines, models: Iterable[ModelEntry]) -> Engine | None:
     owners = (model.get("owned_by") for model in models)
     known = (engines.by_provider.get(owner) for owner in owners if isinstance(owner, str))
-    return next((engine for engine in known if engine not in (None, engines.fallback)), engines.fallback)
+    return next((engine for engine in known if engine not in (None, engines.fallback)), None)
+
+
+async def _recognizes(engine: Engine, probe: Probe) -> bool:
+    try:
+        return await engine.recognizes(probe)
+    except _MISTAKES:  # of a third-party engine; the others must still be asked
+        logger.exception("the engine %s failed to examine a backend", engine.__name__)
+        return False
 
 
 def _is_lasting_refusal(status: int) -> bool:
@@ -128,3 +156,7 @@ def _is_engine(value: object) -> TypeGuard[Engine]:
     if not inspect.isclass(value) or not issubclass(value, BaseBackend):
         return False
     return value.is_complete() and not inspect.isabstract(value)
+
+
+def _can_recognize(engine: Engine) -> bool:
+    return engine.recognizes.__func__ is not BaseBackend.recognizes.__func__  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ vLLM 0.32.0.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -16,13 +17,17 @@ from inference_engine_proxy_server.backends.base import (
     BackendState,
     BaseBackend,
     Get,
+    ModelEntry,
     ModelNames,
+    Probe,
     Thresholds,
     UnreadableState,
     context_lengths,
     non_negative,
 )
+from inference_engine_proxy_server.backends.fingerprint import Fingerprint, source_of
 from inference_engine_proxy_server.backends.prometheus_text import samples, sum_samples
+from inference_engine_proxy_server.backends.tokenizer_probe import TokenizerProbe
 
 __all__ = ["WAITING_FOR_STEP", "VLLMBackend"]
 
@@ -62,6 +67,12 @@ class VLLMBackend(BaseBackend):
 
     providers: ClassVar[tuple[str, ...]] = ("vllm",)
 
+    @classmethod
+    async def recognizes(cls, probe: Probe) -> bool:
+        """By its metrics, which need no key, if it does not show its models without one."""
+        reply = await probe.get("/v1/models")
+        return reply is not None and reply.status == 401 and any(samples(await probe.text("/metrics"), _RUNNING))
+
     def __init__(self, url: str, get: Get, thresholds: Thresholds) -> None:
         """As :class:`BaseBackend`; ``thresholds`` are ignored: vLLM queues well, and its queue is part of its load."""
         super().__init__(url, get, thresholds)
@@ -70,6 +81,7 @@ class VLLMBackend(BaseBackend):
         self._has_is_paused = True
         self._most_running = 0.0
         self._version: str | None = None  # unknown until the server was asked, once
+        self._tokenizers: dict[str, TokenizerProbe] = {}  # likewise, by model
 
     async def fetch_state(self) -> BackendState:
         """Everything it reports, summed over all its engines (data parallel) and models.
@@ -95,13 +107,14 @@ class VLLMBackend(BaseBackend):
             return _not_live("paused")
         load = sum_samples(page, (_RUNNING, _WAITING))
         running, waiting = non_negative(load.get(_RUNNING)), non_negative(load.get(_WAITING))
+        version = await self._fetch_version()
         return BackendState(
             ready=True,
             requests_processing=running,
             requests_waiting=waiting,
             capacity=self._capacity(running, waiting),
             continued_apis=_CONTINUES,
-            context_use=max(_kv_usages(page), default=None),
+            context_use=non_negative(max(_kv_usages(page), default=None)),
             memory_tokens=_memory_tokens(page),
             progress=_progress(page),
             models=models,
@@ -110,7 +123,8 @@ class VLLMBackend(BaseBackend):
             bounds_max_tokens=True,  # 400, "max_tokens=... cannot be greater than max_model_len=..."
             streams_usage_on_request=True,
             figures=_figures(page),
-            engine_version=await self._fetch_version(),
+            engine_version=version,
+            fingerprints=await self._fingerprints_of(models, version),
         )
 
     async def _health_status(self) -> int:
@@ -122,6 +136,7 @@ class VLLMBackend(BaseBackend):
                 self._has_is_paused = True
                 self._most_running = 0.0
                 self._version = None
+                self._tokenizers = {}
         return status
 
     async def _fetch_version(self) -> str | None:
@@ -135,6 +150,20 @@ class VLLMBackend(BaseBackend):
             except (ValueError, RecursionError):
                 self._version = ""  # a server without that page is not asked again
         return self._version or None
+
+    async def _fingerprints_of(
+        self, models: Sequence[ModelEntry] | None, version: str | None
+    ) -> Mapping[str, Fingerprint]:
+        """By model id, without LoRA adapters; each tokenizer is asked once, until ``/health`` fails."""
+        found = {}
+        for entry in models or ():
+            model, source = entry["id"], source_of(entry)
+            if source is None:
+                continue
+            if model not in self._tokenizers:
+                self._tokenizers[model] = TokenizerProbe(self.get, model=model, prompt=..., add_special_tokens=False)
+            found[model] = Fingerprint(source=source, tokenizer=await self._tokenizers[model].hash(), version=version)
+        return found
 
     def _capacity(self, running: float | None, waiting: float | None) -> int | None:
         # It does not report --max-num-seqs (except /server_info of a development server), and the KV cache may allow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple, TypeVar
 
 from inference_engine_proxy_server.access.key_limits import KeyLimits
 from inference_engine_proxy_server.access.key_ring import KeyRing
@@ -45,7 +46,27 @@ from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.usage.ledger import Ledger
 
-__all__ = ["build_dispatcher", "build_forwarder", "build_placement", "build_websocket_forwarder"]
+__all__ = ["ForwarderParts", "build_dispatcher", "build_forwarder", "build_placement", "build_websocket_forwarder"]
+
+_AnyForwarder = TypeVar("_AnyForwarder", bound=Forwarder)
+
+
+class ForwarderParts(NamedTuple):
+    """What the forwarders of requests and of WebSockets have in common.
+
+    Attributes:
+        ring: the API keys; ``None`` when clients need none.
+    """
+
+    settings: Settings
+    dispatcher: Dispatcher
+    decisions: Decisions
+    metrics: RequestMetrics
+    journal: Journal
+    ring: KeyRing | None
+    ownership: Ownership
+    catalog: LiveCatalog
+    listed: ListedModels
 
 
 def build_placement(
@@ -87,47 +108,65 @@ def build_dispatcher(
     return Dispatcher(fleet, placement, RequestQueue(limits, deadlines), process.fairness())
 
 
-def build_forwarder(
-    settings: Settings,
-    dispatcher: Dispatcher,
-    decisions: Decisions,
-    metrics: RequestMetrics,
-    journal: Journal,
-    ring: KeyRing | None,
-    ownership: Ownership,
-    catalog: LiveCatalog,
-    listed: ListedModels,
-    ledger: Ledger | None,
-) -> RenamingForwarder | LimitedForwarder:
+def build_forwarder(parts: ForwarderParts, ledger: Ledger | None) -> RenamingForwarder | LimitedForwarder:
     """The forwarder, which enforces the limits of keys if there are any, and counts requests if there is a ledger."""
+    settings = parts.settings
     make_attempts = Attempts if ledger is None else partial(CountedAttempts, ledger)
     attempts = make_attempts(
-        dispatcher,
-        metrics,
+        parts.dispatcher,
+        parts.metrics,
         names_backend=settings.backend_header,
         keeps_credentials=forwards_keys(settings),
         retry_statuses=settings.retry_statuses,
         first_token_seconds=settings.first_token_timeout_seconds,
     )
-    fair_share = FairShare(takes_priority_header=settings.priority_header)
-    updates = QueueUpdates(dispatcher.queue, to_all=settings.queue_updates)
     forwarder: Forwarder | ResumingForwarder
-    forwarder = Forwarder(
-        dispatcher, decisions, metrics, journal, fair_share, updates, attempts, ownership.table, Explanations(listed)
-    )
+    forwarder = _forwarder(Forwarder, parts, attempts, updates_all=settings.queue_updates)
     if settings.stream_resume != "off" or settings.assemble_replies:
-        forwarder = _resuming(settings, forwarder, dispatcher.fleet, metrics, journal)
-    return _by_name(forwarder, dispatcher, metrics, journal, catalog, ring, ownership)
+        forwarder = _resuming(parts, forwarder)
+    return _by_name(parts, forwarder)
 
 
-def _resuming(
-    settings: Settings, forwarder: Forwarder, fleet: Fleet, metrics: RequestMetrics, journal: Journal
-) -> ResumingForwarder:
+def build_websocket_forwarder(parts: ForwarderParts, deadlines: Deadlines) -> RenamingForwarder | LimitedForwarder:
+    """The forwarder of WebSockets, which enforces the limits of keys if there are any."""
+    settings = parts.settings
+    attempts = WebSocketAttempts(
+        parts.dispatcher,
+        parts.metrics,
+        names_backend=settings.backend_header,
+        keeps_credentials=forwards_keys(settings),
+        retry_statuses=settings.retry_statuses,
+        deadlines=deadlines,
+        idle_seconds=settings.websocket_idle_timeout_seconds or NEVER,
+    )
+    # Before the switch, the client can get no updates.
+    return _by_name(parts, _forwarder(WebSocketForwarder, parts, attempts, updates_all=False))
+
+
+def _forwarder(
+    kind: type[_AnyForwarder], parts: ForwarderParts, attempts: Attempts, *, updates_all: bool
+) -> _AnyForwarder:
+    """A forwarder of this kind, which tries backends by ``attempts``."""
+    return kind(
+        parts.dispatcher,
+        parts.decisions,
+        parts.metrics,
+        parts.journal,
+        FairShare(takes_priority_header=parts.settings.priority_header),
+        QueueUpdates(parts.dispatcher.queue, to_all=updates_all),
+        attempts,
+        parts.ownership.table,
+        Explanations(parts.listed),
+    )
+
+
+def _resuming(parts: ForwarderParts, forwarder: Forwarder) -> ResumingForwarder:
+    settings, fleet, metrics = parts.settings, parts.dispatcher.fleet, parts.metrics
     relay = StreamRelay(
         forwarder,
         fleet,
         metrics,
-        journal,
+        parts.journal,
         resumes=settings.stream_resume,
         sends_comments=settings.stream_resume_comments,
     )
@@ -135,49 +174,12 @@ def _resuming(
     return ResumingForwarder(forwarder, relay, assembling, fleet, metrics)
 
 
-def build_websocket_forwarder(
-    settings: Settings,
-    dispatcher: Dispatcher,
-    decisions: Decisions,
-    metrics: RequestMetrics,
-    journal: Journal,
-    ring: KeyRing | None,
-    ownership: Ownership,
-    catalog: LiveCatalog,
-    listed: ListedModels,
-    deadlines: Deadlines,
-) -> RenamingForwarder | LimitedForwarder:
-    """The forwarder of WebSockets, which enforces the limits of keys if there are any."""
-    attempts = WebSocketAttempts(
-        dispatcher,
-        metrics,
-        names_backend=settings.backend_header,
-        keeps_credentials=forwards_keys(settings),
-        retry_statuses=settings.retry_statuses,
-        deadlines=deadlines,
-        idle_seconds=settings.websocket_idle_timeout_seconds or NEVER,
-    )
-    fair_share = FairShare(takes_priority_header=settings.priority_header)
-    updates = QueueUpdates(dispatcher.queue, to_all=False)  # before the switch, the client can get nothing
-    forwarder = WebSocketForwarder(
-        dispatcher, decisions, metrics, journal, fair_share, updates, attempts, ownership.table, Explanations(listed)
-    )
-    return _by_name(forwarder, dispatcher, metrics, journal, catalog, ring, ownership)
-
-
-def _by_name(
-    forwarder: Forwarder | ResumingForwarder,
-    dispatcher: Dispatcher,
-    metrics: RequestMetrics,
-    journal: Journal,
-    catalog: LiveCatalog,
-    ring: KeyRing | None,
-    ownership: Ownership,
-) -> RenamingForwarder | LimitedForwarder:
+def _by_name(parts: ForwarderParts, forwarder: Forwarder | ResumingForwarder) -> RenamingForwarder | LimitedForwarder:
     """``forwarder`` behind the names of models and the limits of keys."""
-    is_served = dispatcher.placement.lists
-    fallbacks = FallbackForwarder(forwarder.forward, metrics, journal)
-    renaming = RenamingForwarder(catalog, is_served, forwarder.forward, fallbacks)
-    if ring is None:
+    is_served = parts.dispatcher.placement.lists
+    fallbacks = FallbackForwarder(forwarder.forward, parts.metrics, parts.journal)
+    renaming = RenamingForwarder(parts.catalog, is_served, forwarder.forward, fallbacks)
+    if parts.ring is None:
         return renaming
-    return LimitedForwarder(KeyLimits(dispatcher.fleet.clock, catalog, is_served), ownership, renaming)
+    limits = KeyLimits(parts.dispatcher.fleet.clock, parts.catalog, is_served)
+    return LimitedForwarder(limits, parts.ownership, renaming)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import hashlib
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from inference_engine_proxy_server.composition.clients import (
 )
 from inference_engine_proxy_server.composition.dashboard import build_dashboard
 from inference_engine_proxy_server.composition.dispatch import (
+    ForwarderParts,
     build_dispatcher,
     build_forwarder,
     build_placement,
@@ -38,24 +40,22 @@ from inference_engine_proxy_server.composition.fleet import (
     build_fleet,
     build_fleet_updater,
 )
+from inference_engine_proxy_server.composition.metrics import build_metrics_page
 from inference_engine_proxy_server.composition.telemetry import build_access_log
 from inference_engine_proxy_server.composition.tracing import build_traces
 from inference_engine_proxy_server.composition.usage import build_ledger, build_spending
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.discovery.config_watch import ConfigWatch
 from inference_engine_proxy_server.discovery.discovery import Discovery
-from inference_engine_proxy_server.dispatch.demand import Demand
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.dispatch.renaming_forwarder import RenamingForwarder
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
-from inference_engine_proxy_server.endpoints.fleet_metrics import FleetMetrics, LearnedMetrics
-from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
-from inference_engine_proxy_server.endpoints.shadow_metrics import ShadowMetrics
-from inference_engine_proxy_server.endpoints.source_metrics import SourceMetrics
+from inference_engine_proxy_server.endpoints.pulse import pulse_router
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
+from inference_engine_proxy_server.fleet.drift_watch import DriftWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.hidden_models import HiddenModels
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
@@ -73,11 +73,10 @@ from inference_engine_proxy_server.resume.rules import RULES
 from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.placement import Placement
-from inference_engine_proxy_server.routing.watched_placement import WatchedPlacement
 from inference_engine_proxy_server.tasks.background import in_background
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from inference_engine_proxy_server.telemetry.access_log import AccessLog
-from inference_engine_proxy_server.telemetry.exposition import Families, Labels
+from inference_engine_proxy_server.telemetry.exposition import Labels
 from inference_engine_proxy_server.telemetry.finished_requests import FinishedRequests
 from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
@@ -123,6 +122,7 @@ def build_proxy(
     updater = build_fleet_updater(configuration, fleet, placement, refresher, make_backend, catalog)
     discovery = build_discovery(configuration, engines, updater, journal)
     HiddenModels(fleet, catalog)
+    DriftWatch(fleet, journal)
     listed = ListedModels(fleet, catalog, placement.lists)
     config_watch = build_config_watch(configuration, load, discovery, metrics, journal, process)
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
@@ -131,27 +131,15 @@ def build_proxy(
     ownership = Ownership(AffinityTable(lambda: fleet.backends), process.siblings)
     spending = build_spending()
     ledger = build_ledger(settings, spending, metrics, process)
-    forwarder = build_forwarder(
-        settings, dispatcher, decisions, metrics, journal, ring, ownership, catalog, listed, ledger
-    )
-    websockets = build_websocket_forwarder(
-        settings, dispatcher, decisions, metrics, journal, ring, ownership, catalog, listed, deadlines
-    )
+    parts = ForwarderParts(settings, dispatcher, decisions, metrics, journal, ring, ownership, catalog, listed)
+    forwarder, websockets = build_forwarder(parts, ledger), build_websocket_forwarder(parts, deadlines)
     traces = build_traces(settings, fleet, deadlines)
     # The proxy's own paths.
     allowances = Allowances(deadlines.clock, spending)
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
     workers = AllWorkers(dispatcher, decisions, ring, allowances, process.siblings, process.order)
     client_load = build_client_load(settings, deadlines)
-    families = (
-        FleetMetrics(dispatcher, labels).families,
-        LearnedMetrics(placement, labels).families,
-        SourceMetrics(lambda: discovery.members, labels).families,
-        Demand(client_load, fleet, names, labels).families,
-        metrics.families,
-        *_shadow_families(placement, labels),
-    )
-    metrics_page = MetricsPage(families, process.siblings, labels)
+    metrics_page = build_metrics_page(dispatcher, discovery, client_load, metrics, names, labels, process)
     guard = build_overload_guard(settings, client_load, metrics, journal, deadlines)
     dashboard = build_dashboard(
         settings, dispatcher, client_load, finished, journal, process,
@@ -160,6 +148,7 @@ def build_proxy(
     routers = [
         *build_routers(settings, dispatcher, discovery, ring, allowances, readiness, workers, metrics_page, listed),
         build_dashboard_router(settings, dashboard, lambda: _in_force(configuration, config_watch)),
+        pulse_router(hashlib.sha256(process.service.encode()).hexdigest()[:12]),  # the name itself is for engines only
     ]
     answers = {**workers.answers, **metrics_page.answers, **ownership.answers, **dashboard.answers}
     loops = {
@@ -188,12 +177,6 @@ def build_proxy(
     )  # fmt: skip
     operators = build_operator_context(clients, gate, bridge.answer)
     return Proxy(app, clients, operators, fleet, guard, readiness, config_watch, dashboard.feed)
-
-
-def _shadow_families(placement: Placement, labels: Labels) -> Sequence[Families]:
-    if not isinstance(placement, WatchedPlacement):
-        return ()
-    return (ShadowMetrics(placement.shadow.counts, labels).families,)
 
 
 def _in_force(configuration: Configuration, config_watch: ConfigWatch | None) -> Configuration:

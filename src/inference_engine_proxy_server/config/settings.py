@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inference_engine_proxy_server.config.control_endpoints import CONTROL_ENDPOINTS
 from inference_engine_proxy_server.config.values import (
     ApiKeys,
     AsLogLevel,
@@ -27,20 +28,6 @@ from inference_engine_proxy_server.config.values import (
 )
 
 __all__ = ["PathRule", "Settings", "as_variable"]
-
-# Control endpoints that change an engine for all its clients, or that reach other systems through it.
-# Sources: all routes of vLLM 0.32.0 (vllm/entrypoints; /server_info reveals its environment); llama.cpp
-# tools/server/server.cpp at 00dd081 (built-in tools and the CORS proxy are off by default; /v1/streams lists the
-# conversations of all clients).
-_CONTROL_ENDPOINTS = (
-    "/sleep, /wake_up, /pause, /resume, /abort_requests, /inference/v1/abort_requests, /collective_rpc,"
-    "/server_info, /fault_tolerance/apply, /release_kv_cache_memory, /reset_prefix_cache, /reset_mm_cache,"
-    "/reset_encoder_cache, /scale_elastic_ep, /start_profile, /stop_profile,"
-    "/v1/load_lora_adapter, /v1/unload_lora_adapter, /init_weight_transfer_engine, /shutdown_weight_transfer_engine,"
-    "/start_weight_update, /start_draft_weight_update, /update_weights, /finish_weight_update,"
-    "/update_weight_version, /weight_checker,"
-    "POST /slots/*, POST /props, POST /models*, DELETE /models*, POST /lora-adapters, /tools, /cors-proxy, /v1/streams"
-)
 
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
 _SecondsOrZero = Annotated[float, Field(ge=0, le=86_400)]
@@ -185,7 +172,7 @@ class Settings(BaseModel):
     tls_key_file: str | None = None
     """PEM file with the private key of the certificate."""
 
-    blocked_paths: PathRules = as_path_rules(_CONTROL_ENDPOINTS)
+    blocked_paths: PathRules = as_path_rules(CONTROL_ENDPOINTS)
     """Rules `[METHOD ]/path[*]`, separated by commas, for requests answered with 403; empty blocks nothing."""
     backend_header: bool = True
     """Whether replies name their backend in the header x-backend."""

@@ -86,25 +86,16 @@ def load_settings(
     in_quotes = quoted({name: environ[name] for name in _VARIABLES if name in environ})
     problems += [f"{name} is {_shown(name, environ[name])}: {_IN_QUOTES}" for name in sorted(in_quotes)]
     environ = {name: value for name, value in environ.items() if name not in in_quotes}
-    backends_required = backends_required and not in_quotes & {"BACKENDS", "CONFIG_FILE"}
     sources = {"command line": command_line or {}, "environment": environ, ".env": env_file_values}
-    config_file, origin = _first_of(sources, "CONFIG_FILE")
-    fleet = FleetFile()
-    try:
-        variables = {**env_file_values, **_not_empty(environ)}
-        fleet = _read_fleet_file(config_file, variables, is_argument=origin == "command line")
-    except FleetFileError as error:
-        problems.append(str(error))
-        backends_required = False  # the file may list them
+    fleet, unreadable = _read_fleet_file(sources)
+    problems += unreadable
     sources[CONFIG_FILE_ORIGIN] = {"BACKENDS": ",".join(backend.url for backend in fleet.backends), **fleet.settings}
-
-    found = {name: _first_of(sources, name) for name in _VARIABLES}
-    given = {name.lower(): value for name, (value, _) in found.items() if value is not None}
-    origins = {name: origin for name, (_, origin) in found.items()}
-    problems += _missing_settings(given, backends_required=backends_required)
+    given, origins = _given(sources)
+    may_have_backends = unreadable or in_quotes & {"BACKENDS", "CONFIG_FILE"}
+    problems += _missing_settings(given, backends_required=backends_required and not may_have_backends)
     misspellings = [*_misspellings("environment", environ), *_misspellings(".env", env_file_values)]
     try:
-        settings = _validated(given, problems, origins, config_file)
+        settings = _validated(given, problems, origins)
     except SettingsError as error:
         raise SettingsError([str(error), *misspellings]) from None  # a missing setting may be a misspelt one
     warnings = (
@@ -117,20 +108,31 @@ def load_settings(
     return LoadedSettings(configuration, configuration.origins, warnings)
 
 
-def _read_fleet_file(file: str | None, environ: Mapping[str, str], *, is_argument: bool) -> FleetFile:
+def _read_fleet_file(sources: Mapping[str, Mapping[str, str]]) -> tuple[FleetFile, list[str]]:
+    """The content of the fleet file, and why it cannot be used; both empty if ``sources`` name none."""
+    file, origin = _first_of(sources, "CONFIG_FILE")
     if file is None:
-        return FleetFile()
-    return read_fleet_file(Path(file), environ, _VARIABLES, is_argument=is_argument)
+        return FleetFile(), []
+    variables = {**sources[".env"], **_not_empty(sources["environment"])}
+    try:
+        return read_fleet_file(Path(file), variables, _VARIABLES, is_argument=origin == "command line"), []
+    except FleetFileError as error:
+        return FleetFile(), [str(error)]
 
 
-def _validated(
-    given: Mapping[str, str], problems: Sequence[str], origins: Mapping[str, str], config_file: str | None
-) -> Settings:
+def _given(sources: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, str], dict[str, str]]:
+    """The values that ``sources`` give, by setting, and the source of each variable."""
+    found = {name: _first_of(sources, name) for name in _VARIABLES}
+    values = {name.lower(): value for name, (value, _) in found.items() if value is not None}
+    return values, {name: origin for name, (_, origin) in found.items()}
+
+
+def _validated(given: Mapping[str, str], problems: Sequence[str], origins: Mapping[str, str]) -> Settings:
     """The settings that the texts in ``given`` mean; raises ``SettingsError`` if anything is wrong with them."""
     try:
         settings = Settings.model_validate(given)
     except ValidationError as error:
-        raise SettingsError([*problems, *_problems(error, origins, config_file)]) from None
+        raise SettingsError([*problems, *_problems(error, origins, given.get("config_file"))]) from None
     if settings.port and settings.admin_port == settings.port:
         problems = [*problems, f"PORT and ADMIN_PORT are both {settings.port}: choose another port for one of them"]
     if settings.shadow_policy == settings.balancing_policy:

@@ -14,6 +14,7 @@ from inference_engine_proxy_server.wire.reply_sink import ChunkSink
 __all__ = ["OllamaReply", "explained", "is_ollama_path"]
 
 _MISSING = frozenset({404, 405, 501})  # of a path that an engine does not serve
+_OF_OTHERS = ("/api/v0/", "/api/v1/", "/api/latest/", "/api/extra/")  # LM Studio's, KoboldCpp's and TabbyAPI's
 _KEPT_BYTES = 16 * 1024  # a longer body is no such reply
 _EXPLANATION = (
     "This is inference-engine-proxy-server, which offers the OpenAI API (and Anthropic's) below /v1. None of its "
@@ -24,7 +25,7 @@ _EXPLANATION = (
 
 def is_ollama_path(path: str) -> bool:
     """Whether ``path`` belongs to Ollama's API."""
-    return path == "/api" or path.startswith("/api/")
+    return path == "/api" or (path.startswith("/api/") and not path.startswith(_OF_OTHERS))
 
 
 def explained(error: ClientError) -> ClientError:

@@ -54,6 +54,12 @@ _REPEATABLE_PATHS = frozenset(
 ) | {
     "/v2/embed", "/v2/rerank",  # Cohere's API
     "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/show",  # Ollama's
+    # LM Studio's; not /api/v1/chat, which stores the conversation
+    "/api/v0/chat/completions", "/api/v0/completions", "/api/v0/embeddings",
+    # KoboldCpp's, which TabbyAPI has, too
+    "/api/v1/generate", "/api/latest/generate", "/api/extra/generate/stream",
+    "/api/extra/tokencount", "/api/extra/tokenize", "/api/extra/detokenize",
+    "/v1/token/encode", "/v1/token/decode",  # TabbyAPI's
     "/embed", "/embed_all", "/embed_sparse", "/predict", "/similarity",  # text-embeddings-inference's
     "/generate", "/generate_stream",  # text-generation-inference's and SGLang's
     "/inference",  # whisper.cpp's

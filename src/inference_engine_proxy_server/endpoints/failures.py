@@ -6,7 +6,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from inference_engine_proxy_server.errors import ClientError, ProxyError, error_body, error_fields
+from inference_engine_proxy_server.errors import ClientError, ProxyError
+from inference_engine_proxy_server.wire.error_replies import error_body, error_fields
 
 __all__ = ["answer_failures"]
 

@@ -48,6 +48,7 @@ class Backend:
         models_known: whether ``serving`` comes from a report or from the configuration.
         memory_tokens: size of its KV cache in tokens; ``None`` if it never reported that.
         engine: name of its engine; ``None`` before that is known.
+        health_path: any answer at this path shows that it is not frozen.
         reported_at: when it last reported its state, in seconds since the epoch; 0 before the first report.
         is_draining: an operator took it out of rotation.
         takes_requests: it is in rotation.
@@ -58,9 +59,9 @@ class Backend:
     """
 
     __slots__ = (
-        "_load_reported_at", "_trial", "config", "connections", "credentials", "engine", "health", "is_awaited",
-        "is_draining", "is_last_choice", "is_live", "load", "loaded_models", "memory_tokens", "models_known", "recheck",
-        "reply_field", "reported_at", "serving", "swap_rules", "takes_requests", "url",
+        "_load_reported_at", "_trial", "config", "connections", "credentials", "engine", "health", "health_path",
+        "is_awaited", "is_draining", "is_last_choice", "is_live", "load", "loaded_models", "memory_tokens",
+        "models_known", "recheck", "reply_field", "reported_at", "serving", "swap_rules", "takes_requests", "url",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +83,7 @@ class Backend:
         self.serving = Serving.of((), _NO_REPORT, config) if self.models_known else Serving()
         self.memory_tokens: int | None = None
         self.engine: str | None = None
+        self.health_path = "/health"
         self.reported_at = 0.0
         self.is_draining = False
         self.takes_requests = False

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from dataclasses import replace
 
 import msgspec
 
-from inference_engine_proxy_server.backends.base import BackendState, BaseBackend, Thresholds, UnreadableState
+from inference_engine_proxy_server.backends.base import BackendState, BaseBackend, Probe, Thresholds, UnreadableState
 from inference_engine_proxy_server.backends.registry import Engines, identify
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.errors import BackendError, CapacityError
@@ -35,6 +36,7 @@ _SILENT_SECONDS = 0.5  # interval for a backend that did not answer
 _FETCH_SECONDS = 2.0  # HAProxy's default for a health check; less if the interval is shorter
 _LEAST_FETCH_SECONDS = 0.5
 _TEST_SECONDS = 10.0  # for one token
+_IDENTIFICATIONS = 3  # of a backend that lets questions about its engine time out; the fallback is used meanwhile
 _FETCH_BYTES = 4 * 1024 * 1024  # a vLLM server with many adapters and engines sends about a tenth of this
 
 _EXTERNAL = BackendState(ready=True)
@@ -77,6 +79,7 @@ class CacheRefresher:
         self._tests_suspects = tests_suspects
         self._identified: dict[Backend, BaseBackend] = {}
         self._logged: dict[Backend, type[BaseBackend]] = {}  # the engine of each backend that the log names
+        self._doubts: Counter[Backend] = Counter()  # identifications in which a question got no answer
         self._inquiries: dict[Backend, Inquiry] = {}
         self._failing: set[Backend] = set()  # backends whose engine class raised an unexpected exception
         self._polled: set[Backend] = set()  # at least once
@@ -90,7 +93,7 @@ class CacheRefresher:
             while True:
                 for gone in watches.keys() - set(self._fleet.watched):
                     watches.pop(gone).cancel()
-                    self._identified.pop(gone, None)
+                    self._forget_engine(gone)
                     self._logged.pop(gone, None)
                     self._inquiries.pop(gone, None)
                     self._failing.discard(gone)
@@ -103,8 +106,12 @@ class CacheRefresher:
 
     def forget_engine(self, backend: Backend) -> None:
         """The configuration of ``backend`` changed: identify its engine again, at once."""
-        self._identified.pop(backend, None)
+        self._forget_engine(backend)
         backend.recheck.set()
+
+    def _forget_engine(self, backend: Backend) -> None:
+        self._identified.pop(backend, None)
+        del self._doubts[backend]
 
     async def first_round(self) -> None:
         """While :meth:`run` runs, wait briefly for the first polls: a dead backend must not delay the start."""
@@ -185,7 +192,7 @@ class CacheRefresher:
             self._fleet.report_silence(backend, str(error) if is_known else "")
             return
         except OSError as error:
-            self._identified.pop(backend, None)  # another engine may come back at this address
+            self._forget_engine(backend)  # another engine may come back at this address
             self._fleet.report_refusal(backend, str(error) if isinstance(error, NoReply) else "it cannot be reached")
             return
         except Exception as error:
@@ -231,11 +238,17 @@ class CacheRefresher:
         if engine is None:
             get = self._polls.get_from(backend, inquiry)
             stated = backend.config.engine
-            engine_class = self._engines.by_provider[stated] if stated else await identify(self._engines, get)
+            probe = Probe(get)
+            engine_class = self._engines.by_provider[stated] if stated else await identify(self._engines, probe)
             if engine_class is None:
                 return None
-            engine = self._identified[backend] = engine_class(backend.url, get, self._thresholds_of(backend.config))
+            engine = engine_class(backend.url, get, self._thresholds_of(backend.config))
+            self._doubts[backend] += probe.is_incomplete
+            is_sure = not probe.is_incomplete or engine_class is not self._engines.fallback
+            if is_sure or self._doubts[backend] >= _IDENTIFICATIONS:
+                self._identified[backend] = engine
             backend.engine = next(iter((*engine_class.providers, engine_class.__name__)))
+            backend.health_path = engine_class.health_path
             backend.connections.keep_alive(wanted=engine_class.reuses_connections or self._always_keep_alive)
             if self._logged.get(backend) is not engine_class:
                 self._logged[backend] = engine_class

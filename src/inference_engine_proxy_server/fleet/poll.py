@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _OWN_DELAY_SECONDS = 0.25  # a deadline is missed by more than this only if the event loop is late
 _LOOP_DETECTED = 508
-_PATHS_WITH_KEY = frozenset({"/v1/models", "/props"})  # each is protected by the API key of some engine
+_PATHS_WITH_KEY = frozenset({"/v1/models", "/v1/model", "/props"})  # each is protected by the API key of some engine
 _NO_HTTP = "it does not speak HTTP: check its port, and whether its URL should begin with https://"
 _WANTS_TLS = "it speaks TLS: its URL should begin with https://"
 _ENDS_SILENTLY = "it closed the connection without an answer: check its port, and whether its URL needs https://"
@@ -85,7 +85,7 @@ class Polls:
                     raise CapacityError("The proxy itself was delayed.") from error
                 raise reason from error
             self._check_usable(backend, path, reply.status, reply.body)
-            return Reply(reply.status, reply.body)
+            return Reply(reply.status, reply.body, reply.fields)
 
         return get
 

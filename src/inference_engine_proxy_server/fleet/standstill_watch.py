@@ -66,8 +66,9 @@ class StandstillWatch:
     async def _probe(self, backend: Backend) -> None:
         inquiry = Inquiry(backend.connections, _PROBE_BYTES)
         late_at = self._fleet.clock() + _PROBE_SECONDS + _OWN_DELAY_SECONDS
+        credentials = backend.credentials or b""
         try:
-            await inquiry.fetch("/health", credentials=backend.credentials or b"", timeout_seconds=_PROBE_SECONDS)
+            await inquiry.fetch(backend.health_path, credentials=credentials, timeout_seconds=_PROBE_SECONDS)
         except TimeoutError:
             if self._fleet.clock() < late_at and self._stands_still(backend):
                 self._fleet.report_standstill(backend)

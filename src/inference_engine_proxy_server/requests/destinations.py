@@ -22,9 +22,11 @@ __all__ = [
     "is_usage",
     "is_web_ui",
     "streams_events",
+    "writes_text",
 ]
 
-# Engines answer these outside their request queue: without a slot (llama.cpp) or a scheduling step (vLLM).
+# Engines answer these outside their request queue: without a slot (llama.cpp) or a scheduling step (vLLM). "render"
+# applies the template and tokenizes.
 _LIGHT_PATHS = frozenset(
     prefix + path
     for prefix in ("", "/v1")
@@ -33,10 +35,18 @@ _LIGHT_PATHS = frozenset(
         "/detokenize",
         "/apply-template",
         "/messages/count_tokens",
+        "/chat/completions/input_tokens",
+        "/responses/input_tokens",
+        "/chat/completions/render",
+        "/completions/render",
         "/streams/lookup",
         "/chat/completions/control",
     )
-)
+) | {
+    "/api/show",  # Ollama's
+    "/api/extra/tokencount", "/api/extra/tokenize", "/api/extra/detokenize",  # KoboldCpp's and TabbyAPI's
+    "/v1/token/encode", "/v1/token/decode",  # TabbyAPI's
+}  # fmt: skip
 # Paths that name a backend-local resource, except the fixed names that engines serve below the same prefixes.
 _NAMED = re.compile(
     r"(?:/v1)?/(?:stream(?:/[^/]+)?"
@@ -50,6 +60,18 @@ _WEB_UI = re.compile(
 )
 # A base URL that ends with a slash, joined with a path that begins with one. No engine serves such a path.
 _DOUBLED_SLASH = re.compile(r"//+v1(?:/.*)?|/v1//.*")
+_TEXTLESS_PATHS = frozenset(
+    prefix + path
+    for prefix in ("", "/v1")
+    for path in (
+        "/embeddings", "/embedding", "/rerank", "/reranking", "/score", "/classify", "/pooling", "/moderations",
+        "/audio/speech", "/images/generations", "/images/edits", "/images/variations",
+    )
+) | {
+    "/v2/embed", "/v2/rerank",  # Cohere's API
+    "/api/embed", "/api/embeddings",  # Ollama's
+    "/embed", "/embed_all", "/embed_sparse", "/predict", "/similarity",  # text-embeddings-inference's
+}  # fmt: skip
 _RESPONSES = ("/responses", "/v1/responses")
 # Streams of other paths may have another format, such as Ollama's lines of JSON.
 _EVENT_STREAMS = frozenset(
@@ -102,6 +124,11 @@ def is_response(path: str) -> bool:
 def streams_events(path: str) -> bool:
     """Whether the streamed replies of this path are server-sent events on every known engine."""
     return path in _EVENT_STREAMS
+
+
+def writes_text(path: str) -> bool:
+    """Whether a model may write text in the replies of this path; its replies are not vectors, scores or media."""
+    return path not in _TEXTLESS_PATHS
 
 
 def is_about_models(path: str) -> bool:

@@ -25,6 +25,7 @@ from inference_engine_proxy_server.requests.content import (
     read_list,
 )
 from inference_engine_proxy_server.requests.conversation import Parts, key_of, parts_of
+from inference_engine_proxy_server.requests.forms import is_form
 from inference_engine_proxy_server.requests.headers import session_id
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 
@@ -53,12 +54,15 @@ _HASH_BYTES = 8
 
 _PLACEMENT_BYTES = 512  # of a prompt's start; chosen by simulation, see docs/balancing.md
 
-# A picture is long in bytes and short in tokens: some 250 to 2,000 of them, by model and size.
-_PICTURE_TOKENS = 1000
-_PICTURE = b";base64,"
-_SAMPLES = 8  # positions at which the text is tested for base64: a picture small enough to be missed hardly counts
+# A picture or sound is long in bytes and short in tokens: some 250 to 2,000 of them, by model and size.
+_FILE_TOKENS = 1000
+_SAMPLES = 8  # positions at which the text is tested for base64: a file small enough to be missed hardly counts
 _SAMPLE_BYTES = 64
-_PICTURE_SAMPLE = re.compile(rb"[A-Za-z0-9+/=]{%d}" % _SAMPLE_BYTES)
+_BASE64 = rb"[A-Za-z0-9+/=]{%d}" % _SAMPLE_BYTES
+_SAMPLE = re.compile(_BASE64)
+# A data URL, and the member that has pictures and documents in Anthropic's API, and sounds in OpenAI's.
+_FILE_STARTS = (b";base64,", b'"data"')
+_FILE_START = re.compile(rb';base64,|"data"\s*+:\s*+"(?=%b)' % _BASE64)
 
 # Engines reuse no prefix for these.
 _NEVER_CACHED = ("/embeddings", "/embedding", "/rerank", "/reranking", "/score", "/pooling", "/classify", "/tokenize")
@@ -79,7 +83,7 @@ class Prompt(msgspec.Struct, eq=False, gc=False):
         tokens: estimated tokens.
         is_one_text: the engine reads it as one text. False for a list of independent texts (``input`` of embeddings),
             and when no prompt is found.
-        is_plain: all its tokens come from that text, which is at least one block long: no pictures, no stored history.
+        is_plain: all its tokens come from that text, which is at least one block long: no files, no stored history.
         chain: 64-bit hashes of its whole blocks, which end at ``ENDS``; the first one also covers the model. The first
             ``n`` hashes together stand for the first ``ENDS[n - 1]`` bytes. They differ between processes. Empty when
             the text is shorter than a block, or engines cache nothing of it.
@@ -166,6 +170,8 @@ def read_prompt(
     else:
         model = content.model
         prompt = Prompt(model, len(body), token_sizes.of(model), start=body[:_PLACEMENT_BYTES])
+        if is_form(fields):
+            prompt.tokens = _FILE_TOKENS
     prompt.session = session_id(fields) or prompt.session
     return prompt
 
@@ -188,17 +194,15 @@ def _prompt_of(content: PromptContent, path: str, body: bytes, token_sizes: Toke
         is_streamed=content.is_streamed,
         start=text[:_PLACEMENT_BYTES] or body[:_PLACEMENT_BYTES],
     )
-    pictures, picture_bytes = _pictures_in(text)
-    if pictures:
-        prompt.tokens = (len(text) - picture_bytes) / prompt.bytes_a_token + pictures * _PICTURE_TOKENS
+    files = _files_in(text)
+    if files:
+        prompt.tokens = (len(text) - sum(files)) / prompt.bytes_a_token + len(files) * _FILE_TOKENS
     if messages and is_cached:
         before = len(content.tools) + len(content.system) + len(content.instructions)
         parts = parts_of(messages, before, len(text))
         if parts is not None:
             prompt.set_parts(parts, text)
-    prompt.is_plain = (
-        prompt.is_one_text and bool(prompt.chain) and not pictures and content.previous_response_id is None
-    )
+    prompt.is_plain = prompt.is_one_text and bool(prompt.chain) and not files and content.previous_response_id is None
     return prompt
 
 
@@ -234,17 +238,20 @@ def _text_of(content: PromptContent, messages: Sequence[msgspec.Raw] | None) -> 
     return b"".join((*before, memoryview(content.prompt or content.input)[:-1]))
 
 
-def _pictures_in(text: bytes) -> tuple[int, int]:
-    """The number of pictures in ``text``, and how many bytes they take."""
+def _files_in(text: bytes) -> Sequence[int]:
+    """The length of each picture, sound or document in ``text``, as base64."""
     step = 1 + len(text) // (_SAMPLES + 1)
-    if not any(map(_PICTURE_SAMPLE.match, repeat(text), range(step, len(text) - _SAMPLE_BYTES, step))):
-        return 0, 0
-    pictures = size = 0
-    start = text.find(_PICTURE)
-    while start >= 0:
-        end = text.find(b'"', start)
-        end = len(text) if end < 0 else end
-        size += end - start
-        pictures += 1
-        start = text.find(_PICTURE, end)
-    return pictures, size
+    if not any(map(_SAMPLE.match, repeat(text), range(step, len(text) - _SAMPLE_BYTES, step))):
+        return ()
+    lengths = []
+    for start in _FILE_STARTS:
+        at = text.find(start)
+        while at >= 0:
+            found = _FILE_START.match(text, at)
+            end = at + 1
+            if found is not None:
+                end = text.find(b'"', found.end())
+                end = len(text) if end < 0 else end
+                lengths.append(end - at)
+            at = text.find(start, end)
+    return lengths

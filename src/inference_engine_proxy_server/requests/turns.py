@@ -24,6 +24,7 @@ _MOST_EXAMINED = 256  # of the latest messages: an answer and the results of its
 _SEPARATORS = b", \t\r\n"
 _USUAL_SEPARATORS = 64  # bytes between two messages; more are skipped, too, but cost a copy of the text
 _ROLE, _ASSISTANT = b'"role"', b'"assistant"'
+_CALL, _REASONING = b'_call"', b'"reasoning"'  # types of a response's items, which have no role
 _ROLE_IS_NEXT = re.compile(rb'\{\s*+"role"\s*+:\s*+\Z')
 _OTHER_ROLE = re.compile(rb'"role"\s*+:\s*+"(?!assistant")')
 _LONGEST_BEGINNING = 64  # bytes of a message up to its role, blanks included
@@ -77,7 +78,7 @@ def turn_of(model: str | None, messages: msgspec.Raw, body: bytes, fields: bytes
     """
     view = memoryview(messages)
     key = hash((model, len(view), view[-_HASHED_BYTES:].tobytes()))
-    if _ASSISTANT in body or _has_items_without_role(body, 0, len(body)):
+    if _ASSISTANT in body or _CALL in body or _REASONING in body:
         return key, Turn(key, model, messages, fields)
     return key, None
 
@@ -105,7 +106,7 @@ def _end_of_question(text: bytes) -> int | None:
 
 
 def _has_items_without_role(text: bytes, start: int, end: int) -> bool:
-    return text.find(b'_call"', start, end) >= 0 or text.find(b'"reasoning"', start, end) >= 0
+    return text.find(_CALL, start, end) >= 0 or text.find(_REASONING, start, end) >= 0
 
 
 def _end_of_question_read(text: bytes, items: Sequence[msgspec.Raw]) -> int:

@@ -1,7 +1,7 @@
 """Which kinds of engines lack a path, learned from their replies.
 
-Backends are of the same kind if they list the same models by the same owner. A path that every kind lacks is not
-remembered: the reply says so each time.
+Backends are of the same kind if they have the same engine, and list the same models by the same owner. A path that
+every kind lacks is not remembered: the reply says so each time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NOTHING: frozenset[Hashable] = frozenset()
 def kind_of(backend: Backend) -> Hashable:
     """The kind of the engine of ``backend``."""
     serving = backend.serving
-    return serving.model_ids, frozenset(str(entry.get("owned_by")) for entry in serving.models)
+    return backend.engine, serving.model_ids, frozenset(str(entry.get("owned_by")) for entry in serving.models)
 
 
 class PathTable:

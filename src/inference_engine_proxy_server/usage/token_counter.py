@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inference_engine_proxy_server.backends.reply_facts import read_facts, says_its_end
-from inference_engine_proxy_server.requests.destinations import IN_A_SLOT
+from inference_engine_proxy_server.requests.destinations import IN_A_SLOT, writes_text
 from inference_engine_proxy_server.requests.prompt import read_prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 from inference_engine_proxy_server.usage.tokens import NO_TOKENS, TokenUse, tokens_used
@@ -57,6 +57,7 @@ class TokenCounter(ReplyObserver):
             events=excerpt.events(),
             sent_bytes=exchange.sent_bytes,
             is_whole=is_complete or says_its_end(text),
+            has_text=writes_text(exchange.head.path),
         )
 
     def _estimated_prompt(self) -> int:

@@ -36,7 +36,13 @@ NO_TOKENS = TokenUse(0, 0, 0, is_estimate=False)
 
 
 def tokens_used(
-    facts: ReplyFacts, *, prompt_estimate: Callable[[], int], events: int, sent_bytes: int, is_whole: bool
+    facts: ReplyFacts,
+    *,
+    prompt_estimate: Callable[[], int],
+    events: int,
+    sent_bytes: int,
+    is_whole: bool,
+    has_text: bool = True,
 ) -> TokenUse:
     """The tokens of a request whose reply has begun.
 
@@ -50,12 +56,13 @@ def tokens_used(
         events: the number of events in the reply.
         sent_bytes: length of the whole reply.
         is_whole: whether the answer has been sent to its end.
+        has_text: whether a model may have written text in it; else it has no tokens unless the engine reports some.
     """
     prompt, answer = facts.prompt_tokens, facts.answer_tokens
-    is_embedding = prompt is not None and answer is None and not events
-    is_estimate = prompt is None or (answer is None and not is_embedding) or not is_whole
+    has_no_answer = answer is None and (not has_text or (prompt is not None and not events))
+    is_estimate = prompt is None or (answer is None and not has_no_answer) or not is_whole
     if answer is None:
-        answer = events if events or is_embedding else int(sent_bytes / USUAL_BYTES_A_TOKEN)
+        answer = 0 if has_no_answer else events or int(sent_bytes / USUAL_BYTES_A_TOKEN)
     elif answer < events and not is_whole:
         answer = events
     if prompt is None:

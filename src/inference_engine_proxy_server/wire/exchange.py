@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
 
-from inference_engine_proxy_server.errors import ProxyError, error_body, error_fields, stream_error_event
+from inference_engine_proxy_server.errors import ProxyError
 from inference_engine_proxy_server.wire.client_side import ClientReceiver, ClientSide
+from inference_engine_proxy_server.wire.error_replies import error_body, error_fields, stream_error_event
 from inference_engine_proxy_server.wire.framing import last_chunk, one_chunk
 from inference_engine_proxy_server.wire.outcome import CLIENT_GONE, Outcome
 from inference_engine_proxy_server.wire.reply_ends import Blocks, ends_of, with_block

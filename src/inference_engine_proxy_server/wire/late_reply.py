@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from inference_engine_proxy_server.errors import BackendError, InvalidReply, stream_error_event, stream_event_of
+from inference_engine_proxy_server.errors import BackendError, InvalidReply
+from inference_engine_proxy_server.wire.error_replies import stream_error_event, stream_event_of
 from inference_engine_proxy_server.wire.exchange import Exchange
 from inference_engine_proxy_server.wire.exchange_sink import ExchangeSink
 from inference_engine_proxy_server.wire.reply_fields import is_encoded, is_event_stream

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from inference_engine_proxy_server.access.allowances import Allowance, Allowances, Budget
 from inference_engine_proxy_server.config.api_keys import ApiKey
-from inference_engine_proxy_server.errors import BudgetError, CapacityError, error_fields
+from inference_engine_proxy_server.errors import BudgetError, CapacityError
 from inference_engine_proxy_server.usage.spending import Spending
+from inference_engine_proxy_server.wire.error_replies import error_fields
 
 
 def key(**limits: Any) -> ApiKey:

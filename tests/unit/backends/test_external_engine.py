@@ -17,6 +17,10 @@ from inference_engine_proxy_server.backends.base import BaseBackend
 class NovelBackend(BaseBackend):
     providers = ("novel-labs",)
 
+    @classmethod
+    async def recognizes(cls, probe):
+        return "novel" in await probe.json("/status")
+
     async def fetch_metrics(self):
         reply = await self.get("/queue")
         return float(reply.body), reply.status == 200
@@ -25,23 +29,30 @@ class NovelBackend(BaseBackend):
 # Runs in its own process, so that the package is found because it is installed and not because a test imported it.
 USES_IT = """
 import asyncio, json
-from inference_engine_proxy_server.backends.base import Reply, Thresholds
+from inference_engine_proxy_server.backends.base import Probe, Reply, Thresholds
 from inference_engine_proxy_server.backends.registry import discover_engines, identify
 
 async def get(path):
     return {
+        "/status": Reply(200, b'{"novel": 1}'),
         "/v1/models": Reply(200, b'{"data": [{"id": "m", "owned_by": "novel-labs"}]}'),
         "/queue": Reply(200, b"4"),
     }[path]
 
 async def main():
     engines = discover_engines()
-    engine = await identify(engines, get)
+    engine = await identify(engines, Probe(get))
+
+    async def get_without_owner(path):
+        return Reply(404, b"") if path == "/v1/models" else await get(path)
+
+    recognized = await identify(engines, Probe(get_without_owner))
     state = await engine("http://b", get, Thresholds(6, 3)).fetch_state()
     print(json.dumps({
         "by_owner": engine.__name__,
+        "by_status": recognized.__name__,
         "by_entry_point": engines.by_provider["novel"].__name__,
-        "others": sorted(engines.by_provider),
+        "others": sorted({"llamacpp", "novel", "novel-labs", "openai", "vllm"} & engines.by_provider.keys()),
         "state": [state.ready, state.live, state.requests_processing, [model["id"] for model in state.models]],
     }))
 
@@ -49,7 +60,7 @@ asyncio.run(main())
 """
 
 
-def test_an_installed_engine_is_found_by_owner_and_by_name(tmp_path: Path) -> None:
+def test_an_installed_engine_is_found_by_owner_by_name_and_by_its_own_page(tmp_path: Path) -> None:
     package = tmp_path / "novel_engine"
     package.mkdir()
     (package / "__init__.py").write_text(ENGINE)
@@ -71,6 +82,7 @@ def test_an_installed_engine_is_found_by_owner_and_by_name(tmp_path: Path) -> No
     )
     assert json.loads(done.stdout) == {
         "by_owner": "NovelBackend",
+        "by_status": "NovelBackend",
         "by_entry_point": "NovelBackend",
         "others": ["llamacpp", "novel", "novel-labs", "openai", "vllm"],
         "state": [True, True, 4.0, ["m"]],

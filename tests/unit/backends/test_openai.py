@@ -33,6 +33,18 @@ async def test_only_a_positive_integer_is_a_context_length(length: str, contexts
     assert state.contexts == contexts
 
 
+@pytest.mark.parametrize("name", ["max_model_len", "context_length", "max_context_length"])
+async def test_the_context_is_read_under_each_name_that_servers_use(name: str) -> None:
+    models = Reply(200, b'{"data": [{"id": "m", "%b": 8192, "other": 1}]}' % name.encode())
+    assert (await backend({"/v1/models": models}).fetch_state()).contexts == {"m": 8192}
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models"])
+async def test_a_server_whose_limit_of_requests_is_reached_is_busy(path: str) -> None:
+    state = await backend({path: Reply(429, b"")}).fetch_state()
+    assert (state.ready, state.live, state.reason) == (False, True, f"busy: GET {path} answered 429")
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 501])
 async def test_without_a_health_page_a_models_list_makes_it_live(status: int) -> None:
     state = await backend({"/health": Reply(status, b""), "/v1/models": MODELS}).fetch_state()

@@ -437,7 +437,7 @@ async def test_other_errors_are_relayed_at_once(status: int) -> None:
     assert other.requests == []
 
 
-@pytest.mark.parametrize("path", ["/v1/responses", "/v1/files", "/v1/audio/voices", "/api/pull"])
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/files", "/v1/audio/voices", "/api/v1/chat"])
 async def test_declined_request_with_side_effects_is_not_repeated(path: str) -> None:
     async with FakeEngine(answering(http_reply(b"no", 503))) as declining, FakeEngine(answering(http_reply())) as other:
         async with ForwardingFront(declining, other) as proxy:

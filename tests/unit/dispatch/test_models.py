@@ -121,6 +121,16 @@ async def test_path_that_one_kind_of_engine_lacks_is_served_by_another(
         assert fleet.requests[2] == 8
 
 
+async def test_different_engines_with_the_same_models_are_of_different_kinds() -> None:
+    async with Models("m", "m", "m") as fleet:
+        for backend, engine in zip(fleet.proxy.pool.backends, ("llm", "llm", "speech"), strict=True):
+            backend.engine = engine
+        await missing(fleet, 404, 0, 1)
+        asked = request(b"{}", path="/v1/audio/speech")
+        assert {status_of(await fleet.proxy.send(asked)) for _ in range(8)} == {200}
+        assert fleet.requests[2] == 8
+
+
 async def test_missing_path_is_final_when_every_kind_lacks_it() -> None:
     async with Models("a", "b", "b") as fleet:
         await missing(fleet, 404, 0, 1, 2)

@@ -11,7 +11,7 @@ from support.fakes.engine import FakeEngine, answering, http_reply
 from support.pools import READY, ForwardingFront, publish
 from unit.dispatch.test_forwarder import chosen_first, error_of, status_of
 
-PATHS = ["/api/tags", "/api/version", "/api/chat", "/api/generate", "/api/embed", "/api/show", "/api/pull", "/api"]
+PATHS = ["/api/tags", "/api/version", "/api/chat", "/api/generate", "/api/embed", "/api/show", "/api"]
 MISSING = [
     http_reply(b'{"error":{"message":"File Not Found","type":"not_found_error","code":404}}', 404),
     http_reply(b'{"detail":"Not Found"}', 404),
@@ -81,7 +81,10 @@ async def test_a_model_that_no_engine_lists_is_explained_too() -> None:
     assert "/v1" in str(error["message"])
 
 
-async def test_other_missing_paths_are_relayed_unchanged() -> None:
+@pytest.mark.parametrize(
+    "path", ["/apix", "/api/v1/generate", "/api/v0/chat/completions", "/api/extra/tokencount", "/api/latest/generate"]
+)
+async def test_other_missing_paths_are_relayed_unchanged(path: str) -> None:
     async with FakeEngine(answering(MISSING[0])) as engine, ForwardingFront(engine) as proxy:
-        reply = await proxy.post(path="/apix")
+        reply = await proxy.post(path=path)
     assert reply.endswith(b'{"error":{"message":"File Not Found","type":"not_found_error","code":404}}')

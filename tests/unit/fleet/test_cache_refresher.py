@@ -12,8 +12,9 @@ from dataclasses import replace
 
 import pytest
 
-from inference_engine_proxy_server.backends.base import Thresholds
-from inference_engine_proxy_server.backends.registry import discover_engines
+from inference_engine_proxy_server.backends.base import BaseBackend, Probe, Thresholds
+from inference_engine_proxy_server.backends.openai import OpenAIBackend
+from inference_engine_proxy_server.backends.registry import Engines, discover_engines
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from support.fakes.engine import EngineConnection, FakeEngine, Script, http_reply
@@ -59,11 +60,12 @@ def reporting(
 
 @asynccontextmanager
 async def refreshing(
-    *engines: FakeEngine | str, seconds: float = 0.02, tests_suspects: bool = False
+    *engines: FakeEngine | str, seconds: float = 0.02, tests_suspects: bool = False, known: Engines | None = None
 ) -> AsyncIterator[Pool]:
-    """A pool whose backends are polled at an interval of ``seconds``."""
+    """A pool whose backends are polled at an interval of ``seconds``, with the ``known`` engines."""
     pool = make_pool(engines, Deadlines())
-    refresher = CacheRefresher(pool.fleet, discover_engines(), Thresholds(6, 3), seconds, tests_suspects=tests_suspects)
+    known = known or discover_engines()
+    refresher = CacheRefresher(pool.fleet, known, Thresholds(6, 3), seconds, tests_suspects=tests_suspects)
     async with asyncio.TaskGroup() as background:
         running = background.create_task(refresher.run())
         yield pool
@@ -148,6 +150,67 @@ async def test_backend_that_goes_down_joins_again_when_it_is_back() -> None:
         server = await loop.create_server(lambda: EngineConnection(engine), "127.0.0.1", engine.port)
         await until(lambda: backend.takes_requests)
         server.close()
+
+
+TGI_INFO = (
+    b'{"model_id":"m","max_concurrent_requests":8,"max_best_of":2,"max_stop_sequences":4,"max_total_tokens":2048,'
+    b'"version":"3.3.7"}'
+)
+
+
+async def test_engine_whose_model_is_its_own_owner_is_identified_and_asked_for_its_info() -> None:
+    pages: dict[str, bytes | asyncio.Event] = {
+        "/info": http_reply(TGI_INFO),
+        "/metrics": http_reply(b"tgi_request_count 9\ntgi_batch_current_size 3\ntgi_queue_size 2\n"),
+    }
+    async with FakeEngine(reporting(b"m", others=pages)) as engine, refreshing(engine) as pool:
+        backend = pool.backends[0]
+        await until(lambda: backend.takes_requests)
+        assert (backend.engine, backend.health.reported.engine_version) == ("tgi", "3.3.7")
+        assert (backend.load.foreign, backend.load.slots) == (5, 8)
+        assert backend.serving.model_ids == {"m"}
+        await until(lambda: asked(engine)["/info"] >= 3)
+        assert asked(engine)["/v1/models"] == 1  # identified once
+
+
+class SlowToTell(BaseBackend):
+    """An engine that only its own page identifies."""
+
+    providers = ("slow-to-tell",)
+
+    @classmethod
+    async def recognizes(cls, probe: Probe) -> bool:
+        return await probe.text("/mark") == b"mark"
+
+    async def fetch_metrics(self) -> tuple[float, bool]:
+        return 3.0, True
+
+
+TELLING = Engines({"slow-to-tell": SlowToTell}, OpenAIBackend, (SlowToTell,))
+
+
+async def test_a_question_about_the_engine_that_times_out_is_repeated_and_the_backend_is_used_meanwhile() -> None:
+    mark = asyncio.Event()
+    pages: dict[str, bytes | asyncio.Event] = {"/mark": mark}
+    async with FakeEngine(reporting(b"nobody", others=pages)) as engine, refreshing(engine, known=TELLING) as pool:
+        backend = pool.backends[0]
+        await until(lambda: backend.takes_requests)
+        assert backend.engine == "openai"
+        pages["/mark"] = http_reply(b"mark")
+        await until(lambda: backend.engine == "slow-to-tell")
+        polls = asked(engine)["/v1/models"]
+        await until(lambda: asked(engine)["/v1/models"] > polls + 3)
+        assert asked(engine)["/mark"] <= 3
+
+
+async def test_a_question_about_the_engine_that_always_times_out_is_repeated_twice() -> None:
+    pages: dict[str, bytes | asyncio.Event] = {"/mark": asyncio.Event()}
+    async with FakeEngine(reporting(b"nobody", others=pages)) as engine, refreshing(engine, known=TELLING) as pool:
+        await until(lambda: asked(engine)["/mark"] == 3)
+        health = asked(engine)["/health"]
+        await until(lambda: asked(engine)["/health"] > health + 5)
+        assert asked(engine)["/mark"] == 3
+        assert pool.backends[0].engine == "openai"
 
 
 async def test_engine_is_identified_again_after_a_refused_poll() -> None:
@@ -272,13 +335,11 @@ async def test_stuck_backend_is_tested_with_one_token_if_configured() -> None:
     assert test.endswith(b'{"model":"m","prompt":"1","max_tokens":1}')
 
 
-@pytest.mark.parametrize(
-    "options", [{"tests_suspects": False}, {"tests_suspects": True}], ids=["not configured", "slots are full"]
-)
-async def test_stuck_backend_is_not_tested_by_default(options: dict[str, bool]) -> None:
+@pytest.mark.parametrize("tests_suspects", [False, True], ids=["not configured", "slots are full"])
+async def test_stuck_backend_is_not_tested_by_default(tests_suspects: bool) -> None:
     slots = {"/props": http_reply(b'{"total_slots": 1}')}
     async with FakeEngine(reporting(processing=lambda: 1, others=slots)) as engine:
-        async with refreshing(engine, **options) as pool:
+        async with refreshing(engine, tests_suspects=tests_suspects) as pool:
             await until(lambda: pool.backends[0].takes_requests)
             stick(pool)
             polls = asked(engine)["/health"]

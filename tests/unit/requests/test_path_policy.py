@@ -51,7 +51,27 @@ def test_without_rules_nothing_is_blocked() -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/v1/chat/completions"), ("GET", "/slots"), ("GET", "/props"), ("POST", "/tokenize"), ("GET", "/models")],
+    [
+        ("POST", "/v1/chat/completions"),
+        ("GET", "/slots"),
+        ("GET", "/props"),
+        ("POST", "/tokenize"),
+        ("GET", "/models"),
+        ("POST", "/api/chat"),
+        ("GET", "/api/tags"),
+        ("GET", "/api/v1/models"),
+        ("POST", "/api/v1/chat"),
+        ("GET", "/v1/model"),
+        ("POST", "/api/v1/generate"),
+        ("POST", "/api/extra/tokencount"),
+        ("GET", "/v1/loras"),
+        ("GET", "/v1/models/m"),
+        ("POST", "/generate"),
+        ("POST", "/v1/responses"),
+        ("GET", "/model_info"),
+        ("GET", "/api/ps"),
+        ("GET", "/load"),
+    ],
 )
 def test_the_default_rules_allow_other_paths(method: str, path: str) -> None:
     assert not PathPolicy(Settings().blocked_paths).blocks(method, path)
@@ -63,6 +83,14 @@ def test_the_default_rules_allow_other_paths(method: str, path: str) -> None:
         ("POST", "/sleep"), ("POST", "/wake_up"), ("POST", "/pause"), ("POST", "/collective_rpc"),
         ("POST", "/reset_prefix_cache"), ("POST", "/v1/load_lora_adapter"), ("POST", "/slots/0"), ("POST", "/props"),
         ("POST", "/models/load"), ("POST", "/models/unload"), ("POST", "/lora-adapters"), ("GET", "/tools"),
+        ("POST", "/api/pull"), ("DELETE", "/api/delete"), ("POST", "/api/blobs/sha256:0"),
+        ("POST", "/api/v1/models/load"), ("POST", "/api/v1/models/unload"), ("POST", "/api/admin/reload_config"),
+        ("POST", "/api/extra/abort"), ("GET", "/api/extra/generate/check"), ("POST", "/v1/model/load"),
+        ("POST", "/v1/model/embedding/unload"), ("POST", "/v1/lora/load"), ("POST", "/v1/sampling/override/switch"),
+        ("GET", "/flush_cache"), ("POST", "/update_weights_from_disk"), ("PUT", "/hicache/storage-backend"),
+        ("GET", "/terminate"), ("POST", "/wakeup"), ("POST", "/release_memory"), ("POST", "/v1/models/m/unload"),
+        ("DELETE", "/v1/models/org/model"), ("POST", "/api/ps/org/model"), ("DELETE", "/api/ps/org/model"),
+        ("POST", "/load"), ("POST", "/load_model"), ("POST", "/reset"),
     ],
 )  # fmt: skip
 def test_the_default_rules_block_control_endpoints(method: str, path: str) -> None:

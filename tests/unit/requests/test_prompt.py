@@ -216,13 +216,38 @@ def test_only_valid_answer_limits_and_stream_flags_count() -> None:
     assert not read(chat("hi", stream=1)).is_streamed
 
 
-def test_a_picture_counts_as_a_fixed_number_of_tokens() -> None:
-    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBORw0K" * 50_000}}
+BASE64 = "iVBORw0K" * 50_000
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{BASE64}"}},
+        {"type": "input_image", "image_url": f"data:image/png;base64,{BASE64}"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BASE64}},
+        {"type": "input_audio", "input_audio": {"data": BASE64, "format": "wav"}},
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{BASE64}"}},
+    ],
+    ids=lambda part: part["type"],
+)
+def test_a_picture_sound_or_document_counts_as_a_fixed_number_of_tokens(part: dict[str, Any]) -> None:
     text = "word " * 2000
-    prompt = read({"messages": [{"role": "user", "content": [{"type": "text", "text": text}, picture, picture]}]})
+    prompt = read({"messages": [{"role": "user", "content": [{"type": "text", "text": text}, part, part]}]})
     assert prompt.size > 800_000
+    assert not prompt.is_plain
     assert prompt.tokens == pytest.approx(2500 + 2000, rel=0.05)
+
+
+def test_text_and_members_that_only_look_like_files_count_by_their_length() -> None:
     assert read(chat("word " * 20_000)).tokens == pytest.approx(25_000, rel=0.05)
+    assert read(chat("a" * 100_000 + '{"data": "a b"} "data": "')).tokens == pytest.approx(25_000, rel=0.05)
+
+
+def test_the_tokens_of_an_uploaded_file_do_not_depend_on_its_length() -> None:
+    fields = b"Content-Type: multipart/form-data; boundary=b\r\n"
+    upload = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n%b\r\n--b--\r\n'
+    short, long = (read(upload % bytes(size), "/v1/audio/transcriptions", fields=fields) for size in (9, 9_000_000))
+    assert short.tokens == long.tokens == 1000
 
 
 @pytest.mark.parametrize(

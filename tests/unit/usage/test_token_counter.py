@@ -39,8 +39,10 @@ class Backend:
 class Counted:
     """A request with this body, whose tokens are counted."""
 
-    def __init__(self, body: bytes = b"", version: bytes = b"1.1", fields: bytes = b"") -> None:
-        line = b"POST /v1/chat/completions HTTP/%b\r\nHost: a\r\n" % version
+    def __init__(
+        self, body: bytes = b"", version: bytes = b"1.1", fields: bytes = b"", path: bytes = b"/v1/chat/completions"
+    ) -> None:
+        line = b"POST %b HTTP/%b\r\nHost: a\r\n" % (path, version)
         head = parse_request_head(line + fields, LIMITS)
         self.exchange = Exchange(Connection(), head, body, "id-1", "1.2.3.4:5")
         head.destination = Destination.WORK
@@ -326,3 +328,23 @@ def test_a_request_that_takes_no_slot_uses_no_tokens(destination: Destination) -
 def test_all_observers_of_a_request_share_one_counter() -> None:
     exchange = Counted().exchange
     assert TokenCounter.of(exchange) is TokenCounter.of(exchange)
+
+
+@pytest.mark.parametrize(
+    ("path", "reply"),
+    [
+        (b"/v1/images/generations", b'{"data":[{"b64_json":"%b"}]}' % (b"iVBORw0K" * 100_000)),
+        (b"/v1/audio/speech", bytes(500_000)),
+        (b"/v1/audio/speech", b'data: {"type":"speech.audio.delta","audio":"AAAA"}\n\n' * 1000),
+        (b"/embedding", b'[{"index":0,"embedding":[%b]}]' % b",".join([b"0.123456789"] * 4096)),
+        (b"/rerank", b'[{"index":0,"score":0.5}]'),
+    ],
+)
+def test_pictures_sounds_vectors_and_scores_are_no_tokens_of_an_answer(path: bytes, reply: bytes) -> None:
+    counted = Counted(b'{"input": "%b"}' % (b"word" * 100), path=path).stream([reply], JSON)
+    assert counted.used() == TokenUse(100, 0, 0, is_estimate=True)
+
+
+def test_tokens_that_an_engine_reports_for_a_picture_count() -> None:
+    reply = b'{"data":[],"usage":{"total_tokens":100,"input_tokens":50,"output_tokens":50}}'
+    assert Counted(path=b"/v1/images/generations").stream([reply], JSON).used() == TokenUse(50, 0, 50, False)

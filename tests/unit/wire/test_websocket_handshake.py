@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from inference_engine_proxy_server.errors import ClientError, error_fields
+from inference_engine_proxy_server.errors import ClientError
+from inference_engine_proxy_server.wire.error_replies import error_fields
 from inference_engine_proxy_server.wire.request_head import RequestHead, parse_request_head
 from inference_engine_proxy_server.wire.websocket_handshake import expected_accept, open_handshake, reply_fields
 from support.fakes.front import LIMITS
