@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from inference_engine_proxy_server.config.lookups import Lookup
 from inference_engine_proxy_server.config.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -266,3 +267,16 @@ def test_nginx_gets_its_template_and_certificates(services: dict[str, Service]) 
         "./nginx/40-https.sh:/docker-entrypoint.d/40-https.sh:ro",
         "./nginx/certs:/etc/nginx/certs:ro",
     ]
+
+
+def test_the_example_that_scales_engines_by_their_name() -> None:
+    page = (ROOT / "docs" / "discovery.md").read_text()
+    services = yaml.safe_load(re.findall(r"```yaml\n(services:.*?)```", page, re.DOTALL)[0])["services"]
+    environment = services["proxy"]["environment"]
+    [url] = Settings(backends=environment["BACKENDS"]).backends
+    lookup = Lookup.of(url)
+    engine = services[lookup.name]
+    assert lookup.server is None  # Compose's own
+    assert f"--port {lookup.port}" in engine["command"]
+    assert not engine.keys() & {"container_name", "ports"}  # Compose refuses to scale a service with these
+    assert f"--scale {lookup.name}=" in page

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from inference_engine_proxy_server.dashboard.feed import Feed
+from inference_engine_proxy_server.discovery.config_watch import ConfigWatch
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
-from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.overload.overload_guard import OverloadGuard
 from inference_engine_proxy_server.processes.readiness import Readiness

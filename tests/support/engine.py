@@ -151,7 +151,7 @@ class Engine(FakeEngine):
     async def listen_again(self) -> None:
         """Listen again after :meth:`go`."""
         make = asyncio.get_running_loop().create_server
-        self._server = await make(lambda: EngineConnection(self), "127.0.0.1", self.port)
+        self._server = await make(lambda: EngineConnection(self), self.host, self.port)
 
     def die(self) -> None:
         """Break open connections and listen no more; after :meth:`go` if connections may be arriving."""

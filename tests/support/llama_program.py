@@ -28,6 +28,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--api-key")
     parser.add_argument("--no-prefill", dest="prefill", action="store_false", help="--no-prefill-assistant")
     parser.add_argument("--precise", action="store_true", help="the batch hardly changes results")
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--embeddings", action="store_true", help="serve embeddings, and nothing else")
     parser.add_argument("--rerank", action="store_true", help="serve scores of documents, and nothing else")
     parser.add_argument("--chat-template", type=Path, help="a file, in place of the model's own template")
@@ -41,7 +42,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         os.sched_setaffinity(0, {arguments.core})  # now, because each new thread inherits it
     chosen = xllamacpp.CommonParams()
     chosen.model.path = arguments.model
-    chosen.hostnames = ["127.0.0.1"]
+    chosen.hostnames = [arguments.host]
     chosen.port = arguments.port
     chosen.n_parallel = arguments.slots
     chosen.n_ctx = arguments.context

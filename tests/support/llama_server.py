@@ -31,12 +31,13 @@ _PROGRAM = Path(__file__).with_name("llama_program.py")
 
 
 class LlamaServer:
-    """A server on 127.0.0.1, ready when the constructor returns (but see ``wait``).
+    """A server, ready when the constructor returns (but see ``wait``).
 
     Args:
         model: a GGUF file, such as ``tiny_gguf.write_tiny_gguf`` writes.
         options: command line options of ``llama_program.py``.
         port: ``None`` for a free port.
+        host: its address.
         wait: ``False`` to return at once, while the server refuses connections and then answers 503 during loading;
             ``wait_until_ready`` waits. A large model makes this time observable.
 
@@ -44,12 +45,14 @@ class LlamaServer:
         RuntimeError: it did not start; the message has its log.
     """
 
-    def __init__(self, model: Path, *options: str, port: int | None = None, wait: bool = True) -> None:
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+    def __init__(
+        self, model: Path, *options: str, port: int | None = None, host: str = "127.0.0.1", wait: bool = True
+    ) -> None:
+        self.host, self.port = host, port or free_port()
+        self.url = f"http://{host}:{self.port}"
         self._log = tempfile.NamedTemporaryFile(prefix="llama-server-", suffix=".log")  # noqa: SIM115 - see `_close`
         self._process = subprocess.Popen(
-            [sys.executable, _PROGRAM, str(model), str(self.port), *options],
+            [sys.executable, _PROGRAM, str(model), str(self.port), "--host", host, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -130,7 +133,7 @@ class LlamaServer:
         self._close()
 
     def _get(self, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
         try:
             connection.request("GET", path, headers={"Connection": "close"})
             reply = connection.getresponse()

@@ -45,7 +45,7 @@ class ProjectPolicy(Policy):
         deadlines = Deadlines(clock=site.loop.time)
         configuration, process = Configuration.of(self._settings), SoleProcess()
         make_backend = build_backend_factory(self._settings, deadlines, process)
-        self._fleet = build_fleet(configuration, make_backend, deadlines, process)
+        self._fleet = build_fleet(configuration, make_backend, deadlines)
         self._backends = self._fleet.backends
         self._placement = build_placement(configuration, self._fleet, process, LiveCatalog(EMPTY))
         self._dispatcher = build_dispatcher(self._settings, self._fleet, self._placement, deadlines, process)

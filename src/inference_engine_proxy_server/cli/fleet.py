@@ -30,7 +30,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from inference_engine_proxy_server.backends.registry import discover_engines
     from inference_engine_proxy_server.fleet.fleet_updater import UnknownEngineError, check_engines
 
-    fleet = loaded.configuration.fleet
+    fleet = loaded.configuration.fleet + loaded.configuration.lookups
     try:
         check_engines(fleet, discover_engines())
     except UnknownEngineError as error:

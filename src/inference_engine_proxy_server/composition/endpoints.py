@@ -16,6 +16,7 @@ from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.composition.dashboard import Dashboard
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.discovery.discovery import Discovery
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.endpoints.admin import admin_router
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
@@ -40,6 +41,7 @@ __all__ = ["build_app", "build_dashboard_router", "build_destinations", "build_r
 def build_routers(
     settings: Settings,
     dispatcher: Dispatcher,
+    discovery: Discovery,
     ring: KeyRing | None,
     allowances: Allowances,
     readiness: Readiness,
@@ -52,6 +54,7 @@ def build_routers(
     usage_file = None if settings.usage_file is None else Path(settings.usage_file)
     report = HealthReport(
         dispatcher,
+        lambda: discovery.members,
         queue_limit=settings.max_queued_requests,
         needs_key=ring is not None,
         hides_names=settings.health_details == "key",

@@ -1,4 +1,4 @@
-"""Builds the fleet: its backends, their polls, and the reload of its configuration."""
+"""Builds the fleet: its backends, their polls, and what finds backends while the proxy runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from inference_engine_proxy_server.composition.clients import via_name
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
 from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.discovery.config_watch import ConfigWatch
+from inference_engine_proxy_server.discovery.discovery import Discovery
+from inference_engine_proxy_server.discovery.dns_source import DnsSource
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.backend_load import BackendLoad, SharedLoad
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
-from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, check_engines
 from inference_engine_proxy_server.fleet.health import HealthRules
@@ -37,6 +39,7 @@ __all__ = [
     "build_backend_factory",
     "build_cache_refresher",
     "build_config_watch",
+    "build_discovery",
     "build_fleet",
     "build_fleet_updater",
     "thresholds_of",
@@ -70,7 +73,8 @@ def build_backend_factory(settings: Settings, deadlines: Deadlines, process: Pro
     )
 
     def make_backend(config: BackendConfig) -> Backend:
-        connections = BackendConnections(Origin.of(config.url), limits, deadlines, settings.backend_ca_file, reserve)
+        origin = Origin.of(config.url, config.host_name)
+        connections = BackendConnections(origin, limits, deadlines, settings.backend_ca_file, reserve)
         health = HealthTracker(rules, deadlines.clock())
         return Backend(config, connections, health, _load_of(config.url, process), swap_rules)
 
@@ -83,21 +87,15 @@ def _load_of(url: str, process: ProcessContext) -> BackendLoad:
     return SharedLoad(process.shared_leases, process.siblings.number, url)
 
 
-def build_fleet(
-    configuration: Configuration, make_backend: BackendFactory, deadlines: Deadlines, process: ProcessContext
-) -> Fleet:
-    """The configured backends. Those that operators have drained stay drained."""
+def build_fleet(configuration: Configuration, make_backend: BackendFactory, deadlines: Deadlines) -> Fleet:
+    """The backends with a base URL in the configuration."""
     settings = configuration.settings
-    fleet = Fleet(
+    return Fleet(
         map(make_backend, configuration.fleet),
         settings.metrics_cache_ttl_seconds,
         settings.backend_queue_allowance,
         deadlines.clock,
     )
-    for backend in fleet.backends:
-        if backend.url in process.drained_urls:
-            fleet.set_draining(backend)
-    return fleet
 
 
 def build_cache_refresher(
@@ -128,16 +126,10 @@ def build_fleet_updater(
     fleet: Fleet,
     placement: Placement,
     refresher: CacheRefresher,
-    engines: Engines,
     make_backend: BackendFactory,
     catalog: LiveCatalog,
 ) -> FleetUpdater:
-    """The updater, which applies changes of the configuration to ``fleet``, ``placement`` and ``catalog``.
-
-    Raises:
-        UnknownEngineError: the configuration names an unknown engine.
-    """
-    check_engines(configuration.fleet, engines)
+    """The updater, which applies changes to ``fleet``, ``placement`` and ``catalog``."""
     policy = configuration.settings.balancing_policy
 
     def apply_models(models: Mapping[str, ModelConfig], default_model: str | None) -> None:
@@ -147,7 +139,6 @@ def build_fleet_updater(
 
     return FleetUpdater(
         fleet,
-        engines,
         make_backend,
         refresher.forget_engine,
         apply_models,
@@ -156,10 +147,22 @@ def build_fleet_updater(
     )
 
 
+def build_discovery(
+    configuration: Configuration, engines: Engines, updater: FleetUpdater, journal: Journal
+) -> Discovery:
+    """The sources of backends.
+
+    Raises:
+        UnknownEngineError: the configuration names an unknown engine.
+    """
+    check_engines((*configuration.fleet, *configuration.lookups), engines)
+    return Discovery(configuration, engines, updater, DnsSource, (), journal)
+
+
 def build_config_watch(
     configuration: Configuration,
     load: Callable[[], Configuration] | None,
-    updater: FleetUpdater,
+    discovery: Discovery,
     metrics: RequestMetrics,
     journal: Journal,
     process: ProcessContext,
@@ -167,4 +170,4 @@ def build_config_watch(
     """The watch that reads changes of the configuration with ``load``; ``None`` when it never changes."""
     if load is None:
         return None
-    return ConfigWatch(configuration, load, updater, metrics, journal, hears_signals=not process.is_worker)
+    return ConfigWatch(configuration, load, discovery, metrics, journal, hears_signals=not process.is_worker)

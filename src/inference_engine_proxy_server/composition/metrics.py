@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from inference_engine_proxy_server.discovery.discovery import Discovery
 from inference_engine_proxy_server.dispatch.demand import Demand
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.endpoints.fleet_metrics import FleetMetrics, LearnedMetrics
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage
 from inference_engine_proxy_server.endpoints.shadow_metrics import ShadowMetrics
+from inference_engine_proxy_server.endpoints.source_metrics import SourceMetrics
 from inference_engine_proxy_server.fleet.model_labels import ModelLabels
 from inference_engine_proxy_server.processes.process_context import ProcessContext
 from inference_engine_proxy_server.routing.placement import Placement
@@ -22,6 +24,7 @@ __all__ = ["build_metrics_page"]
 
 def build_metrics_page(
     dispatcher: Dispatcher,
+    discovery: Discovery,
     load: Load,
     metrics: RequestMetrics,
     names: ModelLabels,
@@ -33,6 +36,7 @@ def build_metrics_page(
     families = (
         FleetMetrics(dispatcher, labels).families,
         LearnedMetrics(placement, labels).families,
+        SourceMetrics(lambda: discovery.members, labels).families,
         Demand(load, dispatcher.fleet, names, labels).families,
         metrics.families,
         *_shadow_families(placement, labels),

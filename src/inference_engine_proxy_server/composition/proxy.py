@@ -36,6 +36,7 @@ from inference_engine_proxy_server.composition.fleet import (
     build_backend_factory,
     build_cache_refresher,
     build_config_watch,
+    build_discovery,
     build_fleet,
     build_fleet_updater,
 )
@@ -44,6 +45,8 @@ from inference_engine_proxy_server.composition.telemetry import build_access_log
 from inference_engine_proxy_server.composition.tracing import build_traces
 from inference_engine_proxy_server.composition.usage import build_ledger, build_spending
 from inference_engine_proxy_server.config.configuration import Configuration
+from inference_engine_proxy_server.discovery.config_watch import ConfigWatch
+from inference_engine_proxy_server.discovery.discovery import Discovery
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
@@ -52,11 +55,11 @@ from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.endpoints.pulse import pulse_router
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
-from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
 from inference_engine_proxy_server.fleet.drift_watch import DriftWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.hidden_models import HiddenModels
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
+from inference_engine_proxy_server.fleet.membership import Membership
 from inference_engine_proxy_server.fleet.model_labels import ModelLabels
 from inference_engine_proxy_server.fleet.standstill_watch import StandstillWatch
 from inference_engine_proxy_server.models.catalog import ModelCatalog
@@ -80,6 +83,8 @@ from inference_engine_proxy_server.telemetry.request_metrics import RequestMetri
 from inference_engine_proxy_server.usage.ledger import Ledger
 
 __all__ = ["build_proxy"]
+
+_FIRST_REPORT_SECONDS = 5.0  # that the start waits for sources of backends
 
 Handler = Callable[[ProxiedRequest], Coroutine[None, None, None]]
 
@@ -106,7 +111,7 @@ def build_proxy(
     catalog = LiveCatalog(ModelCatalog(configuration.models, configuration.default_model))
     # The fleet, and the path of a request to it.
     make_backend = build_backend_factory(settings, deadlines, process)
-    fleet = build_fleet(configuration, make_backend, deadlines, process)
+    fleet = build_fleet(configuration, make_backend, deadlines)
     refresher = build_cache_refresher(settings, fleet, engines, process)
     placement = build_placement(configuration, fleet, process, catalog)
     labels = Labels(process.siblings.number if process.siblings.others else None)
@@ -114,11 +119,12 @@ def build_proxy(
     finished = FinishedRequests()
     metrics = RequestMetrics(RULES, RESULTS, labels, names.of, finished)
     access_log = build_access_log(settings, process, finished, metrics)
-    updater = build_fleet_updater(configuration, fleet, placement, refresher, engines, make_backend, catalog)
+    updater = build_fleet_updater(configuration, fleet, placement, refresher, make_backend, catalog)
+    discovery = build_discovery(configuration, engines, updater, journal)
     HiddenModels(fleet, catalog)
     DriftWatch(fleet, journal)
     listed = ListedModels(fleet, catalog, placement.lists)
-    config_watch = build_config_watch(configuration, load, updater, metrics, journal, process)
+    config_watch = build_config_watch(configuration, load, discovery, metrics, journal, process)
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
     decisions = Decisions(answers_header=settings.explain_header)
     ring = build_key_ring(settings, journal)
@@ -133,14 +139,14 @@ def build_proxy(
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
     workers = AllWorkers(dispatcher, decisions, ring, allowances, process.siblings, process.order)
     client_load = build_client_load(settings, deadlines)
-    metrics_page = build_metrics_page(dispatcher, client_load, metrics, names, labels, process)
+    metrics_page = build_metrics_page(dispatcher, discovery, client_load, metrics, names, labels, process)
     guard = build_overload_guard(settings, client_load, metrics, journal, deadlines)
     dashboard = build_dashboard(
         settings, dispatcher, client_load, finished, journal, process,
         is_own=lambda record: destinations.of(record.method, record.path) in ANSWERED_HERE,
     )  # fmt: skip
     routers = [
-        *build_routers(settings, dispatcher, ring, allowances, readiness, workers, metrics_page, listed),
+        *build_routers(settings, dispatcher, discovery, ring, allowances, readiness, workers, metrics_page, listed),
         build_dashboard_router(settings, dashboard, lambda: _in_force(configuration, config_watch)),
         pulse_router(hashlib.sha256(process.service.encode()).hexdigest()[:12]),  # the name itself is for engines only
     ]
@@ -149,13 +155,15 @@ def build_proxy(
         "deadlines": deadlines.run,
         "overload guard": guard.run,
         "cache refresher": refresher.run,
+        "discovery": discovery.run,
         "standstill watch": StandstillWatch(fleet).run,
         **dashboard.loops,
         **_optional_loops(config_watch, ring, access_log, ledger),
         **traces.loops,
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }
-    app = build_app(routers, _lifespan(loops, refresher, fleet))
+    app = build_app(routers, _lifespan(loops, discovery, refresher, fleet))
+    Membership(fleet, process.drained_urls, process.announce_backends)  # the last observer of the fleet
     # The client side.
     bridge = AsgiBridge(app)
     gate = build_gate(settings, ring, allowances)
@@ -220,11 +228,12 @@ def _recorder(finished: FinishedRequests, clock: Callable[[], float]) -> Callabl
 
 
 def _lifespan(
-    loops: Loops, refresher: CacheRefresher, fleet: Fleet
+    loops: Loops, discovery: Discovery, refresher: CacheRefresher, fleet: Fleet
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with in_background(loops):
+            await discovery.first_reports(_FIRST_REPORT_SECONDS)
             await refresher.first_round()
             yield
         fleet.close()

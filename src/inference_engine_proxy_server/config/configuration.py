@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig, completed
+from inference_engine_proxy_server.config.lookups import is_lookup
 from inference_engine_proxy_server.config.settings import Settings
 
 __all__ = ["Configuration"]
@@ -18,10 +19,12 @@ class Configuration:
 
     Attributes:
         settings: all settings.
-        fleet: one entry for each of the backends in ``settings``, in their order.
+        fleet: one entry for each of the backends in ``settings`` that has a base URL, in their order.
         models: per-model settings, by the names that requests use.
         default_model: the model of requests that name none; ``None`` if none is configured.
         origins: where the value of each variable comes from; empty if the settings come from no source.
+        lookups: one entry for each of the backends in ``settings`` that is a DNS name; what it says besides its URL is
+            true of each backend that is found there.
     """
 
     settings: Settings
@@ -29,6 +32,7 @@ class Configuration:
     models: Mapping[str, ModelConfig]
     default_model: str | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
+    lookups: tuple[BackendConfig, ...] = ()
 
     @classmethod
     def of(
@@ -48,9 +52,15 @@ class Configuration:
             default_model: the fleet file's; the setting DEFAULT_MODEL takes precedence.
             origins: where the value of each variable comes from.
         """
-        fleet = completed(settings.backends, described, settings.backend_api_key)
-        models = MappingProxyType(dict(models))
-        return cls(settings, fleet, models, settings.default_model or default_model, MappingProxyType(dict(origins)))
+        every = completed(settings.backends, described, settings.backend_api_key)
+        return cls(
+            settings,
+            tuple(one for one in every if not is_lookup(one.url)),
+            MappingProxyType(dict(models)),
+            settings.default_model or default_model,
+            MappingProxyType(dict(origins)),
+            tuple(one for one in every if is_lookup(one.url)),
+        )
 
     def with_fleet_of(self, other: Configuration) -> Configuration:
         """The same settings with the fleet and models of ``other``."""
@@ -62,4 +72,4 @@ class Configuration:
         settings = self.settings.model_copy(update=fleet_settings)
         changed = {name: other.origins[name] for name in map(str.upper, fleet_settings) if name in other.origins}
         origins = MappingProxyType({**self.origins, **changed})
-        return Configuration(settings, other.fleet, other.models, other.default_model, origins)
+        return Configuration(settings, other.fleet, other.models, other.default_model, origins, other.lookups)

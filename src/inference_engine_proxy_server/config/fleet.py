@@ -18,7 +18,7 @@ class BackendConfig:
     """The configuration of one backend; ``None`` means not configured.
 
     Attributes:
-        url: base URL, as in ``Settings.backends``.
+        url: base URL, or the URL of a lookup, as in ``Settings.backends``.
         name: shown to people; unique in the fleet.
         engine: a provider in the engine registry; ``None`` to detect the engine.
         weight: relative share of requests among equally loaded backends.
@@ -32,6 +32,8 @@ class BackendConfig:
         max_loaded_models: models that it holds in memory at most, if it loads and unloads them.
         max_requests_processing, max_requests_waiting: reported counts above which the backend is busy.
         stream_usage: whether it is asked for the usage of streams, for the ledger; ``None``: if its engine needs that.
+        host_name: the name of the server, for the field ``Host`` and for its certificate, if ``url`` has only its
+            address; ``None``: ``url`` has it.
         may_differ: in what it may differ from other backends with the same model; the values of ``Aspect``.
         place: where it is described, for messages, such as ``fleet.yaml: backends.0``; empty outside the fleet file.
     """
@@ -51,6 +53,7 @@ class BackendConfig:
     max_requests_processing: int | None = None
     max_requests_waiting: int | None = None
     stream_usage: bool | None = None
+    host_name: str | None = None
     may_differ: tuple[str, ...] = ()
     place: str = field(default="", compare=False, repr=False)
 

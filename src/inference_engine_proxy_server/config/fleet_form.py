@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from inference_engine_proxy_server.config.base_urls import as_base_url, distinct_base_urls, name_of
+from inference_engine_proxy_server.config.base_urls import as_backend_url, distinct_backend_urls, name_of
 from inference_engine_proxy_server.config.entry import Entry
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.model_form import ModelEntry, ModelName
@@ -19,6 +19,7 @@ from inference_engine_proxy_server.config.values import Secret, as_secret, as_va
 
 __all__ = ["NOT_IN_THE_FILE", "Aspect", "BackendEntry", "ExactSchema", "FleetForm", "fleet_file_schema"]
 
+_URL = r"^([Dd][Nn][Ss]\+|[Ss][Rr][Vv]\+)?[Hh][Tt][Tt][Pp][Ss]?://"
 _NAME = "[A-Za-z0-9._-]{1,64}"
 
 NOT_IN_THE_FILE: Mapping[str, str] = MappingProxyType(
@@ -57,8 +58,8 @@ class BackendEntry(Entry):
 
     model_config = ConfigDict(json_schema_extra={"not": {"required": ["api_key", "api_key_env"]}})
 
-    url: Annotated[str, AfterValidator(as_base_url), Field(json_schema_extra={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"})]
-    """Base URL such as http://llm-1:8080, without /v1."""
+    url: Annotated[str, AfterValidator(as_backend_url), Field(json_schema_extra={"pattern": _URL})]
+    """Base URL such as http://llm-1:8080, without /v1; or dns+http://NAME:PORT or srv+http://NAME for many backends."""
     name: _Name | None = None
     """Display name; by default host:port."""
     engine: _Name | None = None
@@ -136,7 +137,7 @@ class BackendEntry(Entry):
 
 
 def _have_own_names(entries: list[BackendEntry]) -> list[BackendEntry]:
-    distinct_base_urls(entry.url for entry in entries)
+    distinct_backend_urls(entry.url for entry in entries)
     names = [entry.name for entry in entries if entry.name is not None]
     for name in names:
         if names.count(name) > 1:

@@ -221,7 +221,7 @@ def _doubled_paths(settings: Settings) -> list[str]:
     return [
         f"BACKENDS: {url} ends with /v1, but request paths already begin with it: remove it"
         for url in settings.backends
-        if url.endswith("/v1")
+        if url.partition("?")[0].endswith("/v1")
     ]
 
 

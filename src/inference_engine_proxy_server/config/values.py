@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr
 
 from inference_engine_proxy_server.config.api_keys import ApiKey, keys_by_digest, parse_key
-from inference_engine_proxy_server.config.base_urls import distinct_base_urls
+from inference_engine_proxy_server.config.base_urls import distinct_backend_urls
 
 __all__ = [
     "ApiKeys",
@@ -63,7 +63,7 @@ def _items(value: object) -> list[object]:
 
 
 def _as_base_urls(value: object) -> tuple[str, ...]:
-    urls = distinct_base_urls(map(str, _items(value)))
+    urls = distinct_backend_urls(map(str, _items(value)))
     if isinstance(value, str) and not urls:
         raise ValueError("must list at least one base URL like http://llm-1:8080")
     return urls

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from inference_engine_proxy_server.dashboard.backend_facts import differences_of, facts_of
+from inference_engine_proxy_server.discovery.union import Member
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot
 
@@ -18,13 +20,23 @@ class HealthReport:
 
     Args:
         dispatcher: the fleet and the queue.
+        sources: what each source of backends has found.
         queue_limit: how many requests may wait.
         needs_key: requests to engines need an API key.
         hides_names: show the addresses of backends only to clients with a key; number them for others.
     """
 
-    def __init__(self, dispatcher: Dispatcher, *, queue_limit: int, needs_key: bool, hides_names: bool) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        sources: Callable[[], Sequence[Member]],
+        *,
+        queue_limit: int,
+        needs_key: bool,
+        hides_names: bool,
+    ) -> None:
         self._dispatcher = dispatcher
+        self._sources = sources
         self._queue_limit = queue_limit
         self._needs_key = needs_key
         self._hides_names = hides_names
@@ -45,9 +57,19 @@ class HealthReport:
             "timestamp": time.time(),
             "queue": {"requests": self._dispatcher.requests_waiting, "limit": self._queue_limit},
             "needs_key": self._needs_key,
+            "sources": [] if is_hidden else list(map(_described, self._sources())),
             "differences": differences_of(fleet, names, with_versions=not is_hidden),
             "details": [{"backend": name, **_details(backend)} for name, backend in rows],
         }
+
+
+def _described(source: Member) -> dict[str, Any]:
+    return {
+        "source": source.name,
+        "backends": len(source.backends),
+        "answered_at": source.answered_at,
+        "problem": source.problem or None,
+    }
 
 
 def _details(backend: BackendSnapshot) -> dict[str, Any]:

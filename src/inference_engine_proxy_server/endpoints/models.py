@@ -73,7 +73,8 @@ def _missing(
     fleet: Fleet, model: str, similar: Sequence[str], retry_after_seconds: float
 ) -> CapacityError | ClientError:
     backends = fleet.snapshot().backends
-    if any(not one.models_known or (not one.is_live and model in one.serving.model_ids) for one in backends):
+    is_unknown = any(not one.models_known or (not one.is_live and model in one.serving.model_ids) for one in backends)
+    if is_unknown or not backends:  # sources may find backends later
         message = "No backend that may serve this model is available."
         return CapacityError(message, retry_after_seconds=retry_after_seconds)
     return model_missing(f"The model '{model[:200]}' is not served here, or not permitted for this key.", similar)

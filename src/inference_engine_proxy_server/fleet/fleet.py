@@ -54,7 +54,10 @@ class Fleet:
         clock: a monotonic clock, in seconds.
 
     Attributes:
-        changed: set when backends joined or left.
+        backends: that may get requests, in the order of the configuration.
+        watched: all that need a watch: ``backends``, and those that have left the fleet and still have requests of
+            this process. If such a backend freezes or dies, its requests move as those of other backends do.
+        changed: set when ``watched`` has changed.
         differences: between the replicas of each model, see :class:`~.drift_watch.DriftWatch`.
     """
 
@@ -65,7 +68,7 @@ class Fleet:
         allowance: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.backends = tuple(backends)
+        self.backends = self.watched = tuple(backends)
         self.changed = asyncio.Event()
         self.differences: tuple[Difference, ...] = ()
         self.clock = clock
@@ -95,6 +98,7 @@ class Fleet:
     def replace(self, backends: Iterable[Backend]) -> None:
         """Replace the fleet by ``backends``. Backends that leave get no new requests and finish their current ones."""
         before, self.backends = self.backends, tuple(backends)
+        self.watched = (*self.backends, *(one for one in self.watched if one not in self.backends and one.load.leases))
         for backend in before:
             if backend not in self.backends:
                 backend.is_draining = True
@@ -104,6 +108,14 @@ class Fleet:
         for observer in self._observers:
             observer.on_replaced(self.backends)
         self.changed.set()
+
+    def forget_finished(self) -> None:
+        """Stop watching backends that have left the fleet and have no requests any more."""
+        if len(self.watched) > len(self.backends):
+            before, leaving = len(self.watched), self.watched[len(self.backends) :]
+            self.watched = (*self.backends, *(one for one in leaving if one.load.leases))
+            if len(self.watched) < before:
+                self.changed.set()
 
     def set_draining(self, backend: Backend, *, is_draining: bool = True) -> None:
         """Take ``backend`` out of rotation, or put it back."""

@@ -37,7 +37,6 @@ class FleetUpdater:
 
     Args:
         fleet: the fleet.
-        engines: the known engines.
         make_backend: makes a backend that joins.
         on_reconfigured: called with a backend whose engine must be identified again.
         on_models_changed: called with new settings of models, and the model of requests that name none.
@@ -48,7 +47,6 @@ class FleetUpdater:
     def __init__(
         self,
         fleet: Fleet,
-        engines: Engines,
         make_backend: Callable[[BackendConfig], Backend],
         on_reconfigured: Callable[[Backend], None],
         on_models_changed: Callable[[Mapping[str, ModelConfig], str | None], None],
@@ -56,27 +54,13 @@ class FleetUpdater:
         default_model: str | None = None,
     ) -> None:
         self._fleet = fleet
-        self._engines = engines
         self._make_backend = make_backend
         self._on_reconfigured = on_reconfigured
         self._on_models_changed = on_models_changed
         self._models = models, default_model
 
-    def apply(
-        self, fleet: Sequence[BackendConfig], models: Mapping[str, ModelConfig], default_model: str | None = None
-    ) -> bool:
-        """Apply the configuration of the fleet and its models. Returns whether anything changed.
-
-        Backends that stay keep their health and their requests.
-
-        Raises:
-            UnknownEngineError: nothing has been changed.
-        """
-        check_engines(fleet, self._engines)
-        models_changed = self._apply_models(models, default_model)
-        return self._apply_fleet(fleet) or models_changed
-
-    def _apply_models(self, models: Mapping[str, ModelConfig], default_model: str | None) -> bool:
+    def apply_models(self, models: Mapping[str, ModelConfig], default_model: str | None = None) -> bool:
+        """Apply settings of models. Returns whether they have changed."""
         if (models, default_model) == self._models:
             return False
         self._models = models, default_model
@@ -84,11 +68,17 @@ class FleetUpdater:
         logger.info("model settings in the fleet file now apply to: %s", ", ".join(models) or "no models")
         return True
 
-    def _apply_fleet(self, fleet: Sequence[BackendConfig]) -> bool:
-        known = {backend.url: backend for backend in self._fleet.backends}
+    def apply_backends(self, fleet: Sequence[BackendConfig]) -> bool:
+        """Make ``fleet``, whose engines are known, the fleet. Returns whether that changes anything.
+
+        Backends that stay keep their health and their requests.
+        """
+        hosts = {config.url: config.host_name for config in fleet}
+        # The connections of a backend keep the name of its server, so one with another name is another backend.
+        known = {one.url: one for one in self._fleet.backends if hosts.get(one.url) == one.config.host_name}
         changed = [config for config in fleet if config.url not in known or known[config.url].config != config]
         urls = [config.url for config in fleet]
-        if not changed and urls == list(known):
+        if not changed and urls == [backend.url for backend in self._fleet.backends]:
             return False
         for config in changed:
             if config.url in known:

@@ -43,7 +43,8 @@ class StandstillWatch:
                 await asyncio.sleep(_LOOK_SECONDS)
                 now = self._fleet.clock()
                 self._probed_until = {one: at for one, at in self._probed_until.items() if at > now}
-                for backend in self._fleet.backends:
+                self._fleet.forget_finished()
+                for backend in self._fleet.watched:
                     if backend not in self._probed_until and self._stands_still(backend):
                         self._probed_until[backend] = now + _PROBE_SECONDS
                         probes.create_task(self._probe(backend))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
-__all__ = ["DRAIN", "MOVE", "READINESS_PROBED", "SERVING", "SIGNAL", "UNDRAIN", "Channel"]
+__all__ = ["DRAIN", "JOINED", "LEFT", "MOVE", "READINESS_PROBED", "SERVING", "SIGNAL", "UNDRAIN", "Channel"]
 
 SIGNAL = "signal"
 """To a worker: act as if it had received the signal with this number."""
@@ -17,6 +17,8 @@ SERVING = "serving"
 DRAIN, UNDRAIN, MOVE = "drain", "undrain", "move"
 """An operator's command for the backend with this base URL; to move is to drain, and to continue its streams elsewhere.
 The worker that received the command sends it to the supervisor, which sends it to all workers."""
+JOINED, LEFT = "joined", "left"
+"""From a worker: the backend with this base URL is new in its fleet, or no longer there."""
 READINESS_PROBED = "watched"
 """A load balancer or orchestrator has probed one worker's readiness. Sent in the same way as a command."""
 

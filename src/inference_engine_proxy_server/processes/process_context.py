@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from inference_engine_proxy_server.config.configuration import Configuration
-from inference_engine_proxy_server.processes.channel import DRAIN, MOVE, READINESS_PROBED, UNDRAIN, Channel
+from inference_engine_proxy_server.processes.channel import (
+    DRAIN,
+    JOINED,
+    LEFT,
+    MOVE,
+    READINESS_PROBED,
+    UNDRAIN,
+    Channel,
+)
 from inference_engine_proxy_server.processes.conversation_memory import ConversationMemory
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 from inference_engine_proxy_server.processes.siblings import Answers, Siblings
@@ -60,6 +68,9 @@ class ProcessContext(Protocol):
     def announce_readiness_probe(self) -> None:
         """Report a readiness probe to all workers."""
 
+    def announce_backends(self, joined: Iterable[str], left: Iterable[str]) -> None:
+        """Report to the supervisor that backends with these base URLs have joined or left the fleet."""
+
     def loops(self, answers: Answers, fill_slots: Loop) -> Loops:
         """Background tasks that connect this process with its siblings.
 
@@ -90,6 +101,9 @@ class SoleProcess:
 
     def announce_readiness_probe(self) -> None:
         """Does nothing: this process knows of the probe."""
+
+    def announce_backends(self, joined: Iterable[str], left: Iterable[str]) -> None:
+        """Does nothing: there is no supervisor."""
 
     def loops(self, answers: Answers, fill_slots: Loop) -> Loops:
         """None."""
@@ -139,6 +153,12 @@ class WorkerContext:
     def announce_readiness_probe(self) -> None:
         """Report a readiness probe to all workers."""
         self.channel.send(READINESS_PROBED)
+
+    def announce_backends(self, joined: Iterable[str], left: Iterable[str]) -> None:
+        """Report to the supervisor that backends with these base URLs have joined or left the fleet."""
+        for word, urls in ((JOINED, joined), (LEFT, left)):
+            for url in urls:
+                self.channel.send(word, url)
 
     def loops(self, answers: Answers, fill_slots: Loop) -> Loops:
         """Answer queries of siblings, and fill the slots that they free."""

@@ -23,6 +23,8 @@ from typing import NoReturn
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.processes.channel import (
     DRAIN,
+    JOINED,
+    LEFT,
     MOVE,
     READINESS_PROBED,
     SERVING,
@@ -40,6 +42,7 @@ from inference_engine_proxy_server.processes.worker_slot import WorkerProcess, W
 __all__ = ["Supervisor"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_MOST_URLS = 2000  # that are remembered; where backends come and go, nobody knows how many there will be
 _FLEET_CHECK_SECONDS = 1.0  # between two checks of the fleet for changes
 _EARLY_SECONDS = 10.0  # a worker that ends sooner after its start will probably end again
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -71,7 +74,7 @@ class Supervisor:
         self._serve = serve
         self._read_again = read_again
         self._on_started = on_started
-        self._urls = {backend.url for backend in configuration.fleet}  # of all backends, past and present
+        self._urls: dict[str, None] = {}  # of backends of workers, past and present; the latest are the last
         self._drained_urls: set[str] = set()
         self._has_started = self._is_stopping = False
         self._exit_code = 0
@@ -120,12 +123,23 @@ class Supervisor:
             if word == SERVING:
                 process.serves = True
                 self._on_serving(worker)
+            elif word in (JOINED, LEFT):
+                self._note_backend(argument, has_joined=word == JOINED)
             elif word in (DRAIN, UNDRAIN, MOVE, READINESS_PROBED):
                 if word in (DRAIN, MOVE):
                     self._drained_urls.add(argument)
                 elif word == UNDRAIN:
                     self._drained_urls.discard(argument)
                 self._send_to_all(word, argument)
+
+    def _note_backend(self, url: str, *, has_joined: bool) -> None:
+        if not has_joined:
+            self._drained_urls.discard(url)  # as in the workers: if it joins again, it is not drained
+            return
+        self._urls.pop(url, None)
+        self._urls[url] = None
+        if len(self._urls) > _MOST_URLS:
+            del self._urls[next(iter(self._urls))]
 
     def _on_serving(self, worker: WorkerSlot) -> None:
         if self._has_started:
@@ -138,10 +152,6 @@ class Supervisor:
         changed = self._read_again()
         if changed is not None:
             self._configuration = self._configuration.with_fleet_of(changed)
-            # As in the workers: a backend that is removed from the fleet and added again is not drained.
-            urls = {backend.url for backend in self._configuration.fleet}
-            self._drained_urls &= urls
-            self._urls |= urls
 
     def _send_to_all(self, word: str, argument: str) -> None:
         for worker in self._workers:

@@ -163,8 +163,8 @@ class CandidateRegistry:
     def learn_names(self) -> None:
         """Remember the names that backends list now."""
         names = self._served_names
-        for candidate in self.candidates:
-            for name in candidate.backend.serving.model_ids:
+        for listed in {one.backend.serving.model_ids for one in self.candidates}:  # many list the same
+            for name in listed:
                 names.pop(name, None)
                 names[name] = None
         while len(names) > _REMEMBERED_MODELS:

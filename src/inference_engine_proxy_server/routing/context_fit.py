@@ -8,11 +8,12 @@ causes an error for the client.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from inference_engine_proxy_server.backends.base import ModelNames
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.serving import Serving
 from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
 from inference_engine_proxy_server.routing.candidate import Candidate
@@ -53,13 +54,22 @@ def contexts_of(backends: Iterable[Backend], model: str | None) -> list[float] |
 def differ_somewhere(backends: Iterable[Backend]) -> bool:
     """Whether two backends serve the same model with contexts of different lengths."""
     lengths: dict[str | None, set[int | None]] = {}
-    for backend in backends:
-        serving = backend.serving
+    for serving in _distinct(backend.serving for backend in backends):
         for model in serving.model_ids:
             lengths.setdefault(model, set()).add(serving.context_of(model))
         if serving.model_names is not ModelNames.STRICT:  # such a backend serves names that no backend lists
             lengths.setdefault(None, set()).add(serving.context_of(None))
     return any(len(found) > 1 for found in lengths.values())
+
+
+def _distinct(servings: Iterable[Serving]) -> list[Serving]:
+    """Those of ``servings`` that differ in models or contexts: large fleets have many equal ones, of many models."""
+    found: dict[Hashable, list[Serving]] = {}
+    for serving in servings:
+        alike = found.setdefault((serving.model_ids, serving.model_names, serving.only_context), [])
+        if all(one.contexts != serving.contexts for one in alike):
+            alike.append(serving)
+    return [serving for alike in found.values() for serving in alike]
 
 
 def fitting(candidates: Sequence[Candidate], contexts: Sequence[float], need: Need) -> Sequence[Candidate]:

@@ -233,7 +233,7 @@ class BackendConnections:
             self._has_warned = True
             logger.warning(
                 "the name %s has %d addresses, and only one of them is used: "
-                "list each address as a backend of its own to balance over all",
+                "begin its URL with dns+ to use each address as a backend of its own",
                 self.origin.host,
                 most,
             )
@@ -274,7 +274,7 @@ class BackendConnections:
                         address,
                         self.origin.port,
                         ssl=self._tls,
-                        server_hostname=self.origin.host if self._tls else None,
+                        server_hostname=self.origin.server_name if self._tls else None,
                         ssl_handshake_timeout=handshake_seconds,
                     )
             except OSError as error:

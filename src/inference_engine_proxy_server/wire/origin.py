@@ -14,6 +14,8 @@ class Origin:
     """A backend's network address and path prefix.
 
     Attributes:
+        host: its name or address, to connect to.
+        server_name: the name that its certificate must have.
         authority: value of the ``Host`` field.
         prefix: prepended to every request's path; empty, or ``/...`` without a trailing slash.
     """
@@ -21,17 +23,26 @@ class Origin:
     host: str
     port: int
     is_tls: bool
+    server_name: str
     authority: bytes
     prefix: bytes
 
     @classmethod
-    def of(cls, url: str) -> Origin:
-        """The origin of a base URL, which the settings have already validated."""
+    def of(cls, url: str, host_name: str | None = None) -> Origin:
+        """The origin of a base URL, which the settings have already validated.
+
+        Args:
+            url: the base URL.
+            host_name: the name of the server if ``url`` has only its address.
+        """
         parts = urlsplit(url)
         is_tls = parts.scheme == "https"
-        authority = re.sub(r"^.*@", "", parts.netloc).encode()
         port = parts.port or (443 if is_tls else 80)
-        return cls(parts.hostname or "", port, is_tls, authority, parts.path.rstrip("/").encode())
+        host = parts.hostname or ""
+        authority = re.sub(r"^.*@", "", parts.netloc)
+        if host_name is not None:
+            authority = host_name if parts.port is None else f"{host_name}:{parts.port}"
+        return cls(host, port, is_tls, host_name or host, authority.encode(), parts.path.rstrip("/").encode())
 
     def locations(self) -> re.Pattern[bytes]:
         """Finds the origin in ``Location`` and ``Content-Location`` lines, up to the slash after the prefix.

@@ -143,27 +143,28 @@ Script = Callable[[EngineConnection], Coroutine[None, None, None]]
 
 
 class FakeEngine:
-    """A listener on 127.0.0.1 that runs ``script`` for each connection while its context is entered.
+    """A listener that runs ``script`` for each connection while its context is entered.
 
     An exception of the script, other than a ConnectionError, is raised at exit.
 
     Attributes:
         requests: all requests read, in order.
         connections: all accepted connections, in order.
-        port, url: its address.
+        host: where it listens. port: 0 for a free one, until the context is entered.
+        url: its base URL.
     """
 
     def __init__(self, script: Script) -> None:
         self.script = script
         self.requests: list[bytes] = []
         self.connections: list[EngineConnection] = []
-        self.port = 0
+        self.host, self.port = "127.0.0.1", 0
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.Server
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def accepted(self, connection: EngineConnection) -> None:
         """Start the script for a new connection."""
@@ -176,7 +177,7 @@ class FakeEngine:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: EngineConnection(self), "127.0.0.1", 0)
+        self._server = await loop.create_server(lambda: EngineConnection(self), self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

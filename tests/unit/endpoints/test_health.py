@@ -168,7 +168,7 @@ async def test_readyz_is_503_once_the_process_is_stopping(draining: bool, status
     pool = make_pool(["http://127.0.0.1:1"], Deadlines())
     publish(pool)
     app = FastAPI()
-    report = HealthReport(pool.dispatcher, queue_limit=1, needs_key=False, hides_names=False)
+    report = HealthReport(pool.dispatcher, lambda: (), queue_limit=1, needs_key=False, hides_names=False)
     app.include_router(health_router(pool.fleet, report, lambda: draining))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://proxy") as client:
         assert (await client.get("/readyz")).status_code == status
@@ -221,7 +221,9 @@ async def test_health_shows_the_queue_and_whether_a_key_is_needed(fleet: Fleet) 
 
 
 def shown_state(pool: Pool) -> str:
-    report = HealthReport(pool.dispatcher, queue_limit=1, needs_key=False, hides_names=False).report(has_key=False)
+    report = HealthReport(pool.dispatcher, lambda: (), queue_limit=1, needs_key=False, hides_names=False).report(
+        has_key=False
+    )
     shown: str = report["details"][0]["shown_state"]
     return shown
 
@@ -291,3 +293,15 @@ async def test_all_slots_of_a_backend_are_used_by_default(fleet: Fleet) -> None:
     assert (await by_default.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 200
     chosen = await fleet.proxy(engine, max_allowed_request_queue=6, queue_timeout_seconds=0.1)
     assert (await chosen.http.post("/v1/chat/completions", json={"model": "m"})).status_code == 503
+
+
+async def test_health_shows_the_sources_of_backends_to_those_who_may_see_names(fleet: Fleet) -> None:
+    engine = await fleet.engine()
+    keys = {"api_keys": ("a:0123456789abcdef",), "health_details": "key"}
+    [told], hidden = (
+        (await (await fleet.proxy(engine)).health())["sources"],
+        (await (await fleet.proxy(engine, **keys)).health())["sources"],
+    )
+    assert told.pop("answered_at") > 0
+    assert told == {"source": "configuration", "backends": 1, "problem": None}
+    assert hidden == []

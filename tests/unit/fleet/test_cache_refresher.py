@@ -268,10 +268,41 @@ async def test_first_round_does_not_wait_long_for_a_dead_backend() -> None:
     async with FakeEngine(reporting(others={"/v1/models": never})) as hanging, FakeEngine(reporting()) as quick:
         pool = make_pool([hanging, quick], Deadlines())
         refresher = CacheRefresher(pool.fleet, discover_engines(), Thresholds(6, 3), 60)
-        before = time.monotonic()
-        await refresher.first_round()
-        assert time.monotonic() - before < 20
-        assert [backend.takes_requests for backend in pool.backends] == [False, True]
+        async with asyncio.TaskGroup() as background:
+            running = background.create_task(refresher.run())
+            before = time.monotonic()
+            await refresher.first_round()
+            assert time.monotonic() - before < 20
+            assert [backend.takes_requests for backend in pool.backends] == [False, True]
+            running.cancel()
+
+
+async def test_backend_that_has_left_is_polled_until_its_last_request_has_ended() -> None:
+    async with FakeEngine(reporting()) as engine, refreshing(engine) as pool:
+        [backend] = pool.backends
+        await until(lambda: backend.takes_requests)
+        backend.load.leases = 1
+        pool.fleet.replace([])
+        polls = asked(engine)["/metrics"]
+        await until(lambda: asked(engine)["/metrics"] > polls + 2)
+        assert not backend.takes_requests
+
+        backend.load.leases = 0
+        pool.fleet.forget_finished()
+        assert pool.fleet.watched == ()
+        await asyncio.sleep(0.1)  # five intervals, in which the last poll ends
+        polls = asked(engine)["/metrics"]
+        await asyncio.sleep(0.1)
+        assert asked(engine)["/metrics"] == polls
+
+
+async def test_backend_that_joins_is_polled_at_once() -> None:
+    async with FakeEngine(reporting()) as engine, refreshing(engine, seconds=3600) as pool:
+        [backend] = pool.backends
+        pool.fleet.replace([])
+        await asyncio.sleep(0)
+        pool.fleet.replace([backend])
+        await until(lambda: asked(engine)["/metrics"] > 0)
 
 
 async def test_polls_of_a_fleet_do_not_coincide() -> None:

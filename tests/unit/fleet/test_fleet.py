@@ -201,3 +201,23 @@ def test_backend_in_a_debugger_shows_its_state_and_its_load(clock: Clock) -> Non
     assert repr(pool.fleet) == "<Fleet of 1 backends, 1 in rotation>"
     assert repr(pool.placement) == "<Placement among 1 backends by least_requests, 0 models by their own policy>"
     assert repr(pool.dispatcher) == "<Dispatcher 1 leases, <RequestQueue 0 waiting in 0 lanes>>"
+
+
+def test_backend_that_has_left_is_watched_while_it_has_requests(clock: Clock) -> None:
+    pool = ready_pool(clock, 3)
+    busy, idle, stays = pool.backends
+    busy.load.leases = 1
+    pool.fleet.replace([stays])
+    assert list(pool.fleet.watched) == [stays, busy]
+
+    pool.fleet.changed.clear()
+    pool.fleet.forget_finished()
+    assert not pool.fleet.changed.is_set()
+    pool.fleet.replace([idle, stays])
+    assert list(pool.fleet.watched) == [idle, stays, busy]
+
+    pool.fleet.changed.clear()
+    busy.load.leases = 0
+    pool.fleet.forget_finished()
+    assert list(pool.fleet.watched) == [idle, stays]
+    assert pool.fleet.changed.is_set()

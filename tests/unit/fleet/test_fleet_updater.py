@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import pytest
-
-from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
 from inference_engine_proxy_server.fleet.backend import Backend
-from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, UnknownEngineError
+from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater
 from support.clocked_pool import Clock, make_pool
 
 
@@ -27,10 +24,7 @@ class Site:
         self.configs = [backend.config for backend in self.fleet.backends]
         self.reconfigured: list[Backend] = []
         self.models: list[tuple[Mapping[str, ModelConfig], str | None]] = []
-        engines = discover_engines()
-        self.updater = FleetUpdater(
-            self.fleet, engines, self._make_backend, self.reconfigured.append, self._take_models, {}
-        )
+        self.updater = FleetUpdater(self.fleet, self._make_backend, self.reconfigured.append, self._take_models, {})
 
     def _take_models(self, models: Mapping[str, ModelConfig], default_model: str | None) -> None:
         self.models.append((models, default_model))
@@ -45,7 +39,7 @@ class Site:
 def test_same_configuration_changes_nothing() -> None:
     site = Site()
     before = site.fleet.backends
-    assert not site.updater.apply(site.configs, {})
+    assert not site.updater.apply_backends(site.configs)
     assert site.fleet.backends is before
 
 
@@ -53,7 +47,7 @@ def test_backends_that_stay_are_kept_when_another_joins() -> None:
     site = Site()
     before = site.fleet.backends
     joins = BackendConfig("http://joins:80", "joins")
-    assert site.updater.apply([joins, *site.configs[1:]], {})
+    assert site.updater.apply_backends([joins, *site.configs[1:]])
     assert [backend.url for backend in site.fleet.backends] == ["http://joins:80", before[1].url]
     assert site.fleet.backends[1] is before[1]
     assert site.fleet.changed.is_set()
@@ -63,14 +57,14 @@ def test_backends_that_stay_are_kept_when_another_joins() -> None:
 def test_engine_is_identified_again_when_its_configuration_changes() -> None:
     site = Site()
     first = site.fleet.backends[0]
-    assert site.updater.apply([replace(site.configs[0], engine="vllm"), site.configs[1]], {})
+    assert site.updater.apply_backends([replace(site.configs[0], engine="vllm"), site.configs[1]])
     assert first.config.engine == "vllm"
     assert site.reconfigured == [first]
 
 
 def test_new_weight_or_name_needs_no_identification() -> None:
     site = Site()
-    assert site.updater.apply([replace(site.configs[0], weight=3, name="large"), site.configs[1]], {})
+    assert site.updater.apply_backends([replace(site.configs[0], weight=3, name="large"), site.configs[1]])
     assert site.fleet.backends[0].config.weight == 3
     assert site.reconfigured == []
 
@@ -78,15 +72,17 @@ def test_new_weight_or_name_needs_no_identification() -> None:
 def test_changed_settings_of_models_are_reported_once() -> None:
     site = Site()
     models = {"m": ModelConfig("rendezvous")}
-    assert site.updater.apply(site.configs, models)
-    assert not site.updater.apply(site.configs, models)
-    assert site.updater.apply(site.configs, models, "m")
+    assert site.updater.apply_models(models)
+    assert not site.updater.apply_models(models)
+    assert site.updater.apply_models(models, "m")
     assert site.models == [(models, None), (models, "m")]
 
 
-def test_unknown_engine_changes_nothing() -> None:
+def test_server_with_another_name_is_another_backend() -> None:
     site = Site()
-    with pytest.raises(UnknownEngineError, match=r"use one of .*vllm"):
-        site.updater.apply([replace(site.configs[0], engine="abacus")], {"m": ModelConfig("rendezvous")})
-    assert len(site.fleet.backends) == 2
-    assert site.models == []
+    before = site.fleet.backends
+    renamed = replace(site.configs[0], host_name="engines.local")
+    assert site.updater.apply_backends([renamed, site.configs[1]])
+    assert site.fleet.backends[0] is not before[0]
+    assert site.fleet.backends[1] is before[1]
+    assert before[0].is_draining

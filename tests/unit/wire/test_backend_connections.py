@@ -31,14 +31,24 @@ REFUSED = "127.0.0.2"  # engines here listen on 127.0.0.1 only
 @pytest.mark.parametrize(
     ("url", "origin"),
     [
-        ("http://llm-1:8080", Origin("llm-1", 8080, False, b"llm-1:8080", b"")),
-        ("http://llm-1/", Origin("llm-1", 80, False, b"llm-1", b"")),
-        ("https://user:key@llm-1/a/b/", Origin("llm-1", 443, True, b"llm-1", b"/a/b")),
-        ("http://[::1]:80", Origin("::1", 80, False, b"[::1]:80", b"")),
+        ("http://llm-1:8080", Origin("llm-1", 8080, False, "llm-1", b"llm-1:8080", b"")),
+        ("http://llm-1/", Origin("llm-1", 80, False, "llm-1", b"llm-1", b"")),
+        ("https://user:key@llm-1/a/b/", Origin("llm-1", 443, True, "llm-1", b"llm-1", b"/a/b")),
+        ("http://[::1]:80", Origin("::1", 80, False, "::1", b"[::1]:80", b"")),
     ],
 )
 def test_an_origin_is_read_from_a_base_url(url: str, origin: Origin) -> None:
     assert Origin.of(url) == origin
+
+
+@pytest.mark.parametrize(
+    ("url", "authority"),
+    [("http://10.0.0.3:80", b"a.test:80"), ("https://10.0.0.3", b"a.test"), ("http://[fd00::3]:8080", b"a.test:8080")],
+)
+def test_a_server_that_is_known_by_its_address_has_its_name_in_host_and_certificate(url: str, authority: bytes) -> None:
+    origin = Origin.of(url, "a.test")
+    assert (origin.server_name, origin.authority) == ("a.test", authority)
+    assert origin.host == Origin.of(url).host
 
 
 async def in_use(connections: BackendConnections, count: int) -> list[BackendConnection]:

@@ -12,7 +12,8 @@ from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.file_watch import FileWatch
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError, settings_files
-from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater, UnknownEngineError
+from inference_engine_proxy_server.discovery.discovery import Discovery
+from inference_engine_proxy_server.fleet.fleet_updater import UnknownEngineError
 from inference_engine_proxy_server.telemetry.journal import Journal
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 
@@ -29,7 +30,7 @@ class ConfigWatch:
     Args:
         configuration: the current configuration.
         load: reads it again. Raises ``SettingsError``.
-        updater: applies the fleet.
+        discovery: applies its fleet.
         metrics: counts reloads.
         journal: notes reloads.
         hears_signals: whether SIGHUP is sent to this process.
@@ -42,7 +43,7 @@ class ConfigWatch:
         self,
         configuration: Configuration,
         load: Callable[[], Configuration],
-        updater: FleetUpdater,
+        discovery: Discovery,
         metrics: RequestMetrics,
         journal: Journal,
         *,
@@ -51,7 +52,7 @@ class ConfigWatch:
         self.in_force = configuration
         self._settings = configuration.settings
         self._load = load
-        self._updater = updater
+        self._discovery = discovery
         self._metrics = metrics
         self._journal = journal
         self._hears_signals = hears_signals
@@ -76,7 +77,7 @@ class ConfigWatch:
         self._watch.changed()  # changes up to now are read below
         try:
             configuration = self._load()
-            has_changed = self._updater.apply(configuration.fleet, configuration.models, configuration.default_model)
+            has_changed = self._discovery.apply(configuration)
         except (SettingsError, UnknownEngineError) as error:
             self._metrics.count_reload(succeeded=False)
             for line in str(error).splitlines():

@@ -14,7 +14,9 @@ from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError
-from inference_engine_proxy_server.fleet.config_watch import ConfigWatch
+from inference_engine_proxy_server.discovery.config_watch import ConfigWatch
+from inference_engine_proxy_server.discovery.discovery import Discovery
+from inference_engine_proxy_server.discovery.dns_source import DnsSource
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.fleet_updater import FleetUpdater
 from inference_engine_proxy_server.telemetry.journal import Journal
@@ -25,10 +27,19 @@ UNCHANGED = "settings: reloaded, the fleet is unchanged"
 
 def watch_of(file: Path, *, is_worker: bool) -> ConfigWatch:
     configuration = Configuration.of(Settings(config_file=str(file)))
-    updater = FleetUpdater(Fleet([], 3), discover_engines(), lambda _: None, print, print, {})  # type: ignore[arg-type, return-value]
     return ConfigWatch(
-        configuration, lambda: configuration, updater, RequestMetrics(), Journal(), hears_signals=not is_worker
+        configuration,
+        lambda: configuration,
+        discovery_of(configuration),
+        RequestMetrics(),
+        Journal(),
+        hears_signals=not is_worker,
     )
+
+
+def discovery_of(configuration: Configuration) -> Discovery:
+    updater = FleetUpdater(Fleet([], 3), _no_backend, print, print, {})  # type: ignore[arg-type]
+    return Discovery(configuration, discover_engines(), updater, DnsSource, (), Journal())
 
 
 @pytest.mark.parametrize(
@@ -63,8 +74,8 @@ def test_what_needs_a_restart_is_not_in_force(tmp_path: Path) -> None:
     changed = Configuration.of(
         Settings(backends=("http://b",), port=2), origins={"BACKENDS": ".env", "PORT": "default"}
     )
-    updater = FleetUpdater(Fleet([], 3), discover_engines(), _no_backend, print, print, {})  # type: ignore[arg-type]
-    watch = ConfigWatch(started, lambda: changed, updater, RequestMetrics(), Journal(), hears_signals=False)
+    discovery = discovery_of(started)
+    watch = ConfigWatch(started, lambda: changed, discovery, RequestMetrics(), Journal(), hears_signals=False)
 
     watch.reload()
 
@@ -74,7 +85,6 @@ def test_what_needs_a_restart_is_not_in_force(tmp_path: Path) -> None:
 
 def test_reloads_are_events(tmp_path: Path) -> None:
     configuration, journal = Configuration.of(Settings()), Journal()
-    updater = FleetUpdater(Fleet([], 3), discover_engines(), _no_backend, print, print, {})  # type: ignore[arg-type]
     problems: list[str] = []
 
     def load() -> Configuration:
@@ -82,7 +92,7 @@ def test_reloads_are_events(tmp_path: Path) -> None:
             raise SettingsError(problems)
         return configuration
 
-    watch = ConfigWatch(configuration, load, updater, RequestMetrics(), journal)
+    watch = ConfigWatch(configuration, load, discovery_of(configuration), RequestMetrics(), journal)
     watch.reload()
     problems += ["PORT is 'x'", "HOST is 'y'"]
     watch.reload()
@@ -95,4 +105,5 @@ def test_reloads_are_events(tmp_path: Path) -> None:
 
 def _no_backend(config: BackendConfig) -> SimpleNamespace:
     """As much of a backend as joins a fleet without observers."""
-    return SimpleNamespace(url=config.url, config=config)
+    connections = SimpleNamespace(keep_alive=lambda **_: None, close=lambda: None)
+    return SimpleNamespace(url=config.url, config=config, connections=connections, load=SimpleNamespace(leases=0))
