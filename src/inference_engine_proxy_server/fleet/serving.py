@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inference_engine_proxy_server.backends.base import Api, BackendState, ModelEntry, ModelNames, ModelStatus
+from inference_engine_proxy_server.backends.begun_answers import BegunAnswers
 from inference_engine_proxy_server.config.fleet import BackendConfig
 
 __all__ = ["Serving", "names_of"]
@@ -28,6 +29,7 @@ class Serving:
         statuses: by name; a name without one is awake.
         best_status: of all its models.
         continued_apis: the APIs in which the backend continues an answer that begins with a given text.
+        begun_answers: what its prompts have of such an answer, if that is a message.
         shows_replies_in_streams: whether the backend's replies can be assembled from streams.
         bounds_max_tokens: whether the backend rejects a request whose ``max_tokens`` exceeds its context.
         streams_usage_on_request: whether its streams report the tokens used only if the request asks for them.
@@ -44,6 +46,7 @@ class Serving:
     continued_apis: frozenset[Api] = frozenset()
     streams_usage_on_request: bool = False
     shows_replies_in_streams: bool = False
+    begun_answers: BegunAnswers = BegunAnswers.KEPT
 
     @classmethod
     def of(cls, entries: tuple[ModelEntry, ...], state: BackendState, config: BackendConfig) -> Serving:
@@ -73,6 +76,7 @@ class Serving:
             models, frozenset(names), model_names, contexts, only_context, state.bounds_max_tokens,
             _statuses(entries, state, names, best_status), best_status, state.continued_apis,
             state.streams_usage_on_request, state.shows_replies_in_streams,
+            state.begun_answers,
         )  # fmt: skip
 
     def context_of(self, model: str | None) -> int | None:
@@ -95,13 +99,22 @@ class Serving:
             return model
         return self.models[0]["id"] if self.models else None
 
-    def continues(self, other: Serving, model: str | None, api: Api) -> bool:
-        """Whether this backend can continue an answer of ``other`` to a request of ``api`` that names ``model``."""
+    def continues(self, other: Serving, model: str | None, api: Api, most_tokens: float) -> bool:
+        """Whether this backend can continue an answer of ``other`` to a request of ``api`` that names ``model``.
+
+        Args:
+            most_tokens: that the prompt and the answer can have together; infinite when unknown.
+        """
         if api not in self.continued_apis:
             return False
+        our_context, their_context = self.context_of(model), other.context_of(model)
+        if our_context is not None and their_context is not None and our_context < min(their_context, most_tokens):
+            return False
         if model is None or model not in other.model_ids or model not in self.model_ids:
-            return self.model_ids == other.model_ids
-        ours, theirs = (_weights_of(one.models, model) for one in (self, other))
+            if self.model_ids != other.model_ids:
+                return False
+            model = self.listed_name(None)
+        ours, theirs = ({} if model is None else _weights_of(one.models, model) for one in (self, other))
         return all(ours[key] == value for key, value in theirs.items() if key in ours)
 
     def routes_like(self, other: Serving) -> bool:

@@ -16,7 +16,7 @@ import msgspec
 from inference_engine_proxy_server.backends.base import Api
 from inference_engine_proxy_server.resume.dialect import Dialect, RequestRules
 from inference_engine_proxy_server.resume.events import MALFORMED, data_of, name_of, named_event_of
-from inference_engine_proxy_server.resume.members import Members, reduced, smallest, value
+from inference_engine_proxy_server.resume.members import Members, largest, reduced, value
 from inference_engine_proxy_server.resume.seam import Seam
 from inference_engine_proxy_server.resume.transcript import Transcript
 
@@ -80,8 +80,8 @@ class MessagesTranscript(Transcript):
         self.prompt_usage: dict[str, object] = {}
 
     @property
-    def may_be_repeated(self) -> bool:
-        """As in chat completions."""
+    def is_message(self) -> bool:
+        """See :class:`Transcript`."""
         return True
 
     def _read(self, data: bytes) -> None:
@@ -227,6 +227,7 @@ class Messages(Dialect[MessagesTranscript]):
     api = Api.MESSAGES
     paths = ("/v1/messages",)
     limits = ("max_tokens",)
+    stops = "stop_sequences"
     rules: ClassVar[RequestRules] = {
         "structured_output": _is_structured,
         "tool_choice": _must_call_tool,
@@ -263,7 +264,7 @@ class Messages(Dialect[MessagesTranscript]):
             if transcript.is_block_open:
                 last += _stop_of(transcript.blocks - 1)
             delta = {"stop_reason": "max_tokens", "stop_sequence": None}
-            usage = {"output_tokens": smallest(members, self.limits)}
+            usage = {"output_tokens": largest(members, self.limits)}
             last += named_event_of({"type": "message_delta", "delta": delta, "usage": usage})
         return last if transcript.is_done else last + named_event_of({"type": "message_stop"})
 
