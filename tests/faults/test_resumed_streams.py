@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -92,6 +93,25 @@ async def test_continuation_stays_on_a_drained_backend_if_no_other_may_have_it(f
     assert reply.complete
     assert (reply.body.count(b" three"), reply.body.count(DONE)) == (1, 1)
     assert (len(first.served), len(second.served)) == (1, 1)
+
+
+async def test_stream_waits_for_a_backend_for_longer_than_new_requests(fleet: Fleet) -> None:
+    broken = await fleet.engine(breaks_after_two_events)
+    full = await fleet.add(Continuing(begins=True, processing=1))
+    full.slots = 1
+    full.freed.set()
+    settings = {"refresh_seconds": 0.1, "queue_timeout_seconds": 0.3, "backend_queue_allowance": 0}
+    proxy = await fleet.proxy(broken, full, **settings)
+    async with Call(proxy.url, CHAT, chat(stream=True)) as call:
+        call.send()
+        assert await call.head() == 200
+        await eventually(lambda: len(broken.served) == 1)
+        await asyncio.sleep(1)
+        assert not full.served
+        full.processing = 0
+        reply = await call.reply()
+    assert reply.complete
+    assert all(reply.body.count(part) == 1 for part in (b"one", b" two", b" three", DONE))
 
 
 async def test_stream_returns_to_a_backend_that_has_recovered(fleet: Fleet) -> None:
