@@ -79,6 +79,15 @@ def test_the_usage_is_that_of_one_uninterrupted_answer(three_words: CompletionsT
     }  # fmt: skip
 
 
+def test_the_answer_counts_whole_if_its_text_makes_fewer_tokens_of_the_prompt(
+    three_words: CompletionsTranscript,
+) -> None:
+    usage = {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9}
+    assert rewritten(CompletionsSeam(three_words, 1), event(usage=usage))["usage"] == {
+        "prompt_tokens": 0, "completion_tokens": 10, "total_tokens": 10,
+    }  # fmt: skip
+
+
 def test_the_timings_cover_the_whole_answer(three_words: CompletionsTranscript) -> None:
     timings = {"cache_n": 12, "prompt_n": 1, "prompt_ms": 5.0, "predicted_n": 7, "predicted_ms": 1000.0}
     found = rewritten(CompletionsSeam(three_words, 1.0), event({}, "stop", timings=timings))["timings"]
