@@ -95,6 +95,24 @@ async def test_continuation_stays_on_a_drained_backend_if_no_other_may_have_it(f
     assert (len(first.served), len(second.served)) == (1, 1)
 
 
+async def test_operator_cancels_a_stream_that_waits_for_its_continuation(fleet: Fleet, begins: bool) -> None:
+    broken = await fleet.engine(breaks_after_two_events)
+    slow = await fleet.add(Continuing(begins=begins, processing=5))
+    proxy = await fleet.proxy(broken, slow, admin_key="op")
+    async with Call(proxy.url, CHAT, chat(stream=True)) as call:
+        call.send()
+        assert await call.head() == 200
+        await eventually(lambda: slow.served)
+        path = f"/admin/requests/{call.headers['x-request-id']}/cancel"
+        done = await send(proxy.url, path, method="POST", headers={"Authorization": "Bearer op"})
+        assert done.status == 200
+        reply = await call.reply()
+    assert not reply.complete
+    assert (reply.body.count(b'"error"'), reply.body.count(DONE)) == (1, 0)
+    await eventually(lambda: not slow.open_requests)
+    assert (len(broken.served), len(slow.served)) == (1, 1)
+
+
 async def test_stream_waits_for_a_backend_for_longer_than_new_requests(fleet: Fleet) -> None:
     broken = await fleet.engine(breaks_after_two_events)
     full = await fleet.add(Continuing(begins=True, processing=1))

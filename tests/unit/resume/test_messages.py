@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from inference_engine_proxy_server.errors import StreamNotContinued
 from inference_engine_proxy_server.resume.dialects import DIALECTS
 from inference_engine_proxy_server.resume.dialects.messages import MessagesSeam, MessagesTranscript
 from inference_engine_proxy_server.resume.events import split_events
@@ -212,6 +213,12 @@ def test_a_continuation_without_text_ends_the_open_block(stops: bytes) -> None:
     found = joined(BEGUN, start() + stops + end(output_tokens=0) + OVER)
     assert found.blocks == [["text", "a b"]]
     assert found.is_over
+
+
+def test_a_continuation_that_reasons_is_a_new_answer() -> None:
+    with pytest.raises(StreamNotContinued):
+        joined(BEGUN, start() + block(kind="thinking"))
+    assert joined(start(), start() + block(kind="thinking") + stop() + end() + OVER).is_over
 
 
 def test_a_tool_call_after_the_text_gets_the_next_index() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from inference_engine_proxy_server.errors import StreamNotContinued
 from inference_engine_proxy_server.resume.dialects import DIALECTS
 from inference_engine_proxy_server.resume.dialects.responses_transcript import ResponsesTranscript
 from inference_engine_proxy_server.resume.events import split_events
@@ -178,6 +179,11 @@ def test_a_message_that_was_not_begun_again_is_the_delivered_one() -> None:
     found = joined(CREATED + ends + done(MESSAGE))
     assert [one["type"] for one in found] == ENDS
     assert [item["id"] for item in found[-1]["response"]["output"]] == ["msg_1"]
+
+
+def test_a_continuation_that_reasons_is_a_new_answer() -> None:
+    with pytest.raises(StreamNotContinued):
+        joined(CREATED + event("output_item.added", output_index=0, item={"type": "reasoning", "id": "rs_2"}))
 
 
 @pytest.mark.parametrize("text", [b"", ADDED + delta(" c")])

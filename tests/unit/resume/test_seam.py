@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from inference_engine_proxy_server.errors import StreamNotContinued
 from inference_engine_proxy_server.resume.dialects.completions import (
     Completions,
     CompletionsSeam,
@@ -60,6 +61,14 @@ def test_the_role_and_the_repeated_text_are_removed(three_words: CompletionsTran
     assert rewritten(seam, event({"role": "assistant", "content": ""})) is None
     assert rewritten(seam, event({"content": "a b c d"}))["choices"][0]["delta"] == {"content": " d"}
     assert rewritten(seam, event({"content": "a b c"}))["choices"][0]["delta"] == {"content": "a b c"}
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_a_continuation_that_reasons_is_a_new_answer(three_words: CompletionsTranscript, name: str) -> None:
+    with pytest.raises(StreamNotContinued):
+        CompletionsSeam(three_words, 1).rewrite(event({name: "hm"}))
+    assert rewritten(CompletionsSeam(three_words, 1), event({name: "", "content": " d"}))
+    assert rewritten(CompletionsSeam(transcript_of(event({"role": "assistant"})), 1), event({name: "hm"}))
 
 
 def test_a_completion_may_repeat_a_word() -> None:

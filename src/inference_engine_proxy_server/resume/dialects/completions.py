@@ -151,6 +151,8 @@ class CompletionsSeam(Seam):
         if "text" in choice:
             return rewritten if has_news or _text(choice["text"]) else None  # no engine repeats the prompt here
         delta: dict[str, object] = dict(_members(choice["delta"])) if "delta" in choice else {}
+        if any(bytes(delta[name]) not in _NOTHING for name in _REASONING & delta.keys()):  # type: ignore[call-overload]
+            self._refuse_reasoning()
         if self._drops_role:
             delta.pop("role", None)
         if "content" in delta:

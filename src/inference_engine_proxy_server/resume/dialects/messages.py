@@ -154,6 +154,8 @@ class MessagesSeam(Seam):
 
     def _start(self, found: _Event, members: dict[str, Any]) -> bytes:
         index, block = found.index, found.content_block
+        if block is not None and _PROBLEMS.get(block.type) == "reasoning":
+            self._refuse_reasoning()
         if index in self._indexes:
             return b""  # llama.cpp repeats it if the last event has text
         if block is not None and block.type == _TEXT and self._open is not None:
