@@ -113,6 +113,36 @@ async def test_operator_cancels_a_stream_that_waits_for_its_continuation(fleet: 
     assert (len(broken.served), len(slow.served)) == (1, 1)
 
 
+async def test_stream_that_has_just_begun_is_moved_while_the_drain_waits(fleet: Fleet) -> None:
+    async def says_a_second_word_when_it_is_freed(connection: EngineConnection) -> None:
+        connection.send(STREAM_HEAD, chunk(event("one", role="assistant")))
+        await first.freed.wait()
+        connection.send(chunk(event(" two")))
+        await hangs(connection)
+
+    first = await fleet.add(Engine(says_a_second_word_when_it_is_freed))
+    first.freed.clear()
+    second = await fleet.add(Continuing(begins=True, processing=5))
+    second.freed.set()
+    proxy = await fleet.proxy(first, second, admin_key="op")
+    async with Call(proxy.url, CHAT, chat(stream=True)) as call, asyncio.TaskGroup() as group:
+        call.send()
+        assert await call.head() == 200
+        assert b"one" in await call.event()
+        path = f"/admin/backends/{first.url.removeprefix('http://')}/drain?move=1&wait_seconds=20"
+        drain = group.create_task(send(proxy.url, path, method="POST", headers={"Authorization": "Bearer op"}))
+
+        async def is_drained() -> bool:
+            return set((await proxy.health())["available_backends"]) == {second.url}
+
+        await eventually(is_drained)
+        first.freed.set()
+        reply = await call.reply()
+        assert (await drain).json["safe_to_stop"]
+    assert reply.complete
+    assert all(reply.body.count(part) == 1 for part in (b" two", b" three", DONE))
+
+
 async def test_stream_waits_for_a_backend_for_longer_than_new_requests(fleet: Fleet) -> None:
     broken = await fleet.engine(breaks_after_two_events)
     full = await fleet.add(Continuing(begins=True, processing=1))
