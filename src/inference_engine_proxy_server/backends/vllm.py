@@ -166,9 +166,9 @@ class VLLMBackend(BaseBackend):
         if self._begun_answers is None and models:
             try:
                 self._begun_answers = await self._ask_for_begun_answers(models[0]["id"])
-            except (OSError, UnreadableState):
+            except TimeoutError:
                 pass  # it is asked again at the next poll
-            except (ValueError, RecursionError):
+            except (OSError, UnreadableState, ValueError, RecursionError):
                 self._begun_answers = BegunAnswers.TRIMMED
         return self._begun_answers or BegunAnswers.TRIMMED
 

@@ -76,6 +76,7 @@ BEGUN = {"/tokenize": recorded("vllm", "tokenize-begun"), "/detokenize": recorde
         ({"/tokenize": Reply(400, b"{}")}, BegunAnswers.LOST),
         ({**BEGUN, "/detokenize": Reply(404, b"{}")}, BegunAnswers.TRIMMED),
         ({"/tokenize": Reply(404, b"[]")}, BegunAnswers.TRIMMED),
+        ({"/tokenize": ConnectionError()}, BegunAnswers.TRIMMED),
         ({"/tokenize": TimeoutError()}, BegunAnswers.TRIMMED),
     ],
 )
