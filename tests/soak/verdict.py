@@ -69,10 +69,11 @@ def _judge_success(result: Result, kinds: dict[str, set[str]], *, is_scripted: b
     if fault is not None and fault.startswith("another request's"):
         return Verdict(False, fault)
     shape = "stream" if result.asked.stream else "reply"
-    # A stream that continued names the backend on which it began.
-    is_of_one = result.backend and b": resumed" not in result.body
-    suffered = kinds.get(result.backend, set()) if is_of_one else set().union(*kinds.values())
-    if suffered & (BREAKING | {"freeze"}):
+    suffered = kinds.get(result.backend, set()) if result.backend else set().union(*kinds.values())
+    cutting = BREAKING | {"freeze"}
+    if b": resumed" in result.body or "move" in suffered:  # its end depended on other backends, which could decline it
+        suffered, cutting = set().union(*kinds.values()), cutting | _DECLINING
+    if suffered & cutting:
         return Verdict(True, f"{shape} visibly cut: its engine was disturbed after the first byte")
     return Verdict(False, f"{shape} of an undisturbed engine was cut")
 
