@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import ClassVar
 
+from inference_engine_proxy_server.backends.begun_answers import BegunAnswers
 from inference_engine_proxy_server.backends.probe import Probe
 from inference_engine_proxy_server.backends.replies import (
     Get,
@@ -16,8 +17,6 @@ from inference_engine_proxy_server.backends.replies import (
     decoded,
     parse_models,
 )
-
-from inference_engine_proxy_server.backends.begun_answers import BegunAnswers
 
 __all__ = [
     "Api",
