@@ -25,6 +25,7 @@ from inference_engine_proxy_server.backends.base import (
     context_lengths,
     non_negative,
 )
+from inference_engine_proxy_server.backends.begun_answers import BegunAnswers
 from inference_engine_proxy_server.backends.fingerprint import Fingerprint, source_of
 from inference_engine_proxy_server.backends.prometheus_text import samples, sum_samples
 from inference_engine_proxy_server.backends.tokenizer_probe import TokenizerProbe
@@ -43,6 +44,13 @@ _GENERATED_TOKENS = "vllm:generation_tokens_total"
 # Not messages: it begins a new answer after a trailing assistant message (vllm/entrypoints/anthropic/serving.py). Not
 # responses: versions before January 2026 (vllm#32100) begin a new answer, and gpt-oss models do in any version.
 _CONTINUES = frozenset({Api.COMPLETIONS})
+_BEGUN, _SPACE = "begun", " \n\n"
+_BEGUN_ANSWER: Mapping[str, object] = {
+    "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": _BEGUN + _SPACE}],
+    "add_generation_prompt": False,
+    "continue_final_message": True,
+}
+_REJECTED = 400
 WAITING_FOR_STEP = 1 / 8
 """At most this many requests, relative to the running ones, count as waiting for the next step, not for a slot."""
 _SHOWN = (
@@ -82,6 +90,7 @@ class VLLMBackend(BaseBackend):
         self._most_running = 0.0
         self._version: str | None = None  # unknown until the server was asked, once
         self._tokenizers: dict[str, TokenizerProbe] = {}  # likewise, by model
+        self._begun_answers: BegunAnswers | None = None  # as the version
 
     async def fetch_state(self) -> BackendState:
         """Everything it reports, summed over all its engines (data parallel) and models.
@@ -114,6 +123,7 @@ class VLLMBackend(BaseBackend):
             requests_waiting=waiting,
             capacity=self._capacity(running, waiting),
             continued_apis=_CONTINUES,
+            begun_answers=await self._fetch_begun_answers(models),
             context_use=non_negative(max(_kv_usages(page), default=None)),
             memory_tokens=_memory_tokens(page),
             progress=_progress(page),
@@ -135,7 +145,7 @@ class VLLMBackend(BaseBackend):
             if status != 200:
                 self._has_is_paused = True
                 self._most_running = 0.0
-                self._version = None
+                self._version = self._begun_answers = None
                 self._tokenizers = {}
         return status
 
@@ -165,6 +175,34 @@ class VLLMBackend(BaseBackend):
             found[model] = Fingerprint(source=source, tokenizer=await self._tokenizers[model].hash(), version=version)
         return found
 
+    async def _fetch_begun_answers(self, models: tuple[ModelEntry, ...] | None) -> BegunAnswers:
+        """What its prompts have of a message that it continues: asked once, until ``/health`` fails.
+
+        Transformers removes white space from the end of such a prompt if the chat template removes it from messages, as
+        those of Llama 3 and Gemma do (``transformers/utils/chat_template_utils.py``; measured on vLLM 0.32.0). Some
+        renderers reject the request (``vllm/renderers/inkling.py``). LoRA adapters have the template of the first
+        model. A server that does not answer, or has no such pages, is assumed to remove white space.
+        """
+        if self._begun_answers is None and models:
+            try:
+                self._begun_answers = await self._ask_for_begun_answers(models[0]["id"])
+            except TimeoutError:
+                pass  # it is asked again at the next poll
+            except (OSError, UnreadableState, ValueError, RecursionError):
+                self._begun_answers = BegunAnswers.TRIMMED
+        return self._begun_answers or BegunAnswers.TRIMMED
+
+    async def _ask_for_begun_answers(self, model: str) -> BegunAnswers:
+        reply = await self.get("/tokenize", msgspec.json.encode({"model": model, **_BEGUN_ANSWER}))
+        if reply.status == _REJECTED:
+            return BegunAnswers.LOST
+        tokens = msgspec.json.decode(reply.body, type=_Tokens).tokens
+        reply = await self.get("/detokenize", msgspec.json.encode({"model": model, "tokens": tokens}))
+        prompt = msgspec.json.decode(reply.body, type=_Prompt).prompt
+        if prompt.endswith(_BEGUN + _SPACE):
+            return BegunAnswers.KEPT
+        return BegunAnswers.TRIMMED if prompt.rstrip().endswith(_BEGUN) else BegunAnswers.LOST
+
     def _capacity(self, running: float | None, waiting: float | None) -> int | None:
         # It does not report --max-num-seqs (except /server_info of a development server), and the KV cache may allow
         # fewer requests. The number it runs while others wait is only a lower bound: measured on vLLM 0.32.0, a long
@@ -190,6 +228,14 @@ class VLLMBackend(BaseBackend):
 
 class _Paused(msgspec.Struct):
     is_paused: bool
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+class _Prompt(msgspec.Struct):
+    prompt: str
 
 
 class _Version(msgspec.Struct):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from inference_engine_proxy_server.backends.base import Api, BackendState, ModelEntry, ModelNames, ModelStatus
+from inference_engine_proxy_server.backends.begun_answers import BegunAnswers
 from inference_engine_proxy_server.backends.fingerprint import Fingerprint
 from inference_engine_proxy_server.config.fleet import BackendConfig
 
@@ -34,6 +35,7 @@ class Serving:
         statuses: by name; a name without one is awake.
         best_status: of all its models.
         continued_apis: the APIs in which the backend continues an answer that begins with a given text.
+        begun_answers: what its prompts have of such an answer, if that is a message.
         shows_replies_in_streams: whether the backend's replies can be assembled from streams.
         bounds_max_tokens: whether the backend rejects a request whose ``max_tokens`` exceeds its context.
         streams_usage_on_request: whether its streams report the tokens used only if the request asks for them.
@@ -52,6 +54,7 @@ class Serving:
     shows_replies_in_streams: bool = False
     fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
     only_fingerprint: Fingerprint = _UNKNOWN
+    begun_answers: BegunAnswers = BegunAnswers.KEPT
 
     @classmethod
     def of(cls, entries: tuple[ModelEntry, ...], state: BackendState, config: BackendConfig) -> Serving:
@@ -79,6 +82,7 @@ class Serving:
             _statuses(entries, state, names, best_status), best_status, state.continued_apis,
             state.streams_usage_on_request, state.shows_replies_in_streams,
             fingerprints, state.fingerprints.get(only, _UNKNOWN),
+            state.begun_answers,
         )  # fmt: skip
 
     def context_of(self, model: str | None) -> int | None:
@@ -105,13 +109,21 @@ class Serving:
             return model
         return self.models[0]["id"] if self.models else None
 
-    def continues(self, other: Serving, model: str | None, api: Api) -> bool:
-        """Whether this backend can continue an answer of ``other`` to a request of ``api`` that names ``model``."""
+    def continues(self, other: Serving, model: str | None, api: Api, most_tokens: float) -> bool:
+        """Whether this backend can continue an answer of ``other`` to a request of ``api`` that names ``model``.
+
+        Args:
+            most_tokens: that the prompt and the answer can have together; infinite when unknown.
+        """
         if api not in self.continued_apis:
             return False
-        is_named = model is not None and model in other.model_ids and model in self.model_ids
-        if not is_named and self.model_ids != other.model_ids:
+        our_context, their_context = self.context_of(model), other.context_of(model)
+        if our_context is not None and their_context is not None and our_context < min(their_context, most_tokens):
             return False
+        if model is None or model not in other.model_ids or model not in self.model_ids:
+            if self.model_ids != other.model_ids:
+                return False
+            model = self.listed_name(None)
         return self.fingerprint_of(model).is_same_model(other.fingerprint_of(model))
 
     def routes_like(self, other: Serving) -> bool:
