@@ -142,7 +142,7 @@ class Question:
                 said = said[: len(added)]
             elif self.wants_usage:
                 assert direct.usage
-                self.check_usage(direct.usage["prompt_tokens"] - tokens)
+                self.check_usage(max(0, direct.usage["prompt_tokens"] - tokens))
             if said != added:
                 return False
         return True

@@ -234,12 +234,14 @@ class Plan:
         steps: how each of the next streams breaks after three words; later ones do not break.
         extra: see :class:`Speech`.
         owner: the ``owned_by`` of the engine's model.
+        prompt: the last one that the engine shows as vLLM does.
         bodies, requests: of the clients so far; the bodies as objects.
     """
 
     steps: list[Breaks]
     extra: dict[str, Any] = field(default_factory=dict)
     owner: str = "llamacpp"
+    prompt: str = "<user>a<assistant>begun \n\n"
     bodies: list[dict[str, Any]] = field(default_factory=list)
     requests: list[bytes] = field(default_factory=list)
 
@@ -260,6 +262,8 @@ class Engine(FakeEngine):
                 connection.send(http_reply(json.dumps(models).encode()))
             elif target == "/apply-template":
                 connection.send(http_reply(b'{"prompt": "<user>a<assistant>begun"}'))
+            elif target in ("/tokenize", "/detokenize"):
+                connection.send(http_reply(json.dumps({"tokens": [1], "prompt": self._plan.prompt}).encode()))
             elif request.startswith(b"GET"):
                 connection.send(http_reply(b"", 200 if target == "/health" else 404))
             else:
@@ -273,7 +277,7 @@ class Engine(FakeEngine):
             connection.send(http_reply(b'{"error":{}}', 400))
             return
         speech = SPEECHES[target](self.port, body, self._plan.extra)
-        words = speech.words[: 1 if breaks is closes_after_one_word else 3 if breaks else None]
+        words = speech.words[: 1 if breaks in AFTER_ONE_WORD else 3 if breaks else None]
         connection.send(_HEAD, *framed(speech.beginning()), *framed(map(speech.word, words)))
         if breaks is not None:
             breaks(speech, connection)
@@ -301,6 +305,18 @@ def closes_after_one_word(speech: Speech, connection: EngineConnection) -> None:
 
 def reports_an_error_of_the_request(speech: Speech, connection: EngineConnection) -> None:
     connection.send(*framed(speech.error(400)), _LAST)
+
+
+def finishes_one_word_without_an_end(speech: Speech, connection: EngineConnection) -> None:
+    finishes_without_an_end(speech, connection)
+
+
+def closes_after_a_blank_line(speech: Speech, connection: EngineConnection) -> None:
+    connection.send(*framed([speech.word("\n\n")]))
+    connection.finish()
+
+
+AFTER_ONE_WORD = (closes_after_one_word, finishes_one_word_without_an_end)
 
 
 def ends_without_a_finish(speech: Speech, connection: EngineConnection) -> None:
@@ -332,10 +348,10 @@ def rejects(speech: Speech, connection: EngineConnection) -> None:
 
 @asynccontextmanager
 async def two_engines(
-    *steps: Breaks, extra: dict[str, Any] | None = None, owner: str = "llamacpp", **settings: Any
+    *steps: Breaks, extra: dict[str, Any] | None = None, owner: str = "llamacpp", prompt: str = "", **settings: Any
 ) -> AsyncIterator[Fleet]:
     """A proxy in front of two engines."""
-    plan = Plan(list(steps), extra or {}, owner)
+    plan = Plan(list(steps), extra or {}, owner, prompt)
     async with Engine(plan) as one, Engine(plan) as other, live_proxy(one.url, other.url, **settings) as proxy:
         yield Fleet(proxy, plan)
 

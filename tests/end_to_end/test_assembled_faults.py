@@ -56,7 +56,7 @@ class Engine(FakeEngine):
         while True:
             request = await connection.request()
             target = request.split(b" ", 2)[1]
-            if request.startswith(b"GET") or target == b"/apply-template":
+            if request.startswith(b"GET") or target in (b"/apply-template", b"/tokenize"):
                 found = answers.get(target)
                 connection.send(http_reply(json.dumps(found or {}).encode(), 200 if found else 404))
                 continue

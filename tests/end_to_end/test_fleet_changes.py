@@ -49,6 +49,29 @@ async def test_changed_fleet_file_is_applied_and_streams_continue(
     await eventually(lambda: proxy.connections_to(old.port) == 0)
 
 
+async def test_stream_of_a_removed_backend_that_ends_continues_on_another_one(
+    start_proxy: StartProxy, two_slow_servers: list[LlamaServer], tmp_path: Path
+) -> None:
+    old, new = two_slow_servers
+    file = tmp_path / "fleet.yaml"
+    file.write_text(fleet_of(old))
+    proxy = start_proxy(BACKENDS="", CONFIG_FILE=str(file))
+    async with Call(proxy.url, PATH, chat(300, stream=True)) as stream:
+        stream.send()
+        assert await stream.head() == 200
+        for _ in range(5):
+            await stream.event()
+        old.freeze()  # so that the answer is not complete before
+        file.write_text(fleet_of(new))
+        await eventually(lambda: is_fleet(proxy, new))
+        old.kill()
+        events = await rest_of(stream)
+    assert events[-1] == DONE
+    assert [event for event in events if event.startswith(b":")] == [
+        b": resumed on another backend after backend_disconnected\n\n"
+    ]
+
+
 async def is_fleet(proxy: Proxy, *servers: LlamaServer) -> bool:
     return await proxy.available() == {server.url for server in servers} == set(await proxy.details())
 

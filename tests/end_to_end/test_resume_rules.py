@@ -17,9 +17,11 @@ from end_to_end.breaking_engine import (
     Plan,
     aborts,
     closes,
+    closes_after_a_blank_line,
     closes_after_one_word,
     ends_inside_an_event,
     ends_without_a_finish,
+    finishes_one_word_without_an_end,
     finishes_without_an_end,
     objects,
     rejects,
@@ -103,6 +105,60 @@ async def test_a_stream_that_lacks_only_its_end_is_ended_by_the_proxy() -> None:
         assert text(events) == "one two three"
         assert events[-1] == b"data: [DONE]\n\n"
         assert len(fleet.plan.bodies) == 1
+
+
+async def test_an_answer_of_one_word_that_lacks_only_its_end_is_ended_by_the_proxy() -> None:
+    async with two_engines(finishes_one_word_without_an_end) as fleet:
+        events = await fleet.stream()
+        assert text(events) == "one"
+        assert events[-1] == b"data: [DONE]\n\n"
+
+
+async def test_the_largest_of_two_limits_decides_whether_an_answer_is_complete() -> None:
+    """vLLM ignores ``max_tokens`` beside ``max_completion_tokens``."""
+    async with two_engines(closes) as fleet:
+        assert text(await fleet.stream(max_tokens=2, max_completion_tokens=9)) == "".join(WORDS)
+        second = fleet.plan.bodies[1]
+        assert (second["max_tokens"], second["max_completion_tokens"]) == (1, 6)
+
+
+KEPT, TRIMMED, LOST = (
+    "<user>a<assistant>begun \n\n",
+    "<user>a<assistant>begun",
+    "<user>a<assistant>begun<end><assistant>",
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "path", "breaks", "refused"),
+    [
+        (KEPT, CHAT, closes_after_a_blank_line, {}),
+        (TRIMMED, CHAT, closes_after_a_blank_line, {"trailing_space": 1}),
+        (TRIMMED, CHAT, closes, {}),
+        (TRIMMED, COMPLETIONS, closes_after_a_blank_line, {}),
+        (LOST, CHAT, closes, {"no_other_backend": 1}),
+        (LOST, COMPLETIONS, closes, {}),
+    ],
+)
+async def test_vllm_continues_a_chat_only_if_its_prompt_has_the_whole_text(
+    prompt: str, path: str, breaks: Breaks, refused: dict[str, float]
+) -> None:
+    async with two_engines(breaks, owner="vllm", prompt=prompt) as fleet:
+        assert is_broken(await fleet.stream(path)) is bool(refused)
+        assert await fleet.counted("resume_refusals") == refused
+
+
+@pytest.mark.parametrize("stop", ["threesome", ["never", "three"], " three four"])
+async def test_a_stop_string_that_has_begun_is_not_missed(stop: str | list[str]) -> None:
+    async with two_engines(closes) as fleet:
+        assert is_broken(await fleet.stream(stop=stop))
+        assert await fleet.counted("resume_refusals") == {"stop_string": 1}
+
+
+async def test_other_stop_strings_are_passed_on() -> None:
+    async with two_engines(closes) as fleet:
+        assert text(await fleet.stream(stop=["four", "\n"])) == "".join(WORDS)
+        assert fleet.plan.bodies[1]["stop"] == ["four", "\n"]
 
 
 async def test_a_stream_that_breaks_at_its_token_limit_is_ended_by_the_proxy() -> None:
@@ -205,6 +261,7 @@ EXCLUDED: dict[str, dict[str, Any]] = {
     "penalties": {"frequency_penalty": 0.5},
     "prompt_form": {"prompt": ["six", "seven"]},
     "assistant_message": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    "hidden_reasoning": {"include_reasoning": False},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -92,6 +93,73 @@ async def test_continuation_stays_on_a_drained_backend_if_no_other_may_have_it(f
     assert reply.complete
     assert (reply.body.count(b" three"), reply.body.count(DONE)) == (1, 1)
     assert (len(first.served), len(second.served)) == (1, 1)
+
+
+async def test_operator_cancels_a_stream_that_waits_for_its_continuation(fleet: Fleet, begins: bool) -> None:
+    broken = await fleet.engine(breaks_after_two_events)
+    slow = await fleet.add(Continuing(begins=begins, processing=5))
+    proxy = await fleet.proxy(broken, slow, admin_key="op")
+    async with Call(proxy.url, CHAT, chat(stream=True)) as call:
+        call.send()
+        assert await call.head() == 200
+        await eventually(lambda: slow.served)
+        path = f"/admin/requests/{call.headers['x-request-id']}/cancel"
+        done = await send(proxy.url, path, method="POST", headers={"Authorization": "Bearer op"})
+        assert done.status == 200
+        reply = await call.reply()
+    assert not reply.complete
+    assert (reply.body.count(b'"error"'), reply.body.count(DONE)) == (1, 0)
+    await eventually(lambda: not slow.open_requests)
+    assert (len(broken.served), len(slow.served)) == (1, 1)
+
+
+async def test_stream_that_has_just_begun_is_moved_while_the_drain_waits(fleet: Fleet) -> None:
+    async def says_a_second_word_when_it_is_freed(connection: EngineConnection) -> None:
+        connection.send(STREAM_HEAD, chunk(event("one", role="assistant")))
+        await first.freed.wait()
+        connection.send(chunk(event(" two")))
+        await hangs(connection)
+
+    first = await fleet.add(Engine(says_a_second_word_when_it_is_freed))
+    first.freed.clear()
+    second = await fleet.add(Continuing(begins=True, processing=5))
+    second.freed.set()
+    proxy = await fleet.proxy(first, second, admin_key="op")
+    async with Call(proxy.url, CHAT, chat(stream=True)) as call, asyncio.TaskGroup() as group:
+        call.send()
+        assert await call.head() == 200
+        assert b"one" in await call.event()
+        path = f"/admin/backends/{first.url.removeprefix('http://')}/drain?move=1&wait_seconds=20"
+        drain = group.create_task(send(proxy.url, path, method="POST", headers={"Authorization": "Bearer op"}))
+
+        async def is_drained() -> bool:
+            return set((await proxy.health())["available_backends"]) == {second.url}
+
+        await eventually(is_drained)
+        first.freed.set()
+        reply = await call.reply()
+        assert (await drain).json["safe_to_stop"]
+    assert reply.complete
+    assert all(reply.body.count(part) == 1 for part in (b" two", b" three", DONE))
+
+
+async def test_stream_waits_for_a_backend_for_longer_than_new_requests(fleet: Fleet) -> None:
+    broken = await fleet.engine(breaks_after_two_events)
+    full = await fleet.add(Continuing(begins=True, processing=1))
+    full.slots = 1
+    full.freed.set()
+    settings = {"refresh_seconds": 0.1, "queue_timeout_seconds": 0.3, "backend_queue_allowance": 0}
+    proxy = await fleet.proxy(broken, full, **settings)
+    async with Call(proxy.url, CHAT, chat(stream=True)) as call:
+        call.send()
+        assert await call.head() == 200
+        await eventually(lambda: len(broken.served) == 1)
+        await asyncio.sleep(1)
+        assert not full.served
+        full.processing = 0
+        reply = await call.reply()
+    assert reply.complete
+    assert all(reply.body.count(part) == 1 for part in (b"one", b" two", b" three", DONE))
 
 
 async def test_stream_returns_to_a_backend_that_has_recovered(fleet: Fleet) -> None:

@@ -11,7 +11,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +29,8 @@ _VERSION = subprocess.run([_PROGRAM, "-v"], capture_output=True, text=True, chec
 CAN_RESOLVE_AGAIN = tuple(map(int, re.findall(r"\d+", _VERSION)[:3])) >= (1, 27, 3)
 """Whether NGINX has the parameter ``resolve``; Debian 12's does not."""
 _START_SECONDS = _STOP_SECONDS = 20.0
+_WORKERS = 2
+_LEAVES = "gracefully shutting down"  # a worker, in the error log
 _USER = "user root;\n" if os.geteuid() == 0 else ""  # otherwise its workers could not enter the folder of a test
 _MAIN = """\
 # The image's own nginx.conf, but for what writes outside the folder.
@@ -154,6 +156,24 @@ class Nginx:
         async with self.call(target, body, secure=secure, headers=headers) as call:
             call.send()
             return await call.reply()
+
+    def reconfigure(self, change: Callable[[str], str]) -> None:
+        """Change its handling of requests, and wait until only workers with the new configuration accept connections.
+
+        Raises:
+            AssertionError: the change has no effect, or NGINX rejects it.
+        """
+        file = self._folder / "conf.d" / "proxy.locations"
+        before = file.read_text()
+        file.write_text(change(before))
+        assert file.read_text() != before
+        check(self._folder)
+        seen = self.errors.count(_LEAVES)
+        self._process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + _START_SECONDS
+        while self.errors.count(_LEAVES) < seen + _WORKERS:
+            assert time.monotonic() < deadline, f"it does not reload: {self.errors}"
+            time.sleep(0.01)
 
     def drain(self) -> None:
         """Stop it as the image does: requests in flight may finish."""

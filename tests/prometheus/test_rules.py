@@ -137,6 +137,16 @@ CASES = [
         "Replies break off, and are not resumed.",
     ),
     case(
+        "InferenceProxyReplicasDiffer",
+        {f'P:backend_differences{{backend="{A}",aspect="weights"}}': "1x60"},
+        {
+            f'P:backend_differences{{backend="{A}",aspect="weights"}}': "1x5 stale",
+            f'P:backend_differences{{backend="{A}",aspect="slots"}}': "1x60",
+        },
+        f"{A} differs from other backends of the same model in: weights.",
+        labels={**OF_JOB, "backend": A, "aspect": "weights"},
+    ),
+    case(
         "InferenceProxyReloadFailed",
         {'P:config_reloads_total{result="failure"}': "0x20 1x40"},
         {'P:config_reloads_total{result="failure"}': "1x60", 'P:config_reloads_total{result="success"}': "0+1x60"},

@@ -25,6 +25,7 @@ from inference_engine_proxy_server.backends.vllm import VLLMBackend
 from support.ports import free_port
 
 MODEL = "tiny"
+MOST_RUNNING = 32  # requests of each server at a time
 START_SECONDS = 600  # for two servers at once on two busy cores; one alone takes about 80
 
 
@@ -73,7 +74,8 @@ class Vllm:
         self.log = log
         arguments = (
             f"--model {model} --served-model-name {MODEL} --host 127.0.0.1 --port {port} --dtype float32 "
-            "--max-model-len 2048 --max-num-seqs 4 --max-num-batched-tokens 64 --block-size 32 --enforce-eager"
+            f"--max-model-len 2048 --max-num-seqs {MOST_RUNNING} --max-num-batched-tokens 64 --block-size 32 "
+            "--enforce-eager"
         )
         environment = {
             "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -124,6 +126,15 @@ class Vllm:
         finally:
             os.kill(engine, signal.SIGCONT)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop all its processes."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self.process.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """Kill it and its children at once."""
         if self.process.poll() is None:
@@ -148,7 +159,10 @@ def engines(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @contextmanager
 def running_proxy(folder: Path, backends: list[str], **settings: str) -> Iterator[str]:
     """The base URL of the real proxy in front of ``backends``."""
-    usual = {"PORT": "0", "METRICS_CACHE_TTL_SECONDS": "1", "BACKENDS": ",".join(backends), "ADMIN_KEY": "op"}
+    usual = {
+        "PORT": "0", "METRICS_CACHE_TTL_SECONDS": "1", "BACKENDS": ",".join(backends), "ADMIN_KEY": "op",
+        "QUEUE_TIMEOUT_SECONDS": "300",
+    }  # fmt: skip
     with subprocess.Popen(
         [sys.executable, "-m", "inference_engine_proxy_server", "serve"],
         env=os.environ | usual | settings,

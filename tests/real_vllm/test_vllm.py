@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from inference_engine_proxy_server.backends.base import Api
-from real_vllm.conftest import MODEL, Vllm, ask, eventually
+from real_vllm.conftest import MODEL, MOST_RUNNING, Vllm, ask, eventually
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -100,9 +100,10 @@ def test_progress_counter_moves_while_a_long_prompt_is_read(engines: list[Vllm])
 
 def test_capacity_is_the_number_of_running_requests_while_others_wait(engines: list[Vllm]) -> None:
     engine = engines[0]
-    with ThreadPoolExecutor(7) as pool:
-        answers = [pool.submit(ask, f"{engine.url}/v1/chat/completions", chat(400)) for _ in range(7)]
-        assert eventually(lambda: engine.state().capacity == 4, 5)
+    count = MOST_RUNNING + 8
+    with ThreadPoolExecutor(count) as pool:
+        answers = [pool.submit(ask, f"{engine.url}/v1/chat/completions", chat(400)) for _ in range(count)]
+        assert eventually(lambda: engine.state().capacity == MOST_RUNNING, 30)
         assert {answer.result().status for answer in answers} == {200}
     assert engine.state().capacity is None
 

@@ -184,7 +184,12 @@ class Soak:
         report.count("requests of clients that stayed", tally.counts)
         what = "of these, while a backend that lists the model was undisturbed all the time (and perhaps full)"
         report.count(what, tally.avoidable)
-        report.count("requests that the proxy repeated, by its own reasons", samples.retries)
+        if samples.last is not None:
+            last = samples.last
+            report.check("streams that continued", str(last.resumes.total()), "some", holds=bool(last.resumes))
+            report.count("requests that the proxy repeated, by its own reasons", last.retries)
+            report.count("streams that continued on another backend, by the fault", last.resumes)
+            report.count("broken streams that did not, by the rule", last.refusals)
         report.count("turns of clients", clients.done)
         report.count("faults", faults.done)
         report.count("lines of the access log", proxy.outcomes)

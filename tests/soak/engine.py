@@ -4,7 +4,8 @@
 changed ``Orders``; the answer is one line of JSON with the state. The engine ends with its standard input.
 
 All its replies repeat the ``user`` of the request and number the events, so that a client can detect the reply of
-another request, and a gap.
+another request, and a gap. Each event has the request's ``pad`` as its text; a stream that begins with such a text is
+continued with the next number.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _MALFORMED_HEADS = (
     b"HTTP/1.1 200 OK\r\ncontent-length: 5, 7\r\n\r\nhello",
     b"\x16\x03\x01\x02\x00 this is no HTTP\r\n\r\n",
 )
+_PROMPT = json.dumps({"tokens": [1], "prompt": "<assistant>begun \n\n"})
 _FAILURES = {
     "503": ("503 Service Unavailable", ""),
     "500": ("500 Internal Server Error", ""),
@@ -132,7 +134,9 @@ class Connection(asyncio.Protocol):
         )
 
     async def _answer(self, method: str, path: str, body: bytes, *, closes: bool) -> None:
-        if method == "post":
+        if path in ("/tokenize", "/detokenize"):
+            self._reply("200 OK", "application/json", _PROMPT)
+        elif method == "post":
             self._engine.running += 1
             self._engine.taken += 1
             try:
@@ -166,24 +170,26 @@ class Connection(asyncio.Protocol):
             self._transport.write(_MALFORMED_HEADS[count % len(_MALFORMED_HEADS)])
             self._transport.close()
         elif asked.get("stream"):
-            await self._stream(user, count, pad, breaks_after=count // 2 if answers in ("reset", "malformed") else None)
+            begun = _begun(asked, pad)
+            breaks_after = begun + count // 2 if answers in ("reset", "malformed") else None
+            await self._stream(user, range(begun + 1, begun + count + 1), pad, breaks_after)
         else:
             await self._whole(user, count, pad)
 
-    async def _stream(self, user: str, count: int, pad: str, breaks_after: int | None) -> None:
+    async def _stream(self, user: str, numbers: range, pad: str, breaks_after: int | None) -> None:
         write = self._transport.write
         write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
-        for number in range(1, count + 1):
+        for number in numbers:
             await self._may_write.wait()
             self._engine.tokens += 1
-            write(_chunk(f"data: {json.dumps({'id': user, 'n': number, 'of': count, 'content': pad})}\n\n"))
+            write(_chunk(_event(user, {"content": pad}, None, n=number, of=numbers.stop - 1)))
             await asyncio.sleep(self._orders.token_seconds)
             if number == breaks_after:
                 if self._orders.answers == "malformed":
                     write(b"this is no chunk size\r\n")
                 self._reset()
                 return
-        write(_chunk("data: [DONE]\n\n") + b"0\r\n\r\n")
+        write(_chunk(_event(user, {}, "stop")) + _chunk("data: [DONE]\n\n") + b"0\r\n\r\n")
 
     async def _whole(self, user: str, count: int, pad: str) -> None:
         await asyncio.sleep(self._orders.token_seconds * count / 4)
@@ -206,6 +212,19 @@ class Connection(asyncio.Protocol):
     def _reply(self, status: str, media_type: str, body: str, fields: str = "") -> None:
         head = f"HTTP/1.1 {status}\r\ncontent-type: {media_type}\r\ncontent-length: {len(body)}\r\n{fields}\r\n"
         self._transport.write(f"{head}{body}".encode())
+
+
+def _begun(asked: dict[str, Any], pad: str) -> int:
+    """How many events the answer has that the request asks to continue; 0 for a new answer."""
+    if not asked.get("continue_final_message"):
+        return 0
+    return len(asked["messages"][-1]["content"]) // len(pad)
+
+
+def _event(user: str, delta: dict[str, str], finish: str | None, **members: int) -> str:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    head = {"id": user, "object": "chat.completion.chunk", "created": 1, "model": "soak"}
+    return f"data: {json.dumps({**head, 'choices': [choice], **members})}\n\n"
 
 
 def _chunk(text: str) -> bytes:

@@ -80,7 +80,7 @@ class FaultDriver:
             await self._break_fleet_file(stop)
         elif calm:
             engine = draw.choice(calm)
-            kinds = ["kill", "freeze", "drain", "absent"]
+            kinds = ["kill", "freeze", "drain", "move", "absent"]
             if isinstance(engine, ScriptedProcess):
                 kinds += ["503", "500", "429", "reset", "slow", "malformed", "refuse", "health hangs", "no metrics"]
             await self._disturb(engine, draw.choice(kinds), draw.uniform(1, 9), stop)
@@ -96,8 +96,9 @@ class FaultDriver:
                 engine.freeze()
                 await _is_set(stop, 2 * seconds)
                 engine.thaw()
-            elif kind == "drain":
-                await self._send_admin_command(f"/admin/backends/{engine.name}/drain")
+            elif kind in ("drain", "move"):
+                moves = "?move=1" if kind == "move" else ""
+                await self._send_admin_command(f"/admin/backends/{engine.name}/drain{moves}")
                 await _is_set(stop, seconds)
                 await self._send_admin_command(f"/admin/backends/{engine.name}/undrain")
             elif kind == "absent":

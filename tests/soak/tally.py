@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from soak.engines import EngineProcess, ScriptedProcess
 from soak.exchange import Result
 from soak.timeline import Timeline
-from soak.verdict import GOOD, judge
+from soak.verdict import GOOD, ONLY_SCRIPTED, judge
 
 __all__ = ["Tally"]
 
@@ -64,5 +64,5 @@ class Tally:
     def _had_choice(self, result: Result) -> bool:
         """Whether a backend with its model was undisturbed all the time."""
         disturbed = {one.backend for one in self._timeline.during(result.began, result.ended)}
-        serves_soak = result.asked is not None and result.asked.model == "soak"
+        serves_soak = result.asked is not None and result.asked.model == ONLY_SCRIPTED
         return bool((self._scripted if serves_soak else set(self._fleet)) - disturbed)

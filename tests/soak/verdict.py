@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from soak.exchange import Result
 from soak.timeline import BREAKING, Timeline
 
-__all__ = ["GOOD", "Verdict", "judge"]
+__all__ = ["GOOD", "ONLY_SCRIPTED", "Verdict", "judge"]
+
+ONLY_SCRIPTED = "soak"
+"""The model that only the scripted engines serve."""
 
 _SERVING = frozenset({"500", "slow", "no metrics"})
 """Faults that leave a backend in use: it may be suspect, but serves as a last resort."""
@@ -51,6 +54,8 @@ def judge(result: Result, timeline: Timeline, fleet: Iterable[str], scripted: fr
         return Verdict(False, f"an error reply ({result.status}) that is not whole")
     if result.backend:
         return _judge_engines_own(result, kinds_by_backend[result.backend], is_scripted=result.backend in scripted)
+    if result.asked is not None and result.asked.model == ONLY_SCRIPTED:
+        kinds_by_backend = {url: kinds for url, kinds in kinds_by_backend.items() if url in scripted}
     return _judge_proxys_own(result, kinds_by_backend)
 
 
@@ -65,7 +70,10 @@ def _judge_success(result: Result, kinds: dict[str, set[str]], *, is_scripted: b
         return Verdict(False, fault)
     shape = "stream" if result.asked.stream else "reply"
     suffered = kinds.get(result.backend, set()) if result.backend else set().union(*kinds.values())
-    if suffered & (BREAKING | {"freeze"}):
+    cutting = BREAKING | {"freeze"}
+    if b": resumed" in result.body or "move" in suffered:  # its end depended on other backends, which could decline it
+        suffered, cutting = set().union(*kinds.values()), cutting | _DECLINING
+    if suffered & cutting:
         return Verdict(True, f"{shape} visibly cut: its engine was disturbed after the first byte")
     return Verdict(False, f"{shape} of an undisturbed engine was cut")
 
@@ -113,6 +121,8 @@ def _mismatch_of_events(result: Result, is_scripted: bool) -> str | None:
         return "another request's event is in it"
     if [event["n"] for event in read] != list(range(1, len(read) + 1)):
         return "events are missing or out of order"
+    if asked.model != ONLY_SCRIPTED and b": resumed" in result.body:
+        return None  # a llama.cpp server, which numbers nothing, may have continued it
     return "events are missing at its end" if is_done and len(read) != asked.tokens else None
 
 

@@ -17,6 +17,7 @@ from soak.proxy import Proxy
 __all__ = ["LivezProbe", "Metrics", "Samples", "read_doubts", "read_metrics", "slope"]
 
 _SAMPLE = re.compile(r"^(inference_proxy_\w+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
+_COUNTED = ("retries_total", "stream_resumes_total", "stream_resume_refusals_total")
 _TOLERANCE = 2  # requests of operators and of the /livez probe, which clients do not count
 _PROBE_SECONDS = 0.25
 _PROBE_PATIENCE_SECONDS = 30.0
@@ -34,6 +35,7 @@ class Metrics:
         ready: number of backends that take requests.
         shed: requests refused because of overload.
         retries: repeated requests by reason.
+        resumes: resumed streams by the fault. refusals: broken ones that were not resumed, by the rule.
     """
 
     in_flight: int
@@ -43,6 +45,8 @@ class Metrics:
     ready: frozenset[str]
     shed: int
     retries: Counter[str]
+    resumes: Counter[str]
+    refusals: Counter[str]
 
 
 async def read_metrics(port: int) -> Metrics:
@@ -59,7 +63,8 @@ async def read_doubts(port: int) -> dict[str, str]:
 def _read_metrics(port: int) -> Metrics:
     page = _get(port, "/metrics", _PROBE_PATIENCE_SECONDS)
     sums: dict[str, float] = {}
-    states, ready, retries = {}, set(), Counter[str]()
+    states, ready = {}, set()
+    counts: dict[str, Counter[str]] = {name: Counter() for name in _COUNTED}
     for name, labels, value in _SAMPLE.findall(page):
         short = name.removeprefix("inference_proxy_")
         sums[short] = sums.get(short, 0.0) + float(value)
@@ -68,8 +73,9 @@ def _read_metrics(port: int) -> Metrics:
             states[fields["backend"]] = fields["state"]
         if short == "backend_ready" and float(value):
             ready.add(fields["backend"])
-        if short == "retries_total":
-            retries[fields["reason"]] = int(float(value))
+        if short in counts and float(value):
+            [label] = fields.values()
+            counts[short][label] = int(float(value))
     return Metrics(
         in_flight=int(sums["client_requests_in_flight"]) - 1,
         on_backends=int(sums.get("requests_in_flight", 0)),
@@ -77,7 +83,9 @@ def _read_metrics(port: int) -> Metrics:
         states=states,
         ready=frozenset(ready),
         shed=int(sums.get("shed_total", 0)),
-        retries=retries,
+        retries=counts["retries_total"],
+        resumes=counts["stream_resumes_total"],
+        refusals=counts["stream_resume_refusals_total"],
     )
 
 
@@ -170,10 +178,6 @@ class Samples:
     most_descriptors: int = 0
     last: Metrics | None = None
     _broken_before: bool = False
-
-    @property
-    def retries(self) -> Counter[str]:
-        return Counter() if self.last is None else self.last.retries
 
     async def take(self) -> None:
         """Take one sample."""

@@ -25,6 +25,7 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-e
 EVENT = b'data: {"n": 1}\n\n'
 LOADING = http_reply(b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}', 503)
 
+_ABOUT_PROMPTS = ("/tokenize", "/detokenize")
 _METRICS = {
     "llamacpp": """\
 # TYPE llamacpp:tokens_predicted_total counter
@@ -177,6 +178,10 @@ class Engine(FakeEngine):
                 connection.send(page)
             elif path == "/apply-template" and self.owner == "llamacpp":
                 connection.send(http_reply(b'{"prompt": "<user>a<assistant>begun"}'))
+            elif path in _ABOUT_PROMPTS and self.owner == "vllm":
+                connection.send(http_reply(b'{"tokens": [1], "prompt": "<user>a<assistant>begun \\n\\n"}'))
+            elif path == "/tokenize" and self.owner in _METRICS:
+                connection.send(http_reply(b'{"tokens": [1, 2, 3]}'))
             else:
                 self.served.append(request)
                 self._serving.add(connection)

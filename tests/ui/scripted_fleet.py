@@ -31,15 +31,21 @@ class ScriptedFleet:
         states: states other than ready or busy, by the number of the backend.
         admin_key: the operators' key; ``None`` when it is not set.
         cancelled: ids of requests that were cancelled.
+        differences: between replicas, as the snapshot has them.
+        prefix: of the names of backends.
+        queue: requests that wait.
     """
 
     size: int
     states: dict[int, str] = field(default_factory=dict)
     admin_key: str | None = None
     cancelled: set[str] = field(default_factory=set)
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    prefix: str = "gpu-"
+    queue: int = 17
 
     def name(self, number: int) -> str:
-        return f"gpu-{number:0{len(str(self.size))}d}"
+        return f"{self.prefix}{number:0{len(str(self.size))}d}"
 
     def obey(self, name: str, *, drains: bool) -> bool:
         """Drain or undrain a backend; returns whether there is one of this name."""
@@ -65,6 +71,7 @@ class ScriptedFleet:
             "workers": {"count": 2, "silent": []},
             "policy": "expected_time",
             "fleet": self._totals(backends),
+            "differences": self.differences,
             "backends": backends,
         }
         if is_operator:
@@ -131,7 +138,7 @@ class ScriptedFleet:
             "in_flight": sum(one["in_flight"] for one in backends),
             "processing": sum(one["processing"] or 0 for one in backends),
             "waiting": sum(one["waiting"] or 0 for one in backends),
-            "queue": 17,
+            "queue": self.queue,
             "queue_limit": 512,
             "requests_per_second": sum(one["requests_per_second"] for one in backends),
             "errors_per_second": sum(one["errors_per_minute"] for one in backends) / 60,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import ClassVar
 
+from inference_engine_proxy_server.backends.begun_answers import BegunAnswers
+from inference_engine_proxy_server.backends.fingerprint import Fingerprint
 from inference_engine_proxy_server.backends.probe import Probe
 from inference_engine_proxy_server.backends.replies import (
     Get,
@@ -131,12 +133,14 @@ class BackendState:
         most_models: models that such an engine holds in memory at most; infinite if requests never make it unload one.
         contexts: tokens that a prompt and its answer may have together, by the ids of the ``models`` that report it.
         continued_apis: the APIs in which it continues an answer that begins with a given text.
+        begun_answers: what its prompts have of such an answer, if that is a message.
         shows_replies_in_streams: its replies to completions can be assembled from streams (``resume/assembly.py``).
         bounds_max_tokens: it rejects a request whose answer limit alone exceeds the whole context.
         streams_usage_on_request: its streams of (chat) completions report the tokens used only if the request has
             ``stream_options.include_usage``; then in an event of their own that takes nothing from the others.
         figures: further numbers worth showing, by the engine's own names.
         engine_version: as the engine names it.
+        fingerprints: what tells the replicas of a model apart, by the ids of the ``models`` that have one.
     """
 
     ready: bool
@@ -156,11 +160,13 @@ class BackendState:
     most_models: float | None = None
     contexts: Mapping[str, int] = field(default_factory=dict)
     continued_apis: frozenset[Api] = frozenset()
+    begun_answers: BegunAnswers = BegunAnswers.KEPT
     shows_replies_in_streams: bool = False
     bounds_max_tokens: bool = False
     streams_usage_on_request: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
     engine_version: str | None = None
+    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
 
 
 class BaseBackend:

@@ -28,8 +28,11 @@ from inference_engine_proxy_server.backends.base import (
     context_lengths,
     non_negative,
 )
+from inference_engine_proxy_server.backends.fingerprint import Fingerprint, weights_of
+from inference_engine_proxy_server.backends.llamacpp_fingerprint import LlamaCppFingerprints
 from inference_engine_proxy_server.backends.llamacpp_router import fetch_model_reports, is_router, status_value
 from inference_engine_proxy_server.backends.prometheus_text import sum_samples
+from inference_engine_proxy_server.backends.replies import decoded
 
 __all__ = ["LlamaCppBackend"]
 
@@ -85,6 +88,7 @@ class LlamaCppBackend(BaseBackend):
         super().__init__(url, get, thresholds)
         self._continues_messages: bool | None = None  # unknown until the server, which must be awake, was asked
         self._progress = 0.0
+        self._fingerprints = LlamaCppFingerprints(get)
 
     async def fetch_state(self) -> BackendState:
         """Everything it reports.
@@ -129,6 +133,7 @@ class LlamaCppBackend(BaseBackend):
             contexts=context_lengths(models, _context_tokens),
             figures=_figures(sums),
             engine_version=props.build_info,
+            fingerprints=await self._fingerprints.of(props_page, models, is_sleeping=props.is_sleeping),
         )
 
     async def _fetch_health(self) -> Reply:
@@ -177,6 +182,8 @@ class LlamaCppBackend(BaseBackend):
             most_models=props.most_models,
             contexts=context_lengths(models, _context_tokens),
             engine_version=props.build_info,
+            # Only of models in memory, and without questions: they would keep a model from being unloaded.
+            fingerprints={entry["id"]: Fingerprint(weights_of(entry)) for entry in models if "meta" in entry},
         )
 
     def _why_busy(self, processing: float | None, deferred: float | None, slots: int | None) -> str:
@@ -224,10 +231,7 @@ class _Props(msgspec.Struct):
 
 
 def _props(page: bytes) -> _Props:
-    try:
-        return msgspec.json.decode(page, type=_Props)
-    except (ValueError, RecursionError):
-        return _Props()
+    return decoded(page, _Props) or _Props()
 
 
 class _AnswerSettings(msgspec.Struct):
@@ -252,12 +256,10 @@ def _shows_replies_in_streams(page: bytes) -> bool:
     write ``null`` as the content of tool calls. A build's number is no help, because it is 0 in many packages. The
     format ``deepseek-legacy`` is documented to leave reasoning in the text of streams only.
     """
-    try:
-        build = msgspec.json.decode(page, type=_Build)
-    except (ValueError, RecursionError):
+    build = decoded(page, _Build)
+    if build is None or "supports_preserve_reasoning" not in build.chat_template_caps:
         return False
-    is_known = "supports_preserve_reasoning" in build.chat_template_caps
-    return is_known and build.default_generation_settings.params.reasoning_format != "deepseek-legacy"
+    return build.default_generation_settings.params.reasoning_format != "deepseek-legacy"
 
 
 def _not_live(health: Reply) -> BackendState:

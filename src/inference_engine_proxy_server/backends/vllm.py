@@ -7,6 +7,7 @@ vLLM 0.32.0.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -16,6 +17,7 @@ from inference_engine_proxy_server.backends.base import (
     BackendState,
     BaseBackend,
     Get,
+    ModelEntry,
     ModelNames,
     Probe,
     Thresholds,
@@ -23,7 +25,10 @@ from inference_engine_proxy_server.backends.base import (
     context_lengths,
     non_negative,
 )
+from inference_engine_proxy_server.backends.begun_answers import BegunAnswers
+from inference_engine_proxy_server.backends.fingerprint import Fingerprint, source_of
 from inference_engine_proxy_server.backends.prometheus_text import samples, sum_samples
+from inference_engine_proxy_server.backends.tokenizer_probe import TokenizerProbe
 
 __all__ = ["WAITING_FOR_STEP", "VLLMBackend"]
 
@@ -39,6 +44,13 @@ _GENERATED_TOKENS = "vllm:generation_tokens_total"
 # Not messages: it begins a new answer after a trailing assistant message (vllm/entrypoints/anthropic/serving.py). Not
 # responses: versions before January 2026 (vllm#32100) begin a new answer, and gpt-oss models do in any version.
 _CONTINUES = frozenset({Api.COMPLETIONS})
+_BEGUN, _SPACE = "begun", " \n\n"
+_BEGUN_ANSWER: Mapping[str, object] = {
+    "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": _BEGUN + _SPACE}],
+    "add_generation_prompt": False,
+    "continue_final_message": True,
+}
+_REJECTED = 400
 WAITING_FOR_STEP = 1 / 8
 """At most this many requests, relative to the running ones, count as waiting for the next step, not for a slot."""
 _SHOWN = (
@@ -77,6 +89,8 @@ class VLLMBackend(BaseBackend):
         self._has_is_paused = True
         self._most_running = 0.0
         self._version: str | None = None  # unknown until the server was asked, once
+        self._tokenizers: dict[str, TokenizerProbe] = {}  # likewise, by model
+        self._begun_answers: BegunAnswers | None = None  # as the version
 
     async def fetch_state(self) -> BackendState:
         """Everything it reports, summed over all its engines (data parallel) and models.
@@ -102,12 +116,14 @@ class VLLMBackend(BaseBackend):
             return _not_live("paused")
         load = sum_samples(page, (_RUNNING, _WAITING))
         running, waiting = non_negative(load.get(_RUNNING)), non_negative(load.get(_WAITING))
+        version = await self._fetch_version()
         return BackendState(
             ready=True,
             requests_processing=running,
             requests_waiting=waiting,
             capacity=self._capacity(running, waiting),
             continued_apis=_CONTINUES,
+            begun_answers=await self._fetch_begun_answers(models),
             context_use=non_negative(max(_kv_usages(page), default=None)),
             memory_tokens=_memory_tokens(page),
             progress=_progress(page),
@@ -117,7 +133,8 @@ class VLLMBackend(BaseBackend):
             bounds_max_tokens=True,  # 400, "max_tokens=... cannot be greater than max_model_len=..."
             streams_usage_on_request=True,
             figures=_figures(page),
-            engine_version=await self._fetch_version(),
+            engine_version=version,
+            fingerprints=await self._fingerprints_of(models, version),
         )
 
     async def _health_status(self) -> int:
@@ -128,7 +145,8 @@ class VLLMBackend(BaseBackend):
             if status != 200:
                 self._has_is_paused = True
                 self._most_running = 0.0
-                self._version = None
+                self._version = self._begun_answers = None
+                self._tokenizers = {}
         return status
 
     async def _fetch_version(self) -> str | None:
@@ -142,6 +160,48 @@ class VLLMBackend(BaseBackend):
             except (ValueError, RecursionError):
                 self._version = ""  # a server without that page is not asked again
         return self._version or None
+
+    async def _fingerprints_of(
+        self, models: Sequence[ModelEntry] | None, version: str | None
+    ) -> Mapping[str, Fingerprint]:
+        """By model id, without LoRA adapters; each tokenizer is asked once, until ``/health`` fails."""
+        found = {}
+        for entry in models or ():
+            model, source = entry["id"], source_of(entry)
+            if source is None:
+                continue
+            if model not in self._tokenizers:
+                self._tokenizers[model] = TokenizerProbe(self.get, model=model, prompt=..., add_special_tokens=False)
+            found[model] = Fingerprint(source=source, tokenizer=await self._tokenizers[model].hash(), version=version)
+        return found
+
+    async def _fetch_begun_answers(self, models: tuple[ModelEntry, ...] | None) -> BegunAnswers:
+        """What its prompts have of a message that it continues: asked once, until ``/health`` fails.
+
+        Transformers removes white space from the end of such a prompt if the chat template removes it from messages, as
+        those of Llama 3 and Gemma do (``transformers/utils/chat_template_utils.py``; measured on vLLM 0.32.0). Some
+        renderers reject the request (``vllm/renderers/inkling.py``). LoRA adapters have the template of the first
+        model. A server that does not answer, or has no such pages, is assumed to remove white space.
+        """
+        if self._begun_answers is None and models:
+            try:
+                self._begun_answers = await self._ask_for_begun_answers(models[0]["id"])
+            except TimeoutError:
+                pass  # it is asked again at the next poll
+            except (OSError, UnreadableState, ValueError, RecursionError):
+                self._begun_answers = BegunAnswers.TRIMMED
+        return self._begun_answers or BegunAnswers.TRIMMED
+
+    async def _ask_for_begun_answers(self, model: str) -> BegunAnswers:
+        reply = await self.get("/tokenize", msgspec.json.encode({"model": model, **_BEGUN_ANSWER}))
+        if reply.status == _REJECTED:
+            return BegunAnswers.LOST
+        tokens = msgspec.json.decode(reply.body, type=_Tokens).tokens
+        reply = await self.get("/detokenize", msgspec.json.encode({"model": model, "tokens": tokens}))
+        prompt = msgspec.json.decode(reply.body, type=_Prompt).prompt
+        if prompt.endswith(_BEGUN + _SPACE):
+            return BegunAnswers.KEPT
+        return BegunAnswers.TRIMMED if prompt.rstrip().endswith(_BEGUN) else BegunAnswers.LOST
 
     def _capacity(self, running: float | None, waiting: float | None) -> int | None:
         # It does not report --max-num-seqs (except /server_info of a development server), and the KV cache may allow
@@ -168,6 +228,14 @@ class VLLMBackend(BaseBackend):
 
 class _Paused(msgspec.Struct):
     is_paused: bool
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+class _Prompt(msgspec.Struct):
+    prompt: str
 
 
 class _Version(msgspec.Struct):

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from inference_engine_proxy_server.cli.console import Subparsers, load, show
+from inference_engine_proxy_server.config.base_urls import as_base_url
 from inference_engine_proxy_server.config.sources import SettingsError
 from inference_engine_proxy_server.doctor.examination import examine
 from inference_engine_proxy_server.doctor.finding import Finding, Severity
@@ -24,6 +25,12 @@ def add_parser(commands: Subparsers) -> None:
         help="examine settings, machine and backends, and say what to change",
         description="Exit code: 0 without errors and warnings, 1 with warnings, 2 with errors.",
     )
+    parser.add_argument(
+        "--through",
+        metavar="URL",
+        type=_base_url,
+        help="also examine the way of clients to the running proxy, for example https://llm.example.com",
+    )
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     parser.set_defaults(command=_doctor)
 
@@ -31,11 +38,18 @@ def add_parser(commands: Subparsers) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     try:
         loaded = load({}, backends_required=True, warn=None)
-        findings, backends = examine(loaded), len(loaded.configuration.fleet)
+        findings, backends = examine(loaded, arguments.through), len(loaded.configuration.fleet)
     except SettingsError as error:
         findings, backends = [_invalid(line) for line in str(error).splitlines()], 0
     show(_as_json(findings) if arguments.json else _as_text(findings, backends))
     return 2 if _count(findings, Severity.ERROR) else 1 if _count(findings, Severity.WARNING) else 0
+
+
+def _base_url(text: str) -> str:
+    try:
+        return as_base_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _invalid(line: str) -> Finding:

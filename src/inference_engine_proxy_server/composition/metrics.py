@@ -24,11 +24,11 @@ __all__ = ["build_metrics_page"]
 
 def build_metrics_page(
     dispatcher: Dispatcher,
+    discovery: Discovery,
     load: Load,
     metrics: RequestMetrics,
     names: ModelLabels,
     labels: Labels,
-    discovery: Discovery,
     process: ProcessContext,
 ) -> MetricsPage:
     """The page of all metrics; ``load``: of clients."""

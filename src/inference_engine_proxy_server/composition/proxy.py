@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -58,8 +59,10 @@ from inference_engine_proxy_server.dispatch.proxied_request import ProxiedReques
 from inference_engine_proxy_server.dispatch.renaming_forwarder import RenamingForwarder
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
+from inference_engine_proxy_server.endpoints.pulse import pulse_router
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
 from inference_engine_proxy_server.fleet.departures import Departures
+from inference_engine_proxy_server.fleet.drift_watch import DriftWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.hidden_models import HiddenModels
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
@@ -130,6 +133,7 @@ def build_proxy(
     discovery = build_discovery(configuration, engines, updater, sources, journal)
     departures = Departures(fleet)
     HiddenModels(fleet, catalog)
+    DriftWatch(fleet, journal)
     listed = ListedModels(fleet, catalog, placement.lists)
     config_watch = build_config_watch(configuration, load, discovery, metrics, journal, process)
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
@@ -146,7 +150,7 @@ def build_proxy(
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
     workers = AllWorkers(dispatcher, decisions, ring, allowances, process.siblings, process.order)
     client_load = build_client_load(settings, deadlines)
-    metrics_page = build_metrics_page(dispatcher, client_load, metrics, names, labels, discovery, process)
+    metrics_page = build_metrics_page(dispatcher, discovery, client_load, metrics, names, labels, process)
     guard = build_overload_guard(settings, client_load, metrics, journal, deadlines)
     dashboard = build_dashboard(
         settings, dispatcher, client_load, finished, journal, process, discovery.sources,
@@ -158,6 +162,7 @@ def build_proxy(
         ),
         build_joining_router(settings, fleet, discovery, departures, workers, process, config_of, engines),
         build_dashboard_router(settings, dashboard, lambda: _in_force(configuration, config_watch)),
+        pulse_router(hashlib.sha256(process.service.encode()).hexdigest()[:12]),  # the name itself is for engines only
     ]
     answers = {**workers.answers, **metrics_page.answers, **ownership.answers, **dashboard.answers}
     loops = {

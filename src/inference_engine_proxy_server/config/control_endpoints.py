@@ -58,8 +58,17 @@ _KOBOLDCPP = (
 )
 # endpoints/core/router.py of TabbyAPI at e632af4.
 _TABBYAPI = "POST /v1/model/*, POST /v1/lora/*, /v1/download, POST /v1/template/*, POST /v1/sampling/*"
+# src/speaches/routers of Speaches 0.8.3: delete models, load and unload them.
+_SPEACHES = "DELETE /v1/models/*, POST /api/ps/*, DELETE /api/ps/*"
+# examples/server/server.cpp of whisper.cpp at 233fe1f: load another model, or end the server with a file that is none.
+_WHISPERCPP = "POST /load"
+# cli/serving/server.py of transformers 5.24.0: load a model, unload all.
+_TRANSFORMERS = "/load_model, /reset"
 
 CONTROL_ENDPOINTS = ",".join(
-    (_VLLM, _LLAMACPP, _SGLANG, _LMDEPLOY, _TRTLLM, _TRITON, _OLLAMA, _LMSTUDIO, _KOBOLDCPP, _TABBYAPI)
+    (
+        *(_VLLM, _LLAMACPP, _SGLANG, _LMDEPLOY, _TRTLLM, _TRITON, _OLLAMA, _LMSTUDIO, _KOBOLDCPP, _TABBYAPI),
+        *(_SPEACHES, _WHISPERCPP, _TRANSFORMERS),
+    )
 )
 """Rules of ``BLOCKED_PATHS``, separated by commas."""

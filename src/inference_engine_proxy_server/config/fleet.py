@@ -34,6 +34,7 @@ class BackendConfig:
         stream_usage: whether it is asked for the usage of streams, for the ledger; ``None``: if its engine needs that.
         host_name: the name of the server, for the field ``Host`` and for its certificate, if ``url`` has only its
             address; ``None``: ``url`` has it.
+        may_differ: in what it may differ from other backends with the same model; the values of ``Aspect``.
         place: where it is described, for messages, such as ``fleet.yaml: backends.0``; empty outside the fleet file.
     """
 
@@ -53,6 +54,7 @@ class BackendConfig:
     max_requests_waiting: int | None = None
     stream_usage: bool | None = None
     host_name: str | None = None
+    may_differ: tuple[str, ...] = ()
     place: str = field(default="", compare=False, repr=False)
 
 

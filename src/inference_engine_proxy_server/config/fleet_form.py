@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -17,7 +17,15 @@ from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.model_form import ModelEntry, ModelName
 from inference_engine_proxy_server.config.values import Secret, as_secret, as_variable
 
-__all__ = ["NOT_IN_THE_FILE", "BackendEntry", "ExactSchema", "FleetForm", "fleet_file_schema", "have_own_names"]
+__all__ = [
+    "NOT_IN_THE_FILE",
+    "Aspect",
+    "BackendEntry",
+    "ExactSchema",
+    "FleetForm",
+    "fleet_file_schema",
+    "have_own_names",
+]
 
 _URL = r"^([Mm]?[Dd][Nn][Ss]\+|[Ss][Rr][Vv]\+)?[Hh][Tt][Tt][Pp][Ss]?://"
 _NAME = "[A-Za-z0-9._-]{1,64}"
@@ -49,6 +57,7 @@ def _as_text(value: object) -> str:
 
 
 _Name = Annotated[str, AfterValidator(_as_name), Field(json_schema_extra={"pattern": f"^{_NAME}$"})]
+Aspect = Literal["weights", "source", "tokenizer", "template", "context", "names", "slots", "version"]
 _Threshold = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
@@ -89,6 +98,8 @@ class BackendEntry(Entry):
     """Reported waiting requests above which it is busy and gets no new ones."""
     stream_usage: bool | None = None
     """Whether requests for streams ask it for their usage, for USAGE_FILE; by default if its engine needs that."""
+    may_differ: list[Aspect] | None = None
+    """In what it may differ from other backends with the same model, without a warning."""
 
     @model_validator(mode="after")
     def _states_its_models_once(self) -> BackendEntry:
@@ -129,6 +140,7 @@ class BackendEntry(Entry):
             max_requests_processing=self.max_requests_processing,
             max_requests_waiting=self.max_requests_waiting,
             stream_usage=self.stream_usage,
+            may_differ=tuple(self.may_differ or ()),
         )
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot, ModelSnapshot
+from inference_engine_proxy_server.fleet.difference import Aspect
+from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot, FleetSnapshot, ModelSnapshot
 
-__all__ = ["facts_of"]
+__all__ = ["differences_of", "facts_of"]
 
 
 def facts_of(backend: BackendSnapshot) -> dict[str, Any]:
-    """The state of ``backend``, its requests from all workers, and its models."""
+    """The engine of ``backend``, its state, its requests from all workers, and its models."""
     return {
+        "engine": backend.engine,
         "state": backend.state.value,
         "reason": backend.reason,
         "since": backend.since,
@@ -22,6 +25,17 @@ def facts_of(backend: BackendSnapshot) -> dict[str, Any]:
         "contexts": backend.serving.contexts,
         **_taking_turns(backend),
     }
+
+
+def differences_of(fleet: FleetSnapshot, names: Mapping[str, str], *, with_versions: bool) -> list[dict[str, Any]]:
+    """The differences between replicas.
+
+    Args:
+        fleet: the fleet.
+        names: of its backends, by URL.
+        with_versions: include versions of engines, which help attackers.
+    """
+    return [one.as_json(names) for one in fleet.differences if with_versions or one.aspect is not Aspect.VERSION]
 
 
 def _taking_turns(backend: BackendSnapshot) -> dict[str, Any]:

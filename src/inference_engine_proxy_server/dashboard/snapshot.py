@@ -10,7 +10,7 @@ from typing import Any
 
 from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.dashboard.audience import Audience
-from inference_engine_proxy_server.dashboard.backend_facts import facts_of
+from inference_engine_proxy_server.dashboard.backend_facts import differences_of, facts_of
 from inference_engine_proxy_server.dashboard.in_flight import MINUTES
 from inference_engine_proxy_server.dashboard.live_requests import LiveRequest, longest
 from inference_engine_proxy_server.dashboard.merged_events import MergedEvent
@@ -71,6 +71,7 @@ class Snapshot:
             "workers": {"count": self.collected.count, "silent": self.collected.silent},
             "policy": self.facts.policy,
             "fleet": self._fleet(),
+            "differences": differences_of(self.fleet, names, with_versions=audience.is_operators),
             "backends": self._backends(audience, names),
             "requests": self._requests(audience, names),
             "queue": self._queue(audience),
@@ -172,7 +173,6 @@ def _state_of(backend: BackendSnapshot) -> dict[str, Any]:
     facts = facts_of(backend)
     in_flight = facts.pop("requests_in_flight")
     return {
-        "engine": backend.engine,
         "shown_state": backend.shown_state,
         **facts,
         "takes_requests": backend.takes_requests,

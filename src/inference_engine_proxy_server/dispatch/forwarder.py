@@ -200,6 +200,7 @@ class Forwarder:
             try_lease=partial(self._dispatcher.try_lease, requirements, tuple(failed)),
             queue=queue,
             most_seconds=math.inf if request.fallback_after_seconds is None else request.fallback_after_seconds,
+            is_resumed=request.sink is not None and request.sink.is_at_seam,
             owner=request,
         )
         clock = self._dispatcher.fleet.clock

@@ -67,6 +67,7 @@ class QueuedRequest(Generic[C]):
         try_lease: returns a lease, or ``None`` when no slot is free. Raises a ``ProxyError`` if waiting is pointless.
         queue: the queue in which it waits.
         most_seconds: how long it may wait, if that is less than usual.
+        is_resumed: its client has a part of the reply already, so it waits as long as it takes.
         owner: the request that waits; the dashboard shows it.
         lease: receives the result of ``try_lease``, or the error that ends the wait.
         deadline: the time at which its wait ends.
@@ -81,6 +82,7 @@ class QueuedRequest(Generic[C]):
     try_lease: Callable[[], C | None]
     queue: RequestQueue[C]
     most_seconds: float = math.inf
+    is_resumed: bool = False
     owner: object = None
     lease: asyncio.Future[C] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     deadline: float = field(default=NEVER, init=False)
@@ -146,7 +148,7 @@ class RequestQueue(Generic[C]):
         if self.count >= self._limits.requests and request.priority != FIRST:
             self.rejections += 1
             raise self._too_much("Too many requests are waiting.", 429, "queue_full")
-        if request.most_seconds < (self.seconds_for(self.count + 1) or 0.0):
+        if not request.is_resumed and request.most_seconds < (self.seconds_for(self.count + 1) or 0.0):
             raise self._too_much("No backend is expected to be free in time.", 503, "queue_timeout")
         self._join(request)
         lease = request.lease
@@ -228,7 +230,8 @@ class RequestQueue(Generic[C]):
         heapq.heappush(self._lanes.setdefault(request.lane, []), entry)
         request.waits = True
         self.count += 1
-        request.deadline = self._deadlines.clock() + min(self._limits.seconds, request.most_seconds)
+        if not request.is_resumed:
+            request.deadline = self._deadlines.clock() + min(self._limits.seconds, request.most_seconds)
         self._deadlines.watch(request)
 
     def _leave(self, request: QueuedRequest[C]) -> None:

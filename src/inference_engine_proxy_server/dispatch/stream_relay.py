@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Literal
 
+from inference_engine_proxy_server.backends.begun_answers import BegunAnswers
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.errors import BackendBroke, BackendError, BackendLacks, ProxyError, RequestMoved
@@ -22,6 +24,7 @@ __all__ = ["StreamRelay"]
 logger = logging.getLogger(__name__)
 
 _CANNOT_CONTINUE = BackendLacks("The backend cannot continue the stream.")
+_WOULD_REPEAT_SPACE = BackendLacks("The backend would repeat the white space at the end of the stream.")
 
 
 class StreamRelay(FleetObserver):
@@ -133,16 +136,20 @@ class StreamRelay(FleetObserver):
 
         Backends on which it broke before may have it again: those that have not recovered get no requests at all.
         """
-        broken = next((one for one in self._fleet.backends if one.url == request.backend), None)
-        if broken is None:  # it has left the fleet
-            return dict.fromkeys(self._fleet.backends, _CANNOT_CONTINUE)
-        api, model = stream.dialect.api, request.model
-        others = (
-            one
-            for one in self._fleet.backends
-            if not one.serving.continues(broken.serving, model, api) or not stream.takes_events_of(one)
-        )
-        return {**dict.fromkeys(others, _CANNOT_CONTINUE), broken: error}
+        broken: Backend = stream.backend  # it may have left the fleet
+        limit = stream.dialect.tokens_left(stream.members, 0)
+        most_tokens = math.inf if limit is None else len(request.body) + limit  # a token has at least one byte
+        excluded: dict[Backend, BackendError] = {broken: error}
+        for one in self._fleet.backends:
+            if one.url == broken.url:
+                excluded[one] = error
+            elif not stream.takes_events_of(one) or not one.serving.continues(
+                broken.serving, request.model, stream.dialect.api, most_tokens
+            ):
+                excluded[one] = _CANNOT_CONTINUE
+            elif stream.transcript.is_message and (lack := _lack_of(one, stream.transcript.text)) is not None:
+                excluded[one] = lack
+        return excluded
 
     def _broken_rule(
         self,
@@ -157,14 +164,19 @@ class StreamRelay(FleetObserver):
             if rule is not None:
                 return rule
         transcript = stream.transcript
-        if (problem := problem_of(transcript)) is not None:
-            return problem
+        if transcript.problem is not None:
+            return transcript.problem
         if is_over:
             needs_usage = stream.assembled is not None or stream.dialect.wants_usage(stream.members)
             return "no_usage" if needs_usage and not transcript.has_usage else None
+        if (problem := problem_of(transcript, stream.dialect.stop_strings(stream.members))) is not None:
+            return problem
         if request.resumes >= MOST_RESUMES:
             return "resumes"
-        return None if self._forwarder.has_other(request, excluded) else "no_other_backend"
+        if self._forwarder.has_other(request, excluded):
+            return None
+        unable = [one for one, error in excluded.items() if error is not _WOULD_REPEAT_SPACE]
+        return "trailing_space" if self._forwarder.has_other(request, unable) else "no_other_backend"
 
     def _give_up(self, request: ProxiedRequest, stream: ResumableStream, rule: str) -> None:
         """Relay what was withheld; a stream that its engine has ended ends here, too."""
@@ -201,6 +213,16 @@ class StreamRelay(FleetObserver):
         request.body = stream.dialect.continued(stream.members, transcript)
         comment = b": resumed on another backend after %b\n\n" % error.code.encode() if self._sends_comments else b""
         stream.resume(comment)
+
+
+def _lack_of(backend: Backend, text: str) -> BackendLacks | None:
+    """Why ``backend`` would not continue a message with exactly this beginning; ``None`` if it would."""
+    match backend.serving.begun_answers:
+        case BegunAnswers.LOST if text:
+            return _CANNOT_CONTINUE
+        case BegunAnswers.TRIMMED if text[-1:].isspace():
+            return _WOULD_REPEAT_SPACE
+    return None
 
 
 def _is_over(stream: ResumableStream) -> bool:

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from inference_engine_proxy_server.backends.registry import Engines
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.doctor.engine_checks import check_engine
+from inference_engine_proxy_server.doctor.engine_state import fetch_replicas
 from inference_engine_proxy_server.doctor.finding import Finding, Severity
 from inference_engine_proxy_server.doctor.probe import Failure, Probe, ProbeError, ProbeReply
+from inference_engine_proxy_server.fleet.drift import Replica
 
 __all__ = ["Examined", "examine_backend", "failure_finding"]
 
@@ -30,14 +33,16 @@ class Examined:
         config: the backend.
         findings: about this backend alone.
         models: the entries of its list of models; empty if it has none.
+        replicas: the same models, with all that the engine reports of them.
     """
 
     config: BackendConfig
     findings: list[Finding] = field(default_factory=list)
     models: Sequence[Mapping[str, Any]] = ()
+    replicas: Sequence[Replica] = ()
 
 
-def examine_backend(config: BackendConfig, settings: Settings) -> Examined:
+def examine_backend(config: BackendConfig, settings: Settings, engines: Engines) -> Examined:
     """Ask a backend, as the proxy would."""
     key = None if config.api_key is None else config.api_key.get_secret_value()
     probe = Probe(config.url, key, settings.backend_ca_file)
@@ -57,6 +62,7 @@ def examine_backend(config: BackendConfig, settings: Settings) -> Examined:
     examined.findings += expiring(reply, subject, time.time())
     examined.models = [entry for entry in reply.json["data"] if isinstance(entry, dict)]
     examined.findings += check_engine(subject, probe, examined.models, settings)
+    examined.replicas = fetch_replicas(config, probe, engines)
     return examined
 
 
@@ -67,6 +73,8 @@ def failure_finding(subject: str, what: str, probe: Probe, error: ProbeError) ->
         what: the kind of server, which begins the codes: ``backend`` or ``public``.
     """
     code, problem, remedy = _FAILURES[error.failure](probe)
+    if what == "public" and error.failure is Failure.CERTIFICATE_UNKNOWN:
+        remedy = "Use a certificate from an authority that clients trust, or install the authority there."
     return Finding(f"{what}_{code}", Severity.ERROR, subject, f"{problem} ({error}).", remedy)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.config.sources import LoadedSettings
 from inference_engine_proxy_server.doctor.backend_checks import examine_backend
+from inference_engine_proxy_server.doctor.dns_checks import check_name
 from inference_engine_proxy_server.doctor.finding import Finding, Severity
 from inference_engine_proxy_server.doctor.fleet_checks import check_fleet
 from inference_engine_proxy_server.doctor.machine_checks import check_machine
+from inference_engine_proxy_server.doctor.public_checks import check_public
 from inference_engine_proxy_server.doctor.settings_checks import check_settings, ignored_settings
 
 __all__ = ["examine", "examine_locally"]
@@ -24,13 +28,29 @@ def examine_locally(loaded: LoadedSettings) -> list[Finding]:
     return _worst_first([*check_settings(loaded), *check_machine(loaded.settings)])
 
 
-def examine(loaded: LoadedSettings) -> list[Finding]:
-    """All findings, the worst first. External services are not asked: each request may cost money."""
+def examine(loaded: LoadedSettings, through: str | None = None) -> list[Finding]:
+    """All findings, the worst first. External services are not asked: each request may cost money.
+
+    Args:
+        loaded: the settings.
+        through: base URL by which clients reach the running proxy; ``None`` to leave that out.
+    """
+    settings = loaded.settings
     own = [config for config in loaded.configuration.fleet if not config.is_external]
+    examine_one = partial(examine_backend, settings=settings, engines=discover_engines())
     with ThreadPoolExecutor(_AT_A_TIME) as threads:
-        examined = list(threads.map(partial(examine_backend, settings=loaded.settings), own))
-    about_backends = [finding for one in examined for finding in one.findings]
-    return _worst_first([*ignored_settings(loaded), *examine_locally(loaded), *about_backends, *check_fleet(examined)])
+        examined = list(threads.map(examine_one, own))
+        about_names = [finding for found in threads.map(lambda one: list(check_name(one)), own) for finding in found]
+    return _worst_first(
+        [
+            *ignored_settings(loaded),
+            *examine_locally(loaded),
+            *(finding for one in examined for finding in one.findings),
+            *about_names,
+            *check_fleet(examined),
+            *(check_public(through, settings, time.time()) if through is not None else ()),
+        ]
+    )
 
 
 def _worst_first(findings: Sequence[Finding]) -> list[Finding]:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from inference_engine_proxy_server.doctor.backend_checks import Examined
 from inference_engine_proxy_server.doctor.finding import Finding, Severity
+from inference_engine_proxy_server.fleet.difference import Aspect
+from inference_engine_proxy_server.fleet.drift import differences
 
 __all__ = ["check_fleet"]
+
+_CODES: Mapping[Aspect, str] = {
+    Aspect.WEIGHTS: "weights_differ",
+    Aspect.SOURCE: "sources_differ",
+    Aspect.TOKENIZER: "tokenizers_differ",
+    Aspect.TEMPLATE: "chat_templates_differ",
+    Aspect.CONTEXT: "contexts_differ",
+    Aspect.NAMES: "model_names_differ",
+    Aspect.SLOTS: "slots_differ",
+    Aspect.VERSION: "versions_differ",
+}
 
 
 def check_fleet(examined: Sequence[Examined]) -> Iterator[Finding]:
@@ -21,37 +33,8 @@ def check_fleet(examined: Sequence[Examined]) -> Iterator[Finding]:
             "No backend answers with a list of models, so that the proxy can serve no request.",
             "Correct the findings about the backends.",
         )
-    by_identity: dict[object, list[tuple[str, str]]] = {}
-    for one in examined:
-        for entry in one.models if one.config.models is None else ():
-            identity = _identity(entry)
-            if identity is not None:
-                by_identity.setdefault(identity, []).append((one.config.name, str(entry.get("id"))))
-    for served in by_identity.values():
-        if len({name for _, name in served}) > 1 and not _share_a_name(served):
-            listed = ", ".join(f"{backend} calls it {name!r}" for backend, name in served)
-            yield Finding(
-                "model_names_differ",
-                Severity.WARNING,
-                "fleet",
-                f"One model has several names: {listed}. Requests reach only the backends that know the name.",
-                "Start the engines with one name (llama.cpp: --alias, vLLM: --served-model-name), or give the model "
-                "aliases in the fleet file.",
-            )
-
-
-def _identity(entry: Mapping[str, Any]) -> object | None:
-    """What two entries of the same model have in common; ``None`` if the engine tells too little."""
-    meta = entry.get("meta")
-    if isinstance(meta, dict) and meta.get("n_params") and meta.get("size"):  # llama.cpp
-        return meta["n_params"], meta["size"], meta.get("n_vocab")
-    root = entry.get("root")  # vLLM: the path or repository that was loaded
-    return root if isinstance(root, str) and root and entry.get("parent") is None else None
-
-
-def _share_a_name(served: Sequence[tuple[str, str]]) -> bool:
-    """Whether one name reaches all backends of the model."""
-    names_of: dict[str, set[str]] = {}
-    for backend, name in served:
-        names_of.setdefault(backend, set()).add(name)
-    return bool(set.intersection(*names_of.values()))
+    names = {one.config.url: one.config.name for one in examined}
+    for difference in differences(replica for one in examined for replica in one.replicas):
+        severity = Severity.WARNING if difference.is_warning else Severity.NOTE
+        subject, text = f"model {difference.model}", difference.sentence(names)
+        yield Finding(_CODES[difference.aspect], severity, subject, text, difference.remedy)

@@ -6,6 +6,8 @@ import http.client
 import json
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -56,12 +58,14 @@ class ProbeReply:
         body: at most 4 MiB of it.
         sent_at: its ``Date``, in seconds since the epoch; ``None`` without one.
         certificate_expires_at: in seconds since the epoch; ``None`` without TLS.
+        fields: its header lines.
     """
 
     status: int
     body: bytes
     sent_at: float | None
     certificate_expires_at: float | None
+    fields: bytes = b""
 
     @property
     def json(self) -> Any:
@@ -80,9 +84,18 @@ class Probe:
         key: sent as ``Authorization: Bearer``; ``None`` for none.
         authorities: PEM file with certificate authorities besides those of the system; ``None`` for none.
         seconds: longest wait for each step.
+        verifies: whether the server's certificate must be valid.
     """
 
-    def __init__(self, url: str, key: str | None = None, authorities: str | None = None, seconds: float = 5) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        authorities: str | None = None,
+        seconds: float = 5,
+        *,
+        verifies: bool = True,
+    ) -> None:
         parts = urlsplit(url)
         self.host = parts.hostname or ""
         self.is_tls = parts.scheme == "https"
@@ -91,20 +104,35 @@ class Probe:
         self.seconds = seconds
         self._fields = {} if key is None else {"authorization": f"Bearer {key}"}
         self._authorities = authorities
+        self._verifies = verifies
 
-    def get(self, path: str) -> ProbeReply:
-        """Ask for ``path`` below the base URL.
+    def get(self, path: str, body: bytes | None = None) -> ProbeReply:
+        """Ask for ``path`` below the base URL; with a JSON ``body``, by POST.
 
         Raises:
             ProbeError: there is no HTTP reply.
         """
-        connection = self._connection()
-        try:
-            connection.request("GET", self.path + path, headers={**self._fields, "connection": "close"})
+        fields = {**self._fields, "connection": "close"}
+        if body is not None:
+            fields["content-type"] = "application/json"
+        with self.connection() as connection:
+            connection.request("GET" if body is None else "POST", self.path + path, body, fields)
             expires_at = _expiry(connection.sock)
             reply = connection.getresponse()
-            return ProbeReply(reply.status, reply.read(_MOST_BYTES), _date(reply.headers), expires_at)
-        except Exception as error:
+            received = reply.headers.as_bytes()
+            return ProbeReply(reply.status, reply.read(_MOST_BYTES), _date(reply.headers), expires_at, received)
+
+    @contextmanager
+    def connection(self) -> Iterator[http.client.HTTPConnection]:
+        """A connection for requests of the caller's own, to paths below :attr:`path`.
+
+        Raises:
+            ProbeError: what the caller does with it fails.
+        """
+        connection = self._connection()
+        try:
+            yield connection
+        except (OSError, http.client.HTTPException) as error:
             raise _explained(error) from error
         finally:
             connection.close()
@@ -133,6 +161,8 @@ class Probe:
         context = ssl.create_default_context()
         if self._authorities is not None:
             context.load_verify_locations(self._authorities)
+        if not self._verifies:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return http.client.HTTPSConnection(self.host, self.port, timeout=self.seconds, context=context)
 
 

@@ -26,6 +26,7 @@ from inference_engine_proxy_server.routing.decisions import KEPT
 __all__ = ["admin_router", "described"]
 
 _LOOK_SECONDS = 0.1  # interval of checks whether the last request of a backend has ended
+_MOVE_SECONDS = 1.0  # a stream that could not be moved, for example because it had just begun, can be moved later
 _RESPONSES: dict[int | str, dict[str, Any]] = {401: {}, 404: {"description": "ADMIN_KEY is not set"}}
 _BACKEND_RESPONSES: dict[int | str, dict[str, Any]] = {
     401: {},
@@ -105,10 +106,14 @@ def _add_drain(router: APIRouter, fleet: Fleet, workers: AllWorkers) -> None:
     async def drain(name: str, wait_seconds: _WaitSeconds = 0, move: _Move = False) -> dict[str, Any]:
         backend = _find(fleet, name)
         workers.set_draining(backend, is_draining=True, moves=move)
-        deadline = fleet.clock() + wait_seconds
+        moved_at = fleet.clock()
+        deadline = moved_at + wait_seconds
         # Only this endpoint waits for the end of requests, so it polls instead of being notified.
-        while backend.load.proxy_leases and backend.is_draining and fleet.clock() < deadline:  # noqa: ASYNC110
+        while backend.load.proxy_leases and backend.is_draining and fleet.clock() < deadline:
             await asyncio.sleep(_LOOK_SECONDS)
+            if move and fleet.clock() >= moved_at + _MOVE_SECONDS:
+                workers.set_draining(backend, is_draining=True, moves=True)
+                moved_at = fleet.clock()
         return answer(backend, await workers.fleet_once_drained(backend))
 
     @router.post("/backends/{name:path}/undrain", summary="Give a drained backend requests again",

@@ -160,6 +160,7 @@ class FleetMetrics(FleetObserver):
             "How often the backend became suspect or down after it had worked.",
             [(of(backend=url, state=state.value), count) for (url, state), count in self._ejections.items()],
         )
+        yield from self._differences()
         yield from self._models(backends)
         queue = self._queue
         yield from family(
@@ -180,6 +181,15 @@ class FleetMetrics(FleetObserver):
         )
         version = [(of(version=__version__), 1)]
         yield from family("inference_proxy_build_info", "gauge", "The running version.", version)
+
+    def _differences(self) -> Iterator[str]:
+        counts = Counter((url, one.aspect) for one in self._fleet.differences for url in one.urls)
+        samples = [
+            (self._labels.of(backend=url, aspect=aspect.value), count) for (url, aspect), count in counts.items()
+        ]
+        text = "Models of the backend that differ in this aspect on other backends."
+        if samples:
+            yield from family("inference_proxy_backend_differences", "gauge", text, samples)
 
     def _models(self, backends: Iterable[BackendSnapshot]) -> Iterator[str]:
         """The models of backends that load and unload them. Only models in memory have a sample, so there are few."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from inference_engine_proxy_server.dashboard.backend_facts import facts_of
+from inference_engine_proxy_server.dashboard.backend_facts import differences_of, facts_of
 from inference_engine_proxy_server.discovery.union import Member
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot
@@ -43,9 +43,11 @@ class HealthReport:
 
     def report(self, *, has_key: bool) -> dict[str, Any]:
         """The report for a client, which has an API key or not."""
-        backends = self._dispatcher.fleet.snapshot().backends
+        fleet = self._dispatcher.fleet.snapshot()
+        backends = fleet.backends
         is_hidden = self._hides_names and not has_key
         rows = [(f"backend-{at}" if is_hidden else backend.url, backend) for at, backend in enumerate(backends, 1)]
+        names = {backend.url: name for name, backend in rows}
         available = [name for name, backend in rows if backend.takes_requests]
         status = "unavailable" if not available else "ok" if len(available) == len(rows) else "degraded"
         return {
@@ -56,6 +58,7 @@ class HealthReport:
             "queue": {"requests": self._dispatcher.requests_waiting, "limit": self._queue_limit},
             "needs_key": self._needs_key,
             "sources": [] if is_hidden else list(map(_described, self._sources())),
+            "differences": differences_of(fleet, names, with_versions=not is_hidden),
             "details": [{"backend": name, **_details(backend)} for name, backend in rows],
         }
 

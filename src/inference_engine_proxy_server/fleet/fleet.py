@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from inference_engine_proxy_server.backends.base import BackendState
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.difference import Difference
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.fleet.snapshot import FleetSnapshot
 
@@ -57,6 +58,7 @@ class Fleet:
         watched: all that need a watch: ``backends``, and those that have left the fleet and still have requests of
             this process. If such a backend freezes or dies, its requests move as those of other backends do.
         changed: set when ``watched`` has changed.
+        differences: between the replicas of each model, see :class:`~.drift_watch.DriftWatch`.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Fleet:
     ) -> None:
         self.backends = self.watched = tuple(backends)
         self.changed = asyncio.Event()
+        self.differences: tuple[Difference, ...] = ()
         self.clock = clock
         self._allowance = allowance
         self._evidence_seconds = 2 * refresh_seconds
@@ -83,7 +86,7 @@ class Fleet:
 
     def snapshot(self) -> FleetSnapshot:
         """The current state of the fleet."""
-        return FleetSnapshot.of(self.backends, self.clock())
+        return FleetSnapshot.of(self.backends, self.clock(), self.differences)
 
     def close(self) -> None:
         """Close idle connections to all backends."""

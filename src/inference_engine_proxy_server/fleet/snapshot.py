@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from inference_engine_proxy_server.backends.base import BackendState
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.difference import Difference
 from inference_engine_proxy_server.fleet.health import Health
 from inference_engine_proxy_server.fleet.model_load import ModelLoad
 from inference_engine_proxy_server.fleet.serving import Serving
@@ -148,14 +149,16 @@ class FleetSnapshot:
 
     Attributes:
         backends: in the order of the configuration.
+        differences: between the replicas of each model.
     """
 
     backends: tuple[BackendSnapshot, ...]
+    differences: tuple[Difference, ...] = ()
 
     @classmethod
-    def of(cls, backends: Iterable[Backend], now: float) -> FleetSnapshot:
+    def of(cls, backends: Iterable[Backend], now: float, differences: tuple[Difference, ...] = ()) -> FleetSnapshot:
         """The current state of ``backends``; ``now`` is a reading of the fleet's clock."""
-        return cls(tuple(BackendSnapshot.of(backend, now) for backend in backends))
+        return cls(tuple(BackendSnapshot.of(backend, now) for backend in backends), differences)
 
     @property
     def live(self) -> tuple[BackendSnapshot, ...]:

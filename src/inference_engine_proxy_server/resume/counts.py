@@ -30,16 +30,15 @@ def whole_usage(usage: msgspec.Raw, delivered: int, names: UsageNames) -> dict[s
     """
     counts: dict[str, object] = dict(_counts(usage))
     prompt, answer = _number(counts, names.prompt), _number(counts, names.answer)
-    delivered = min(delivered, int(prompt))
-    counts[names.prompt] = prompt - delivered
-    counts[names.answer] = answer + delivered
+    prompt, answer = max(0, prompt - delivered), answer + delivered  # the engine may split the text into fewer tokens
+    counts[names.prompt], counts[names.answer] = prompt, answer
     if "total_tokens" in counts:
         counts["total_tokens"] = prompt + answer
     details = counts.get(names.details)
     if details is not None and bytes(details) != b"null":  # type: ignore[call-overload]
         cached: dict[str, object] = dict(_counts(details))  # type: ignore[arg-type]
         if "cached_tokens" in cached:
-            cached["cached_tokens"] = min(_number(cached, "cached_tokens"), prompt - delivered)
+            cached["cached_tokens"] = min(_number(cached, "cached_tokens"), prompt)
         counts[names.details] = cached
     return counts
 

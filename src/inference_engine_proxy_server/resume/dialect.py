@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, Generic, TypeVar
 
 from inference_engine_proxy_server.backends.base import Api
-from inference_engine_proxy_server.resume.members import Members, smallest
+from inference_engine_proxy_server.resume.members import Members, largest, texts
 from inference_engine_proxy_server.resume.seam import Seam
 from inference_engine_proxy_server.resume.transcript import Transcript
 
@@ -27,12 +27,18 @@ class Dialect(ABC, Generic[AnyTranscript]):
         paths: of its requests.
         rules: those that a request of this API can break.
         limits: members that limit the tokens of an answer.
+        stops: the member with the stop strings, at which an answer ends.
     """
 
     api: ClassVar[Api]
     paths: ClassVar[tuple[str, ...]]
     rules: ClassVar[RequestRules]
     limits: ClassVar[tuple[str, ...]]
+    stops: ClassVar[str] = "stop"
+
+    def stop_strings(self, members: Members) -> list[str]:
+        """The texts at which the answer ends."""
+        return texts(members, self.stops)
 
     def broken_rule(self, members: Members) -> str | None:
         """The name of the first rule that the request breaks; ``None`` if it breaks none."""
@@ -41,11 +47,13 @@ class Dialect(ABC, Generic[AnyTranscript]):
     def tokens_left(self, members: Members, delivered: int) -> int | None:
         """How many tokens the continuation may have; ``None`` if the request sets no limit.
 
+        Which of several limits counts differs from engine to engine. With the largest one, no answer is cut.
+
         Args:
             members: of the original request.
             delivered: tokens delivered so far.
         """
-        limit = smallest(members, self.limits)
+        limit = largest(members, self.limits)
         return None if limit is None else limit - delivered
 
     def wants_usage(self, members: Members) -> bool:

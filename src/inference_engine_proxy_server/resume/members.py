@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Members", "has", "number", "reduced", "smallest", "value"]
+__all__ = ["Members", "has", "largest", "number", "reduced", "texts", "value"]
 
 Members = Mapping[str, msgspec.Raw]
 """The members of a request's body, undecoded."""
@@ -32,17 +32,24 @@ def number(members: Members, name: str) -> int | None:
     return None if found is None or found < 0 else found
 
 
-def smallest(members: Members, names: Iterable[str]) -> int | None:
-    """The smallest count among these members; ``None`` if none of them is a count."""
-    return min((found for name in names if (found := number(members, name)) is not None), default=None)
+def texts(members: Members, name: str) -> list[str]:
+    """A member that is a text or a list of texts; empty if it is neither."""
+    found = value(members, name)
+    listed = found if isinstance(found, list) else [found]
+    return [one for one in listed if isinstance(one, str)]
+
+
+def largest(members: Members, names: Iterable[str]) -> int | None:
+    """The largest count among these members; ``None`` if none of them is a count."""
+    return max((found for name in names if (found := number(members, name)) is not None), default=None)
 
 
 def reduced(members: Members, names: Iterable[str], by: int) -> dict[str, object]:
-    """All members; those with these names are reduced, but not below zero."""
+    """All members; those with these names are reduced, but not below 1."""
     body: dict[str, object] = dict(members)
     for name in names:
         if (found := number(members, name)) is not None:
-            body[name] = max(0, found - by)
+            body[name] = max(1, found - by)
     return body
 
 

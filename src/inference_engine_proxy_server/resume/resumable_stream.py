@@ -47,8 +47,10 @@ class ResumableStream(ExchangeSink):
         transcript: what was delivered.
         excluded: the backends that do not get a continuation, with the reason for each.
         is_cut: the latest backend ended its stream before the answer was complete.
+        backend: of the latest attempt; ``None`` before the first.
     """
 
+    backend: Any = None
     excluded: Mapping[Any, BackendError] = MappingProxyType({})
     chunks = None  # events are written, and chunks that are events take the direct path
 
@@ -102,11 +104,12 @@ class ResumableStream(ExchangeSink):
         return self.assembled is None or backend in self.assembled.backends
 
     def body_for(self, backend: object, body: bytes) -> bytes | None:
-        """The body to send to ``backend``; ``None`` if the client should get its reply without this receiver.
+        """The body for an attempt on ``backend``; ``None`` if the client should get its reply without this receiver.
 
         Args:
             body: of the request.
         """
+        self.backend = backend
         if self.assembled is None:
             return body
         if not self.takes_events_of(backend):

@@ -8,7 +8,7 @@ would give, or because nobody can prove that it does not. How a request breaks a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from inference_engine_proxy_server.resume.members import Members, has, value
 from inference_engine_proxy_server.resume.transcript import Transcript
@@ -20,6 +20,7 @@ __all__ = [
     "STREAM_RULES",
     "has_grammar",
     "has_penalty",
+    "hides_reasoning",
     "must_call_tool",
     "problem_of",
 ]
@@ -27,7 +28,10 @@ __all__ = [
 MOST_RESUMES = 2
 """How often one stream is resumed. A third backend that fails points to the request as the cause."""
 
-_REASONING_MARKS = ("<think>", "</think>")
+# Of DeepSeek, Qwen and many others; gpt-oss; Magistral; Seed; Command A; Kimi. Engines usually take them out.
+_REASONING_MARKS = (
+    "<think>", "</think>", "<|channel|>", "[THINK]", "<seed:think>", "<|START_THINKING|>", "◁think▷",
+)  # fmt: skip
 
 _GRAMMARS = (
     "grammar", "json_schema", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
@@ -56,11 +60,15 @@ STREAM_RULES: Mapping[str, str] = {
     "unknown_events": "The stream has events that the proxy does not understand.",
     "long_text": "The answer is longer than the proxy keeps.",
     "cut_character": "The text ends inside a character.",
+    "stop_string": "The text ends with the beginning of a stop string, which the other engine would not recognize.",
     "one_event": "Some engines begin by repeating the delivered text; a single word may also be a real repetition.",
     "no_usage": "The answer is complete, but the usage that the client asked for is lost.",
     "not_wanted": "The setting `STREAM_RESUME` or the header `x-stream-resume` excludes it.",
     "resumes": "The stream was already resumed twice.",
     "not_continued": "The other backends failed before they continued the stream, or could not continue it.",
+    "trailing_space": (
+        "The text ends with white space, which the chat template of the other backends removes: it would come twice."
+    ),
     "no_other_backend": "No other backend serves the same model and can continue a message.",
 }
 """Rules about a stream, with their reasons: what it has delivered, and where it could continue."""
@@ -69,8 +77,12 @@ RULES = (*REQUEST_RULES, *STREAM_RULES)
 """The names of all rules."""
 
 
-def problem_of(transcript: Transcript) -> str | None:
-    """The rule that a broken stream breaks; ``None`` if it can be continued."""
+def problem_of(transcript: Transcript, stop_strings: Iterable[str] = ()) -> str | None:
+    """The rule that a broken stream breaks; ``None`` if it can be continued.
+
+    llama.cpp and vLLM withhold what may become a stop string (vLLM unless ``include_stop_str_in_output``), and write it
+    again in a continuation. Other engines may have delivered its beginning.
+    """
     if transcript.problem is not None:
         return transcript.problem
     text = transcript.text
@@ -78,7 +90,9 @@ def problem_of(transcript: Transcript) -> str | None:
         return "cut_character"
     if any(mark in text for mark in _REASONING_MARKS):
         return "reasoning"
-    return "one_event" if transcript.may_be_repeated and transcript.text_events == 1 else None
+    if any(text.endswith(stop[: end + 1]) for stop in stop_strings for end in range(len(stop))):
+        return "stop_string"
+    return "one_event" if transcript.is_message and transcript.text_events == 1 else None
 
 
 def has_grammar(members: Members) -> bool:
@@ -92,6 +106,11 @@ def has_penalty(members: Members) -> bool:
     return has("presence_penalty", "frequency_penalty")(members) or any(
         value(members, name) not in (None, neutral) for name, neutral in changed.items()
     )
+
+
+def hides_reasoning(members: Members) -> bool:
+    """Whether the client does not get the reasoning (vLLM)."""
+    return value(members, "include_reasoning") is False
 
 
 def must_call_tool(members: Members) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from inference_engine_proxy_server.errors import StreamNotContinued
 from inference_engine_proxy_server.resume.transcript import Transcript
 
 __all__ = ["Seam"]
@@ -22,6 +23,7 @@ class Seam(ABC):
 
     def __init__(self, transcript: Transcript, seconds: float) -> None:
         self._echo = transcript.text
+        self._has_text = bool(transcript.text)
         self._tokens = transcript.text_events
         self._milliseconds = 1000 * seconds
 
@@ -31,7 +33,13 @@ class Seam(ABC):
 
         Raises:
             msgspec.DecodeError, UnicodeDecodeError: it is no event of the API.
+            StreamNotContinued: it begins a new answer.
         """
+
+    def _refuse_reasoning(self) -> None:
+        """An engine that reasons after the delivered text does not continue that."""
+        if self._has_text:
+            raise StreamNotContinued("The backend begins a new answer instead of continuing the stream.")
 
     def _without_echo(self, text: str | None) -> str | None:
         if not text:

@@ -55,8 +55,11 @@ class Transcript(ABC):
 
     @property
     @abstractmethod
-    def may_be_repeated(self) -> bool:
-        """Whether some engines begin a continuation by repeating the delivered text."""
+    def is_message(self) -> bool:
+        """Whether the text is that of a message.
+
+        A continuation of a message passes a chat template, and some engines begin by repeating the message.
+        """
 
     def take(self, events: bytes) -> None:
         """Add whole events, which are delivered now."""

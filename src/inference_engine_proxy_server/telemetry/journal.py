@@ -14,7 +14,7 @@ __all__ = ["BACKEND", "Event", "Journal", "Kind", "Severity"]
 BACKEND = "{backend}"
 """Stands in the text of an event for the name of its backend, which not everyone may see."""
 
-Kind = Literal["state", "drain", "move", "resume", "retry", "fallback", "rejection", "shed", "reload"]
+Kind = Literal["state", "drain", "move", "resume", "retry", "fallback", "rejection", "shed", "reload", "drift"]
 Severity = Literal["info", "warning", "error"]
 
 _KEPT = 1000  # events

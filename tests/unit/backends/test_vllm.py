@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inference_engine_proxy_server.backends.base import ModelNames, Reply, Thresholds, UnreadableState
+from inference_engine_proxy_server.backends.begun_answers import BegunAnswers
 from inference_engine_proxy_server.backends.vllm import VLLMBackend
 from recorded import answering, recorded
 
@@ -61,6 +62,45 @@ async def test_a_recorded_idle_server_is_ready_and_idle() -> None:
         "vllm:prefix_cache_queries_total": 0.0,
         "vllm:prefix_cache_hits_total": 0.0,
     }
+
+
+BEGUN = {"/tokenize": recorded("vllm", "tokenize-begun"), "/detokenize": recorded("vllm", "detokenize-begun-trimmed")}
+
+
+@pytest.mark.parametrize(
+    ("answers", "begun_answers"),
+    [
+        (BEGUN, BegunAnswers.TRIMMED),
+        ({**BEGUN, "/detokenize": Reply(200, b'{"prompt": "<a>begun \\n\\n"}')}, BegunAnswers.KEPT),
+        ({**BEGUN, "/detokenize": Reply(200, b'{"prompt": "<a>begun<end><a>"}')}, BegunAnswers.LOST),
+        ({"/tokenize": Reply(400, b"{}")}, BegunAnswers.LOST),
+        ({**BEGUN, "/detokenize": Reply(404, b"{}")}, BegunAnswers.TRIMMED),
+        ({"/tokenize": Reply(404, b"[]")}, BegunAnswers.TRIMMED),
+        ({"/tokenize": ConnectionError()}, BegunAnswers.TRIMMED),
+        ({"/tokenize": TimeoutError()}, BegunAnswers.TRIMMED),
+    ],
+)
+async def test_what_its_prompts_have_of_a_begun_answer(
+    answers: dict[str, Reply | Exception], begun_answers: BegunAnswers
+) -> None:
+    assert (await backend({**AWAKE, **answers}).fetch_state()).begun_answers is begun_answers
+
+
+async def test_it_is_asked_for_its_prompts_once_for_each_process() -> None:
+    asked: list[str] = []
+    answers: dict[str, Reply | Exception] = {**AWAKE, "/tokenize": TimeoutError()}
+    engine = backend(answers, asked)
+    await engine.fetch_state()
+    answers |= BEGUN
+    await engine.fetch_state()
+    await engine.fetch_state()
+    assert (asked.count("/tokenize"), asked.count("/detokenize")) == (2, 1)
+
+    answers["/health"] = Reply(503, b"")
+    await engine.fetch_state()
+    answers["/health"] = AWAKE["/health"]
+    await engine.fetch_state()
+    assert (asked.count("/tokenize"), asked.count("/detokenize")) == (3, 2)
 
 
 async def test_waiting_by_reason_is_not_counted_twice() -> None:

@@ -108,7 +108,7 @@ def test_control_endpoints_are_blocked_by_default() -> None:
     assert PathRule("POST", "/v1/models/", is_prefix=True) in rules
     assert len(set(rules)) == len(rules)
     ours = [rule for rule in rules if rule.path.startswith(("/v1/chat", "/v1/models", "/health", "/metrics"))]
-    assert ours == [PathRule("POST", "/v1/models/", is_prefix=True)]
+    assert ours == [PathRule(method, "/v1/models/", is_prefix=True) for method in ("POST", "DELETE")]
 
 
 @pytest.mark.parametrize(

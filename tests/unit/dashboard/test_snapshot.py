@@ -49,14 +49,21 @@ def keys_of(content: object) -> Iterator[str]:
 
 
 async def test_every_field_is_documented_and_there_are_no_others(fleet: Fleet) -> None:
-    engine = await fleet.engine(streams_and_hangs)
-    proxy = await fleet.proxy(engine, admin_key=ADMIN_KEY, stream_resume="off")
+    for context in (1000, 2000):
+        entry = {"id": "m", "object": "model", "meta": {"n_ctx": context}}
+        await fleet.engine(streams_and_hangs, models=[entry])
+    proxy = await fleet.proxy(*fleet.engines, admin_key=ADMIN_KEY, stream_resume="off")
+
+    async def is_compared() -> bool:
+        return bool((await snapshot_of(proxy))["differences"])
+
+    await eventually(is_compared)
     async with proxy.call() as call:
         call.send()
         await call.head()
         await live(proxy, lambda request: request["phase"] == "decode")
         content = await snapshot_of(proxy)
-    await eventually(lambda: engine.open_requests == 0)
+    await eventually(lambda: sum(engine.open_requests for engine in fleet.engines) == 0)
 
     async def counts_usage() -> bool:
         return bool((await snapshot_of(proxy))["usage"]["by_model"])

@@ -47,6 +47,7 @@ class Lanes:
         priority: float = 0,
         takes_free: bool = False,
         most_seconds: float = math.inf,
+        is_resumed: bool = False,
     ) -> asyncio.Task[FakeLease]:
         """Let a request wait, or with ``takes_free`` take a free slot at once; done when this returns."""
 
@@ -59,7 +60,7 @@ class Lanes:
             return self.taken[-1]
 
         request = QueuedRequest(
-            lane, name if sender is None else sender, tokens, priority, take, self.queue, most_seconds
+            lane, name if sender is None else sender, tokens, priority, take, self.queue, most_seconds, is_resumed
         )
         self.requests.append(request)
 
@@ -283,6 +284,15 @@ async def test_a_request_may_wait_for_less_than_usual() -> None:
     lanes.pass_time(0.2)
     with pytest.raises(CapacityError, match="No backend was free in time"):
         await task
+
+
+async def test_a_request_whose_client_has_a_part_of_the_reply_waits_as_long_as_it_takes() -> None:
+    lanes = Lanes(seconds=30)
+    await lanes.join("resumed", most_seconds=2, is_resumed=True)
+    lanes.pass_time(3000)
+    assert lanes.queue.count == 1
+    await lanes.serve()
+    assert lanes.served == ["resumed"]
 
 
 async def test_a_request_that_is_expected_to_wait_for_too_long_does_not_wait() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.doctor.backend_checks import Examined, examine_backend
@@ -23,7 +24,7 @@ from support.certificate import Certificate, make_certificate, make_expired_cert
 
 LLAMACPP = {"/v1/models": (200, {"data": [{"id": "m", "owned_by": "llamacpp"}]}), "/metrics": (200, {}),
             "/props": (200, {"total_slots": 4}), "/health": (200, {})}  # fmt: skip
-VLLM = {"/v1/models": (200, {"data": [{"id": "m", "owned_by": "vllm"}]}), "/metrics": (200, {})}
+VLLM = {"/health": (200, {}), "/v1/models": (200, {"data": [{"id": "m", "owned_by": "vllm"}]}), "/metrics": (200, {})}
 Pages = dict[str, tuple[int, Any]]
 
 
@@ -58,7 +59,7 @@ async def server(
 
 async def examined(url: str, *, key: str | None = None, **settings: Any) -> Examined:
     config = BackendConfig(url, "b", api_key=None if key is None else SecretStr(key))
-    return await asyncio.to_thread(examine_backend, config, Settings(**settings))
+    return await asyncio.to_thread(examine_backend, config, Settings(**settings), discover_engines())
 
 
 async def codes(url: str, **options: Any) -> list[str]:
@@ -70,7 +71,7 @@ async def test_a_good_backend_has_no_findings_and_its_models_are_known(pages: Pa
     async with server(pages, date=time.time()) as port:
         found = await examined(f"http://127.0.0.1:{port}")
     assert found.findings == []
-    assert [entry["id"] for entry in found.models] == ["m"]
+    assert [entry["id"] for entry in found.models] == [one.model for one in found.replicas] == ["m"]
 
 
 @pytest.mark.parametrize(

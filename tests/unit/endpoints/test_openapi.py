@@ -19,6 +19,7 @@ OWN = {
     "/metrics",
     *(f"/admin/{it}" for it in ("backends", "decisions", "keys", "settings", "usage")),
     "/dashboard/feed",
+    "/dashboard/pulse",
     "/dashboard/snapshot",
 }
 OPERATED = {

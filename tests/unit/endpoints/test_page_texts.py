@@ -15,7 +15,7 @@ PAGE = Path(inference_engine_proxy_server.endpoints.page.__file__).with_suffix("
 PARTS = ("overview", "views")
 # The same in every language: names of units, of settings, and a text that is only made of values.
 UNTRANSLATED = {
-    "column.ttft50", "column.ttft95", "history.p50", "history.p95", "request.alias", "request.speed",
+    "column.ttft50", "column.ttft95", "differ.between", "history.p50", "history.p95", "request.alias", "request.speed",
     "tool.language", "total.ttft50", "total.ttft95",
 }  # fmt: skip
 

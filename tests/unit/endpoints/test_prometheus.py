@@ -73,9 +73,11 @@ async def _requests(proxy: Proxy) -> dict[tuple[str, str, str], float]:
 async def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_else_is(
     fleet: Fleet, tmp_path: Path
 ) -> None:
-    engine = await fleet.engine()
+    engine = await fleet.engine(models=[{"id": "m", "object": "model", "meta": {"n_ctx": 1000}}])
     usual, engine.answer = engine.answer, answers_with(http_reply(b'{"usage":{"prompt_tokens":1}}'))
-    gone = await fleet.engine(owner="vllm", models=[*engine.models, {"id": "lost", "object": "model"}])
+    gone = await fleet.engine(
+        owner="vllm", models=[{"id": "m", "max_model_len": 2000}, {"id": "lost", "object": "model"}]
+    )
     router = await fleet.stack.enter_async_context(ScriptedRouter())
     router.load("a")
     proxy = await fleet.proxy(

@@ -69,6 +69,8 @@ def test_without_rules_nothing_is_blocked() -> None:
         ("POST", "/generate"),
         ("POST", "/v1/responses"),
         ("GET", "/model_info"),
+        ("GET", "/api/ps"),
+        ("GET", "/load"),
     ],
 )
 def test_the_default_rules_allow_other_paths(method: str, path: str) -> None:
@@ -87,6 +89,8 @@ def test_the_default_rules_allow_other_paths(method: str, path: str) -> None:
         ("POST", "/v1/model/embedding/unload"), ("POST", "/v1/lora/load"), ("POST", "/v1/sampling/override/switch"),
         ("GET", "/flush_cache"), ("POST", "/update_weights_from_disk"), ("PUT", "/hicache/storage-backend"),
         ("GET", "/terminate"), ("POST", "/wakeup"), ("POST", "/release_memory"), ("POST", "/v1/models/m/unload"),
+        ("DELETE", "/v1/models/org/model"), ("POST", "/api/ps/org/model"), ("DELETE", "/api/ps/org/model"),
+        ("POST", "/load"), ("POST", "/load_model"), ("POST", "/reset"),
     ],
 )  # fmt: skip
 def test_the_default_rules_block_control_endpoints(method: str, path: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from inference_engine_proxy_server.resume.events import split_events
 from inference_engine_proxy_server.resume.rules import problem_of
@@ -97,6 +100,37 @@ def test_a_stream_cut_at_any_byte_is_continued_or_ends_between_two_events(engine
         assert {one["id"] for one in found} == {expected[0]["id"] if delivered else "other"}
         assert body.count(b"data: [DONE]") == 1
         right.add(body)
+
+
+RECORDED = {
+    "/v1/chat/completions": ("chat-stream-raw", "chat-stream-usage-raw"),
+    "/v1/completions": ("completions-stream-raw",),
+    "/v1/messages": ("v1-messages-stream-raw",),
+    "/v1/responses": ("v1-responses-stream-raw",),
+}
+
+
+@pytest.mark.parametrize("engine", ["llama-server", "vllm"])
+@pytest.mark.parametrize(("path", "name"), [(path, name) for path, names in RECORDED.items() for name in names])
+@given(data=st.data())
+@settings(max_examples=30)
+def test_whole_events_are_delivered_however_the_stream_arrives(
+    engine: str, path: str, name: str, data: st.DataObject
+) -> None:
+    original = whole(engine, name)
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(original)), min_size=1, max_size=40)))
+    pieces = [original[start:end] for start, end in itertools.pairwise([0, *cuts])]
+    stream, expected = Stream(path), Stream(path)
+    stream.relay_pieces(pieces)
+    expected.relay(b"".join(pieces))
+
+    assert stream.client.body == expected.client.body
+    unfinished = cuts[-1] - len(expected.client.body)
+    assert stream.sink.sent_bytes == len(stream.client.received) + unfinished
+    for one in (stream, expected):
+        one.sink.transcript.read()
+    assert stream.sink.transcript.text == expected.sink.transcript.text
+    assert stream.sink.transcript.finish_reason == expected.sink.transcript.finish_reason
 
 
 def test_an_endless_event_is_relayed_as_it_comes_and_not_resumed() -> None:

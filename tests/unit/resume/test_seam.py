@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from inference_engine_proxy_server.errors import StreamNotContinued
 from inference_engine_proxy_server.resume.dialects.completions import (
     Completions,
     CompletionsSeam,
@@ -62,6 +63,14 @@ def test_the_role_and_the_repeated_text_are_removed(three_words: CompletionsTran
     assert rewritten(seam, event({"content": "a b c"}))["choices"][0]["delta"] == {"content": "a b c"}
 
 
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_a_continuation_that_reasons_is_a_new_answer(three_words: CompletionsTranscript, name: str) -> None:
+    with pytest.raises(StreamNotContinued):
+        CompletionsSeam(three_words, 1).rewrite(event({name: "hm"}))
+    assert rewritten(CompletionsSeam(three_words, 1), event({name: "", "content": " d"}))
+    assert rewritten(CompletionsSeam(transcript_of(event({"role": "assistant"})), 1), event({name: "hm"}))
+
+
 def test_a_completion_may_repeat_a_word() -> None:
     said = {"index": 0, "text": "ha", "finish_reason": None}
     block = b"data: " + json.dumps({"id": "x", "object": "text_completion", "choices": [said]}).encode() + b"\n\n"
@@ -76,6 +85,15 @@ def test_the_usage_is_that_of_one_uninterrupted_answer(three_words: CompletionsT
     assert rewritten(CompletionsSeam(three_words, 1), event(usage=usage))["usage"] == {
         "prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20,
         "prompt_tokens_details": {"cached_tokens": 10},
+    }  # fmt: skip
+
+
+def test_the_answer_counts_whole_if_its_text_makes_fewer_tokens_of_the_prompt(
+    three_words: CompletionsTranscript,
+) -> None:
+    usage = {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9}
+    assert rewritten(CompletionsSeam(three_words, 1), event(usage=usage))["usage"] == {
+        "prompt_tokens": 0, "completion_tokens": 10, "total_tokens": 10,
     }  # fmt: skip
 
 

@@ -12,18 +12,19 @@ export function newRow(open) {
     return cell;
   });
   const button = el("button", { type: "button", class: "name", tabindex: "-1", on: { click: () => open(row.name) } });
+  const label = button.appendChild(el("bdi", { dir: "ltr" }));
   cells[1].append(button);
   const words = el("td", { lang: "en" });
   const reason = el("tr", { class: "reason" }, words);
   const root = el("tbody", {}, el("tr", {}, ...cells), reason);
-  const row = { root, cells, button, reason, words, name: null };
+  const row = { root, cells, button, label, reason, words, name: null };
   return row;
 }
 
 export function fillRow(row, backend, now, { scale, columns }) {
   if (row.name !== backend.name) {
     row.name = backend.name;
-    setText(row.button, shortName(backend.name));
+    setText(row.label, shortName(backend.name));
     setAttribute(row.button, "title", backend.url ?? backend.name);
     setAttribute(row.root, "data-name", backend.name);
   }

@@ -29,6 +29,8 @@ export function verdict(snapshot) {
   if (fleet.queue > 0) return { level: "notice", text: t("verdict.queue", { count: fleet.queue }) };
   const resting = backends.filter(isProblem);
   if (resting.length > 0) return { level: "notice", text: worded("verdict.resting", resting, total) };
+  const differing = (snapshot.differences ?? []).filter((one) => one.severity === "warning").map((one) => one.model);
+  if (differing.length > 0) return { level: "notice", text: t("verdict.differ", { models: [...new Set(differing)].join(", ") }) };
   return { level: "ok", text: t("verdict.ok", { count: total }) };
 }
 

@@ -1,4 +1,5 @@
 // Above every view: is anything wrong, and where? A sentence, and the totals.
+import { Differences } from "./differences.js";
 import { el, setAttribute, setHidden, setText } from "./dom.js";
 import { count, ofLimit, rate, seconds } from "./format.js";
 import { glyph, setGlyph } from "./glyphs.js";
@@ -25,11 +26,13 @@ export class Summary {
     this.mark = glyph("ok");
     this.sentence = el("span");
     this.about = el("p", { class: "soft" });
+    this.differences = new Differences();
     this.values = TOTALS.map(([key]) => ({ key, value: el("dd") }));
     root.append(
       el("div", { class: "verdict" }, el("p", { class: "sentence" }, this.mark, this.sentence), this.about),
       el("dl", { class: "totals" }, ...this.values.map(({ key, value }) =>
         el("div", { class: `total-${key}` }, el("dt", { text: `total.${key}`, hint: `total.${key}.hint` }), value))),
+      this.differences.root,
     );
   }
 
@@ -47,6 +50,7 @@ export class Summary {
       count: snapshot.workers?.count ?? 1,
       uptime: seconds(snapshot.at - snapshot.started_at),
     }));
+    this.differences.render(snapshot.differences);
     TOTALS.forEach(([, show], at) => setText(this.values[at].value, show(snapshot.fleet)));
     const { available, total } = snapshot.fleet;
     document.title = `${level === "ok" ? "" : "! "}${count(available)}/${count(total)} – ${t("page.title")}`;

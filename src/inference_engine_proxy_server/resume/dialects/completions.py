@@ -15,8 +15,8 @@ from inference_engine_proxy_server.backends.base import Api
 from inference_engine_proxy_server.resume.counts import UsageNames, whole_timings, whole_usage
 from inference_engine_proxy_server.resume.dialect import Dialect, RequestRules
 from inference_engine_proxy_server.resume.events import ABSENT, MALFORMED, data_of, event_of, is_about_request
-from inference_engine_proxy_server.resume.members import Members, has, reduced, value
-from inference_engine_proxy_server.resume.rules import has_grammar, has_penalty, must_call_tool
+from inference_engine_proxy_server.resume.members import Members, has, number, reduced, value
+from inference_engine_proxy_server.resume.rules import has_grammar, has_penalty, hides_reasoning, must_call_tool
 from inference_engine_proxy_server.resume.seam import Seam
 from inference_engine_proxy_server.resume.transcript import Transcript
 
@@ -78,14 +78,9 @@ class CompletionsTranscript(Transcript):
         self.role_sent = False
 
     @property
-    def is_chat(self) -> bool:
+    def is_message(self) -> bool:
         """Whether the events are those of a chat completion."""
         return b"chat" in bytes(self.identity.get("object", b""))
-
-    @property
-    def may_be_repeated(self) -> bool:
-        """No engine repeats the prompt of a text completion."""
-        return self.is_chat
 
     def _read(self, data: bytes) -> None:
         if is_done(data):
@@ -156,6 +151,8 @@ class CompletionsSeam(Seam):
         if "text" in choice:
             return rewritten if has_news or _text(choice["text"]) else None  # no engine repeats the prompt here
         delta: dict[str, object] = dict(_members(choice["delta"])) if "delta" in choice else {}
+        if any(bytes(delta[name]) not in _NOTHING for name in _REASONING & delta.keys()):  # type: ignore[call-overload]
+            self._refuse_reasoning()
         if self._drops_role:
             delta.pop("role", None)
         if "content" in delta:
@@ -204,6 +201,7 @@ class Completions(Dialect[CompletionsTranscript]):
         "penalties": has_penalty,
         "prompt_form": _is_not_text,
         "assistant_message": _continues_a_message,
+        "hidden_reasoning": hides_reasoning,
     }
 
     def wants_usage(self, members: Members) -> bool:
@@ -224,7 +222,10 @@ class Completions(Dialect[CompletionsTranscript]):
         text = transcript.text
         if not text:
             return msgspec.json.encode(members)
-        body = reduced(members, (*self.limits, "min_tokens"), transcript.text_events)
+        delivered = transcript.text_events
+        body = reduced(members, self.limits, delivered)
+        if (least := number(members, "min_tokens")) is not None:
+            body["min_tokens"] = max(0, least - delivered)
         if "messages" in members:
             messages = msgspec.json.decode(members["messages"], type=list[msgspec.Raw])
             body["messages"] = [*messages, {"role": "assistant", "content": text}]
@@ -239,7 +240,7 @@ class Completions(Dialect[CompletionsTranscript]):
         del members
         last = b""
         if transcript.finish_reason is None:
-            nothing: dict[str, object] = {"delta": {}} if transcript.is_chat else {"text": ""}
+            nothing: dict[str, object] = {"delta": {}} if transcript.is_message else {"text": ""}
             choice = {"index": 0, "finish_reason": "length", **nothing}
             last = event_of({**transcript.identity, "choices": [choice]})
         return last if transcript.is_done else last + _DONE

@@ -16,7 +16,7 @@ import msgspec
 from inference_engine_proxy_server.backends.base import Api
 from inference_engine_proxy_server.resume.dialect import Dialect, RequestRules
 from inference_engine_proxy_server.resume.events import MALFORMED, data_of, name_of, named_event_of
-from inference_engine_proxy_server.resume.members import Members, reduced, smallest, value
+from inference_engine_proxy_server.resume.members import Members, largest, reduced, value
 from inference_engine_proxy_server.resume.seam import Seam
 from inference_engine_proxy_server.resume.transcript import Transcript
 
@@ -80,8 +80,8 @@ class MessagesTranscript(Transcript):
         self.prompt_usage: dict[str, object] = {}
 
     @property
-    def may_be_repeated(self) -> bool:
-        """As in chat completions."""
+    def is_message(self) -> bool:
+        """See :class:`Transcript`."""
         return True
 
     def _read(self, data: bytes) -> None:
@@ -154,6 +154,8 @@ class MessagesSeam(Seam):
 
     def _start(self, found: _Event, members: dict[str, Any]) -> bytes:
         index, block = found.index, found.content_block
+        if block is not None and _PROBLEMS.get(block.type) == "reasoning":
+            self._refuse_reasoning()
         if index in self._indexes:
             return b""  # llama.cpp repeats it if the last event has text
         if block is not None and block.type == _TEXT and self._open is not None:
@@ -227,6 +229,7 @@ class Messages(Dialect[MessagesTranscript]):
     api = Api.MESSAGES
     paths = ("/v1/messages",)
     limits = ("max_tokens",)
+    stops = "stop_sequences"
     rules: ClassVar[RequestRules] = {
         "structured_output": _is_structured,
         "tool_choice": _must_call_tool,
@@ -263,7 +266,7 @@ class Messages(Dialect[MessagesTranscript]):
             if transcript.is_block_open:
                 last += _stop_of(transcript.blocks - 1)
             delta = {"stop_reason": "max_tokens", "stop_sequence": None}
-            usage = {"output_tokens": smallest(members, self.limits)}
+            usage = {"output_tokens": largest(members, self.limits)}
             last += named_event_of({"type": "message_delta", "delta": delta, "usage": usage})
         return last if transcript.is_done else last + named_event_of({"type": "message_stop"})
 

@@ -18,7 +18,7 @@ from inference_engine_proxy_server.resume.dialects.responses_seam import Respons
 from inference_engine_proxy_server.resume.dialects.responses_transcript import ResponsesTranscript
 from inference_engine_proxy_server.resume.events import MALFORMED, data_of
 from inference_engine_proxy_server.resume.members import Members, has, reduced, value
-from inference_engine_proxy_server.resume.rules import has_grammar, has_penalty, must_call_tool
+from inference_engine_proxy_server.resume.rules import has_grammar, has_penalty, hides_reasoning, must_call_tool
 
 __all__ = ["Responses"]
 
@@ -66,7 +66,7 @@ class Responses(Dialect[ResponsesTranscript]):
         "prompt_form": _has_no_input,
         "assistant_message": _continues_a_message,
         "stored_state": has("previous_response_id", "conversation", "prompt", "background", "store"),
-        "hidden_reasoning": lambda members: value(members, "include_reasoning") is False,
+        "hidden_reasoning": hides_reasoning,
     }
 
     def wants_usage(self, members: Members) -> bool:

@@ -74,6 +74,8 @@ class ResponsesSeam(Seam):
         return self._numbered(self._moved(members))
 
     def _begin_item(self, found: ResponsesEvent, members: dict[str, Any]) -> bytes:
+        if found.item is not None and found.item.type == "reasoning":
+            self._refuse_reasoning()
         is_message = found.item is not None and found.item.type == "message"
         if is_message and not self._is_joined and not self._is_closed:
             self._is_joined = True

@@ -63,8 +63,8 @@ class ResponsesTranscript(Transcript):
         self.sequence_number: int | None = None
 
     @property
-    def may_be_repeated(self) -> bool:
-        """As in chat completions."""
+    def is_message(self) -> bool:
+        """See :class:`Transcript`."""
         return True
 
     def _read(self, data: bytes) -> None:

@@ -44,6 +44,7 @@ export default {
   "kind.reload": "Reload",
   "kind.drain": "Drain",
   "kind.retry": "Retry",
+  "kind.drift": "Difference",
   "kind.shed": "Shed",
   "kind.fallback": "Fallback",
 

@@ -44,6 +44,7 @@ export default {
   "kind.reload": "重新載入",
   "kind.drain": "排空",
   "kind.retry": "重試",
+  "kind.drift": "不一致",
   "kind.shed": "卸載",
   "kind.fallback": "替代",
 
