@@ -156,7 +156,7 @@ def test_settings_are_shown_with_their_source(command: Command, tmp_path: Path) 
         ["BACKENDS", "environment", "http://a"],
         ["http://b"],
         ["CONFIG_FILE", "default", "(not set)"],
-        ["MODEL_DIR", "default", "(not set)"],
+        ["DYNAMIC_BACKENDS_FILE", "default", "(not set)"],
     ]
     assert ["LOG_LEVEL", ".env", "debug"] in rows
     assert ["BLOCKED_PATHS", "environment", "(none)"] in rows

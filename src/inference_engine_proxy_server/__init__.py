@@ -15,6 +15,9 @@ Glossary. Code, documentation, log lines and metrics use these terms:
 * *load*: the requests of one backend, made of the leases of all workers and *foreign load*, which comes from others.
 * *queue*: requests that wait for a slot. Each *lane* has those that the same backends can serve. Senders get a *fair
   share* of it.
+* *source*: what finds backends, such as the configuration. The fleet is the union of what all sources have found.
+  *Roster*: the backends that joined while the proxy runs: those that operators *added*, and those that *announced*
+  themselves for the seconds of a lease.
 * *candidate*: a backend as routing sees it. *Placement*: the step that picks one. *Policy*: the rule by which it picks.
   *Decision*: the record of a pick with its reasons.
 * *affinity*: a request's preference for, or obligation to, one backend, its *home* backend. *Backend-local resource*: a

@@ -17,6 +17,7 @@ import uvicorn
 
 from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.composition import build_proxy
+from inference_engine_proxy_server.composition.joining import build_roster
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.file_watch import FileWatch
 from inference_engine_proxy_server.config.key_file import KeyFileError
@@ -140,7 +141,8 @@ def make_supervisor(
         url, *operators_url = (url_of(port.address, is_tls=is_tls) for port in ports)
         announce(url, operators_url[0] if operators_url else None, on_started)
 
-    return Supervisor(configuration, ports, serve, _reloader(settings, load), on_all_started)
+    roster = build_roster(settings, discover_engines())
+    return Supervisor(configuration, ports, serve, _reloader(settings, load), on_all_started, roster)
 
 
 def _exempt_from_collection() -> None:

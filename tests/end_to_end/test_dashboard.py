@@ -125,6 +125,7 @@ async def test_tokens_of_finished_requests_are_rates_and_usage(start_proxy: Star
     [backend] = content["backends"]
     assert (backend["engine"], backend["slots"]) == ("llamacpp", 2)
     assert backend["engine_version"].startswith("b")
+    assert backend["source"] == "configuration"
     assert backend["tokens_out_per_second"] > 0
     assert backend["tokens_in_per_second"] > 0
     assert backend["ttft_p50"] > 0

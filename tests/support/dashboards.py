@@ -50,7 +50,7 @@ class Board:
             siblings.number, load, self.traffic, self.usage, self.in_flight, self.pool.placement, self.journal
         )
         self.workers = Workers(self.maker, siblings)
-        self.reporter = Reporter(self.pool.dispatcher, self.workers, Facts("least_requests", 9, 0.0))
+        self.reporter = Reporter(self.pool.dispatcher, self.workers, Facts("least_requests", 9, 0.0), dict)
 
 
 async def snapshot_of(proxy: RunningProxy, headers: Mapping[str, str] = OPERATOR) -> dict[str, Any]:

@@ -22,7 +22,17 @@ from inference_engine_proxy_server import cli
 from support.running_proxy import Addressed, RunningProxy
 from support.waiting import eventually
 
-__all__ = ["AccessLine", "FreshProxy", "Proxy", "environment", "fresh_program", "program", "run_command", "started"]
+__all__ = [
+    "AccessLine",
+    "Command",
+    "FreshProxy",
+    "Proxy",
+    "environment",
+    "fresh_program",
+    "program",
+    "run_command",
+    "started",
+]
 
 _LISTENING = re.compile(r'listening on (https?://[^\s"]+)(?:"})?$', re.MULTILINE)
 _ACCESS_LINE = re.compile(
@@ -139,6 +149,35 @@ def _run(arguments: tuple[str, ...], folder: Path, variables: Mapping[str, str])
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - open until the end
     sys.stderr = open(2, "w", closefd=False, buffering=1, errors="backslashreplace")  # noqa: SIM115
     sys.exit(cli.main(arguments))
+
+
+class Command:
+    """``inference-proxy ARGUMENTS`` in the background, with only ``settings`` in its environment; killed at the end."""
+
+    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self._stderr = _output(folder, 2)
+        self._process = _start(arguments, folder, settings, is_fresh=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    @property
+    def events(self) -> str:
+        """Its standard error."""
+        return self._stderr.read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait until it has ended; returns the exit code."""
+        await eventually(lambda: self._process.poll() is not None)
+        return self._process.wait()
 
 
 class Proxy(RunningProxy):

@@ -104,6 +104,7 @@ class ScriptedFleet:
             "name": self.name(number) if is_operator else f"backend-{number}",
             "url": f"http://{self.name(number)}.example:8080" if is_operator else None,
             "engine": "llamacpp" if llamacpp else "vllm",
+            "source": "configuration" if is_operator else None,
             "engine_version": ("b11549" if llamacpp else "0.32.0") if works else None,
             "state": {"ready": "up", "frozen": "busy", "draining": "up"}.get(state, state),
             "shown_state": state,

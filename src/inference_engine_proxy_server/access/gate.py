@@ -14,6 +14,7 @@ from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.requests.destinations import (
     Destination,
     is_about_models,
+    is_announcement,
     is_dashboard,
     is_usage,
     is_web_ui,
@@ -68,6 +69,7 @@ class Gate:
         ring: the keys of clients; ``None`` when no key is needed.
         allowances: the allowances of keys.
         admin_key: for ``/admin/``; ``None`` disables it.
+        announce_key: for announcements of backends, and nothing else; ``None`` disables them.
         metrics_key: for ``/metrics``; ``None`` when it needs no key.
         operators_elsewhere: whether ``/admin/`` and ``/metrics`` are on a separate port.
     """
@@ -78,12 +80,14 @@ class Gate:
         allowances: Allowances,
         *,
         admin_key: str | None,
+        announce_key: str | None = None,
         metrics_key: str | None,
         operators_elsewhere: bool,
     ) -> None:
         self._ring = ring
         self._allowances = allowances
         self._admin_digest = None if admin_key is None else digest_of(admin_key.encode())
+        self._announce_digest = None if announce_key is None else digest_of(announce_key.encode())
         self._metrics_digest = None if metrics_key is None else digest_of(metrics_key.encode())
         self._operators_elsewhere = operators_elsewhere
 
@@ -143,6 +147,9 @@ class Gate:
         return None
 
     def _require_operator(self, head: RequestHead) -> None:
+        if is_announcement(head.path):
+            self._require_announcer(head)
+            return
         name, digest = "METRICS_KEY", self._metrics_digest
         if head.path.removesuffix("/") != "/metrics":
             name, digest = "ADMIN_KEY", self._admin_digest
@@ -150,6 +157,15 @@ class Gate:
                 raise ClientError("/admin is off: ADMIN_KEY is not set.", status=404, code="admin_off")
         if digest is not None and not _has_secret(head, digest):
             raise _refused(head, name)
+
+    def _require_announcer(self, head: RequestHead) -> None:
+        """Operators may announce, too."""
+        if self._announce_digest is None:
+            text = "Backends cannot announce themselves here: ANNOUNCE_KEY is not set."
+            raise ClientError(text, status=404, code="announcements_off")
+        is_operator = self._admin_digest is not None and _has_secret(head, self._admin_digest)
+        if not is_operator and not _has_secret(head, self._announce_digest):
+            raise _refused(head, "ANNOUNCE_KEY")
 
 
 def _is_open(head: RequestHead) -> bool:

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 
 from inference_engine_proxy_server import __version__
-from inference_engine_proxy_server.cli import demo, doctor, fleet, keys, serve, settings, top, usage
+from inference_engine_proxy_server.cli import announce, demo, doctor, fleet, keys, serve, settings, top, usage
 from inference_engine_proxy_server.cli.console import StrictParser, complain
 from inference_engine_proxy_server.config.sources import SettingsError
 
 __all__ = ["main"]
 
-_COMMANDS = (serve, demo, doctor, top, settings, keys, usage, fleet)  # in the order of the help text
+_COMMANDS = (serve, demo, announce, doctor, top, settings, keys, usage, fleet)  # in the order of the help text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

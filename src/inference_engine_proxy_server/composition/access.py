@@ -44,6 +44,7 @@ def build_gate(settings: Settings, ring: KeyRing | None, allowances: Allowances)
         ring,
         allowances,
         admin_key=_revealed(settings.admin_key),
+        announce_key=_revealed(settings.announce_key),
         metrics_key=_revealed(settings.metrics_key),
         operators_elsewhere=settings.admin_port is not None,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,9 +56,15 @@ def build_dashboard(
     finished: FinishedRequests,
     journal: Journal,
     process: ProcessContext,
+    sources: Callable[[], Mapping[str, str]],
     is_own: Callable[[RequestRecord], bool],
 ) -> Dashboard:
-    """The dashboard's data; ``is_own``: whether a request was for one of the proxy's own paths."""
+    """The dashboard's data.
+
+    Args:
+        sources: the source of each backend, by base URL.
+        is_own: whether a request was for one of the proxy's own paths.
+    """
     fleet, siblings = dispatcher.fleet, process.siblings
     FleetEvents(fleet, journal)
     usage = UsageTotals()
@@ -67,7 +73,7 @@ def build_dashboard(
     maker = PartMaker(siblings.number, live, traffic, usage, in_flight, dispatcher.placement, journal)
     workers = Workers(maker, siblings)
     facts = Facts(settings.balancing_policy, settings.max_queued_requests, time.time())
-    reporter = Reporter(dispatcher, workers, facts)
+    reporter = Reporter(dispatcher, workers, facts, sources)
     feed, cancelling = Feed(reporter), Cancelling(live, siblings)
     loops = {"history": Recorder(traffic, live, in_flight, dispatcher).run, "dashboard": feed.run}
     return Dashboard(reporter, feed, cancelling, loops, {**workers.answers, **cancelling.answers})

@@ -30,6 +30,7 @@ from inference_engine_proxy_server.endpoints.openapi import describe_proxied_pat
 from inference_engine_proxy_server.endpoints.page import page_router
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage, prometheus_router
 from inference_engine_proxy_server.endpoints.usage import usage_router
+from inference_engine_proxy_server.fleet.departures import Departures
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.requests.destinations import Destinations
@@ -42,6 +43,7 @@ def build_routers(
     settings: Settings,
     dispatcher: Dispatcher,
     discovery: Discovery,
+    departures: Departures,
     ring: KeyRing | None,
     allowances: Allowances,
     readiness: Readiness,
@@ -65,7 +67,7 @@ def build_routers(
         models_router(dispatcher, listed, settings.metrics_cache_ttl_seconds),
         prometheus_router(metrics_page),
         docs_router(),
-        admin_router(fleet, ring, allowances, workers),
+        admin_router(fleet, departures, ring, allowances, workers, discovery.sources),
         usage_router(usage_file, time.time),
     )
 

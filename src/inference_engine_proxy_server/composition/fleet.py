@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from inference_engine_proxy_server.backends.base import Thresholds
 from inference_engine_proxy_server.backends.registry import Engines
@@ -10,10 +10,13 @@ from inference_engine_proxy_server.composition.access import forwards_keys
 from inference_engine_proxy_server.composition.clients import via_name
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import BackendConfig, ModelConfig
+from inference_engine_proxy_server.config.service_types import is_service
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.discovery.config_watch import ConfigWatch
-from inference_engine_proxy_server.discovery.discovery import Discovery
+from inference_engine_proxy_server.discovery.discovery import Discovery, LookupSource
 from inference_engine_proxy_server.discovery.dns_source import DnsSource
+from inference_engine_proxy_server.discovery.mdns_source import MdnsSource
+from inference_engine_proxy_server.discovery.source import Source
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.backend_load import BackendLoad, SharedLoad
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
@@ -148,15 +151,19 @@ def build_fleet_updater(
 
 
 def build_discovery(
-    configuration: Configuration, engines: Engines, updater: FleetUpdater, journal: Journal
+    configuration: Configuration, engines: Engines, updater: FleetUpdater, sources: Sequence[Source], journal: Journal
 ) -> Discovery:
-    """The sources of backends.
+    """The sources of backends: the configuration, and ``sources``.
 
     Raises:
         UnknownEngineError: the configuration names an unknown engine.
     """
     check_engines((*configuration.fleet, *configuration.lookups), engines)
-    return Discovery(configuration, engines, updater, DnsSource, (), journal)
+    return Discovery(configuration, engines, updater, _lookup_source, sources, journal)
+
+
+def _lookup_source(entry: BackendConfig) -> LookupSource:
+    return MdnsSource(entry) if is_service(entry.url) else DnsSource(entry)
 
 
 def build_config_watch(

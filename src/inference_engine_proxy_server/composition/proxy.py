@@ -40,6 +40,12 @@ from inference_engine_proxy_server.composition.fleet import (
     build_fleet,
     build_fleet_updater,
 )
+from inference_engine_proxy_server.composition.joining import (
+    build_config_of,
+    build_joining_router,
+    build_joining_sources,
+    build_roster,
+)
 from inference_engine_proxy_server.composition.metrics import build_metrics_page
 from inference_engine_proxy_server.composition.telemetry import build_access_log
 from inference_engine_proxy_server.composition.tracing import build_traces
@@ -55,6 +61,7 @@ from inference_engine_proxy_server.endpoints.all_workers import AllWorkers
 from inference_engine_proxy_server.endpoints.asgi_bridge import AsgiBridge
 from inference_engine_proxy_server.endpoints.pulse import pulse_router
 from inference_engine_proxy_server.fleet.cache_refresher import CacheRefresher
+from inference_engine_proxy_server.fleet.departures import Departures
 from inference_engine_proxy_server.fleet.drift_watch import DriftWatch
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.hidden_models import HiddenModels
@@ -103,11 +110,12 @@ def build_proxy(
 
     Raises:
         KeyFileError: the key file cannot be used.
-        SettingsError: the usage file cannot be used, or tracing lacks a package.
+        SettingsError: the usage file or the file of added backends cannot be used, or tracing lacks a package.
         UnknownEngineError: the configuration names an unknown engine.
     """
-    settings, process = configuration.settings, process or SoleProcess()
-    deadlines, journal, engines = Deadlines(), Journal(), discover_engines()
+    settings, engines = configuration.settings, discover_engines()
+    process = process or SoleProcess(build_roster(settings, engines))
+    deadlines, journal = Deadlines(), Journal()
     catalog = LiveCatalog(ModelCatalog(configuration.models, configuration.default_model))
     # The fleet, and the path of a request to it.
     make_backend = build_backend_factory(settings, deadlines, process)
@@ -120,7 +128,10 @@ def build_proxy(
     metrics = RequestMetrics(RULES, RESULTS, labels, names.of, finished)
     access_log = build_access_log(settings, process, finished, metrics)
     updater = build_fleet_updater(configuration, fleet, placement, refresher, make_backend, catalog)
-    discovery = build_discovery(configuration, engines, updater, journal)
+    config_of = build_config_of(lambda: _in_force(configuration, config_watch))
+    sources = build_joining_sources(settings, process, config_of)
+    discovery = build_discovery(configuration, engines, updater, sources, journal)
+    departures = Departures(fleet)
     HiddenModels(fleet, catalog)
     DriftWatch(fleet, journal)
     listed = ListedModels(fleet, catalog, placement.lists)
@@ -142,11 +153,14 @@ def build_proxy(
     metrics_page = build_metrics_page(dispatcher, discovery, client_load, metrics, names, labels, process)
     guard = build_overload_guard(settings, client_load, metrics, journal, deadlines)
     dashboard = build_dashboard(
-        settings, dispatcher, client_load, finished, journal, process,
+        settings, dispatcher, client_load, finished, journal, process, discovery.sources,
         is_own=lambda record: destinations.of(record.method, record.path) in ANSWERED_HERE,
     )  # fmt: skip
     routers = [
-        *build_routers(settings, dispatcher, discovery, ring, allowances, readiness, workers, metrics_page, listed),
+        *build_routers(
+            settings, dispatcher, discovery, departures, ring, allowances, readiness, workers, metrics_page, listed
+        ),
+        build_joining_router(settings, fleet, discovery, departures, workers, process, config_of, engines),
         build_dashboard_router(settings, dashboard, lambda: _in_force(configuration, config_watch)),
         pulse_router(hashlib.sha256(process.service.encode()).hexdigest()[:12]),  # the name itself is for engines only
     ]

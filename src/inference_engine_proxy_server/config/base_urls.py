@@ -47,9 +47,9 @@ def server_of(url: str) -> tuple[str, str, int, str]:
 
 
 def name_of(url: str) -> str:
-    """A short name, unique among servers with the same scheme: ``llm-1:8080``. SRV records have no port."""
+    """A short name, unique among servers with the same scheme: ``llm-1:8080``. Services have no port."""
     scheme, host, port, path = server_of(url)
-    if scheme.startswith("srv+"):
+    if scheme.startswith(("srv+", "mdns+")):
         return host + path
     return f"[{host}]:{port}{path}" if ":" in host else f"{host}:{port}{path}"
 

@@ -113,7 +113,7 @@ def problem_with(error: ValidationError, form: type[BaseModel], entries: Mapping
     schema = form.model_json_schema(schema_generator=ExactSchema)["properties"].get(last, {})
     has_range = "enum" in schema or schema.get("type") in {"integer", "number"}
     words = _WORDS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
-    if not place:
+    if not place and detail["type"] != "value_error":
         words = f"must be a mapping that begins with {_alternatives(form.model_fields)}"
     text = requirement(str(last), schema) if has_range and detail["type"] != "value_error" else words
     return f"{place}: {text}" if place else text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -17,9 +17,11 @@ from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.model_form import ModelEntry, ModelName
 from inference_engine_proxy_server.config.values import Secret, as_secret, as_variable
 
-__all__ = ["NOT_IN_THE_FILE", "Aspect", "BackendEntry", "ExactSchema", "FleetForm", "fleet_file_schema"]
+__all__ = [
+    "NOT_IN_THE_FILE", "Aspect", "BackendEntry", "ExactSchema", "FleetForm", "fleet_file_schema", "have_own_names",
+]  # fmt: skip
 
-_URL = r"^([Dd][Nn][Ss]\+|[Ss][Rr][Vv]\+)?[Hh][Tt][Tt][Pp][Ss]?://"
+_URL = r"^([Mm]?[Dd][Nn][Ss]\+|[Ss][Rr][Vv]\+)?[Hh][Tt][Tt][Pp][Ss]?://"
 _NAME = "[A-Za-z0-9._-]{1,64}"
 
 NOT_IN_THE_FILE: Mapping[str, str] = MappingProxyType(
@@ -59,7 +61,7 @@ class BackendEntry(Entry):
     model_config = ConfigDict(json_schema_extra={"not": {"required": ["api_key", "api_key_env"]}})
 
     url: Annotated[str, AfterValidator(as_backend_url), Field(json_schema_extra={"pattern": _URL})]
-    """Base URL such as http://llm-1:8080, without /v1; or dns+http://NAME:PORT or srv+http://NAME for many backends."""
+    """Base URL such as http://llm-1:8080, without /v1; dns+http://, srv+http:// or mdns+http:// for many backends."""
     name: _Name | None = None
     """Display name; by default host:port."""
     engine: _Name | None = None
@@ -136,7 +138,11 @@ class BackendEntry(Entry):
         )
 
 
-def _have_own_names(entries: list[BackendEntry]) -> list[BackendEntry]:
+_AnyEntry = TypeVar("_AnyEntry", bound=BackendEntry)
+
+
+def have_own_names(entries: list[_AnyEntry]) -> list[_AnyEntry]:
+    """``entries``, unchanged; raises ``ValueError`` if two have the same server or the same name."""
     distinct_backend_urls(entry.url for entry in entries)
     names = [entry.name for entry in entries if entry.name is not None]
     for name in names:
@@ -152,7 +158,7 @@ class FleetForm(BaseModel):
         extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True, title="Fleet file"
     )
 
-    backends: Annotated[list[BackendEntry], Field(min_length=1), AfterValidator(_have_own_names)] = Field(default=[])
+    backends: Annotated[list[BackendEntry], Field(min_length=1), AfterValidator(have_own_names)] = Field(default=[])
     """The engine servers; BACKENDS, if set, selects which of them are used."""
     default_model: ModelName | None = None
     """The model of requests that name none."""

@@ -1,4 +1,4 @@
-"""URLs with a DNS name that stands for several backends: one for each of its records."""
+"""URLs that stand for several backends: a DNS name, with one for each of its records, or a type of services."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Literal
+
+from inference_engine_proxy_server.config.service_types import as_service_url, is_service
 
 __all__ = ["Lookup", "NameServer", "as_lookup_url", "is_lookup"]
 
@@ -77,11 +79,13 @@ class Lookup:
 
 def is_lookup(url: str) -> bool:
     """Whether ``url`` begins as that of a lookup does; it may have other mistakes."""
-    return url.lower().startswith(("dns+", "srv+"))
+    return url.lower().startswith(("dns+", "srv+")) or is_service(url)
 
 
 def as_lookup_url(text: str) -> str:
     """The normalized URL of a lookup; raises ``ValueError`` if ``text`` is none."""
+    if is_service(text):
+        return as_service_url(text)
     Lookup.of(text)
     before, mark, server = text.partition("?")
     scheme, _, rest = before.partition("://")

@@ -49,6 +49,8 @@ class Settings(BaseModel):
     """Base URLs of the engine servers, separated by commas; `serve` needs at least one."""
     config_file: str | None = None
     """YAML file that describes the fleet, and has settings that neither the environment nor `.env` sets."""
+    dynamic_backends_file: str | None = None
+    """File in which the proxy keeps the backends that operators add; without it they are lost at a restart."""
     model_dir: str | None = None
     """Directory with the model files; only the Compose files use it, to start the engines."""
     model: str | None = None
@@ -161,6 +163,8 @@ class Settings(BaseModel):
     """Key for all paths below /admin/; without it they are off."""
     admin_port: Annotated[int | None, Field(ge=0, le=65_535)] = None
     """TCP port that serves /admin/ and /metrics instead of PORT; without it PORT does."""
+    announce_key: Secret | None = None
+    """Key with which engines may join and leave by themselves; without it they cannot."""
     metrics_key: Secret | None = None
     """Key for /metrics; without it anyone can read the metrics."""
     health_details: Annotated[Literal["all", "key"], InLowerCase] = "all"

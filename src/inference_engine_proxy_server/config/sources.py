@@ -5,6 +5,7 @@ A new source is one more entry in :func:`load_settings`. Importing this module r
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -18,15 +19,24 @@ from inference_engine_proxy_server.config.base_urls import server_of
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.environment import explanation, quoted
 from inference_engine_proxy_server.config.fleet_file import FleetFile, FleetFileError, read_fleet_file
+from inference_engine_proxy_server.config.service_types import is_service
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.values import closest_name, requirement
 
-__all__ = ["CONFIG_FILE_ORIGIN", "ENV_FILE", "LoadedSettings", "SettingsError", "load_settings", "settings_files"]
+__all__ = [
+    "CONFIG_FILE_ORIGIN",
+    "ENV_FILE",
+    "LoadedSettings",
+    "SettingsError",
+    "load_settings",
+    "settings_files",
+    "variables_of",
+]
 
 ENV_FILE = Path(".env")
 """In the working directory."""
 CONFIG_FILE_ORIGIN = "config file"
-_SECRETS = frozenset({"api_keys", "backend_api_key", "admin_key", "metrics_key"})
+_SECRETS = frozenset({"api_keys", "backend_api_key", "admin_key", "announce_key", "metrics_key"})
 _IN_QUOTES = "the quotes are part of the value, because `docker run --env-file` keeps them; remove them"
 _OTHER_WORDS = {"BACKEND_URL": "BACKENDS", "BACKEND_URLS": "BACKENDS"}  # too different from the setting's name
 _VARIABLES = tuple(field.upper() for field in Settings.model_fields)
@@ -61,6 +71,12 @@ class LoadedSettings:
 def settings_files(settings: Settings) -> tuple[Path, ...]:
     """The files that ``settings`` and their fleet come from."""
     return (ENV_FILE,) if settings.config_file is None else (ENV_FILE, Path(settings.config_file))
+
+
+def variables_of(environ: Mapping[str, str], env_file: Path) -> dict[str, str]:
+    """The variables that the configuration may name: those of the environment, and those of ``env_file``."""
+    env_file_values, _ = _read_env_file(env_file)
+    return {**env_file_values, **_not_empty(environ)}
 
 
 def load_settings(
@@ -135,12 +151,24 @@ def _validated(given: Mapping[str, str], problems: Sequence[str], origins: Mappi
         raise SettingsError([*problems, *_problems(error, origins, given.get("config_file"))]) from None
     if settings.port and settings.admin_port == settings.port:
         problems = [*problems, f"PORT and ADMIN_PORT are both {settings.port}: choose another port for one of them"]
+    problems = [*problems, *_missing_packages(settings)]
+    if settings.announce_key is not None and settings.announce_key == settings.admin_key:
+        same = "ANNOUNCE_KEY and ADMIN_KEY are the same, so every engine could do what operators do"
+        problems = [*problems, f"{same}: choose another key for one of them"]
     if settings.shadow_policy == settings.balancing_policy:
         both = f"SHADOW_POLICY and BALANCING_POLICY are both {settings.shadow_policy}"
         problems = [*problems, f"{both}: choose another policy for SHADOW_POLICY, or none to compare nothing"]
     if problems:
         raise SettingsError(problems)
     return settings
+
+
+def _missing_packages(settings: Settings) -> list[str]:
+    services = [url for url in settings.backends if is_service(url)]
+    if not services or importlib.util.find_spec("zeroconf") is not None:
+        return []
+    advice = "pip install 'inference-engine-proxy-server[mdns]'"
+    return [f"BACKENDS: {services[0]} needs a package that is not installed: {advice}"]
 
 
 def _not_empty(values: Mapping[str, str]) -> dict[str, str]:
@@ -178,7 +206,7 @@ def _missing_settings(given: Mapping[str, str], *, backends_required: bool) -> l
     for one, other in (("tls_cert_file", "tls_key_file"), ("tls_key_file", "tls_cert_file")):
         if one in given and other not in given:
             problems.append(f"{one.upper()} is set and {other.upper()} is not: set both")
-    if backends_required and "backends" not in given:
+    if backends_required and not given.keys() & {"backends", "announce_key", "dynamic_backends_file"}:
         example = "BACKENDS=http://127.0.0.1:8080,http://127.0.0.1:8081"
         problems.append(f"BACKENDS is not set: list the base URLs of the engine servers, such as {example}")
     return problems

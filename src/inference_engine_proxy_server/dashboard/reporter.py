@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +60,16 @@ class Reporter:
         dispatcher: the fleet and the queue.
         workers: this worker and its siblings.
         facts: what never changes.
+        sources: the source of each backend, by base URL.
     """
 
-    def __init__(self, dispatcher: Dispatcher, workers: Workers, facts: Facts) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, workers: Workers, facts: Facts, sources: Callable[[], Mapping[str, str]]
+    ) -> None:
         self._dispatcher = dispatcher
         self._workers = workers
         self._facts = facts
+        self._sources = sources
         self._totals = Totals()
         self._step = 0  # in which the totals were made
         self._latest: Moment | None = None
@@ -87,6 +91,6 @@ class Reporter:
             self._totals = self._totals.updated(collected.parts, step)
         dispatcher, events = self._dispatcher, self._workers.events
         fleet = dispatcher.fleet.snapshot()
-        snapshot = Snapshot(time.time(), self._facts, fleet, dispatcher.requests_waiting, collected)
+        snapshot = Snapshot(time.time(), self._facts, fleet, dispatcher.requests_waiting, collected, self._sources())
         self._latest = Moment(snapshot, self._totals, step, events, events.changed)
         return self._latest

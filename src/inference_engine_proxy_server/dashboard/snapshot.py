@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from inference_engine_proxy_server import __version__
@@ -49,6 +49,7 @@ class Snapshot:
         fleet: the backends, as this worker sees them.
         queue: requests that wait, in all workers.
         collected: the parts of all workers.
+        sources: the source of each backend, by base URL.
     """
 
     at: float
@@ -56,6 +57,7 @@ class Snapshot:
     fleet: FleetSnapshot
     queue: int
     collected: Collected
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self, audience: Audience, events: list[MergedEvent]) -> dict[str, Any]:
         """The snapshot for ``audience``, with those of ``events`` that it may see."""
@@ -106,6 +108,7 @@ class Snapshot:
                 "name": names[backend.url],
                 "url": backend.url if audience.sees_addresses else None,
                 **_state_of(backend),
+                "source": self.sources.get(backend.url) if audience.is_operators else None,
                 "engine_version": backend.reported.engine_version if audience.is_operators else None,
                 "errors_per_minute": self._errors_per_minute(backend.url),
                 **self._rates(lambda window, url=backend.url: window.by_backend.get(url, _NOTHING)),  # type: ignore[misc]

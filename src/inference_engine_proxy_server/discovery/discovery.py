@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from inference_engine_proxy_server.backends.registry import Engines
+from inference_engine_proxy_server.config.base_urls import server_of
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.discovery.source import Source
@@ -68,6 +69,19 @@ class Discovery:
     def members(self) -> Sequence[Member]:
         """What each source has found, the configuration first."""
         return self._union.members
+
+    def sources(self) -> dict[str, str]:
+        """The name of the source whose settings apply, for each backend by its base URL."""
+        found: dict[tuple[str, str, int, str], tuple[str, str]] = {}
+        for member in self.members:
+            for config in member.backends:
+                found.setdefault(server_of(config.url), (config.url, member.name))
+        return dict(found.values())
+
+    def source_of(self, url: str) -> str | None:
+        """The name of the source whose settings of the backend ``url`` apply; ``None`` if none has it."""
+        server = server_of(url)
+        return next((source for found, source in self.sources().items() if server_of(found) == server), None)
 
     def apply(self, configuration: Configuration) -> bool:
         """Apply a changed configuration; what other sources have found stays. Returns whether anything changed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -17,11 +18,12 @@ from inference_engine_proxy_server.endpoints.all_workers import AllWorkers, Sibl
 from inference_engine_proxy_server.endpoints.usage import described_budgets
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.departures import Departures
 from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot
 from inference_engine_proxy_server.routing.decisions import KEPT
 
-__all__ = ["admin_router"]
+__all__ = ["admin_router", "described"]
 
 _LOOK_SECONDS = 0.1  # interval of checks whether the last request of a backend has ended
 _MOVE_SECONDS = 1.0  # a stream that could not be moved, for example because it had just begun, can be moved later
@@ -36,18 +38,27 @@ _Move = Annotated[bool, Query(description="Whether other backends continue its s
 _WaitSeconds = Annotated[float, Query(ge=0, le=3600, description="Longest wait for its last request to end.")]
 
 
-def admin_router(fleet: Fleet, ring: KeyRing | None, allowances: Allowances, workers: AllWorkers) -> APIRouter:
+def admin_router(
+    fleet: Fleet,
+    departures: Departures,
+    ring: KeyRing | None,
+    allowances: Allowances,
+    workers: AllWorkers,
+    sources: Callable[[], Mapping[str, str]],
+) -> APIRouter:
     """The operators' endpoints.
 
     Args:
         fleet: the fleet.
+        departures: the backends that have left it.
         ring: the keys of clients; ``None`` when there are none.
         allowances: the remaining allowances of the keys in this worker.
         workers: this worker and its siblings.
+        sources: the source of each backend, by base URL.
     """
     router = APIRouter(prefix="/admin", tags=["admin"])
     _add_keys(router, ring, allowances, workers)
-    _add_backends(router, fleet, workers)
+    _add_backends(router, fleet, departures, workers, sources)
     _add_drain(router, fleet, workers)
     _add_decisions(router, workers)
     return router
@@ -62,18 +73,32 @@ def _add_keys(router: APIRouter, ring: KeyRing | None, allowances: Allowances, w
         return {"keys": rows, **workers.silence(siblings)}
 
 
-def _add_backends(router: APIRouter, fleet: Fleet, workers: AllWorkers) -> None:
-    @router.get("/backends", summary="The backends: state of each, and its reason", responses=_RESPONSES)
+def _add_backends(
+    router: APIRouter,
+    fleet: Fleet,
+    departures: Departures,
+    workers: AllWorkers,
+    sources: Callable[[], Mapping[str, str]],
+) -> None:
+    @router.get("/backends", summary="The backends: state of each, its reason, and where it comes from",
+                responses=_RESPONSES)  # fmt: skip
     async def backends() -> dict[str, Any]:
-        siblings = await workers.fleet()
-        rows = [_described(backend, siblings) for backend in fleet.snapshot().backends]
+        siblings, source_of = await workers.fleet(), sources()
+        rows = [
+            {**described(backend, siblings), "source": source_of.get(backend.url)}
+            for backend in fleet.snapshot().backends
+        ]
         waiting = workers.waiting + sum(one["waiting"] for one in siblings.answers)
-        return {"backends": rows, "waiting": waiting, **workers.silence(siblings)}
+        leaving = [
+            {"name": backend.config.name, "url": backend.url, "requests_in_flight": backend.load.proxy_leases}
+            for backend in departures.backends
+        ]
+        return {"backends": rows, "leaving": leaving, "waiting": waiting, **workers.silence(siblings)}
 
 
 def _add_drain(router: APIRouter, fleet: Fleet, workers: AllWorkers) -> None:
-    def described(backend: Backend, siblings: SiblingAnswers) -> dict[str, Any]:
-        row = _described(BackendSnapshot.of(backend, fleet.clock()), siblings)
+    def answer(backend: Backend, siblings: SiblingAnswers) -> dict[str, Any]:
+        row = described(BackendSnapshot.of(backend, fleet.clock()), siblings)
         return {**row, **workers.silence(siblings)}
 
     @router.post("/backends/{name:path}/drain", summary="Give a backend no new requests; reports when to stop it",
@@ -89,14 +114,14 @@ def _add_drain(router: APIRouter, fleet: Fleet, workers: AllWorkers) -> None:
             if move and fleet.clock() >= moved_at + _MOVE_SECONDS:
                 workers.set_draining(backend, is_draining=True, moves=True)
                 moved_at = fleet.clock()
-        return described(backend, await workers.fleet_once_drained(backend))
+        return answer(backend, await workers.fleet_once_drained(backend))
 
     @router.post("/backends/{name:path}/undrain", summary="Give a drained backend requests again",
                  responses=_BACKEND_RESPONSES)  # fmt: skip
     async def undrain(name: str) -> dict[str, Any]:
         backend = _find(fleet, name)
         workers.set_draining(backend, is_draining=False)
-        return described(backend, await workers.fleet())
+        return answer(backend, await workers.fleet())
 
 
 def _add_decisions(router: APIRouter, workers: AllWorkers) -> None:
@@ -118,7 +143,8 @@ def _find(fleet: Fleet, name: str) -> Backend:
     raise ClientError(f"There is no backend {name[:200]!r}; there are {names}.", status=404, code="no_such_backend")
 
 
-def _described(backend: BackendSnapshot, siblings: SiblingAnswers) -> dict[str, Any]:
+def described(backend: BackendSnapshot, siblings: SiblingAnswers) -> dict[str, Any]:
+    """One backend, as operators see it."""
     is_unused = not backend.requests_in_flight
     return {
         "name": backend.name,

@@ -48,6 +48,10 @@ class SiblingAnswers:
         """Whether no sibling gives the backend ``url`` new requests; false if a sibling is silent."""
         return not self.silent and all(url in answer["draining"] for answer in self.answers)
 
+    def agree_on(self, url: str, *, is_present: bool) -> bool:
+        """Whether the backend ``url`` is in the fleet of every sibling, or of none; false if a sibling is silent."""
+        return not self.silent and all((url in answer["backends"]) is is_present for answer in self.answers)
+
 
 class AllWorkers:
     """This worker and its siblings.
@@ -113,7 +117,7 @@ class AllWorkers:
         return siblings
 
     async def fleet(self) -> SiblingAnswers:
-        """Of each sibling: ``draining``, URLs of backends; ``waiting``, requests in its queue."""
+        """Of each sibling: ``backends`` and ``draining``, base URLs; ``waiting``, requests in its queue."""
         return await self._ask(_FLEET)
 
     async def keys(self) -> SiblingAnswers:
@@ -135,7 +139,8 @@ class AllWorkers:
 
     def _answer_fleet(self) -> bytes:
         draining = [backend.url for backend in self._fleet.backends if backend.is_draining]
-        return json.dumps({"draining": draining, "waiting": self.waiting}).encode()
+        backends = [backend.url for backend in self._fleet.backends]
+        return json.dumps({"backends": backends, "draining": draining, "waiting": self.waiting}).encode()
 
     def _answer_keys(self) -> bytes:
         now = self._allowances.clock()

@@ -8,7 +8,19 @@ from __future__ import annotations
 import contextlib
 import socket
 
-__all__ = ["DRAIN", "JOINED", "LEFT", "MOVE", "READINESS_PROBED", "SERVING", "SIGNAL", "UNDRAIN", "Channel"]
+__all__ = [
+    "DRAIN",
+    "JOINED",
+    "LEFT",
+    "LONGEST_BYTES",
+    "MOVE",
+    "READINESS_PROBED",
+    "ROSTER",
+    "SERVING",
+    "SIGNAL",
+    "UNDRAIN",
+    "Channel",
+]
 
 SIGNAL = "signal"
 """To a worker: act as if it had received the signal with this number."""
@@ -17,12 +29,15 @@ SERVING = "serving"
 DRAIN, UNDRAIN, MOVE = "drain", "undrain", "move"
 """An operator's command for the backend with this base URL; to move is to drain, and to continue its streams elsewhere.
 The worker that received the command sends it to the supervisor, which sends it to all workers."""
+ROSTER = "roster"
+"""A change of the backends that joined while the proxy runs. Sent to the supervisor, and from there to all workers."""
 JOINED, LEFT = "joined", "left"
 """From a worker: the backend with this base URL is new in its fleet, or no longer there."""
 READINESS_PROBED = "watched"
 """A load balancer or orchestrator has probed one worker's readiness. Sent in the same way as a command."""
 
-_LONGEST_BYTES = 65_536
+LONGEST_BYTES = 65_536
+"""The longest message."""
 
 
 class Channel:
@@ -56,7 +71,7 @@ class Channel:
         messages: list[tuple[str, str]] = []
         while True:
             try:
-                packet = self._end.recv(_LONGEST_BYTES)
+                packet = self._end.recv(LONGEST_BYTES)
             except BlockingIOError:
                 return messages
             except ConnectionResetError:  # the other end was closed with unread messages

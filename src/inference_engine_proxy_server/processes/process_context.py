@@ -16,10 +16,12 @@ from inference_engine_proxy_server.processes.channel import (
     LEFT,
     MOVE,
     READINESS_PROBED,
+    ROSTER,
     UNDRAIN,
     Channel,
 )
 from inference_engine_proxy_server.processes.conversation_memory import ConversationMemory
+from inference_engine_proxy_server.processes.roster import Command, Roster
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 from inference_engine_proxy_server.processes.siblings import Answers, Siblings
 from inference_engine_proxy_server.processes.worker_fairness import Fairness, SoleWorker, WorkerFairness
@@ -59,6 +61,13 @@ class ProcessContext(Protocol):
     def drained_urls(self) -> frozenset[str]:
         """Base URLs of the backends that operators have drained before this process started."""
 
+    @property
+    def roster(self) -> Roster:
+        """The backends that joined while the proxy runs."""
+
+    def change_roster(self, command: Command) -> None:
+        """Let all workers, including workers started later, carry out a change of the roster."""
+
     def fairness(self) -> Fairness:
         """Decides whether this worker may fill a free slot."""
 
@@ -81,16 +90,25 @@ class ProcessContext(Protocol):
 
 
 class SoleProcess:
-    """The context of a proxy without siblings."""
+    """The context of a proxy without siblings.
+
+    Args:
+        roster: the backends that operators have added; ``None`` for none.
+    """
 
     is_worker = False
     shared_leases = None
     drained_urls: frozenset[str] = frozenset()
 
-    def __init__(self) -> None:
+    def __init__(self, roster: Roster | None = None) -> None:
+        self.roster = roster or Roster()
         self.siblings = Siblings()
         self.conversations = ConversationMemory()
         self.service = secrets.token_hex(6)
+
+    def change_roster(self, command: Command) -> None:
+        """Carries it out."""
+        self.roster.carry_out(command)
 
     def fairness(self) -> Fairness:
         """Every free slot belongs to this process."""
@@ -125,6 +143,7 @@ class WorkerContext:
         shared_leases: lease counts of all workers, by backend.
         conversations: where the latest conversations of all workers were.
         drained_urls: base URLs of the backends that operators have drained.
+        roster: the backends that have joined before the worker's start.
     """
 
     configuration: Configuration
@@ -136,6 +155,7 @@ class WorkerContext:
     shared_leases: SharedLeases
     conversations: ConversationMemory
     drained_urls: frozenset[str]
+    roster: Roster
 
     @property
     def is_worker(self) -> bool:
@@ -149,6 +169,10 @@ class WorkerContext:
     def order(self, url: str, *, is_draining: bool, moves: bool) -> None:
         """Send an operator's drain or undrain command to all workers, including workers started later."""
         self.channel.send(MOVE if moves else DRAIN if is_draining else UNDRAIN, url)
+
+    def change_roster(self, command: Command) -> None:
+        """Send a change of the roster to all workers, this one included, and to workers started later."""
+        self.channel.send(ROSTER, command)
 
     def announce_readiness_probe(self) -> None:
         """Report a readiness probe to all workers."""

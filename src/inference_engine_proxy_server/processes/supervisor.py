@@ -27,6 +27,7 @@ from inference_engine_proxy_server.processes.channel import (
     LEFT,
     MOVE,
     READINESS_PROBED,
+    ROSTER,
     SERVING,
     SIGNAL,
     UNDRAIN,
@@ -35,6 +36,7 @@ from inference_engine_proxy_server.processes.channel import (
 from inference_engine_proxy_server.processes.conversation_memory import ConversationMemory
 from inference_engine_proxy_server.processes.host import SharedPort
 from inference_engine_proxy_server.processes.process_context import WorkerContext
+from inference_engine_proxy_server.processes.roster import Roster
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 from inference_engine_proxy_server.processes.siblings import Siblings, inboxes
 from inference_engine_proxy_server.processes.worker_slot import WorkerProcess, WorkerSlot
@@ -59,6 +61,7 @@ class Supervisor:
         serve: runs in each worker process until the worker is stopped; returns the exit code.
         read_again: returns the configuration if it is valid and has changed since the last call. Raises nothing.
         on_started: called once, when all workers serve.
+        roster: the backends that join while the proxy runs; ``None`` for an empty one.
     """
 
     def __init__(
@@ -68,12 +71,14 @@ class Supervisor:
         serve: Callable[[WorkerContext], int],
         read_again: Callable[[], Configuration | None],
         on_started: Callable[[], None],
+        roster: Roster | None = None,
     ) -> None:
         self._configuration = configuration
         self._ports = ports
         self._serve = serve
         self._read_again = read_again
         self._on_started = on_started
+        self._roster = roster or Roster()
         self._urls: dict[str, None] = {}  # of backends of workers, past and present; the latest are the last
         self._drained_urls: set[str] = set()
         self._has_started = self._is_stopping = False
@@ -131,6 +136,8 @@ class Supervisor:
                 elif word == UNDRAIN:
                     self._drained_urls.discard(argument)
                 self._send_to_all(word, argument)
+            elif word == ROSTER:
+                self._send_to_all(ROSTER, self._roster.carry_out(argument))
 
     def _note_backend(self, url: str, *, has_joined: bool) -> None:
         if not has_joined:
@@ -149,6 +156,7 @@ class Supervisor:
             self._on_started()
 
     def _check_fleet(self) -> None:
+        self._roster.end_leases(time.monotonic())
         changed = self._read_again()
         if changed is not None:
             self._configuration = self._configuration.with_fleet_of(changed)
@@ -267,6 +275,7 @@ class Supervisor:
                 self._shared_leases,
                 self._conversations,
                 frozenset(self._drained_urls),
+                self._roster.copy(),
             )
             code = self._serve(context)
         except SystemExit as end:  # uvicorn exits this way when it cannot start

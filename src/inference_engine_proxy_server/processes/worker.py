@@ -12,7 +12,15 @@ from typing import Protocol
 
 import uvicorn
 
-from inference_engine_proxy_server.processes.channel import DRAIN, MOVE, READINESS_PROBED, SERVING, SIGNAL, UNDRAIN
+from inference_engine_proxy_server.processes.channel import (
+    DRAIN,
+    MOVE,
+    READINESS_PROBED,
+    ROSTER,
+    SERVING,
+    SIGNAL,
+    UNDRAIN,
+)
 from inference_engine_proxy_server.processes.host import Host, Hosted
 from inference_engine_proxy_server.processes.process_context import WorkerContext
 
@@ -45,6 +53,7 @@ class Worker(Host):
         super().__init__(config, proxy, None, *context.listeners[1:])
         self._proxy = proxy
         self._channel = context.channel
+        self._roster = context.roster
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -75,6 +84,8 @@ class Worker(Host):
         for word, argument in messages:
             if word in (DRAIN, UNDRAIN, MOVE):
                 self._proxy.obey(argument, is_draining=word != UNDRAIN, moves=word == MOVE)
+            elif word == ROSTER:
+                self._roster.follow(argument)
             elif word == READINESS_PROBED:
                 self._proxy.record_readiness_probe()
             elif word == SIGNAL and int(argument) == signal.SIGHUP:

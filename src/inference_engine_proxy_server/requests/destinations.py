@@ -16,6 +16,7 @@ __all__ = [
     "Destination",
     "Destinations",
     "is_about_models",
+    "is_announcement",
     "is_dashboard",
     "is_named",
     "is_response",
@@ -134,6 +135,11 @@ def writes_text(path: str) -> bool:
 def is_about_models(path: str) -> bool:
     """Whether ``GET`` of this path asks for the list of models, or for one of them."""
     return path in ("/v1/models", "/models") or path.startswith(("/v1/models/", "/models/"))
+
+
+def is_announcement(path: str) -> bool:
+    """Whether a request to this path announces a backend, or withdraws it."""
+    return path == "/admin/announced" or path.startswith("/admin/announced/")
 
 
 def is_usage(path: str) -> bool:

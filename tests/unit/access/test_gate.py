@@ -17,14 +17,21 @@ from inference_engine_proxy_server.requests.destinations import Destinations
 from inference_engine_proxy_server.usage.spending import Spending
 from inference_engine_proxy_server.wire.request_head import HeadLimits, RequestHead, parse_request_head
 
-ALICE, BOB, ADMIN, METRICS = (f"sk-{name}-0123456789abcdef" for name in ("alice", "bob", "admin", "metrics"))
+ALICE, BOB, ADMIN, ANNOUNCE, METRICS = (
+    f"sk-{name}-0123456789abcdef" for name in ("alice", "bob", "admin", "announce", "metrics")
+)
 OPEN_PATHS = ("/", "/health", "/livez", "/docs")
 CHAT = "POST /v1/chat/completions"
 LIMITS = HeadLimits(line_bytes=8192, total_bytes=32_768, field_count=100)
 
 
 def gate(
-    *, keys: bool = True, admin: str | None = None, metrics: str | None = None, operators_elsewhere: bool = False
+    *,
+    keys: bool = True,
+    admin: str | None = None,
+    announce: str | None = None,
+    metrics: str | None = None,
+    operators_elsewhere: bool = False,
 ) -> Gate:
     names = (("alice", ALICE), ("bob", BOB))
     ring = KeyRing([ApiKey(name, digest_of(secret.encode())) for name, secret in names], None, lambda: 0.0)
@@ -32,6 +39,7 @@ def gate(
         ring if keys else None,
         Allowances(lambda: 0.0, Spending(lambda: 0.0)),
         admin_key=admin,
+        announce_key=announce,
         metrics_key=metrics,
         operators_elsewhere=operators_elsewhere,
     )
@@ -377,3 +385,22 @@ def test_a_key_with_models_permits_only_these_by_name(
     key = ApiKey("a", b"", models=None if models is None else frozenset(models))
 
     assert Access(key, Allowances(lambda: 0.0, Spending(lambda: 0.0)).of(key)).permits(model) is permitted
+
+
+@pytest.mark.parametrize("request_line", ["PUT /admin/announced", "DELETE /admin/announced"])
+def test_announcements_need_their_own_key_or_that_of_operators(request_line: str) -> None:
+    both = gate(admin=ADMIN, announce=ANNOUNCE)
+    for key, expected in ((ANNOUNCE, 200), (ADMIN, 200), (ALICE, 401), (METRICS, 401)):
+        assert status(both, request_line, f"Authorization: Bearer {key}") == expected
+    assert status(both, request_line) == 401
+    assert status(gate(announce=ANNOUNCE), request_line, f"Authorization: Bearer {ANNOUNCE}") == 200
+    assert status(gate(admin=ADMIN), request_line, f"Authorization: Bearer {ADMIN}") == 404
+    elsewhere = gate(announce=ANNOUNCE, operators_elsewhere=True)
+    assert status(elsewhere, request_line, f"Authorization: Bearer {ANNOUNCE}") == 404
+
+
+@pytest.mark.parametrize("path", ["/admin/backends", "/admin/announcedx", "/admin/keys", "/admin"])
+def test_the_key_for_announcements_opens_no_other_path(path: str) -> None:
+    both = gate(admin=ADMIN, announce=ANNOUNCE)
+    for method in ("GET", "POST", "PUT", "DELETE"):
+        assert status(both, f"{method} {path}", f"Authorization: Bearer {ANNOUNCE}") == 401

@@ -27,6 +27,11 @@ OPERATED = {
     "/admin/backends/{name}/undrain",
     "/admin/requests/{request_id}/cancel",
 }
+OTHER_METHODS = {
+    "/admin/backends": {"get", "post"},
+    "/admin/backends/{name}": {"delete"},
+    "/admin/announced": {"put", "delete"},
+}
 DESCRIPTIONS = {"/docs", "/redoc", "/openapi.json"}
 PROXIED = {
     "/v1/chat/completions",
@@ -51,8 +56,9 @@ async def _document(fleet: Fleet) -> dict[str, Any]:
 async def test_document_describes_own_and_proxied_paths(fleet: Fleet) -> None:
     paths = (await _document(fleet))["paths"]
 
-    assert paths.keys() == OWN | OPERATED | PROXIED
-    assert {path for path, item in paths.items() if item.keys() == {"get"}} == OWN
+    assert paths.keys() == OWN | OPERATED | PROXIED | OTHER_METHODS.keys()
+    assert {path: set(paths[path]) for path in OTHER_METHODS} == OTHER_METHODS
+    assert {path for path, item in paths.items() if item.keys() == {"get"}} == OWN - {"/admin/backends"}
     assert {path for path, item in paths.items() if item.keys() == {"post"}} == OPERATED | PROXIED
 
 

@@ -11,6 +11,7 @@ import { t } from "./text.js";
 const MOST_EVENTS = 5;
 const FACTS = [
   ["url", (one) => one.url],
+  ["source", (one) => one.source],
   ["engine", (one) => [one.engine, one.engine_version].filter(Boolean).join(" ")],
   ["models", (one) => one.models.map((name) => described(name, one.contexts?.[name])).join("; ")],
   ["tier", (one) => count(one.tier)],

@@ -167,6 +167,7 @@ export default {
   "panel.key": "Enter ADMIN_KEY…",
   "panel.off": "Commands are off, because ADMIN_KEY is not set, or counts on ADMIN_PORT only.",
   "fact.url": "Address",
+  "fact.source": "Found by",
   "fact.engine": "Engine",
   "fact.models": "Models",
   "fact.tier": "Tier",

@@ -167,6 +167,7 @@ export default {
   "panel.key": "輸入 ADMIN_KEY…",
   "panel.off": "無法下指令，因為未設定 ADMIN_KEY，或它只在 ADMIN_PORT 有效。",
   "fact.url": "位址",
+  "fact.source": "來源",
   "fact.engine": "引擎",
   "fact.models": "模型",
   "fact.tier": "層級",
