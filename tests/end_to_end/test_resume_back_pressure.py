@@ -58,7 +58,7 @@ async def all_events(call: Call):  # type: ignore[no-untyped-def]
 
 async def is_held_up(engine: Engine) -> None:
     """Wait until the peer has stopped reading; a tenth of the answer must be left."""
-    [connection] = [one for one in engine.connections if one.requests[-1].startswith(b"POST")]
+    [connection] = [one for one in engine.connections if one.requests[-1].startswith(b"POST /v1")]
     before = -1
     while connection.unsent_bytes != before:
         before = connection.unsent_bytes

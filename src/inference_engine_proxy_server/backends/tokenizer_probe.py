@@ -7,12 +7,12 @@ import msgspec
 from inference_engine_proxy_server.backends.fingerprint import digest
 from inference_engine_proxy_server.backends.replies import Get, UnreadableState, decoded
 
-__all__ = ["TokenizerProbe"]
+__all__ = ["SKIPPED_POLLS", "TokenizerProbe"]
 
 # Tokenizers differ in spaces, digits, other scripts, and code. No special tokens, which engines treat differently.
 _TEXT = "The 3 quick\tfoxes  ate 1,234.50 of it.\n\ndef f(x): return x**2  # naïve 快速的狐狸 быстрая 🦊"
 
-_SKIPPED_POLLS = 20
+SKIPPED_POLLS = 20
 
 
 class TokenizerProbe:
@@ -38,7 +38,7 @@ class TokenizerProbe:
         try:
             reply = await self._get("/tokenize", self._body)
         except (OSError, UnreadableState):
-            self._skips = _SKIPPED_POLLS
+            self._skips = SKIPPED_POLLS
             return None
         self._is_answered = True
         answer = decoded(reply.body, _Tokens) if reply.status == 200 else None

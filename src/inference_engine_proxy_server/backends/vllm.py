@@ -28,7 +28,7 @@ from inference_engine_proxy_server.backends.base import (
 from inference_engine_proxy_server.backends.begun_answers import BegunAnswers
 from inference_engine_proxy_server.backends.fingerprint import Fingerprint, source_of
 from inference_engine_proxy_server.backends.prometheus_text import samples, sum_samples
-from inference_engine_proxy_server.backends.tokenizer_probe import TokenizerProbe
+from inference_engine_proxy_server.backends.tokenizer_probe import SKIPPED_POLLS, TokenizerProbe
 
 __all__ = ["WAITING_FOR_STEP", "VLLMBackend"]
 
@@ -91,6 +91,7 @@ class VLLMBackend(BaseBackend):
         self._version: str | None = None  # unknown until the server was asked, once
         self._tokenizers: dict[str, TokenizerProbe] = {}  # likewise, by model
         self._begun_answers: BegunAnswers | None = None  # as the version
+        self._skips = 0  # polls that do not ask for it, because silence would delay each of them
 
     async def fetch_state(self) -> BackendState:
         """Everything it reports, summed over all its engines (data parallel) and models.
@@ -183,11 +184,13 @@ class VLLMBackend(BaseBackend):
         renderers reject the request (``vllm/renderers/inkling.py``). LoRA adapters have the template of the first
         model. A server that does not answer, or has no such pages, is assumed to remove white space.
         """
-        if self._begun_answers is None and models:
+        if self._skips > 0:
+            self._skips -= 1
+        elif self._begun_answers is None and models:
             try:
                 self._begun_answers = await self._ask_for_begun_answers(models[0]["id"])
             except TimeoutError:
-                pass  # it is asked again at the next poll
+                self._skips = SKIPPED_POLLS
             except (OSError, UnreadableState, ValueError, RecursionError):
                 self._begun_answers = BegunAnswers.TRIMMED
         return self._begun_answers or BegunAnswers.TRIMMED

@@ -18,14 +18,8 @@ from inference_engine_proxy_server.config.model_form import ModelEntry, ModelNam
 from inference_engine_proxy_server.config.values import Secret, as_secret, as_variable
 
 __all__ = [
-    "NOT_IN_THE_FILE",
-    "Aspect",
-    "BackendEntry",
-    "ExactSchema",
-    "FleetForm",
-    "fleet_file_schema",
-    "have_own_names",
-]
+    "NOT_IN_THE_FILE", "Aspect", "BackendEntry", "ExactSchema", "FleetForm", "fleet_file_schema", "have_own_names",
+]  # fmt: skip
 
 _URL = r"^([Mm]?[Dd][Nn][Ss]\+|[Ss][Rr][Vv]\+)?[Hh][Tt][Tt][Pp][Ss]?://"
 _NAME = "[A-Za-z0-9._-]{1,64}"

@@ -8,15 +8,20 @@ from typing import Any
 import pytest
 
 from inference_engine_proxy_server.backends.base import Api
+from inference_engine_proxy_server.backends.fingerprint import Fingerprint, Weights
 from inference_engine_proxy_server.fleet.serving import Serving
 
 COMPLETIONS = Api.COMPLETIONS
 
 
-def serving(name: str = "m", context: int | None = None, apis: frozenset[Api] = frozenset(Api), **meta: Any) -> Serving:
-    entry = {"id": name, "meta": meta}
-    contexts = {} if context is None else {name: context}
-    return Serving((entry,), frozenset({name}), contexts=contexts, only_context=context, continued_apis=apis)
+def serving(
+    name: str = "m", context: int | None = None, apis: frozenset[Api] = frozenset(Api), **known: Any
+) -> Serving:
+    contexts, fingerprint = {} if context is None else {name: context}, Fingerprint(**known)
+    return Serving(
+        ({"id": name},), frozenset({name}), contexts=contexts, only_context=context, continued_apis=apis,
+        fingerprints={name: fingerprint}, only_fingerprint=fingerprint,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -26,9 +31,14 @@ def serving(name: str = "m", context: int | None = None, apis: frozenset[Api] = 
         (serving("n"), serving("m"), False),
         (serving(apis=frozenset({Api.MESSAGES})), serving(), False),
         # weights
-        (serving(size=1), serving(size=1), True),
-        (serving(size=1), serving(size=2), False),
-        (serving(), serving(size=2), True),
+        (serving(weights=Weights(1, 1, 1, 1)), serving(weights=Weights(1, 1, 1, 1)), True),
+        (serving(weights=Weights(1, 1, 1, 1)), serving(weights=Weights(1, 2, 1, 1)), False),
+        (serving(), serving(weights=Weights(1, 2, 1, 1)), True),
+        # what reads the prompt
+        (serving(template="a"), serving(template="a"), True),
+        (serving(template="a"), serving(template="b"), False),
+        (serving(tokenizer="a"), serving(tokenizer="b"), False),
+        (serving(version="a", slots=1), serving(version="b", slots=2), True),
         # contexts
         (serving(context=100), serving(context=100), True),
         (serving(context=200), serving(context=100), True),
