@@ -19,7 +19,7 @@ from inference_engine_proxy_server.composition.joining import build_roster
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError
 from inference_engine_proxy_server.fleet.fleet_updater import UnknownEngineError
-from support.engine import EVENT, STREAM_HEAD, Engine, answers_with, chunk
+from support.engine import EVENT, STREAM_HEAD, Engine, answers_with, chunk, hangs
 from support.fakes.engine import EngineConnection, http_reply
 from support.http_client import Call, Reply, send
 from support.live_proxy import live_proxy
@@ -358,3 +358,18 @@ async def test_a_removed_backend_that_is_added_again_is_not_drained(tmp_path: Pa
         await ask(proxy, "/backends/added/drain", b"")
         assert (await remove(proxy, "added", "?move=1")).json["safe_to_stop"]
         assert (await add(proxy, url=second.url, name="added")).json["draining"] is False
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_removed_backend_hands_its_requests_over(tmp_path: Path, workers: str) -> None:
+    async with some_fleet(tmp_path, workers, 1) as (proxy, (first,)), Engine(hangs) as second:
+        assert (await add(proxy, url=second.url)).status == 201
+        await proxy.becomes(second, "up")
+        asked = []
+        while not second.served:
+            asked.append(asyncio.get_running_loop().create_task(proxy.post()))
+            await asyncio.sleep(0.05)
+        removed = (await remove(proxy, second.url, "?move=1&wait_seconds=20")).json
+        assert (removed["in_fleet"], removed["requests_in_flight"], removed["safe_to_stop"]) == (False, 0, True)
+        replies = await asyncio.gather(*asked)
+        assert {(reply.status, reply.headers["x-backend"]) for reply in replies} == {(200, first.url)}

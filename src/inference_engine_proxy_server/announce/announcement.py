@@ -15,7 +15,7 @@ __all__ = ["Announcement", "Leaving", "ProxyAddress", "Refused", "Unreachable"]
 
 _SECONDS = 5.0  # for each step of a request
 _MOST_BYTES = 1024 * 1024
-_MOST_SHOWN = 300  # characters of a text that another program sent
+_MOST_SHOWN = 1000  # characters of a text that another program sent
 
 
 class Unreachable(Exception):

@@ -35,6 +35,7 @@ _Form = TypeVar("_Form", bound=BackendEntry)
 
 _LOOK_SECONDS = 0.02  # interval of checks whether a command has been carried out, or the last request has ended
 _COMMAND_SECONDS = 2.0  # for all workers that do not hang
+_MOVE_SECONDS = 1.0  # a stream that could not be moved, for example because it had just begun, can be moved later
 _ROOM_BYTES = 1024  # in a message, for what the supervisor adds to a command
 
 
@@ -207,15 +208,24 @@ class FleetChanges:
         return await self._leave(url, Roster.withdrawing(url, announcer), stays, moves, wait_seconds)
 
     async def _leave(self, url: str, command: Command, stays: bool, moves: bool, wait_seconds: float) -> Left:
-        backend = self._backend(url)
+        backend, deadline = self._backend(url), self._fleet.clock() + wait_seconds
         if moves and backend is not None and not stays:
-            self._workers.set_draining(backend, is_draining=True, moves=True)
+            await self._move_requests(backend, deadline)
         siblings = await self._carry_out(command, url, lambda: stays or self._backend(url) is None, is_present=stays)
-        deadline = self._fleet.clock() + wait_seconds
         # Only these commands wait for the end of requests, so they poll instead of being notified.
         while not stays and self._requests_on(url) and self._fleet.clock() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
         return Left(url, self._discovery.source_of(url), self._requests_on(url), siblings)
+
+    async def _move_requests(self, backend: Backend, deadline: float) -> None:
+        """Drain ``backend``, and let others take over its requests, while it is still in the fleet of every worker."""
+        while True:
+            self._workers.set_draining(backend, is_draining=True, moves=True)
+            again_at = min(deadline, self._fleet.clock() + _MOVE_SECONDS)
+            while backend.load.proxy_leases and self._fleet.clock() < again_at:  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_SECONDS)
+            if not backend.load.proxy_leases or again_at >= deadline:
+                return
 
     # --- the state
 
