@@ -259,7 +259,7 @@ async def test_an_assembled_reply_leaves_nothing_behind(way: str) -> None:
                     else:
                         await call.reply()
             await eventually(is_idle)
-            return alive()
+            return await alive(proxy)
 
         await serve()
         before = await serve()

@@ -17,8 +17,8 @@ from websockets.asyncio.client import ClientConnection
 from end_to_end.breaking_engine import SPEECHES, reports_an_error, two_engines
 from support.engine import chunk
 from support.fakes.engine import EngineConnection, FakeEngine, http_reply
-from support.http_client import Call, chat
-from support.live_proxy import live_proxy
+from support.http_client import Call, chat, send
+from support.live_proxy import Proxy, live_proxy
 from support.otlp_receiver import otlp_receiver
 from support.waiting import eventually
 from support.websocket_engine import WebSocketEngine, websocket
@@ -81,8 +81,9 @@ def without_collections() -> Iterator[None]:
     gc.enable()
 
 
-def alive() -> Counter[str]:
-    """The objects of the package that exist, by type."""
+async def alive(proxy: Proxy) -> Counter[str]:
+    """The objects of the package that exist, by type, when all requests that have ended are counted."""
+    assert (await send(proxy.url, "/metrics")).status == 200
     counts = Counter(map(type, gc.get_objects()))  # in C: a slow loop here would make the proxy reject requests
     return Counter({one.__name__: count for one, count in counts.items() if str(one.__module__).startswith(PACKAGE)})
 
@@ -153,7 +154,7 @@ async def leaves_nothing_behind(body: object, step: Step, **settings: Any) -> No
                         call.send()
                         await step(call)
                 await eventually(is_idle)
-                return alive()
+                return await alive(proxy)
 
             await serve()  # fills caches, and the pools of connections
             before = await serve()
@@ -192,7 +193,7 @@ async def test_a_websocket_leaves_nothing_behind(end: Callable[..., Awaitable[No
                     assert await client.recv() == "hello"
                     await end(client, engine)
                 await eventually(proxy.is_at_rest)
-            return alive()
+            return await alive(proxy)
 
         await serve()
         before = await serve()
@@ -208,7 +209,7 @@ async def test_a_resumed_stream_leaves_nothing_behind(path: str) -> None:
             for _ in range(REQUESTS):
                 fleet.plan.steps.append(reports_an_error)
                 await fleet.stream(path)
-            return alive()
+            return await alive(fleet.proxy)
 
         await serve()  # fills caches, and the pools of connections
         before = await serve()

@@ -186,7 +186,7 @@ def fleet_file(*engines: Engine, prefix: str = "engine") -> str:
     return "backends:\n" + "".join(lines)
 
 
-async def test_lc06_removed_backend_finishes_its_streams_and_is_polled_no_more(tmp_path: Path) -> None:
+async def test_lc06_removed_backend_finishes_its_streams_and_is_then_polled_no_more(tmp_path: Path) -> None:
     streams = Streams()
     file = tmp_path / "fleet.yaml"
     async with Engine(streams) as old, Engine(streams) as new:
@@ -205,16 +205,16 @@ async def test_lc06_removed_backend_finishes_its_streams_and_is_polled_no_more(t
             proxy.signal(signal.SIGHUP)
             await eventually(lambda: names(proxy, "engine-0"))
             await proxy.becomes(new, "up")
-            await asyncio.sleep(0.1)  # for a poll in flight
-            asked, asked_new = len(old.requests), len(new.requests)
-            await eventually(lambda: len(new.requests) > asked_new + 12)
-            assert len(old.requests) == asked
             assert new.url in (await send(proxy.url, "/metrics")).body.decode()
             assert f'"{old.url}"' not in gauges((await send(proxy.url, "/metrics")).body.decode())
 
             streams.may_end.set()
             reply = await call.reply()
             assert (reply.complete, reply.body) == (True, EVENT)
+            await asyncio.sleep(0.5)  # for the poll that finds the backend without requests
+            asked, asked_new = len(old.requests), len(new.requests)
+            await eventually(lambda: len(new.requests) > asked_new + 12)
+            assert len(old.requests) == asked
             assert (await send(proxy.url, CHAT, chat())).headers["x-backend"] == new.url
 
 

@@ -25,6 +25,11 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-e
 EVENT = b'data: {"n": 1}\n\n'
 LOADING = http_reply(b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}', 503)
 
+# Of other engines: asked in polls, and to recognize an engine that its ``owned_by`` does not name.
+_UNKNOWN_PAGES = frozenset({
+    "/metrics", "/props", "/is_paused", "/version", "/", "/info", "/openapi.json", "/lmstudio-greeting",
+    "/.well-known/serviceinfo",
+})  # fmt: skip
 _ABOUT_PROMPTS = ("/tokenize", "/detokenize")
 _METRICS = {
     "llamacpp": """\
@@ -208,4 +213,4 @@ class Engine(FakeEngine):
             return http_reply(page.encode())
         if path == "/props" and self.slots is not None:
             return http_reply(b'{"total_slots": %d}' % self.slots)
-        return http_reply(b"{}", 404) if path in ("/metrics", "/props", "/is_paused", "/version") else None
+        return http_reply(b"{}", 404) if path in _UNKNOWN_PAGES else None

@@ -46,6 +46,9 @@ class InfinityBackend(BaseBackend):
     @classmethod
     async def recognizes(cls, probe: Probe) -> bool:
         """By the owner of its models, if it was started without ``--url-prefix /v1``."""
+        listing = await probe.get("/v1/models")
+        if listing is None or listing.status == 200:
+            return False
         models = (await probe.json("/models")).get("data")
         entries = models if isinstance(models, list) else []
         return any(isinstance(entry, dict) and entry.get("owned_by") == _OWNER for entry in entries)
