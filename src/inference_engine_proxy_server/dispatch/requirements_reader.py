@@ -107,10 +107,11 @@ def _turn(
     request: ProxiedRequest, content: RequestContent, affinity: Affinity | None
 ) -> tuple[int | None, Turn | None]:
     """The turn that ``request`` makes, and its key, as :func:`turn_of`."""
-    messages = content.raw_messages if affinity is None or not affinity.creates_response else content.raw_input
+    is_response = affinity is not None and affinity.creates_response
+    messages = content.raw_input if is_response else content.raw_messages
     if messages is NO_MESSAGES:
         return NO_TURN
-    return turn_of(request.model or content.model, messages, request.body, request.head.passed_on)
+    return turn_of(request.model or content.model, messages, request.head.passed_on, has_roles=not is_response)
 
 
 def _may_store(request: ProxiedRequest) -> bool:

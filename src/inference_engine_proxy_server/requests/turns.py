@@ -24,7 +24,7 @@ _MOST_EXAMINED = 256  # of the latest messages: an answer and the results of its
 _SEPARATORS = b", \t\r\n"
 _USUAL_SEPARATORS = 64  # bytes between two messages; more are skipped, too, but cost a copy of the text
 _ROLE, _ASSISTANT = b'"role"', b'"assistant"'
-_CALL, _REASONING = b'_call"', b'"reasoning"'  # types of a response's items, which have no role
+_USUAL_BEGINNINGS = (b'{"role":', b'{"role": ')
 _ROLE_IS_NEXT = re.compile(rb'\{\s*+"role"\s*+:\s*+\Z')
 _OTHER_ROLE = re.compile(rb'"role"\s*+:\s*+"(?!assistant")')
 _LONGEST_BEGINNING = 64  # bytes of a message up to its role, blanks included
@@ -43,12 +43,14 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
         model: the model that it names; ``None`` when it names none.
         messages: the conversation so far, JSON; usually a list of objects.
         fields: header lines of the request, each ending in CRLF.
+        has_roles: whether every message has a role. Reasoning and tool calls in the input of a response have none.
     """
 
     key: int
     model: str | None
     messages: msgspec.Raw
     fields: bytes
+    has_roles: bool
 
     def earlier_keys(self) -> Sequence[int]:
         """The keys that earlier requests of the conversation may have, most recent first.
@@ -57,7 +59,7 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
         the request to which the last answer belongs. Empty when the latest messages contain no answer to a question.
         """
         text = bytes(self.messages)
-        end = _end_of_question(text)
+        end = _end_of_question(text, has_roles=self.has_roles)
         if end is None:
             end = _end_of_question_read(text, read_messages(self.messages))
         if not end:
@@ -67,37 +69,38 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
         return self.key, hash((self.model, end + len(closing), earlier[-_HASHED_BYTES:]))
 
 
-def turn_of(model: str | None, messages: msgspec.Raw, body: bytes, fields: bytes) -> tuple[int, Turn | None]:
+def turn_of(
+    model: str | None, messages: msgspec.Raw, fields: bytes, *, has_roles: bool = True
+) -> tuple[int, Turn | None]:
     """The key of a request, and the turn that it makes; ``None`` if it certainly is the first one.
 
-    The key is the hash of the model, and of the length and the last 512 bytes of the messages.
-
-    Args:
-        model, messages, fields: as of :class:`Turn`.
-        body: has the messages. It is searched in their place, because they would have to be copied.
+    The key is the hash of the model, and of the length and the last 512 bytes of the messages. Arguments as of
+    :class:`Turn`.
     """
-    view = memoryview(messages)
-    key = hash((model, len(view), view[-_HASHED_BYTES:].tobytes()))
-    if _ASSISTANT in body or _CALL in body or _REASONING in body:
-        return key, Turn(key, model, messages, fields)
-    return key, None
+    text = bytes(messages)
+    key = hash((model, len(text), text[-_HASHED_BYTES:]))
+    # Three messages have three braces. A search for one byte is far cheaper than any other way to count messages.
+    second = text.find(b"{", text.find(b"{") + 1)
+    if second < 0 or text.find(b"{", second + 1) < 0:
+        return key, None
+    return key, Turn(key, model, messages, fields, has_roles)
 
 
-def _end_of_question(text: bytes) -> int | None:
+def _end_of_question(text: bytes, *, has_roles: bool) -> int | None:
     """Where the message ends that the last answer belongs to; 0 without an answer; ``None`` if items must be read.
 
     A quotation mark inside a string of JSON follows a backslash, so a text never looks like a role.
     """
     at = text.rfind(_ASSISTANT)
     if at < 0:
-        return None if _has_items_without_role(text, 0, len(text)) else 0
+        return 0 if has_roles or not _has_items_without_role(text, 0, len(text)) else None
     for _ in range(_MOST_EXAMINED):
-        begins = _ROLE_IS_NEXT.search(text, max(0, at - _LONGEST_BEGINNING), at)
-        if begins is None:
+        begins = _beginning(text, at)
+        if begins < 0:
             return None
-        end = _end_before(text, begins.start())
+        end = _end_before(text, begins)
         role = text.rfind(_ROLE, 0, end)
-        if role < 0 or _has_items_without_role(text, role, end):
+        if role < 0 or (not has_roles and _has_items_without_role(text, role, end)):
             return None
         if _OTHER_ROLE.match(text, role):
             return end
@@ -105,8 +108,18 @@ def _end_of_question(text: bytes) -> int | None:
     return 0
 
 
+def _beginning(text: bytes, at: int) -> int:
+    """Where the message begins whose role is the value at ``at``; -1 if its role is not its first member."""
+    for usual in _USUAL_BEGINNINGS:  # a third of the cost of the expression
+        begins = at - len(usual)
+        if text.startswith(usual, max(0, begins)):
+            return begins
+    found = _ROLE_IS_NEXT.search(text, max(0, at - _LONGEST_BEGINNING), at)
+    return -1 if found is None else found.start()
+
+
 def _has_items_without_role(text: bytes, start: int, end: int) -> bool:
-    return text.find(_CALL, start, end) >= 0 or text.find(_REASONING, start, end) >= 0
+    return text.find(b'_call"', start, end) >= 0 or text.find(b'"reasoning"', start, end) >= 0
 
 
 def _end_of_question_read(text: bytes, items: Sequence[msgspec.Raw]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -26,9 +27,14 @@ def raw(messages: object, **notation: Any) -> msgspec.Raw:
 
 
 def made(messages: object, model: str | None = "m", **notation: Any) -> tuple[int, Turn | None]:
-    """The key of a request with ``messages``, and its turn."""
+    """The key of a request with ``messages``, and its turn; the same whether or not items may lack a role."""
     found = raw(messages, **notation)
-    return turn_of(model, found, bytes(found), b"")
+    (key, turn), (other_key, other) = (turn_of(model, found, b"", has_roles=has_roles) for has_roles in (False, True))
+    assert key == other_key
+    if turn is not None and not re.search(rb'_call"|"reasoning"', found):
+        assert other is not None
+        assert turn.earlier_keys() == other.earlier_keys()
+    return key, turn
 
 
 def key(messages: list[Message], model: str | None = "m", **notation: Any) -> int:
@@ -103,7 +109,7 @@ def test_only_the_latest_messages_are_examined() -> None:
 
 
 def test_lone_question_is_told_from_a_continued_conversation_without_being_read() -> None:
-    found = [made(some)[1] for some in ([QUESTION], [SYSTEM, QUESTION, NEXT], [QUESTION, ANSWER, NEXT])]
+    found = [made(some)[1] for some in ([QUESTION], [SYSTEM, QUESTION], [QUESTION, ANSWER, NEXT])]
     assert [turn is None for turn in found] == [True, True, False]
 
 
@@ -124,7 +130,7 @@ def test_hostile_messages_take_bounded_time() -> None:
     answers = b"[%b]" % b",".join([b'{"role":"assistant"}'] * 200_000)
     blanks = b'[{"role":"user"},%b{"role":"assistant"},{"role":"user"}]' % (b" " * 10_000_000)
     for text in (answers, blanks):
-        _, turn = turn_of("m", msgspec.Raw(text), text, b"")
+        _, turn = turn_of("m", msgspec.Raw(text), b"")
         assert turn is not None
         before = time.process_time()
         turn.earlier_keys()

@@ -31,8 +31,8 @@ def turn(number: int, name: str = "a", session: str | None = None, model: str = 
 
 
 def asked(messages: list[dict[str, str]], model: str = "m", fields: bytes = b"") -> Requirements:
-    body = json.dumps({"messages": messages}).encode()
-    key, turn = turn_of(model, read_content(b"/", body).raw_messages, body, fields)
+    raw = read_content(b"/", json.dumps({"messages": messages}).encode()).raw_messages
+    key, turn = turn_of(model, raw, fields)
     return Requirements(model, turn_key=key, turn=turn)
 
 
