@@ -30,7 +30,7 @@ if [[ "$#" -gt 0 ]]; then
 fi
 static_checks
 # More processes than cores: many tests wait. With even more, tests of deadlines would wait for a core.
-python -m pytest --cache-clear --numprocesses "$(($(nproc) + 3))" --dist worksteal "${coverage[@]}" && exit
+python -m pytest --cache-clear --numprocesses "$(($(nproc) + 4))" --dist worksteal "${coverage[@]}" && exit
 status=$?
 # Where all cores are busy, a test of a deadline can fail without a defect. So a few failed tests run again, alone.
 failed=$(python -m pytest --last-failed --last-failed-no-failures none --collect-only | grep -c ::) || true

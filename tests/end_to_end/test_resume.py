@@ -1,6 +1,6 @@
 """A stream survives its engine: another one continues it, and the client sees a pause and nothing else.
 
-``test_resume_acceptance.py`` compares the text of many streams with what engines say.
+``resumed/test_acceptance.py`` compares the text of many streams with what engines say.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def add_parser(commands: Subparsers) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     try:
         loaded = load({}, backends_required=True, warn=None)
-        findings, backends = examine(loaded, arguments.through), len(loaded.configuration.fleet)
+        findings, backends = examine(loaded, arguments.through)
     except SettingsError as error:
         findings, backends = [_invalid(line) for line in str(error).splitlines()], 0
     show(_as_json(findings) if arguments.json else _as_text(findings, backends))

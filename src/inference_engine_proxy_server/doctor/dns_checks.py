@@ -16,7 +16,10 @@ __all__ = ["check_name", "resolved"]
 _SLOW_SECONDS = 1.0  # a resolver whose first server is dead takes 5 s by default (resolv.conf(5))
 _LISTED = 4  # addresses in a sentence
 _ONE = "The proxy takes it for one backend, and uses one address"
-_REMEDY = "List each server as a backend of its own, by a name or address that only it has."
+_REMEDY = (
+    "Write dns+ in front of the URL, so that each address is a backend of its own; or list each server by a name that "
+    "only it has."
+)
 
 Resolve = Callable[[str], Sequence[str]]
 """The addresses of a host name; raises ``OSError`` if it has none."""
