@@ -41,6 +41,10 @@ async def has(proxy: RunningProxy, url: str) -> bool:
     return url in await sources(proxy)
 
 
+async def says(command: Command, text: str) -> bool:
+    return text in command.events
+
+
 async def test_an_engine_joins_two_proxies_and_leaves_them_on_sigterm(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(Engine(answers_with(http_reply())))
@@ -51,7 +55,7 @@ async def test_an_engine_joins_two_proxies_and_leaves_them_on_sigterm(tmp_path: 
             await eventually(partial(has, proxy, engine.url))
             await proxy.becomes(engine, "up")
             assert (await proxy.post()).status == 200
-            assert f"{proxy.url}: {engine.url} is in the fleet as gpu-1" in command.events
+            await eventually(partial(says, command, f"{proxy.url}: {engine.url} is in the fleet as gpu-1"))
 
         command.signal(signal.SIGTERM)
         assert await command.ended() == 0
