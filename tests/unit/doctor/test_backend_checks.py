@@ -21,6 +21,7 @@ from inference_engine_proxy_server.config.fleet import BackendConfig
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.doctor.backend_checks import Examined, examine_backend
 from support.certificate import Certificate, make_certificate, make_expired_certificate
+from support.no_http import impatient, no_way, rude, silent
 
 LLAMACPP = {"/v1/models": (200, {"data": [{"id": "m", "owned_by": "llamacpp"}]}), "/metrics": (200, {}),
             "/props": (200, {"total_slots": 4}), "/health": (200, {})}  # fmt: skip
@@ -117,6 +118,14 @@ async def test_a_name_that_cannot_be_resolved() -> None:
     assert await codes("http://no-such-host.invalid") == ["backend_unknown_host"]
 
 
+async def test_a_network_without_a_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with server(LLAMACPP) as port:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "create_connection", no_way)
+            assert await codes(f"http://127.0.0.1:{port}") == ["backend_unreachable"]
+        assert "backend_unreachable" not in await codes(f"http://127.0.0.1:{port}")
+
+
 async def test_a_port_where_nothing_listens(free_port: int) -> None:
     assert await codes(f"http://127.0.0.1:{free_port}") == ["backend_refuses"]
 
@@ -129,41 +138,19 @@ async def test_the_usual_port_of_an_engine_is_suggested(free_port: int, monkeypa
     assert f"127.0.0.1:{port} (llama.cpp) answers" in finding.remedy
 
 
-async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.read()
-    writer.close()
-
-
-async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.readline()
-    writer.write(b"220 mail.example.com ESMTP\r\n")
-    writer.close()
-
-
 @pytest.mark.parametrize(("answer", "code"), [(silent, "backend_timeout"), (rude, "backend_no_http")])
 async def test_a_server_that_is_no_http_server(
     answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
     code: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(socket, "create_connection", _impatient(socket.create_connection))
+    monkeypatch.setattr(socket, "create_connection", impatient(socket.create_connection))
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
         assert await codes(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}") == [code]
 
 
-def _impatient(connect: Callable[..., socket.socket]) -> Callable[..., socket.socket]:
-    """A connection with a short timeout, so that a test does not wait for the usual one."""
-
-    def connected(*arguments: Any, **options: Any) -> socket.socket:
-        made = connect(*arguments, **options)
-        made.settimeout(0.5)
-        return made
-
-    return connected
-
-
 async def test_http_and_https_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "create_connection", _impatient(socket.create_connection))
+    monkeypatch.setattr(socket, "create_connection", impatient(socket.create_connection))
     async with server(LLAMACPP) as port:
         assert await codes(f"https://127.0.0.1:{port}") == ["backend_no_tls"]
     async with server(LLAMACPP, certificate=make_certificate(tmp_path, "tls", days=30)) as port:

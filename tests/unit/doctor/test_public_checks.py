@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,10 @@ import pytest
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.doctor.finding import Finding
 from inference_engine_proxy_server.doctor.public_checks import check_public
-from support.certificate import make_certificate
+from support.certificate import Certificate, make_certificate, make_expired_certificate
 from support.fleet import Fleet
 from support.live_proxy import Proxy
+from support.no_http import impatient, no_way, rude, silent
 from support.tunnel import Relay, as_it_comes, at_the_end, compressed, in_clumps, old_http, rejecting, tunnel
 
 WATCHED_SECONDS = 4.0
@@ -82,12 +86,55 @@ async def test_another_proxy_or_none(fleet: Fleet, proxy: Proxy) -> None:
         assert await codes(url, other, 3) == []
 
 
-async def test_failures_have_codes_of_their_own(free_port: int, tmp_path: Path, proxy: Proxy) -> None:
+@asynccontextmanager
+async def listening(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None],
+    certificate: Certificate | None = None,
+) -> AsyncIterator[str]:
+    """A server on the public address; yields ``HOST:PORT``."""
+    context = None
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate.chain, certificate.key)
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as listener:
+        yield f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+
+
+async def test_an_address_where_nothing_answers(free_port: int, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     assert await codes(f"http://127.0.0.1:{free_port}", proxy) == [("public_refuses", "error")]
     assert await codes("http://no-such-host.invalid", proxy) == [("public_unknown_host", "error")]
-    certificate = make_certificate(tmp_path, "tls", days=30)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate.chain, certificate.key)
-    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as listener:
-        [found] = await findings(f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}", proxy)
-    assert (found.code, "clients trust" in found.remedy) == ("public_certificate_unknown", True)
+    monkeypatch.setattr(socket, "create_connection", no_way)
+    assert await codes(proxy.url, proxy) == [("public_unreachable", "error")]
+
+
+async def test_a_server_that_speaks_something_else(
+    tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "create_connection", impatient(socket.create_connection))
+    async with listening(silent) as address:
+        assert await codes(f"http://{address}", proxy) == [("public_timeout", "error")]
+    async with listening(rude) as address:
+        assert await codes(f"http://{address}", proxy) == [("public_no_http", "error")]
+        assert await codes(f"https://{address}", proxy) == [("public_no_tls", "error")]
+    async with listening(silent, make_certificate(tmp_path, "tls", days=30)) as address:
+        assert await codes(f"http://{address}", proxy) == [("public_needs_tls", "error")]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_known", "code"),
+    [("127.0.0.1", False, "unknown"), ("other.example", True, "name"), ("expired", True, "expired")],
+)
+async def test_a_certificate_that_clients_reject(
+    tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, name: str, is_known: bool, code: str
+) -> None:
+    if name == "expired":
+        certificate = make_expired_certificate(tmp_path)
+    else:
+        subject = {"subject": f"DNS:{name}"} if name != "127.0.0.1" else {}
+        certificate = make_certificate(tmp_path, "tls", days=30, **subject)
+    if is_known:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate.chain))
+    async with listening(lambda _, writer: writer.close(), certificate) as address:
+        [found] = await findings(f"https://{address}", proxy)
+    assert found.code == f"public_certificate_{code}"
+    assert is_known or "clients trust" in found.remedy
