@@ -86,6 +86,11 @@ async def has(proxy: Proxy, *servers: LlamaServer) -> bool:
     return await proxy.available() == {server.url for server in servers} == set(await proxy.details())
 
 
+async def are_found(proxy: Proxy, count: int) -> bool:
+    """Whether all workers together have found so many backends."""
+    return await proxy.metric("source_backends") == count
+
+
 async def fails(proxy: Proxy) -> float:
     return await proxy.metric("source_failing")
 
@@ -106,6 +111,7 @@ async def test_no_request_fails_while_records_change_and_dnsmasq_dies(
                 for servers in ([two, three], [three], [one, three], [one], [one, two, three]):
                     dnsmasq.set({NAME: [server.host for server in servers]})
                     await eventually(partial(has, proxy, *servers))
+                await eventually(partial(are_found, proxy, 3 * int(workers)))
                 dnsmasq.set({})  # the name does not exist any more
                 await eventually(lambda: fails(proxy))
                 dnsmasq.kill()

@@ -79,14 +79,15 @@ class Host(uvicorn.Server):
         self._hosted = hosted
         self._on_started = on_started
         self._operators = operators
+        self._loop: asyncio.AbstractEventLoop | None = None  # once it runs
         self._stops_at: float | None = None  # when it stops listening; ``None`` before a signal to stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started and self._operators is not None:
-            loop = asyncio.get_running_loop()
             accept = partial(self._hosted.accept_operator, self.server_state)
-            self.servers.append(await loop.create_server(accept, sock=self._operators, ssl=self.config.ssl))
+            self.servers.append(await self._loop.create_server(accept, sock=self._operators, ssl=self.config.ssl))
         if self.started and sockets:
             self._announce(sockets[0])
 
@@ -101,6 +102,13 @@ class Host(uvicorn.Server):
         return self._stops_at is not None or self.should_exit
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # A signal may arrive while a line is being logged, and another one must not be logged within that.
+        if self._loop is None:
+            self._begin_stop(sig, frame)
+        else:
+            self._loop.call_soon_threadsafe(self._begin_stop, sig, frame)
+
+    def _begin_stop(self, sig: int, frame: FrameType | None) -> None:
         if self.is_stopping:
             self.should_exit = self.force_exit = True
             return
