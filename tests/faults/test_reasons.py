@@ -48,7 +48,7 @@ async def test_silent_server_at_an_https_url(fleet: Fleet) -> None:
     """llama.cpp waits for the rest of a TLS hello, which it takes for the beginning of a request."""
     engine = await fleet.engine()
     url = engine.url.replace("http://", "https://")
-    proxy = await fleet.proxy(url, refresh_seconds=0.1)
+    proxy = await fleet.proxy(url, refresh_seconds=1.0)
     await eventually(lambda: has_reason(proxy, url, "it does not answer the TLS handshake: check whether its URL"))
 
 

@@ -263,7 +263,7 @@ async def test_an_unanswered_tls_handshake_is_named_at_the_deadline() -> None:
     async def says_nothing(connection: EngineConnection) -> None:
         await connection.first_bytes()
 
-    limits = replace(LIMITS, connect_seconds=0.2)
+    limits = replace(LIMITS, connect_seconds=1.0)
     async with FakeEngine(says_nothing) as engine:
         async with connections_to(engine.url.replace("http", "https"), limits) as connections:
             with pytest.raises(BackendUnreachable) as raised:
