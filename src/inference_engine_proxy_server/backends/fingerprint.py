@@ -33,9 +33,11 @@ class Fingerprint:
         weights: their size.
         source: name of the file, folder or repository that the engine loaded.
         template: hash of the chat template.
-        tokenizer: hash of the tokens of a fixed text.
+        tokenizer: hash of the tokens of a fixed text. Engines of different kinds split some texts differently, even
+            with the tokenizer of the same model, so it can be compared within a kind only.
         slots: requests that the engine was started to process at a time.
         version: of the engine, as it names it.
+        engine: the kind.
     """
 
     weights: Weights | None = None
@@ -44,6 +46,7 @@ class Fingerprint:
     tokenizer: str | None = None
     slots: int | None = None
     version: str | None = None
+    engine: str = ""
 
     def is_same_model(self, other: Fingerprint) -> bool:
         """Whether both read a prompt alike and have the same weights, as far as both are known."""
@@ -51,7 +54,7 @@ class Fingerprint:
             (self.weights, other.weights),
             (self.source, other.source),
             (self.template, other.template),
-            (self.tokenizer, other.tokenizer),
+            (self.tokenizer, other.tokenizer if self.engine == other.engine else None),
         )
         return all(ours == theirs or ours is None or theirs is None for ours, theirs in pairs)
 

@@ -48,7 +48,7 @@ class LlamaCppFingerprints:
             props = decoded(props_page, _Props) or _Props()
             template, slots, version = template_hash(props.chat_template), props.total_slots, props.build_info
             self._known = {
-                model: Fingerprint(size, template=template, slots=slots, version=version) for model, size in weights
+                model: Fingerprint(size, None, template, None, slots, version, "llamacpp") for model, size in weights
             }
         tokenizer = await self._tokenizer.hash()
         if any(one.tokenizer != tokenizer for one in self._known.values()):

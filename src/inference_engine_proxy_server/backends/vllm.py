@@ -173,7 +173,8 @@ class VLLMBackend(BaseBackend):
                 continue
             if model not in self._tokenizers:
                 self._tokenizers[model] = TokenizerProbe(self.get, model=model, prompt=..., add_special_tokens=False)
-            found[model] = Fingerprint(source=source, tokenizer=await self._tokenizers[model].hash(), version=version)
+            tokenizer = await self._tokenizers[model].hash()
+            found[model] = Fingerprint(source=source, tokenizer=tokenizer, version=version, engine="vllm")
         return found
 
     async def _fetch_begun_answers(self, models: tuple[ModelEntry, ...] | None) -> BegunAnswers:

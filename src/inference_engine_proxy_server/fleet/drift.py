@@ -110,9 +110,9 @@ def _compared(
         reading = None if aspect.value in replica.may_differ else read(replica)
         if reading is not None:
             by_value.setdefault(reading.value, (reading.text, []))[1].append(replica.url)
-    if aspect is Aspect.VERSION:
+    if aspect in (Aspect.VERSION, Aspect.TOKENIZER):
         engines = {replica.engine for replica in group}
-        if len(engines) > 1:  # versions of different engines cannot be compared
+        if len(engines) > 1:  # these cannot be compared between different engines
             return
     if len(by_value) > 1:
         yield _difference(model, aspect, by_value)

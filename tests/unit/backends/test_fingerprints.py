@@ -55,7 +55,7 @@ async def test_a_llama_cpp_server() -> None:
     found = (await made(LlamaCppBackend, llamacpp()).fetch_state()).fingerprints
     tokenizer = found[GEMMA].tokenizer
     assert tokenizer is not None
-    expected = Fingerprint(GEMMA_WEIGHTS, None, template_hash("{{ x }}"), tokenizer, 2, "b11549-0badc0de")
+    expected = Fingerprint(GEMMA_WEIGHTS, None, template_hash("{{ x }}"), tokenizer, 2, "b11549-0badc0de", "llamacpp")
     assert found == {GEMMA: expected}
     assert str(expected.weights) == "268,098,176 parameters (246,587,904 bytes)"
 
@@ -64,7 +64,7 @@ async def test_a_vllm_server_tells_less() -> None:
     of_vllm = (await made(VLLMBackend, vllm()).fetch_state()).fingerprints
     of_llamacpp = (await made(LlamaCppBackend, llamacpp()).fetch_state()).fingerprints
     tokenizer = of_llamacpp[GEMMA].tokenizer  # the same tokens have the same hash on every engine
-    assert of_vllm == {TINY: Fingerprint(source="tiny-hf", tokenizer=tokenizer, version="0.32.0")}
+    assert of_vllm == {TINY: Fingerprint(source="tiny-hf", tokenizer=tokenizer, version="0.32.0", engine="vllm")}
 
 
 async def test_other_tokens_are_another_tokenizer() -> None:

@@ -130,8 +130,9 @@ def test_unknown_facts_are_not_compared() -> None:
     assert fleet.found() == ()
 
 
-def test_versions_of_different_engines_are_not_compared() -> None:
-    fleet = Fleet(2).differ(2, version="0.32.0")
+def test_versions_and_tokenizers_of_different_engines_are_not_compared() -> None:
+    fleet = Fleet(2).differ(2, version="0.32.0", tokenizer="l")
+    assert [one.aspect for one in fleet.found()] == [Aspect.TOKENIZER, Aspect.VERSION]
     fleet.engines[1] = "vllm"
     assert fleet.found() == ()
 

@@ -38,6 +38,7 @@ def serving(
         (serving(template="a"), serving(template="a"), True),
         (serving(template="a"), serving(template="b"), False),
         (serving(tokenizer="a"), serving(tokenizer="b"), False),
+        (serving(tokenizer="a", engine="llamacpp"), serving(tokenizer="b", engine="vllm"), True),  # cannot be compared
         (serving(version="a", slots=1), serving(version="b", slots=2), True),
         # contexts
         (serving(context=100), serving(context=100), True),
