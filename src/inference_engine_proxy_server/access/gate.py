@@ -126,7 +126,7 @@ class Gate:
         return None
 
     def _viewer(self, head: RequestHead, admin_digest: bytes | None) -> Viewer:
-        """The viewer who asks for the dashboard. A request without a key sees the public part; a wrong key is rejected.
+        """Who asks for the dashboard. Without a key, a viewer sees the public part. A wrong key is rejected.
 
         Args:
             admin_digest: of the key of operators; ``None`` if there are none here.

@@ -27,7 +27,7 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What is known of one model on one backend; ``None`` means unknown.
+    """The facts that tell one replica of a model from another; ``None`` means unknown.
 
     Attributes:
         weights: their size.

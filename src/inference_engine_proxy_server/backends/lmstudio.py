@@ -66,7 +66,7 @@ class _OldList(msgspec.Struct):
 
 
 class _Known(NamedTuple):
-    """What is known of one model.
+    """The latest report about one model.
 
     Attributes:
         is_loaded: whether it is in memory.

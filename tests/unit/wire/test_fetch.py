@@ -114,14 +114,14 @@ async def test_an_unreachable_or_broken_backend_raises_an_error() -> None:
             await status_and_body(connections)
 
 
-@pytest.mark.parametrize("timeout_seconds", [0.2, 0.4])
+@pytest.mark.parametrize("timeout_seconds", [0.8, 2.0])
 async def test_a_fetch_without_a_connection_in_time_says_why(timeout_seconds: float) -> None:
     """Whichever deadline is the shorter one: that of the connection, or that of the fetch."""
 
     async def says_nothing(connection: EngineConnection) -> None:
         await connection.first_bytes()
 
-    limits = replace(LIMITS, connect_seconds=0.3)
+    limits = replace(LIMITS, connect_seconds=1.2)
     async with FakeEngine(says_nothing) as engine:
         async with connections_to(engine.url.replace("http", "https"), limits) as connections:
             with pytest.raises(BackendUnreachable) as raised:
