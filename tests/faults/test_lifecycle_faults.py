@@ -211,10 +211,13 @@ async def test_lc06_removed_backend_finishes_its_streams_and_is_then_polled_no_m
             streams.may_end.set()
             reply = await call.reply()
             assert (reply.complete, reply.body) == (True, EVENT)
-            await asyncio.sleep(0.5)  # for the poll that finds the backend without requests
-            asked, asked_new = len(old.requests), len(new.requests)
-            await eventually(lambda: len(new.requests) > asked_new + 12)
-            assert len(old.requests) == asked
+
+            async def is_polled_no_more() -> bool:
+                asked, asked_new = len(old.requests), len(new.requests)
+                await eventually(lambda: len(new.requests) > asked_new + 12)
+                return len(old.requests) == asked
+
+            await eventually(is_polled_no_more)
             assert (await send(proxy.url, CHAT, chat())).headers["x-backend"] == new.url
 
 

@@ -104,7 +104,7 @@ def build_proxy(
     """Build a proxy that is ready to be hosted.
 
     Args:
-        configuration: with at least one backend.
+        configuration: which backends there are, or where they are found.
         load: reads the configuration again; ``None`` when it never changes.
         process: the context of the process; ``None`` for a single process.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -15,8 +14,8 @@ from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.config.api_keys import ApiKey
 from inference_engine_proxy_server.dashboard.backend_facts import facts_of
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers, SiblingAnswers
+from inference_engine_proxy_server.endpoints.backend_commands import Move, WaitSeconds, find_backend
 from inference_engine_proxy_server.endpoints.usage import described_budgets
-from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.departures import Departures
 from inference_engine_proxy_server.fleet.fleet import Fleet
@@ -25,8 +24,6 @@ from inference_engine_proxy_server.routing.decisions import KEPT
 
 __all__ = ["admin_router", "described"]
 
-_LOOK_SECONDS = 0.1  # interval of checks whether the last request of a backend has ended
-_MOVE_SECONDS = 1.0  # a stream that could not be moved, for example because it had just begun, can be moved later
 _RESPONSES: dict[int | str, dict[str, Any]] = {401: {}, 404: {"description": "ADMIN_KEY is not set"}}
 _BACKEND_RESPONSES: dict[int | str, dict[str, Any]] = {
     401: {},
@@ -34,8 +31,6 @@ _BACKEND_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 _Limit = Annotated[int, Query(ge=1, le=KEPT, description="Most decisions to return.")]
-_Move = Annotated[bool, Query(description="Whether other backends continue its streams and take its other requests.")]
-_WaitSeconds = Annotated[float, Query(ge=0, le=3600, description="Longest wait for its last request to end.")]
 
 
 def admin_router(
@@ -103,23 +98,15 @@ def _add_drain(router: APIRouter, fleet: Fleet, workers: AllWorkers) -> None:
 
     @router.post("/backends/{name:path}/drain", summary="Give a backend no new requests; reports when to stop it",
                  responses=_BACKEND_RESPONSES)  # fmt: skip
-    async def drain(name: str, wait_seconds: _WaitSeconds = 0, move: _Move = False) -> dict[str, Any]:
-        backend = _find(fleet, name)
-        workers.set_draining(backend, is_draining=True, moves=move)
-        moved_at = fleet.clock()
-        deadline = moved_at + wait_seconds
-        # Only this endpoint waits for the end of requests, so it polls instead of being notified.
-        while backend.load.proxy_leases and backend.is_draining and fleet.clock() < deadline:
-            await asyncio.sleep(_LOOK_SECONDS)
-            if move and fleet.clock() >= moved_at + _MOVE_SECONDS:
-                workers.set_draining(backend, is_draining=True, moves=True)
-                moved_at = fleet.clock()
+    async def drain(name: str, wait_seconds: WaitSeconds = 0, move: Move = False) -> dict[str, Any]:
+        backend = find_backend(fleet, name)
+        await workers.drain(backend, wait_seconds, moves=move)
         return answer(backend, await workers.fleet_once_drained(backend))
 
     @router.post("/backends/{name:path}/undrain", summary="Give a drained backend requests again",
                  responses=_BACKEND_RESPONSES)  # fmt: skip
     async def undrain(name: str) -> dict[str, Any]:
-        backend = _find(fleet, name)
+        backend = find_backend(fleet, name)
         workers.set_draining(backend, is_draining=False)
         return answer(backend, await workers.fleet())
 
@@ -133,14 +120,6 @@ def _add_decisions(router: APIRouter, workers: AllWorkers) -> None:
         newest = sorted(every, key=lambda decision: -decision["at"])[:limit]
         # Not a model: FastAPI would validate every number of hundreds of candidates.
         return JSONResponse({"decisions": newest, **workers.silence(siblings)})
-
-
-def _find(fleet: Fleet, name: str) -> Backend:
-    for backend in fleet.backends:
-        if name in (backend.config.name, backend.url):
-            return backend
-    names = ", ".join(backend.config.name for backend in fleet.backends)
-    raise ClientError(f"There is no backend {name[:200]!r}; there are {names}.", status=404, code="no_such_backend")
 
 
 def described(backend: BackendSnapshot, siblings: SiblingAnswers) -> dict[str, Any]:

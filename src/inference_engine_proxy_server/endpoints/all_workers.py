@@ -22,7 +22,8 @@ __all__ = ["AllWorkers", "Order", "SiblingAnswers"]
 
 _FLEET, _KEYS, _DECISIONS = "fleet", "keys", "decisions"
 _ORDER_SECONDS = 1.0  # within which a command reaches every worker that does not hang
-_LOOK_SECONDS = 0.02  # interval of checks whether it has
+_LOOK_SECONDS = 0.02  # interval of checks whether it has, or whether the last request of a backend has ended
+_MOVE_SECONDS = 1.0  # a stream that could not be moved, for example because it had just begun, can be moved later
 
 
 class Order(Protocol):
@@ -106,6 +107,24 @@ class AllWorkers:
         if moves:
             self._fleet.move_requests(backend)
         self._order(backend.url, is_draining=is_draining, moves=moves)
+
+    async def drain(self, backend: Backend, wait_seconds: float, *, moves: bool) -> None:
+        """Take ``backend`` out of rotation, and wait until no worker has a request on it.
+
+        Args:
+            wait_seconds: longest wait; it also ends when the backend is put back.
+            moves: whether other backends take over its requests. It is tried again while requests are left.
+        """
+        clock = self._fleet.clock
+        deadline = clock() + wait_seconds
+        self.set_draining(backend, is_draining=True, moves=moves)
+        moved_at = clock()
+        # Only operators' commands wait for the end of requests, so they poll instead of being notified.
+        while backend.load.proxy_leases and backend.is_draining and clock() < deadline:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if moves and clock() >= moved_at + _MOVE_SECONDS:
+                self.set_draining(backend, is_draining=True, moves=True)
+                moved_at = clock()
 
     async def fleet_once_drained(self, backend: Backend) -> SiblingAnswers:
         """As :meth:`fleet`, once every sibling has drained ``backend`` or the deadline of the command has passed."""

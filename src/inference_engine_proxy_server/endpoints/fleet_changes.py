@@ -21,6 +21,7 @@ from inference_engine_proxy_server.config.fleet_form import BackendEntry
 from inference_engine_proxy_server.discovery.discovery import CONFIGURED, Discovery
 from inference_engine_proxy_server.discovery.joined import ADDED, ANNOUNCED, ConfigOf
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers, SiblingAnswers
+from inference_engine_proxy_server.endpoints.backend_commands import find_backend
 from inference_engine_proxy_server.errors import CapacityError, ClientError
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.departures import Departures
@@ -35,7 +36,6 @@ _Form = TypeVar("_Form", bound=BackendEntry)
 
 _LOOK_SECONDS = 0.02  # interval of checks whether a command has been carried out, or the last request has ended
 _COMMAND_SECONDS = 2.0  # for all workers that do not hang
-_MOVE_SECONDS = 1.0  # a stream that could not be moved, for example because it had just begun, can be moved later
 _ROOM_BYTES = 1024  # in a message, for what the supervisor adds to a command
 
 
@@ -184,12 +184,7 @@ class FleetChanges:
         Raises:
             ClientError: 404, there is no such backend; 409, another source has it, which would bring it back.
         """
-        backend = next((one for one in self._fleet.backends if name in (one.config.name, one.url)), None)
-        if backend is None:
-            names = ", ".join(one.config.name for one in self._fleet.backends) or "none"
-            raise ClientError(
-                f"There is no backend {name[:200]!r}; there are {names}.", status=404, code="no_such_backend"
-            )
+        backend = find_backend(self._fleet, name)
         server = server_of(backend.url)
         if server not in self.roster.added and server not in self.roster.announced:
             source = self._discovery.source_of(backend.url)
@@ -209,23 +204,13 @@ class FleetChanges:
 
     async def _leave(self, url: str, command: Command, stays: bool, moves: bool, wait_seconds: float) -> Left:
         backend, deadline = self._backend(url), self._fleet.clock() + wait_seconds
-        if moves and backend is not None and not stays:
-            await self._move_requests(backend, deadline)
+        if moves and backend is not None and not stays:  # while it is still in the fleet of every worker
+            await self._workers.drain(backend, wait_seconds, moves=True)
         siblings = await self._carry_out(command, url, lambda: stays or self._backend(url) is None, is_present=stays)
         # Only these commands wait for the end of requests, so they poll instead of being notified.
         while not stays and self._requests_on(url) and self._fleet.clock() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
         return Left(url, self._discovery.source_of(url), self._requests_on(url), siblings)
-
-    async def _move_requests(self, backend: Backend, deadline: float) -> None:
-        """Drain ``backend``, and let others take over its requests, while it is still in the fleet of every worker."""
-        while True:
-            self._workers.set_draining(backend, is_draining=True, moves=True)
-            again_at = min(deadline, self._fleet.clock() + _MOVE_SECONDS)
-            while backend.load.proxy_leases and self._fleet.clock() < again_at:  # noqa: ASYNC110
-                await asyncio.sleep(_LOOK_SECONDS)
-            if not backend.load.proxy_leases or again_at >= deadline:
-                return
 
     # --- the state
 

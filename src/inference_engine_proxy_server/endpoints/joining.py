@@ -17,6 +17,7 @@ from inference_engine_proxy_server.config.added_backends import AnnouncedEntry, 
 from inference_engine_proxy_server.config.base_urls import as_base_url
 from inference_engine_proxy_server.config.fleet_form import BackendEntry
 from inference_engine_proxy_server.endpoints.all_workers import AllWorkers, SiblingAnswers
+from inference_engine_proxy_server.endpoints.backend_commands import Move, WaitSeconds
 from inference_engine_proxy_server.endpoints.fleet_changes import FleetChanges, Left
 from inference_engine_proxy_server.errors import ClientError
 from inference_engine_proxy_server.fleet.backend import Backend
@@ -25,8 +26,6 @@ __all__ = ["joining_router"]
 
 _MOST_BYTES = 65_536  # of a description
 
-_Move = Annotated[bool, Query(description="Whether other backends continue its streams and take its other requests.")]
-_WaitSeconds = Annotated[float, Query(ge=0, le=3600, description="Longest wait for its last request to end.")]
 _Url = Annotated[str, Query(description="Its base URL.")]
 _Announcer = Annotated[str, Query(description="Whose lease ends.", max_length=64)]
 
@@ -80,7 +79,7 @@ def _add_operators_paths(
 
     @router.delete("/backends/{name:path}", summary="Remove a backend that was added or announced",
                    responses={401: {}, 404: _OFF, 409: _TAKEN})  # fmt: skip
-    async def remove(name: str, wait_seconds: _WaitSeconds = 0, move: _Move = False) -> dict[str, Any]:
+    async def remove(name: str, wait_seconds: WaitSeconds = 0, move: Move = False) -> dict[str, Any]:
         left = await changes.remove(name, moves=move, wait_seconds=wait_seconds)
         return {**_departed(left), **saved(), **workers.silence(left.siblings)}
 
@@ -106,7 +105,7 @@ def _add_announcements(
     @router.delete("/announced", summary="End the lease of a backend, before it stops",
                    responses={400: {}, 401: {}, 404: _OFF})  # fmt: skip
     async def withdraw(
-        url: _Url, announcer: _Announcer = "", wait_seconds: _WaitSeconds = 0, move: _Move = False
+        url: _Url, announcer: _Announcer = "", wait_seconds: WaitSeconds = 0, move: Move = False
     ) -> dict[str, Any]:
         try:
             normal = as_base_url(url)

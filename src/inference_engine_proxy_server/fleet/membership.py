@@ -1,4 +1,4 @@
-"""Who is in the fleet, for the other workers: tells the supervisor who joins and leaves, and drains what is drained."""
+"""Reports to the supervisor which backends join and leave, and drains those that operators drained before."""
 
 from __future__ import annotations
 
