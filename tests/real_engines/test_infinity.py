@@ -53,13 +53,6 @@ def started(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture
-async def engines(started: list[EngineProcess]) -> list[EngineProcess]:
-    for engine in started:
-        await engine.starts()
-    return started
-
-
-@pytest.fixture
 async def proxy(engines: list[EngineProcess], tmp_path: Path) -> AsyncIterator[Proxy]:
     async with program(tmp_path, *engines, METRICS_CACHE_TTL_SECONDS="0.5") as running_proxy:
         for engine in engines:

@@ -47,13 +47,6 @@ def started(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
 
 
 @pytest.fixture
-async def engines(started: list[EngineProcess]) -> list[EngineProcess]:
-    for engine in started:
-        await engine.starts()
-    return started
-
-
-@pytest.fixture
 async def proxy(engines: list[EngineProcess], tmp_path: Path) -> AsyncIterator[Proxy]:
     (tmp_path / "fleet.yaml").write_text(ONE_AT_A_TIME % tuple(engine.url for engine in engines))
     settings = {"METRICS_CACHE_TTL_SECONDS": "1", "CONFIG_FILE": "fleet.yaml"}

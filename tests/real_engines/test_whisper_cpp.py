@@ -53,13 +53,6 @@ def started(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
 
 
 @pytest.fixture
-async def engines(started: list[EngineProcess]) -> list[EngineProcess]:
-    for engine in started:
-        await engine.starts()
-    return started
-
-
-@pytest.fixture
 async def proxy(engines: list[EngineProcess], tmp_path: Path) -> AsyncIterator[Proxy]:
     (tmp_path / "fleet.yaml").write_text(FLEET % tuple(engine.url for engine in engines))
     settings = {"METRICS_CACHE_TTL_SECONDS": "0.5", "CONFIG_FILE": "fleet.yaml"}
