@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from end_to_end.conftest import StartProxy
@@ -21,6 +23,20 @@ def fleet_of(*servers: LlamaServer) -> str:
     return "backends:\n" + "".join(f"  - url: {server.url}\n" for server in servers)
 
 
+def start_with(start_proxy: StartProxy, file: Path, server: LlamaServer) -> Proxy:
+    """A proxy whose fleet file has ``server``."""
+    file.write_text(fleet_of(server))
+    return start_proxy(BACKENDS="", CONFIG_FILE=str(file))
+
+
+@asynccontextmanager
+async def begun_stream(proxy: Proxy) -> AsyncIterator[Call]:
+    async with Call(proxy.url, PATH, chat(300, stream=True)) as stream:
+        stream.send()
+        assert await stream.head() == 200
+        yield stream
+
+
 async def rest_of(stream: Call) -> list[bytes]:
     events = []
     while event := await stream.event():
@@ -33,12 +49,8 @@ async def test_changed_fleet_file_is_applied_and_streams_continue(
 ) -> None:
     old, new = two_slow_servers
     file = tmp_path / "fleet.yaml"
-    file.write_text(fleet_of(old))
-    proxy = start_proxy(BACKENDS="", CONFIG_FILE=str(file))
-    async with Call(proxy.url, PATH, chat(300, stream=True)) as stream:
-        stream.send()
-        assert await stream.head() == 200
-
+    proxy = start_with(start_proxy, file, old)
+    async with begun_stream(proxy) as stream:
         file.write_text(fleet_of(new))
         await eventually(lambda: is_fleet(proxy, new))
 
@@ -54,11 +66,8 @@ async def test_stream_of_a_removed_backend_that_ends_continues_on_another_one(
 ) -> None:
     old, new = two_slow_servers
     file = tmp_path / "fleet.yaml"
-    file.write_text(fleet_of(old))
-    proxy = start_proxy(BACKENDS="", CONFIG_FILE=str(file))
-    async with Call(proxy.url, PATH, chat(300, stream=True)) as stream:
-        stream.send()
-        assert await stream.head() == 200
+    proxy = start_with(start_proxy, file, old)
+    async with begun_stream(proxy) as stream:
         for _ in range(5):
             await stream.event()
         old.freeze()  # so that the answer is not complete before
