@@ -38,10 +38,10 @@ class Announcer:
         self._announcement = announcement
         self._interval_seconds = interval_seconds
         self._failures = 0
-        self._said = ""  # what the log last said of this proxy
+        self._said = ""  # the last log line about this proxy
 
     async def run(self) -> None:
-        """Announce, until cancelled. A request in progress is finished, so that :meth:`leave` is the last word."""
+        """Announce, until cancelled. A request in progress ends first, so no announcement follows :meth:`leave`."""
         while True:
             sending = asyncio.get_running_loop().create_task(self._announce())
             try:
@@ -71,7 +71,7 @@ class Announcer:
         if source == "announcements":
             self._say(logging.INFO, f"{self._announcement.url} is in the fleet as {answer.get('name')}")
         else:
-            self._say(logging.INFO, f"{self._announcement.url} is in the fleet already, by its {source}, and stays so")
+            self._say(logging.INFO, f"{self._announcement.url} is in the fleet already; its source is the {source}")
 
     def _say(self, level: int, text: str) -> None:
         """Log each change once."""
@@ -105,7 +105,9 @@ class Announcer:
                 )
                 return False
             if leaving.source is not None:
-                self._say(logging.WARNING, f"{self._announcement.url} stays in the fleet, by its {leaving.source}")
+                self._say(
+                    logging.WARNING, f"{self._announcement.url} stays in the fleet; its source is the {leaving.source}"
+                )
                 return False
             if not leaving.requests or time.monotonic() >= deadline:
                 break

@@ -123,7 +123,7 @@ class Session:
         return code
 
     async def _stop(self, engine: EngineProcess | None) -> None:
-        """Stop the engine as it wants to be stopped, but at the second signal at once."""
+        """Stop the engine with SIGTERM; at the second signal, with SIGKILL."""
         if engine is None:
             return
         engine.signal(signal.SIGTERM)

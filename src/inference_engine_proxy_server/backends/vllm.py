@@ -91,7 +91,7 @@ class VLLMBackend(BaseBackend):
         self._version: str | None = None  # unknown until the server was asked, once
         self._tokenizers: dict[str, TokenizerProbe] = {}  # likewise, by model
         self._begun_answers: BegunAnswers | None = None  # as the version
-        self._skips = 0  # polls that do not ask for it, because silence would delay each of them
+        self._polls_to_skip = 0  # without a question about begun answers, because silence delays each poll that asks
 
     async def fetch_state(self) -> BackendState:
         """Everything it reports, summed over all its engines (data parallel) and models.
@@ -147,6 +147,7 @@ class VLLMBackend(BaseBackend):
                 self._has_is_paused = True
                 self._most_running = 0.0
                 self._version = self._begun_answers = None
+                self._polls_to_skip = 0
                 self._tokenizers = {}
         return status
 
@@ -185,13 +186,13 @@ class VLLMBackend(BaseBackend):
         renderers reject the request (``vllm/renderers/inkling.py``). LoRA adapters have the template of the first
         model. A server that does not answer, or has no such pages, is assumed to remove white space.
         """
-        if self._skips > 0:
-            self._skips -= 1
+        if self._polls_to_skip > 0:
+            self._polls_to_skip -= 1
         elif self._begun_answers is None and models:
             try:
                 self._begun_answers = await self._ask_for_begun_answers(models[0]["id"])
             except TimeoutError:
-                self._skips = SKIPPED_POLLS
+                self._polls_to_skip = SKIPPED_POLLS
             except (OSError, UnreadableState, ValueError, RecursionError):
                 self._begun_answers = BegunAnswers.TRIMMED
         return self._begun_answers or BegunAnswers.TRIMMED
