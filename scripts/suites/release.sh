@@ -1,21 +1,35 @@
 # shellcheck shell=bash
-# Builds the release and tries its wheel in a bare virtual environment: `inference-proxy demo` answers a request.
+# Builds the release and tries its wheel as a new user: with pip in a bare virtual environment, with uvx and with pipx.
+# `inference-proxy demo` answers a request. Also compares the bill of materials with requirements.txt.
+scripts/release.sh
 folder="$(mktemp -d)"
 trap 'kill "${demo-}" 2>/dev/null || true; rm -r "$folder"' EXIT
 python="$(find_python)"
+wheel="$(echo "$PWD"/dist/*.whl)"
 
-"$python" -m venv "$folder/build"
-"$folder/build/bin/pip" install --quiet --disable-pip-version-check build twine
-"$folder/build/bin/python" -m build --outdir "$folder/dist" . # the source archive, and the wheel out of that
-"$folder/build/bin/twine" check --strict "$folder"/dist/*
+echo "== the bill of materials names the packages of requirements.txt, and no others"
+(cd dist && sha256sum --check --quiet SHA256SUMS)
+sed -n 's/^\([A-Za-z0-9._-]*==[^ ;]*\).*/\1/p' requirements.txt | tr '[:upper:]_' '[:lower:]-' | sort > "$folder/locked"
+"$python" -c 'import json, sys; [print(c["name"] + "==" + c["version"]) for c in json.load(sys.stdin)["components"]]' \
+  < dist/*.cdx.json | tr '[:upper:]_' '[:lower:]-' | sort > "$folder/named"
+[[ -s "$folder/named" ]] || fail "the bill of materials is empty"
+diff "$folder/locked" "$folder/named" || fail "the bill of materials differs from requirements.txt"
 
 "$python" -m venv "$folder/user"
 export PATH="$folder/user/bin:$PATH" XDG_CACHE_HOME="$folder/cache" PIP_CACHE_DIR="${PIP_CACHE_DIR:-$HOME/.cache/pip}"
-wheel="$(echo "$folder"/dist/*.whl)"
 pip install --quiet --disable-pip-version-check "${wheel}[demo]"
 cd "$folder" # away from the sources
-inference-proxy --version
+version="$(inference-proxy --version)"
+[[ "$wheel" == *"-${version##* }-"* ]] || fail "the wheel says that it is $version"
 
+echo "== uvx and pipx start the wheel"
+"$python" -m venv "$folder/starters"
+"$folder/starters/bin/pip" install --quiet --disable-pip-version-check uv pipx
+export PIPX_HOME="$folder/pipx"
+[[ "$("$folder/starters/bin/uvx" --quiet --from "$wheel" inference-proxy --version)" == "$version" ]] || fail "uvx"
+[[ "$("$folder/starters/bin/pipx" run --spec "$wheel" inference-proxy --version)" == "$version" ]] || fail "pipx"
+
+echo "== the demo answers"
 port="$(free_port)"
 PORT="$port" inference-proxy demo > log 2>&1 &
 demo="$!"
