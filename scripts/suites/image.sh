@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Builds the image with buildah and tries it: health check, user, SIGTERM. Needs root, buildah and curl, and no Docker.
 # Argument: the Dockerfile's base image, if not its own
+# Prints what a download of the image adds to a download of its base image, and how large the base image is.
 export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot
 readonly image=localhost/inference-proxy-test
 port="$(free_port)"
@@ -11,6 +12,18 @@ words() { # $1: a list in the image's configuration, one word a line
 
 # Docker's image format, because the OCI format has no health check.
 buildah bud --format docker --network host ${1:+--build-arg "BASE=$1"} --tag "$image" .
+folder="$(mktemp -d)"
+echo "== size"
+buildah push --quiet "$image" "dir:$folder"
+# buildah makes one layer of all that the Dockerfile adds.
+"$(find_python)" - "$folder/manifest.json" <<'END' || fail "the image is too large"
+import json, sys
+sizes = [layer["size"] / 1e6 for layer in json.load(open(sys.argv[1]))["layers"]]
+print(f"compressed: {sum(sizes[:-1]):.1f} MB of the base image, and {sizes[-1]:.1f} MB on top")
+sys.exit(sizes[-1] > 40)
+END
+rm -r "$folder"
+
 container="$(buildah from "$image")"
 trap 'buildah rm "$container" >/dev/null' EXIT
 
