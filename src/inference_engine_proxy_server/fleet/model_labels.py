@@ -54,4 +54,4 @@ class ModelLabels(FleetObserver):
         return dict.fromkeys([*listed, *self._named])
 
     def _use(self, catalog: ModelCatalog) -> None:
-        self._named = tuple(dict.fromkeys(named.model for named in catalog.by_name.values()))
+        self._named = catalog.models

@@ -103,6 +103,7 @@ class ModelCatalog:
 
     Attributes:
         by_name: the meanings of names, without patterns.
+        models: every model that the file names, as engines know it, also one whose requests stay as they are.
         default: the meaning of a request without a model; ``None`` for none.
     """
 
@@ -126,6 +127,7 @@ class ModelCatalog:
                     is_listed = not config.hidden_aliases
                     by_name[alias] = NamedModel(*renamed, permitted_by=(name,), is_listed=is_listed)
         self.by_name: Mapping[str, NamedModel] = MappingProxyType(by_name)
+        self.models = tuple(dict.fromkeys(_chain(name, models)[0] for name in models))
         # The pattern with most text is the most specific one. Sorting keeps the file's order among equals.
         self._patterns = sorted(patterns, key=lambda pattern: -pattern.length)
         self.default = None if default_model is None else _default(default_model, models)

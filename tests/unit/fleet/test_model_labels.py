@@ -28,7 +28,8 @@ def pool() -> Pool:
 
 @pytest.fixture
 def labels(pool: Pool) -> ModelLabels:
-    catalog = LiveCatalog(ModelCatalog({"big": ModelConfig(serves_as="engine-name", aliases=("nick",))}))
+    named = {"big": ModelConfig(serves_as="engine-name", aliases=("nick",)), "plain": ModelConfig()}
+    catalog = LiveCatalog(ModelCatalog(named))
     return ModelLabels(pool.fleet, catalog, pool.placement.lists)
 
 
@@ -44,6 +45,7 @@ def labels(pool: Pool) -> ModelLabels:
         (None, "made up", ""),
         (None, None, ""),
         (None, "engine-name", "engine-name"),
+        (None, "plain", "plain"),
         (GONE, "n", "n"),
         (GONE, "made up", ""),
     ],
@@ -55,7 +57,7 @@ def test_labels_are_names_that_the_fleet_has(
 
 
 def test_all_models_are_listed_ones_and_those_of_the_fleet_file(labels: ModelLabels) -> None:
-    assert list(labels.all()) == ["m", "n", "engine-name"]
+    assert list(labels.all()) == ["m", "n", "engine-name", "plain"]
 
 
 def test_a_backend_that_joins_is_known(pool: Pool, labels: ModelLabels) -> None:
