@@ -10,7 +10,7 @@ import yaml
 
 from inference_engine_proxy_server import __version__
 from kubernetes.chart import CHART
-from kubernetes.generated import COPIES, README, SCHEMA, readme, schema
+from kubernetes.generated import COPIES, MANIFESTS, README, SCHEMA, VERSIONED, readme, schema, with_version
 
 
 def chart() -> dict[str, Any]:
@@ -21,6 +21,14 @@ def chart() -> dict[str, Any]:
 
 def test_both_versions_of_the_chart_are_that_of_the_package() -> None:
     assert (chart()["version"], chart()["appVersion"]) == (__version__, __version__)
+
+
+def test_documents_and_manifests_have_the_version_of_the_package() -> None:
+    outdated = [file.name for file in VERSIONED if file.read_text() != with_version(file)]
+    outdated += [
+        file.name for file in MANIFESTS if f"helm.sh/chart: inference-proxy-{__version__}\n" not in file.read_text()
+    ]
+    assert outdated == [], "run: scripts/test.sh kubernetes --write"
 
 
 def test_the_rules_and_the_dashboard_of_the_chart_are_those_of_monitoring() -> None:

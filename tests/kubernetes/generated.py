@@ -1,7 +1,7 @@
 """The parts of deploy/ that follow from others.
 
-These are the settings in the schema of values, the table of values, copies of rules and of the dashboard, and rendered
-manifests.
+These are the versions of the chart, the settings in the schema of values, the table of values, copies of rules and of
+the dashboard, and rendered manifests.
 
 ::
 
@@ -18,11 +18,24 @@ from typing import Any
 
 import yaml
 
+from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.config.settings import Settings
 from kubernetes.chart import CHART, DEPLOY, SETS, rendered_text
 from support.monitoring import MONITORING
 
-__all__ = ["COPIES", "FROM_OTHER_VALUES", "MANIFESTS", "README", "SCHEMA", "SECRETS", "manifest", "readme", "schema"]
+__all__ = [
+    "COPIES",
+    "FROM_OTHER_VALUES",
+    "MANIFESTS",
+    "README",
+    "SCHEMA",
+    "SECRETS",
+    "VERSIONED",
+    "manifest",
+    "readme",
+    "schema",
+    "with_version",
+]
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = CHART / "values.schema.json"
@@ -38,6 +51,8 @@ MANIFESTS = {
     DEPLOY / "kubernetes" / "high-availability.yaml": "high-availability",
 }
 """Rendered manifests, and the values they are rendered with."""
+VERSIONED = (CHART / "Chart.yaml", ROOT / "docs" / "kubernetes.md")
+"""Files that name the version of the program."""
 
 SECRETS = ("ADMIN_KEY", "ANNOUNCE_KEY", "API_KEYS", "BACKEND_API_KEY", "METRICS_KEY", "STATE_URL")
 FROM_OTHER_VALUES = {
@@ -49,6 +64,12 @@ FROM_OTHER_VALUES = {
 _MARK = "<!-- The table is generated from values.yaml: scripts/test.sh kubernetes --write -->"
 _WHOLE = {"settings", "behavior", "strategy", "podSecurityContext", "securityContext"}
 _LIMITS = ("type", "enum", "minimum", "maximum", "exclusiveMinimum")
+
+
+def with_version(file: Path) -> str:
+    """The text of a file with the version of the program."""
+    named = r"(\b(?:version|appVersion): |\binference-proxy:)\d+\.\d+\.\d+"
+    return re.sub(named, rf"\g<1>{__version__}", file.read_text())
 
 
 def schema() -> str:
@@ -125,6 +146,8 @@ def manifest(name: str) -> str:
 def _write() -> None:
     for copy, original in COPIES.items():
         copy.write_bytes(original.read_bytes())
+    for file in VERSIONED:
+        file.write_text(with_version(file))
     SCHEMA.write_text(schema())
     README.write_text(readme())
     for file, name in MANIFESTS.items():

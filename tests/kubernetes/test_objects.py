@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from inference_engine_proxy_server.config.settings import Settings
-from kubernetes.chart import DEPLOY, SETS, Manifest, container_of, environment_of, of_kind, render
+from kubernetes.chart import SETS, Manifest, container_of, environment_of, of_kind, render
 from kubernetes.generated import SECRETS
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +61,12 @@ def test_selectors_match_the_pods_of_the_proxy_and_not_that_of_the_test(manifest
     for name, selector in found:
         assert selector.items() <= labels.items(), name
         assert not selector.items() <= test_pod["metadata"]["labels"].items(), name
+
+
+def test_selectors_stay_the_same_when_the_version_changes(manifests: list[Manifest]) -> None:
+    """A Deployment refuses another selector, and a Service must select old and new pods during an upgrade."""
+    names = {f"app.kubernetes.io/{name}" for name in ("name", "instance", "component")}
+    assert [name for name, selector in selectors(manifests) if selector.keys() != names] == []
 
 
 def test_two_releases_do_not_select_the_pods_of_each_other() -> None:
@@ -269,27 +275,3 @@ def test_names_and_labels_fit(release: str) -> None:
     assert all(re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name) for _, name in names), names
     labels = [value for one in manifests for value in one["metadata"].get("labels", {}).values()]
     assert all(re.fullmatch(r"([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]?", value) for value in labels)
-
-
-@pytest.mark.parametrize("engines", ["vllm", "llamacpp"])
-def test_the_sample_engines_have_a_headless_service_that_selects_them(engines: str) -> None:
-    service, workload = yaml.safe_load_all((DEPLOY / "kubernetes" / "engines" / f"{engines}.yaml").read_text())
-    template = workload["spec"]["template"]
-    [container] = template["spec"]["containers"]
-    assert service["spec"]["clusterIP"] == "None"
-    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
-    [port] = service["spec"]["ports"]
-    assert port["port"] == container["ports"][0]["containerPort"]
-    assert container["readinessProbe"]["httpGet"]["path"] == "/health"
-    set_of_values = {"vllm": "vllm-from-zero", "llamacpp": "defaults"}[engines]
-    url = f"dns+http://{service['metadata']['name']}:{port['port']}"
-    assert url in environment_of(render(SETS[set_of_values]))["BACKENDS"]
-    for scaled in of_kind(render(SETS["vllm-from-zero"]), "ScaledObject"):
-        assert scaled["spec"]["scaleTargetRef"]["name"] == "vllm"
-
-
-def test_the_images_of_sample_engines_are_those_of_the_compose_files() -> None:
-    for engines in ("vllm", "llamacpp"):
-        _, workload = yaml.safe_load_all((DEPLOY / "kubernetes" / "engines" / f"{engines}.yaml").read_text())
-        image = workload["spec"]["template"]["spec"]["containers"][0]["image"]
-        assert f":-{image}}}" in (ROOT / f"docker-compose.{engines}.yml").read_text()

@@ -187,14 +187,18 @@ class Service:
             self.broken.append(last)
 
 
-async def test_no_request_is_lost_when_a_pod_is_deleted_under_load(tmp_path: Path, engine: LlamaServer) -> None:
+@pytest.mark.parametrize("readiness", ["/readyz", "/livez"])
+async def test_no_request_is_lost_when_a_pod_is_deleted_under_load(
+    tmp_path: Path, engine: LlamaServer, readiness: str
+) -> None:
     with dns(tmp_path, "127.0.0.1") as dnsmasq:
-        manifests = render((), *backends_at(dnsmasq, engine.port))
+        manifests = render((), *backends_at(dnsmasq, engine.port), "--set", f"probes.readiness.path={readiness}")
         spec = of_kind(manifests, "Deployment")[0]["spec"]["template"]["spec"]
         pre_stop = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
         with pod(tmp_path / "one", manifests) as one, pod(tmp_path / "two", manifests) as two:
             for proxy in (one, two):
-                await eventually(partial(becomes_ready, proxy, "/readyz"), 60)
+                await eventually(partial(becomes_ready, proxy, readiness), 60)
+                await eventually(proxy.available, 60)
             service = Service(one, two)
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(service.requests()) for _ in range(4)]
