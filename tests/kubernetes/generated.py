@@ -68,7 +68,7 @@ _LIMITS = ("type", "enum", "minimum", "maximum", "exclusiveMinimum")
 
 def with_version(file: Path) -> str:
     """The text of a file with the version of the program."""
-    named = r"(\b(?:version|appVersion): |\binference-proxy:)\d+\.\d+\.\d+"
+    named = r"(\b(?:version|appVersion): |\binference-proxy[:-])\d+\.\d+\.\d+"
     return re.sub(named, rf"\g<1>{__version__}", file.read_text())
 
 

@@ -59,6 +59,18 @@ def test_commands_of_helm_are_accepted(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_packaged_chart_is_complete(tmp_path: Path) -> None:
+    packaged = ["helm", "package", str(CHART), "--destination", str(tmp_path)]
+    subprocess.run(packaged, capture_output=True, check=True)
+    archive = tmp_path / f"inference-proxy-{__version__}.tgz"
+    assert f"helm push {archive.name} " in TEXTS[PAGES[0]]
+    options = ["--set", "prometheusRule.enabled=true,grafanaDashboard.enabled=true"]
+    done = subprocess.run(
+        ["helm", "template", "a", str(archive), *options], capture_output=True, text=True, check=False
+    )
+    assert "alert: InferenceProxyDown" in done.stdout, done.stderr
+
+
 def test_the_route_to_a_pool_has_the_types_of_the_gateway_api(tmp_path: Path) -> None:
     [block] = re.findall(r"```yaml\n(apiVersion: gateway.*?)```", TEXTS[PAGES[1]], re.DOTALL)
     assert problems([yaml.safe_load(block)], tmp_path) == ""
