@@ -19,10 +19,11 @@ import pytest
 
 from support.http_client import send
 from support.llama_server import LlamaServer
-from support.readme import ASK, COPY_SETTINGS, INSTALL, README, RUN, SERVE, blocks
+from support.readme import ASK, COPY_SETTINGS, INSTALL, RUN, SERVE, blocks
 from support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
+ADDING_AN_ENGINE = (ROOT / "docs" / "adding-an-engine.md").read_text()
 PIP_CACHE = Path("~/.cache/pip").expanduser()
 START_SECONDS = 300  # includes the installation of packages
 
@@ -134,8 +135,8 @@ async def test_engine_of_another_package_is_discovered(checkout: Path, free_port
     Shell(checkout).run(f"{sys.executable} -m venv {environment}")
     package = checkout / "my-engine"
     package.mkdir()
-    (package / "my_engine.py").write_text(*blocks(README, "python"))
-    (package / "pyproject.toml").write_text(*blocks(README, "toml"))
+    (package / "my_engine.py").write_text(blocks(ADDING_AN_ENGINE, "python")[0])
+    (package / "pyproject.toml").write_text(blocks(ADDING_AN_ENGINE, "toml")[0])
     path = f"{environment / 'bin'}:{os.environ['PATH']}"
     shell = Shell(checkout, PATH=path, PORT=str(free_port))
     shell.run(INSTALL)
@@ -159,7 +160,7 @@ async def eventually_available(address: str, urls: list[str]) -> None:
 
 
 class _NovelEngine(BaseHTTPRequestHandler):
-    """An unknown engine, as in the README's recipe for a new engine."""
+    """An unknown engine, as in docs/adding-an-engine.md."""
 
     def do_GET(self) -> None:
         body = {"/v1/models": b'{"data": [{"id": "m", "owned_by": "my-engine"}]}', "/status": b"4"}.get(self.path, b"")
