@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: pages from the root of the repository, links that leave docs/, and anchors as GitHub makes them."""
+"""Hooks of MkDocs: pages from the root of the repository, links that leave docs/, anchors as GitHub makes them."""
 
 from __future__ import annotations
 
@@ -52,6 +52,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"[{link['text']}]({config.repo_url.rstrip('/')}/{kind}/main/{path}{hash_}{anchor})"
 
     return _LINK_OR_CODE.sub(pointed, markdown)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Name the language of Chinese pages, for fonts and screen readers."""
+    is_chinese = "zh-TW" in page.file.src_uri
+    return output.replace('<html lang="en"', '<html lang="zh-TW"', 1) if is_chinese else output
 
 
 def _anchor(heading: str, separator: str) -> str:

@@ -1,4 +1,4 @@
-"""The engine of docs/adding-an-engine.md, in a package outside the project: found, balanced by its figures, and named."""
+"""The engine of docs/adding-an-engine.md, in a package of its own: found, balanced by its figures, and named."""
 
 from __future__ import annotations
 
