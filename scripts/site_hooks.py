@@ -54,7 +54,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return _LINK_OR_CODE.sub(pointed, markdown)
 
 
-def on_post_page(output: str, page: Any, config: Any) -> str:
+def on_post_page(output: str, page: Any, config: Any) -> str:  # noqa: ARG001 - MkDocs gives arguments by name
     """Name the language of Chinese pages, for fonts and screen readers."""
     is_chinese = "zh-TW" in page.file.src_uri
     return output.replace('<html lang="en"', '<html lang="zh-TW"', 1) if is_chinese else output
