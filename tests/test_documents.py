@@ -85,6 +85,12 @@ def anchors(page: Path) -> set[str]:
     }
 
 
+def test_pages_have_command_lines_and_assignments() -> None:
+    """Otherwise the next tests would test nothing."""
+    assert len([line for page in PAGES for line in command_lines(page)]) > 40
+    assert len([name for page in PAGES for name, _ in assignments(page)]) > 40
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAME_OF.get)
 def test_every_command_line_is_accepted(page: Path) -> None:
     for line in command_lines(page):

@@ -18,7 +18,11 @@ PAGES = [
 
 _BLOCK = re.compile(r"^[ ]*```\w*\n(.*?)^[ ]*```[ ]*$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
-_COMMAND = re.compile(r"(?:^|[ /=])inference-proxy((?: .*)?)$")
+_COMMANDS = "|".join(("serve", "demo", "announce", "doctor", "top", "settings", "keys", "usage", "fleet"))
+_COMMAND = re.compile(
+    r"(?:^|^\$ |/bin/|^(?:[A-Z_]+=\S* )+)inference-proxy((?: .*)?)$"  # the command of the line
+    rf"|[ ]inference-proxy( (?:{_COMMANDS})\b.*)$"  # one that another program starts, such as Docker
+)
 _ASSIGNMENT = re.compile(r"(?<![\w$.{-])([A-Z][A-Z0-9_]{2,})=('[^']*'|\"[^\"]*\"|[^\s'\"`]*)")
 
 
@@ -40,7 +44,7 @@ def command_lines(page: Path) -> Iterator[str]:
     for line in code_of(page):
         found = _COMMAND.search(re.split(r"\s#|\s[|&>]", line.strip())[0].rstrip())
         if found is not None and not line.strip().startswith("- "):  # a list item of YAML
-            yield found[1].strip()
+            yield (found[1] or found[2] or "").strip()
 
 
 def assignments(page: Path) -> Iterator[tuple[str, str]]:
