@@ -82,11 +82,12 @@ async def test_a_reader_goes_from_page_to_page(page: Console, address: str) -> N
         ("invalid_api_key", "troubleshooting/"),
         ("疑難排解", "zh-TW/troubleshooting/"),
         ("憑證", "zh-TW/troubleshooting/"),  # in the middle of a sentence
+        ("負載平衡", "zh-TW/"),  # several characters
     ],
 )
 async def test_search_finds_the_place(page: Console, text: str, place: str) -> None:
     offered = await found(page, text)
-    assert any(one.endswith(place) for one in offered[:10]), offered
+    assert any(place in one for one in offered[:10]), offered
 
 
 async def test_code_can_be_copied(page: Console, address: str) -> None:
