@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jsonschema
@@ -20,7 +21,7 @@ PAGES = [*sorted(DOCS.glob("moving-from-*.md")), *(DOCS / f"{name}.md" for name 
 SETTINGS = {name.upper() for name in Settings.model_fields}
 
 
-def blocks(language: str, title: str) -> list[object]:
+def blocks(language: str, title: str) -> Sequence[object]:
     """The code blocks of all pages whose first line is ``# TITLE``, as parameters of a test."""
     found = []
     for page in PAGES:
