@@ -54,6 +54,8 @@ async def test_the_peer_takes_the_overflow_and_then_everything(
 ) -> None:
     engines = start_engines(*NAMES)
     proxy = start_proxy(pointed_at(SAME, addresses(engines)))
+    for _ in range(8):
+        assert (await proxy.post(body=chat(model="coder"), **HEADERS)).headers["x-backend"] == engines[0].url
     body = chat(2000, model="coder", ignore_eos=True)
     replies = await asyncio.gather(*(proxy.post(body=body, **HEADERS) for _ in range(6)))
     assert {reply.headers["x-backend"] for reply in replies} == {engines[0].url, engines[2].url}

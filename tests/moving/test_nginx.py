@@ -106,13 +106,17 @@ async def test_the_backup_serves_when_the_others_are_gone(
     assert reply.headers["x-backend"] == engines[2].url
 
 
-async def test_a_tier_takes_what_the_first_one_has_no_slot_for(
+async def test_a_tier_takes_only_what_the_first_one_has_no_slot_for(
     start_engines: StartEngines, start_proxy: StartProxy
 ) -> None:
     engines = start_engines(*["qwen3-14b"] * 3)
     ours = start_proxy(pointed_at(PLAIN, addresses(engines)))
-    body = chat(2000, model="qwen3-14b", ignore_eos=True)
+    first = {engine.url for engine in engines[:2]}
+    for _ in range(12):
+        reply = await send(ours.url, "/v1/chat/completions", chat(model="qwen3-14b"))
+        assert reply.headers["x-backend"] in first
 
+    body = chat(2000, model="qwen3-14b", ignore_eos=True)
     replies = await asyncio.gather(*(send(ours.url, "/v1/chat/completions", body) for _ in range(8)))
     served = [reply.headers["x-backend"] for reply in replies]
     assert engines[2].url in served  # two slots and an allowance of one in each of the others
