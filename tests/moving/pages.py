@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["block", "blocks", "page", "pointed_at"]
+from support.llama_server import LlamaServer
+
+__all__ = ["addresses", "block", "blocks", "page", "pointed_at"]
 
 _DOCS = Path(__file__).parents[2] / "docs"
 
@@ -42,3 +44,8 @@ def pointed_at(text: str, addresses: Mapping[str, str]) -> str:
         assert documented in text, f"{documented} is not in: {text}"
         text = text.replace(documented, real)
     return text
+
+
+def addresses(engines: Sequence[LlamaServer], port: int = 8080) -> dict[str, str]:
+    """The real address of each engine, by that on a page: ``llm-1:8080``, ``llm-2:8080``, ..."""
+    return {f"llm-{number}:{port}": f"127.0.0.1:{engine.port}" for number, engine in enumerate(engines, 1)}

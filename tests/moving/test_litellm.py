@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from moving.conftest import StartEngines
-from moving.pages import block, blocks, page, pointed_at
+from moving.pages import addresses, block, blocks, page, pointed_at
 from moving.programs import LITELLM, ask, content, running
 from proxies.proxy import virtual_environment
 from support.http_client import chat, send
@@ -32,10 +32,6 @@ PYTHON = virtual_environment("litellm") / "bin" / "python"
 
 StartLitellm = Callable[[str], str]
 StartOurs = Callable[[list[LlamaServer]], Proxy]
-
-
-def addresses(engines: list[LlamaServer]) -> dict[str, str]:
-    return {f"llm-{number}:8080": f"127.0.0.1:{engine.port}" for number, engine in enumerate(engines, 1)}
 
 
 def hash_of_litellm(secret: str) -> str:

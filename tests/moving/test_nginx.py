@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from moving.conftest import StartEngines, StartProxy
-from moving.pages import block, blocks, page, pointed_at
+from moving.pages import addresses, block, blocks, page, pointed_at
 from moving.programs import NGINX, ask, content, running
 from moving.sessions import engines_of_sessions
 from support.http_client import chat, send
-from support.llama_server import LlamaServer
 from support.ports import free_port
 from support.waiting import eventually
 
@@ -62,10 +61,6 @@ class Nginx:
         self.write(http)
         os.kill(int((self.folder / "nginx.pid").read_text()), signal.SIGHUP)
         await eventually(lambda: log.read_text().count("gracefully shutting down") > before)
-
-
-def addresses(engines: list[LlamaServer]) -> dict[str, str]:
-    return {f"llm-{number}:8080": f"127.0.0.1:{engine.port}" for number, engine in enumerate(engines, 1)}
 
 
 @pytest.fixture

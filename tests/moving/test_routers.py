@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from moving.conftest import StartEngines
-from moving.pages import blocks, page, pointed_at
+from moving.pages import addresses, blocks, page, pointed_at
 from moving.programs import SMG, VLLM_ROUTER, Peer, ask, content, running
 from moving.sessions import engines_of_sessions
 from support.http_client import chat, send
-from support.llama_server import LlamaServer
 from support.ports import free_port
 from support.program import Proxy
 from support.waiting import eventually
@@ -31,10 +30,6 @@ def command(*words: str) -> str:
     """The only command of the page with these words."""
     (only,) = (one for one in COMMANDS if all(word in one for word in words))
     return only
-
-
-def addresses(engines: list[LlamaServer]) -> dict[str, str]:
-    return {f"llm-{number}:8000": f"127.0.0.1:{engine.port}" for number, engine in enumerate(engines, 1)}
 
 
 class Started:
@@ -67,7 +62,7 @@ def started(tmp_path: Path) -> Iterator[Started]:
 
 
 def test_the_request_of_the_page_has_the_same_answer_through_all(started: Started, start_engines: StartEngines) -> None:
-    engines = addresses(start_engines("qwen3-14b", "qwen3-14b"))
+    engines = addresses(start_engines("qwen3-14b", "qwen3-14b"), 8000)
     urls = [
         started.router(command("vllm-router", "power_of_two"), engines),
         started.router(command("smg launch", "power_of_two"), engines),
@@ -78,8 +73,8 @@ def test_the_request_of_the_page_has_the_same_answer_through_all(started: Starte
 
 async def test_a_session_stays_on_one_engine_in_both(started: Started, start_engines: StartEngines) -> None:
     engines = start_engines("qwen3-14b", "qwen3-14b")
-    theirs = await asyncio.to_thread(started.router, command("consistent_hash"), addresses(engines))
-    ours = await asyncio.to_thread(started.ours, command("rendezvous"), addresses(engines))
+    theirs = await asyncio.to_thread(started.router, command("consistent_hash"), addresses(engines, 8000))
+    ours = await asyncio.to_thread(started.ours, command("rendezvous"), addresses(engines, 8000))
 
     for url in (theirs, ours.url):
         used = await engines_of_sessions(url, engines)
@@ -89,7 +84,7 @@ async def test_a_session_stays_on_one_engine_in_both(started: Started, start_eng
 
 async def test_a_worker_joins_while_both_run(started: Started, start_engines: StartEngines) -> None:
     engines = start_engines("qwen3-14b", "qwen3-14b", "qwen3-14b")
-    two, third = addresses(engines[:2]), {"llm-3:8000": f"127.0.0.1:{engines[2].port}"}
+    two, third = addresses(engines[:2], 8000), {"llm-3:8000": f"127.0.0.1:{engines[2].port}"}
     theirs = await asyncio.to_thread(started.router, command("vllm-router", "power_of_two"), two)
     ours = await asyncio.to_thread(started.ours, command("inference-proxy", "power_of_two"), two)
 
