@@ -39,7 +39,7 @@ WITH_SITUATION = [(case, name) for case in CASES for name in case.situations if 
 
 
 class ReadmeBackend(BaseBackend):
-    """The smallest complete engine, from README.md."""
+    """The smallest complete engine, from docs/adding-an-engine.md."""
 
     providers = ("readme",)
 
@@ -201,7 +201,7 @@ async def test_any_answer_gives_a_valid_load_or_a_documented_error(name: str) ->
             except (UnreadableState, OSError):
                 continue
             assert isinstance(ready, bool)
-            # For the README's engine, fetch_state checks the load.
+            # For that of docs/adding-an-engine.md, fetch_state checks the load.
             assert engine is ReadmeBackend or non_negative(load) is not None
 
 

@@ -1,4 +1,4 @@
-"""The engine of docs/engines.md, in a package outside the project: found, balanced by its figures, and named."""
+"""The engine of docs/adding-an-engine.md, in a package of its own: found, balanced by its figures, and named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from support.http_client import Call, chat
 from support.program import Proxy, fresh_program
 from support.readme import blocks
 
-PAGE = (Path(__file__).parents[2] / "docs" / "engines.md").read_text().partition("## Adding an engine")[2]
+PAGE = (Path(__file__).parents[2] / "docs" / "adding-an-engine.md").read_text()
+ACME = PAGE.partition("## An engine with a status page")[2].partition("\n## ")[0]
 
 
 class Acme(Engine):
@@ -35,7 +36,7 @@ class Acme(Engine):
 
 def install_into(folder: Path) -> None:
     """Install the package of the page into ``folder``, as pip would."""
-    (source,), (configuration,) = blocks(PAGE, "python"), blocks(PAGE, "toml")
+    (source,), (configuration,) = blocks(ACME, "python"), blocks(ACME, "toml")
     described = tomllib.loads(configuration)
     name, version = described["project"]["name"], described["project"]["version"]
     (module,) = described["tool"]["setuptools"]["py-modules"]

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,87 +13,26 @@ from pathlib import Path
 
 import pytest
 
+from support.checkout import PIP_CACHE, Shell, copied_project
 from support.http_client import send
 from support.llama_server import LlamaServer
-from support.readme import ASK, COPY_SETTINGS, INSTALL, README, RUN, SERVE, blocks
+from support.readme import ASK, COPY_SETTINGS, INSTALL, RUN, SERVE, blocks
 from support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
-PIP_CACHE = Path("~/.cache/pip").expanduser()
-START_SECONDS = 300  # includes the installation of packages
+ADDING_AN_ENGINE = (ROOT / "docs" / "adding-an-engine.md").read_text()
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The files of the project only, as in a fresh clone."""
-    folder = tmp_path_factory.mktemp("checkout")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)
-    yield folder
-    shutil.rmtree(folder)  # two environments and the demo's model: 1 GB
+    with copied_project(tmp_path_factory.mktemp("checkout")) as folder:
+        yield folder
 
 
 @pytest.fixture
 def checkout(copy: Path) -> Path:
     (copy / ".env").unlink(missing_ok=True)
     return copy
-
-
-class Shell:
-    """A user's shell in ``folder``, without anything from this project in its environment."""
-
-    def __init__(self, folder: Path, **variables: str) -> None:
-        self.folder = folder
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV"))}
-        self.environment = kept | variables
-
-    def run(self, command: str) -> str:
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=START_SECONDS,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    @contextmanager
-    def running(self, command: str, until: str) -> Iterator[str]:
-        """A command that runs until Ctrl-C; yields its output once that contains ``until``."""
-        log = self.folder / "log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                ["bash", "-c", f"exec {command}"],
-                cwd=self.folder,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while until not in log.read_text():
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.05)
-            yield log.read_text()
-            os.killpg(process.pid, signal.SIGINT)
-            assert process.wait(30) == 0, log.read_text()
-        finally:
-            process.kill()
-            process.wait()
 
 
 async def test_quick_start_talks_to_a_real_model(checkout: Path, free_port: int) -> None:
@@ -134,8 +69,8 @@ async def test_engine_of_another_package_is_discovered(checkout: Path, free_port
     Shell(checkout).run(f"{sys.executable} -m venv {environment}")
     package = checkout / "my-engine"
     package.mkdir()
-    (package / "my_engine.py").write_text(*blocks(README, "python"))
-    (package / "pyproject.toml").write_text(*blocks(README, "toml"))
+    (package / "my_engine.py").write_text(blocks(ADDING_AN_ENGINE, "python")[0])
+    (package / "pyproject.toml").write_text(blocks(ADDING_AN_ENGINE, "toml")[0])
     path = f"{environment / 'bin'}:{os.environ['PATH']}"
     shell = Shell(checkout, PATH=path, PORT=str(free_port))
     shell.run(INSTALL)
@@ -159,7 +94,7 @@ async def eventually_available(address: str, urls: list[str]) -> None:
 
 
 class _NovelEngine(BaseHTTPRequestHandler):
-    """An unknown engine, as in the README's recipe for a new engine."""
+    """An unknown engine, as in docs/adding-an-engine.md."""
 
     def do_GET(self) -> None:
         body = {"/v1/models": b'{"data": [{"id": "m", "owned_by": "my-engine"}]}', "/status": b"4"}.get(self.path, b"")

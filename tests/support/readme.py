@@ -25,5 +25,5 @@ def blocks(text: str, language: str) -> list[str]:
 
 def commands(text: str) -> list[str]:
     """Every command of the shell blocks, without its comment."""
-    lines = "".join(blocks(text, "bash")).replace("\\\n", "\0").splitlines()
+    lines = "".join(blocks(text.replace("\n  ```", "\n```"), "bash")).replace("\\\n", "\0").splitlines()
     return [line.partition("  #")[0].rstrip().replace("\0", "\\\n") for line in lines]

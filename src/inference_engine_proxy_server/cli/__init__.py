@@ -14,7 +14,7 @@ from inference_engine_proxy_server.cli import announce, demo, doctor, fleet, key
 from inference_engine_proxy_server.cli.console import StrictParser, complain
 from inference_engine_proxy_server.config.sources import SettingsError
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 _COMMANDS = (serve, demo, announce, doctor, top, settings, keys, usage, fleet)  # in the order of the help text
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments; ``None`` for those of the process.
     """
-    parser = _parser()
+    parser = build_parser()
     arguments = parser.parse_args(argv)
     if "command" not in arguments:
         parser.print_help(sys.stderr)
@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> StrictParser:
+def build_parser() -> StrictParser:
+    """The parser of the whole command line."""
     parser = StrictParser(
         prog="inference-proxy",
         description="One OpenAI-compatible address in front of many LLM engine servers.",

@@ -21,7 +21,7 @@ THRESHOLDS = Thresholds(requests_processing=6, requests_waiting=3)
 
 
 class Fixed(BaseBackend):
-    """An engine with only ``fetch_metrics``, as in the README."""
+    """An engine with only ``fetch_metrics``, as in docs/adding-an-engine.md."""
 
     load, ready = 2.0, True
 

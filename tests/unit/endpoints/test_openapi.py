@@ -137,10 +137,10 @@ def _references(part: Any) -> list[str]:
     return [found for member in part for found in _references(member)] if isinstance(part, list) else []
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-TW.md"])
-def test_readme_lists_own_paths_and_no_others(name: str) -> None:
-    readme = (Path(__file__).parents[3] / name).read_text()
-    rows = re.findall(r"^\| (`(?:GET|ANY) [^|]*) \|", readme, re.MULTILINE)
+@pytest.mark.parametrize("name", ["endpoints.md", "zh-TW/endpoints.md"])
+def test_page_lists_own_paths_and_no_others(name: str) -> None:
+    page = (Path(__file__).parents[3] / "docs" / name).read_text()
+    rows = re.findall(r"^\| (`(?:GET|ANY) [^|]*) \|", page, re.MULTILINE)
 
     assert {path for row in rows for path in re.findall(r"`(?:GET )?(/[^` ]*)`", row)} == OWN | DESCRIPTIONS
     assert "`ANY /...`" in rows

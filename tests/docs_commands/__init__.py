@@ -1,0 +1,1 @@
+"""The commands of the pages that newcomers read, run as they are."""
