@@ -12,7 +12,7 @@ import pytest
 from end_to_end.conftest import StartProxy
 from nginx.conftest import PATIENT, StartNginx
 from nginx.server import Nginx
-from support.fakes.engine import EngineConnection, FakeEngine, Script, answering, http_reply
+from support.fakes.engine import EngineConnection, FakeEngine, answering, http_reply
 from support.http_client import Call, send
 from support.program import Proxy
 from support.waiting import eventually
