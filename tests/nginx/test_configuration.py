@@ -60,8 +60,9 @@ def test_it_repeats_the_requests_that_the_proxy_itself_repeats(tmp_path: Path) -
 def test_each_address_in_proxies_is_a_replica_and_names_are_looked_up_again(proxies: str, servers: list[str]) -> None:
     written = environment_after("16-proxies.envsh", {"PROXIES": proxies})["PROXY_SERVERS"]
 
-    assert [line.strip() for line in written.splitlines()] == [
-        f"server {server} max_fails=1 fail_timeout=3s;" for server in servers
+    assert [line.strip() for line in written.splitlines() if line.strip()] == [
+        *(f"server {server} max_fails=1 fail_timeout=3s;" for server in servers),
+        *(f"server {server} max_fails=0 backup;" for server in servers),
     ]
 
 

@@ -187,7 +187,12 @@ async def _client(running: Load, url: str, kind: Kind, number: int, numbers: Ite
 
 def _body(kind: Kind, turns: list[dict[str, str]], tokens: int) -> dict[str, Any]:
     if kind.path == RESPONSES:
-        return {"model": "m", "input": turns[-1]["content"], "max_output_tokens": tokens, "stream": kind.streams} | _FIELDS
+        return {
+            "model": "m",
+            "input": turns[-1]["content"],
+            "max_output_tokens": tokens,
+            "stream": kind.streams,
+        } | _FIELDS
     usage = {"stream_options": {"include_usage": True}} if kind.streams else {}
     return {"messages": turns, "max_tokens": tokens, "stream": kind.streams, **_FIELDS, **usage}
 

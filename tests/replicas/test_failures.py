@@ -177,6 +177,8 @@ async def test_a_frozen_replica_delays_what_it_has_and_hardly_anything_else(site
     came = [
         one for one in running.requests if frozen_at < one.began_at < thawed_at and tried[one.request_id][0] == address
     ]
-    print(f"frozen for {thawed_at - frozen_at:.1f} s: {len(had)} requests in flight, {len(came)} more came, {len(stuck)} slow")
+    print(
+        f"frozen for {thawed_at - frozen_at:.1f} s: {len(had)} requests in flight, {len(came)} more came, {len(stuck)} slow"
+    )
     assert len(had) + len(came) < 20 / 2  # of 20 clients; in turn, all would be stuck at last
     await is_at_rest(site)
