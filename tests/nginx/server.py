@@ -218,8 +218,8 @@ def configure(
         "40-https.sh": here,
     }
     variables = environment_of(services_of(source("cpu"), {"MODEL": "m", **dot_env})["nginx"], dot_env)
-    for script in ("15-read-timeout.envsh", "16-proxies.envsh"):
-        variables = environment_after(script, variables)
+    for name in ("15-read-timeout.envsh", "16-proxies.envsh"):
+        variables = environment_after(name, variables)
     assert variables["NGINX_ENTRYPOINT_LOCAL_RESOLVERS"]  # so that the image's 15-local-resolvers.envsh sets this one:
     variables = {**variables, "NGINX_LOCAL_RESOLVERS": f"127.0.0.1:{dns or 53}"}
     texts = {file.stem: _filled_in(file.read_text(), variables) for file in (_SOURCE / "templates").glob("*.template")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,10 @@ from nginx.server import Nginx
 from support.llama_server import LlamaServer
 from support.program import Proxy
 
+Report = Callable[[str], None]
+
 ENGINES = REPLICAS = 4
+_FIGURES = pytest.StashKey[list[str]]()
 SERVER = ("--slots", "4", "--context", "16384", "--http-threads", "64")
 
 
@@ -60,6 +63,20 @@ def _replica(stack: ExitStack, folder: Path, engines: list[LlamaServer], **setti
     replica = Proxy(folder / f"replica-{number}", urls, **settings)
     stack.callback(replica.kill)  # tests kill some of them
     return replica
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Adds a line to the figures that are printed after the tests."""
+    return request.config.stash.setdefault(_FIGURES, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the figures of docs/high-availability.md."""
+    if lines := config.stash.get(_FIGURES, []):
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Clients that keep their connections, and send chats, streams, conversations and responses until they are told to stop."""
+"""Clients that keep their connections, and send chats, streams, conversations and responses until told to stop."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, AsyncIterator
+from typing import Any, Self
 
 from support.http_client import Call
 
@@ -84,7 +84,7 @@ class _KeptCall(Call):
         super().__init__(connection.url, path, body, headers={"X-Request-Id": request_id})
         self._connection = connection
 
-    async def __aenter__(self) -> _KeptCall:
+    async def __aenter__(self) -> Self:
         self._reader, self._writer = await self._connection.streams()
         return self
 
@@ -120,10 +120,12 @@ class Load:
     """What clients have sent and received.
 
     Attributes:
+        topic: the first word of all questions.
         requests: all of them, in the order in which they began.
         is_over: set it to end the load; requests in flight finish.
     """
 
+    topic: str
     requests: list[Request] = field(default_factory=list)
     is_over: bool = False
 
@@ -145,20 +147,24 @@ class Load:
 
 
 @asynccontextmanager
-async def load(url: str, kinds: Sequence[Kind], clients: int = 16) -> AsyncIterator[Load]:
-    """Clients of ``url``, each with one connection and one kind of request, until the context ends."""
-    running = Load()
+async def load(url: str, kinds: Sequence[Kind], clients: int = 16, topic: str = "kin") -> AsyncIterator[Load]:
+    """Clients of ``url``, each with one connection and one kind of request, until the context ends.
+
+    Args:
+        url: of NGINX.
+        kinds: of requests; each client has one of them.
+        clients: their number.
+        topic: the first word of all questions; prompts about another one share no tokens with these.
+    """
+    running = Load(topic=topic)
     numbers = itertools.count()
-    tasks = [
-        asyncio.create_task(_client(running, url, kinds[number % len(kinds)], number, numbers))
-        for number in range(clients)
-    ]
-    try:
-        yield running
-    finally:
-        running.is_over = True
-        async with asyncio.timeout(_LAST_SECONDS):
-            await asyncio.gather(*tasks)
+    async with asyncio.TaskGroup() as group:
+        for number in range(clients):
+            group.create_task(_client(running, url, kinds[number % len(kinds)], number, numbers))
+        try:
+            yield running
+        finally:
+            running.is_over = True
 
 
 async def _client(running: Load, url: str, kind: Kind, number: int, numbers: Iterator[int]) -> None:
@@ -170,7 +176,7 @@ async def _client(running: Load, url: str, kind: Kind, number: int, numbers: Ite
         running.requests.append(request)
         if not kind.talks or len(turns) >= 2 * _TURNS:
             turns = []
-        turns.append({"role": "user", "content": f"kin sol mer {number} {count} tas"})
+        turns.append({"role": "user", "content": f"{running.topic} sol mer {number} {count} tas"})
         body = _body(kind, turns, _TOKENS[count % len(_TOKENS)])
         try:
             answer = await _ask(connection, request, body)
@@ -214,12 +220,11 @@ async def _ask(connection: _Connection, request: Request, body: dict[str, Any]) 
         while event := await call.event():
             request.events += 1
             documents += [json.loads(line[6:]) for line in event.splitlines() if line.startswith(b"data: {")]
-        request.problem = _problem(request.kind, call.complete, event, documents)
+        request.problem = _problem(request.kind, call.complete, documents)
         return _text(documents, request)
 
 
-def _problem(kind: Kind, complete: bool, last: bytes, documents: Sequence[dict[str, Any]]) -> str:
-    del last
+def _problem(kind: Kind, complete: bool, documents: Sequence[dict[str, Any]]) -> str:
     if not complete:
         return "the stream was cut"
     if any("error" in document for document in documents):

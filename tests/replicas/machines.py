@@ -61,7 +61,7 @@ class Segment:
             os.close(inside)
 
     def cut(self, address: str) -> None:
-        """Pull the plug of a machine out of the switch; the machine itself keeps its link, as behind a broken switch."""
+        """Pull the plug of a machine out of the switch; it keeps its link, as behind a broken switch."""
         _ip("-n", self._switch, "link", "set", self._port(address), "nomaster")
 
     def mend(self, address: str) -> None:

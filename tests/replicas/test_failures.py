@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from replicas.conftest import Site
+from replicas.conftest import Report, Site
 from replicas.load import ALL_KINDS, REPEATABLE_KINDS, Load, Request, load
 from support.program import Proxy
 from support.waiting import eventually
@@ -70,7 +70,7 @@ class Killing:
         self.lost = [one for one in self.held if one.request_id in self.answering or not one.kind.is_repeatable]
 
 
-async def test_killed_replicas_lose_exactly_what_must_not_be_repeated(site: Site) -> None:
+async def test_killed_replicas_lose_exactly_what_must_not_be_repeated(site: Site, report: Report) -> None:
     killings = []
     async with load(site.nginx.url, ALL_KINDS, clients=20) as running:
         for address, replica in list(site.replicas.items()):
@@ -85,7 +85,10 @@ async def test_killed_replicas_lose_exactly_what_must_not_be_repeated(site: Site
         killing.look_back(site, running)
     held = [one for killing in killings for one in killing.held]
     lost = [one for killing in killings for one in killing.lost]
-    print(f"4 replicas killed: {len(running.requests)} requests, {len(held)} in flight on them, {len(lost)} lost")
+    report(
+        f"4 of 4 replicas killed in turn: {len(running.requests)} requests, {len(held)} in flight on them, "
+        f"{len(lost)} of these lost, 0 others"
+    )
     assert ids(running.failed) == ids(lost), running.failed
     assert 0 < len(lost) < len(held)
     tried = site.addresses_tried()
@@ -138,10 +141,6 @@ async def test_a_stopped_replica_loses_nothing(site: Site) -> None:
         assert await replica.ended() == 0
         await running.goes_on()
     assert running.failed == []
-    await is_at_rest_without(site, address)
-
-
-async def is_at_rest_without(site: Site, address: str) -> None:
     del site.replicas[address]
     await is_at_rest(site)
 
@@ -160,7 +159,7 @@ async def test_replacing_every_replica_in_turn_loses_nothing(site: Site) -> None
     await is_at_rest(site)
 
 
-async def test_a_frozen_replica_delays_what_it_has_and_hardly_anything_else(site: Site) -> None:
+async def test_a_frozen_replica_delays_what_it_has_and_hardly_anything_else(site: Site, report: Report) -> None:
     address, replica = next(iter(site.replicas.items()))
     async with load(site.nginx.url, ALL_KINDS, clients=20) as running:
         await running.goes_on()
@@ -177,8 +176,9 @@ async def test_a_frozen_replica_delays_what_it_has_and_hardly_anything_else(site
     came = [
         one for one in running.requests if frozen_at < one.began_at < thawed_at and tried[one.request_id][0] == address
     ]
-    print(
-        f"frozen for {thawed_at - frozen_at:.1f} s: {len(had)} requests in flight, {len(came)} more came, {len(stuck)} slow"
+    report(
+        f"1 of 4 replicas frozen for {thawed_at - frozen_at:.1f} s: {len(had)} requests in flight on it, {len(came)} "
+        f"of {len(running.requests)} came later, {len(stuck)} took longer than 1 s"
     )
     assert len(had) + len(came) < 20 / 2  # of 20 clients; in turn, all would be stuck at last
     await is_at_rest(site)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import signal
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from replicas.conftest import Report
 from replicas.machine import Machine
 from replicas.machines import CLIENT, FIRST, SECOND, Segment, has_namespaces, segment
 from support.http_client import chat, send
@@ -65,7 +67,7 @@ class Answers:
     def gap(self, since: float) -> float:
         """The longest time without an answer, in seconds."""
         times = [since, *(one for one in self.times if one > since)]
-        return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        return max(later - earlier for earlier, later in itertools.pairwise(times))
 
 
 @pytest.fixture
@@ -105,13 +107,14 @@ async def asking(pair: Pair) -> AsyncIterator[Answers]:
             else:
                 answers.times.append(time.monotonic())
 
-    tasks = [asyncio.create_task(client()) for _ in range(CLIENTS)]
-    try:
-        await answers.go_on()
-        yield answers
-    finally:
-        answers.is_over = True
-        await asyncio.gather(*tasks)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(CLIENTS):
+            group.create_task(client())
+        try:
+            await answers.go_on()
+            yield answers
+        finally:
+            answers.is_over = True
 
 
 def kill_the_proxy(pair: Pair) -> None:
@@ -150,7 +153,7 @@ def cut_the_link(pair: Pair) -> None:
     ],
     indirect=["pair"],
 )
-async def test_the_address_moves_once_and_stays(pair: Pair, fault: Fault) -> None:
+async def test_the_address_moves_once_and_stays(pair: Pair, fault: Fault, report: Report) -> None:
     async with asking(pair) as answers:
         before = pair.holder
         failed_at = time.monotonic()
@@ -159,9 +162,9 @@ async def test_the_address_moves_once_and_stays(pair: Pair, fault: Fault) -> Non
         moved_after = time.monotonic() - failed_at
         await answers.go_on()
         lost, gap = len(answers.failures), answers.gap(failed_at)
-        print(
-            f"{fault.__name__}: moved after {moved_after:.1f} s, {gap:.1f} s without an answer, {lost} of {CLIENTS} "
-            f"clients' requests failed"
+        report(
+            f"{fault.__name__} of the machine with the address: it moved after {moved_after:.1f} s, {gap:.1f} s "
+            f"without an answer, {lost} attempts of {CLIENTS} clients failed"
         )
         _mend(pair, before, fault)
         await answers.go_on(40)
