@@ -264,9 +264,18 @@ def test_nginx_gets_its_template_and_certificates(services: dict[str, Service]) 
     assert services["nginx"]["volumes"] == [
         "./nginx/templates:/etc/nginx/templates:ro",
         "./nginx/15-read-timeout.envsh:/docker-entrypoint.d/15-read-timeout.envsh:ro",
+        "./nginx/16-proxies.envsh:/docker-entrypoint.d/16-proxies.envsh:ro",
         "./nginx/40-https.sh:/docker-entrypoint.d/40-https.sh:ro",
         "./nginx/certs:/etc/nginx/certs:ro",
     ]
+
+
+@pytest.mark.parametrize(("env", "replicas"), [({}, "1"), ({"PROXY_REPLICAS": "3"}, "3")])
+def test_number_of_replicas_is_one_variable(kind: str, env: dict[str, str], replicas: str) -> None:
+    services = services_of(source(kind), DOT_ENV | env)
+    assert services["proxy"]["deploy"]["replicas"] == replicas
+    assert not services["proxy"].keys() & {"container_name", "ports"}  # Compose refuses to scale a service with these
+    assert environment_of(services["nginx"], env)["PROXIES"] == "proxy:8888"  # the name has the addresses of all
 
 
 def test_the_example_that_scales_engines_by_their_name() -> None:

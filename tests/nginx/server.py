@@ -21,7 +21,7 @@ from support.http_client import Call, Reply
 from support.ports import free_port
 from test_compose import environment_of, services_of, source
 
-__all__ = ["CAN_RESOLVE_AGAIN", "Nginx", "SecureCall", "check", "configure"]
+__all__ = ["CAN_RESOLVE_AGAIN", "Nginx", "SecureCall", "check", "configure", "environment_after"]
 
 _SOURCE = Path(__file__).parents[2] / "nginx"
 _PROGRAM = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or "nginx"  # Debian's directory for daemons
@@ -206,19 +206,20 @@ def configure(
         AssertionError: a part that is to be replaced is missing in the configuration.
     """
     http_port, https_port = free_port(), free_port()
-    servers = " ".join(f"server {urlsplit(proxy).netloc};" for proxy in proxies)
+    addresses = [urlsplit(proxy).netloc for proxy in proxies]
     if dns is not None:
-        servers = f"server proxy:{urlsplit(proxies[0]).port} resolve;"
+        addresses = [f"proxy:{urlsplit(proxies[0]).port}"]
+    dot_env["PROXIES"] = ",".join(addresses)
     here = {"/etc/nginx/": f"{folder}/"}
     replacements = {
-        "default.conf": {"server proxy:8888 resolve;": servers, "listen 80;": f"listen 127.0.0.1:{http_port};", **here},
+        "default.conf": {"listen 80;": f"listen 127.0.0.1:{http_port};", **here},
         "https.conf": {"listen 443 ": f"listen 127.0.0.1:{https_port} ", **here},
         "proxy.locations": {"/dev/stdout": f"{folder}/access.log"},
         "40-https.sh": here,
     }
-    variables = _environment_after(
-        "15-read-timeout.envsh", environment_of(services_of(source("cpu"), {"MODEL": "m", **dot_env})["nginx"], dot_env)
-    )
+    variables = environment_of(services_of(source("cpu"), {"MODEL": "m", **dot_env})["nginx"], dot_env)
+    for name in ("15-read-timeout.envsh", "16-proxies.envsh"):
+        variables = environment_after(name, variables)
     assert variables["NGINX_ENTRYPOINT_LOCAL_RESOLVERS"]  # so that the image's 15-local-resolvers.envsh sets this one:
     variables = {**variables, "NGINX_LOCAL_RESOLVERS": f"127.0.0.1:{dns or 53}"}
     texts = {file.stem: _filled_in(file.read_text(), variables) for file in (_SOURCE / "templates").glob("*.template")}
@@ -253,7 +254,7 @@ def _command(folder: Path) -> list[str]:
     return [_PROGRAM, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
 
 
-def _environment_after(script: str, variables: Mapping[str, str]) -> Mapping[str, str]:
+def environment_after(script: str, variables: Mapping[str, str]) -> dict[str, str]:
     """As in the image: executable scripts are sourced, others are skipped."""
     assert os.access(_SOURCE / script, os.X_OK)
     sourcing = ["sh", "-euc", '. "$0"; env -0', str(_SOURCE / script)]

@@ -86,7 +86,7 @@ async def test_long_prompt_is_answered(nginx: Nginx) -> None:
 
 
 async def test_burst_is_spread_over_the_engines(nginx: Nginx, servers: list[LlamaServer]) -> None:
-    replies = await asyncio.gather(*(nginx.send(PATH, chat(10)) for _ in range(32)))
+    replies = await asyncio.gather(*(nginx.send(PATH, chat(100)) for _ in range(32)))
 
     assert {reply.status for reply in replies} == {200}
     shares = Counter(reply.headers["x-backend"] for reply in replies)
