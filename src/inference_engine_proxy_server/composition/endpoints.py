@@ -14,6 +14,7 @@ from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.composition.dashboard import Dashboard
+from inference_engine_proxy_server.composition.state import Sharing
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.discovery.discovery import Discovery
@@ -50,6 +51,7 @@ def build_routers(
     workers: AllWorkers,
     metrics_page: MetricsPage,
     listed: ListedModels,
+    sharing: Sharing | None,
 ) -> Sequence[APIRouter]:
     """The proxy's own paths."""
     fleet = dispatcher.fleet
@@ -60,6 +62,7 @@ def build_routers(
         queue_limit=settings.max_queued_requests,
         needs_key=ring is not None,
         hides_names=settings.health_details == "key",
+        shared_state=None if sharing is None else sharing.described,
     )
     return (
         page_router(lambda has_key: report.report(has_key=has_key)),

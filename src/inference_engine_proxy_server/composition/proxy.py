@@ -47,6 +47,7 @@ from inference_engine_proxy_server.composition.joining import (
     build_roster,
 )
 from inference_engine_proxy_server.composition.metrics import build_metrics_page
+from inference_engine_proxy_server.composition.state import Sharing, build_sharing
 from inference_engine_proxy_server.composition.telemetry import build_access_log
 from inference_engine_proxy_server.composition.tracing import build_traces
 from inference_engine_proxy_server.composition.usage import build_ledger, build_spending
@@ -127,6 +128,7 @@ def build_proxy(
     finished = FinishedRequests()
     metrics = RequestMetrics(RULES, RESULTS, labels, names.of, finished)
     access_log = build_access_log(settings, process, finished, metrics)
+    sharing = build_sharing(settings, process, metrics)
     updater = build_fleet_updater(configuration, fleet, placement, refresher, make_backend, catalog)
     config_of = build_config_of(lambda: _in_force(configuration, config_watch))
     sources = build_joining_sources(settings, process, config_of)
@@ -158,7 +160,17 @@ def build_proxy(
     )  # fmt: skip
     routers = [
         *build_routers(
-            settings, dispatcher, discovery, departures, ring, allowances, readiness, workers, metrics_page, listed
+            settings,
+            dispatcher,
+            discovery,
+            departures,
+            ring,
+            allowances,
+            readiness,
+            workers,
+            metrics_page,
+            listed,
+            sharing,
         ),
         build_joining_router(settings, fleet, discovery, departures, workers, process, config_of, engines),
         build_dashboard_router(settings, dashboard, lambda: _in_force(configuration, config_watch)),
@@ -174,9 +186,10 @@ def build_proxy(
         **dashboard.loops,
         **_optional_loops(config_watch, ring, access_log, ledger),
         **traces.loops,
+        **({} if sharing is None else sharing.loops),
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }
-    app = build_app(routers, _lifespan(loops, discovery, refresher, fleet))
+    app = build_app(routers, _lifespan(loops, discovery, refresher, fleet, sharing))
     Membership(fleet, process.drained_urls, process.announce_backends)  # the last observer of the fleet
     # The client side.
     bridge = AsgiBridge(app)
@@ -242,7 +255,7 @@ def _recorder(finished: FinishedRequests, clock: Callable[[], float]) -> Callabl
 
 
 def _lifespan(
-    loops: Loops, discovery: Discovery, refresher: CacheRefresher, fleet: Fleet
+    loops: Loops, discovery: Discovery, refresher: CacheRefresher, fleet: Fleet, sharing: Sharing | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -250,6 +263,8 @@ def _lifespan(
             await discovery.first_reports(_FIRST_REPORT_SECONDS)
             await refresher.first_round()
             yield
+        if sharing is not None:
+            await sharing.state.close()
         fleet.close()
 
     return lifespan

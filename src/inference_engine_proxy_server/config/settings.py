@@ -22,6 +22,8 @@ from inference_engine_proxy_server.config.values import (
     PathRule,
     PathRules,
     Secret,
+    StateLocation,
+    StatePrefix,
     Statuses,
     as_path_rules,
     as_variable,
@@ -197,6 +199,10 @@ class Settings(BaseModel):
     """Whether each forwarded request becomes a span of OpenTelemetry; the OTEL_ variables say where spans go."""
     usage_file: str | None = None
     """SQLite file in which the tokens of each hour, key and model are kept; without it they are not recorded."""
+    state_url: StateLocation | None = None
+    """URL of the Redis or Valkey server whose state all replicas share; without it each replica is on its own."""
+    state_prefix: StatePrefix = "inference-proxy"
+    """First part of all keys in Redis; replicas that share state have the same one, and other fleets another."""
     drain_grace_seconds: _SecondsOrZero = 5
     """Seconds after SIGTERM in which new requests are still served, if something has been asking /readyz."""
     drain_timeout_seconds: _SecondsOrZero = 300

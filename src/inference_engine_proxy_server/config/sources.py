@@ -36,7 +36,7 @@ __all__ = [
 ENV_FILE = Path(".env")
 """In the working directory."""
 CONFIG_FILE_ORIGIN = "config file"
-_SECRETS = frozenset({"api_keys", "backend_api_key", "admin_key", "announce_key", "metrics_key"})
+_SECRETS = frozenset({"api_keys", "backend_api_key", "admin_key", "announce_key", "metrics_key", "state_url"})
 _IN_QUOTES = "the quotes are part of the value, because `docker run --env-file` keeps them; remove them"
 _OTHER_WORDS = {"BACKEND_URL": "BACKENDS", "BACKEND_URLS": "BACKENDS"}  # too different from the setting's name
 _VARIABLES = tuple(field.upper() for field in Settings.model_fields)
@@ -165,10 +165,13 @@ def _validated(given: Mapping[str, str], problems: Sequence[str], origins: Mappi
 
 def _missing_packages(settings: Settings) -> list[str]:
     services = [url for url in settings.backends if is_service(url)]
-    if not services or importlib.util.find_spec("zeroconf") is not None:
-        return []
-    advice = "pip install 'inference-engine-proxy-server[mdns]'"
-    return [f"BACKENDS: {services[0]} needs a package that is not installed: {advice}"]
+    needs = {"zeroconf": ("mdns", f"BACKENDS: {services[0]}" if services else None)}
+    needs["redis"] = ("redis", None if settings.state_url is None else f"STATE_URL is {settings.state_url}: it")
+    return [
+        f"{what} needs a package that is not installed: pip install 'inference-engine-proxy-server[{extra}]'"
+        for package, (extra, what) in needs.items()
+        if what is not None and importlib.util.find_spec(package) is None
+    ]
 
 
 def _not_empty(values: Mapping[str, str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, SecretStr
 
 from inference_engine_proxy_server.config.api_keys import ApiKey, keys_by_digest, parse_key
 from inference_engine_proxy_server.config.base_urls import distinct_backend_urls
+from inference_engine_proxy_server.config.state_url import StateUrl, as_state_prefix, as_state_url
 
 __all__ = [
     "ApiKeys",
@@ -25,6 +26,8 @@ __all__ = [
     "PathRule",
     "PathRules",
     "Secret",
+    "StateLocation",
+    "StatePrefix",
     "Statuses",
     "as_path_rules",
     "as_secret",
@@ -138,6 +141,8 @@ AsLogLevel = BeforeValidator(_as_log_level)
 InLowerCase = BeforeValidator(_in_lower_case)
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_as_networks)]
 PathRules = Annotated[tuple[PathRule, ...], BeforeValidator(as_path_rules)]
+StateLocation = Annotated[StateUrl, BeforeValidator(as_state_url)]
+StatePrefix = Annotated[str, BeforeValidator(as_state_prefix)]
 Statuses = Annotated[tuple[int, ...], BeforeValidator(_as_statuses)]
 Secret = Annotated[SecretStr, BeforeValidator(as_secret)]
 

@@ -24,6 +24,7 @@ class HealthReport:
         queue_limit: how many requests may wait.
         needs_key: requests to engines need an API key.
         hides_names: show the addresses of backends only to clients with a key; number them for others.
+        shared_state: describes the state that replicas share; ``None`` when they share none.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class HealthReport:
         queue_limit: int,
         needs_key: bool,
         hides_names: bool,
+        shared_state: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self._dispatcher = dispatcher
         self._sources = sources
         self._queue_limit = queue_limit
         self._needs_key = needs_key
         self._hides_names = hides_names
+        self._shared_state = shared_state
 
     def report(self, *, has_key: bool) -> dict[str, Any]:
         """The report for a client, which has an API key or not."""
@@ -57,6 +60,7 @@ class HealthReport:
             "timestamp": time.time(),
             "queue": {"requests": self._dispatcher.requests_waiting, "limit": self._queue_limit},
             "needs_key": self._needs_key,
+            "shared_state": None if self._shared_state is None else self._shared_state(),
             "sources": [] if is_hidden else list(map(_described, self._sources())),
             "differences": differences_of(fleet, names, with_versions=not is_hidden),
             "details": [{"backend": name, **_details(backend)} for name, backend in rows],

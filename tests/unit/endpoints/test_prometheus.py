@@ -86,6 +86,7 @@ async def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_e
         router,
         usage_file=str(tmp_path / "usage.db"),
         memory_limit_bytes=2**40,
+        state_url="redis://127.0.0.1:1",
         fleet_file="models: {lost: {fallbacks: [a]}}",
     )
     await gone.stop()
