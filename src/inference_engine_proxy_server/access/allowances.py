@@ -1,9 +1,4 @@
-"""Limits of API keys: requests and tokens per minute, concurrent requests, and budgets of tokens per day and month.
-
-Each limit per minute is a token bucket that holds a minute's amount and refills evenly. After a pause, a key may use a
-minute's amount at once, but never twice that amount around the turn of a minute. Levels are computed on demand, without
-a background task.
-"""
+"""Limits of API keys: requests and tokens per minute, concurrent requests, and budgets of tokens per day and month."""
 
 from __future__ import annotations
 
@@ -12,6 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from inference_engine_proxy_server.access.bucket import Bucket, LocalBucket
 from inference_engine_proxy_server.config.api_keys import ApiKey
 from inference_engine_proxy_server.errors import BudgetError, CapacityError
 from inference_engine_proxy_server.usage.periods import next_day, next_month
@@ -19,47 +15,11 @@ from inference_engine_proxy_server.usage.spending import Spending, Spent
 
 __all__ = ["Allowance", "Allowances", "Budget"]
 
-_WINDOW_SECONDS = 60.0
 _LONGEST_WAIT_SECONDS = 120  # SDKs give up instead of waiting longer
 
 _FIELDS = b"x-ratelimit-limit-@: %d\r\nx-ratelimit-remaining-@: %d\r\nx-ratelimit-reset-@: %ds\r\n"
 _REQUEST_FIELDS = _FIELDS.replace(b"@", b"requests")
 _TOKEN_FIELDS = _FIELDS.replace(b"@", b"tokens")
-
-
-class _Bucket:
-    """A token bucket.
-
-    Attributes:
-        size: its level when full, and the refill per minute.
-    """
-
-    __slots__ = ("_at", "_level", "size")
-
-    def __init__(self, size: int, now: float) -> None:
-        self.size = size
-        self._level = float(size)
-        self._at = now
-
-    def level(self, now: float) -> float:
-        """The remaining amount; negative after use beyond the limit."""
-        level = self._level
-        if now != self._at:
-            level += (now - self._at) * self.size / _WINDOW_SECONDS
-            self._level = level = level if level < self.size else float(self.size)
-            self._at = now
-        return level
-
-    def use(self, amount: float, now: float) -> None:
-        self._level = self.level(now) - amount
-
-    def reading(self, now: float) -> tuple[int, int, int]:
-        """Its size, the remaining amount, and the seconds until it is full."""
-        level = self.level(now)
-        return self.size, int(level) if level > 0 else 0, math.ceil((self.size - level) * _WINDOW_SECONDS / self.size)
-
-    def seconds_until(self, level: float, now: float) -> float:
-        return max(0.0, (level - self.level(now)) * _WINDOW_SECONDS / self.size)
 
 
 class Budget(NamedTuple):
@@ -94,17 +54,19 @@ class Allowance:
     Attributes:
         key: the key.
         in_flight: its requests in progress.
+        most_at_once: requests that may be in progress here at a time; ``None`` for no limit.
     """
 
-    __slots__ = ("_requests", "_spending", "_spent", "_tokens", "in_flight", "key")
+    __slots__ = ("_requests", "_spending", "_spent", "_tokens", "in_flight", "key", "most_at_once")
 
     def __init__(self, key: ApiKey, now: float, spending: Spending) -> None:
         self.key = key
         self.in_flight = 0
         self._spending = spending
         self._spent = _spent(key, spending)
-        self._requests = _bucket(key.requests_per_minute, now)
-        self._tokens = _bucket(key.tokens_per_minute, now)
+        self._requests = self.bucket("requests", key.requests_per_minute, now)
+        self._tokens = self.bucket("tokens", key.tokens_per_minute, now)
+        self.most_at_once = key.concurrent_requests
 
     def __repr__(self) -> str:
         return f"Allowance({self.key.name}, in_flight={self.in_flight})"
@@ -118,10 +80,15 @@ class Allowance:
         """Apply the limits of ``key``, a reloaded version of the same key; unchanged limits keep their levels."""
         before, self.key = self.key, key
         if key.requests_per_minute != before.requests_per_minute:
-            self._requests = _bucket(key.requests_per_minute, now)
+            self._requests = self.bucket("requests", key.requests_per_minute, now)
         if key.tokens_per_minute != before.tokens_per_minute:
-            self._tokens = _bucket(key.tokens_per_minute, now)
+            self._tokens = self.bucket("tokens", key.tokens_per_minute, now)
+        self.most_at_once = key.concurrent_requests
         self._spent = _spent(key, self._spending)
+
+    def bucket(self, _unit: str, size: int | None, now: float) -> Bucket | None:
+        """A full bucket for a limit of ``size`` requests or tokens per minute; ``None`` without such a limit."""
+        return None if size is None else LocalBucket(size, now)
 
     def begin(self, now: float) -> None:
         """Count the start of a request.
@@ -135,7 +102,7 @@ class Allowance:
             for budget in self.budgets():
                 if budget.used >= budget.tokens:
                     raise _spent_budget(budget, self._spending.now())
-        if key.concurrent_requests is not None and self.in_flight >= key.concurrent_requests:
+        if self.most_at_once is not None and self.in_flight >= self.most_at_once:
             raise _exceeded(f"{key.concurrent_requests} requests at a time", 1)
         if self._requests is not None and self._requests.level(now) < 1:
             wait = self._requests.seconds_until(1, now)
@@ -186,25 +153,28 @@ class Allowances:
     Args:
         clock: a monotonic clock, in seconds.
         spending: what keys have used of their budgets.
+        new_allowance: makes the allowance of a key.
     """
 
-    def __init__(self, clock: Callable[[], float], spending: Spending) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        spending: Spending,
+        new_allowance: Callable[[ApiKey, float, Spending], Allowance] = Allowance,
+    ) -> None:
         self.clock = clock
         self._spending = spending
+        self._new_allowance = new_allowance
         self._by_name: dict[str, Allowance] = {}
 
     def of(self, key: ApiKey) -> Allowance:
         """The allowance of ``key``."""
         found = self._by_name.get(key.name)
         if found is None:
-            found = self._by_name[key.name] = Allowance(key, self.clock(), self._spending)
+            found = self._by_name[key.name] = self._new_allowance(key, self.clock(), self._spending)
         elif found.key is not key:
             found.change(key, self.clock())
         return found
-
-
-def _bucket(size: int | None, now: float) -> _Bucket | None:
-    return None if size is None else _Bucket(size, now)
 
 
 def _spent(key: ApiKey, spending: Spending) -> Spent | None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import SecretStr
 
-from inference_engine_proxy_server.access.allowances import Allowances
+from inference_engine_proxy_server.access.allowances import Allowance, Allowances
 from inference_engine_proxy_server.access.gate import Gate
 from inference_engine_proxy_server.access.key_ring import KeyRing
+from inference_engine_proxy_server.composition.state import Sharing
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.telemetry.journal import Journal
+from inference_engine_proxy_server.usage.spending import Spending
 
-__all__ = ["build_gate", "build_key_ring", "forwards_keys"]
+__all__ = ["build_allowances", "build_gate", "build_key_ring", "forwards_keys"]
 
 
 def _needs_keys(settings: Settings) -> bool:
@@ -36,6 +39,11 @@ def build_key_ring(settings: Settings, journal: Journal) -> KeyRing | None:
         return None
     file = None if settings.api_keys_file is None else Path(settings.api_keys_file)
     return KeyRing(settings.api_keys, file, time.time, journal)
+
+
+def build_allowances(clock: Callable[[], float], spending: Spending, sharing: Sharing | None) -> Allowances:
+    """What each key has left of its limits: for all processes together, or in this process."""
+    return Allowances(clock, spending, Allowance if sharing is None else sharing.limits.new_allowance)
 
 
 def build_gate(settings: Settings, ring: KeyRing | None, allowances: Allowances) -> Gate:

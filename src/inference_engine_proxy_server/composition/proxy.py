@@ -8,10 +8,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 
-from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.backends.registry import discover_engines
-from inference_engine_proxy_server.composition.access import build_gate, build_key_ring
+from inference_engine_proxy_server.composition.access import build_allowances, build_gate, build_key_ring
 from inference_engine_proxy_server.composition.clients import (
     build_client_context,
     build_client_load,
@@ -128,7 +127,7 @@ def build_proxy(
     finished = FinishedRequests()
     metrics = RequestMetrics(RULES, RESULTS, labels, names.of, finished)
     access_log = build_access_log(settings, process, finished, metrics)
-    sharing = build_sharing(settings, process, metrics)
+    sharing = build_sharing(settings, process, metrics, deadlines.clock)
     updater = build_fleet_updater(configuration, fleet, placement, refresher, make_backend, catalog)
     config_of = build_config_of(lambda: _in_force(configuration, config_watch))
     sources = build_joining_sources(settings, process, config_of)
@@ -148,7 +147,7 @@ def build_proxy(
     forwarder, websockets = build_forwarder(parts, ledger), build_websocket_forwarder(parts, deadlines)
     traces = build_traces(settings, fleet, deadlines)
     # The proxy's own paths.
-    allowances = Allowances(deadlines.clock, spending)
+    allowances = build_allowances(deadlines.clock, spending, sharing)
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
     workers = AllWorkers(dispatcher, decisions, ring, allowances, process.siblings, process.order)
     client_load = build_client_load(settings, deadlines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from inference_engine_proxy_server.processes.process_context import Loops, Proce
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 
 if TYPE_CHECKING:
+    from inference_engine_proxy_server.access.shared_limits import SharedLimits
     from inference_engine_proxy_server.state.broadcast import Broadcast
     from inference_engine_proxy_server.state.shared_state import SharedState
 
@@ -25,15 +27,21 @@ class Sharing:
     Attributes:
         state: the connection.
         broadcast: messages to all members.
+        limits: of keys.
     """
 
     state: SharedState
     broadcast: Broadcast
+    limits: SharedLimits
 
     @property
     def loops(self) -> Loops:
         """Background tasks."""
-        return {"shared state": self.state.run, "shared state messages": self.broadcast.run}
+        return {
+            "shared state": self.state.run,
+            "shared state messages": self.broadcast.run,
+            "shared limits": self.limits.run,
+        }
 
     def described(self) -> dict[str, Any]:
         """For ``/health``: whether the server answers, since when that is so, and who shares the state."""
@@ -46,10 +54,13 @@ class Sharing:
         }
 
 
-def build_sharing(settings: Settings, process: ProcessContext, metrics: RequestMetrics) -> Sharing | None:
+def build_sharing(
+    settings: Settings, process: ProcessContext, metrics: RequestMetrics, clock: Callable[[], float]
+) -> Sharing | None:
     """The shared state; ``None`` without STATE_URL."""
     if settings.state_url is None:
         return None
+    from inference_engine_proxy_server.access.shared_limits import SharedLimits
     from inference_engine_proxy_server.state.broadcast import Broadcast
     from inference_engine_proxy_server.state.redis_client import make_client
     from inference_engine_proxy_server.state.shared_state import SharedState
@@ -71,4 +82,4 @@ def build_sharing(settings: Settings, process: ProcessContext, metrics: RequestM
         "How often the server of STATE_URL stopped answering.",
         lambda: float(state.failures),
     )
-    return Sharing(state, Broadcast(state))
+    return Sharing(state, Broadcast(state), SharedLimits(state, settings.workers, clock))

@@ -161,4 +161,4 @@ class SharedState:
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError) or not str(error):
         return f"no answer within {CALL_SECONDS:g} s"
-    return str(error)
+    return str(error).rstrip(".")
