@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.processes.process_context import Loops, ProcessContext
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
+from inference_engine_proxy_server.usage.spending import Spending
 
 if TYPE_CHECKING:
     from inference_engine_proxy_server.access.shared_limits import SharedLimits
     from inference_engine_proxy_server.state.broadcast import Broadcast
     from inference_engine_proxy_server.state.shared_state import SharedState
+    from inference_engine_proxy_server.usage.shared_spending import SharedSpending
 
 __all__ = ["Sharing", "build_sharing"]
 
@@ -28,11 +30,13 @@ class Sharing:
         state: the connection.
         broadcast: messages to all members.
         limits: of keys.
+        spending: the tokens that keys have used of their budgets.
     """
 
     state: SharedState
     broadcast: Broadcast
     limits: SharedLimits
+    spending: SharedSpending
 
     @property
     def loops(self) -> Loops:
@@ -41,6 +45,7 @@ class Sharing:
             "shared state": self.state.run,
             "shared state messages": self.broadcast.run,
             "shared limits": self.limits.run,
+            "shared budgets": self.spending.run,
         }
 
     def described(self) -> dict[str, Any]:
@@ -55,7 +60,11 @@ class Sharing:
 
 
 def build_sharing(
-    settings: Settings, process: ProcessContext, metrics: RequestMetrics, clock: Callable[[], float]
+    settings: Settings,
+    process: ProcessContext,
+    metrics: RequestMetrics,
+    spending: Spending,
+    clock: Callable[[], float],
 ) -> Sharing | None:
     """The shared state; ``None`` without STATE_URL."""
     if settings.state_url is None:
@@ -64,6 +73,7 @@ def build_sharing(
     from inference_engine_proxy_server.state.broadcast import Broadcast
     from inference_engine_proxy_server.state.redis_client import make_client
     from inference_engine_proxy_server.state.shared_state import SharedState
+    from inference_engine_proxy_server.usage.shared_spending import SharedSpending
 
     # The name of the service itself is for engines only.
     replica = hashlib.sha256(process.service.encode()).hexdigest()[:12]
@@ -82,4 +92,6 @@ def build_sharing(
         "How often the server of STATE_URL stopped answering.",
         lambda: float(state.failures),
     )
-    return Sharing(state, Broadcast(state), SharedLimits(state, settings.workers, clock))
+    return Sharing(
+        state, Broadcast(state), SharedLimits(state, settings.workers, clock), SharedSpending(state, spending)
+    )

@@ -25,9 +25,16 @@ def build_spending() -> Spending:
 
 
 def build_ledger(
-    settings: Settings, spending: Spending, metrics: RequestMetrics, process: ProcessContext
+    settings: Settings, spending: Spending, metrics: RequestMetrics, process: ProcessContext, *, is_shared: bool
 ) -> Ledger | None:
     """The ledger; ``None`` without a file for it. Adds what the file has to ``spending``.
+
+    Args:
+        settings: names the file.
+        spending: what keys use of their budgets.
+        metrics: shows what is not in the file yet.
+        process: this process.
+        is_shared: whether ``spending`` goes on with sums of all replicas, of which the file has only this one.
 
     Raises:
         SettingsError: the file cannot be a ledger. A file that is locked, or a full disk, is no reason not to start.
@@ -44,7 +51,7 @@ def build_ledger(
         logger.error("usage: the ledger %s cannot be used yet: %s; budgets begin at 0", settings.usage_file, error)
     finally:
         file.close()  # a connection must not be shared with workers, which are forked
-    ledger = Ledger(file, spending, is_shared=process.is_worker)
+    ledger = Ledger(file, build_spending() if is_shared else spending, is_shared=process.is_worker)
     metrics.add_gauge(
         "usage_unwritten_requests",
         "Requests that are not in the usage file yet.",

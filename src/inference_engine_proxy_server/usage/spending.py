@@ -1,7 +1,7 @@
 """The tokens that each key has used today and this month, in UTC: what budgets are compared with.
 
-Tokens are added in memory as requests end. Where there is a usage file, its sums replace what has been written to it.
-Therefore a restart forgets nothing, and all workers know what the others have counted.
+Tokens are added in memory as requests end. Where there is a usage file, or a server of shared state, its sums replace
+what has been written to it. Therefore a restart forgets nothing, and all processes know what the others have counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Spending", "Spent", "StoredTokens"]
 
 
 class StoredTokens(NamedTuple):
-    """The sums of the usage file, by the names of keys.
+    """The sums of the usage file, or of the server of shared state, by the names of keys.
 
     Attributes:
         day, month: of the sums, see :mod:`~.periods`.
@@ -28,7 +28,7 @@ class StoredTokens(NamedTuple):
 
 
 class _Period:
-    """One day or month: tokens in the file, tokens that are being written, and tokens that have been added since."""
+    """One day or month: stored tokens, tokens that are being written, and tokens that have been added since."""
 
     __slots__ = ("begins_at", "new", "stored", "writing")
 
@@ -57,7 +57,7 @@ class Spent:
 
     Args:
         now: seconds since the epoch.
-        stored: the sums of the usage file, as last read.
+        stored: the sums as last read.
         key: the name of the key.
     """
 
@@ -88,13 +88,15 @@ class Spent:
         self._day.new += tokens
         self._month.new += tokens
 
-    def begin_writing(self) -> None:
-        """What was added so far is about to be written to the file."""
+    def begin_writing(self) -> tuple[int, int]:
+        """What was added so far is about to be written; returns the tokens of this day and this month to write."""
+        self._begin_periods()
         self._day.begin_writing()
         self._month.begin_writing()
+        return self._day.writing, self._month.writing
 
     def end_writing(self, stored: StoredTokens) -> None:
-        """It was written; these are the new sums of the file."""
+        """It was written; these are the new sums."""
         today, this_month = stored.by_key.get(self._key, (0, 0))
         self._day.end_writing(stored.day, today)
         self._month.end_writing(stored.month, this_month)
@@ -136,13 +138,23 @@ class Spending:
             found = self._by_key[key] = Spent(self.now, self._stored, key)
         return found
 
-    def begin_writing(self) -> None:
-        """What was added so far is about to be written to the file."""
-        for spent in self._by_key.values():
-            spent.begin_writing()
+    def stored(self, day: int, month: int) -> Mapping[str, tuple[int, int]]:
+        """The sums as last read, by the names of keys, of this day and month; 0 of others."""
+        at = self._stored
+        return {
+            key: (today if at.day == day else 0, this_month if at.month == month else 0)
+            for key, (today, this_month) in at.by_key.items()
+        }
+
+    def begin_writing(self) -> Mapping[str, tuple[int, int]]:
+        """What was added so far is about to be written; returns the tokens of this day and month, by key.
+
+        It must end, or be abandoned, before it begins again.
+        """
+        return {key: spent.begin_writing() for key, spent in self._by_key.items()}
 
     def end_writing(self, stored: StoredTokens) -> None:
-        """It was written; these are the new sums of the file."""
+        """It was written; these are the new sums."""
         self._stored = stored
         for spent in self._by_key.values():
             spent.end_writing(stored)
