@@ -18,6 +18,7 @@ from inference_engine_proxy_server.doctor.fleet_checks import check_fleet
 from inference_engine_proxy_server.doctor.machine_checks import check_machine
 from inference_engine_proxy_server.doctor.public_checks import check_public
 from inference_engine_proxy_server.doctor.settings_checks import check_settings, ignored_settings
+from inference_engine_proxy_server.doctor.state_checks import check_state
 
 __all__ = ["Examination", "examine", "examine_locally"]
 
@@ -59,6 +60,7 @@ def examine(loaded: LoadedSettings, through: str | None = None) -> Examination:
             *about_lookups,
             *about_names,
             *check_fleet(examined),
+            *check_state(settings),
             *(check_public(through, settings, time.time()) if through is not None else ()),
         ]
     )

@@ -24,6 +24,7 @@ _WITHOUT_EFFECT: Mapping[str, tuple[Callable[[Configuration], bool], str]] = {
         lambda all_: all_.settings.shadow_policy is not None or _is_used(_EXPECTED_TIME, all_),
         f"a BALANCING_POLICY is {_EXPECTED_TIME}, or SHADOW_POLICY is set",
     ),
+    "state_prefix": (lambda all_: all_.settings.state_url is not None, "STATE_URL is set"),
     "stream_resume_comments": (lambda all_: all_.settings.stream_resume != "off", "STREAM_RESUME is on or header"),
     "tier_penalty_seconds": (
         lambda all_: _is_used(_EXPECTED_TIME, all_),

@@ -6,6 +6,7 @@
     redis_client.py   the client, with short deadlines and no retries of its own
     shared_state.py   the connection of one process, its keys, and the members that share the state
     broadcast.py      messages to all members
+    inspection.py     one look at the server from outside a running proxy
 
 Every process of every replica is a *member*. No request waits for the server: loops in the background exchange state
 with it, and what they have learned is in memory.
