@@ -35,7 +35,7 @@ async def test_client_port_has_no_operator_paths(proxy: Proxy, path: str) -> Non
 
 
 async def test_admin_port_serves_operator_paths(admin_url: str) -> None:
-    assert (await send(admin_url, "/admin/keys", headers=BEARER)).json == {"keys": []}
+    assert (await send(admin_url, "/admin/keys", headers=BEARER)).json == {"keys": [], "limits_cover": "process"}
     assert (await send(admin_url, "/admin/keys")).status == 401
     assert (await send(admin_url, "/metrics")).status == 200
     assert (await send(admin_url, "/readyz")).status == 200

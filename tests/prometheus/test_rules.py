@@ -202,6 +202,13 @@ CASES = [
         "one:8888 cannot write USAGE_FILE: counts wait in memory.",
         labels=AT_ONE,
     ),
+    case(
+        "InferenceProxySharedStateAway",
+        {"P:shared_state_available": "1x20 0x40"},
+        {"P:shared_state_available": "0 0 1 0 0 1 0 0 1 0 0 1 0 0 1 0 0 1 0 0 1 0 0 1 0 0 1 0 0 1 0 0 1 0 0 1 0"},
+        "one:8888 has no answer from the server of STATE_URL: limits and budgets are its own.",
+        labels=AT_ONE,
+    ),
 ]
 
 

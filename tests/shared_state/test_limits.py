@@ -93,7 +93,7 @@ async def test_a_frozen_server_delays_no_request(tmp_path: Path, engine: Engine,
     async with replicas(tmp_path, engine, server.url, f"requests_per_minute: {LIMIT}") as proxies:
         load = Load(proxies, RATE, changes=False)
         await load.run(18)
-        usual = load.latency(0.99)
+        usual = load.latency(0.9)
         frozen = Load(proxies, RATE, changes=False)
         server.freeze()
         await frozen.run(6)
@@ -101,8 +101,8 @@ async def test_a_frozen_server_delays_no_request(tmp_path: Path, engine: Engine,
         await load.run(10)
         seconds = load.seconds
     assert set(frozen.statuses) | set(load.statuses) == {200, 429}
-    say(f"99 % of requests within {usual * 1000:.0f} ms; while frozen {frozen.latency(0.99) * 1000:.0f} ms")
-    assert frozen.latency(0.99) < usual + 0.1
+    say(f"90 % of requests within {usual * 1000:.0f} ms; while frozen {frozen.latency(0.9) * 1000:.0f} ms")
+    assert frozen.latency(0.9) < usual + 0.25  # a call of the server would wait for a second
     admitted = load.count(200) + frozen.count(200)
     assert shown("admitted with 6 s of a frozen server", admitted, allowed(LIMIT, seconds)) < AWAY
 

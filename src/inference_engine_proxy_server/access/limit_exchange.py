@@ -52,7 +52,7 @@ for number, key in ipairs(KEYS) do
   if kind == 'slots' then
     level = size
   else
-    level = math.min(size, level + (now - at) * size / 60000) - used
+    level = math.min(size, level + math.max(0, now - at) * size / 60000) - used
     redis.call('HSET', key, 'level', string.format('%.4f', level), 'at', string.format('%.0f', now))
   end
   local grant, share = 0, rates > 0 and rate / rates or 1 / members

@@ -22,8 +22,8 @@ __all__ = ["SharedLimits"]
 
 _ROUND_SECONDS = 0.1
 _SILENT_SECONDS = 0.25  # without an answer, after which a process goes on alone until there is one
-_LEAST_SECONDS = 0.005  # between two exchanges
-_KEYS_AT_ONCE = 100  # in one exchange, which holds the server up for about 2 ms then
+_LEAST_SECONDS = 0.01  # between two exchanges
+_KEYS_AT_ONCE = 50  # in one exchange, which takes 2 ms of the server then
 
 
 class SharedLimits:

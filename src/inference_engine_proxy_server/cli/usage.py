@@ -50,8 +50,10 @@ def _usage(arguments: argparse.Namespace) -> int:
     except (*FILE_ERRORS, NotALedgerError) as error:
         complain(f"{file} cannot be read: {error}")
         return 2 if isinstance(error, NotALedgerError) else 1
+    if loaded.settings.state_url is not None:
+        complain(f"{file} has the requests of one replica: the one that writes it")
     if arguments.format == "json":
-        show(as_json(query, rows, {}).decode())
+        show(as_json(query, rows, {"covers": "replica"}).decode())
     elif arguments.format == "csv":
         show(as_csv(query, rows).rstrip("\r\n"))
     else:

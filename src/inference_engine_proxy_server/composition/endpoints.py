@@ -56,6 +56,7 @@ def build_routers(
     """The proxy's own paths."""
     fleet = dispatcher.fleet
     usage_file = None if settings.usage_file is None else Path(settings.usage_file)
+    is_shared = sharing is not None
     report = HealthReport(
         dispatcher,
         lambda: discovery.members,
@@ -70,8 +71,8 @@ def build_routers(
         models_router(dispatcher, listed, settings.metrics_cache_ttl_seconds),
         prometheus_router(metrics_page),
         docs_router(),
-        admin_router(fleet, departures, ring, allowances, workers, discovery.sources),
-        usage_router(usage_file, time.time),
+        admin_router(fleet, departures, ring, allowances, workers, discovery.sources, is_shared=is_shared),
+        usage_router(usage_file, time.time, is_shared=is_shared),
     )
 
 

@@ -40,6 +40,8 @@ def admin_router(
     allowances: Allowances,
     workers: AllWorkers,
     sources: Callable[[], Mapping[str, str]],
+    *,
+    is_shared: bool = False,
 ) -> APIRouter:
     """The operators' endpoints.
 
@@ -50,22 +52,27 @@ def admin_router(
         allowances: the remaining allowances of the keys in this worker.
         workers: this worker and its siblings.
         sources: the source of each backend, by base URL.
+        is_shared: whether the limits of keys hold for all replicas together.
     """
     router = APIRouter(prefix="/admin", tags=["admin"])
-    _add_keys(router, ring, allowances, workers)
+    _add_keys(router, ring, allowances, workers, is_shared=is_shared)
     _add_backends(router, fleet, departures, workers, sources)
     _add_drain(router, fleet, workers)
     _add_decisions(router, workers)
     return router
 
 
-def _add_keys(router: APIRouter, ring: KeyRing | None, allowances: Allowances, workers: AllWorkers) -> None:
+def _add_keys(
+    router: APIRouter, ring: KeyRing | None, allowances: Allowances, workers: AllWorkers, *, is_shared: bool
+) -> None:
+    covered = "all_replicas" if is_shared else "process"
+
     @router.get("/keys", summary="The keys of clients: permissions and remaining limits, never secrets",
                 responses=_RESPONSES)  # fmt: skip
     async def keys() -> dict[str, Any]:
         siblings = await workers.keys()
         rows = [_with_siblings(_described_key(key, allowances), siblings) for key in ring or ()]
-        return {"keys": rows, **workers.silence(siblings)}
+        return {"keys": rows, "limits_cover": covered, **workers.silence(siblings)}
 
 
 def _add_backends(

@@ -31,16 +31,19 @@ _Key = Annotated[str | None, Query(max_length=100, description="Only this key.")
 _Model = Annotated[str | None, Query(max_length=1000, description="Only this model.")]
 _Format = Annotated[Literal["json", "csv"], Query(description="Format of the reply.")]
 _RESPONSES: dict[int | str, dict[str, Any]] = {400: {}, 401: {}, 404: {"description": "It is off"}, 503: {}}
+_COVERED = {"covers": "replica"}  # by the rows of a report
 _CSV: dict[str, Any] = {"content": {"text/csv": {}, "application/json": {}}}
 
 
-def usage_router(file: Path | None, now: Callable[[], float]) -> APIRouter:
+def usage_router(file: Path | None, now: Callable[[], float], *, is_shared: bool = False) -> APIRouter:
     """Both endpoints.
 
     Args:
         file: the ledger; ``None`` when usage is not recorded.
         now: seconds since the epoch.
+        is_shared: whether budgets are those of all replicas together. The ledger is that of this replica.
     """
+    budgets_cover = "all_replicas" if is_shared else "process" if file is None else "replica"
     router = APIRouter()
 
     @router.get("/v1/usage", tags=["usage"], summary="The tokens that this key has used, and its budgets",
@@ -54,7 +57,11 @@ def usage_router(file: Path | None, now: Callable[[], float]) -> APIRouter:
             raise _off()
         key = "" if access is None else access.key.name
         query = _query({"from": since, "to": to, "by": by, "model": model}, now())._replace(key=key)
-        more = {"key": key or None, "budgets": described_budgets(budgets)}
+        more = _COVERED | {
+            "key": key or None,
+            "budgets": described_budgets(budgets),
+            "budgets_cover": budgets_cover,
+        }
         return Response(await _json(file, query, more), media_type="application/json")
 
     @router.get("/admin/usage", tags=["admin"], summary="The tokens that all keys have used", response_class=Response,
@@ -71,7 +78,7 @@ def usage_router(file: Path | None, now: Callable[[], float]) -> APIRouter:
             raise _off()
         query = _query({"from": since, "to": to, "by": by, "key": key, "model": model}, now())
         if format == "json":
-            return Response(await _json(file, query, {}), media_type="application/json")
+            return Response(await _json(file, query, _COVERED), media_type="application/json")
         return Response(await _read(lambda: as_csv(query, read_rows(file, query))), media_type="text/csv")
 
     return router

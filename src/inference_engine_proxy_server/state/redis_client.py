@@ -27,4 +27,5 @@ def make_client(url: StateUrl) -> Redis:
         socket_timeout=CALL_SECONDS,
         socket_connect_timeout=CALL_SECONDS,
         client_name="inference-proxy",
+        driver_info=None,  # one command and one permission less
     )

@@ -20,7 +20,7 @@ from inference_engine_proxy_server.usage.spending import Spending, StoredTokens
 __all__ = ["SharedSpending"]
 
 _ROUND_SECONDS = 1.0
-_KEYS_AT_ONCE = 200  # in one call, which holds the server up for about 2 ms then
+_KEYS_AT_ONCE = 200  # in one call, which takes about 2 ms of the server then
 _KEPT_SECONDS = 32 * 86_400  # of a sum; a month is over by then
 _NUMBER_SECONDS = 3600  # for which the number of a process's last batch is kept
 
