@@ -35,7 +35,8 @@ Glossary. Code, documentation, log lines and metrics use these terms:
 * *block*: bytes that arrive or are sent at once; in a prompt, a part that is hashed. *Chunk*: a chunk of HTTP/1.1's
   chunked coding.
 * *worker*: one of several processes that share the port. *Sibling*: another worker. *Supervisor*: the parent process.
-  *Replica*: another instance of the proxy in front of the same engines.
+  *Replica*: another instance of the proxy in front of the same engines. *Member*: a process of any replica that shares
+  state with others. *Grant*: what a member may use of a limit until its next report.
 
 Data flow through the packages (their ``__init__`` says what each one does)::
 
