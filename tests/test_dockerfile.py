@@ -45,9 +45,10 @@ def applies(requirement: Requirement, extras: Collection[str] = ()) -> bool:
 
 
 def needed_by_the_project() -> list[Requirement]:
-    """The dependencies, and those of tracing, which the image has, too."""
+    """The dependencies, and those of tracing and shared state, which the image has, too."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["otel"])]
+    optional = project["optional-dependencies"]
+    return [Requirement(text) for text in (*project["dependencies"], *optional["otel"], *optional["redis"])]
 
 
 def test_hadolint_finds_nothing() -> None:

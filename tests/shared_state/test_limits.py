@@ -110,13 +110,13 @@ async def test_a_frozen_server_delays_no_request(tmp_path: Path, engine: Engine,
 async def test_slots_of_all_replicas_together_are_never_exceeded_and_hardly_left_free(
     tmp_path: Path, server: RedisServer
 ) -> None:
-    slots, seconds = 60, 12.0
+    slots, seconds = 40, 12.0
     answers, samples = Answers(10, seconds=0.5), []
     async with (
         Engine(answers, owner="vllm") as engine,
         replicas(tmp_path, engine, server.url, f"concurrent_requests: {slots}") as proxies,
     ):
-        load = Load(proxies, 400)
+        load = Load(proxies, 200)
         running = asyncio.create_task(load.run(seconds))  # noqa: TID251 - awaited below
         began = time.monotonic()
         while not running.done():

@@ -46,6 +46,7 @@ class SharedAllowance(Allowance):
     """
 
     __slots__ = (
+        "_asked",
         "_attempted_at",
         "_attempts",
         "_coordinator",
@@ -54,7 +55,6 @@ class SharedAllowance(Allowance):
         "_rate",
         "_reported_at",
         "_slots",
-        "_wanted",
     )
 
     _requests: SharedBucket | None
@@ -67,7 +67,7 @@ class SharedAllowance(Allowance):
         self._had_attempts = False  # in the last report
         self._attempted_at = self._reported_at = now
         self._rate = 0.0
-        self._wanted: tuple[int, int] = 0, 0  # requests per minute, and slots, in the last report
+        self._asked: list[tuple[SharedBucket | SharedSlots, int]] = []  # what the last report asked for
         self._slots: SharedSlots | None = None
         super().__init__(key, now, spending)
         self._set_slots()
@@ -115,37 +115,31 @@ class SharedAllowance(Allowance):
         """
         attempts, self._attempts = self._attempts, 0
         self._count(attempts, now)
-        reports = []
         is_idle = is_leaving or now >= self._attempted_at + _IDLE_SECONDS
-        share = self._coordinator.usual_share
-        requests = slots = 0
-        if self._requests is not None:
-            size = self._requests.size
-            steady = math.ceil(self._rate) if attempts else 0
-            requests = 0 if is_idle else max(_least(size, share), 2 * attempts, steady)
-            level = self._requests.level_before_use(now)
-            reports.append(self._report(REQUESTS, size, self._requests.begin_report(), requests, level))
-        if self._tokens is not None:
-            size = self._tokens.size
-            level = self._tokens.level_before_use(now)
-            reports.append(self._report(TOKENS, size, self._tokens.begin_report(), int(not is_idle), level))
+        in_flight = 0 if is_leaving else self.in_flight
+        self._asked = []
+        reports = []
+        for kind, bucket in ((REQUESTS, self._requests), (TOKENS, self._tokens)):
+            if bucket is not None:
+                want = 0 if is_idle else 1 if kind == TOKENS else self._wanted(bucket.size, attempts, self._rate)
+                level = bucket.level_before_use(now)
+                reports.append(self._report(kind, bucket.size, bucket.begin_report(), want, level))
+                self._asked.append((bucket, want))
         if self._slots is not None:
-            size, in_flight = self._slots.size, 0 if is_leaving else self.in_flight
-            slots = in_flight if is_idle else min(size, in_flight + max(_least(size, share), 2 * attempts))
-            reports.append(self._report(SLOTS, size, in_flight, slots, size))
-        self._wanted = requests, slots
+            size = self._slots.size
+            want = in_flight if is_idle else min(size, in_flight + self._wanted(size, attempts, 0))
+            reports.append(self._report(SLOTS, size, in_flight, want, size))
+            self._asked.append((self._slots, want))
         return reports
 
     def take(self, answers: Sequence[LimitAnswer], now: float) -> None:
-        """Go on with the answers to the last reports."""
-        rest = iter(answers)
-        requests, slots = self._wanted
-        if self._requests is not None:
-            self._requests.take(next(rest), requests, now)
-        if self._tokens is not None:
-            self._tokens.take(next(rest), 0, now)
+        """Go on with the answers to the last reports. A limit that has changed meanwhile begins anew."""
+        for (part, want), answer in zip(self._asked, answers, strict=True):
+            if isinstance(part, SharedSlots):
+                part.take(answer, want, self.in_flight)
+            else:
+                part.take(answer, want, now)
         if self._slots is not None:
-            self._slots.take(next(rest), slots, self.in_flight)
             self.most_at_once = self._slots.most
 
     def is_due(self, now: float) -> bool:
@@ -156,7 +150,7 @@ class SharedAllowance(Allowance):
 
     def rest(self, now: float) -> bool:
         """Whether there is nothing to report until the next request."""
-        needs_nothing = self._wanted == (0, 0) and now >= self._attempted_at + _IDLE_SECONDS
+        needs_nothing = not any(want for _, want in self._asked) and now >= self._attempted_at + _IDLE_SECONDS
         if needs_nothing and self._attempts:  # meanwhile
             self._begin_use(now)
             self._coordinator.hurry()
@@ -176,6 +170,17 @@ class SharedAllowance(Allowance):
     @property
     def _has_news(self) -> bool:
         return any(bucket is not None and bucket.has_news for bucket in (self._requests, self._tokens))
+
+    def _wanted(self, size: int, attempts: int, rate: float) -> int:
+        """How much of a limit is wanted: twice what the latest requests needed, at least an eighth of an equal part.
+
+        Args:
+            size: the limit.
+            attempts: requests since the last report.
+            rate: permits that are needed in a second, if there are requests at all.
+        """
+        least = max(1, int(size * self._coordinator.usual_share / 8))
+        return min(size, max(least, 2 * attempts, math.ceil(rate) if attempts else 0))
 
     def _report(self, kind: str, size: int, used: float, want: int, level: float) -> LimitReport:
         return LimitReport(f"{kind}:{self.key.name}:{size}", kind, size, used, want, self._rate, level)
@@ -213,8 +218,3 @@ class SharedAllowance(Allowance):
         size = self.key.concurrent_requests
         self._slots = None if size is None else SharedSlots(size, self._coordinator.usual_share)
         self.most_at_once = None if self._slots is None else self._slots.most
-
-
-def _least(size: int, share: float) -> int:
-    """What a process that uses a limit wants at least: an eighth of an equal part."""
-    return max(1, int(size * share / 8))

@@ -178,3 +178,23 @@ def test_a_changed_limit_begins_anew_and_an_unchanged_one_goes_on(notes: Notes) 
     assert allowance.most_at_once == 9
     allowance.change(replace(allowance.key, concurrent_requests=None), 0.0)
     assert allowance.most_at_once is None
+
+
+def test_answers_to_limits_that_have_changed_meanwhile_are_ignored(notes: Notes) -> None:
+    allowance = shared(notes, **LIMITS)
+    allowance.begin(0.0)
+    allowance.report(0.0)
+    allowance.change(replace(allowance.key, requests_per_minute=None, concurrent_requests=8), 0.0)
+    allowance.take(granted(5, 5), 0.0)
+    assert allowance.left(0.0) == {"requests_left": None, "tokens_left": 5000}
+    assert allowance.most_at_once == 2
+
+
+def test_nothing_beyond_the_limit_is_wanted(notes: Notes) -> None:
+    allowance = shared(notes, requests_per_minute=20)
+    for _ in range(5):
+        allowance.begin(0.0)
+    for _ in range(50):
+        with pytest.raises(CapacityError):
+            allowance.begin(0.0)
+    assert [one.want for one in allowance.report(0.0)] == [20]
