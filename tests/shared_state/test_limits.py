@@ -126,7 +126,7 @@ async def test_slots_of_all_replicas_together_are_never_exceeded_and_hardly_left
         await running
     assert set(load.statuses) == {200, 429}
     say(f"requests at a time: at most {answers.most} of {slots}")
-    assert shown("requests at a time, on average", sum(samples) / len(samples), slots) < 0.1
+    assert shown("requests at a time, on average", sum(samples) / len(samples), slots) < 0.15
     assert answers.most <= slots
 
 
