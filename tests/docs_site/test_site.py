@@ -8,6 +8,7 @@ import re
 import pytest
 
 from docs_site.conftest import SITE, requested
+from support.waiting import eventually
 from ui.console import Console
 
 _IS_LOADED = "document.readyState === 'complete' && document.querySelector('.md-content h1') !== null"
@@ -16,7 +17,19 @@ _SEARCH = "document.querySelector('.md-search__input')"
 
 async def show(page: Console, url: str) -> None:
     await page.open(url)
-    await page.becomes(f"location.href.split('#')[0] === {json.dumps(url)} && {_IS_LOADED}")
+    await arrived(page, url)
+
+
+async def arrived(page: Console, url: str) -> None:
+    """Wait until the browser shows ``url``."""
+
+    async def is_there() -> bool:
+        try:
+            return bool(await page.value(f"location.href.split('#')[0] === {json.dumps(url)} && {_IS_LOADED}"))
+        except AssertionError:  # the browser ends a script whose page is being left
+            return False
+
+    await eventually(is_there, seconds=60)
 
 
 async def pages(page: Console) -> list[str]:
@@ -67,9 +80,9 @@ async def test_nothing_is_requested_from_elsewhere(page: Console, address: str) 
 
 async def test_a_reader_goes_from_page_to_page(page: Console, address: str) -> None:
     await page.click_at(".md-content a[href='start/']")
-    await page.becomes(f"location.href === {json.dumps(address + 'start/')} && {_IS_LOADED}")
+    await arrived(page, f"{address}start/")
     await page.click_at(".md-footer__link--next")
-    await page.becomes(f"location.href === {json.dumps(address + 'models/')} && {_IS_LOADED}")
+    await arrived(page, f"{address}models/")
     assert await page.text(".md-content h1") in ("Models", "Models¶")
 
 
