@@ -16,7 +16,7 @@ from support.documents import PAGES, ROOT, assignments, command_lines, prose_of
 NAVIGATION = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
 OF_OTHER_PROGRAMS = re.compile(
     r"(LLAMA_ARG|OLLAMA|OTEL|VLLM|OPENAI|CLAUDE_CODE|REDIS|KUBE)_\w+"  # by their beginnings
-    r"|\w+_IMAGE|MODEL_ALIAS|HF_TOKEN"  # of the Compose files
+    r"|\w+_IMAGE|MODEL_ALIAS|HF_TOKEN|PROXIES|PROXY_REPLICAS"  # of the Compose files
     r"|DO_NOT_TRACK|ENABLE_FORWARD_USER_INFO_HEADERS|ENABLE_OLLAMA_API|PYTHONPATH|PATH"
     r"|NOTIFY_SOCKET|LISTEN_FDS|LISTEN_PID|MAINPID|WATCHDOG_USEC|KUBECONFIG|NAME"
 )
