@@ -20,6 +20,7 @@ from inference_engine_proxy_server.dispatch.fallback_forwarder import FallbackFo
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
+from inference_engine_proxy_server.dispatch.locating_forwarder import LocatingForwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.renaming_forwarder import RenamingForwarder
@@ -177,8 +178,11 @@ def _resuming(parts: ForwarderParts, forwarder: Forwarder) -> ResumingForwarder:
 def _by_name(parts: ForwarderParts, forwarder: Forwarder | ResumingForwarder) -> RenamingForwarder | LimitedForwarder:
     """``forwarder`` behind the names of models and the limits of keys."""
     is_served = parts.dispatcher.placement.lists
-    fallbacks = FallbackForwarder(forwarder.forward, parts.metrics, parts.journal)
-    renaming = RenamingForwarder(parts.catalog, is_served, forwarder.forward, fallbacks)
+    forward, table = forwarder.forward, parts.ownership.table
+    if table.is_shared and parts.ring is None:  # with keys, the check of owners asks
+        forward = LocatingForwarder(table, forward).forward
+    fallbacks = FallbackForwarder(forward, parts.metrics, parts.journal)
+    renaming = RenamingForwarder(parts.catalog, is_served, forward, fallbacks)
     if parts.ring is None:
         return renaming
     limits = KeyLimits(parts.dispatcher.fleet.clock, parts.catalog, is_served)

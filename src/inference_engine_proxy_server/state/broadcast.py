@@ -58,7 +58,7 @@ class Broadcast:
         """Receive messages until cancelled; ends at once when there are no receivers."""
         while self._receivers:
             if self._state.is_available:
-                async with self._state.client.pubsub(ignore_subscribe_messages=True) as subscription:
+                async with self._state.client.pubsub() as subscription:
                     await self._follow(subscription)
             await asyncio.sleep(_PAUSE_SECONDS)
 

@@ -1,0 +1,144 @@
+"""Builds what replicas tell each other by the state that they share. Without STATE_URL, nothing of it is imported."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from inference_engine_proxy_server.composition.state import Sharing
+from inference_engine_proxy_server.config.settings import Settings
+from inference_engine_proxy_server.endpoints.all_workers import Order
+from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.membership import Membership
+from inference_engine_proxy_server.processes.process_context import Loop, Loops, ProcessContext
+from inference_engine_proxy_server.processes.roster import Command
+from inference_engine_proxy_server.routing.affinity import AffinityTable
+
+if TYPE_CHECKING:
+    from inference_engine_proxy_server.replicas.neighbours import Neighbours
+    from inference_engine_proxy_server.state.records import SharedRecords
+
+__all__ = ["Replicas", "build_affinity_table", "build_replicas"]
+
+_LOOK_SECONDS = 1.0
+_FIRST_READ_SECONDS = 2.0  # for which the start waits; less if the server does not answer
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """What this process tells other replicas, and hears from them.
+
+    Attributes:
+        neighbours: the other replicas.
+        order: sends an operator's drain or undrain to all workers and replicas.
+        change_roster: the same with a change of the backends that joined.
+        loops: background tasks.
+    """
+
+    sharing: Sharing
+    records: SharedRecords
+    neighbours: Neighbours
+    order: Order
+    change_roster: Callable[[Command], None]
+    loops: Loops
+
+    async def first_read(self) -> None:
+        """Wait until this process knows what others know, such as drained backends; not for long."""
+
+        async def has_read() -> None:
+            while not self.records.has_read and not self.sharing.state.failures:  # noqa: ASYNC110 - once, at the start
+                await asyncio.sleep(_LOOK_SECONDS / 50)
+
+        try:
+            async with asyncio.timeout(_FIRST_READ_SECONDS):
+                await has_read()
+        except TimeoutError:
+            return
+
+
+def build_affinity_table(sharing: Sharing | None, fleet: Fleet) -> tuple[AffinityTable, Mapping[str, Loop]]:
+    """The table of backend-local resources, and its background task if it is shared."""
+    if sharing is None:
+        return AffinityTable(lambda: fleet.backends), {}
+    from inference_engine_proxy_server.replicas.resources import SharedAffinityTable
+
+    table = SharedAffinityTable(lambda: fleet.backends, sharing.state, sharing.broadcast)
+    return table, {"shared resources": table.run}
+
+
+def build_replicas(
+    settings: Settings,
+    sharing: Sharing | None,
+    process: ProcessContext,
+    fleet: Fleet,
+    membership: Callable[[], Membership],
+    own_fleet: Callable[[], Awaitable[dict[str, Any]]],
+) -> Replicas | None:
+    """The parts that tell other replicas; ``None`` without shared state.
+
+    Args:
+        settings: all settings.
+        sharing: the shared state.
+        process: worker 0 speaks for its replica, and carries out what others tell.
+        fleet: the backends.
+        membership: returns what carries out drains in this process.
+        own_fleet: what all workers of this replica know of the fleet.
+    """
+    if sharing is None:
+        return None
+    from inference_engine_proxy_server.replicas.doubts import SharedDoubts
+    from inference_engine_proxy_server.replicas.drains import DrainsOfReplicas, SharedDrains
+    from inference_engine_proxy_server.replicas.joined import JoinedAtReplicas, SharedRoster
+    from inference_engine_proxy_server.replicas.neighbours import Neighbours
+    from inference_engine_proxy_server.state.outbox import Outbox
+    from inference_engine_proxy_server.state.questions import Questions
+    from inference_engine_proxy_server.state.records import SharedRecords
+
+    state, broadcast = sharing.state, sharing.broadcast
+    is_link = process.siblings.number == 0
+    outbox, records = Outbox(broadcast), SharedRecords(state, broadcast)
+    questions = Questions(state, broadcast, outbox, own_fleet if is_link else None)
+    neighbours = Neighbours(_name(settings), state, records, questions)
+    SharedDoubts(fleet, state.member, broadcast, outbox)
+    drains, roster = SharedDrains(records), SharedRoster(records, questions.replica)
+    loops: dict[str, Loop] = {"shared records": records.run, "shared messages": outbox.run}
+
+    def order(url: str, *, is_draining: bool, moves: bool) -> None:
+        process.order(url, is_draining=is_draining, moves=moves)
+        drains.command(url, is_draining=is_draining, moves=moves)
+
+    def change_roster(command: Command) -> None:
+        process.change_roster(command)
+        roster.change(command)
+
+    def carry_out(url: str, *, is_draining: bool, moves: bool) -> None:
+        membership().obey(url, is_draining=is_draining, moves=moves)
+        process.order(url, is_draining=is_draining, moves=moves)
+
+    if is_link:
+        neighbours.join()
+        followed = DrainsOfReplicas(records, fleet, carry_out)
+        joined = JoinedAtReplicas(state, records, neighbours, process.roster, process.change_roster)
+        loops["other replicas"] = _looking(neighbours.look, followed.look, joined.look)
+        loops["questions of replicas"] = questions.run
+    return Replicas(sharing, records, neighbours, order, change_roster, loops)
+
+
+def _looking(*looks: Callable[[], None]) -> Loop:
+    async def look() -> None:
+        while True:
+            for one in looks:
+                one()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    return look
+
+
+def _name(settings: Settings) -> str:
+    """The name of this replica, for operators."""
+    host = socket.gethostname()
+    return f"{host}:{settings.port}" if settings.port else f"{host}, process {os.getpid()}"
