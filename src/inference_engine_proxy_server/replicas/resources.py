@@ -75,6 +75,9 @@ class SharedAffinityTable(AffinityTable):
 
     async def find(self, name: bytes) -> None:
         """Ask the server for a resource that is not in the table; without effect if it does not know it, or is slow."""
+        await asyncio.gather(self._find(name))  # in a task: the caller may be a light task, which has no timeouts
+
+    async def _find(self, name: bytes) -> None:
         try:
             async with asyncio.timeout(_ASK_SECONDS):
                 found = await self._state.call(lambda: self._state.client.get(self._key(name)))
