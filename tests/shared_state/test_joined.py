@@ -83,7 +83,7 @@ async def test_a_lease_at_one_replica_counts_at_all_and_ends_at_all(tmp_path: Pa
     async with Engine(answers_with(http_reply())) as engine, Engine(answers_with(http_reply())) as other:
         async with replicas(tmp_path, server, other) as some:
             first, second, third = await some.start_some(3)
-            with announcing(tmp_path, engine.url, first) as announcer:
+            with announcing(tmp_path, engine.url, first.url) as announcer:
                 for proxy in (first, second, third):
                     await eventually(lambda proxy=proxy: has(proxy, engine.url))  # type: ignore[misc]
                 for _ in range(12):  # of its leases, several would have ended
@@ -107,7 +107,7 @@ async def test_no_lease_ends_while_redis_is_away_and_an_announcer_reaches_one_re
     async with Engine(answers_with(http_reply())) as engine, Engine(answers_with(http_reply())) as other:
         async with replicas(tmp_path, server, other) as some:
             first, second = await some.start_some(2)
-            with announcing(tmp_path, engine.url, first):  # its leases last 1.2 s
+            with announcing(tmp_path, engine.url, first.url):  # its leases last 1.2 s
                 await eventually(lambda: has(second, engine.url))
                 server.kill()
                 await eventually(lambda: is_away(second))

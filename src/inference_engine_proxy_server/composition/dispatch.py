@@ -71,9 +71,21 @@ class ForwarderParts(NamedTuple):
 
 
 def build_placement(
-    configuration: Configuration, fleet: Fleet, process: ProcessContext, catalog: LiveCatalog
+    configuration: Configuration,
+    fleet: Fleet,
+    process: ProcessContext,
+    catalog: LiveCatalog,
+    conversations: Conversations | None = None,
 ) -> Placement:
-    """The placement among the backends of ``fleet``. It records decisions if operators or clients can read them."""
+    """The placement among the backends of ``fleet``. It records decisions if operators or clients can read them.
+
+    Args:
+        configuration: has the policies.
+        fleet: the backends.
+        process: one of the workers, or the only one.
+        catalog: the names of models.
+        conversations: which backend served each conversation last; ``None`` for those of this proxy alone.
+    """
     settings = configuration.settings
     policies = ModelPolicies.named(settings.balancing_policy, configuration.models)
     make_placement: Callable[..., Placement] = Placement
@@ -82,7 +94,7 @@ def build_placement(
     return make_placement(
         fleet,
         PromptRouter(policies, settings.prefix_index_bytes, fleet.clock),
-        Conversations(process.conversations),
+        conversations or Conversations(process.conversations),
         is_shared=process.is_worker,
         records_decisions=settings.explain_header or settings.admin_key is not None,
         default_model=catalog.now.default_model,

@@ -46,7 +46,12 @@ from inference_engine_proxy_server.composition.joining import (
     build_roster,
 )
 from inference_engine_proxy_server.composition.metrics import build_metrics_page
-from inference_engine_proxy_server.composition.replicas import Replicas, build_affinity_table, build_replicas
+from inference_engine_proxy_server.composition.replicas import (
+    Replicas,
+    build_affinity_table,
+    build_conversations,
+    build_replicas,
+)
 from inference_engine_proxy_server.composition.state import build_sharing
 from inference_engine_proxy_server.composition.telemetry import build_access_log
 from inference_engine_proxy_server.composition.tracing import build_traces
@@ -121,7 +126,8 @@ def build_proxy(
     make_backend = build_backend_factory(settings, deadlines, process)
     fleet = build_fleet(configuration, make_backend, deadlines)
     refresher = build_cache_refresher(settings, fleet, engines, process)
-    placement = build_placement(configuration, fleet, process, catalog)
+    conversations, told = build_conversations(settings, process)
+    placement = build_placement(configuration, fleet, process, catalog, conversations)
     labels = Labels(process.siblings.number if process.siblings.others else None)
     names = ModelLabels(fleet, catalog, placement.lists)
     finished = FinishedRequests()
@@ -152,7 +158,7 @@ def build_proxy(
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
     workers: AllWorkers
     membership: Membership
-    replicas = build_replicas(settings, sharing, process, fleet, lambda: membership, lambda: workers.own_fleet())
+    replicas = build_replicas(settings, sharing, process, fleet, told, lambda: membership, lambda: workers.own_fleet())
     workers = AllWorkers(
         dispatcher, decisions, ring, allowances, process.siblings,
         process.order if replicas is None else replicas.order,

@@ -16,13 +16,16 @@ from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.membership import Membership
 from inference_engine_proxy_server.processes.process_context import Loop, Loops, ProcessContext
 from inference_engine_proxy_server.processes.roster import Command
+from inference_engine_proxy_server.requests.turns import SharedTurn
 from inference_engine_proxy_server.routing.affinity import AffinityTable
+from inference_engine_proxy_server.routing.conversations import Conversations
 
 if TYPE_CHECKING:
     from inference_engine_proxy_server.replicas.neighbours import Neighbours
+    from inference_engine_proxy_server.replicas.turns import ToldConversations
     from inference_engine_proxy_server.state.records import SharedRecords
 
-__all__ = ["Replicas", "build_affinity_table", "build_replicas"]
+__all__ = ["Replicas", "build_affinity_table", "build_conversations", "build_replicas"]
 
 _LOOK_SECONDS = 1.0
 _FIRST_READ_SECONDS = 2.0  # for which the start waits; less if the server does not answer
@@ -60,6 +63,16 @@ class Replicas:
             return
 
 
+def build_conversations(settings: Settings, process: ProcessContext) -> tuple[Conversations, ToldConversations | None]:
+    """Which backend served each conversation last, and what of this other replicas are to be told, if there are any."""
+    if settings.state_url is None:
+        return Conversations(process.conversations), None
+    from inference_engine_proxy_server.replicas.turns import ToldConversations
+
+    told = ToldConversations(process.conversations)
+    return Conversations(told, SharedTurn), told
+
+
 def build_affinity_table(sharing: Sharing | None, fleet: Fleet) -> tuple[AffinityTable, Mapping[str, Loop]]:
     """The table of backend-local resources, and its background task if it is shared."""
     if sharing is None:
@@ -75,6 +88,7 @@ def build_replicas(
     sharing: Sharing | None,
     process: ProcessContext,
     fleet: Fleet,
+    told: ToldConversations | None,
     membership: Callable[[], Membership],
     own_fleet: Callable[[], Awaitable[dict[str, Any]]],
 ) -> Replicas | None:
@@ -85,15 +99,17 @@ def build_replicas(
         sharing: the shared state.
         process: worker 0 speaks for its replica, and carries out what others tell.
         fleet: the backends.
+        told: the conversations that other replicas are told of.
         membership: returns what carries out drains in this process.
         own_fleet: what all workers of this replica know of the fleet.
     """
-    if sharing is None:
+    if sharing is None or told is None:
         return None
     from inference_engine_proxy_server.replicas.doubts import SharedDoubts
     from inference_engine_proxy_server.replicas.drains import DrainsOfReplicas, SharedDrains
     from inference_engine_proxy_server.replicas.joined import JoinedAtReplicas, SharedRoster
     from inference_engine_proxy_server.replicas.neighbours import Neighbours
+    from inference_engine_proxy_server.replicas.turns import TurnsOfReplicas
     from inference_engine_proxy_server.state.outbox import Outbox
     from inference_engine_proxy_server.state.questions import Questions
     from inference_engine_proxy_server.state.records import SharedRecords
@@ -105,7 +121,12 @@ def build_replicas(
     neighbours = Neighbours(_name(settings), state, records, questions)
     SharedDoubts(fleet, state.member, broadcast, outbox)
     drains, roster = SharedDrains(records), SharedRoster(records, questions.replica)
-    loops: dict[str, Loop] = {"shared records": records.run, "shared messages": outbox.run}
+    turns = TurnsOfReplicas(told, state, broadcast, listens=is_link)
+    loops: dict[str, Loop] = {
+        "shared records": records.run,
+        "messages to replicas": outbox.run,
+        "shared conversations": turns.run,
+    }
 
     def order(url: str, *, is_draining: bool, moves: bool) -> None:
         process.order(url, is_draining=is_draining, moves=moves)
