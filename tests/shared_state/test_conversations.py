@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared_state.replicas import replicas, shares
+from shared_state.operators import replicas, shares
 from support.engine import Engine, answers_with
 from support.fakes.engine import http_reply
 from support.redis_server import RedisServer

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from shared_state.replicas import replicas
+from shared_state.operators import replicas
 from support.engine import Engine, answers_with, fails_with
 from support.fakes.engine import EngineConnection, http_reply
 from support.program import Proxy

@@ -10,7 +10,7 @@ import pytest
 
 from end_to_end.test_announce import announcing, has
 from end_to_end.test_joining import add, announce, ask, remove, withdraw
-from shared_state.replicas import replicas, shares
+from shared_state.operators import replicas, shares
 from shared_state.test_drains import is_away
 from support.engine import Engine, answers_with
 from support.fakes.engine import http_reply

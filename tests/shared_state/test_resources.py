@@ -12,7 +12,7 @@ import pytest
 
 from end_to_end.stateful_engine import StatefulEngine
 from end_to_end.test_ownership import CHAT, KEYS, RESPONSES, STREAM, Proxied
-from shared_state.replicas import Replicas, replicas
+from shared_state.operators import Replicas, replicas
 from shared_state.test_drains import is_away
 from support.http_client import Reply, send
 from support.program import Proxy

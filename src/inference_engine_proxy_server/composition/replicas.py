@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from inference_engine_proxy_server.composition.state import Sharing
@@ -23,10 +24,11 @@ from inference_engine_proxy_server.routing.conversations import Conversations
 if TYPE_CHECKING:
     from inference_engine_proxy_server.replicas.neighbours import Neighbours
     from inference_engine_proxy_server.replicas.turns import ToldConversations
-    from inference_engine_proxy_server.state.records import SharedRecords
+    from inference_engine_proxy_server.state.records import Records
 
 __all__ = ["Replicas", "build_affinity_table", "build_conversations", "build_replicas"]
 
+_DOUBTS = "doubts"
 _LOOK_SECONDS = 1.0
 _FIRST_READ_SECONDS = 2.0  # for which the start waits; less if the server does not answer
 
@@ -43,7 +45,7 @@ class Replicas:
     """
 
     sharing: Sharing
-    records: SharedRecords
+    records: Records
     neighbours: Neighbours
     order: Order
     change_roster: Callable[[Command], None]
@@ -110,20 +112,24 @@ def build_replicas(
     from inference_engine_proxy_server.replicas.joined import JoinedAtReplicas, SharedRoster
     from inference_engine_proxy_server.replicas.neighbours import Neighbours
     from inference_engine_proxy_server.replicas.turns import TurnsOfReplicas
+    from inference_engine_proxy_server.state.broadcast import Receiver
     from inference_engine_proxy_server.state.outbox import Outbox
     from inference_engine_proxy_server.state.questions import Questions
-    from inference_engine_proxy_server.state.records import SharedRecords
+    from inference_engine_proxy_server.state.record_exchange import RecordExchange
+    from inference_engine_proxy_server.state.records import Records
 
     state, broadcast = sharing.state, sharing.broadcast
     is_link = process.siblings.number == 0
-    outbox, records = Outbox(broadcast), SharedRecords(state, broadcast)
+    outbox, records = Outbox(broadcast), Records()
+    exchange = RecordExchange(records, state, broadcast)
     questions = Questions(state, broadcast, outbox, own_fleet if is_link else None)
-    neighbours = Neighbours(_name(settings), state, records, questions)
-    SharedDoubts(fleet, state.member, broadcast, outbox)
+    neighbours = Neighbours(_name(settings), state, records, exchange, questions)
+    doubts = SharedDoubts(fleet, state.member, partial(outbox.post, _DOUBTS))
+    broadcast.receive(_DOUBTS, Receiver(doubts.hear))
     drains, roster = SharedDrains(records), SharedRoster(records, questions.replica)
     turns = TurnsOfReplicas(told, state, broadcast, listens=is_link)
     loops: dict[str, Loop] = {
-        "shared records": records.run,
+        "shared records": exchange.run,
         "messages to replicas": outbox.run,
         "shared conversations": turns.run,
     }
@@ -143,7 +149,7 @@ def build_replicas(
     if is_link:
         neighbours.join()
         followed = DrainsOfReplicas(records, fleet, carry_out)
-        joined = JoinedAtReplicas(state, records, neighbours, process.roster, process.change_roster)
+        joined = JoinedAtReplicas(state, records, neighbours.is_silent, process.roster, process.change_roster)
         loops["other replicas"] = _looking(neighbours.look, followed.look, joined.look)
         loops["questions of replicas"] = questions.run
     return Replicas(sharing, records, neighbours, order, change_roster, loops)

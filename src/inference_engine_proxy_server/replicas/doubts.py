@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
 from inference_engine_proxy_server.fleet.health import Health
-from inference_engine_proxy_server.state.broadcast import Broadcast, Receiver
-from inference_engine_proxy_server.state.outbox import Outbox
 
 __all__ = ["SharedDoubts"]
 
-_TOPIC = "doubts"
 _LEAST_SECONDS = 1.0  # between two doubts about one backend: a replica that errs all the time must not cause many polls
 _KNOWN_SECONDS = 5.0  # after which a doubt of others is no news any more
 
@@ -32,18 +29,16 @@ class SharedDoubts(FleetObserver):
     Args:
         fleet: the backends.
         member: the identity of this process.
-        broadcast: messages of all processes; this object must be made before they are received.
-        outbox: sends messages.
+        post: sends a message to all processes.
     """
 
-    def __init__(self, fleet: Fleet, member: str, broadcast: Broadcast, outbox: Outbox) -> None:
+    def __init__(self, fleet: Fleet, member: str, post: Callable[[bytes], None]) -> None:
         self._fleet = fleet
         self._member = member
-        self._outbox = outbox
+        self._post = post
         self._was_well = {backend.url: backend.health.state.is_well for backend in fleet.backends}
         self._heard_at: dict[str, float] = {}
         fleet.subscribe(self)
-        broadcast.receive(_TOPIC, Receiver(self._on_message, _nothing))
 
     def on_replaced(self, backends: Sequence[Backend]) -> None:
         """See :class:`FleetObserver`."""
@@ -60,9 +55,10 @@ class SharedDoubts(FleetObserver):
         if heard_at is not None and self._fleet.clock() - heard_at < _KNOWN_SECONDS:
             return  # the others know it
         doubt = {"from": self._member, "backend": url, "fails_requests": state is Health.SUSPECT}
-        self._outbox.post(_TOPIC, json.dumps(doubt).encode())
+        self._post(json.dumps(doubt).encode())
 
-    def _on_message(self, message: bytes) -> None:
+    def hear(self, message: bytes) -> None:
+        """Take a message of any process."""
         try:
             doubt = json.loads(message)
             sender, url, fails_requests = doubt["from"], doubt["backend"], doubt["fails_requests"] is True
@@ -76,7 +72,3 @@ class SharedDoubts(FleetObserver):
         heard_at, self._heard_at[url] = self._heard_at.get(url), now
         if heard_at is None or now - heard_at >= _LEAST_SECONDS:
             self._fleet.report_doubt(backend, fails_requests=fails_requests)
-
-
-async def _nothing() -> None:
-    """Doubts that were missed are old."""

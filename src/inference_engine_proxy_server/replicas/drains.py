@@ -10,7 +10,7 @@ from typing import Protocol
 
 from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
-from inference_engine_proxy_server.state.records import Record, SharedRecords
+from inference_engine_proxy_server.state.records import Record, Records
 
 __all__ = ["CarryOut", "DrainsOfReplicas", "SharedDrains"]
 
@@ -27,7 +27,7 @@ class CarryOut(Protocol):
 class SharedDrains:
     """Tells the other replicas of the commands that this process received."""
 
-    def __init__(self, records: SharedRecords) -> None:
+    def __init__(self, records: Records) -> None:
         self._records = records
 
     def command(self, url: str, *, is_draining: bool, moves: bool) -> None:
@@ -44,7 +44,7 @@ class DrainsOfReplicas(FleetObserver):
         carry_out: for each command.
     """
 
-    def __init__(self, records: SharedRecords, fleet: Fleet, carry_out: CarryOut) -> None:
+    def __init__(self, records: Records, fleet: Fleet, carry_out: CarryOut) -> None:
         self._records = records
         self._fleet = fleet
         self._carry_out = carry_out

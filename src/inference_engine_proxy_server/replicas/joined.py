@@ -10,14 +10,12 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from inference_engine_proxy_server.config.added_backends import DescriptionError, JoiningEntry, described_backend
 from inference_engine_proxy_server.config.base_urls import server_of
 from inference_engine_proxy_server.processes.roster import Command, Entry, Roster
-from inference_engine_proxy_server.replicas.neighbours import Neighbours
-from inference_engine_proxy_server.state.records import Record, SharedRecords
-from inference_engine_proxy_server.state.shared_state import SharedState
+from inference_engine_proxy_server.state.records import Record, Records
 
 __all__ = ["JoinedAtReplicas", "SharedRoster"]
 
@@ -46,7 +44,7 @@ class SharedRoster:
         clock: that of leases.
     """
 
-    def __init__(self, records: SharedRecords, replica: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, records: Records, replica: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._records = records
         self._replica = replica
         self._clock = clock
@@ -69,18 +67,26 @@ class SharedRoster:
 
     def _renew(self, name: str, entry: Entry, seconds: float) -> None:
         known, now = self._records.get(name), self._records.now()
-        lease = None if known is None else known.value
-        if lease is None or lease["entry"] != entry or lease["ends_at"] - now < _RENEWED_SHARE * seconds:
+        lease = known.value if known is not None and isinstance(known.value, dict) else {}
+        if lease.get("entry") != entry or lease["ends_at"] - now < _RENEWED_SHARE * seconds:
             self._records.write(name, {"entry": entry, "ends_at": now + seconds, "by": self._replica})
+
+
+class Server(Protocol):
+    """The server of the shared state."""
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it answered last time."""
 
 
 class JoinedAtReplicas:
     """Changes the roster of this replica as others have changed theirs. One process of the replica needs it.
 
     Args:
-        state: the shared state.
+        server: of the shared state.
         records: the records of all replicas.
-        neighbours: the other replicas.
+        is_silent: whether another replica has ended or been cut off without a word.
         roster: of this replica.
         change_roster: sends a change to all processes of this replica.
         clock: that of leases.
@@ -88,22 +94,21 @@ class JoinedAtReplicas:
 
     def __init__(
         self,
-        state: SharedState,
-        records: SharedRecords,
-        neighbours: Neighbours,
+        server: Server,
+        records: Records,
+        is_silent: Callable[[str], bool],
         roster: Roster,
-        change_roster: Callable[[Command], None],
+        change_roster: Callable[[Command], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._state = state
+        self._server = server
         self._records = records
-        self._neighbours = neighbours
+        self._is_silent = is_silent
         self._roster = roster
         self._change_roster = change_roster
         self._clock = clock
-        self._returned_at = clock()
+        self._available_at = self._away_until = clock()
         self._has_told_own = False
-        state.on_return(self._on_return)
         records.subscribe(self._on_change)
 
     def look(self) -> None:
@@ -114,28 +119,28 @@ class JoinedAtReplicas:
                 self._records.write(_ADDED + _text_of(entry["url"]), {"entry": entry}, at=0.0)
         for entry in self._roster.added.values():
             self._records.need(_ADDED + _text_of(entry["url"]))
-        holds_all, now = self._holds_all(), self._clock()
+        now = self._clock()
+        if self._server.is_available:
+            self._available_at = now
+        else:
+            self._away_until = now
+        holds_all = self._holds_all(now)
         for server, one in list(self._roster.announced.items()):
             for announcer, ends_at in one.leases.items():
                 if ends_at < now + _HELD_SECONDS / 2 and (holds_all or self._is_cut_off(server, announcer)):
                     self._change_roster(Roster.announcing(one.entry, announcer, now + _HELD_SECONDS))
 
-    def _holds_all(self) -> bool:
+    def _holds_all(self, now: float) -> bool:
         """Whether renewals may have been received elsewhere that this replica has not heard of."""
-        if not self._state.is_available:
-            return self._records.now() - self._state.since < _LONGEST_HOLD_SECONDS
-        return self._clock() - self._returned_at < _RETURN_SECONDS
+        if not self._server.is_available:
+            return now - self._available_at < _LONGEST_HOLD_SECONDS
+        return now - self._away_until < _RETURN_SECONDS
 
     def _is_cut_off(self, server: tuple[str, str, int, str], announcer: str) -> bool:
         """Whether the replica that renewed a lease last is silent: it may be cut off, and still get renewals."""
         scheme, host, port, path = server
         record = self._records.get(f"{_LEASE}{scheme}://{host}:{port}{path} {announcer}")
-        return (
-            record is not None and record.value is not None and self._neighbours.is_silent(str(record.value.get("by")))
-        )
-
-    def _on_return(self) -> None:
-        self._returned_at = self._clock()
+        return record is not None and record.value is not None and self._is_silent(str(record.value.get("by")))
 
     def _on_change(self, name: str, record: Record) -> None:
         try:

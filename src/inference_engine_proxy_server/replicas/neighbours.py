@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from inference_engine_proxy_server.state.questions import Questions, replica_of
-from inference_engine_proxy_server.state.records import Record, SharedRecords
+from inference_engine_proxy_server.state.record_exchange import RecordExchange
+from inference_engine_proxy_server.state.records import Record, Records
 from inference_engine_proxy_server.state.shared_state import SharedState, StateUnavailableError
 
 __all__ = ["Neighbours"]
@@ -24,6 +25,7 @@ class Neighbours:
         name: of this replica, for operators.
         state: the shared state.
         records: have the names of all replicas. One that ends properly takes its record back.
+        exchange: exchanges them.
         questions: to the others.
         clock: a monotonic clock, in seconds.
     """
@@ -32,13 +34,15 @@ class Neighbours:
         self,
         name: str,
         state: SharedState,
-        records: SharedRecords,
+        records: Records,
+        exchange: RecordExchange,
         questions: Questions,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
         self._state = state
         self._records = records
+        self._exchange = exchange
         self._questions = questions
         self._clock = clock
         self._own = _PREFIX + questions.replica
@@ -85,7 +89,7 @@ class Neighbours:
             present = {replica_of(member.decode()) for member in members if isinstance(member, bytes)}
             if self._questions.replica not in present:
                 self._records.write(self._own, None)
-                await self._records.exchange()
+                await self._exchange.exchange()
         except StateUnavailableError:
             return  # it will count as silent
 

@@ -59,7 +59,7 @@ class SharedAffinityTable(AffinityTable):
         self._remember = state.script(_REMEMBER)
         self._untold: dict[bytes, Entry] = {}
         self._wake = asyncio.Event()
-        broadcast.receive(_TOPIC, Receiver(self._on_message, _nothing))
+        broadcast.receive(_TOPIC, Receiver(self._on_message))
 
     def remember(self, name: bytes, backend: Backend, owner: str | None = None) -> None:
         """See :class:`AffinityTable`."""
@@ -127,7 +127,3 @@ class SharedAffinityTable(AffinityTable):
 
     def _key(self, name: bytes) -> str:
         return self._state.key("resource", blake2b(name, digest_size=16).hexdigest())
-
-
-async def _nothing() -> None:
-    """What was missed can be asked for."""

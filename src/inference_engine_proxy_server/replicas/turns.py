@@ -62,7 +62,7 @@ class TurnsOfReplicas:
         self._broadcast = broadcast
         self._replica = replica_of(state.member).encode()
         if listens:
-            broadcast.receive(_TOPIC, Receiver(self._on_message, _nothing))
+            broadcast.receive(_TOPIC, Receiver(self._on_message))
 
     async def run(self) -> None:
         """Tell other replicas what this process learns, until cancelled."""
@@ -85,7 +85,3 @@ class TurnsOfReplicas:
             hear = self._conversations.hear
             for key, number in _ENTRY.iter_unpack(packed):
                 hear(key, number)
-
-
-async def _nothing() -> None:
-    """What was missed is not stored."""

@@ -48,9 +48,9 @@ class Questions:
         self._asked: asyncio.Queue[dict[str, str]] = asyncio.Queue(_MOST_WAITING)
         self._open: dict[str, dict[str, Any]] = {}  # the answers to each question that this member has asked
         self._arrived = asyncio.Event()
-        broadcast.receive(_ANSWERS, Receiver(self._on_answer, _nothing))
+        broadcast.receive(_ANSWERS, Receiver(self._on_answer))
         if answer is not None:
-            broadcast.receive(_QUESTIONS, Receiver(self._on_question, _nothing))
+            broadcast.receive(_QUESTIONS, Receiver(self._on_question))
 
     @property
     def replica(self) -> str:
@@ -106,7 +106,3 @@ class Questions:
 def replica_of(member: str) -> str:
     """The replica that a member belongs to."""
     return member.partition(".")[0]
-
-
-async def _nothing() -> None:
-    """Nobody needs a question or an answer that was missed."""

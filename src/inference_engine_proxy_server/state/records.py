@@ -1,4 +1,4 @@
-"""Records that all members have in common: small, few, and the same everywhere after a moment.
+"""Records that all members have in common: small, few, and the same everywhere after a moment. No I/O.
 
 Every member has all of them in memory. Of two versions of a record, the later one counts, wherever it was written: so
 members that were cut off exchange what they have missed in both directions, and a server that has lost its data gets
@@ -11,51 +11,16 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from inference_engine_proxy_server.state.broadcast import Broadcast, Receiver
-from inference_engine_proxy_server.state.shared_state import SharedState, StateUnavailableError
+__all__ = ["KEPT_SECONDS", "Record", "Records"]
 
-__all__ = ["Record", "SharedRecords"]
+KEPT_SECONDS = 7 * 86_400.0
+"""After no member has needed a record for so long, it is forgotten."""
 
-_TOPIC = "records"
 _LEAST_STEP_SECONDS = 0.001  # between two versions, so that a member's command is later than what it has seen
-_EXCHANGE_SECONDS = 5.0  # messages can be lost
 _NEEDED_SECONDS = 3600.0  # after which a record that is needed says so again
-_KEPT_SECONDS = 7 * 86_400.0  # after that it was last needed
-_MOST_AT_ONCE = 500
-
-# Both scripts return the time of the server first: seconds, and microseconds.
-# KEYS: the records, their version. ARGV: the version that the caller has read, the seconds after which unused keys
-# expire. Returns the version, and all names and records if it is another one.
-_READ = """\
-local time = redis.call('TIME')
-local version = redis.call('GET', KEYS[2]) or ''
-for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[2]) end
-if version == ARGV[1] then return {time[1], time[2], version} end
-return {time[1], time[2], version, redis.call('HGETALL', KEYS[1])}
-"""
-# KEYS: the same. ARGV: the channel, then names and records. Stores and publishes the later ones.
-_WRITE = """\
-local time, later = redis.call('TIME'), {}
-for at = 2, #ARGV, 2 do
-  local one = cjson.decode(ARGV[at + 1])
-  local is_readable, other = pcall(cjson.decode, redis.call('HGET', KEYS[1], ARGV[at]) or '')
-  is_readable = is_readable and type(other) == 'table' and tonumber(other[1]) and tonumber(other[2])
-  if not is_readable or one[1] > other[1] or (one[1] == other[1] and one[2] > other[2]) then
-    redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1])
-    table.insert(later, {ARGV[at], ARGV[at + 1]})
-  end
-end
-if #later > 0 then
-  redis.call('SET', KEYS[2], time[1] .. '000000', 'NX')
-  redis.call('INCR', KEYS[2])
-  redis.call('PUBLISH', ARGV[1], cjson.encode(later))
-end
-return {time[1], time[2]}
-"""
 
 logger = logging.getLogger(__name__)
 
@@ -75,39 +40,32 @@ class Record(NamedTuple):
 
     @property
     def version(self) -> tuple[float, float]:
-        """The greater one of two counts."""
+        """Of two versions, the greater one counts."""
         return self.at, self.needed_at
 
 
-class SharedRecords:
+class Records:
     """All records, as this member knows them.
 
     Args:
-        state: the shared state.
-        broadcast: its messages; this object must be made before they are received.
         clock: seconds since the epoch.
 
     Attributes:
-        has_read: whether the records have been read at least once.
+        has_read: whether the records of the others have been read at least once.
+        unsent: set when there is something that others lack.
     """
 
-    def __init__(self, state: SharedState, broadcast: Broadcast, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.has_read = False
-        self._state = state
+        self.unsent = asyncio.Event()
         self._clock = clock
         self._ahead_seconds = 0.0  # of the server's clock
         self._records: dict[str, Record] = {}
         self._unsent: set[str] = set()
-        self._version = b"-"  # that was read last
-        self._wake = asyncio.Event()
         self._on_change: list[Callable[[str, Record], None]] = []
-        self._keys = [state.key("records"), state.key("records", "version")]
-        self._channel = state.key("topic", _TOPIC)
-        self._read_script, self._write_script = state.script(_READ), state.script(_WRITE)
-        broadcast.receive(_TOPIC, Receiver(self._on_message, self.exchange))
 
     def __repr__(self) -> str:
-        return f"<SharedRecords, {len(self._records)}, {len(self._unsent)} to be sent>"
+        return f"<Records, {len(self._records)}, {len(self._unsent)} to be sent>"
 
     def subscribe(self, on_change: Callable[[str, Record], None]) -> None:
         """Call ``on_change`` with the name and the new version of each record that another member has changed."""
@@ -116,6 +74,10 @@ class SharedRecords:
     def now(self) -> float:
         """The time by the server's clock, in seconds since the epoch."""
         return self._clock() + self._ahead_seconds
+
+    def set_clock(self, now: float) -> None:
+        """The server's clock shows ``now``."""
+        self._ahead_seconds = now - self._clock()
 
     def get(self, name: str) -> Record | None:
         """The record; ``None`` if there has never been one."""
@@ -145,74 +107,28 @@ class SharedRecords:
         if known is not None and now - known.needed_at > _NEEDED_SECONDS:
             self._keep(name, known._replace(needed_at=now))
 
-    async def run(self) -> None:
-        """Send what was written, and read again now and then, until cancelled."""
-        while True:
-            self._wake.clear()
-            try:
-                await self.exchange()
-            except StateUnavailableError:
-                self._wake.clear()  # what is unsent waits
-            try:
-                async with asyncio.timeout(_EXCHANGE_SECONDS):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+    # --- the exchange with others
 
-    async def exchange(self) -> None:
-        """Read what others have written, and send what they lack; raises ``StateUnavailableError``."""
-        asked = self._version
-        answer = await self._state.call(lambda: self._read_script(self._keys, [asked, int(_KEPT_SECONDS)]))
-        self._set_clock(answer)
-        if len(answer) > 3:
-            names, records = answer[3][::2], answer[3][1::2]
-            self._merge(zip(names, records, strict=True))
-            stored = {name.decode(errors="replace") for name in names}
-            self._unsent |= self._records.keys() - stored
-            self._version = answer[2]
-            await self._forget_old()
-        self.has_read = True
-        await self._send()
+    def to_send(self, most: int) -> Mapping[str, Record]:
+        """Up to ``most`` records that others lack."""
+        self.unsent.clear()
+        return {name: self._records[name] for name in list(self._unsent)[:most]}
 
-    def _keep(self, name: str, record: Record) -> None:
-        self._records[name] = record
-        self._unsent.add(name)
-        self._wake.set()
+    def sent(self, sent: Mapping[str, Record]) -> None:
+        """The others have these versions now."""
+        self._unsent -= {name for name, record in sent.items() if self._records.get(name) == record}
 
-    async def _send(self) -> None:
-        while self._unsent:
-            names = list(self._unsent)[:_MOST_AT_ONCE]
-            sent = {name: self._records[name] for name in names if name in self._records}
-            arguments = [self._channel]
-            for name, record in sent.items():
-                arguments += name, json.dumps(record)
-            self._set_clock(await self._state.call(partial(self._write_script, self._keys, arguments)))
-            self._unsent -= {name for name in names if self._records.get(name) == sent.get(name)}
+    def merge(self, others: Iterable[tuple[str, str]], *, are_all: bool = False) -> None:
+        """Adopt what is later, and note what is earlier, so that it is replaced.
 
-    async def _forget_old(self) -> None:
-        """Remove records that no member has needed for days."""
-        oldest = self.now() - _KEPT_SECONDS
-        old = [name for name, record in self._records.items() if max(record.version) < oldest]
-        if old:
-            await self._state.call(lambda: self._state.client.hdel(self._keys[0], *old))
-            for name in old:
-                del self._records[name]
-            self._unsent.difference_update(old)
-
-    def _on_message(self, message: bytes) -> None:
-        try:
-            later = json.loads(message)
-            self._merge((name.encode(), record.encode()) for name, record in later)
-        except (ValueError, TypeError, AttributeError):
-            logger.warning("shared state: a message about records cannot be read")
-
-    def _merge(self, stored: Iterable[tuple[bytes, bytes]]) -> None:
-        """Adopt what is later, and note what is earlier, so that it is replaced."""
-        changed = []
-        for raw_name, raw in stored:
-            name = raw_name.decode(errors="replace")
-            record = _as_record(raw)
-            known = self._records.get(name)
+        Args:
+            others: names and records, each as :meth:`text_of` returns it.
+            are_all: whether the server has no others.
+        """
+        changed, names = [], set()
+        for name, text in others:
+            names.add(name)
+            record, known = _as_record(text), self._records.get(name)
             if record is None:
                 logger.warning("shared state: the record %r cannot be read", name[:100])
             elif known is None or record.version > known.version:
@@ -221,19 +137,40 @@ class SharedRecords:
                 if known is None or (record.at, record.value) != (known.at, known.value):
                     changed.append((name, record))
             elif record.version < known.version:
-                self._unsent.add(name)
-                self._wake.set()
+                self._mark_unsent({name})
+        if are_all:
+            self._mark_unsent(self._records.keys() - names)
         for name, record in changed:
             for on_change in self._on_change:
                 on_change(name, record)
 
-    def _set_clock(self, answer: list[bytes]) -> None:
-        self._ahead_seconds = int(answer[0]) + int(answer[1]) / 1e6 - self._clock()
+    def forget_old(self) -> Collection[str]:
+        """Forget the records that no member has needed for days; returns their names."""
+        oldest = self.now() - KEPT_SECONDS
+        old = [name for name, record in self._records.items() if max(record.version) < oldest]
+        for name in old:
+            del self._records[name]
+        self._unsent.difference_update(old)
+        return old
+
+    @staticmethod
+    def text_of(record: Record) -> str:
+        """A record as JSON."""
+        return json.dumps(record)
+
+    def _keep(self, name: str, record: Record) -> None:
+        self._records[name] = record
+        self._mark_unsent({name})
+
+    def _mark_unsent(self, names: Collection[str]) -> None:
+        if names:
+            self._unsent.update(names)
+            self.unsent.set()
 
 
-def _as_record(raw: bytes) -> Record | None:
+def _as_record(text: str) -> Record | None:
     try:
-        at, needed_at, value = json.loads(raw)
+        at, needed_at, value = json.loads(text)
         return Record(float(at), float(needed_at), value)
     except (ValueError, TypeError):
         return None
