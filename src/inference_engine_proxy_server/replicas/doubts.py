@@ -69,6 +69,7 @@ class SharedDoubts(FleetObserver):
         if backend is None or sender == self._member:
             return
         now = self._fleet.clock()
-        heard_at, self._heard_at[url] = self._heard_at.get(url), now
+        heard_at = self._heard_at.get(url)
         if heard_at is None or now - heard_at >= _LEAST_SECONDS:
+            self._heard_at[url] = now
             self._fleet.report_doubt(backend, fails_requests=fails_requests)
