@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from inference_engine_proxy_server.config.added_backends import DescriptionError, JoiningEntry, described_backend
+from inference_engine_proxy_server.config.added_backends import AnnouncedEntry, DescriptionError, JoiningEntry, described_backend
 from inference_engine_proxy_server.config.base_urls import server_of
 from inference_engine_proxy_server.processes.roster import Command, Entry, Roster
 from inference_engine_proxy_server.state.records import Record, Records
@@ -174,5 +174,5 @@ class JoinedAtReplicas:
             known is not None and known.entry == entry and ends_at is not None and ends_at > new_end - _LATE_SECONDS
         )
         if seconds > 0 and not is_known:
-            described_backend(entry, JoiningEntry)
+            described_backend(entry, AnnouncedEntry)
             self._change_roster(Roster.announcing(entry, announcer, new_end))
