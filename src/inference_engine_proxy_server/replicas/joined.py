@@ -12,7 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from inference_engine_proxy_server.config.added_backends import AnnouncedEntry, DescriptionError, JoiningEntry, described_backend
+from inference_engine_proxy_server.config.added_backends import (
+    AnnouncedEntry,
+    DescriptionError,
+    JoiningEntry,
+    described_backend,
+)
 from inference_engine_proxy_server.config.base_urls import server_of
 from inference_engine_proxy_server.processes.roster import Command, Entry, Roster
 from inference_engine_proxy_server.state.records import Record, Records
