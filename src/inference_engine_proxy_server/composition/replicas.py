@@ -38,6 +38,8 @@ class Replicas:
     """What this process tells other replicas, and hears from them.
 
     Attributes:
+        sharing: the shared state.
+        records: what all replicas have in common.
         neighbours: the other replicas.
         order: sends an operator's drain or undrain to all workers and replicas.
         change_roster: the same with a change of the backends that joined.
@@ -108,8 +110,8 @@ def build_replicas(
     if sharing is None or told is None:
         return None
     from inference_engine_proxy_server.replicas.doubts import SharedDoubts
-    from inference_engine_proxy_server.replicas.drains import DrainsOfReplicas, SharedDrains
-    from inference_engine_proxy_server.replicas.joined import JoinedAtReplicas, SharedRoster
+    from inference_engine_proxy_server.replicas.drains import DRAIN, DrainsOfReplicas, SharedDrains
+    from inference_engine_proxy_server.replicas.joined import ADDED, JoinedAtReplicas, SharedRoster
     from inference_engine_proxy_server.replicas.neighbours import Neighbours
     from inference_engine_proxy_server.replicas.turns import TurnsOfReplicas
     from inference_engine_proxy_server.state.broadcast import Receiver
@@ -120,8 +122,14 @@ def build_replicas(
 
     state, broadcast = sharing.state, sharing.broadcast
     is_link = process.siblings.number == 0
-    outbox, records = Outbox(broadcast), Records()
+
+    def is_lasting(name: str, value: object) -> bool:
+        # A file may name a backend that was removed days ago. What has left the fleet cannot be drained any more.
+        return name.startswith(ADDED) or (name.startswith(DRAIN) and value is not None)
+
+    outbox, records = Outbox(broadcast), Records(is_lasting=is_lasting)
     exchange = RecordExchange(records, state, broadcast)
+
     questions = Questions(state, broadcast, outbox, own_fleet if is_link else None)
     neighbours = Neighbours(_name(settings), state, records, exchange, questions)
     doubts = SharedDoubts(fleet, state.member, partial(outbox.post, _DOUBTS))

@@ -12,9 +12,10 @@ from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.fleet.fleet import Fleet, FleetObserver
 from inference_engine_proxy_server.state.records import Record, Records
 
-__all__ = ["CarryOut", "DrainsOfReplicas", "SharedDrains"]
+__all__ = ["DRAIN", "CarryOut", "DrainsOfReplicas", "SharedDrains"]
 
-_PREFIX = "drain "
+DRAIN = "drain "
+"""With this, the name of a record about a drain begins."""
 
 
 class CarryOut(Protocol):
@@ -32,7 +33,7 @@ class SharedDrains:
 
     def command(self, url: str, *, is_draining: bool, moves: bool) -> None:
         """An operator has drained or undrained the backend ``url``."""
-        self._records.write(_PREFIX + url, {"drained": is_draining, "moves": moves})
+        self._records.write(DRAIN + url, {"drained": is_draining, "moves": moves})
 
 
 class DrainsOfReplicas(FleetObserver):
@@ -56,20 +57,20 @@ class DrainsOfReplicas(FleetObserver):
         """Say which drains are still needed. Call it every second or so."""
         for backend in self._fleet.backends:
             if backend.is_draining:
-                self._records.need(_PREFIX + backend.url)
+                self._records.need(DRAIN + backend.url)
 
     def on_replaced(self, backends: Sequence[Backend]) -> None:
         """See :class:`FleetObserver`. Another engine may get the address of one that has left."""
         before, self._urls = self._urls, {backend.url for backend in backends}
         for url in before - self._urls:
-            record = self._records.get(_PREFIX + url)
+            record = self._records.get(DRAIN + url)
             if record is not None and record.value is not None:
-                self._records.write(_PREFIX + url, None)
+                self._records.write(DRAIN + url, None)
 
     def _on_change(self, name: str, record: Record) -> None:
-        if not name.startswith(_PREFIX):
+        if not name.startswith(DRAIN):
             return
-        url = name.removeprefix(_PREFIX)
+        url = name.removeprefix(DRAIN)
         if isinstance(record.value, dict):
             is_draining = record.value.get("drained") is True
             self._carry_out(url, is_draining=is_draining, moves=is_draining and record.value.get("moves") is True)

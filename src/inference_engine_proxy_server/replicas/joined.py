@@ -22,9 +22,12 @@ from inference_engine_proxy_server.config.base_urls import server_of
 from inference_engine_proxy_server.processes.roster import Command, Entry, Roster
 from inference_engine_proxy_server.state.records import Record, Records
 
-__all__ = ["JoinedAtReplicas", "SharedRoster"]
+__all__ = ["ADDED", "JoinedAtReplicas", "SharedRoster"]
 
-_ADDED, _LEASE = "added ", "lease "
+ADDED = "added "
+"""With this, the name of a record about a backend of operators begins."""
+
+_LEASE = "lease "
 _RENEWED_SHARE = 0.8  # of a lease, that must have been left at least, to let a renewal go untold
 _LONGEST_LEASE_SECONDS = 3600.0
 _LATE_SECONDS = 0.5  # by which a lease may end too early here, because of the way of the message
@@ -59,9 +62,9 @@ class SharedRoster:
         content: dict[str, Any] = json.loads(command)
         match content:
             case {"do": "add", "entry": entry}:
-                self._records.write(_ADDED + _text_of(entry["url"]), {"entry": entry})
+                self._records.write(ADDED + _text_of(entry["url"]), {"entry": entry})
             case {"do": "remove", "url": url}:
-                self._records.write(_ADDED + _text_of(url), None)
+                self._records.write(ADDED + _text_of(url), None)
                 for name, record in self._records.named(f"{_LEASE}{_text_of(url)} "):
                     if record.value is not None:
                         self._records.write(name, None)
@@ -121,9 +124,9 @@ class JoinedAtReplicas:
         if self._records.has_read and not self._has_told_own:
             self._has_told_own = True
             for entry in self._roster.added.values():  # unless a replica has ever added, changed or removed it
-                self._records.write(_ADDED + _text_of(entry["url"]), {"entry": entry}, at=0.0)
+                self._records.write(ADDED + _text_of(entry["url"]), {"entry": entry}, at=0.0)
         for entry in self._roster.added.values():
-            self._records.need(_ADDED + _text_of(entry["url"]))
+            self._records.need(ADDED + _text_of(entry["url"]))
         now = self._clock()
         if self._server.is_available:
             self._available_at = now
@@ -149,8 +152,8 @@ class JoinedAtReplicas:
 
     def _on_change(self, name: str, record: Record) -> None:
         try:
-            if name.startswith(_ADDED):
-                self._follow_added(name.removeprefix(_ADDED), record.value)
+            if name.startswith(ADDED):
+                self._follow_added(name.removeprefix(ADDED), record.value)
             elif name.startswith(_LEASE):
                 server, _, announcer = name.removeprefix(_LEASE).partition(" ")
                 self._follow_lease(server, announcer, record.value)

@@ -66,6 +66,7 @@ class RecordExchange:
         self._keys = [state.key("records"), state.key("records", "version")]
         self._channel = state.key("topic", _TOPIC)
         self._read, self._write = state.script(_READ), state.script(_WRITE)
+        state.on_return(records.unsent.set)
         broadcast.receive(_TOPIC, Receiver(self._on_message, self.exchange))
 
     async def run(self) -> None:

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 __all__ = ["KEPT_SECONDS", "Record", "Records"]
 
 KEPT_SECONDS = 7 * 86_400.0
-"""After no member has needed a record for so long, it is forgotten."""
+"""After no member has needed a lasting record for so long, it is forgotten."""
 
 _LEAST_STEP_SECONDS = 0.001  # between two versions, so that a member's command is later than what it has seen
 _NEEDED_SECONDS = 3600.0  # after which a record that is needed says so again
+_USUALLY_KEPT_SECONDS = 2 * _NEEDED_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +50,21 @@ class Records:
 
     Args:
         clock: seconds since the epoch.
+        is_lasting: whether a record, by its name and value, is still worth something after hours in which no member
+            needs it.
 
     Attributes:
         has_read: whether the records of the others have been read at least once.
         unsent: set when there is something that others lack.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.time,
+        is_lasting: Callable[[str, Any], bool] = lambda _name, _value: False,
+    ) -> None:
         self.has_read = False
+        self._is_lasting = is_lasting
         self.unsent = asyncio.Event()
         self._clock = clock
         self._ahead_seconds = 0.0  # of the server's clock
@@ -102,7 +110,7 @@ class Records:
             self._keep(name, Record(at, now, value))
 
     def need(self, name: str) -> None:
-        """Say now and then that a record is needed, so that it is not forgotten after some days."""
+        """Say now and then that a record is needed, so that it is not forgotten."""
         known, now = self._records.get(name), self.now()
         if known is not None and now - known.needed_at > _NEEDED_SECONDS:
             self._keep(name, known._replace(needed_at=now))
@@ -145,9 +153,9 @@ class Records:
                 on_change(name, record)
 
     def forget_old(self) -> Collection[str]:
-        """Forget the records that no member has needed for days; returns their names."""
-        oldest = self.now() - KEPT_SECONDS
-        old = [name for name, record in self._records.items() if max(record.version) < oldest]
+        """Forget the records that no member has needed for long; returns their names."""
+        now = self.now()
+        old = [name for name, one in self._records.items() if now - max(one.version) > self._kept_seconds(name, one)]
         for name in old:
             del self._records[name]
         self._unsent.difference_update(old)
@@ -157,6 +165,9 @@ class Records:
     def text_of(record: Record) -> str:
         """A record as JSON."""
         return json.dumps(record)
+
+    def _kept_seconds(self, name: str, record: Record) -> float:
+        return KEPT_SECONDS if self._is_lasting(name, record.value) else _USUALLY_KEPT_SECONDS
 
     def _keep(self, name: str, record: Record) -> None:
         self._records[name] = record

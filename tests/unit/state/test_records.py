@@ -17,7 +17,7 @@ class Members:
     def __init__(self, count: int) -> None:
         self.clock = Clock()
         self.server: dict[str, str] = {}
-        self.all = [Records(self.clock) for _ in range(count)]
+        self.all = [Records(self.clock, lambda name, _: name == "a") for _ in range(count)]
         self.changes: list[list[tuple[str, object]]] = [[] for _ in self.all]
         for records, changes in zip(self.all, self.changes, strict=True):
             records.subscribe(lambda name, record, changes=changes: changes.append((name, record.value)))  # type: ignore[misc]
@@ -105,23 +105,28 @@ def test_anything_replaces_what_was_so_from_the_beginning() -> None:
     assert not other.to_send(100)
 
 
-def test_a_record_is_forgotten_when_no_member_has_needed_it_for_days() -> None:
+@pytest.mark.parametrize(("name", "kept_seconds"), [("a", KEPT_SECONDS), ("b", 7200.0)])
+def test_a_record_is_forgotten_when_no_member_has_needed_it_for_long(name: str, kept_seconds: float) -> None:
     members = Members(2)
     one, other = members.all
-    one.write("a", 1)
-    one.write("b", 1)
-    members.meet(one)
-    members.meet(other)
-    for _ in range(10):
-        members.clock.now += KEPT_SECONDS / 5
-        other.need("a")
-        members.meet(other)
-        members.meet(one)
-        for records in members.all:
-            for name in records.forget_old():
-                members.server.pop(name, None)
-    assert [name for name, _ in one.named("")] == ["a"]
-    assert members.changes == [[], [("a", 1), ("b", 1)]]
+
+    def pass_time(seconds: float, *, is_needed: bool) -> bool:
+        for _ in range(10):
+            members.clock.now += seconds / 10
+            if is_needed:
+                other.need(name)
+            members.meet(other)
+            members.meet(one)
+            for records in members.all:
+                for forgotten in records.forget_old():
+                    members.server.pop(forgotten, None)
+        return name in members.server and one.get(name) is not None
+
+    one.write(name, 1)
+    assert pass_time(4 * kept_seconds, is_needed=True)
+    assert pass_time(0.4 * kept_seconds, is_needed=False)
+    assert not pass_time(kept_seconds, is_needed=False)
+    assert members.changes == [[], [(name, 1)]]
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '["a", 1, 2]', "[1, 2, 3, 4]", "\N{REPLACEMENT CHARACTER}"])
