@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -43,6 +44,22 @@ async def test_a_drain_at_one_replica_applies_to_all_and_an_undrain_at_another_e
             await command(second, engine, "undrain")
             for proxy in (first, second, third, late):
                 await eventually(is_drained(proxy, engine, expected=False))
+
+
+async def test_a_replica_whose_workers_were_killed_catches_up(tmp_path: Path, server: RedisServer) -> None:
+    async with Engine(answers_with(http_reply())) as engine, Engine(answers_with(http_reply())) as other:
+        async with replicas(tmp_path, server, engine, other) as some:
+            first, second = await some.start_some(2, WORKERS="2")
+            await command(first, other)
+            await eventually(is_drained(second, other))
+            for worker in second.workers:
+                os.kill(worker, signal.SIGKILL)
+            await command(first, engine)
+            await command(first, other, "undrain")
+            await eventually(is_drained(second, engine))
+            await eventually(is_drained(second, other, expected=False))
+            await eventually(lambda: shares(first, 2))
+            assert (await command(first, engine))["safe_to_stop"] is True
 
 
 async def test_a_replica_that_was_cut_off_catches_up_and_the_last_command_counts(

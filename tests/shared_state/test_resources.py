@@ -14,6 +14,7 @@ from end_to_end.stateful_engine import StatefulEngine
 from end_to_end.test_ownership import CHAT, KEYS, RESPONSES, STREAM, Proxied
 from shared_state.operators import Replicas, replicas
 from shared_state.test_drains import is_away
+from shared_state.test_ways import delayed
 from support.http_client import Reply, send
 from support.program import Proxy
 from support.redis_server import RedisServer
@@ -77,6 +78,25 @@ async def test_without_redis_the_backends_are_asked_as_ever(tmp_path: Path, serv
         for response in ids:
             assert (await continued(second, response)).status == 200
         assert sum(engine.not_found for engine in engines) == before
+
+
+async def test_a_slow_server_costs_a_request_for_an_unknown_resource_little(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    async with AsyncExitStack() as stack:
+        _, some = await some_engines(stack, tmp_path, server)
+        port = await stack.enter_async_context(delayed(server.port, 0.2))
+        first, second = await some.start_some(2, STATE_URL=f"redis://127.0.0.1:{port}")
+        response = await create(first)
+        await asyncio.sleep(2 * _TOLD_SECONDS)
+        assert (await continued(second, response)).status == 200  # it was told
+        late = await some.start(STATE_URL=f"redis://127.0.0.1:{port}")
+        waits = []
+        for response in [await create(first) for _ in range(10)]:
+            began_at = time.monotonic()
+            assert (await continued(late, response)).status == 200  # not told yet
+            waits.append(time.monotonic() - began_at)
+        assert min(waits) < 0.3  # an answer of the server takes 0.4 s
 
 
 async def knows(server: RedisServer, proxy: Proxy) -> bool:
