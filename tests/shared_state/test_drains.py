@@ -15,6 +15,7 @@ from end_to_end.test_joining import Streams, add, remove
 from shared_state.operators import command, is_drained, replicas, row, shares
 from support.engine import Engine, answers_with
 from support.fakes.engine import EngineConnection, http_reply
+from support.ports import free_port
 from support.program import Proxy
 from support.redis_server import RedisServer
 from support.waiting import eventually
@@ -146,6 +147,23 @@ async def test_a_replica_that_ends_without_a_word_is_silent_and_one_that_stops_i
             await eventually(lambda: shares(first, 2))
             await eventually(is_drained(third, engine))
             assert (await command(first, engine))["safe_to_stop"] is True
+
+
+async def test_replicas_of_the_same_name_count_one_by_one(tmp_path: Path, server: RedisServer) -> None:
+    streams = Streams()
+    async with Engine(streams) as engine, replicas(tmp_path, server, engine) as some, AsyncExitStack() as calls:
+        port = str(free_port())
+        (first,) = await some.start_some(1)
+        for address in ("127.0.0.1", "127.0.0.2"):
+            proxy = await some.start(HOST=address, PORT=port)
+            call = await calls.enter_async_context(proxy.call())
+            call.send()
+            assert await call.head() == 200
+        await eventually(lambda: shares(first, 3))
+        answer = await command(first, engine)
+        assert sorted(one["requests_in_flight"] for one in answer["replicas"]) == [1, 1]
+        assert answer["safe_to_stop"] is False
+        streams.may_end.set()
 
 
 async def test_a_drain_ends_when_the_backend_has_left_all_replicas(tmp_path: Path, server: RedisServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,10 +53,10 @@ class Neighbours:
         """The answer of each replica about its fleet, by its name, and the names of the replicas that are silent."""
         if not self._records.has_read:
             return {}, (_NOBODY_KNOWS,)
-        names = self._names()
-        answers = await self._questions.ask(names.keys() & self._present())
-        silent = sorted(name for replica, name in names.items() if replica not in answers)
-        return {names[replica]: answer for replica, answer in answers.items()}, tuple(silent)
+        names = _distinct(self._names())
+        found = await self._questions.ask(names.keys() & self._present())
+        answers = {names[replica]: answer for replica, answer in found.items() if _is_fleet(answer)}
+        return answers, tuple(sorted(name for name in names.values() if name not in answers))
 
     def is_silent(self, replica: str) -> bool:
         """Whether a replica has neither been heard of recently nor ended properly."""
@@ -107,3 +108,14 @@ class Neighbours:
     def _on_change(self, name: str, record: Record) -> None:
         if name == self._own and record.value is None:  # it was cut off for long
             self._records.write(name, {"name": self._name})
+
+
+def _distinct(names: Mapping[str, str]) -> Mapping[str, str]:
+    """``names`` by replica; replicas with one name get a part of their identity in addition."""
+    counts = Counter(names.values())
+    return {replica: name if counts[name] == 1 else f"{name} ({replica[:6]})" for replica, name in names.items()}
+
+
+def _is_fleet(answer: object) -> bool:
+    """Whether an answer has what is needed; a replica of another version may answer something else."""
+    return isinstance(answer, dict) and answer.keys() >= {"backends", "draining", "requests"}
