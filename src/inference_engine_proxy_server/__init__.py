@@ -44,6 +44,7 @@ Data flow through the packages (their ``__init__`` says what each one does)::
     reply    backend > wire > client; observers in dispatch pass facts on to usage, routing and telemetry
     state    backend > backends/<engine> > fleet > routing; a freed slot goes to the queue in dispatch
     own      client > wire > access > endpoints, which read fleet, routing, telemetry and, through processes, siblings
+    shared   replicas, which exchanges what fleet, routing and endpoints learn with other replicas, through state
     limits   overload > wire, which rejects requests before their bodies
     start    cli > server > processes (hosting) > composition, which builds all parts from config
 """

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from inference_engine_proxy_server.dashboard.feed import Feed
 from inference_engine_proxy_server.discovery.config_watch import ConfigWatch
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
-from inference_engine_proxy_server.fleet.fleet import Fleet
+from inference_engine_proxy_server.fleet.membership import Membership
 from inference_engine_proxy_server.overload.overload_guard import OverloadGuard
 from inference_engine_proxy_server.processes.readiness import Readiness
 from inference_engine_proxy_server.wire.client_connection import ClientConnection
@@ -27,7 +27,7 @@ class Proxy:
         app: answers the proxy's own paths. Its lifespan runs all background tasks.
         clients: serves connections on PORT.
         operators: serves connections on ADMIN_PORT.
-        fleet: the backends.
+        membership: carries out operators' drains.
         guard: sheds requests.
         readiness: of this process.
         config_watch: applies changes of the configuration; ``None`` when it never changes.
@@ -37,7 +37,7 @@ class Proxy:
     app: FastAPI
     clients: ClientContext[ProxiedRequest]
     operators: ClientContext[ProxiedRequest]
-    fleet: Fleet
+    membership: Membership
     guard: OverloadGuard
     readiness: Readiness
     config_watch: ConfigWatch | None
@@ -67,13 +67,7 @@ class Proxy:
 
     def obey(self, url: str, *, is_draining: bool, moves: bool) -> None:
         """Drain or undrain the backend ``url`` by an operator's command, and move its requests if it says so."""
-        for backend in self.fleet.backends:
-            if backend.url != url:
-                continue
-            if backend.is_draining is not is_draining:
-                self.fleet.set_draining(backend, is_draining=is_draining)
-            if moves:
-                self.fleet.move_requests(backend)
+        self.membership.obey(url, is_draining=is_draining, moves=moves)
 
     def record_readiness_probe(self) -> None:
         """Record a readiness probe of another worker."""

@@ -20,6 +20,7 @@ from inference_engine_proxy_server.dispatch.fallback_forwarder import FallbackFo
 from inference_engine_proxy_server.dispatch.forwarder import Forwarder
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.dispatch.limited_forwarder import LimitedForwarder
+from inference_engine_proxy_server.dispatch.locating_forwarder import LocatingForwarder
 from inference_engine_proxy_server.dispatch.ownership import Ownership
 from inference_engine_proxy_server.dispatch.queue_updates import QueueUpdates
 from inference_engine_proxy_server.dispatch.renaming_forwarder import RenamingForwarder
@@ -70,9 +71,21 @@ class ForwarderParts(NamedTuple):
 
 
 def build_placement(
-    configuration: Configuration, fleet: Fleet, process: ProcessContext, catalog: LiveCatalog
+    configuration: Configuration,
+    fleet: Fleet,
+    process: ProcessContext,
+    catalog: LiveCatalog,
+    conversations: Conversations | None = None,
 ) -> Placement:
-    """The placement among the backends of ``fleet``. It records decisions if operators or clients can read them."""
+    """The placement among the backends of ``fleet``. It records decisions if operators or clients can read them.
+
+    Args:
+        configuration: has the policies.
+        fleet: the backends.
+        process: one of the workers, or the only one.
+        catalog: the names of models.
+        conversations: which backend served each conversation last; ``None`` for those of this proxy alone.
+    """
     settings = configuration.settings
     policies = ModelPolicies.named(settings.balancing_policy, configuration.models)
     make_placement: Callable[..., Placement] = Placement
@@ -81,7 +94,7 @@ def build_placement(
     return make_placement(
         fleet,
         PromptRouter(policies, settings.prefix_index_bytes, fleet.clock),
-        Conversations(process.conversations),
+        conversations or Conversations(process.conversations),
         is_shared=process.is_worker,
         records_decisions=settings.explain_header or settings.admin_key is not None,
         default_model=catalog.now.default_model,
@@ -177,8 +190,11 @@ def _resuming(parts: ForwarderParts, forwarder: Forwarder) -> ResumingForwarder:
 def _by_name(parts: ForwarderParts, forwarder: Forwarder | ResumingForwarder) -> RenamingForwarder | LimitedForwarder:
     """``forwarder`` behind the names of models and the limits of keys."""
     is_served = parts.dispatcher.placement.lists
-    fallbacks = FallbackForwarder(forwarder.forward, parts.metrics, parts.journal)
-    renaming = RenamingForwarder(parts.catalog, is_served, forwarder.forward, fallbacks)
+    forward, table = forwarder.forward, parts.ownership.table
+    if table.is_shared and parts.ring is None:  # with keys, the check of owners asks
+        forward = LocatingForwarder(table, forward).forward
+    fallbacks = FallbackForwarder(forward, parts.metrics, parts.journal)
+    renaming = RenamingForwarder(parts.catalog, is_served, forward, fallbacks)
     if parts.ring is None:
         return renaming
     limits = KeyLimits(parts.dispatcher.fleet.clock, parts.catalog, is_served)

@@ -35,7 +35,7 @@ from inference_engine_proxy_server.fleet.fleet import Fleet
 from inference_engine_proxy_server.fleet.fleet_updater import check_engines
 from inference_engine_proxy_server.fleet.snapshot import BackendSnapshot
 from inference_engine_proxy_server.processes.process_context import ProcessContext
-from inference_engine_proxy_server.processes.roster import Entry, Roster
+from inference_engine_proxy_server.processes.roster import Command, Entry, Roster
 
 __all__ = ["build_config_of", "build_joining_router", "build_joining_sources", "build_roster"]
 
@@ -77,9 +77,10 @@ def _variables(entry: Entry) -> dict[str, str]:
 def build_joining_sources(settings: Settings, process: ProcessContext, config_of: ConfigOf) -> Sequence[Source]:
     """The sources of the backends that have joined, as far as the settings let any join."""
     sources: list[Source] = []
-    if settings.admin_key is not None or settings.dynamic_backends_file is not None:
+    shares = settings.state_url is not None
+    if settings.admin_key is not None or settings.dynamic_backends_file is not None or shares:
         sources.append(AddedBackends(process.roster, config_of))
-    if settings.announce_key is not None:
+    if settings.announce_key is not None or shares:
         sources.append(AnnouncedBackends(process.roster, config_of, time.monotonic))
     return sources
 
@@ -93,11 +94,10 @@ def build_joining_router(
     process: ProcessContext,
     config_of: ConfigOf,
     engines: Engines,
+    change_roster: Callable[[Command], None],
 ) -> APIRouter:
-    """The endpoints by which backends join and leave."""
-    changes = FleetChanges(
-        fleet, discovery, departures, workers, process.roster, process.change_roster, config_of, engines
-    )
+    """The endpoints by which backends join and leave; ``change_roster`` sends a change to all workers and replicas."""
+    changes = FleetChanges(fleet, discovery, departures, workers, process.roster, change_roster, config_of, engines)
 
     def describe(backend: Backend, siblings: SiblingAnswers) -> dict[str, object]:
         row = described(BackendSnapshot.of(backend, fleet.clock()), siblings)

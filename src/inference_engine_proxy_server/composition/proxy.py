@@ -46,7 +46,13 @@ from inference_engine_proxy_server.composition.joining import (
     build_roster,
 )
 from inference_engine_proxy_server.composition.metrics import build_metrics_page
-from inference_engine_proxy_server.composition.state import Sharing, build_sharing
+from inference_engine_proxy_server.composition.replicas import (
+    Replicas,
+    build_affinity_table,
+    build_conversations,
+    build_replicas,
+)
+from inference_engine_proxy_server.composition.state import build_sharing
 from inference_engine_proxy_server.composition.telemetry import build_access_log
 from inference_engine_proxy_server.composition.tracing import build_traces
 from inference_engine_proxy_server.composition.usage import build_ledger, build_spending
@@ -77,7 +83,6 @@ from inference_engine_proxy_server.proxy import Proxy
 from inference_engine_proxy_server.requests.destinations import ANSWERED_HERE, Destination
 from inference_engine_proxy_server.resume.assembly import RESULTS
 from inference_engine_proxy_server.resume.rules import RULES
-from inference_engine_proxy_server.routing.affinity import AffinityTable
 from inference_engine_proxy_server.routing.decisions import Decisions
 from inference_engine_proxy_server.routing.placement import Placement
 from inference_engine_proxy_server.tasks.background import in_background
@@ -121,7 +126,8 @@ def build_proxy(
     make_backend = build_backend_factory(settings, deadlines, process)
     fleet = build_fleet(configuration, make_backend, deadlines)
     refresher = build_cache_refresher(settings, fleet, engines, process)
-    placement = build_placement(configuration, fleet, process, catalog)
+    conversations, told = build_conversations(settings, process)
+    placement = build_placement(configuration, fleet, process, catalog, conversations)
     labels = Labels(process.siblings.number if process.siblings.others else None)
     names = ModelLabels(fleet, catalog, placement.lists)
     finished = FinishedRequests()
@@ -141,7 +147,8 @@ def build_proxy(
     dispatcher = build_dispatcher(settings, fleet, placement, deadlines, process)
     decisions = Decisions(answers_header=settings.explain_header)
     ring = build_key_ring(settings, journal)
-    ownership = Ownership(AffinityTable(lambda: fleet.backends), process.siblings)
+    table, table_loops = build_affinity_table(sharing, fleet)
+    ownership = Ownership(table, process.siblings)
     ledger = build_ledger(settings, spending, metrics, process, is_shared=sharing is not None)
     parts = ForwarderParts(settings, dispatcher, decisions, metrics, journal, ring, ownership, catalog, listed)
     forwarder, websockets = build_forwarder(parts, ledger), build_websocket_forwarder(parts, deadlines)
@@ -149,7 +156,15 @@ def build_proxy(
     # The proxy's own paths.
     allowances = build_allowances(deadlines.clock, spending, sharing)
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
-    workers = AllWorkers(dispatcher, decisions, ring, allowances, process.siblings, process.order)
+    workers: AllWorkers
+    membership: Membership
+    replicas = build_replicas(settings, sharing, process, fleet, told, lambda: membership, lambda: workers.own_fleet())
+    workers = AllWorkers(
+        dispatcher, decisions, ring, allowances, process.siblings,
+        process.order if replicas is None else replicas.order,
+        departures,
+        None if replicas is None else replicas.neighbours,
+    )  # fmt: skip
     client_load = build_client_load(settings, deadlines)
     metrics_page = build_metrics_page(dispatcher, discovery, client_load, metrics, names, labels, process)
     guard = build_overload_guard(settings, client_load, metrics, journal, deadlines)
@@ -171,7 +186,17 @@ def build_proxy(
             listed,
             sharing,
         ),
-        build_joining_router(settings, fleet, discovery, departures, workers, process, config_of, engines),
+        build_joining_router(
+            settings,
+            fleet,
+            discovery,
+            departures,
+            workers,
+            process,
+            config_of,
+            engines,
+            process.change_roster if replicas is None else replicas.change_roster,
+        ),
         build_dashboard_router(settings, dashboard, lambda: _in_force(configuration, config_watch)),
         pulse_router(hashlib.sha256(process.service.encode()).hexdigest()[:12]),  # the name itself is for engines only
     ]
@@ -186,10 +211,12 @@ def build_proxy(
         **_optional_loops(config_watch, ring, access_log, ledger),
         **traces.loops,
         **({} if sharing is None else sharing.loops),
+        **({} if replicas is None else replicas.loops),
+        **table_loops,
         **process.loops(answers, dispatcher.fill_slots_of_siblings),
     }
-    app = build_app(routers, _lifespan(loops, discovery, refresher, fleet, sharing))
-    Membership(fleet, process.drained_urls, process.announce_backends)  # the last observer of the fleet
+    app = build_app(routers, _lifespan(loops, discovery, refresher, fleet, replicas))
+    membership = Membership(fleet, process.drained_urls, process.announce_backends)  # the last observer of the fleet
     # The client side.
     bridge = AsgiBridge(app)
     gate = build_gate(settings, ring, allowances)
@@ -202,7 +229,7 @@ def build_proxy(
         process=process,
     )  # fmt: skip
     operators = build_operator_context(clients, gate, bridge.answer)
-    return Proxy(app, clients, operators, fleet, guard, readiness, config_watch, dashboard.feed)
+    return Proxy(app, clients, operators, membership, guard, readiness, config_watch, dashboard.feed)
 
 
 def _in_force(configuration: Configuration, config_watch: ConfigWatch | None) -> Configuration:
@@ -254,16 +281,19 @@ def _recorder(finished: FinishedRequests, clock: Callable[[], float]) -> Callabl
 
 
 def _lifespan(
-    loops: Loops, discovery: Discovery, refresher: CacheRefresher, fleet: Fleet, sharing: Sharing | None
+    loops: Loops, discovery: Discovery, refresher: CacheRefresher, fleet: Fleet, replicas: Replicas | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with in_background(loops):
+            if replicas is not None:
+                await replicas.first_read()
             await discovery.first_reports(_FIRST_REPORT_SECONDS)
             await refresher.first_round()
             yield
-        if sharing is not None:
-            await sharing.state.close()
+        if replicas is not None:
+            await replicas.neighbours.leave()
+            await replicas.sharing.state.close()
         fleet.close()
 
     return lifespan

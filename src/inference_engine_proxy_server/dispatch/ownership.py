@@ -1,7 +1,8 @@
 """Ownership of backend-local resources: a key may use only what it created.
 
-A worker remembers the owners of the resources that were created through it, and asks its siblings about others. A
-resource whose owner is unknown (the proxy was restarted, or another replica served its creation) belongs to no key. If
+A worker remembers the owners of the resources that were created through it, and asks its siblings, and the state that
+replicas share, about others. A resource whose owner is unknown (the proxy was restarted, or another replica that shares
+no state served its creation) belongs to no key. If
 there are several keys, none of them may use it. If there is only one key, it may.
 
 Engines and servers in front of them may read a path in several ways: percent-decoded, or with dot segments removed. A
@@ -61,6 +62,9 @@ class Ownership:
             owner = self.table.owner(name)
             if owner is None and self._siblings.others:
                 owner = await self._ask_siblings(name)
+            if owner is None and self.table.is_shared:
+                await self.table.find(name)
+                owner = self.table.owner(name)
             if owner != access.key.name and (owner is not None or not (is_new or is_only_key)):
                 raise _not_found()
 

@@ -30,6 +30,7 @@ class RequirementsReader:
     def __init__(self, placement: Placement, affinities: AffinityTable) -> None:
         self._placement = placement
         self._affinities = affinities
+        self._turns = placement.conversations.kind
 
     def read(self, request: ProxiedRequest) -> Requirements:
         """What ``request`` requires of a backend. Sets its model.
@@ -57,7 +58,7 @@ class RequirementsReader:
             content = request.content
             if request.model is None:
                 request.model = content.model
-            key, turn = _turn(request, content, affinity) if takes_slot else NO_TURN
+            key, turn = _turn(request, content, affinity, self._turns) if takes_slot else NO_TURN
             requirements = Requirements(request.model, takes_slot, affinity=affinity, turn_key=key, turn=turn)
         if requirements.model is None:
             self._require_readable_model(request)
@@ -74,7 +75,7 @@ class RequirementsReader:
         if not policy.reads_prompts:
             # Read again: the usual content has the messages one by one, for policies that read prompts.
             content = read_content(head.target, request.body, head.passed_on)
-            key, turn = _turn(request, content, affinity)
+            key, turn = _turn(request, content, affinity, self._turns)
             if not placement.reads_every_prompt:
                 return Requirements(request.model, policy=policy, affinity=affinity, turn_key=key, turn=turn)
         sizes, content = placement.token_sizes(policy), request.read_with_prompt()
@@ -104,14 +105,15 @@ class RequirementsReader:
 
 
 def _turn(
-    request: ProxiedRequest, content: RequestContent, affinity: Affinity | None
+    request: ProxiedRequest, content: RequestContent, affinity: Affinity | None, kind: type[Turn]
 ) -> tuple[int | None, Turn | None]:
     """The turn that ``request`` makes, and its key, as :func:`turn_of`."""
     is_response = affinity is not None and affinity.creates_response
     messages = content.raw_input if is_response else content.raw_messages
     if messages is NO_MESSAGES:
         return NO_TURN
-    return turn_of(request.model or content.model, messages, request.head.passed_on, has_roles=not is_response)
+    model = request.model or content.model
+    return turn_of(model, messages, request.head.passed_on, has_roles=not is_response, kind=kind)
 
 
 def _may_store(request: ProxiedRequest) -> bool:

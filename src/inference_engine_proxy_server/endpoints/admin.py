@@ -131,7 +131,7 @@ def _add_decisions(router: APIRouter, workers: AllWorkers) -> None:
 
 def described(backend: BackendSnapshot, siblings: SiblingAnswers) -> dict[str, Any]:
     """One backend, as operators see it."""
-    is_unused = not backend.requests_in_flight
+    is_unused = not backend.requests_in_flight and not siblings.requests_on(backend.url)
     return {
         "name": backend.name,
         "url": backend.url,
@@ -144,6 +144,7 @@ def described(backend: BackendSnapshot, siblings: SiblingAnswers) -> dict[str, A
         "weight": backend.weight,
         "tier": backend.tier,
         "share": backend.share,
+        **({} if siblings.silent_replicas is None else {"replicas": siblings.by_replica(backend.url)}),
     }
 
 

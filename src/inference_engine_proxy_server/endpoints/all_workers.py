@@ -1,28 +1,30 @@
 """Operators' queries and commands for all workers. Each reaches only one worker, which involves the others.
 
-A process without siblings answers alone.
+A process without siblings answers alone. With shared state, what concerns backends involves all replicas.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from inference_engine_proxy_server.access.allowances import Allowances
 from inference_engine_proxy_server.access.key_ring import KeyRing
 from inference_engine_proxy_server.dispatch.leases import Dispatcher
 from inference_engine_proxy_server.fleet.backend import Backend
+from inference_engine_proxy_server.fleet.departures import Departures
 from inference_engine_proxy_server.processes.siblings import Answers, Siblings
 from inference_engine_proxy_server.routing.decisions import Decisions
 
-__all__ = ["AllWorkers", "Order", "SiblingAnswers"]
+__all__ = ["AllWorkers", "Order", "Replicas", "SiblingAnswers"]
 
 _FLEET, _KEYS, _DECISIONS = "fleet", "keys", "decisions"
 _ORDER_SECONDS = 1.0  # within which a command reaches every worker that does not hang
 _LOOK_SECONDS = 0.02  # interval of checks whether it has, or whether the last request of a backend has ended
+_LOOK_AT_REPLICAS_SECONDS = 0.1  # the same for other replicas
 _MOVE_SECONDS = 1.0  # a stream that could not be moved, for example because it had just begun, can be moved later
 
 
@@ -33,25 +35,62 @@ class Order(Protocol):
         """Take the backend ``url`` out of rotation, or put it back."""
 
 
+class Replicas(Protocol):
+    """The other replicas of the proxy."""
+
+    async def fleets(self) -> tuple[Mapping[str, Mapping[str, Any]], tuple[str, ...]]:
+        """The answer of each replica, see :meth:`AllWorkers.own_fleet`, by name; the names of those that are silent."""
+
+
 @dataclass(frozen=True, slots=True)
 class SiblingAnswers:
-    """The answers of all siblings to one query.
+    """The answers of all siblings to one query, and of all replicas to one about backends.
 
     Attributes:
         answers: of the siblings that answered.
         silent: numbers of the siblings that did not answer.
+        replicas: the answers of other replicas, by name; see :meth:`AllWorkers.own_fleet`.
+        silent_replicas: names of the replicas that did not answer; ``None`` if none was asked.
     """
 
     answers: tuple[Mapping[str, Any], ...]
     silent: tuple[int, ...]
+    replicas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    silent_replicas: tuple[str, ...] | None = None
 
     def drained(self, url: str) -> bool:
-        """Whether no sibling gives the backend ``url`` new requests; false if a sibling is silent."""
-        return not self.silent and all(url in answer["draining"] for answer in self.answers)
+        """Whether nobody else gives the backend ``url`` new requests; false if somebody is silent."""
+        return (
+            not self.silent
+            and not self.silent_replicas
+            and all(url in answer["draining"] for answer in self.answers)
+            and all(url in one["draining"] or url not in one["backends"] for one in self.replicas.values())
+        )
 
     def agree_on(self, url: str, *, is_present: bool) -> bool:
-        """Whether the backend ``url`` is in the fleet of every sibling, or of none; false if a sibling is silent."""
-        return not self.silent and all((url in answer["backends"]) is is_present for answer in self.answers)
+        """Whether the backend ``url`` is in the fleet of everybody, or of nobody; false if somebody is silent."""
+        return not self.silent_replicas and self.have_followed(url, is_present=is_present)
+
+    def have_followed(self, url: str, *, is_present: bool) -> bool:
+        """The same, but silent replicas do not matter: they will follow later."""
+        everybody = (*self.answers, *self.replicas.values())
+        return not self.silent and all((url in answer["backends"]) is is_present for answer in everybody)
+
+    def requests_on(self, url: str) -> int:
+        """The requests of other replicas on the backend ``url``."""
+        return sum(one["requests"].get(url, 0) for one in self.replicas.values())
+
+    def by_replica(self, url: str) -> list[dict[str, Any]]:
+        """What each other replica knows of the backend ``url``."""
+        return [
+            {
+                "replica": name,
+                "in_fleet": url in one["backends"],
+                "draining": url in one["draining"],
+                "requests_in_flight": one["requests"].get(url, 0),
+            }
+            for name, one in self.replicas.items()
+        ]
 
 
 class AllWorkers:
@@ -63,7 +102,9 @@ class AllWorkers:
         ring: the keys of clients; ``None`` when there are none.
         allowances: the remaining allowances of the keys in this worker.
         siblings: the other workers.
-        order: sends a command to all workers.
+        order: sends a command to all workers, and to all replicas.
+        departures: the backends that have left the fleet.
+        replicas: the other replicas; ``None`` without shared state.
     """
 
     def __init__(
@@ -74,6 +115,8 @@ class AllWorkers:
         allowances: Allowances,
         siblings: Siblings,
         order: Order,
+        departures: Departures,
+        replicas: Replicas | None = None,
     ) -> None:
         self._fleet = dispatcher.fleet
         self._queue = dispatcher.queue
@@ -82,6 +125,8 @@ class AllWorkers:
         self._allowances = allowances
         self._siblings = siblings
         self._order = order
+        self._departures = departures
+        self._replicas = replicas
 
     @property
     def answers(self) -> Answers:
@@ -125,19 +170,53 @@ class AllWorkers:
             if moves and clock() >= moved_at + _MOVE_SECONDS:
                 self.set_draining(backend, is_draining=True, moves=True)
                 moved_at = clock()
+        await self.others_end(backend.url, deadline, lambda: backend.is_draining)
+
+    async def others_end(self, url: str, deadline: float, goes_on: Callable[[], bool]) -> None:
+        """Wait until no other replica has a request on the backend ``url``; only while it ``goes_on``."""
+        while self._replicas is not None and goes_on() and self._fleet.clock() < deadline:
+            if not (await self.fleet()).requests_on(url):
+                return
+            await asyncio.sleep(_LOOK_AT_REPLICAS_SECONDS)
 
     async def fleet_once_drained(self, backend: Backend) -> SiblingAnswers:
-        """As :meth:`fleet`, once every sibling has drained ``backend`` or the deadline of the command has passed."""
+        """As :meth:`fleet`, once everybody has drained ``backend`` or the deadline of the command has passed."""
         deadline = self._fleet.clock() + _ORDER_SECONDS
         siblings = await self.fleet()
         while not siblings.drained(backend.url) and backend.is_draining and self._fleet.clock() < deadline:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await self.pause()
             siblings = await self.fleet()
         return siblings
 
+    async def pause(self) -> None:
+        """Wait before everybody is asked again whether a command has reached them."""
+        await asyncio.sleep(_LOOK_SECONDS if self._replicas is None else _LOOK_AT_REPLICAS_SECONDS)
+
     async def fleet(self) -> SiblingAnswers:
-        """Of each sibling: ``backends`` and ``draining``, base URLs; ``waiting``, requests in its queue."""
-        return await self._ask(_FLEET)
+        """Of each sibling and replica: ``backends`` and ``draining``, base URLs; ``waiting``, requests in its queue."""
+        if self._replicas is None:
+            return await self._ask(_FLEET)
+        siblings, others = await asyncio.gather(self._ask(_FLEET), self._replicas.fleets())
+        return SiblingAnswers(siblings.answers, siblings.silent, *others)
+
+    async def own_fleet(self) -> dict[str, Any]:
+        """What all workers of this replica know, for other replicas.
+
+        Returns:
+            ``backends``: base URLs of those in the fleet of any worker. ``draining``: of those that no worker gives
+            requests. ``requests``: how many each has of all workers. ``waiting``: requests in queues.
+        """
+        siblings = await self._ask(_FLEET)
+        own = [backend.url for backend in self._fleet.backends]
+        urls = {*own, *(url for answer in siblings.answers for url in answer["backends"])}
+        draining = {backend.url for backend in self._fleet.backends if backend.is_draining}
+        leases = [(one.url, one.load.proxy_leases) for one in (*self._fleet.backends, *self._departures.backends)]
+        return {
+            "backends": sorted(urls),
+            "draining": [url for url in sorted(draining) if siblings.drained(url)],
+            "requests": {url: sum(count for one, count in leases if one == url) for url, count in leases if count},
+            "waiting": self.waiting + sum(answer["waiting"] for answer in siblings.answers),
+        }
 
     async def keys(self) -> SiblingAnswers:
         """Of each sibling, by the name of each key: ``requests_in_flight``, ``requests_left``, ``tokens_left``."""
@@ -148,8 +227,13 @@ class AllWorkers:
         return await self._ask(_DECISIONS)
 
     def silence(self, siblings: SiblingAnswers) -> dict[str, Any]:
-        """For a reply about all workers: the workers missing in it. Empty for a process without siblings."""
-        return {"silent_workers": list(siblings.silent)} if self._siblings.others else {}
+        """For a reply about all workers and replicas: those missing in it. Empty for a process that is on its own."""
+        silent: dict[str, Any] = {}
+        if self._siblings.others:
+            silent["silent_workers"] = list(siblings.silent)
+        if siblings.silent_replicas is not None:
+            silent["silent_replicas"] = list(siblings.silent_replicas)
+        return silent
 
     async def _ask(self, question: str) -> SiblingAnswers:
         answers = await self._siblings.ask(question)

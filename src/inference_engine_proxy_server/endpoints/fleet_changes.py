@@ -46,7 +46,7 @@ class Left:
     Attributes:
         url: base URL.
         source: the source that still has it; ``None`` if it has left the fleet.
-        requests: its requests of all workers.
+        requests: its requests of all workers and replicas.
         siblings: the other workers.
     """
 
@@ -210,7 +210,11 @@ class FleetChanges:
         # Only these commands wait for the end of requests, so they poll instead of being notified.
         while not stays and self._requests_on(url) and self._fleet.clock() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
-        return Left(url, self._discovery.source_of(url), self._requests_on(url), siblings)
+        if not stays and siblings.requests_on(url):
+            await self._workers.others_end(url, deadline, lambda: True)
+            siblings = await self._workers.fleet()
+        requests = self._requests_on(url) + siblings.requests_on(url)
+        return Left(url, self._discovery.source_of(url), requests, siblings)
 
     # --- the state
 
@@ -234,9 +238,9 @@ class FleetChanges:
             siblings = await self._workers.fleet()
             backend = self._backend(url)
             spelt = url if backend is None else backend.url  # perhaps otherwise, by another source
-            if (is_done() and siblings.agree_on(spelt, is_present=is_present)) or self._fleet.clock() >= deadline:
+            if (is_done() and siblings.have_followed(spelt, is_present=is_present)) or self._fleet.clock() >= deadline:
                 return siblings
-            await asyncio.sleep(_LOOK_SECONDS)
+            await self._workers.pause()
 
     def _others_have(self, url: str, *sources: str) -> bool:
         """Whether a source has the backend ``url`` that is none of ``sources``."""

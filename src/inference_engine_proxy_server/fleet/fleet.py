@@ -205,6 +205,12 @@ class Fleet:
         backend.health.succeeded(sent_at)
         self._review(backend)
 
+    def report_doubt(self, backend: Backend, *, fails_requests: bool) -> None:
+        """Another process found ``backend`` out of order, or that it ``fails_requests``: poll it at once."""
+        backend.health.was_doubted(fails_requests=fails_requests)
+        backend.recheck.set()
+        self._review(backend)
+
     def report_request_to_wait(self, backend: Backend, seconds: float) -> None:
         """``backend`` asked for a pause of ``seconds`` (``Retry-After``)."""
         backend.health.asks_for_rest(self.clock(), seconds)

@@ -184,6 +184,18 @@ class HealthTracker:
         if sent_at > self._failed_at and sent_at > self._suspension.began_at:
             self._forget_failures()
 
+    def was_doubted(self, *, fails_requests: bool) -> None:
+        """Another process found it out of order, which alone never takes it out of rotation.
+
+        It is the last choice until it answers a poll. If it ``fails_requests`` there, the next failed request suspends
+        it, unless one succeeds before.
+        """
+        if not self.state.is_well:
+            return
+        self.is_doubtful = self.is_last_choice = True
+        if fails_requests:
+            self._failures = max(self._failures, _FAILURES - 1)
+
     def asks_for_rest(self, now: float, seconds: float) -> None:
         """It asked for a pause of ``seconds`` (``Retry-After``)."""
         self._paused_until = now + min(seconds, _LONGEST_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""Reports to the supervisor which backends join and leave, and drains those that operators drained before."""
+"""Reports to the supervisor which backends join and leave, and carries out drains, also of backends that join later."""
 
 from __future__ import annotations
 
@@ -29,6 +29,19 @@ class Membership(FleetObserver):
         self._urls: set[str] = set()
         fleet.subscribe(self)
         self.on_replaced(fleet.backends)
+
+    def obey(self, url: str, *, is_draining: bool, moves: bool) -> None:
+        """Drain or undrain the backend ``url`` by an operator's command, and move its requests if it says so.
+
+        A backend that is not in the fleet yet is drained when it joins.
+        """
+        backend = next((one for one in self._fleet.backends if one.url == url), None)
+        if backend is None:
+            (self._drained_urls.add if is_draining else self._drained_urls.discard)(url)
+            return
+        self._fleet.set_draining(backend, is_draining=is_draining)
+        if moves:
+            self._fleet.move_requests(backend)
 
     def on_replaced(self, backends: Sequence[Backend]) -> None:
         """See :class:`FleetObserver`."""

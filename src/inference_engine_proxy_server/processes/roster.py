@@ -90,6 +90,11 @@ class Roster:
         return json.dumps({"do": "remove", "url": url})
 
     @staticmethod
+    def discarding(url: str) -> Command:
+        """The command to remove a backend that was added; it stays if it is announced, too."""
+        return json.dumps({"do": "discard", "url": url})
+
+    @staticmethod
     def announcing(entry: Entry, announcer: str, ends_at: float) -> Command:
         """The command to add a backend until ``ends_at``, or to renew its lease."""
         return json.dumps({"do": "announce", "entry": entry, "announcer": announcer, "ends_at": ends_at})
@@ -125,6 +130,8 @@ class Roster:
         match command:
             case {"do": "add", "entry": entry}:
                 self.added[server_of(entry["url"])] = entry
+            case {"do": "discard", "url": url}:
+                self.added.pop(server_of(url), None)
             case {"do": "remove", "url": url}:
                 self.added.pop(server_of(url), None)
                 self.announced.pop(server_of(url), None)

@@ -7,14 +7,15 @@ tools. So the messages of a request up to its last answer are the messages of an
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import msgspec
 
 from inference_engine_proxy_server.requests.content import is_answer, read_messages
-from inference_engine_proxy_server.requests.conversation import ROLE
+from inference_engine_proxy_server.requests.conversation import ROLE, key_of
 
-__all__ = ["NO_TURN", "Turn", "key_of_session", "turn_of"]
+__all__ = ["NO_TURN", "SharedTurn", "Turn", "turn_of"]
 
 NO_TURN = (None, None)
 """In place of the result of :func:`turn_of` for a request without messages."""
@@ -30,9 +31,9 @@ _OTHER_ROLE = re.compile(rb'"role"\s*+:\s*+"(?!assistant")')
 _LONGEST_BEGINNING = 64  # bytes of a message up to its role, blanks included
 
 
-def key_of_session(model: str | None, session: str) -> int:
-    """The key of the requests of a session that name ``model``; ``None`` when they name none."""
-    return hash((model, session))
+def _shared_hash(something: object) -> int:
+    """In place of the hash of Python, which is another one in each program."""
+    return key_of(repr(something).encode()) - 2**63
 
 
 class Turn(msgspec.Struct, frozen=True, gc=False):
@@ -44,7 +45,10 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
         messages: the conversation so far, JSON; usually a list of objects.
         fields: header lines of the request, each ending in CRLF.
         has_roles: whether every message has a role. Reasoning and tool calls in the input of a response have none.
+        hashed: the hash of something, from -2**63 to below 2**63; the same in all workers of one proxy.
     """
+
+    hashed: ClassVar[Callable[[Any], int]] = staticmethod(hash)
 
     key: int
     model: str | None
@@ -66,24 +70,34 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
             return ()
         closing = text[_end_before(text, len(text) - 1) :]
         earlier = text[max(0, end - _HASHED_BYTES) : end] + closing
-        return self.key, hash((self.model, end + len(closing), earlier[-_HASHED_BYTES:]))
+        return self.key, type(self).hashed((self.model, end + len(closing), earlier[-_HASHED_BYTES:]))
+
+    def key_of_session(self, session: str) -> int:
+        """The key of the requests of a session that name the same model, or none if this one names none."""
+        return type(self).hashed((self.model, session))
+
+
+class SharedTurn(Turn, frozen=True, gc=False):
+    """A turn whose keys are the same in all replicas of the proxy. They take some microseconds more."""
+
+    hashed: ClassVar[Callable[[Any], int]] = staticmethod(_shared_hash)
 
 
 def turn_of(
-    model: str | None, messages: msgspec.Raw, fields: bytes, *, has_roles: bool = True
+    model: str | None, messages: msgspec.Raw, fields: bytes, *, has_roles: bool = True, kind: type[Turn] = Turn
 ) -> tuple[int, Turn | None]:
     """The key of a request, and the turn that it makes; ``None`` if it certainly is the first one.
 
     The key is the hash of the model, and of the length and the last 512 bytes of the messages. Arguments as of
-    :class:`Turn`.
+    :class:`Turn`; ``kind`` determines the hash.
     """
     text = bytes(messages)
-    key = hash((model, len(text), text[-_HASHED_BYTES:]))
+    key = kind.hashed((model, len(text), text[-_HASHED_BYTES:]))
     # Three messages have three braces. A search for one byte is far cheaper than any other way to count messages.
     second = text.find(b"{", text.find(b"{") + 1)
     if second < 0 or text.find(b"{", second + 1) < 0:
         return key, None
-    return key, Turn(key, model, messages, fields, has_roles)
+    return key, kind(key, model, messages, fields, has_roles)
 
 
 def _end_of_question(text: bytes, *, has_roles: bool) -> int | None:

@@ -87,7 +87,12 @@ class AffinityTable:
 
     Args:
         fleet: returns all backends.
+
+    Attributes:
+        is_shared: whether other replicas may know more; see :meth:`find`.
     """
+
+    is_shared = False
 
     def __init__(self, fleet: Callable[[], Sequence[Backend]]) -> None:
         self._fleet = fleet
@@ -125,6 +130,9 @@ class AffinityTable:
         entries[name] = Entry(url, owner if before is None or before.owner is None else before.owner)
         if len(entries) > _NAMES:
             del entries[next(iter(entries))]
+
+    async def find(self, name: bytes) -> None:
+        """Learn what other replicas know of the resource ``name``. Here, there are none."""
 
     def entry(self, name: bytes) -> Entry | None:
         """Where the resource ``name`` is; ``None`` when unknown."""

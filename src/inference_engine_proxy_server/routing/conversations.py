@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Protocol
 
-from inference_engine_proxy_server.processes.conversation_memory import ConversationMemory
 from inference_engine_proxy_server.requests.headers import session_id
-from inference_engine_proxy_server.requests.turns import Turn, key_of_session
+from inference_engine_proxy_server.requests.turns import Turn
 from inference_engine_proxy_server.routing.candidate import Candidate
 from inference_engine_proxy_server.routing.candidate_set import CandidateSet
 from inference_engine_proxy_server.routing.choice import Choice
 from inference_engine_proxy_server.routing.decisions import KEPT_WARM
 
-__all__ = ["Conversations"]
+__all__ = ["Conversations", "Memory"]
 
 _HEADER_SECTIONS = 256  # whose sessions are remembered: successive requests of a client have the same header lines
+
+
+class Memory(Protocol):
+    """Remembers a number for each of the latest conversations."""
+
+    def remember(self, key: int, number: int) -> None:
+        """Remember ``number``, from 0 to below 2**64, for ``key``, from -2**63 to below 2**63."""
+
+    def recall(self, key: int) -> int | None:
+        """The number for ``key``; ``None`` when unknown."""
 
 
 class Conversations:
@@ -23,14 +33,17 @@ class Conversations:
 
     Args:
         memory: remembers the ``url_key`` of the backend.
+        kind: of the turns that requests make.
 
     Attributes:
+        kind: as given.
         kept: how many requests were kept on the backend of their previous turn.
         remember: remembers the ``url_key`` of the backend that gets a request, by the key of its turn.
     """
 
-    def __init__(self, memory: ConversationMemory) -> None:
+    def __init__(self, memory: Memory, kind: type[Turn] = Turn) -> None:
         self.kept = 0
+        self.kind = kind
         self.remember = memory.remember
         self._recall = memory.recall
         self._session = lru_cache(_HEADER_SECTIONS)(session_id)
@@ -50,7 +63,7 @@ class Conversations:
         keys = turn.earlier_keys()
         session = self._session(turn.fields)
         if session is not None:
-            keys = (*keys, key_of_session(turn.model, session))
+            keys = (*keys, turn.key_of_session(session))
         for key in keys:  # those of backends that hold most of the conversation first
             home = self._recall(key)
             at = None if home is None else found.position(home)
@@ -63,4 +76,4 @@ class Conversations:
         """``candidate`` gets the request that makes ``turn``. First turns are found by their key alone."""
         session = self._session(turn.fields)
         if session is not None:
-            self.remember(key_of_session(turn.model, session), candidate.url_key)
+            self.remember(turn.key_of_session(session), candidate.url_key)

@@ -21,6 +21,10 @@ _SILENCE_SECONDS = 5.0  # after which a ping shows whether the connection still 
 _PAUSE_SECONDS = 0.5  # between two attempts to subscribe
 
 
+async def _nothing() -> None:
+    """What was missed does not matter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Receiver:
     """Takes the messages of one topic.
@@ -28,11 +32,12 @@ class Receiver:
     Attributes:
         on_message: called with each message, in order, those of this member included.
         on_subscribed: called after each subscription: messages may have been missed. Messages that arrive meanwhile
-            follow after it has ended. It may raise ``StateUnavailableError``; then there is another subscription.
+            follow after it has ended. It may raise ``StateUnavailableError``; then there is another subscription. By
+            default, it does nothing.
     """
 
     on_message: Callable[[bytes], None]
-    on_subscribed: Callable[[], Awaitable[None]]
+    on_subscribed: Callable[[], Awaitable[None]] = _nothing
 
 
 class Broadcast:
@@ -58,7 +63,7 @@ class Broadcast:
         """Receive messages until cancelled; ends at once when there are no receivers."""
         while self._receivers:
             if self._state.is_available:
-                async with self._state.client.pubsub(ignore_subscribe_messages=True) as subscription:
+                async with self._state.client.pubsub() as subscription:
                     await self._follow(subscription)
             await asyncio.sleep(_PAUSE_SECONDS)
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from inference_engine_proxy_server.requests.content import read_content
-from inference_engine_proxy_server.requests.turns import Turn, key_of_session, turn_of
+from inference_engine_proxy_server.requests.turns import SharedTurn, Turn, turn_of
 
 Message = dict[str, Any]
 SYSTEM, QUESTION = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}
@@ -123,7 +123,24 @@ def test_conversations_with_another_model_or_other_messages_are_others() -> None
 
 
 def test_sessions_differ_by_name_and_model() -> None:
-    assert len({key_of_session(model, name) for model in ("m", None) for name in ("a", "b")}) == 4
+    for kind in (Turn, SharedTurn):
+        turns = [kind(0, model, msgspec.Raw(b"[]"), b"", has_roles=True) for model in ("m", None)]
+        assert len({turn.key_of_session(name) for turn in turns for name in ("a", "b")}) == 4
+
+
+def test_shared_keys_do_not_depend_on_the_process() -> None:
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    key, turn = turn_of("m", msgspec.Raw(msgspec.json.encode(messages)), b"", kind=SharedTurn)
+    first, none = turn_of("m", msgspec.Raw(msgspec.json.encode(messages[:1])), b"", kind=SharedTurn)
+    assert turn is not None
+    assert none is None
+    assert (first, key) == (1485040358741128501, 2578454629244173430)
+    assert turn.earlier_keys() == (key, first)
+    assert -(2**63) <= turn.key_of_session("s") < 2**63
 
 
 def test_hostile_messages_take_bounded_time() -> None:
