@@ -28,6 +28,7 @@ from inference_engine_proxy_server.config.sources import SettingsError, settings
 from inference_engine_proxy_server.config.tls_files import check_authorities, check_certificate
 from inference_engine_proxy_server.fleet.fleet_updater import UnknownEngineError, check_engines
 from inference_engine_proxy_server.processes.host import raise_file_limit
+from inference_engine_proxy_server.processes.inherited_sockets import InheritedSockets
 from inference_engine_proxy_server.processes.launch import Launch
 from inference_engine_proxy_server.processes.ports import ACCEPT_BACKLOG, Port, announce, open_ports, url_of
 from inference_engine_proxy_server.processes.process_context import SoleProcess, WorkerContext
@@ -84,7 +85,7 @@ def run(
         except _STARTUP_ERRORS as error:
             logger.error("%s", error)
             return 2 if isinstance(error, _CONFIGURATION_ERRORS) else 1
-        _warn_of_open_port(settings)
+        _warn_of_open_port(settings, launch.inherited)
         if launch.manager.watchdog_seconds is not None:
             faulthandler.enable()  # the watchdog sends SIGABRT to a process that stands still: the log shows where
         return serve()
@@ -184,13 +185,13 @@ def _reloader(settings: Settings, load: Callable[[], Configuration] | None) -> C
     return reload_if_changed
 
 
-def _warn_of_open_port(settings: Settings) -> None:
-    is_loopback = settings.host == "localhost" or settings.host.startswith("127.") or settings.host == "::1"
-    if not is_loopback and not settings.api_keys and settings.api_keys_file is None:
-        logger.warning(
-            "anyone who can reach HOST %s can use the engines: set API_KEYS, or check keys in a proxy in front",
-            settings.host,
-        )
+def _warn_of_open_port(settings: Settings, inherited: InheritedSockets | None) -> None:
+    for host in (settings.host,) if inherited is None else (one.getsockname()[0] for one in inherited.clients):
+        is_loopback = host == "localhost" or host.startswith("127.") or host == "::1"
+        if not is_loopback and not settings.api_keys and settings.api_keys_file is None:
+            logger.warning(
+                "anyone who can reach HOST %s can use the engines: set API_KEYS, or check keys in a proxy in front", host
+            )
 
 
 def make_host(

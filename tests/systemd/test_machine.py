@@ -135,6 +135,18 @@ async def test_a_restart_with_socket_activation_refuses_no_connection(
     assert "a service manager has opened 127.0.0.1" in host.log
 
 
+async def test_a_socket_on_all_addresses_without_keys_is_warned_of(host: Machine, engine: Engine) -> None:
+    port = free_port()
+    await asyncio.to_thread(configure, host, engine, port)
+    host.change_unit(SOCKET, f"[Socket]\nListenStream=\nListenStream={port}\n")
+    await systemctl(host, "daemon-reload")
+    await systemctl(host, "start", SOCKET, SERVICE)
+    for address in ("127.0.0.1", "[::1]"):
+        assert (await send(f"http://{address}:{port}", "/livez")).status == 200
+    assert f"listening on http://[::]:{port}" in await status(host)
+    assert "anyone who can reach HOST :: can use the engines" in host.log
+
+
 @pytest.mark.parametrize("is_activated", [False, True], ids=["own sockets", "socket activation"])
 @pytest.mark.parametrize("workers", [1, 4])
 async def test_an_upgrade_fails_no_request_and_systemd_follows_it(
