@@ -163,7 +163,8 @@ async def test_an_upgrade_fails_no_request_and_systemd_follows_it(
             await asyncio.sleep(1)
         host.versions.install("broken", before="sys.exit(1)")
         await systemctl(host, "kill", "--kill-whom=main", "--signal=USR2", SERVICE)
-        await eventually(lambda: "the last upgrade failed" in host.show(SERVICE, "StatusText"), 60)
+        await eventually(lambda: "the new program ended before it served" in host.log, 60)
+        await eventually(lambda: "the last upgrade failed" in host.show(SERVICE, "StatusText"))
         assert await main_pid(host) == pids[-1]
         assert await systemctl(host, "is-active", SERVICE) == "active"
 

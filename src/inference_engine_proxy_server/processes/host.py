@@ -21,6 +21,7 @@ _MOST_CONNECTIONS = 10_000
 _SHARE_OF_FILES = (
     0.4  # Envoy's advice: a client connection may need a second one to a backend, and there are other files
 )
+_HANDSHAKE_SECONDS = 2.0  # a client that has connected may not have ended its TLS handshake yet
 _FORCED_STOP_SECONDS = 0.5  # for cancelled tasks to end in an immediate stop
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class Host(uvicorn.Server):
         if self._stops_at is not None and time.monotonic() >= self._stops_at:
             self.should_exit = True
         if self._handed_over_at is not None and not self.server_state.connections:
-            self.should_exit = True
+            self.should_exit |= time.monotonic() >= self._handed_over_at + _HANDSHAKE_SECONDS
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
