@@ -189,9 +189,8 @@ def _warn_of_open_port(settings: Settings, inherited: InheritedSockets | None) -
     for host in (settings.host,) if inherited is None else (one.getsockname()[0] for one in inherited.clients):
         is_loopback = host == "localhost" or host.startswith("127.") or host == "::1"
         if not is_loopback and not settings.api_keys and settings.api_keys_file is None:
-            logger.warning(
-                "anyone who can reach HOST %s can use the engines: set API_KEYS, or check keys in a proxy in front", host
-            )
+            advice = "set API_KEYS, or check keys in a proxy in front"
+            logger.warning("anyone who can reach HOST %s can use the engines: %s", host, advice)
 
 
 def make_host(
