@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Upgrades of the running program, socket activation and the unit files in deploy/systemd: with a notify socket of the tests, with
 # systemd-socket-activate, and with a real systemd that is the first process of namespaces of its own (tests/systemd/machine.sh).
-# Seven minutes.
+# Five to ten minutes.
 need systemd-analyze systemd
 need systemd-socket-activate systemd
 need nsenter util-linux

@@ -6,6 +6,7 @@ and goes on if the new one does not: the start of a broken version costs nothing
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -159,7 +160,8 @@ class Upgrade:
             self._channel.close()
 
     def _give_up(self, channel: Channel) -> None:
-        os.kill(self._pid, signal.SIGKILL)  # it has not closed the channel, so the number is still its own
+        with contextlib.suppress(ProcessLookupError):  # it may be ending
+            os.kill(self._pid, signal.SIGKILL)  # it has not closed the channel, so the number is still its own
         self._forget(channel)
 
     def _forget(self, channel: Channel) -> None:
