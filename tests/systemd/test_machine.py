@@ -176,6 +176,7 @@ async def upgrade(host: Machine, version: str) -> None:
     host.versions.install(version)
     await systemctl(host, "kill", "--kill-whom=main", "--signal=USR2", SERVICE)
     await eventually(lambda: f"version {version}" in host.show(SERVICE, "StatusText"), 60)
+    assert host.show(SERVICE, "NRestarts") == "0"  # it is no new start after the end of the old program
 
 
 async def test_systemd_sees_the_end_of_a_program_that_took_over(host: Machine, engine: Engine) -> None:
