@@ -11,7 +11,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -262,6 +262,7 @@ class Proxy:
         on_started: Callable[[str], None] | None = None,
         load: Callable[[], Configuration] | None = None,
         warnings: Iterable[str] = (),
+        command: Sequence[str] = (),
     ) -> int:
         self.settings, self.load, self.warnings = configuration.settings, load, tuple(warnings)
         if on_started is not None:

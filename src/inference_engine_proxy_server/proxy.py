@@ -21,7 +21,7 @@ __all__ = ["Proxy"]
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """The parts of a proxy that its host uses; see :class:`~.host.Hosted` and :class:`~.worker.WorkersProxy`.
+    """The parts of a proxy that its host uses; see :class:`~.host.Hosted`.
 
     Attributes:
         app: answers the proxy's own paths. Its lifespan runs all background tasks.
@@ -32,6 +32,7 @@ class Proxy:
         readiness: of this process.
         config_watch: applies changes of the configuration; ``None`` when it never changes.
         feed: of the dashboard, whose viewers never leave on their own.
+        linger_seconds: how long idle connections may stay open after another program has taken over the port.
     """
 
     app: FastAPI
@@ -42,6 +43,7 @@ class Proxy:
     readiness: Readiness
     config_watch: ConfigWatch | None
     feed: Feed
+    linger_seconds: float
 
     def accept(self, server_state: Any, **_: object) -> ClientConnection[ProxiedRequest]:
         """A protocol for a connection that uvicorn has accepted on PORT."""
@@ -55,6 +57,16 @@ class Proxy:
         """Report from now on that this process will stop; returns for how many seconds it still accepts."""
         self.guard.begin_shutdown()
         return self.readiness.begin_shutdown(may_linger=may_linger)
+
+    def hand_over(self) -> float:
+        """Close each connection after its next reply: another program serves the port. It is ready, and so is this.
+
+        Returns:
+            The number of seconds after which idle connections have ended.
+        """
+        self.guard.begin_shutdown()
+        self.operators.load.ends_connections = True
+        return self.linger_seconds
 
     def end_feeds(self) -> None:
         """End the replies that would never end on their own: the process waits for the end of all replies now."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import math
+import os
 import signal
-import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import cast
 
 import uvicorn
 
+from inference_engine_proxy_server import __version__
 from inference_engine_proxy_server.backends.registry import discover_engines
 from inference_engine_proxy_server.composition import build_proxy
 from inference_engine_proxy_server.composition.joining import build_roster
@@ -25,16 +27,13 @@ from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError, settings_files
 from inference_engine_proxy_server.config.tls_files import check_authorities, check_certificate
 from inference_engine_proxy_server.fleet.fleet_updater import UnknownEngineError, check_engines
-from inference_engine_proxy_server.processes.host import (
-    ACCEPT_BACKLOG,
-    Host,
-    SharedPort,
-    announce,
-    listen,
-    raise_file_limit,
-    url_of,
-)
-from inference_engine_proxy_server.processes.process_context import WorkerContext
+from inference_engine_proxy_server.processes.host import raise_file_limit
+from inference_engine_proxy_server.processes.inherited_sockets import InheritedSockets
+from inference_engine_proxy_server.processes.launch import Launch
+from inference_engine_proxy_server.processes.ports import ACCEPT_BACKLOG, Port, announce, open_ports, url_of
+from inference_engine_proxy_server.processes.process_context import SoleProcess, WorkerContext
+from inference_engine_proxy_server.processes.sole_host import SoleHost
+from inference_engine_proxy_server.processes.standing_commands import StandingCommands
 from inference_engine_proxy_server.processes.supervisor import Supervisor
 from inference_engine_proxy_server.processes.worker import Worker
 from inference_engine_proxy_server.proxy import Proxy
@@ -53,6 +52,7 @@ def run(
     on_started: Callable[[str], None] | None = None,
     load: Callable[[], Configuration] | None = None,
     warnings: Iterable[str] = (),
+    command: Sequence[str] = (),
 ) -> int:
     """Serve until SIGINT or SIGTERM; afterwards these signals have no effect on this process.
 
@@ -61,10 +61,11 @@ def run(
         on_started: called with the proxy's base URL once it answers requests.
         load: reads the configuration again, to apply a changed fleet; ``None`` when it never changes.
         warnings: about the configuration; they are logged.
+        command: starts the installed version, for SIGUSR2; empty if this program cannot be upgraded.
 
     Returns:
         The exit code of the process: 0 after a requested stop; 1 when a port is unavailable; 2 when HOST, a
-        certificate, the key file or an engine in the fleet is unusable.
+        certificate, the key file, an engine in the fleet or an inherited socket is unusable.
     """
     settings = configuration.settings
     configure_logging(settings.log_level, settings.log_format)
@@ -72,18 +73,21 @@ def run(
         logger.warning("settings: %s", warning)
     raise_file_limit()
     # After it has stopped, uvicorn raises a caught signal again, which would terminate this process by that signal.
-    # SIGHUP requests a reload, and must not terminate a process that is still starting.
-    for number in (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if load is not None else ())):
+    # SIGHUP and SIGUSR2 must not terminate a process that is still starting.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, *((signal.SIGHUP,) if load is not None else ())):
         signal.signal(number, lambda *_: None)
     with ExitStack() as stack:
         try:
             check_certificate(settings.tls_cert_file, settings.tls_key_file)
             check_authorities(settings.backend_ca_file)
-            serve = _prepared(configuration, on_started, load, stack)
+            launch = Launch.of(os.environ, os.getpid(), command)
+            serve = _prepared(configuration, on_started, load, launch, stack)
         except _STARTUP_ERRORS as error:
             logger.error("%s", error)
             return 2 if isinstance(error, _CONFIGURATION_ERRORS) else 1
-        _warn_of_open_port(settings)
+        _warn_of_open_port(settings, launch.inherited)
+        if launch.manager.watchdog_seconds is not None:
+            faulthandler.enable()  # the watchdog sends SIGABRT to a process that stands still: the log shows where
         return serve()
 
 
@@ -91,21 +95,21 @@ def _prepared(
     configuration: Configuration,
     on_started: Callable[[str], None] | None,
     load: Callable[[], Configuration] | None,
+    launch: Launch,
     stack: ExitStack,
 ) -> Callable[[], int]:
     """Acquire all resources and return the function that serves; raises one of ``_STARTUP_ERRORS``."""
     settings = configuration.settings
     if settings.workers > 1:
-        return make_supervisor(configuration, on_started, load).run
-    listener = stack.enter_context(listen("PORT", settings.host, settings.port))
-    operators = None
-    if settings.admin_port is not None:
-        operators = stack.enter_context(listen("ADMIN_PORT", settings.host, settings.admin_port))
-    host = make_host(configuration, on_started, operators, load)
+        return make_supervisor(configuration, on_started, load, launch).run
+    ports = open_ports(settings, launch.inherited)
+    for port in ports:
+        stack.callback(port.close, port.listeners(0))
+    host = make_host(configuration, on_started, load, launch, ports)
 
     def serve() -> int:
         _exempt_from_collection()
-        host.run(sockets=[listener])
+        host.run(sockets=list(ports[0].listeners(0)))
         return 0
 
     return serve
@@ -115,14 +119,14 @@ def make_supervisor(
     configuration: Configuration,
     on_started: Callable[[str], None] | None,
     load: Callable[[], Configuration] | None,
+    launch: Launch | None = None,
 ) -> Supervisor:
     """The supervisor of several workers; arguments as for :func:`run`."""
     if sys.platform != "linux":
         message = "WORKERS above 1 needs Linux, whose kernel spreads connections over several sockets of one port"
         raise SettingsError([message])
-    settings = configuration.settings
-    addresses = [("PORT", settings.port), ("ADMIN_PORT", settings.admin_port)]
-    ports = [SharedPort(name, settings.host, port) for name, port in addresses if port is not None]
+    settings, launch = configuration.settings, launch or Launch()
+    ports = open_ports(settings, launch.inherited)
     build_proxy(configuration, load)  # reports errors before any worker starts
     is_tls = settings.tls_cert_file is not None
 
@@ -134,15 +138,25 @@ def make_supervisor(
             logger.error("%s", error)
             return 1
         _exempt_from_collection()
-        Worker(_uvicorn_config(settings, proxy), proxy, context).run(sockets=[context.listeners[0]])
+        Worker(_uvicorn_config(settings, proxy), proxy, context).run(sockets=list(context.listeners[0]))
         return 0
 
-    def on_all_started() -> None:
+    def on_all_started() -> str:
         url, *operators_url = (url_of(port.address, is_tls=is_tls) for port in ports)
         announce(url, operators_url[0] if operators_url else None, on_started)
+        return f"listening on {url} with {settings.workers} workers, version {__version__}"
 
-    roster = build_roster(settings, discover_engines())
-    return Supervisor(configuration, ports, serve, _reloader(settings, load), on_all_started, roster)
+    commands = _adopted_commands(StandingCommands(build_roster(settings, discover_engines())), launch)
+    return Supervisor(
+        configuration, ports, serve, _reloader(settings, load), on_all_started, commands, launch.manager,
+        launch.predecessor, launch.command,
+    )  # fmt: skip
+
+
+def _adopted_commands(commands: StandingCommands, launch: Launch) -> StandingCommands:
+    if launch.predecessor is not None:
+        launch.predecessor.adopt_commands(commands)
+    return commands
 
 
 def _exempt_from_collection() -> None:
@@ -171,31 +185,37 @@ def _reloader(settings: Settings, load: Callable[[], Configuration] | None) -> C
     return reload_if_changed
 
 
-def _warn_of_open_port(settings: Settings) -> None:
-    is_loopback = settings.host == "localhost" or settings.host.startswith("127.") or settings.host == "::1"
-    if not is_loopback and not settings.api_keys and settings.api_keys_file is None:
-        logger.warning(
-            "anyone who can reach HOST %s can use the engines: set API_KEYS, or check keys in a proxy in front",
-            settings.host,
-        )
+def _warn_of_open_port(settings: Settings, inherited: InheritedSockets | None) -> None:
+    for host in (settings.host,) if inherited is None else (one.getsockname()[0] for one in inherited.clients):
+        is_loopback = host == "localhost" or host.startswith("127.") or host == "::1"
+        if not is_loopback and not settings.api_keys and settings.api_keys_file is None:
+            advice = "set API_KEYS, or check keys in a proxy in front"
+            logger.warning("anyone who can reach HOST %s can use the engines: %s", host, advice)
 
 
 def make_host(
     configuration: Configuration,
     on_started: Callable[[str], None] | None = None,
-    operators: socket.socket | None = None,
     load: Callable[[], Configuration] | None = None,
+    launch: Launch | None = None,
+    ports: Sequence[Port] = (),
 ) -> uvicorn.Server:
     """The server of a single process, ready to ``run`` or ``serve`` on given sockets.
 
     Args:
         configuration: with at least one backend.
         on_started: as for :func:`run`.
-        operators: socket for ADMIN_PORT; ``None`` without such a port.
         load: as for :func:`run`.
+        launch: how this program was started; ``None`` for a usual start.
+        ports: PORT and, if set, ADMIN_PORT; empty without ADMIN_PORT, if the sockets are given only to ``run``.
     """
-    proxy = build_proxy(configuration, load)
-    return Host(_uvicorn_config(configuration.settings, proxy), proxy, on_started, operators)
+    settings, launch = configuration.settings, launch or Launch()
+    process = SoleProcess(build_roster(settings, discover_engines()))
+    _adopted_commands(process.commands, launch)
+    proxy = build_proxy(configuration, load, process)
+    return SoleHost(
+        _uvicorn_config(settings, proxy), proxy, process, ports, on_started, launch, reloads=load is not None
+    )
 
 
 def _uvicorn_config(settings: Settings, proxy: Proxy) -> uvicorn.Config:

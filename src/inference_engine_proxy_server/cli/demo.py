@@ -25,7 +25,7 @@ def add_parser(commands: Subparsers) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     loaded = load({"PORT": arguments.port, "HOST": arguments.host}, backends_required=False, warn=None)
     from inference_engine_proxy_server.demo import DemoUnavailable, curl_line, demo_fleet
-    from inference_engine_proxy_server.processes.host import listen
+    from inference_engine_proxy_server.processes.ports import listen
     from inference_engine_proxy_server.server import run
 
     def announce(base_url: str) -> None:

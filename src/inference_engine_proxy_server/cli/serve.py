@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import sys
 
 from inference_engine_proxy_server.cli.console import Subparsers, address_options, load
 from inference_engine_proxy_server.doctor.examination import examine_locally
@@ -33,7 +35,16 @@ def _serve(arguments: argparse.Namespace) -> int:
         loaded.configuration,
         load=lambda: load(command_line, backends_required=True, warn=_log).configuration,
         warnings=(*loaded.warnings, *(f"{one.subject}: {one.problem} {one.remedy}" for one in findings)),
+        command=_own_command(),
     )
+
+
+def _own_command() -> list[str]:
+    """The command that started this process. An installed script runs as such: it names the interpreter to use now."""
+    script, *given = sys.argv
+    if script in sys.orig_argv and os.access(script, os.X_OK):
+        return [script, *given]
+    return list(sys.orig_argv)
 
 
 def _log(warning: str) -> None:

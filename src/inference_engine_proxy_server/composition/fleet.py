@@ -177,4 +177,4 @@ def build_config_watch(
     """The watch that reads changes of the configuration with ``load``; ``None`` when it never changes."""
     if load is None:
         return None
-    return ConfigWatch(configuration, load, discovery, metrics, journal, hears_signals=not process.is_worker)
+    return ConfigWatch(configuration, load, discovery, metrics, journal, is_worker=process.is_worker)

@@ -229,7 +229,8 @@ def build_proxy(
         process=process,
     )  # fmt: skip
     operators = build_operator_context(clients, gate, bridge.answer)
-    return Proxy(app, clients, operators, membership, guard, readiness, config_watch, dashboard.feed)
+    linger_seconds = min(settings.client_keep_alive_seconds, settings.drain_timeout_seconds)
+    return Proxy(app, clients, operators, membership, guard, readiness, config_watch, dashboard.feed, linger_seconds)
 
 
 def _in_force(configuration: Configuration, config_watch: ConfigWatch | None) -> Configuration:

@@ -1,11 +1,8 @@
-"""Applies a changed fleet without a restart: on SIGHUP, and when a file of the configuration changes."""
+"""Applies a changed fleet without a restart: when a file of the configuration changes, and when it is told to."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import signal
 from collections.abc import Callable
 
 from inference_engine_proxy_server.config.configuration import Configuration
@@ -33,7 +30,7 @@ class ConfigWatch:
         discovery: applies its fleet.
         metrics: counts reloads.
         journal: notes reloads.
-        hears_signals: whether SIGHUP is sent to this process.
+        is_worker: the process started with the configuration of its supervisor.
 
     Attributes:
         in_force: the configuration that is in force: changes that need a restart are left out.
@@ -47,7 +44,7 @@ class ConfigWatch:
         metrics: RequestMetrics,
         journal: Journal,
         *,
-        hears_signals: bool = True,
+        is_worker: bool = False,
     ) -> None:
         self.in_force = configuration
         self._settings = configuration.settings
@@ -55,17 +52,12 @@ class ConfigWatch:
         self._discovery = discovery
         self._metrics = metrics
         self._journal = journal
-        self._hears_signals = hears_signals
         # A new worker has the configuration of its supervisor, which leaves out files that are being written.
-        self._watch = FileWatch(settings_files(self._settings), distrusts_fresh=not hears_signals)
+        self._watch = FileWatch(settings_files(self._settings), distrusts_fresh=is_worker)
         self._expects_news = not self._watch.distrusts
 
     async def run(self) -> None:
-        """Reload on SIGHUP and after each change of a file, until cancelled."""
-        if self._hears_signals:
-            loop = asyncio.get_running_loop()
-            with contextlib.suppress(RuntimeError, ValueError):  # only the main thread can handle signals
-                loop.add_signal_handler(signal.SIGHUP, self.reload)
+        """Reload after each change of a file, until cancelled."""
         await self._watch.run(self.reload_after_change)
 
     def reload_after_change(self) -> None:

@@ -1,4 +1,4 @@
-"""Message channel between the supervisor and one worker.
+"""Message channel between the supervisor and one worker, and between a program and the one that replaces it.
 
 A message is a word and its argument, sent over a pair of sockets.
 """
@@ -9,12 +9,15 @@ import contextlib
 import socket
 
 __all__ = [
+    "ALIVE",
     "DRAIN",
+    "HANDED_OVER",
     "JOINED",
     "LEFT",
     "LONGEST_BYTES",
     "MOVE",
     "READINESS_PROBED",
+    "RELOADED",
     "ROSTER",
     "SERVING",
     "SIGNAL",
@@ -25,7 +28,13 @@ __all__ = [
 SIGNAL = "signal"
 """To a worker: act as if it had received the signal with this number."""
 SERVING = "serving"
-"""From a worker: it accepts connections."""
+"""From a worker, or from a program that replaces the running one: it accepts connections."""
+HANDED_OVER = "handed_over"
+"""To the new program: it is the service now. To a worker of the old one: another program serves the port."""
+ALIVE = "alive"
+"""From a worker: its event loop runs. Sent only where a service manager watches."""
+RELOADED = "reloaded"
+"""From a worker: it has read the settings again."""
 DRAIN, UNDRAIN, MOVE = "drain", "undrain", "move"
 """An operator's command for the backend with this base URL; to move is to drain, and to continue its streams elsewhere.
 The worker that received the command sends it to the supervisor, which sends it to all workers."""

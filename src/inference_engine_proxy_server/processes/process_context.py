@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -24,6 +24,7 @@ from inference_engine_proxy_server.processes.conversation_memory import Conversa
 from inference_engine_proxy_server.processes.roster import Command, Roster
 from inference_engine_proxy_server.processes.shared_leases import SharedLeases
 from inference_engine_proxy_server.processes.siblings import Answers, Siblings
+from inference_engine_proxy_server.processes.standing_commands import StandingCommands
 from inference_engine_proxy_server.processes.worker_fairness import Fairness, SoleWorker, WorkerFairness
 
 __all__ = ["Loop", "Loops", "ProcessContext", "SoleProcess", "WorkerContext"]
@@ -94,39 +95,66 @@ class SoleProcess:
 
     Args:
         roster: the backends that operators have added; ``None`` for none.
+
+    Attributes:
+        commands: of operators, which are in force.
+        pass_on: gets each command, for a program that replaces this one; by default, there is none.
     """
 
     is_worker = False
     shared_leases = None
-    drained_urls: frozenset[str] = frozenset()
 
     def __init__(self, roster: Roster | None = None) -> None:
-        self.roster = roster or Roster()
+        self.commands = StandingCommands(roster)
+        self.pass_on: Callable[[str, str], None] = lambda _word, _argument: None
         self.siblings = Siblings()
         self.conversations = ConversationMemory()
         self.service = secrets.token_hex(6)
 
+    @property
+    def roster(self) -> Roster:
+        """The backends that joined while the proxy runs."""
+        return self.commands.roster
+
+    @property
+    def drained_urls(self) -> frozenset[str]:
+        """Those that a program drained which this one replaces."""
+        return frozenset(self.commands.drained_urls)
+
     def change_roster(self, command: Command) -> None:
         """Carries it out."""
-        self.roster.carry_out(command)
+        self._note(ROSTER, command)
 
     def fairness(self) -> Fairness:
         """Every free slot belongs to this process."""
         return SoleWorker()
 
     def order(self, url: str, *, is_draining: bool, moves: bool) -> None:
-        """Does nothing: the command has been carried out in this process."""
+        """Notes the command, which has been carried out in this process."""
+        self._note(_word_of(is_draining=is_draining, moves=moves), url)
 
     def announce_readiness_probe(self) -> None:
-        """Does nothing: this process knows of the probe."""
+        """Tells a program that replaces this one; this process knows of the probe."""
+        self.pass_on(READINESS_PROBED, "")
 
     def announce_backends(self, joined: Iterable[str], left: Iterable[str]) -> None:
-        """Does nothing: there is no supervisor."""
+        """Forgets what was commanded about backends that have left."""
+        del joined
+        for url in left:
+            self.commands.forget(url)
 
     def loops(self, answers: Answers, fill_slots: Loop) -> Loops:
         """None."""
         del answers, fill_slots
         return {}
+
+    def _note(self, word: str, argument: str) -> None:
+        self.commands.carry_out(word, argument)
+        self.pass_on(word, argument)
+
+
+def _word_of(*, is_draining: bool, moves: bool) -> str:
+    return MOVE if moves else DRAIN if is_draining else UNDRAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +163,7 @@ class WorkerContext:
 
     Attributes:
         configuration: with the fleet at the worker's start.
-        listeners: the worker's sockets on PORT and, if set, ADMIN_PORT.
+        listeners: sockets on PORT and, if set, on ADMIN_PORT, from which the worker accepts connections.
         channel: to the supervisor.
         siblings: the other workers.
         inbox: receives queries of siblings.
@@ -144,10 +172,11 @@ class WorkerContext:
         conversations: where the latest conversations of all workers were.
         drained_urls: base URLs of the backends that operators have drained.
         roster: the backends that have joined before the worker's start.
+        beat_seconds: between two signs of life; ``None`` if nobody watches.
     """
 
     configuration: Configuration
-    listeners: tuple[socket.socket, ...]
+    listeners: Sequence[Sequence[socket.socket]]
     channel: Channel
     siblings: Siblings
     inbox: socket.socket
@@ -156,6 +185,7 @@ class WorkerContext:
     conversations: ConversationMemory
     drained_urls: frozenset[str]
     roster: Roster
+    beat_seconds: float | None = None
 
     @property
     def is_worker(self) -> bool:
@@ -168,7 +198,7 @@ class WorkerContext:
 
     def order(self, url: str, *, is_draining: bool, moves: bool) -> None:
         """Send an operator's drain or undrain command to all workers, including workers started later."""
-        self.channel.send(MOVE if moves else DRAIN if is_draining else UNDRAIN, url)
+        self.channel.send(_word_of(is_draining=is_draining, moves=moves), url)
 
     def change_roster(self, command: Command) -> None:
         """Send a change of the roster to all workers, this one included, and to workers started later."""

@@ -73,6 +73,22 @@ class Roster:
         copied.save_problem = self.save_problem
         return copied
 
+    def as_object(self) -> dict[str, object]:
+        """All backends and leases, as JSON has them, for a program that replaces this one."""
+        announced = [{"entry": one.entry, "leases": one.leases} for one in self.announced.values()]
+        return {"added": list(self.added.values()), "announced": announced}
+
+    def adopt(self, content: Mapping[str, Any]) -> None:
+        """Adopt the backends and leases of the program that this one replaces."""
+        self.added = {server_of(entry["url"]): entry for entry in content["added"]}
+        self.announced = {
+            server_of(one["entry"]["url"]): Announcement(one["entry"], one["leases"]) for one in content["announced"]
+        }
+
+    def stop_saving(self) -> None:
+        """Leave the saving to another process from now on."""
+        self._save = None
+
     def subscribe(self, on_change: Callable[[], object]) -> None:
         """Call ``on_change`` after each change, and after each renewal of a lease."""
         self._on_change.append(on_change)

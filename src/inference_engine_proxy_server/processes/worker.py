@@ -6,16 +6,18 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 import uvicorn
 
 from inference_engine_proxy_server.processes.channel import (
+    ALIVE,
     DRAIN,
+    HANDED_OVER,
     MOVE,
     READINESS_PROBED,
+    RELOADED,
     ROSTER,
     SERVING,
     SIGNAL,
@@ -23,23 +25,11 @@ from inference_engine_proxy_server.processes.channel import (
 )
 from inference_engine_proxy_server.processes.host import Host, Hosted
 from inference_engine_proxy_server.processes.process_context import WorkerContext
+from inference_engine_proxy_server.processes.pulse import Pulse
 
-__all__ = ["Worker", "WorkersProxy"]
+__all__ = ["Worker"]
 
 logger = logging.getLogger(__name__)
-
-
-class WorkersProxy(Hosted, Protocol):
-    """The application that a worker hosts."""
-
-    def reload(self) -> None:
-        """Reload the settings, as after SIGHUP."""
-
-    def obey(self, url: str, *, is_draining: bool, moves: bool) -> None:
-        """Drain or undrain the backend ``url`` by an operator's command, and move its requests if it says so."""
-
-    def record_readiness_probe(self) -> None:
-        """Record that the readiness of this or another worker has just been probed."""
 
 
 class Worker(Host):
@@ -49,29 +39,28 @@ class Worker(Host):
     forwards it; a worker that received it twice would stop immediately.
     """
 
-    def __init__(self, config: uvicorn.Config, proxy: WorkersProxy, context: WorkerContext) -> None:
-        super().__init__(config, proxy, None, *context.listeners[1:])
-        self._proxy = proxy
+    def __init__(self, config: uvicorn.Config, hosted: Hosted, context: WorkerContext) -> None:
+        super().__init__(config, hosted, [one for some in context.listeners[1:] for one in some])
         self._channel = context.channel
         self._roster = context.roster
+        self._pulse = Pulse(context.beat_seconds, lambda: self._channel.send(ALIVE))
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield  # the worker inherits handlers from the supervisor that do nothing
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            asyncio.get_running_loop().add_reader(self._channel.fileno(), self._handle_messages)
+    def _on_serving(self, loop: asyncio.AbstractEventLoop, listeners: Sequence[socket.socket]) -> None:
+        del listeners
+        loop.add_reader(self._channel.fileno(), self._handle_messages)
+        self._channel.send(SERVING)
+        self._pulse.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             await super().shutdown(sockets)
         finally:
+            self._pulse.stop()
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
-
-    def _announce(self, _listener: socket.socket) -> None:
-        self._channel.send(SERVING)
 
     def _handle_messages(self) -> None:
         messages = self._channel.receive()
@@ -83,12 +72,15 @@ class Worker(Host):
             return
         for word, argument in messages:
             if word in (DRAIN, UNDRAIN, MOVE):
-                self._proxy.obey(argument, is_draining=word != UNDRAIN, moves=word == MOVE)
+                self._hosted.obey(argument, is_draining=word != UNDRAIN, moves=word == MOVE)
             elif word == ROSTER:
                 self._roster.follow(argument)
             elif word == READINESS_PROBED:
-                self._proxy.record_readiness_probe()
+                self._hosted.record_readiness_probe()
+            elif word == HANDED_OVER:
+                self.hand_over()
             elif word == SIGNAL and int(argument) == signal.SIGHUP:
-                self._proxy.reload()
+                self._hosted.reload()
+                self._channel.send(RELOADED)
             elif word == SIGNAL:
                 self.handle_exit(int(argument), None)

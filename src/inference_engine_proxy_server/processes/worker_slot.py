@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inference_engine_proxy_server.processes.channel import Channel
@@ -12,11 +13,19 @@ __all__ = ["WorkerProcess", "WorkerSlot"]
 
 @dataclass(eq=False, slots=True)
 class WorkerProcess:
-    """A living worker process; ``serves`` is set once it accepts connections."""
+    """A living worker process.
+
+    Attributes:
+        serves: it accepts connections.
+        alive_at: when it last showed a sign of life; ``None`` before the first one.
+        aborted_at: when it was told to end, because it showed none.
+    """
 
     pid: int
     channel: Channel
     serves: bool = False
+    alive_at: float | None = None
+    aborted_at: float | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -25,7 +34,8 @@ class WorkerSlot:
 
     Attributes:
         inbox: receives queries of siblings.
-        listeners: its listening sockets; empty during a pause before a restart, so that no connection waits there.
+        listeners: the sockets of each port from which it accepts connections; empty during a pause before a restart,
+            so that no connection waits there.
         process: its living process, if any.
         starts_at: when the next process is due to start; ``None`` if none is.
         started_at: when the last process was started.
@@ -34,7 +44,7 @@ class WorkerSlot:
 
     number: int
     inbox: socket.socket
-    listeners: tuple[socket.socket, ...] = ()
+    listeners: Sequence[Sequence[socket.socket]] = ()
     process: WorkerProcess | None = None
     starts_at: float | None = 0.0
     started_at: float = 0.0
@@ -44,9 +54,3 @@ class WorkerSlot:
     def serves(self) -> bool:
         """Whether the worker accepts connections now."""
         return self.process is not None and self.process.serves
-
-    def close_listeners(self) -> None:
-        """Close the listening sockets, so that no connection waits for this worker."""
-        for listener in self.listeners:
-            listener.close()
-        self.listeners = ()

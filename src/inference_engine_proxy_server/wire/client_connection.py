@@ -24,6 +24,7 @@ __all__ = ["ClientConnection"]
 
 _WRITE_BUFFER_BYTES = 64 * 1024  # above this the reply's source is paused; uvicorn and Pingora use the same
 _LINGER_SECONDS = 2.0  # how long the rest of a rejected request is discarded, so that no RST overtakes the reply
+_IN_USE_SECONDS = 1.0  # an idle connection that was in use so recently may be about to carry a request
 
 
 class ClientConnection(asyncio.Protocol, Generic[E]):
@@ -312,9 +313,16 @@ class ClientConnection(asyncio.Protocol, Generic[E]):
         return not is_busy and not self._transport.get_write_buffer_size()
 
     def shutdown(self) -> None:
-        """Finish the current request, then close; called by the host."""
+        """Finish the current request, then close; called by the host.
+
+        On a connection that was used or opened just now, a request may be on its way, so it is closed a little later.
+        """
         self._draining = True
         if self._exchange is not None:
             self._exchange.keep_alive = False
         elif not self._ahead and not self._reader.has_begun:
-            self.close()
+            now = self.clock()
+            if now - (self.deadline - self._limits.keep_alive_seconds) < _IN_USE_SECONDS:
+                self.deadline = now + _IN_USE_SECONDS
+            else:
+                self.close()

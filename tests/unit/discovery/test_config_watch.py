@@ -33,7 +33,7 @@ def watch_of(file: Path, *, is_worker: bool) -> ConfigWatch:
         discovery_of(configuration),
         RequestMetrics(),
         Journal(),
-        hears_signals=not is_worker,
+        is_worker=is_worker,
     )
 
 
@@ -75,7 +75,7 @@ def test_what_needs_a_restart_is_not_in_force(tmp_path: Path) -> None:
         Settings(backends=("http://b",), port=2), origins={"BACKENDS": ".env", "PORT": "default"}
     )
     discovery = discovery_of(started)
-    watch = ConfigWatch(started, lambda: changed, discovery, RequestMetrics(), Journal(), hears_signals=False)
+    watch = ConfigWatch(started, lambda: changed, discovery, RequestMetrics(), Journal(), is_worker=True)
 
     watch.reload()
 

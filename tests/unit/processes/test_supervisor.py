@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -19,11 +20,12 @@ from inference_engine_proxy_server.server import make_supervisor
 
 _PROGRAM = """
 import os, select, signal, sys, time
-from inference_engine_proxy_server.processes.channel import SERVING
+from inference_engine_proxy_server.processes.channel import ALIVE, RELOADED, SERVING
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.config.settings import Settings
-from inference_engine_proxy_server.processes.host import SharedPort
+from inference_engine_proxy_server.processes.ports import open_ports
 from inference_engine_proxy_server.telemetry.logs import configure_logging
+from inference_engine_proxy_server.processes.service_manager import ServiceManager
 from inference_engine_proxy_server.processes.supervisor import Supervisor
 
 configure_logging("info", "text")
@@ -41,22 +43,26 @@ def serve(context):
 
 def say_started():
     print("started", flush=True)
+    return "status"
 
-ports = [SharedPort("PORT", "127.0.0.1", 0)]
+settings = Settings(workers=2, backends="http://a:1", host="127.0.0.1", port=0)
+ports = open_ports(settings)
 print(ports[0].address[1], flush=True)
-settings = Settings(workers=2, backends="http://a:1")
-sys.exit(Supervisor(Configuration.of(settings), ports, serve, lambda: None, say_started).run())
+manager = ServiceManager.of(os.environ, os.getpid())
+sys.exit(Supervisor(Configuration.of(settings), ports, serve, lambda: None, say_started, manager=manager).run())
 """
 
 
 class Running:
     """The running program, whose workers execute ``serve``."""
 
-    def __init__(self, folder: Path, serve: str) -> None:
+    def __init__(self, folder: Path, serve: str, **variables: str) -> None:
         self._log = folder / "log"
         program = _PROGRAM.format(serve=textwrap.indent(textwrap.dedent(serve), "    "))
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen([sys.executable, "-c", program], stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program], stdout=log, stderr=log, env={**os.environ, **variables}
+            )
 
     @property
     def log(self) -> str:
@@ -112,12 +118,12 @@ def test_a_worker_that_keeps_dying_restarts_after_growing_pauses_and_gets_no_con
         tmp_path,
         """
         if number == 0:
-            context.listeners[0].setblocking(False)
+            context.listeners[0][0].setblocking(False)
             context.channel.send(SERVING)
             accepted = []
             while not select.select([context.channel], [], [], 0.005)[0]:
                 try:
-                    accepted.append(context.listeners[0].accept())
+                    accepted.append(context.listeners[0][0].accept())
                 except BlockingIOError:
                     pass
             print("accepted", len(accepted), flush=True)
@@ -154,3 +160,62 @@ def test_a_worker_that_fails_during_shutdown_makes_the_exit_code_1(tmp_path: Pat
     running.process.send_signal(signal.SIGINT)
     assert running.ended() == 1
     assert "worker 1 ended with exit code 1" in running.log
+
+
+def test_a_worker_without_signs_of_life_is_replaced_and_the_service_lives_on(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        running = Running(
+            tmp_path,
+            """
+            context.channel.send(SERVING)
+            context.channel.send(ALIVE)
+            if number == 1 and not os.path.exists("%s"):
+                open("%s", "w").close()
+                os.kill(os.getpid(), signal.SIGSTOP)
+            while not select.select([context.channel], [], [], 0.02)[0]:
+                context.channel.send(ALIVE)
+            return 0
+            """
+            % ((tmp_path / "stopped",) * 2),
+            NOTIFY_SOCKET=str(tmp_path / "notify"),
+            WATCHDOG_USEC="1000000",
+        )
+        running.wait_for("worker 1 shows no sign of life")
+        running.wait_for("worker 1 ended with signal SIGKILL; its replacement starts now")
+        running.wait_for("worker 1 serves again")
+        assert "worker 0" not in running.log
+        running.process.send_signal(signal.SIGTERM)
+        assert running.ended() == 0
+        manager.setblocking(False)
+        heard: list[str] = []
+        while not heard or not heard[-1].startswith("STOPPING=1"):
+            heard.append(manager.recv(4096).decode())
+    assert "READY=1\nSTATUS=status" in heard
+    assert heard.count("WATCHDOG=1") > 2
+
+
+def test_a_reload_is_over_when_all_workers_have_reloaded(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
+        running = Running(
+            tmp_path,
+            """
+            context.channel.send(SERVING)
+            select.select([context.channel], [], [])
+            context.channel.receive()
+            print("reloaded", flush=True)
+            context.channel.send(RELOADED)
+            select.select([context.channel], [], [])
+            return 0
+            """,
+            NOTIFY_SOCKET=str(tmp_path / "notify"),
+        )
+        assert manager.recv(4096) == b"READY=1\nSTATUS=status"
+        running.process.send_signal(signal.SIGHUP)
+        assert manager.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert manager.recv(4096) == b"READY=1\nSTATUS=status"
+        assert running.log.count("reloaded") == 2
+        running.process.send_signal(signal.SIGTERM)
+        assert running.ended() == 0

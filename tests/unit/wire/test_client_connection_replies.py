@@ -465,6 +465,19 @@ async def test_on_shutdown_an_idle_connection_is_closed() -> None:
         assert await client.rest() == b""
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_on_shutdown_a_request_on_its_way_on_a_connection_in_use_is_served(is_new: bool) -> None:
+    async with Front(sends_hello) as front:
+        client = await front.connect()
+        if not is_new:
+            await client.ask(GET)
+        await until(lambda: front.connections)
+        next(iter(front.connections)).shutdown()
+        reply = await client.ask(GET)
+        assert (reply.body, reply.fields["connection"]) == (b"hello", "close")
+        assert await client.rest() == b""
+
+
 async def test_on_shutdown_a_request_in_progress_is_answered_before_the_connection_closes() -> None:
     release = asyncio.Event()
 
