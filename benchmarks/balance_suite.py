@@ -1,6 +1,6 @@
 """Compares balancing policies: simulates every trace of a set with every policy on a virtual clock, and prints tables.
 
-    benchmarks/balance.sh [--set fleets|use-cases] [--traces NAMES] [--policies NAMES] [--seed N | --held-out] [--quick]
+    benchmarks/balance.sh [--set fleets|use-cases|replicas] [--traces NAMES] [--policies NAMES] [--seed N | --held-out] [--quick]
                           [--json FILE] [--svg FILE]
 
 The same arguments produce the same tables on every machine.
@@ -25,6 +25,7 @@ from simulation.fleet import Run, run
 from simulation.margins import margins
 from simulation.plot import svg
 from simulation.policies import POLICIES
+from simulation.replica_traces import REPLICA_TRACES
 from simulation.report import Results, document_with, tables, use_case_tables
 from simulation.trace import Trace
 from simulation.use_case_traces import USE_CASES
@@ -32,9 +33,9 @@ from simulation.use_case_traces import USE_CASES
 _QUICK = 0.2  # fraction of each trace's duration
 _QUICK_BACKENDS = 64
 _DOCUMENT = Path(__file__).parent.parent / "docs" / "balancing-figures.md"
-_SETS = {"fleets": TRACES, "use-cases": USE_CASES}
+_SETS = {"fleets": TRACES, "use-cases": USE_CASES, "replicas": REPLICA_TRACES}
 _PARTS = {"fleets": "results", "use-cases": "use cases"}
-_ALL = TRACES | USE_CASES
+_ALL = TRACES | USE_CASES | REPLICA_TRACES
 _PICTURE = _DOCUMENT.parent / "images" / "balancing.svg"
 
 
