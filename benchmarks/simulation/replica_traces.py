@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from random import Random
 from typing import NamedTuple
 
-from simulation.trace import Trace
+from simulation.trace import Session, Trace
 from simulation.use_cases import groups
-from simulation.workloads import Length, Workload, bursts, chat, mixed, together
+from simulation.workloads import SHORT_ANSWER, Length, Texts, Workload, bursts, chat, mixed, poisson, together
 
 __all__ = ["COUNTS", "REPLICA_TRACES"]
 
@@ -51,6 +52,22 @@ def _chats(power: float) -> Workload:
     return chat(0.22 * power, system_tokens=150, turns=5.0, think_seconds=4.0)
 
 
+def _shots(power: float) -> Workload:
+    """All requests begin with the same first question, so their prompts do not tell conversations apart."""
+
+    def sessions(random: Random, seconds: float) -> list[Session]:
+        texts = Texts(random)
+        examples = tuple(texts.of(tokens) for tokens in (100, 150, 200, 150, 200))
+        made = []
+        for number, start in enumerate(poisson(random, 1.4 * power, seconds)):
+            question = texts.of(_PROMPT.draw(random))
+            turn = texts.turn(0.0, (*examples, question), SHORT_ANSWER)
+            made.append(texts.session(start, [turn], f"question {number}"))
+        return made
+
+    return sessions
+
+
 def _groups(power: float) -> Workload:
     return groups(0.5 * power, max(4, round(power)))
 
@@ -62,6 +79,7 @@ _KINDS = (
     _Kind("bursts", "16 prompts at once every 5 s, among others; they share nothing", _bursts),
     _Kind("chats", "conversations that share nothing but a short system prompt", _chats),
     _Kind("groups", "groups of conversations that share a system prompt of 2,000 tokens", _groups),
+    _Kind("shots", "single questions after the same examples, written as a conversation (few-shot prompts)", _shots),
     _Kind("few", "few conversations: most slots are free", lambda power: _chats(0.2 * power)),
 )
 

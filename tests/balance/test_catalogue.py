@@ -106,6 +106,8 @@ FIXED_REPLICA_TRACES = {
     "chats-16-vllm-x1": "2d1df5ef1547",
     "groups-4-llamacpp-x1": "b42731a12d9c",
     "groups-16-vllm-x1": "473b013d6bed",
+    "shots-4-llamacpp-x1": "c40efcabcb9e",
+    "shots-16-vllm-x1": "a13ed01fda9e",
     "few-4-llamacpp-x1": "82ad8c47c313",
     "few-16-vllm-x1": "b31f0280520e",
 }
