@@ -165,10 +165,10 @@ def test_replicas_that_share_nothing_lose_little_under_least_requests() -> None:
     assert eight.unevenness < 1.2
 
 
-def test_replicas_keep_conversations_whose_turns_they_get_in_turn() -> None:
+@pytest.mark.parametrize("policy", ["least_requests", "expected_time"])
+def test_replicas_keep_conversations_whose_turns_they_get_in_turn(policy: str) -> None:
     alone, behind_four = (
-        _figures(replace(REPLICA_TRACES[f"few-4-llamacpp-x{count}"], seeds=(1, 2)), "least_requests")
-        for count in (1, 4)
+        _figures(replace(REPLICA_TRACES[f"few-4-llamacpp-x{count}"], seeds=(1, 2)), policy) for count in (1, 4)
     )
 
     assert behind_four.hit_rate > alone.hit_rate - 0.12  # 20 points lower without a common rule
