@@ -99,7 +99,7 @@ def test_asyncio_sleeps_end_in_order_without_real_waiting() -> None:
 
 
 def test_tables_of_replicas_have_a_row_for_each_number_of_them(results: Results) -> None:
-    figures = results[_NAME]["random"] | {"p50": 0.25, "p99": 12.5, "hit_rate": 0.5, "unevenness": 1.25}
+    figures = {**results[_NAME]["random"]} | {"p50": 0.25, "p99": 12.5, "hit_rate": 0.5, "unevenness": 1.25}
     text = replica_tables({f"few-16-vllm-x{count}": {"random": figures} for count in (1, 8)}, REPLICA_TRACES)
 
     assert text.count("**few-16-vllm**") == 1
