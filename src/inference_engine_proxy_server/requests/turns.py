@@ -78,12 +78,6 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
         """The key of the requests of a session that name the same model, or none if this one names none."""
         return type(self).hashed((self.model, session))
 
-
-class SharedTurn(Turn, frozen=True, gc=False):
-    """A turn whose keys are the same in all replicas of the proxy. They take some microseconds more."""
-
-    hashed: ClassVar[Callable[[Any], int]] = staticmethod(_shared_hash)
-
     def first_question_key(self) -> int | None:
         """A 64-bit key of the model and the user's first message, the same in all replicas; ``None`` without one."""
         text = bytes(self.messages)
@@ -93,6 +87,12 @@ class SharedTurn(Turn, frozen=True, gc=False):
         ends = text.find(_ROLE, begins.end())
         question = text[begins.end() : len(text) if ends < 0 else ends]
         return key_of(b"%b %b" % ((self.model or "").encode(), question[:_HASHED_QUESTION_BYTES]))
+
+
+class SharedTurn(Turn, frozen=True, gc=False):
+    """A turn whose keys are the same in all replicas of the proxy. They take some microseconds more."""
+
+    hashed: ClassVar[Callable[[Any], int]] = staticmethod(_shared_hash)
 
 
 def turn_of(
