@@ -1,7 +1,7 @@
 """Compares balancing policies: simulates every trace of a set with every policy on a virtual clock, and prints tables.
 
-    benchmarks/balance.sh [--set fleets|use-cases] [--traces NAMES] [--policies NAMES] [--seed N | --held-out] [--quick]
-                          [--json FILE] [--svg FILE]
+    benchmarks/balance.sh [--set fleets|use-cases|replicas] [--traces NAMES] [--policies NAMES]
+                          [--seed N | --held-out] [--quick] [--json FILE] [--svg FILE]
 
 The same arguments produce the same tables on every machine.
 """
@@ -25,17 +25,23 @@ from simulation.fleet import Run, run
 from simulation.margins import margins
 from simulation.plot import svg
 from simulation.policies import POLICIES
+from simulation.replica_report import replica_tables
+from simulation.replica_traces import REPLICA_TRACES
 from simulation.report import Results, document_with, tables, use_case_tables
 from simulation.trace import Trace
 from simulation.use_case_traces import USE_CASES
 
 _QUICK = 0.2  # fraction of each trace's duration
 _QUICK_BACKENDS = 64
-_DOCUMENT = Path(__file__).parent.parent / "docs" / "balancing-figures.md"
-_SETS = {"fleets": TRACES, "use-cases": USE_CASES}
-_PARTS = {"fleets": "results", "use-cases": "use cases"}
-_ALL = TRACES | USE_CASES
-_PICTURE = _DOCUMENT.parent / "images" / "balancing.svg"
+_DOCS = Path(__file__).parent.parent / "docs"
+_SETS = {"fleets": TRACES, "use-cases": USE_CASES, "replicas": REPLICA_TRACES}
+_PARTS = {
+    "fleets": (_DOCS / "balancing-figures.md", "results"),
+    "use-cases": (_DOCS / "balancing-figures.md", "use cases"),
+    "replicas": (_DOCS / "replicas.md", "results"),
+}
+_ALL = TRACES | USE_CASES | REPLICA_TRACES
+_PICTURE = _DOCS / "images" / "balancing.svg"
 
 
 def main() -> None:
@@ -48,7 +54,8 @@ def main() -> None:
     if options.svg is not None:
         options.svg.write_text(svg(results))
     if options.document:
-        _DOCUMENT.write_text(document_with(text, _DOCUMENT, _PARTS[options.set]))
+        page, part = _PARTS[options.set]
+        page.write_text(document_with(text, page, part))
         if options.set == "fleets":
             _PICTURE.write_text(svg(results))
 
@@ -56,6 +63,8 @@ def main() -> None:
 def _text(results: Results, which: str) -> str:
     if which == "fleets":
         return tables(results, TRACES)
+    if which == "replicas":
+        return replica_tables(results, REPLICA_TRACES)
     text = use_case_tables(results, USE_CASES)
     has_both = all({"expected_time", "smg"} <= by_policy.keys() for by_policy in results.values())
     return margins(results, "expected_time", "smg") + "\n" + text if has_both else text
@@ -70,18 +79,18 @@ def _options() -> Any:
     parser.add_argument("--policies", type=_names(POLICIES), default=list(POLICIES), help="names, separated by commas")
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, help="use this seed for all traces")
-    seeds.add_argument("--held-out", action="store_true", help="use the seeds that no policy was tuned on (use-cases)")
+    seeds.add_argument("--held-out", action="store_true", help="use the seeds that no policy was tuned on")
     parser.add_argument("--quick", action="store_true", help="a fifth of the duration, one seed, at most 64 backends")
     parser.add_argument(
         "--processes", type=int, default=min(2, os.cpu_count() or 1), help="number of parallel processes"
     )
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--svg", type=Path, help="file for a picture of the overview")
-    parser.add_argument("--document", action="store_true", help="write docs/balancing-figures.md and its picture")
+    parser.add_argument("--document", action="store_true", help="write the tables into the page of the set in docs/")
     parser.add_argument("--tables-of", type=Path, help="run nothing; print the tables of a --json file")
     options = parser.parse_args()
-    if options.held_out and options.set != "use-cases":
-        parser.error("--held-out needs --set use-cases: the traces of the other set have no held-out seeds")
+    if options.held_out and options.set == "fleets":
+        parser.error("--held-out needs --set use-cases or replicas: the traces of the other set have no held-out seeds")
     known = _SETS[options.set]
     options.traces = options.traces or list(known)
     if strange := [name for name in options.traces if name not in known]:

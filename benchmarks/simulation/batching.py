@@ -179,6 +179,11 @@ class BatchingEngine(ABC):
         """Sequences in the batch."""
         return len(self._reading) + len(self._writing)
 
+    @property
+    def has_free_slot(self) -> bool:
+        """Whether one more request would begin at once; always true for an engine without slots."""
+        return True
+
     @abstractmethod
     def may_begin(self, sequence: Sequence) -> bool:
         """Whether there is room for ``sequence`` in the batch."""

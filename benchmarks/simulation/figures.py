@@ -26,6 +26,8 @@ class Figures:
         read_tokens: prompt tokens that engines did not have cached.
         busiest_share: prompt tokens of the busiest backend, relative to the mean.
         most_in_engine, most_in_replica: longest queue in one engine, and in one replica.
+        unevenness: requests of the busiest engine, relative to the mean of all engines; the mean over time.
+        misplaced_share: fraction of requests that came to an engine without a free slot while another one had one.
     """
 
     requests: int
@@ -41,6 +43,8 @@ class Figures:
     busiest_share: float
     most_in_engine: int
     most_in_replica: int
+    unevenness: float
+    misplaced_share: float
 
     def as_json(self) -> dict[str, object]:
         """Rounded values, for readable tables."""
@@ -67,6 +71,8 @@ def figures_of(runs: Sequence[Run], backends: int) -> Figures:
         max(_busiest_share(run.outcomes) for run in runs) * backends,
         max(run.most_in_engine for run in runs),
         max(run.most_in_replica for run in runs),
+        sum(run.unevenness for run in runs) / len(runs),
+        sum(outcome.was_misplaced for outcome in outcomes) / len(outcomes),
     )
 
 

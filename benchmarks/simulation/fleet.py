@@ -20,12 +20,16 @@ from simulation.virtual_loop import VirtualLoop, virtual_loop
 __all__ = ["Outcome", "Run", "run"]
 
 _FIRST_ROUND_SECONDS = 0.01  # replicas poll every engine before they accept requests
+_LOOK_SECONDS = 0.5
 _RETRY_SECONDS = 0.5  # until a client repeats a request that broke off
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of one request; times in seconds from its first attempt, cached tokens of its last one."""
+    """The outcome of one request; times in seconds from its first attempt, the rest of its last one.
+
+    ``was_misplaced``: its engine had no free slot when it came, although another one had.
+    """
 
     arrived_at: float
     backend: int
@@ -33,15 +37,20 @@ class Outcome:
     whole: float
     prompt_tokens: int
     cached_tokens: int
+    was_misplaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The outcomes of all requests that count, and the longest queues in one engine and in one replica."""
+    """The outcomes of all requests that count, and the longest queues in one engine and in one replica.
+
+    ``unevenness``: requests of the busiest engine, relative to the mean of all; the mean over time.
+    """
 
     outcomes: list[Outcome]
     most_in_engine: int
     most_in_replica: int
+    unevenness: float = 1.0
 
 
 def run(trace: Trace, policy: Callable[[Site], Policy], seed: int) -> Run:
@@ -50,7 +59,7 @@ def run(trace: Trace, policy: Callable[[Site], Policy], seed: int) -> Run:
     loop = virtual_loop()
     engines = [spec_in(trace, number).engine(loop) for number in range(trace.backends)]
     replicas = [
-        Replica(loop, engines, policy, Random(f"replica {seed} {number}"), trace.engine)
+        Replica(loop, engines, policy, Random(f"replica {seed} {number}"), trace.engine, trace.poll_seconds)
         for number in range(trace.replicas)
     ]
     clients = _Clients(trace, loop, replicas, Random(f"clients {seed}"))
@@ -59,6 +68,7 @@ def run(trace: Trace, policy: Callable[[Site], Policy], seed: int) -> Run:
     loop.run(until=_FIRST_ROUND_SECONDS)
     for session in trace.sessions(Random(f"trace {seed}"), trace.seconds):
         loop.at(_FIRST_ROUND_SECONDS + session.start, clients.begin, session)
+    balance = _Balance(loop, engines, trace.warm_up, trace.seconds)
     if trace.absence is not None:
         _schedule(trace.absence, loop, engines[trace.absence.backend])
     loop.run(until=trace.seconds)
@@ -68,7 +78,31 @@ def run(trace: Trace, policy: Callable[[Site], Policy], seed: int) -> Run:
         [outcome for outcome in clients.outcomes if outcome.arrived_at >= trace.warm_up],
         max(engine.most_waiting for engine in engines),
         max(replica.site.most_waiting for replica in replicas),
+        balance.unevenness,
     )
+
+
+class _Balance:
+    """Looks at the requests of all engines twice a second, from ``begin`` to ``end``."""
+
+    def __init__(self, loop: VirtualLoop, engines: Sequence[BatchingEngine], begin: float, end: float) -> None:
+        self._loop = loop
+        self._engines = engines
+        self._end = end
+        self._looks: list[float] = []
+        loop.at(begin + _LOOK_SECONDS, self._look)
+
+    @property
+    def unevenness(self) -> float:
+        """The mean of all looks; 1 if there was no request to see."""
+        return sum(self._looks) / len(self._looks) if self._looks else 1.0
+
+    def _look(self) -> None:
+        requests = [engine.processing + len(engine.waiting) for engine in self._engines]
+        if any(requests):
+            self._looks.append(max(requests) * len(requests) / sum(requests))
+        if self._loop.time() < self._end:
+            self._loop.at(self._loop.time() + _LOOK_SECONDS, self._look)
 
 
 def _schedule(absence: Absence, loop: VirtualLoop, engine: BatchingEngine) -> None:
@@ -89,14 +123,14 @@ def _schedule(absence: Absence, loop: VirtualLoop, engine: BatchingEngine) -> No
 
 
 class _Clients:
-    """All clients: each request of a session goes to a random replica, as through a load balancer."""
+    """All clients. A load balancer gives each of their requests to a replica, whatever the session."""
 
     def __init__(self, trace: Trace, loop: VirtualLoop, replicas: list[Replica], random: Random) -> None:
         self._trace = trace
         self._loop = loop
         self._replicas = replicas
         self._random = random
-        self._requests = 0
+        self._requests = self._attempts = 0
         self._sessions = 0
         self.asking = 0
         self.outcomes: list[Outcome] = []
@@ -145,8 +179,14 @@ class _Clients:
         self.attempt(_Asking(self, request, self._loop.time(), go_on))
 
     def attempt(self, asking: _Asking) -> None:
-        replica = self._replicas[0 if len(self._replicas) == 1 else self._random.randrange(len(self._replicas))]
-        replica.handle(asking)
+        self._pick_replica().handle(asking)
+
+    def _pick_replica(self) -> Replica:
+        replicas = self._replicas
+        if self._trace.takes_turns:
+            self._attempts += 1
+            return replicas[self._attempts % len(replicas)]
+        return replicas[0 if len(replicas) == 1 else self._random.randrange(len(replicas))]
 
     def attempt_again(self, asking: _Asking) -> None:
         self._loop.at(self._loop.time() + _RETRY_SECONDS, self.attempt, asking)
@@ -175,7 +215,7 @@ class _Asking:
     def lost(self) -> None:
         self._clients.attempt_again(self)
 
-    def done(self, backend: int, usage: Usage, now: float) -> None:
+    def done(self, backend: int, usage: Usage, now: float, *, was_misplaced: bool) -> None:
         outcome = Outcome(
             self._arrived_at,
             backend,
@@ -183,5 +223,6 @@ class _Asking:
             now - self._arrived_at,
             usage.prompt_tokens,
             usage.cached_tokens,
+            was_misplaced,
         )
         self._clients.answered(self, outcome)

@@ -75,6 +75,10 @@ class LlamaCppEngine(BatchingEngine):
             self.tokens,
         )
 
+    @property
+    def has_free_slot(self) -> bool:
+        return self.processing + len(self.waiting) < self._size.slots
+
     def forget(self) -> None:
         self._slots = [_Slot() for _ in range(self._size.slots)]
         self._stored = []

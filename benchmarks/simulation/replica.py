@@ -13,7 +13,6 @@ from simulation.virtual_loop import VirtualLoop
 
 __all__ = ["Asking", "Replica"]
 
-_POLL_SECONDS = 1.0  # between a reply and the next poll
 _POLL_JITTER = 0.2
 _ANSWER_SECONDS = 0.006  # measured for /metrics of a busy vLLM 0.32
 
@@ -31,8 +30,8 @@ class Asking(Protocol):
     def lost(self) -> None:
         """The connection broke before the answer was complete."""
 
-    def done(self, backend: int, usage: Usage, now: float) -> None:
-        """The answer is complete."""
+    def done(self, backend: int, usage: Usage, now: float, *, was_misplaced: bool) -> None:
+        """The answer is complete. ``was_misplaced``: another engine had a free slot, while this one had none."""
 
 
 class Replica:
@@ -45,12 +44,14 @@ class Replica:
         policy: Callable[[Site], Policy],
         random: Random,
         engine: str,
+        poll_seconds: float = 1.0,
     ) -> None:
         self._loop = loop
         self._engines = engines
         self._random = random
         self.view = ReplicaView.of(len(engines))
-        self.site = Site(self.view, loop, Random(random.random()), engine, self._send_who_waited)
+        self._poll_seconds = poll_seconds
+        self.site = Site(self.view, loop, Random(random.random()), engine, self._send_who_waited, poll_seconds)
         self.policy = policy(self.site)
         self._waiting: dict[int, Asking] = {}
         for backend in range(len(engines)):
@@ -75,7 +76,8 @@ class Replica:
             return self.handle(asking)
         self.view.in_flight[backend] += 1
         self.policy.sent(asking.request, backend, now)
-        return engine.submit(asking.request, _Relay(self, asking, backend))
+        is_misplaced = not engine.has_free_slot and any(one.has_free_slot for one in self._engines if one.is_up)
+        return engine.submit(asking.request, _Relay(self, asking, backend, is_misplaced=is_misplaced))
 
     def _ask(self, backend: int) -> None:
         engine = self._engines[backend]
@@ -88,19 +90,20 @@ class Replica:
         view.is_up[backend] = state is not None
         view.polled[backend] = state
         self.policy.polled(backend, state, max(own_when_asked, view.in_flight[backend]), asked_at, now)
-        pause = _POLL_SECONDS * self._random.uniform(1 - _POLL_JITTER, 1 + _POLL_JITTER)
+        pause = self._poll_seconds * self._random.uniform(1 - _POLL_JITTER, 1 + _POLL_JITTER)
         self._loop.at(now + pause, self._ask, backend)
 
 
 class _Relay:
     """Passes an answer through the replica to its client."""
 
-    __slots__ = ("_asking", "_backend", "_replica")
+    __slots__ = ("_asking", "_backend", "_is_misplaced", "_replica")
 
-    def __init__(self, replica: Replica, asking: Asking, backend: int) -> None:
+    def __init__(self, replica: Replica, asking: Asking, backend: int, *, is_misplaced: bool) -> None:
         self._replica = replica
         self._asking = asking
         self._backend = backend
+        self._is_misplaced = is_misplaced
 
     def begun(self, cached_tokens: int) -> None:
         """Nothing reaches the proxy before the first token."""
@@ -123,4 +126,4 @@ class _Relay:
     def done(self, usage: Usage, now: float) -> None:
         self._replica.view.in_flight[self._backend] -= 1
         self._replica.policy.done(self._asking.request, self._backend, usage, now)
-        self._asking.done(self._backend, usage, now)
+        self._asking.done(self._backend, usage, now, was_misplaced=self._is_misplaced)

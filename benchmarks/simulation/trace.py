@@ -102,6 +102,9 @@ class Trace:
             nothing is sent after ``seconds``.
         slot_context: most tokens of a llama.cpp slot.
         held_out_seeds: seeds for a final check, on which no policy was tuned.
+        poll_seconds: mean time between an engine's answer and a replica's next poll of it.
+        takes_turns: the load balancer in front of the replicas gives each of them a request in turn; otherwise, it
+            picks a random one.
     """
 
     name: str
@@ -119,6 +122,8 @@ class Trace:
     finishes: bool = False
     slot_context: int = 32_768
     held_out_seeds: tuple[int, ...] = ()
+    poll_seconds: float = 1.0
+    takes_turns: bool = False
 
     def shortened(self, part: float) -> Trace:
         """The same fleet and rates for the fraction ``part`` of the time."""

@@ -22,6 +22,7 @@ from simulation.trace import Aside, Session, Turn
 __all__ = [
     "ANSWER",
     "QUESTION",
+    "SHORT_ANSWER",
     "Length",
     "Texts",
     "Workload",

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from random import Random
 
 import pytest
 
 from simulation.catalogue import TRACES
+from simulation.replica_traces import COUNTS, REPLICA_TRACES
 from simulation.requests import token_count
 from simulation.trace import Session, Trace
 from simulation.use_case_traces import USE_CASES
 from simulation.use_cases import batch, open_webui
 from simulation.workloads import together
 
-_ALL = TRACES | USE_CASES
+_OF_ONE_REPLICA = {name: trace for name, trace in REPLICA_TRACES.items() if trace.replicas == 1}
+_ALL = TRACES | USE_CASES | _OF_ONE_REPLICA
 
 _SECONDS = 8.0  # of each trace, to keep the tests fast
 
@@ -94,15 +97,40 @@ FIXED_USE_CASES = {
     "replicas-8-vllm": "d59abc39eef7",
 }
 
+FIXED_REPLICA_TRACES = {
+    "prompts-4-llamacpp-x1": "e02ddb98ac58",
+    "prompts-16-vllm-x1": "c484613e2c88",
+    "bursts-4-llamacpp-x1": "42f76933ccc9",
+    "bursts-16-vllm-x1": "0aef8e1a2938",
+    "chats-4-llamacpp-x1": "ba2b8494f2fc",
+    "chats-16-vllm-x1": "2d1df5ef1547",
+    "groups-4-llamacpp-x1": "b42731a12d9c",
+    "groups-16-vllm-x1": "473b013d6bed",
+    "shots-4-llamacpp-x1": "c40efcabcb9e",
+    "shots-16-vllm-x1": "a13ed01fda9e",
+    "few-4-llamacpp-x1": "82ad8c47c313",
+    "few-16-vllm-x1": "b31f0280520e",
+}
+
 
 def test_every_trace_has_a_recorded_digest() -> None:
     assert list(TRACES) == list(FIXED)
     assert list(USE_CASES) == list(FIXED_USE_CASES)
+    assert list(_OF_ONE_REPLICA) == list(FIXED_REPLICA_TRACES)
 
 
 @pytest.mark.parametrize("trace", _ALL.values(), ids=_ALL)
 def test_trace_matches_its_recorded_digest(trace: Trace) -> None:
-    assert _digest(trace) == (FIXED | FIXED_USE_CASES)[trace.name], "a changed trace makes all results so far void"
+    fixed = FIXED | FIXED_USE_CASES | FIXED_REPLICA_TRACES
+    assert _digest(trace) == fixed[trace.name], "a changed trace makes all results so far void"
+
+
+@pytest.mark.parametrize("trace", _OF_ONE_REPLICA.values(), ids=_OF_ONE_REPLICA)
+def test_traces_of_more_replicas_differ_only_in_their_number(trace: Trace) -> None:
+    family = [REPLICA_TRACES[f"{trace.name.removesuffix('-x1')}-x{count}"] for count in COUNTS]
+
+    assert [replace(one, name="", replicas=1) for one in family] == [replace(trace, name="")] * len(COUNTS)
+    assert [one.replicas for one in family] == list(COUNTS)
 
 
 @pytest.mark.parametrize("trace", _ALL.values(), ids=_ALL)
@@ -114,7 +142,7 @@ def test_every_request_of_a_trace_fits_into_an_engine(trace: Trace) -> None:
             assert token_count(aside.prompt) + aside.answer.tokens < longest
 
 
-@pytest.mark.parametrize("trace", USE_CASES.values(), ids=USE_CASES)
+@pytest.mark.parametrize("trace", (USE_CASES | REPLICA_TRACES).values(), ids=USE_CASES | REPLICA_TRACES)
 def test_held_out_seeds_differ_from_the_usual_ones(trace: Trace) -> None:
     assert len(trace.held_out_seeds) == 2
     assert not set(trace.seeds) & set(trace.held_out_seeds)
@@ -148,7 +176,10 @@ def _digest(trace: Trace) -> str:
         added = f"Absence(backend={absence.backend}, begin={absence.begin}, end={absence.end})"
         added += ", is_killed" * absence.is_killed
     line = f"{(*about, sorted(trace.slowness.items()))!r}"[:-1] + f", {added or None})"
-    sum_of_all.update((line + ", finishes" * trace.finishes).encode())
+    line += ", finishes" * trace.finishes
+    if trace.takes_turns:
+        line += f", takes turns, polls every {trace.poll_seconds} s"
+    sum_of_all.update(line.encode())
     for seed in trace.seeds:
         for session in trace.sessions(Random(f"trace {seed}"), _SECONDS):
             sum_of_all.update(_line(session).encode())

@@ -14,6 +14,7 @@ from simulation.figures import Figures, figures_of
 from simulation.fleet import run
 from simulation.llamacpp_engine import LlamaCppEngine, LlamaCppSize
 from simulation.policies import POLICIES
+from simulation.replica_traces import REPLICA_TRACES
 from simulation.requests import Request, Segment, common_tokens
 from simulation.trace import Absence, Aside, Session, Trace, Turn
 from simulation.use_case_traces import USE_CASES
@@ -152,3 +153,22 @@ def test_the_body_has_four_bytes_per_prompt_token() -> None:
     assert one.body_bytes <= len(body) < one.body_bytes + 200
     same = next(number for number, (a, b) in enumerate(zip(body, other_body, strict=False)) if a != b)
     assert same > 4 * common_tokens(one.prompt, other.prompt)
+
+
+def test_replicas_that_share_nothing_lose_little_under_least_requests() -> None:
+    one, eight = (
+        _figures(replace(REPLICA_TRACES[f"prompts-16-vllm-x{count}"], seconds=14.0, seeds=(3,)), "least_requests")
+        for count in (1, 8)
+    )
+
+    assert eight.p99 < 1.5 * one.p99  # without an estimate of what other replicas have sent, it is more than double
+    assert eight.unevenness < 1.2
+
+
+@pytest.mark.parametrize("policy", ["least_requests", "expected_time"])
+def test_replicas_keep_conversations_whose_turns_they_get_in_turn(policy: str) -> None:
+    alone, behind_four = (
+        _figures(replace(REPLICA_TRACES[f"few-4-llamacpp-x{count}"], seeds=(1, 2)), policy) for count in (1, 4)
+    )
+
+    assert behind_four.hit_rate > alone.hit_rate - 0.12  # 20 points lower without a common rule

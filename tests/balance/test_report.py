@@ -15,6 +15,8 @@ from simulation.fleet import run
 from simulation.margins import margins
 from simulation.plot import svg
 from simulation.policies import POLICIES
+from simulation.replica_report import replica_tables
+from simulation.replica_traces import REPLICA_TRACES
 from simulation.report import Results, document_with, tables, use_case_tables
 from simulation.virtual_loop import virtual_loop
 
@@ -94,3 +96,11 @@ def test_asyncio_sleeps_end_in_order_without_real_waiting() -> None:
 
     assert seen == [("a", 1000.0), ("b", 2000.0), ("c", 2000.0)]
     assert all(task.done() for task in tasks)
+
+
+def test_tables_of_replicas_have_a_row_for_each_number_of_them(results: Results) -> None:
+    figures = {**results[_NAME]["random"]} | {"p50": 0.25, "p99": 12.5, "hit_rate": 0.5, "unevenness": 1.25}
+    text = replica_tables({f"few-16-vllm-x{count}": {"random": figures} for count in (1, 8)}, REPLICA_TRACES)
+
+    assert text.count("**few-16-vllm**") == 1
+    assert "| 1 | 0.250 | 12.5 | 50% | 1.25 |\n| 8 | 0.250 | 12.5 | 50% | 1.25 |" in text

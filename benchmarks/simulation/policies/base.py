@@ -48,6 +48,7 @@ class Site:
         random: its random generator.
         engine: kind of all backends: "vllm" or "llama.cpp".
         send: sends a queued request to a backend.
+        poll_seconds: mean time between two polls of a backend.
         most_waiting: longest queue in this replica so far, for the report.
     """
 
@@ -56,6 +57,7 @@ class Site:
     random: Random
     engine: str
     send: Callable[[Request, int], None]
+    poll_seconds: float = 1.0
     most_waiting: int = field(default=0)
 
 

@@ -21,7 +21,9 @@ from inference_engine_proxy_server.dispatch.request_queue import QueuedRequest
 from inference_engine_proxy_server.models.catalog import EMPTY
 from inference_engine_proxy_server.models.live_catalog import LiveCatalog
 from inference_engine_proxy_server.processes.process_context import SoleProcess
+from inference_engine_proxy_server.requests.content import read_content
 from inference_engine_proxy_server.requests.prompt import read_prompt
+from inference_engine_proxy_server.requests.turns import turn_of
 from inference_engine_proxy_server.routing.requirements import Requirements
 from inference_engine_proxy_server.tasks.deadlines import Deadlines
 from simulation.batching import EngineState, Usage
@@ -31,7 +33,7 @@ from simulation.requests import BYTES_A_TOKEN, MODEL, Request
 __all__ = ["ProjectPolicy"]
 
 _USUAL_ANSWER_TOKENS = 256  # as in dispatch/fair_share.py
-_ALL_THAT_COME = {"max_queued_requests": 100_000, "queue_timeout_seconds": 86_400, "metrics_cache_ttl_seconds": 1}
+_ALL_THAT_COME = {"max_queued_requests": 100_000, "queue_timeout_seconds": 86_400}
 """No request is rejected, because the other proxies let requests wait in the engines without limit."""
 
 
@@ -41,7 +43,8 @@ class ProjectPolicy(Policy):
     def __init__(self, site: Site, settings: dict[str, Any]) -> None:
         super().__init__(site)
         urls = tuple(f"http://backend-{number}:8000" for number in range(len(site.view.is_up)))
-        self._settings = Settings(backends=urls, **(_ALL_THAT_COME | settings))
+        polls = {"metrics_cache_ttl_seconds": site.poll_seconds}
+        self._settings = Settings(backends=urls, **(_ALL_THAT_COME | polls | settings))
         deadlines = Deadlines(clock=site.loop.time)
         configuration, process = Configuration.of(self._settings), SoleProcess()
         make_backend = build_backend_factory(self._settings, deadlines, process)
@@ -109,13 +112,13 @@ class ProjectPolicy(Policy):
         return self._numbers[lease.backend]
 
     def _wanted(self, request: Request) -> Requirements:
-        """The requirements that the forwarder derives from the body, which is parsed only if the policy needs it."""
-        policy = self._placement.policy(MODEL)
+        """The requirements that the forwarder derives from the body."""
+        policy, path, body = self._placement.policy(MODEL), "/v1/chat/completions", request.body()
+        fields = f"x-session-id: {request.session}\r\n".encode() if request.session else b""
         if not policy.reads_prompts:
-            return Requirements(MODEL)
-        path = "/v1/chat/completions"
-        fields = f"x-session-id: {request.session}\r\n" if request.session else ""
-        prompt = read_prompt(path.encode(), path, fields.encode(), request.body(), self._placement.router.token_sizes)
+            key, turn = turn_of(MODEL, read_content(path.encode(), body, fields).raw_messages, fields)
+            return Requirements(MODEL, turn_key=key, turn=turn)
+        prompt = read_prompt(path.encode(), path, fields, body, self._placement.router.token_sizes)
         return Requirements(MODEL, prompt=prompt, policy=policy)
 
     def _as_facts(self, usage: Usage) -> ReplyFacts:

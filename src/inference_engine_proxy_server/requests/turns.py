@@ -28,6 +28,8 @@ _ROLE, _ASSISTANT = b'"role"', b'"assistant"'
 _USUAL_BEGINNINGS = (b'{"role":', b'{"role": ')
 _ROLE_IS_NEXT = re.compile(rb'\{\s*+"role"\s*+:\s*+\Z')
 _OTHER_ROLE = re.compile(rb'"role"\s*+:\s*+"(?!assistant")')
+_USER = re.compile(rb'"role"\s*+:\s*+"user"')
+_HASHED_QUESTION_BYTES = 4096
 _LONGEST_BEGINNING = 64  # bytes of a message up to its role, blanks included
 
 
@@ -75,6 +77,16 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
     def key_of_session(self, session: str) -> int:
         """The key of the requests of a session that name the same model, or none if this one names none."""
         return type(self).hashed((self.model, session))
+
+    def first_question_key(self) -> int | None:
+        """A 64-bit key of the model and the user's first message, the same in all replicas; ``None`` without one."""
+        text = bytes(self.messages)
+        begins = _USER.search(text)
+        if begins is None:
+            return None
+        ends = text.find(_ROLE, begins.end())
+        question = text[begins.end() : len(text) if ends < 0 else ends]
+        return key_of(b"%b %b" % ((self.model or "").encode(), question[:_HASHED_QUESTION_BYTES]))
 
 
 class SharedTurn(Turn, frozen=True, gc=False):

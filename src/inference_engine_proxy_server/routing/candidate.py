@@ -10,6 +10,7 @@ from inference_engine_proxy_server.fleet.backend import Backend
 from inference_engine_proxy_server.requests.conversation import key_of
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE, TIER
 from inference_engine_proxy_server.routing.expected_time.pending_work import PendingWork
+from inference_engine_proxy_server.routing.foreign_trend import ForeignTrend, Report
 
 __all__ = ["Candidate"]
 
@@ -36,10 +37,11 @@ class Candidate:
         tier_seconds: how much longer a request waits for a backend of the first tier, if its policy knows expected
             times.
         cost: weight of one request: 1 for a backend of weight 1 in good health, more for a smaller share.
+        report: the requests that it last reported; ``None`` before that.
     """
 
     __slots__ = (
-        "_handicap", "_positions", "_tables", "backend", "cost", "load", "number",
+        "_change", "_handicap", "_positions", "_tables", "backend", "cost", "load", "number", "report",
         "tier_penalty_seconds", "tier_seconds", "url_key", "work",
     )  # fmt: skip
 
@@ -52,6 +54,8 @@ class Candidate:
         self.cost = 1.0
         self.tier_penalty_seconds = tier_penalty_seconds
         self.tier_seconds = 0.0
+        self.report: Report | None = None
+        self._change = 0.0  # of its foreign requests since that report, as expected
         self._handicap = math.inf  # added to the rank by load; infinite while the backend is out of rotation
         self._tables: list[tuple[_RankTable, int]] = []
         self._positions: list[tuple[list[float], int, float]] = []  # ranks of these tables, and what they contain more
@@ -81,7 +85,7 @@ class Candidate:
 
     def rank(self) -> float:
         """The rank by load, whether or not the backend is full or in rotation: the lowest goes first."""
-        return self.load.total * self.cost + self._usual_handicap()
+        return (self.load.total + self._change) * self.cost + self._usual_handicap()
 
     def review(self, now: float) -> None:
         """Update cost, tier and rank from the backend's state; ``now`` is a reading of the clock."""
@@ -94,7 +98,9 @@ class Candidate:
 
     def review_rotation(self) -> None:
         """Update the rank after the backend entered or left the rotation."""
-        self._handicap = self._usual_handicap() if self.backend.takes_requests else math.inf
+        # The expected change decides who goes first, but not who is full: only reports can say that.
+        expected = self._change * self.cost
+        self._handicap = self._usual_handicap() + expected if self.backend.takes_requests else math.inf
         self.rerank()
 
     def _usual_handicap(self) -> float:
@@ -108,13 +114,33 @@ class Candidate:
         for ranks, at, handicap in self._positions:
             ranks[at] = rank + handicap
 
-    def recount(self) -> None:
-        """Count the requests of other workers, which change without notice, and update the rank if they have."""
+    def adopt_report(self, trend: ForeignTrend, now: float) -> None:
+        """The backend has reported its load; ``trend`` learns from that."""
+        load = self.load
+        report = Report(load.foreign, load.proxy_leases, now)
+        trend.learn(self.report, report)
+        self.report = report
+        self._change = 0.0
+
+    def recount(self, trend: ForeignTrend) -> None:
+        """Count requests that change without notice, and update the rank if they have.
+
+        These are the requests of other workers, and those that other replicas have sent since the latest report.
+        """
         load = self.load
         before = load.others
         load.count_others()
-        if load.others != before:
+        report = self.report
+        change = 0.0 if report is None else max(-load.foreign, trend.change(report, load.proxy_leases))
+        if change != self._change:
+            self._change = change
+            self.review_rotation()
+        elif load.others != before:
             self.rerank()
+
+    def doubt(self, trend: ForeignTrend, now: float) -> float:
+        """The usual error of its rank, as it does not know what other replicas have sent since its latest report."""
+        return 0.0 if self.report is None else trend.error(self.report, now) * self.cost
 
     def join(self, table: _RankTable, at: int, handicap: float) -> None:
         """Keep position ``at`` of ``table`` up to date until :meth:`leave_all`, with ``handicap`` added to the rank."""

@@ -55,6 +55,7 @@ class PromptView(NamedTuple):
         last_at: number of the backend that had the conversation's previous turn; -1 when unknown.
         goes_on: of the requests with the same beginning, the share that continue a conversation.
         lookup: the prefix lookup that ``held`` comes from; ``None`` when there was none.
+        foreign_share: the usual share of foreign requests among all; 0 without them.
     """
 
     prompt: Prompt
@@ -62,6 +63,7 @@ class PromptView(NamedTuple):
     last_at: int = -1
     goes_on: float = 0.0
     lookup: Lookup | None = None
+    foreign_share: float = 0.0
 
 
 class Scores(NamedTuple):

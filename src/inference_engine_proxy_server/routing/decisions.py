@@ -20,7 +20,18 @@ from inference_engine_proxy_server.requests.headers import wants_explanation
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE
 from inference_engine_proxy_server.wire.exchange import Exchange
 
-__all__ = ["KEPT", "KEPT_WARM", "RANK_TERMS", "TIED", "Decision", "Decisions", "Ranked", "Row", "Rule"]
+__all__ = [
+    "BY_FIRST_QUESTION",
+    "KEPT",
+    "KEPT_WARM",
+    "RANK_TERMS",
+    "TIED",
+    "Decision",
+    "Decisions",
+    "Ranked",
+    "Row",
+    "Rule",
+]
 
 KEPT = 100
 """How many decisions are kept."""
@@ -35,6 +46,7 @@ _WORDS = {
     "tied": "it holds what the request names",
     "least_requests": "fewest requests",
     "kept_warm": "it served the previous turn",
+    "by_first_question": "hash of the first question",
     "expected_time": "lowest expected cost",
     "power_of_two": "fewer requests",
     "round_robin": "its turn",
@@ -84,6 +96,9 @@ RANK_TERMS = ("load", "cost", "rank")
 
 KEPT_WARM: Rule = _Fixed("kept_warm", RANK_TERMS)
 """Backends tie for the lowest rank, and the chosen one served the previous turn of the conversation."""
+
+BY_FIRST_QUESTION: Rule = _Fixed("by_first_question", RANK_TERMS)
+"""Backends tie for the lowest rank, and all replicas choose this one for the conversation, by the same hash."""
 
 
 class Ranked:

@@ -23,6 +23,7 @@ from inference_engine_proxy_server.routing.context_fit import Need, contexts_of,
 from inference_engine_proxy_server.routing.conversations import Conversations
 from inference_engine_proxy_server.routing.decisions import TIED, Decision, Ranked
 from inference_engine_proxy_server.routing.eligibility import is_for_all, is_open, rank_of
+from inference_engine_proxy_server.routing.foreign_trend import ForeignTrend
 from inference_engine_proxy_server.routing.learned import LearnedSnapshot
 from inference_engine_proxy_server.routing.model_candidate import Wait
 from inference_engine_proxy_server.routing.model_policies import ModelPolicies
@@ -73,6 +74,8 @@ class Placement(FleetObserver):
         self.conversations = conversations or Conversations(ConversationMemory())
         self.models_differ = self.contexts_differ = self.reads_prompts = self.reads_every_prompt = False
         self._is_shared, self._records_decisions = is_shared, records_decisions
+        self._recounts = is_shared
+        self._trend = ForeignTrend()
         self._retry_after_seconds = retry_after_seconds
         self.paths = PathTable()
         self._live = 0
@@ -97,8 +100,11 @@ class Placement(FleetObserver):
 
     def on_reported(self, backend: Backend) -> None:
         """See :class:`FleetObserver`."""
+        now = self._clock()
         for candidate in self._registry.all_of(backend):
+            candidate.adopt_report(self._trend, now)
             candidate.work.take_over_memory(backend.health.reported.context_use or 0.0, candidate.load.total)
+        self._recounts = self._is_shared or self._trend.is_active
         if self.router.needs_update(len(self.candidates)):
             self.router.update(self._registry.everyone)
 
@@ -172,8 +178,8 @@ class Placement(FleetObserver):
             ClientError: 404, the models of all backends are known, and none serves this one.
         """
         found = self._sets.get(requirements.model) or self._found(requirements)
-        if self._is_shared:
-            found.recount()
+        if self._recounts:
+            found.recount(self._trend)
         if (
             requirements.affinity is None
             and (requirements.prompt is None or found.contexts is None)
@@ -186,7 +192,7 @@ class Placement(FleetObserver):
             found = self._narrowed(found, requirements, excluded)
             choice = self._at_home(found, requirements.affinity)
         if choice is None and requirements.turn is not None:
-            choice = self.conversations.choose(found, requirements.turn)
+            choice = self.conversations.choose(found, requirements.turn, self._trend, self._clock)
         if choice is None:
             choice = requirements.policy.choose(found, requirements.prompt, self.router)
         if choice is None:

@@ -25,6 +25,7 @@ _GAIN = 1 / 16
 _MOST_OF_IT = 0.9  # share of what the index knew that must be cached, if the slots that hold it are shared
 _MANY = 48  # candidates; if there are more, only a shortlist is scored
 _WARM, _DRAWN = 16, 24
+_FOREIGN = 0.05  # mean foreign requests of the fleet: fewer are polls that saw an answer which had just ended
 _POLLS = 8  # between two comparisons of the backends' speeds, which change slowly
 
 
@@ -126,6 +127,7 @@ class PromptRouter:
         self._goes_on: dict[int, float] = {}  # by the part of the prompt before the first question
         self._polls = 0
         self._has_foreign_load = False
+        self._foreign = self._own = self._foreign_share = 0.0
 
     def set_policies(self, policies: ModelPolicies) -> None:
         """Route by ``policies`` from now on. What was learned is kept as long as one of them learns."""
@@ -142,7 +144,7 @@ class PromptRouter:
             goes_on = self._goes_on.get(prompt.shared_key, self._usually_goes_on)
         last_at = self._turns.get(prompt.last_turn, -1) if prompt.last_turn else -1
         lookup = self.index.look_up(prompt)
-        return PromptView(prompt, lookup.held, last_at, goes_on, lookup)
+        return PromptView(prompt, lookup.held, last_at, goes_on, lookup, self._foreign_share)
 
     def shortlist(self, candidates: list[Candidate], view: PromptView) -> list[Candidate]:
         """The candidates that hold most of the prompt, and enough random others to rarely miss a better one.
@@ -200,7 +202,11 @@ class PromptRouter:
     def update(self, candidates: Sequence[Candidate]) -> None:
         """Update what changes slowly, from the ``candidates`` of all backends and models."""
         compare([one.work for one in candidates])
-        self._has_foreign_load = any(one.load.foreign for one in candidates)
+        foreign, own = sum(one.load.foreign for one in candidates), sum(one.load.proxy_leases for one in candidates)
+        self._foreign += _GAIN * (foreign - self._foreign)
+        self._own += _GAIN * (own - self._own)
+        self._has_foreign_load = self._foreign > _FOREIGN
+        self._foreign_share = self._foreign / (self._foreign + self._own) if self._has_foreign_load else 0.0
         self._expect_memory(candidates)
 
     def forget(self, candidate: Candidate) -> None:

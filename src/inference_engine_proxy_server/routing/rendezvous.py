@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["MAX_WEIGHT", "highest", "weights"]
+__all__ = ["MAX_WEIGHT", "highest", "highest_by_share", "weights"]
 
 MAX_WEIGHT = (1 << 64) - 1
 
@@ -19,6 +20,16 @@ def highest(candidates: Sequence[_HasUrlKey], key: int) -> int:
     """Position of the candidate that ``key`` maps to."""
     found = weights(candidates, key)
     return found.index(max(found))
+
+
+def highest_by_share(candidates: Sequence[_HasUrlKey], costs: Sequence[float], key: int) -> int:
+    """As :func:`highest`; of many keys, each candidate gets a share that is the inverse of its cost.
+
+    Source: Schindelhauer and Schomaker, Weighted Distributed Hash Tables, 2005.
+    """
+    drawn = [-math.log((weight + 1) / (MAX_WEIGHT + 2)) for weight in weights(candidates, key)]
+    scores = [one * cost for one, cost in zip(drawn, costs, strict=True)]
+    return scores.index(min(scores))
 
 
 def weights(candidates: Sequence[_HasUrlKey], key: int) -> list[int]:

@@ -152,3 +152,31 @@ def test_hostile_messages_take_bounded_time() -> None:
         before = time.process_time()
         turn.earlier_keys()
         assert time.process_time() - before < 0.5
+
+
+def first_question(messages: list[Message], model: str | None = "m", **notation: Any) -> int | None:
+    _, turn = made(messages, model, **notation)
+    assert turn is not None
+    return turn.first_question_key()
+
+
+def test_all_turns_of_a_conversation_have_one_first_question() -> None:
+    turns = [[SYSTEM, QUESTION, *[ANSWER, NEXT] * count] for count in (1, 2, 7)]
+
+    assert len({first_question(turn) for turn in turns}) == 1
+
+
+def test_key_of_a_first_question_is_the_same_in_every_process() -> None:
+    """Replicas of different machines must agree, so this value must not change from release to release either."""
+    assert first_question([QUESTION, ANSWER, NEXT]) == 0xC7DA2B6DC422F6E0
+
+
+def test_first_questions_differ_by_text_and_model() -> None:
+    rest = [ANSWER, NEXT]
+    keys = {first_question([QUESTION, *rest]), first_question([QUESTION, *rest], "n"), first_question([NEXT, *rest])}
+
+    assert len(keys) == 3
+
+
+def test_messages_without_a_question_have_no_first_one() -> None:
+    assert first_question([SYSTEM, ANSWER, ANSWER]) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -198,3 +199,103 @@ def test_full_backends_give_no_turn(clock: Clock) -> None:
     assert pool.lease(turn(2)) is None
     held[0].close()
     assert served(pool, turn(2)) is held[0].backend
+
+
+def others_use(pool: Pool, clock: Clock, foreign: Sequence[int], seconds: float = 3.0) -> None:
+    """Time passes; then every backend reports so many requests of other replicas."""
+    clock.now += seconds
+    for index, count in enumerate(foreign):
+        publish(pool, index, ready(processing=count + pool.backends[index].load.leases))
+
+
+def few_shot(number: int) -> Requirements:
+    """A prompt that begins with the same examples as all others, and is no longer than the others."""
+    examples = [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}]
+    return asked([*examples, {"role": "user", "content": f"{number:03} + {number:03}"}])
+
+
+def test_replicas_choose_the_same_backend_for_a_conversation_that_they_do_not_know(clock: Clock) -> None:
+    homes = {
+        name: {served(ready_pool(clock, 4), turn(number, name)).url for number in range(2, 9)} for name in "abcdefgh"
+    }
+
+    assert {len(home) for home in homes.values()} == {1}
+    assert len(set.union(*homes.values())) > 1
+
+
+def test_turns_that_come_to_two_replicas_in_turn_stay_on_one_backend(clock: Clock) -> None:
+    for name in "abcdefgh":
+        replicas = [ready_pool(clock, 4), ready_pool(clock, 4)]
+        urls = [served(replicas[number % 2], turn(number, name)).url for number in range(1, 11)]
+        assert len(set(urls[2:])) == 1, "each of them knows only every other turn"
+
+
+def test_home_of_an_unknown_conversation_is_a_matter_of_weight(clock: Clock) -> None:
+    shares = Counter[str]()
+    pool = make_pool(clock, 2, weights=[3, 1])
+    for index in range(2):
+        publish(pool, index, ready())
+    for name in range(200):
+        shares[served(pool, turn(2, f"{name}")).url] += 1
+    assert 120 < shares[pool.backends[0].url] < 180  # 150 expected; that is five standard deviations away
+
+
+def test_prompts_with_the_same_examples_are_no_conversation(clock: Clock) -> None:
+    pool = ready_pool(clock, 4)
+    shares = Counter(served(pool, few_shot(number)).url for number in range(200))
+    assert len(shares) == 4
+    assert max(shares.values()) < 100  # 50 expected; that is eight standard deviations away
+
+
+def test_previous_turn_through_another_replica_does_not_keep_the_next_one_away(clock: Clock) -> None:
+    pool = ready_pool(clock, 4)
+    home = served(pool, turn(2))
+    others_use(pool, clock, [int(one is home) for one in pool.backends])
+    clock.now += 1.0
+    assert served(pool, turn(4)) is home
+    others_use(pool, clock, [2 * int(one is home) for one in pool.backends], seconds=2.0)
+    assert served(pool, turn(6)) is not home
+
+
+def test_report_of_this_moment_is_believed(clock: Clock) -> None:
+    pool = ready_pool(clock, 4)
+    home = served(pool, turn(2))
+    others_use(pool, clock, [int(one is home) for one in pool.backends])
+    assert served(pool, turn(4)) is not home
+
+
+def test_loads_that_reports_cannot_tell_apart_count_as_equal(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    home = served(pool, turn(2))
+    at = pool.backends.index(home)
+    for foreign in ([1, 5], [4, 2], [2, 5], [5, 1], [2, 4]):
+        others_use(pool, clock, foreign)
+    others_use(pool, clock, [5, 3] if at == 0 else [3, 5])
+    assert served(pool, turn(4)) is not home, "a new report is exact"
+    clock.now += 2.0
+    assert served(pool, turn(6)) is home
+
+
+def test_replicas_that_follow_are_counted_before_they_are_reported(clock: Clock) -> None:
+    pool = ready_pool(clock, 2)
+    first, second = pool.backends
+    for _ in range(20):  # whenever this replica has a request, three others have one there, too
+        held = pool.occupy(first)
+        others_use(pool, clock, [3, 0])
+        held.close()
+        others_use(pool, clock, [0, 0])
+    others_use(pool, clock, [0, 2])
+    leases = [lease(pool, turn(1, str(number))) for number in range(2)]
+    assert [one.backend for one in leases] == [first, second], "without the others, the first one would have 1"
+
+
+def test_expected_requests_of_others_fill_no_backend(clock: Clock) -> None:
+    pool = ready_pool(clock, 1, capacity=4)
+    backend = pool.backends[0]
+    for foreign in (3, 0) * 20:
+        held = [pool.occupy(backend)] if foreign else []
+        clock.now += 3.0
+        publish(pool, 0, replace(ready(processing=foreign + len(held)), capacity=4))
+        for one in held:
+            one.close()
+    assert len([lease(pool, turn(1, str(number))) for number in range(4)]) == 4

@@ -40,7 +40,7 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
     delay of concurrent answers, and a price for scarce cache memory. The home of a conversation gets a discount, and
     higher tiers a penalty.
     """
-    foreign_share, unread_each = _usual(candidates)
+    foreign_share, unread_each = _usual(candidates, request.foreign_share)
     known = _known_tokens(candidates, request, foreign_share)
     home, credit = _home(candidates, request, known, foreign_share)
     tokens, bound = request.prompt.tokens, request.prompt.answer_tokens
@@ -71,15 +71,15 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
     return Scores(_cheapest(candidates, [row[-1] for row in rows]), rows)
 
 
-def _usual(candidates: Sequence[CandidateView]) -> tuple[float, float]:
-    """The foreign share of all requests, and the unread tokens of each of ours; both 0 if there is none of ours."""
+def _usual(candidates: Sequence[CandidateView], usual_share: float) -> tuple[float, float]:
+    """The foreign share of all requests, the usual one if none is ours; and the unread tokens of each of ours."""
     leases, foreign, unread = 0, 0.0, 0.0
     for one in candidates:
         load = one.load
         leases += load.leases
         foreign += load.foreign
         unread += one.work.unread
-    return (foreign / (foreign + leases), unread / leases) if leases else (0.0, 0.0)
+    return (foreign / (foreign + leases), unread / leases) if leases else (usual_share, 0.0)
 
 
 def _cheapest(candidates: Sequence[CandidateView], costs: list[float]) -> int:
