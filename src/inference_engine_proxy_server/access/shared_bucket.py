@@ -78,12 +78,17 @@ class SharedBucket:
 
     def known_level(self, now: float) -> float:
         """What is left for all processes together, as far as it is known; without answers, what is left here."""
-        return self.left if self._is_alone else self.level_before_use(now) - self._new - self._reported
+        if self._is_alone:
+            return self.left
+        level = self._level + (now - self._at) * self.size / WINDOW_SECONDS
+        if level > self.size:  # every reply shows the level, and min() would be a further call
+            level = self.size
+        return level - self._new - self._reported
 
     def reading(self, now: float) -> tuple[int, int, int]:
         """The limit, what is left for all processes together, and the seconds until nothing is used."""
-        level = self.known_level(now)
-        return self.size, int(level) if level > 0 else 0, math.ceil((self.size - level) * WINDOW_SECONDS / self.size)
+        level, size = self.known_level(now), self.size
+        return size, int(level) if level > 0 else 0, math.ceil((size - level) * WINDOW_SECONDS / size)
 
     def seconds_until(self, level: float, now: float) -> float:
         """The seconds until all processes together have ``level``."""
