@@ -41,8 +41,8 @@ _Hashed = tuple[str | None, int, bytes]
 def _shared_hash(hashed: _Hashed) -> int:
     """In place of the hash of Python, which is another one in each program.
 
-    A checksum takes a tenth of the time of a cryptographic hash. Of 32,768 conversations that are remembered, one in a
-    hundred thousand is taken for another one; it then goes to the other one's backend, if loads are equal.
+    A checksum takes a tenth of the time of a cryptographic hash. One conversation in 30,000 is taken for another one,
+    and goes to that one's backend if loads are equal.
     """
     model, length, text = hashed
     return crc32(text, crc32(b"%d %b" % (length, (model or "").encode())))
