@@ -364,7 +364,7 @@ def test_the_demo_puts_the_proxy_in_front_of_its_own_engines(
     out, err = capfd.readouterr()
     assert out.startswith("loading\n")
     assert "listens at http://127.0.0.1:9000\n" in out
-    assert "Live page: http://127.0.0.1:9000/\n" in out
+    assert "Dashboard: http://127.0.0.1:9000/\n" in out
     assert "\ncurl http://127.0.0.1:9000\n" in out
     assert err == ""
 

@@ -29,7 +29,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     from inference_engine_proxy_server.server import run
 
     def announce(base_url: str) -> None:
-        show(f"\nThe proxy listens at {base_url}\nLive page: {base_url}/\n")
+        show(f"\nThe proxy listens at {base_url}\nDashboard: {base_url}/\n")
         show(f"Talk to the model:\n\n{curl_line(base_url)}\n\nCtrl-C stops the proxy and both engines.")
 
     try:

@@ -252,7 +252,7 @@ class CacheRefresher:
             backend.connections.keep_alive(wanted=engine_class.reuses_connections or self._always_keep_alive)
             if self._logged.get(backend) is not engine_class:
                 self._logged[backend] = engine_class
-                logger.info("backend %s: its engine is %s", backend.url, engine_class.__name__)
+                logger.info("backend %s: its engine is %s", backend.url, backend.engine)
         return engine
 
 

@@ -342,5 +342,6 @@ class Placement(FleetObserver):
         live = [one for one in self.candidates if one.backend.is_live]
         if live and model is not None and not self._registry.serving(model):
             return ClientError(f"The model '{model[:200]}' is not served here.", status=404, code="model_not_found")
-        message = "No backend that serves this is available." if live else "No backend is available."
+        needed = "this" if model is None else f"the model '{model[:200]}'"
+        message = f"No backend that serves {needed} is available." if live else "No backend is available."
         return CapacityError(message, retry_after_seconds=self._retry_after_seconds)

@@ -239,7 +239,7 @@ async def test_engine_is_logged_once_however_often_its_backend_refuses_polls(
         for _ in range(3):
             await refresher.refresh(backend)
     named = [record.getMessage().rpartition(" ")[2] for record in caplog.records if "its engine is" in record.msg]
-    assert named == ["LlamaCppBackend", "VLLMBackend"]
+    assert named == ["llamacpp", "vllm"]
 
 
 async def test_failed_backend_is_polled_at_once() -> None:
