@@ -23,11 +23,16 @@ version="$(inference-proxy --version)"
 [[ "$wheel" == *"-${version##* }-"* ]] || fail "the wheel says that it is $version"
 
 echo "== uvx and pipx start the wheel"
+grep -oE "(uvx --from|pipx run --spec) '\.\[demo\]' inference-proxy" "$OLDPWD/README.md" > "$folder/commands"
+[[ "$(wc -l < "$folder/commands")" == 2 ]] || fail "the README has no commands for uvx and pipx"
 "$python" -m venv "$folder/starters"
 "$folder/starters/bin/pip" install --quiet --disable-pip-version-check uv pipx
 export PIPX_HOME="$folder/pipx"
-[[ "$("$folder/starters/bin/uvx" --quiet --from "$wheel" inference-proxy --version)" == "$version" ]] || fail "uvx"
-[[ "$("$folder/starters/bin/pipx" run --spec "$wheel" inference-proxy --version)" == "$version" ]] || fail "pipx"
+# The README's commands, with the wheel in place of the folder.
+while read -r command; do
+  command="${command//.\[demo\]/$wheel[demo]} --version"
+  [[ "$(PATH="$folder/starters/bin:$PATH" bash -c "$command" < /dev/null)" == "$version" ]] || fail "fails: $command"
+done < "$folder/commands"
 
 echo "== the demo answers"
 port="$(free_port)"

@@ -49,4 +49,4 @@ Data flow through the packages (their ``__init__`` says what each one does)::
     start    cli > server > processes (hosting) > composition, which builds all parts from config
 """
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
