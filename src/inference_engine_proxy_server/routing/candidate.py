@@ -41,8 +41,20 @@ class Candidate:
     """
 
     __slots__ = (
-        "_change", "_handicap", "_positions", "_tables", "backend", "cost", "load", "number", "report",
-        "tier_penalty_seconds", "tier_seconds", "url_key", "work",
+        "_change",
+        "_handicap",
+        "_positions",
+        "_tables",
+        "_trend",
+        "backend",
+        "cost",
+        "load",
+        "number",
+        "report",
+        "tier_penalty_seconds",
+        "tier_seconds",
+        "url_key",
+        "work",
     )  # fmt: skip
 
     def __init__(self, backend: Backend, number: int, tier_penalty_seconds: float = 0.0) -> None:
@@ -56,6 +68,7 @@ class Candidate:
         self.tier_seconds = 0.0
         self.report: Report | None = None
         self._change = 0.0  # of its foreign requests since that report, as expected
+        self._trend: ForeignTrend | None = None  # while backends have foreign requests
         self._handicap = math.inf  # added to the rank by load; infinite while the backend is out of rotation
         self._tables: list[tuple[_RankTable, int]] = []
         self._positions: list[tuple[list[float], int, float]] = []  # ranks of these tables, and what they contain more
@@ -98,16 +111,21 @@ class Candidate:
 
     def review_rotation(self) -> None:
         """Update the rank after the backend entered or left the rotation."""
+        self._update_handicap()
+        self.rerank()
+
+    def _update_handicap(self) -> None:
         # The expected change decides who goes first, but not who is full: only reports can say that.
         expected = self._change * self.cost
         self._handicap = self._usual_handicap() + expected if self.backend.takes_requests else math.inf
-        self.rerank()
 
     def _usual_handicap(self) -> float:
         return (self.backend.config.tier - 1) * TIER + (LAST_CHOICE if self.backend.is_last_choice else 0.0)
 
     def rerank(self) -> None:
         """Update the rank in all rank tables; called whenever a lease begins or ends."""
+        if self._trend is not None:
+            self._expect_change(self._trend)
         load = self.load
         total = load.leases + load.others  # load.total, inlined: this runs twice for each request
         rank = total * self.cost + self._handicap if total < load.limit else math.inf
@@ -120,22 +138,23 @@ class Candidate:
         report = Report(load.foreign, load.proxy_leases, now)
         trend.learn(self.report, report)
         self.report = report
+        self._trend = trend if trend.is_active else None
         self._change = 0.0
 
-    def recount(self, trend: ForeignTrend) -> None:
-        """Count requests that change without notice, and update the rank if they have.
-
-        These are the requests of other workers, and those that other replicas have sent since the latest report.
-        """
-        load = self.load
-        before = load.others
-        load.count_others()
-        report = self.report
+    def _expect_change(self, trend: ForeignTrend) -> None:
+        """Estimate what other replicas have sent since the latest report."""
+        load, report = self.load, self.report
         change = 0.0 if report is None else max(-load.foreign, trend.change(report, load.proxy_leases))
         if change != self._change:
             self._change = change
-            self.review_rotation()
-        elif load.others != before:
+            self._update_handicap()
+
+    def recount(self) -> None:
+        """Count the requests of other workers, which change without notice, and update the rank if they have."""
+        load = self.load
+        before = load.others
+        load.count_others()
+        if load.others != before:
             self.rerank()
 
     def doubt(self, trend: ForeignTrend, now: float) -> float:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from inference_engine_proxy_server.routing.balancer import LAST_CHOICE, TIER
 from inference_engine_proxy_server.routing.candidate import Candidate
-from inference_engine_proxy_server.routing.foreign_trend import ForeignTrend
 from inference_engine_proxy_server.routing.rank_table import RankTable
 
 __all__ = ["CandidateSet"]
@@ -114,10 +113,10 @@ class CandidateSet:
             self.costs[at] = cost
             self._compare_costs()
 
-    def recount(self, trend: ForeignTrend) -> None:
-        """Update all ranks: other workers and replicas change the loads without notice."""
+    def recount(self) -> None:
+        """Update all ranks: other workers change the loads without notice."""
         for candidate in self.candidates:
-            candidate.recount(trend)
+            candidate.recount()
 
     def _compare_costs(self) -> None:
         is_even = all(cost == self.costs[0] for cost in self.costs)

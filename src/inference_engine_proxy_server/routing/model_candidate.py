@@ -9,7 +9,6 @@ from inference_engine_proxy_server.fleet.loaded_models import LoadedModels
 from inference_engine_proxy_server.fleet.model_load import ModelLoad
 from inference_engine_proxy_server.routing.balancer import SWAP
 from inference_engine_proxy_server.routing.candidate import Candidate
-from inference_engine_proxy_server.routing.foreign_trend import ForeignTrend
 
 __all__ = ["ModelCandidate", "Wait"]
 
@@ -75,9 +74,8 @@ class ModelCandidate(Candidate):
         for one in self._siblings:
             one.apply_rank()
 
-    def recount(self, trend: ForeignTrend) -> None:
-        """As of every candidate, without other replicas; the rank also follows what other workers wait for."""
-        del trend
+    def recount(self) -> None:
+        """As of every candidate; the rank also follows what other workers wait for."""
         self.load.count_others()
         self.rerank()
 

@@ -74,7 +74,6 @@ class Placement(FleetObserver):
         self.conversations = conversations or Conversations(ConversationMemory())
         self.models_differ = self.contexts_differ = self.reads_prompts = self.reads_every_prompt = False
         self._is_shared, self._records_decisions = is_shared, records_decisions
-        self._recounts = is_shared
         self._trend = ForeignTrend()
         self._retry_after_seconds = retry_after_seconds
         self.paths = PathTable()
@@ -104,7 +103,6 @@ class Placement(FleetObserver):
         for candidate in self._registry.all_of(backend):
             candidate.adopt_report(self._trend, now)
             candidate.work.take_over_memory(backend.health.reported.context_use or 0.0, candidate.load.total)
-        self._recounts = self._is_shared or self._trend.is_active
         if self.router.needs_update(len(self.candidates)):
             self.router.update(self._registry.everyone)
 
@@ -178,8 +176,8 @@ class Placement(FleetObserver):
             ClientError: 404, the models of all backends are known, and none serves this one.
         """
         found = self._sets.get(requirements.model) or self._found(requirements)
-        if self._recounts:
-            found.recount(self._trend)
+        if self._is_shared:
+            found.recount()
         if (
             requirements.affinity is None
             and (requirements.prompt is None or found.contexts is None)
