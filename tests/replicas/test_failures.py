@@ -96,7 +96,8 @@ async def test_killed_replicas_lose_exactly_what_must_not_be_repeated(site: Site
     for killing in killings:
         assert not ids(killing.held) & {line.request_id for line in killing.replica.access_lines}
         later = [one for one in running.succeeded if one.began_at > killing.killed_at]
-        assert killing.address in {tried[one.request_id][0] for one in later}  # it is used again
+        # NGINX writes the line of a request after its reply, so the last ones may be missing.
+        assert killing.address in {tried[one.request_id][0] for one in later if one.request_id in tried}
     await is_at_rest(site)
 
 

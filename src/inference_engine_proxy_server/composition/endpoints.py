@@ -30,7 +30,7 @@ from inference_engine_proxy_server.endpoints.models import models_router
 from inference_engine_proxy_server.endpoints.openapi import describe_proxied_paths
 from inference_engine_proxy_server.endpoints.page import page_router
 from inference_engine_proxy_server.endpoints.prometheus import MetricsPage, prometheus_router
-from inference_engine_proxy_server.endpoints.usage import usage_router
+from inference_engine_proxy_server.endpoints.usage import OtherReplicas, usage_router
 from inference_engine_proxy_server.fleet.departures import Departures
 from inference_engine_proxy_server.fleet.listed_models import ListedModels
 from inference_engine_proxy_server.processes.readiness import Readiness
@@ -52,6 +52,7 @@ def build_routers(
     metrics_page: MetricsPage,
     listed: ListedModels,
     sharing: Sharing | None,
+    other_replicas: OtherReplicas | None,
 ) -> Sequence[APIRouter]:
     """The proxy's own paths."""
     fleet = dispatcher.fleet
@@ -72,7 +73,7 @@ def build_routers(
         prometheus_router(metrics_page),
         docs_router(),
         admin_router(fleet, departures, ring, allowances, workers, discovery.sources, is_shared=is_shared),
-        usage_router(usage_file, time.time, is_shared=is_shared),
+        usage_router(usage_file, time.time, other_replicas),
     )
 
 

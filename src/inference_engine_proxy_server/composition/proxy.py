@@ -55,7 +55,7 @@ from inference_engine_proxy_server.composition.replicas import (
 from inference_engine_proxy_server.composition.state import build_sharing
 from inference_engine_proxy_server.composition.telemetry import build_access_log
 from inference_engine_proxy_server.composition.tracing import build_traces
-from inference_engine_proxy_server.composition.usage import build_ledger, build_spending
+from inference_engine_proxy_server.composition.usage import build_ledger, build_spending, build_usage_answer
 from inference_engine_proxy_server.config.configuration import Configuration
 from inference_engine_proxy_server.discovery.config_watch import ConfigWatch
 from inference_engine_proxy_server.discovery.discovery import Discovery
@@ -158,7 +158,16 @@ def build_proxy(
     readiness = Readiness(settings.drain_grace_seconds, process.announce_readiness_probe, deadlines.clock)
     workers: AllWorkers
     membership: Membership
-    replicas = build_replicas(settings, sharing, process, fleet, told, lambda: membership, lambda: workers.own_fleet())
+    replicas = build_replicas(
+        settings,
+        sharing,
+        process,
+        fleet,
+        told,
+        lambda: membership,
+        lambda: workers.own_fleet(),
+        build_usage_answer(settings),
+    )
     workers = AllWorkers(
         dispatcher, decisions, ring, allowances, process.siblings,
         process.order if replicas is None else replicas.order,
@@ -185,6 +194,7 @@ def build_proxy(
             metrics_page,
             listed,
             sharing,
+            None if replicas is None else replicas.neighbours,
         ),
         build_joining_router(
             settings,

@@ -95,6 +95,7 @@ def build_replicas(
     told: ToldConversations | None,
     membership: Callable[[], Membership],
     own_fleet: Callable[[], Awaitable[dict[str, Any]]],
+    own_usage: Callable[[Any], Awaitable[Any]],
 ) -> Replicas | None:
     """The parts that tell other replicas; ``None`` without shared state.
 
@@ -106,13 +107,14 @@ def build_replicas(
         told: the conversations that other replicas are told of.
         membership: returns what carries out drains in this process.
         own_fleet: what all workers of this replica know of the fleet.
+        own_usage: answers queries of the ledger.
     """
     if sharing is None or told is None:
         return None
     from inference_engine_proxy_server.replicas.doubts import SharedDoubts
     from inference_engine_proxy_server.replicas.drains import DRAIN, DrainsOfReplicas, SharedDrains
     from inference_engine_proxy_server.replicas.joined import ADDED, JoinedAtReplicas, SharedRoster
-    from inference_engine_proxy_server.replicas.neighbours import Neighbours
+    from inference_engine_proxy_server.replicas.neighbours import FLEET, USAGE, Neighbours
     from inference_engine_proxy_server.replicas.turns import TurnsOfReplicas
     from inference_engine_proxy_server.state.broadcast import Receiver
     from inference_engine_proxy_server.state.outbox import Outbox
@@ -130,7 +132,8 @@ def build_replicas(
     outbox, records = Outbox(broadcast), Records(is_lasting=is_lasting)
     exchange = RecordExchange(records, state, broadcast)
 
-    questions = Questions(state, broadcast, outbox, own_fleet if is_link else None)
+    answers = {FLEET: lambda _: own_fleet(), USAGE: own_usage} if is_link else None
+    questions = Questions(state, broadcast, outbox, answers)
     neighbours = Neighbours(_name(settings), state, records, exchange, questions)
     doubts = SharedDoubts(fleet, state.member, partial(outbox.post, _DOUBTS))
     broadcast.receive(_DOUBTS, Receiver(doubts.hear))

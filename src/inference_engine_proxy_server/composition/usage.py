@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError
@@ -12,9 +17,13 @@ from inference_engine_proxy_server.processes.process_context import ProcessConte
 from inference_engine_proxy_server.telemetry.request_metrics import RequestMetrics
 from inference_engine_proxy_server.usage.ledger import Ledger
 from inference_engine_proxy_server.usage.ledger_file import FILE_ERRORS, LedgerFile, NotALedgerError
+from inference_engine_proxy_server.usage.query import QueryError, UsageQuery
 from inference_engine_proxy_server.usage.spending import Spending
+from inference_engine_proxy_server.usage.usage_of_replicas import LedgerRows, as_answer, read_ledger
 
-__all__ = ["build_ledger", "build_spending"]
+__all__ = ["build_ledger", "build_spending", "build_usage_answer"]
+
+_MOST_ROWS = 20_000  # of an answer to another replica, a few megabytes
 
 logger = logging.getLogger(__name__)
 
@@ -58,3 +67,22 @@ def build_ledger(
         lambda: float(ledger.unwritten_requests),
     )
     return ledger
+
+
+def build_usage_answer(settings: Settings) -> Callable[[Any], Awaitable[Any]]:
+    """Answers the queries of other replicas from the ledger of this one."""
+    file = None if settings.usage_file is None else Path(settings.usage_file)
+
+    async def answer(argument: object) -> object:
+        """The rows; ``None`` if the ledger cannot be read, or has too many."""
+        try:
+            query = msgspec.convert(argument, UsageQuery)
+            found = (
+                LedgerRows("", ()) if file is None else await asyncio.to_thread(read_ledger, file, query, _MOST_ROWS)
+            )
+        except (*FILE_ERRORS, NotALedgerError, QueryError, msgspec.ValidationError) as error:
+            logger.error("usage: the question of another replica is left without an answer: %s", error)
+            return None
+        return as_answer(found)
+
+    return answer

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -14,10 +14,11 @@ from inference_engine_proxy_server.access.allowances import Budget
 from inference_engine_proxy_server.access.gate import Access
 from inference_engine_proxy_server.errors import CapacityError, ClientError
 from inference_engine_proxy_server.usage.ledger_file import FILE_ERRORS, NotALedgerError
-from inference_engine_proxy_server.usage.query import GROUPS, QueryError, UsageQuery, query_of, read_rows
+from inference_engine_proxy_server.usage.query import GROUPS, QueryError, Row, UsageQuery, query_of, read_rows
 from inference_engine_proxy_server.usage.report import as_csv, as_json
+from inference_engine_proxy_server.usage.usage_of_replicas import LedgerRows, read_ledger, summed
 
-__all__ = ["described_budgets", "usage_router"]
+__all__ = ["OtherReplicas", "described_budgets", "usage_router"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +32,25 @@ _Key = Annotated[str | None, Query(max_length=100, description="Only this key.")
 _Model = Annotated[str | None, Query(max_length=1000, description="Only this model.")]
 _Format = Annotated[Literal["json", "csv"], Query(description="Format of the reply.")]
 _RESPONSES: dict[int | str, dict[str, Any]] = {400: {}, 401: {}, 404: {"description": "It is off"}, 503: {}}
-_COVERED = {"covers": "replica"}  # by the rows of a report
 _CSV: dict[str, Any] = {"content": {"text/csv": {}, "application/json": {}}}
 
 
-def usage_router(file: Path | None, now: Callable[[], float], *, is_shared: bool = False) -> APIRouter:
+class OtherReplicas(Protocol):
+    """The other replicas of the proxy."""
+
+    async def usage(self, query: UsageQuery) -> tuple[Mapping[str, LedgerRows], tuple[str, ...]]:
+        """The rows of each replica for ``query``, by its name, and the names of the replicas that are silent."""
+
+
+def usage_router(file: Path | None, now: Callable[[], float], other_replicas: OtherReplicas | None = None) -> APIRouter:
     """Both endpoints.
 
     Args:
         file: the ledger; ``None`` when usage is not recorded.
         now: seconds since the epoch.
-        is_shared: whether budgets are those of all replicas together. The ledger is that of this replica.
+        other_replicas: have ledgers of their own, and the same budgets; ``None`` without shared state.
     """
-    budgets_cover = "all_replicas" if is_shared else "process" if file is None else "replica"
+    budgets_cover = "all_replicas" if other_replicas is not None else "process" if file is None else "replica"
     router = APIRouter()
 
     @router.get("/v1/usage", tags=["usage"], summary="The tokens that this key has used, and its budgets",
@@ -57,12 +64,14 @@ def usage_router(file: Path | None, now: Callable[[], float], *, is_shared: bool
             raise _off()
         key = "" if access is None else access.key.name
         query = _query({"from": since, "to": to, "by": by, "model": model}, now())._replace(key=key)
-        more = _COVERED | {
+        rows, silent = ((), ()) if file is None else await _rows(file, query, other_replicas)
+        more = {
+            "covers": _covered(other_replicas, silent),
             "key": key or None,
             "budgets": described_budgets(budgets),
             "budgets_cover": budgets_cover,
         }
-        return Response(await _json(file, query, more), media_type="application/json")
+        return Response(as_json(query, rows, more), media_type="application/json")
 
     @router.get("/admin/usage", tags=["admin"], summary="The tokens that all keys have used", response_class=Response,
                 responses=_RESPONSES | {200: _CSV})  # fmt: skip
@@ -77,9 +86,12 @@ def usage_router(file: Path | None, now: Callable[[], float], *, is_shared: bool
         if file is None:
             raise _off()
         query = _query({"from": since, "to": to, "by": by, "key": key, "model": model}, now())
-        if format == "json":
-            return Response(await _json(file, query, _COVERED), media_type="application/json")
-        return Response(await _read(lambda: as_csv(query, read_rows(file, query))), media_type="text/csv")
+        rows, silent = await _rows(file, query, other_replicas)
+        covered = _covered(other_replicas, silent)
+        if format == "csv":
+            return Response(as_csv(query, rows), media_type="text/csv", headers={"x-usage-covers": covered})
+        more = {} if other_replicas is None else {"silent_replicas": silent}
+        return Response(as_json(query, rows, {"covers": covered, **more}), media_type="application/json")
 
     return router
 
@@ -96,10 +108,19 @@ def _query(parts: Mapping[str, str | None], now: float) -> UsageQuery:
         raise ClientError(f"{error}.") from None
 
 
-async def _json(file: Path | None, query: UsageQuery, more: Mapping[str, Any]) -> bytes:
-    if file is None:
-        return as_json(query, (), more)
-    return await _read(lambda: as_json(query, read_rows(file, query), more))
+async def _rows(
+    file: Path, query: UsageQuery, other_replicas: OtherReplicas | None
+) -> tuple[Sequence[Row], tuple[str, ...]]:
+    """The rows of all replicas that answer, and the names of the silent ones."""
+    if other_replicas is None:
+        return await _read(lambda: read_rows(file, query)), ()
+    own, (others, silent) = await asyncio.gather(_read(lambda: read_ledger(file, query)), other_replicas.usage(query))
+    return summed([own, *others.values()]), silent
+
+
+def _covered(other_replicas: OtherReplicas | None, silent: tuple[str, ...]) -> str:
+    """Whose requests the rows are about."""
+    return "replica" if other_replicas is None else "some_replicas" if silent else "all_replicas"
 
 
 async def _read(read: Callable[[], _Read]) -> _Read:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from inference_engine_proxy_server.state.questions import Questions, replica_of
 from inference_engine_proxy_server.state.record_exchange import RecordExchange
 from inference_engine_proxy_server.state.records import Record, Records
 from inference_engine_proxy_server.state.shared_state import SharedState, StateUnavailableError
+from inference_engine_proxy_server.usage.query import UsageQuery
+from inference_engine_proxy_server.usage.usage_of_replicas import LedgerRows, from_answer
 
-__all__ = ["Neighbours"]
+__all__ = ["FLEET", "USAGE", "Neighbours"]
+
+FLEET, USAGE = "fleet", "usage"
+"""What other replicas can be asked about."""
+
+T = TypeVar("T")
 
 _FORGOTTEN_SECONDS = 600.0  # after which a replica that ended or was cut off without a word counts no more
 _PREFIX = "replica "
@@ -51,11 +58,21 @@ class Neighbours:
 
     async def fleets(self) -> tuple[Mapping[str, Mapping[str, Any]], tuple[str, ...]]:
         """The answer of each replica about its fleet, by its name, and the names of the replicas that are silent."""
+        return await self._ask(FLEET, None, lambda answer: answer if _is_fleet(answer) else None)
+
+    async def usage(self, query: UsageQuery) -> tuple[Mapping[str, LedgerRows], tuple[str, ...]]:
+        """The rows of each replica for ``query``, by its name, and the names of the replicas that are silent."""
+        return await self._ask(USAGE, query, lambda answer: from_answer(answer, query))
+
+    async def _ask(
+        self, subject: str, argument: object, read: Callable[[Any], T | None]
+    ) -> tuple[Mapping[str, T], tuple[str, ...]]:
+        """What ``read`` makes of each answer, by the names of replicas. ``None`` means that the replica is silent."""
         if not self._records.has_read:
             return {}, (_NOBODY_KNOWS,)
         names = _distinct(self._names())
-        found = await self._questions.ask(names.keys() & self._present())
-        answers = {names[replica]: answer for replica, answer in found.items() if _is_fleet(answer)}
+        found = await self._questions.ask(subject, names.keys() & self._present(), argument)
+        answers = {names[replica]: read_ for replica, answer in found.items() if (read_ := read(answer)) is not None}
         return answers, tuple(sorted(name for name in names.values() if name not in answers))
 
     def is_silent(self, replica: str) -> bool:

@@ -6,8 +6,8 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 from inference_engine_proxy_server.state.broadcast import Broadcast, Receiver
 from inference_engine_proxy_server.state.outbox import Outbox
@@ -31,7 +31,8 @@ class Questions:
         state: the shared state.
         broadcast: its messages; this object must be made before they are received.
         outbox: sends the answers.
-        answer: the answer of this replica to a question, JSON; ``None`` if another member answers.
+        answers: how this replica answers questions about each subject: takes an argument and returns an answer, both
+            JSON. ``None`` if another member answers.
     """
 
     def __init__(
@@ -39,17 +40,17 @@ class Questions:
         state: SharedState,
         broadcast: Broadcast,
         outbox: Outbox,
-        answer: Callable[[], Awaitable[Any]] | None,
+        answers: Mapping[str, Callable[[Any], Awaitable[Any]]] | None,
     ) -> None:
         self._state = state
         self._broadcast = broadcast
         self._outbox = outbox
-        self._answer = answer
-        self._asked: asyncio.Queue[dict[str, str]] = asyncio.Queue(_MOST_WAITING)
+        self._answers = answers or {}
+        self._asked: asyncio.Queue[_Question] = asyncio.Queue(_MOST_WAITING)
         self._open: dict[str, dict[str, Any]] = {}  # the answers to each question that this member has asked
         self._arrived = asyncio.Event()
         broadcast.receive(_ANSWERS, Receiver(self._on_answer))
-        if answer is not None:
+        if answers is not None:
             broadcast.receive(_QUESTIONS, Receiver(self._on_question))
 
     @property
@@ -57,15 +58,15 @@ class Questions:
         """The replica of this member."""
         return replica_of(self._state.member)
 
-    async def ask(self, replicas: Collection[str]) -> dict[str, Any]:
+    async def ask(self, subject: str, replicas: Collection[str], argument: object = None) -> dict[str, Any]:
         """What ``replicas`` answer within :data:`ANSWER_SECONDS`, by replica; those that do not answer are missing."""
         if not replicas:
             return {}
         question = secrets.token_hex(8)
         answers = self._open[question] = {}
         try:
-            message = json.dumps({"question": question, "from": self._state.member}).encode()
-            await self._broadcast.send(_QUESTIONS, message)
+            asked = {"question": question, "from": self._state.member, "subject": subject, "argument": argument}
+            await self._broadcast.send(_QUESTIONS, json.dumps(asked).encode())
             async with asyncio.timeout(ANSWER_SECONDS):
                 while not answers.keys() >= set(replicas):
                     self._arrived.clear()
@@ -79,16 +80,15 @@ class Questions:
     async def run(self) -> None:
         """Answer the questions of other replicas until cancelled."""
         while True:
-            question = await self._asked.get()
-            if self._answer is not None:
-                answer = {"question": question["question"], "replica": self.replica, "answer": await self._answer()}
-                self._outbox.post(_ANSWERS, json.dumps(answer).encode())
+            name, subject, argument = await self._asked.get()
+            answer = {"question": name, "replica": self.replica, "answer": await self._answers[subject](argument)}
+            self._outbox.post(_ANSWERS, json.dumps(answer).encode())
 
     def _on_question(self, message: bytes) -> None:
         try:
             question = json.loads(message)
-            if replica_of(question["from"]) != self.replica:
-                self._asked.put_nowait({"question": str(question["question"])})
+            if replica_of(question["from"]) != self.replica and question["subject"] in self._answers:
+                self._asked.put_nowait(_Question(question["question"], question["subject"], question["argument"]))
         except (ValueError, TypeError, KeyError, AttributeError, asyncio.QueueFull):
             logger.warning("shared state: a question of another replica was left without an answer")
 
@@ -101,6 +101,12 @@ class Questions:
                 self._arrived.set()
         except (ValueError, TypeError, KeyError):
             logger.warning("shared state: an answer of another replica cannot be read")
+
+
+class _Question(NamedTuple):
+    name: str
+    subject: str
+    argument: Any
 
 
 def replica_of(member: str) -> str:

@@ -7,6 +7,7 @@ SQLite's write-ahead log needs shared memory (https://www.sqlite.org/wal.html).
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
@@ -16,7 +17,7 @@ from inference_engine_proxy_server.usage.counts import COUNTS, Counts, Place
 from inference_engine_proxy_server.usage.periods import day_of, month_of
 from inference_engine_proxy_server.usage.spending import StoredTokens
 
-__all__ = ["FILE_ERRORS", "LedgerFile", "NotALedgerError", "open_ledger"]
+__all__ = ["FILE_ERRORS", "LedgerFile", "NotALedgerError", "identity_of", "open_ledger"]
 
 FILE_ERRORS = (sqlite3.Error, OSError)
 """What reading and writing may raise: a full disk, a lock that lasts, a damaged file, missing permissions."""
@@ -160,6 +161,22 @@ def open_ledger(path: Path, *, is_read_only: bool = False) -> sqlite3.Connection
         connection.close()
         raise
     return connection
+
+
+def identity_of(path: Path) -> str:
+    """What distinguishes the ledger at ``path`` from all others, also from a copy of it. Blocks.
+
+    Raises:
+        NotALedgerError, sqlite3.Error, OSError: the file cannot be used now.
+    """
+    with closing(open_ledger(path)) as connection, connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("CREATE TABLE IF NOT EXISTS identity (id TEXT NOT NULL)")
+        found = connection.execute("SELECT id FROM identity").fetchone()
+        if found is None:
+            found = (secrets.token_hex(8),)
+            connection.execute("INSERT INTO identity VALUES (?)", found)
+    return f"{found[0]}-{path.stat().st_ino}"
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:

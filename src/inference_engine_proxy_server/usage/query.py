@@ -85,11 +85,11 @@ def query_of(parts: Mapping[str, str | None], now: float) -> UsageQuery:
     return UsageQuery(begins_at, ends_at, by, given.get("key"), given.get("model"))
 
 
-def read_rows(path: Path, query: UsageQuery) -> Sequence[Row]:
+def read_rows(path: Path, query: UsageQuery, most: int = MOST_ROWS) -> Sequence[Row]:
     """The rows that ``query`` asks for, ordered by their groups. Blocks.
 
     Raises:
-        QueryError: there are more than ``MOST_ROWS``.
+        QueryError: there are more than ``most``.
         NotALedgerError, sqlite3.Error: the file cannot be read.
     """
     columns = [*(_GROUP_COLUMNS[name] for name in query.by), *(f"sum({name})" for name in COUNTS)]
@@ -100,11 +100,11 @@ def read_rows(path: Path, query: UsageQuery) -> Sequence[Row]:
     with closing(open_ledger(path, is_read_only=True)) as connection:
         found = connection.execute(
             f"SELECT {', '.join(columns)} FROM usage WHERE {' AND '.join(conditions)} {grouping} "  # noqa: S608
-            f"LIMIT {MOST_ROWS + 1}",
+            f"LIMIT {most + 1}",
             {name: value for name, value in query._asdict().items() if name != "by"},
         ).fetchall()
-    if len(found) > MOST_ROWS:
-        raise QueryError(f"by: there are more than {MOST_ROWS} rows; ask for a shorter time, or for fewer groups")
+    if len(found) > most:
+        raise QueryError(f"by: there are more than {most} rows; ask for a shorter time, or for fewer groups")
     width = len(query.by)
     # Without groups, SQL returns a row of nulls for no rows.
     return [Row(tuple(values[:width]), Counts(*values[width:])) for values in found if values[width] is not None]

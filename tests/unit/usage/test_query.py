@@ -89,11 +89,10 @@ def test_a_mistake_is_named(parts: dict[str, str], problem: str) -> None:
     assert str(caught.value) == problem
 
 
-def test_too_many_rows_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference_engine_proxy_server.usage.query.MOST_ROWS", 3)
-    assert len(read_rows(path, query_of({"by": "key"}, NOW))) == 3
+def test_too_many_rows_are_refused(path: Path) -> None:
+    assert len(read_rows(path, query_of({"by": "key"}, NOW), 3)) == 3
     with pytest.raises(QueryError, match="more than 3 rows; ask for a shorter time, or for fewer groups"):
-        read_rows(path, query_of({"by": "day"}, NOW))
+        read_rows(path, query_of({"by": "day"}, NOW), 3)
 
 
 def test_json_has_rows_and_their_total(path: Path) -> None:
