@@ -9,7 +9,15 @@ wheel="$(echo "$PWD"/dist/*.whl)"
 
 echo "== the bill of materials names the packages of requirements.txt, and no others"
 (cd dist && sha256sum --check --quiet SHA256SUMS)
-sed -n 's/^\([A-Za-z0-9._-]*==[^ ;]*\).*/\1/p' requirements.txt | tr '[:upper:]_' '[:lower:]-' | sort > "$folder/locked"
+.venv-release/bin/python - > "$folder/locked" <<'END'
+import re
+from packaging.requirements import Requirement
+for line in re.findall(r"^[\w.-]+==[^\\\n]*", open("requirements.txt").read(), re.MULTILINE):
+    requirement = Requirement(line)
+    if requirement.marker is None or requirement.marker.evaluate():
+        print(f"{requirement.name}{requirement.specifier}".lower().replace("_", "-"))
+END
+sort --output "$folder/locked" "$folder/locked"
 "$python" -c 'import json, sys; [print(c["name"] + "==" + c["version"]) for c in json.load(sys.stdin)["components"]]' \
   < dist/*.cdx.json | tr '[:upper:]_' '[:lower:]-' | sort > "$folder/named"
 [[ -s "$folder/named" ]] || fail "the bill of materials is empty"
