@@ -72,8 +72,8 @@ async def test_queued_stream_gets_its_position_on_request(
 ) -> None:
     proxy = start_proxy(two_slow_servers[0], **EXACT)
     async with (
-        Call(proxy.url, PATH, chat(300, stream=True)) as one,
-        Call(proxy.url, PATH, chat(300, stream=True)) as two,
+        Call(proxy.url, PATH, chat(3000, stream=True)) as one,
+        Call(proxy.url, PATH, chat(3000, stream=True)) as two,
     ):
         for stream in (one, two):
             stream.send()
@@ -83,6 +83,7 @@ async def test_queued_stream_gets_its_position_on_request(
             third.send()
             assert await third.head() == 200
             assert await third.event() == b": queued position=1\n\n"
+            await one.leave()
             events = []
             while event := await third.event():
                 events.append(event)
