@@ -159,20 +159,13 @@ def build_proxy(
     workers: AllWorkers
     membership: Membership
     replicas = build_replicas(
-        settings,
-        sharing,
-        process,
-        fleet,
-        told,
-        lambda: membership,
-        lambda: workers.own_fleet(),
+        settings, sharing, process, fleet, told, lambda: membership, lambda: workers.own_fleet(),
         build_usage_answer(settings),
-    )
+    )  # fmt: skip
+    neighbours = None if replicas is None else replicas.neighbours
     workers = AllWorkers(
         dispatcher, decisions, ring, allowances, process.siblings,
-        process.order if replicas is None else replicas.order,
-        departures,
-        None if replicas is None else replicas.neighbours,
+        process.order if replicas is None else replicas.order, departures, neighbours,
     )  # fmt: skip
     client_load = build_client_load(settings, deadlines)
     metrics_page = build_metrics_page(dispatcher, discovery, client_load, metrics, names, labels, process)
@@ -181,35 +174,18 @@ def build_proxy(
         settings, dispatcher, client_load, finished, journal, process, discovery.sources,
         is_own=lambda record: destinations.of(record.method, record.path) in ANSWERED_HERE,
     )  # fmt: skip
+    change_roster = process.change_roster if replicas is None else replicas.change_roster
     routers = [
         *build_routers(
-            settings,
-            dispatcher,
-            discovery,
-            departures,
-            ring,
-            allowances,
-            readiness,
-            workers,
-            metrics_page,
-            listed,
-            sharing,
-            None if replicas is None else replicas.neighbours,
+            settings, dispatcher, discovery, departures, ring, allowances, readiness, workers, metrics_page, listed,
+            sharing, neighbours,
         ),
         build_joining_router(
-            settings,
-            fleet,
-            discovery,
-            departures,
-            workers,
-            process,
-            config_of,
-            engines,
-            process.change_roster if replicas is None else replicas.change_roster,
+            settings, fleet, discovery, departures, workers, process, config_of, engines, change_roster
         ),
         build_dashboard_router(settings, dashboard, lambda: _in_force(configuration, config_watch)),
         pulse_router(hashlib.sha256(process.service.encode()).hexdigest()[:12]),  # the name itself is for engines only
-    ]
+    ]  # fmt: skip
     answers = {**workers.answers, **metrics_page.answers, **ownership.answers, **dashboard.answers}
     loops = {
         "deadlines": deadlines.run,
