@@ -17,10 +17,12 @@ from support.http_client import chat, send
 from support.program import Proxy, started
 from support.waiting import eventually
 
-__all__ = ["SECRET", "Answered", "Answers", "Load", "replicas", "say", "shown"]
+__all__ = ["BEARER", "SECRET", "TOKENS", "Answered", "Answers", "Load", "replicas", "say", "shown"]
 
 SECRET = "sk-alice-0123456789abcdef"  # noqa: S105 - opens nothing
-_BEARER = {"authorization": f"Bearer {SECRET}"}
+BEARER = {"authorization": f"Bearer {SECRET}"}
+TOKENS = 100
+"""Of each request to the fixture ``engine``."""
 _WEIGHTS = (8, 4, 2, 1)
 _CHANGE_SECONDS = 2.0
 
@@ -73,7 +75,7 @@ class Load:
 
     async def _send(self, number: int) -> None:
         at = time.monotonic()
-        status = (await send(self.proxies[number].url, "/v1/chat/completions", chat(), headers=_BEARER)).status
+        status = (await send(self.proxies[number].url, "/v1/chat/completions", chat(), headers=BEARER)).status
         self.answered.append(Answered(at, time.monotonic() - at, number, status))
 
     def count(self, status: int, since: float = 0.0, until: float = float("inf")) -> int:

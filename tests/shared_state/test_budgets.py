@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from shared_state.replicas import SECRET, Answers, Load, replicas, say, shown
+from shared_state.replicas import BEARER, TOKENS, Load, replicas, say, shown
 from support.engine import Engine
 from support.http_client import send
 from support.program import Proxy
 from support.redis_server import RedisServer
 from support.waiting import eventually
 
-TOKENS = 100  # of a request
-BEARER = {"authorization": f"Bearer {SECRET}"}
 LARGE = "tokens_per_day: 1000000000, tokens_per_month: 2000000000"
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    async with Engine(Answers(TOKENS), owner="vllm") as engine:
-        yield engine
 
 
 async def used(proxies: Sequence[Proxy]) -> list[tuple[int, int]]:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from shared_state.replicas import SECRET, Answers, replicas
+from shared_state.replicas import BEARER, TOKENS, replicas
 from support.engine import Engine
 from support.http_client import chat, send
 from support.program import Proxy
 from support.redis_server import RedisServer
 from support.waiting import eventually
 
-TOKENS = 100  # of a request
-BEARER = {"authorization": f"Bearer {SECRET}"}
 LIMITS = "tokens_per_day: 1000000000"
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    async with Engine(Answers(TOKENS), owner="vllm") as engine:
-        yield engine
 
 
 async def ask_each(proxies: Sequence[Proxy], counts: Sequence[int]) -> None:

@@ -126,7 +126,7 @@ class Gate:
         return None
 
     def _viewer(self, head: RequestHead, admin_digest: bytes | None) -> Viewer:
-        """Who asks for the dashboard. Without a key, a viewer sees the public part. A wrong key is rejected.
+        """The viewer of the dashboard. Without a key, a viewer sees the public part. A wrong key is rejected.
 
         Args:
             admin_digest: of the key of operators; ``None`` if there are none here.

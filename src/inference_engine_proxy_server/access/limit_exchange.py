@@ -99,7 +99,7 @@ class LimitAnswer(NamedTuple):
     """What the server answers to one report.
 
     Attributes:
-        granted: may be used here. Nothing of tokens: they are not divided, because nobody knows how many a request
+        granted: may be used here. Nothing of tokens: they are not divided, because it is not known how many a request
             will use.
         spare: granted to nobody; negative if more was used than granted.
         level: what is left of the limit for all processes together, grants included.

@@ -167,7 +167,7 @@ class SharedSlots:
         self.most = max(1, int(self.size * share))
 
     def go_on_alone(self) -> None:
-        """There has been no answer for a while: this process's share of the slots that nobody had is added."""
+        """There has been no answer for a while: this process's share of the free slots is added."""
         if not self._is_alone:
             self._is_alone, self.high = True, math.inf
             self.most += int(self._share * max(0.0, self._spare) + 0.5)

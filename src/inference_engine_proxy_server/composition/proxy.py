@@ -126,7 +126,7 @@ def build_proxy(
     make_backend = build_backend_factory(settings, deadlines, process)
     fleet = build_fleet(configuration, make_backend, deadlines)
     refresher = build_cache_refresher(settings, fleet, engines, process)
-    conversations, told = build_conversations(settings, process)
+    conversations, shared_conversations = build_conversations(settings, process)
     placement = build_placement(configuration, fleet, process, catalog, conversations)
     labels = Labels(process.siblings.number if process.siblings.others else None)
     names = ModelLabels(fleet, catalog, placement.lists)
@@ -159,7 +159,7 @@ def build_proxy(
     workers: AllWorkers
     membership: Membership
     replicas = build_replicas(
-        settings, sharing, process, fleet, told, lambda: membership, lambda: workers.own_fleet(),
+        settings, sharing, process, fleet, shared_conversations, lambda: membership, lambda: workers.own_fleet(),
         build_usage_answer(settings),
     )  # fmt: skip
     neighbours = None if replicas is None else replicas.neighbours

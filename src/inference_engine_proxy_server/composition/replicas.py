@@ -23,7 +23,7 @@ from inference_engine_proxy_server.routing.conversations import Conversations
 
 if TYPE_CHECKING:
     from inference_engine_proxy_server.replicas.neighbours import Neighbours
-    from inference_engine_proxy_server.replicas.turns import ToldConversations
+    from inference_engine_proxy_server.replicas.turns import SharedConversations
     from inference_engine_proxy_server.state.records import Records
 
 __all__ = ["Replicas", "build_affinity_table", "build_conversations", "build_replicas"]
@@ -67,14 +67,16 @@ class Replicas:
             return
 
 
-def build_conversations(settings: Settings, process: ProcessContext) -> tuple[Conversations, ToldConversations | None]:
-    """Which backend served each conversation last, and what of this other replicas are to be told, if there are any."""
+def build_conversations(
+    settings: Settings, process: ProcessContext
+) -> tuple[Conversations, SharedConversations | None]:
+    """Which backend served each conversation last; the second value sends this to other replicas, if there are any."""
     if settings.state_url is None:
         return Conversations(process.conversations), None
-    from inference_engine_proxy_server.replicas.turns import ToldConversations
+    from inference_engine_proxy_server.replicas.turns import SharedConversations
 
-    told = ToldConversations(process.conversations)
-    return Conversations(told, SharedTurn), told
+    shared = SharedConversations(process.conversations)
+    return Conversations(shared, SharedTurn), shared
 
 
 def build_affinity_table(sharing: Sharing | None, fleet: Fleet) -> tuple[AffinityTable, Mapping[str, Loop]]:
@@ -92,7 +94,7 @@ def build_replicas(
     sharing: Sharing | None,
     process: ProcessContext,
     fleet: Fleet,
-    told: ToldConversations | None,
+    shared: SharedConversations | None,
     membership: Callable[[], Membership],
     own_fleet: Callable[[], Awaitable[dict[str, Any]]],
     own_usage: Callable[[Any], Awaitable[Any]],
@@ -104,12 +106,12 @@ def build_replicas(
         sharing: the shared state.
         process: worker 0 speaks for its replica, and carries out what others tell.
         fleet: the backends.
-        told: the conversations that other replicas are told of.
+        shared: the conversations that are sent to other replicas.
         membership: returns what carries out drains in this process.
         own_fleet: what all workers of this replica know of the fleet.
         own_usage: answers queries of the ledger.
     """
-    if sharing is None or told is None:
+    if sharing is None or shared is None:
         return None
     from inference_engine_proxy_server.replicas.doubts import SharedDoubts
     from inference_engine_proxy_server.replicas.drains import DRAIN, DrainsOfReplicas, SharedDrains
@@ -138,7 +140,7 @@ def build_replicas(
     doubts = SharedDoubts(fleet, state.member, partial(outbox.post, _DOUBTS))
     broadcast.receive(_DOUBTS, Receiver(doubts.hear))
     drains, roster = SharedDrains(records), SharedRoster(records, questions.replica)
-    turns = TurnsOfReplicas(told, state, broadcast, listens=is_link)
+    turns = TurnsOfReplicas(shared, state, broadcast, listens=is_link)
     loops: dict[str, Loop] = {
         "shared records": exchange.run,
         "messages to replicas": outbox.run,

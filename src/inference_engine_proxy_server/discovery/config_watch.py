@@ -1,4 +1,4 @@
-"""Applies a changed fleet without a restart: when a file of the configuration changes, and when it is told to."""
+"""Applies a changed fleet without a restart: when a file of the configuration changes, and on a reload."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class SiblingAnswers:
     silent_replicas: tuple[str, ...] | None = None
 
     def drained(self, url: str) -> bool:
-        """Whether nobody else gives the backend ``url`` new requests; false if somebody is silent."""
+        """Whether no other worker or replica gives the backend ``url`` new requests; false if one is silent."""
         return (
             not self.silent
             and not self.silent_replicas
@@ -68,13 +68,13 @@ class SiblingAnswers:
         )
 
     def agree_on(self, url: str, *, is_present: bool) -> bool:
-        """Whether the backend ``url`` is in the fleet of everybody, or of nobody; false if somebody is silent."""
+        """Whether the backend ``url`` is in all fleets, or in none; false if a worker or replica is silent."""
         return not self.silent_replicas and self.have_followed(url, is_present=is_present)
 
     def have_followed(self, url: str, *, is_present: bool) -> bool:
         """The same, but silent replicas do not matter: they will follow later."""
-        everybody = (*self.answers, *self.replicas.values())
-        return not self.silent and all((url in answer["backends"]) is is_present for answer in everybody)
+        all_answers = (*self.answers, *self.replicas.values())
+        return not self.silent and all((url in answer["backends"]) is is_present for answer in all_answers)
 
     def requests_on(self, url: str) -> int:
         """The requests of other replicas on the backend ``url``."""
@@ -180,7 +180,7 @@ class AllWorkers:
             await asyncio.sleep(_LOOK_AT_REPLICAS_SECONDS)
 
     async def fleet_once_drained(self, backend: Backend) -> SiblingAnswers:
-        """As :meth:`fleet`, once everybody has drained ``backend`` or the deadline of the command has passed."""
+        """As :meth:`fleet`, once all others have drained ``backend`` or the deadline of the command has passed."""
         deadline = self._fleet.clock() + _ORDER_SECONDS
         siblings = await self.fleet()
         while not siblings.drained(backend.url) and backend.is_draining and self._fleet.clock() < deadline:
@@ -189,7 +189,7 @@ class AllWorkers:
         return siblings
 
     async def pause(self) -> None:
-        """Wait before everybody is asked again whether a command has reached them."""
+        """Pause between two checks whether a command has reached all workers and replicas."""
         await asyncio.sleep(_LOOK_SECONDS if self._replicas is None else _LOOK_AT_REPLICAS_SECONDS)
 
     async def fleet(self) -> SiblingAnswers:

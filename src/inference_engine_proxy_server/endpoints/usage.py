@@ -50,8 +50,16 @@ def usage_router(file: Path | None, now: Callable[[], float], other_replicas: Ot
         now: seconds since the epoch.
         other_replicas: have ledgers of their own, and the same budgets; ``None`` without shared state.
     """
-    budgets_cover = "all_replicas" if other_replicas is not None else "process" if file is None else "replica"
     router = APIRouter()
+    _add_own(router, file, now, other_replicas)
+    _add_every(router, file, now, other_replicas)
+    return router
+
+
+def _add_own(
+    router: APIRouter, file: Path | None, now: Callable[[], float], other_replicas: OtherReplicas | None
+) -> None:
+    budgets_cover = "all_replicas" if other_replicas is not None else "process" if file is None else "replica"
 
     @router.get("/v1/usage", tags=["usage"], summary="The tokens that this key has used, and its budgets",
                 response_class=Response, responses=_RESPONSES)  # fmt: skip
@@ -73,6 +81,10 @@ def usage_router(file: Path | None, now: Callable[[], float], other_replicas: Ot
         }
         return Response(as_json(query, rows, more), media_type="application/json")
 
+
+def _add_every(
+    router: APIRouter, file: Path | None, now: Callable[[], float], other_replicas: OtherReplicas | None
+) -> None:
     @router.get("/admin/usage", tags=["admin"], summary="The tokens that all keys have used", response_class=Response,
                 responses=_RESPONSES | {200: _CSV})  # fmt: skip
     async def every(
@@ -92,8 +104,6 @@ def usage_router(file: Path | None, now: Callable[[], float], other_replicas: Ot
             return Response(as_csv(query, rows), media_type="text/csv", headers={"x-usage-covers": covered})
         more = {} if other_replicas is None else {"silent_replicas": silent}
         return Response(as_json(query, rows, {"covers": covered, **more}), media_type="application/json")
-
-    return router
 
 
 def described_budgets(budgets: Iterable[Budget]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How this program was started: by whom, with which sockets, and in place of which program."""
+"""The start of this program: its service manager, inherited sockets, and the program that it replaces, if any."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Launch:
     """The start of this program.
 
     Attributes:
-        manager: is told what the program does.
+        manager: receives the state of the program.
         predecessor: the program that this one replaces, if any.
         inherited: sockets that listen already, if any.
         command: starts the installed version; empty if this program cannot be upgraded.

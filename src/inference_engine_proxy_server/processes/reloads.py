@@ -16,7 +16,7 @@ class Reloads:
     """Tells the service manager when a reload begins, and when the last worker has ended its own.
 
     Args:
-        manager: is told.
+        manager: receives both.
     """
 
     def __init__(self, manager: ServiceManager) -> None:
@@ -26,7 +26,7 @@ class Reloads:
         self._status = ""
 
     def begin(self, workers: Iterable[int], status: str) -> None:
-        """The workers with these numbers have been told to reload; ``status`` is what follows."""
+        """The workers with these numbers begin to reload; ``status`` is reported after the last one."""
         self._waited_for = set(workers)
         self._status = status
         if self._waited_for:

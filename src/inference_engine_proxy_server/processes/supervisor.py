@@ -65,7 +65,7 @@ class Supervisor:
         read_again: returns the configuration if it is valid and has changed since the last call. Raises nothing.
         on_started: called once, when all workers serve; returns the status for the service manager.
         commands: of operators, which are in force from the beginning; ``None`` for none.
-        manager: is told what the program does; ``None`` if there is none.
+        manager: receives the state of the program; ``None`` if there is none.
         predecessor: the program that this one replaces, if any.
         command: starts the installed version; empty if this program cannot be upgraded.
     """

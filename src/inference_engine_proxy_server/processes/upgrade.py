@@ -27,8 +27,8 @@ __all__ = ["Upgrade"]
 
 _START_SECONDS = 60.0  # in which the new program must serve
 _SHELL_SECONDS = 10.0
-# The shell ends at once, so that the new program is adopted by the first process of the system: a service manager is
-# told when its children end, and not when those of another process do. Standard input is a pipe to write to. SIGUSR2
+# The shell ends at once, so that the new program is adopted by the first process of the system: a service manager
+# learns of the end of its own children only. Standard input is a pipe to write to. SIGUSR2
 # would end a program that is not ready for it yet.
 _IN_BACKGROUND = 'trap "" USR2; "$@" 0</dev/null & echo $! >&0'
 
@@ -42,7 +42,7 @@ class Upgrade:
         command: starts the installed version; empty if this program cannot be upgraded.
         ports: with the sockets that the new program takes over.
         commands: of operators, which the new program adopts.
-        manager: is told which process is the service.
+        manager: receives the process id of the service.
         watch, unwatch: call a function whenever a channel has messages, and no more.
         on_handed_over: called when the new program serves.
 

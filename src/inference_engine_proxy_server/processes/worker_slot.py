@@ -18,7 +18,7 @@ class WorkerProcess:
     Attributes:
         serves: it accepts connections.
         alive_at: when it last showed a sign of life; ``None`` before the first one.
-        aborted_at: when it was told to end, because it showed none.
+        aborted_at: when the supervisor sent it SIGABRT, because it showed none.
     """
 
     pid: int

@@ -28,7 +28,7 @@ ADDED = "added "
 """With this, the name of a record about a backend of operators begins."""
 
 _LEASE = "lease "
-_RENEWED_SHARE = 0.8  # of a lease, that must have been left at least, to let a renewal go untold
+_RENEWED_SHARE = 0.8  # of a lease, that must have been left at least, for a renewal not to be sent
 _LONGEST_LEASE_SECONDS = 3600.0
 _LATE_SECONDS = 0.5  # by which a lease may end too early here, because of the way of the message
 _HELD_SECONDS = 10.0  # for which a lease is prolonged at a time
@@ -116,13 +116,13 @@ class JoinedAtReplicas:
         self._change_roster = change_roster
         self._clock = clock
         self._available_at = self._away_until = clock()
-        self._has_told_own = False
+        self._has_sent_own = False
         records.subscribe(self._on_change)
 
     def look(self) -> None:
         """Tell of the backends of the file, and hold leases whose renewals may not arrive. Call it every second."""
-        if self._records.has_read and not self._has_told_own:
-            self._has_told_own = True
+        if self._records.has_read and not self._has_sent_own:
+            self._has_sent_own = True
             for entry in self._roster.added.values():  # unless a replica has ever added, changed or removed it
                 self._records.write(ADDED + _text_of(entry["url"]), {"entry": entry}, at=0.0)
         for entry in self._roster.added.values():
@@ -139,7 +139,7 @@ class JoinedAtReplicas:
                     self._change_roster(Roster.announcing(one.entry, announcer, now + _HELD_SECONDS))
 
     def _holds_all(self, now: float) -> bool:
-        """Whether renewals may have been received elsewhere that this replica has not heard of."""
+        """Whether other replicas may have received renewals that this one does not know yet."""
         if not self._server.is_available:
             return now - self._available_at < _LONGEST_HOLD_SECONDS
         return now - self._away_until < _RETURN_SECONDS

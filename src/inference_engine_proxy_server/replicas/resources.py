@@ -57,7 +57,7 @@ class SharedAffinityTable(AffinityTable):
         self._state = state
         self._broadcast = broadcast
         self._remember = state.script(_REMEMBER)
-        self._untold: dict[bytes, Entry] = {}
+        self._unsent: dict[bytes, Entry] = {}
         self._wake = asyncio.Event()
         broadcast.receive(_TOPIC, Receiver(self._on_message))
 
@@ -67,10 +67,10 @@ class SharedAffinityTable(AffinityTable):
         super().remember(name, backend, owner)
         after = self.entry(name)
         if after is not None and after != before:
-            self._untold.pop(name, None)
-            self._untold[name] = after
-            if len(self._untold) > _MOST_WAITING:
-                del self._untold[next(iter(self._untold))]
+            self._unsent.pop(name, None)
+            self._unsent[name] = after
+            if len(self._unsent) > _MOST_WAITING:
+                del self._unsent[next(iter(self._unsent))]
             self._wake.set()
 
     async def find(self, name: bytes) -> None:
@@ -88,24 +88,24 @@ class SharedAffinityTable(AffinityTable):
             return
 
     async def run(self) -> None:
-        """Tell others what this process learns, until cancelled."""
+        """Send what this process learns to other replicas, until cancelled."""
         while True:
             await self._wake.wait()
             await asyncio.sleep(_SEND_SECONDS)
             self._wake.clear()
             try:
-                await self._tell()
+                await self._send()
             except StateUnavailableError:
                 await asyncio.sleep(_PAUSE_SECONDS)
                 self._wake.set()
 
-    async def _tell(self) -> None:
-        while self._untold:
-            batch = dict(islice(self._untold.items(), _MOST_AT_ONCE))
+    async def _send(self) -> None:
+        while self._unsent:
+            batch = dict(islice(self._unsent.items(), _MOST_AT_ONCE))
             await self._state.call(partial(self._store, batch))
             for name, entry in batch.items():
-                if self._untold.get(name) == entry:
-                    del self._untold[name]
+                if self._unsent.get(name) == entry:
+                    del self._unsent[name]
 
     async def _store(self, batch: dict[bytes, Entry]) -> None:
         pipeline = self._state.client.pipeline(transaction=False)
@@ -113,14 +113,14 @@ class SharedAffinityTable(AffinityTable):
             arguments: list[str | int] = [entry.url, entry.owner or "", _KEPT_SECONDS]
             await self._remember([self._key(name)], arguments, client=pipeline)
         await pipeline.execute()
-        told = [(name.decode("latin-1"), *entry) for name, entry in batch.items()]
-        await self._broadcast.send(_TOPIC, json.dumps([self._state.member, told]).encode())
+        entries = [(name.decode("latin-1"), *entry) for name, entry in batch.items()]
+        await self._broadcast.send(_TOPIC, json.dumps([self._state.member, entries]).encode())
 
     def _on_message(self, message: bytes) -> None:
         try:
-            sender, told = json.loads(message)
+            sender, entries = json.loads(message)
             if sender != self._state.member:
-                for name, url, owner in told:
+                for name, url, owner in entries:
                     self.adopt(name.encode("latin-1"), url, owner)
         except (ValueError, TypeError, AttributeError):
             logger.warning("shared state: a message about resources cannot be read")

@@ -14,7 +14,7 @@ from inference_engine_proxy_server.state.broadcast import Broadcast, Receiver
 from inference_engine_proxy_server.state.questions import replica_of
 from inference_engine_proxy_server.state.shared_state import SharedState, StateUnavailableError
 
-__all__ = ["ToldConversations", "TurnsOfReplicas"]
+__all__ = ["SharedConversations", "TurnsOfReplicas"]
 
 _TOPIC = "turns"
 _SEND_SECONDS = 0.1  # in which a batch is collected; people and programs take longer for their next turn
@@ -22,8 +22,8 @@ _MOST_AT_ONCE = 4096
 _ENTRY = struct.Struct("<qQ")
 
 
-class ToldConversations:
-    """The memory of this replica, which notes what other replicas are still to be told.
+class SharedConversations:
+    """The memory of this replica. It also keeps what has not been sent to other replicas yet.
 
     Args:
         memory: of all workers of this replica.
@@ -31,18 +31,18 @@ class ToldConversations:
     Attributes:
         recall: as of :class:`ConversationMemory`.
         hear: remembers what other replicas tell.
-        untold: what other replicas do not know yet.
+        unsent: what other replicas do not know yet.
     """
 
     def __init__(self, memory: ConversationMemory) -> None:
         self.recall = memory.recall
         self.hear = memory.remember
-        self.untold: dict[int, int] = {}
+        self.unsent: dict[int, int] = {}
 
     def remember(self, key: int, number: int) -> None:
         """See :class:`ConversationMemory`."""
         self.hear(key, number)
-        self.untold[key] = number
+        self.unsent[key] = number
 
 
 class TurnsOfReplicas:
@@ -56,7 +56,7 @@ class TurnsOfReplicas:
     """
 
     def __init__(
-        self, conversations: ToldConversations, state: SharedState, broadcast: Broadcast, *, listens: bool
+        self, conversations: SharedConversations, state: SharedState, broadcast: Broadcast, *, listens: bool
     ) -> None:
         self._conversations = conversations
         self._broadcast = broadcast
@@ -66,13 +66,13 @@ class TurnsOfReplicas:
 
     async def run(self) -> None:
         """Tell other replicas what this process learns, until cancelled."""
-        untold = self._conversations.untold
+        unsent = self._conversations.unsent
         while True:
             await asyncio.sleep(_SEND_SECONDS)
-            if not untold:
+            if not unsent:
                 continue
-            entries = list(untold.items())[-_MOST_AT_ONCE:]
-            untold.clear()
+            entries = list(unsent.items())[-_MOST_AT_ONCE:]
+            unsent.clear()
             packed = struct.pack("<" + "qQ" * len(entries), *chain.from_iterable(entries))
             try:
                 await self._broadcast.send(_TOPIC, self._replica + b" " + packed)

@@ -149,6 +149,7 @@ def open_ledger(path: Path, *, is_read_only: bool = False) -> sqlite3.Connection
             _create_tables(connection)
         _check(connection)
         if not is_read_only:
+            _identify(connection)
             # After a power failure, the latest batches may be missing, but the file is intact.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
@@ -167,16 +168,23 @@ def identity_of(path: Path) -> str:
     """What distinguishes the ledger at ``path`` from all others, also from a copy of it. Blocks.
 
     Raises:
-        NotALedgerError, sqlite3.Error, OSError: the file cannot be used now.
+        NotALedgerError, sqlite3.Error, OSError: the file cannot be read now.
     """
-    with closing(open_ledger(path)) as connection, connection:
-        connection.execute("BEGIN IMMEDIATE")
+    with closing(open_ledger(path, is_read_only=True)) as connection:
+        (identity,) = connection.execute("SELECT id FROM identity").fetchone()
+    return f"{identity}-{path.stat().st_ino}"
+
+
+def _identify(connection: sqlite3.Connection) -> None:
+    """Give the ledger an identity, if it has none. Of several processes that try this at once, one does it."""
+    if connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'identity'").fetchone()[0]:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
         connection.execute("CREATE TABLE IF NOT EXISTS identity (id TEXT NOT NULL)")
-        found = connection.execute("SELECT id FROM identity").fetchone()
-        if found is None:
-            found = (secrets.token_hex(8),)
-            connection.execute("INSERT INTO identity VALUES (?)", found)
-    return f"{found[0]}-{path.stat().st_ino}"
+        connection.execute(
+            "INSERT INTO identity SELECT ? WHERE NOT EXISTS (SELECT 1 FROM identity)", (secrets.token_hex(8),)
+        )
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:
