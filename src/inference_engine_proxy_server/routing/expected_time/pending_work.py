@@ -45,18 +45,20 @@ class PendingRequest:
         unread: tokens of its prompt that the backend is not expected to have cached.
         is_streamed: the answer is streamed, so that its first token can be observed.
         due: when the first token is expected.
-        read_seconds: how long the backend read the prompt; 0 while unknown, or if several prompts were read together.
+        is_alone: the backend has read no other prompt since this one was sent.
+        read_seconds: how long the backend read the prompt; 0 while unknown, or if it was not alone.
         began_at: when the answer began.
         streams: number of answers being written at that time, including its own.
         slot: the slot that it occupies; ``None`` if the backend's slots are not followed.
     """
 
-    __slots__ = ("began_at", "due", "is_streamed", "read_seconds", "slot", "streams", "unread")
+    __slots__ = ("began_at", "due", "is_alone", "is_streamed", "read_seconds", "slot", "streams", "unread")
 
-    def __init__(self, unread: float, slot: Slot | None, *, is_streamed: bool) -> None:
+    def __init__(self, unread: float, slot: Slot | None, *, is_streamed: bool, is_alone: bool) -> None:
         self.unread = unread
         self.slot = slot
         self.is_streamed = is_streamed
+        self.is_alone = is_alone
         self.due = 0.0
         self.read_seconds = 0.0
         self.began_at = 0.0
@@ -81,8 +83,9 @@ class PendingWork:
     """
 
     __slots__ = (
-        "_facts_at", "_memory_use", "_memory_use_load", "_reading", "_reading_since", "answer_seconds", "answers",
-        "contents", "reads", "reuse", "sent_at", "speeds", "step_seconds", "stream_seconds", "unread", "writing",
+        "_assumed_read", "_facts_at", "_memory_use", "_memory_use_load", "_reading", "_reading_since", "answer_seconds",
+        "answers", "contents", "reads", "reuse", "sent_at", "speeds", "step_seconds", "stream_seconds", "unread",
+        "writing",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -100,6 +103,7 @@ class PendingWork:
         self._memory_use = 0.0  # last reported share of the KV cache in use
         self._memory_use_load = 0.0  # number of requests at that time
         self._reading: dict[PendingRequest, None] = {}
+        self._assumed_read: set[PendingRequest] = set()  # due, not streamed, and no later answer has begun
         self._facts_at = -math.inf  # when one of its replies was last parsed
         self._reading_since = 0.0  # when the backend began to read the first prompt in ``_reading``
 
@@ -141,6 +145,7 @@ class PendingWork:
             if first.is_streamed or first.due > now:
                 return max(0.0, self.unread / self.reads - (now - self._reading_since))
             self._has_read(first, first.due)
+            self._assumed_read.add(first)
         return 0.0
 
     def seconds_of_answer(self, most_tokens: float) -> float:
@@ -150,9 +155,12 @@ class PendingWork:
     def send(self, unread: float, now: float, *, is_streamed: bool, slot: Slot | None = None) -> PendingRequest:
         """Add a request whose prompt has ``unread`` tokens that the backend has not cached, in ``slot``."""
         ahead = self.seconds_ahead(now)
-        request = PendingRequest(unread, slot, is_streamed=is_streamed)
+        is_alone = is_streamed and not self._reading and not self._assumed_read
+        request = PendingRequest(unread, slot, is_streamed=is_streamed, is_alone=is_alone)
         request.due = now + ahead + unread / self.reads + self.speeds.seconds_a_token(self.writing)
-        if not self._reading:
+        if self._reading:
+            next(iter(self._reading)).is_alone = False
+        else:
             self._reading_since = now
         self._reading[request] = None
         self.unread += unread
@@ -163,15 +171,16 @@ class PendingWork:
         """Record the first token of the request's answer."""
         if request not in self._reading:
             return
-        since, is_next = self._reading_since, next(iter(self._reading)) is request
+        if request.is_alone:
+            request.read_seconds = now - self._reading_since
         while request in self._reading:
             self._has_read(next(iter(self._reading)), now)
-        if is_next:
-            request.read_seconds = now - since
+        self._assumed_read.clear()
 
     def end(self, request: PendingRequest, now: float) -> None:
         """Record the end of the request's answer."""
         was_seen = request not in self._reading and request.is_streamed
+        self._assumed_read.discard(request)
         self.begin(request, now)
         self.writing -= 1
         if request.slot is not None:
@@ -204,7 +213,8 @@ class PendingWork:
             # A prompt that arrives during a decoding step waits for the step's end first, half a step on average.
             waited = 1.5 * speeds.seconds_a_token(request.streams)
             tokens = request.unread if read_tokens is None else read_tokens
-            speeds.note_reading(tokens, max(request.read_seconds / 4, request.read_seconds - waited))
+            if tokens > speeds.reads * waited:  # otherwise the wait hides how long the prompt was read
+                speeds.note_reading(tokens, max(request.read_seconds / 4, request.read_seconds - waited))
         if answer_tokens is None or (written_ms is None and not request.is_streamed):
             return
         seconds = now - request.began_at if written_ms is None else written_ms / 1000
@@ -225,6 +235,7 @@ class PendingWork:
             del self._reading[request]
             self.unread -= request.unread
         else:
+            self._assumed_read.discard(request)
             self.writing -= 1
 
     def _has_read(self, request: PendingRequest, now: float) -> None:
