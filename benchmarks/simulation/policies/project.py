@@ -11,7 +11,7 @@ from typing import Any
 
 from inference_engine_proxy_server.backends.base import BackendState, ModelNames
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
-from inference_engine_proxy_server.backends.vllm import WAITING_FOR_STEP
+from inference_engine_proxy_server.backends.seen_capacity import SeenCapacity
 from inference_engine_proxy_server.composition.dispatch import build_dispatcher, build_placement
 from inference_engine_proxy_server.composition.fleet import build_backend_factory, build_fleet, thresholds_of
 from inference_engine_proxy_server.config.configuration import Configuration
@@ -56,7 +56,7 @@ class ProjectPolicy(Policy):
         self._leases: dict[int, Lease] = {}
         self._waits: set[asyncio.Task[None]] = set()
         self._thresholds = thresholds_of(self._settings)
-        self._most_running = [0] * len(urls)
+        self._seen_capacities = [SeenCapacity() for _ in urls]
 
     def choose(self, request: Request, view: ReplicaView, now: float) -> int | None:  # noqa: ARG002
         wanted = self._wanted(request)
@@ -135,9 +135,8 @@ class ProjectPolicy(Policy):
     def _as_reported(self, backend: int, state: EngineState) -> BackendState:
         """The state that backends/llamacpp.py and backends/vllm.py derive from an engine's replies."""
         most = self._thresholds
-        running = self._most_running[backend] = max(self._most_running[backend], state.processing)
         if self.site.engine == "vllm":
-            is_ready, capacity = True, running if state.waiting > state.processing * WAITING_FOR_STEP else None
+            is_ready, capacity = True, self._seen_capacities[backend].look(state.processing, state.waiting)
         else:
             is_ready = state.processing <= most.requests_processing and state.waiting <= most.requests_waiting
             capacity = state.capacity

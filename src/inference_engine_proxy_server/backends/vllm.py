@@ -28,9 +28,10 @@ from inference_engine_proxy_server.backends.base import (
 from inference_engine_proxy_server.backends.begun_answers import BegunAnswers
 from inference_engine_proxy_server.backends.fingerprint import Fingerprint, source_of
 from inference_engine_proxy_server.backends.prometheus_text import samples, sum_samples
+from inference_engine_proxy_server.backends.seen_capacity import SeenCapacity
 from inference_engine_proxy_server.backends.tokenizer_probe import SKIPPED_POLLS, TokenizerProbe
 
-__all__ = ["WAITING_FOR_STEP", "VLLMBackend"]
+__all__ = ["VLLMBackend"]
 
 _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
@@ -51,8 +52,6 @@ _BEGUN_ANSWER: Mapping[str, object] = {
     "continue_final_message": True,
 }
 _REJECTED = 400
-WAITING_FOR_STEP = 1 / 8
-"""At most this many requests, relative to the running ones, count as waiting for the next step, not for a slot."""
 _SHOWN = (
     _PROMPT_TOKENS,
     _GENERATED_TOKENS,
@@ -87,7 +86,7 @@ class VLLMBackend(BaseBackend):
         # Only a server in development mode can be paused and has /is_paused. Any other server would log a 404 at every
         # poll, so the first rejection ends polling, until /health fails: after that it may be another process.
         self._has_is_paused = True
-        self._most_running = 0.0
+        self._seen_capacity = SeenCapacity()
         self._version: str | None = None  # unknown until the server was asked, once
         self._tokenizers: dict[str, TokenizerProbe] = {}  # likewise, by model
         self._begun_answers: BegunAnswers | None = None  # as the version
@@ -122,7 +121,7 @@ class VLLMBackend(BaseBackend):
             ready=True,
             requests_processing=running,
             requests_waiting=waiting,
-            capacity=self._capacity(running, waiting),
+            capacity=self._seen_capacity.look(running, waiting),
             continued_apis=_CONTINUES,
             begun_answers=await self._fetch_begun_answers(models),
             context_use=non_negative(max(_kv_usages(page), default=None)),
@@ -145,7 +144,7 @@ class VLLMBackend(BaseBackend):
         finally:
             if status != 200:
                 self._has_is_paused = True
-                self._most_running = 0.0
+                self._seen_capacity = SeenCapacity()
                 self._version = self._begun_answers = None
                 self._polls_to_skip = 0
                 self._tokenizers = {}
@@ -207,15 +206,6 @@ class VLLMBackend(BaseBackend):
         if prompt.endswith(_BEGUN + _SPACE):
             return BegunAnswers.KEPT
         return BegunAnswers.TRIMMED if prompt.rstrip().endswith(_BEGUN) else BegunAnswers.LOST
-
-    def _capacity(self, running: float | None, waiting: float | None) -> int | None:
-        # It does not report --max-num-seqs (except /server_info of a development server), and the KV cache may allow
-        # fewer requests. The number it runs while others wait is only a lower bound: measured on vLLM 0.32.0, a long
-        # prompt took the whole token budget of each step, and 1 of 16 slots was used while 5 requests waited.
-        # A few always wait at high load: those that came since the current step began.
-        running, waiting = running or 0.0, waiting or 0.0
-        self._most_running = max(self._most_running, running)
-        return int(self._most_running) if waiting > running * WAITING_FOR_STEP and self._most_running else None
 
     async def _is_paused(self) -> bool:
         if not self._has_is_paused:
