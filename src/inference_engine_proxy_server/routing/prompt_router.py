@@ -92,7 +92,7 @@ class RequestTracker:
                 work.contents.learn(was_shared=share > _MOST_OF_IT * noted.held / noted.size)
         learn_size(self._router.token_sizes, self._prompt, facts)
         if facts.read_tokens and facts.read_ms:
-            work.speeds.note_reading(facts.read_tokens, facts.read_ms / 1000)
+            work.note_reading(facts.read_tokens, facts.read_ms / 1000, now)
             self._pending.read_seconds = 0.0  # the engine's own measurement is better
         work.learn(self._pending, now, read, facts.answer_tokens, facts.written_ms)
 
@@ -201,7 +201,7 @@ class PromptRouter:
 
     def update(self, candidates: Sequence[Candidate]) -> None:
         """Update what changes slowly, from the ``candidates`` of all backends and models."""
-        compare([one.work for one in candidates])
+        compare([one.work for one in candidates], self.clock())
         foreign, own = sum(one.load.foreign for one in candidates), sum(one.load.proxy_leases for one in candidates)
         self._foreign += _GAIN * (foreign - self._foreign)
         self._own += _GAIN * (own - self._own)

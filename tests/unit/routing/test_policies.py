@@ -32,7 +32,7 @@ def _work() -> PendingWork:
     work = PendingWork()
     for _ in range(3):
         work.speeds.note_reading(1000, 0.1)
-    compare([work])
+    compare([work], 0.0)
     return work
 
 
@@ -112,8 +112,8 @@ def test_full_memory_is_avoided() -> None:
 def test_slower_backend_gets_fewer_prompts() -> None:
     fleet = a_fleet(2)
     for _ in range(15):
-        fleet[0].work.speeds.note_reading(1000, 1.0)
-    compare([one.work for one in fleet])
+        fleet[0].work.note_reading(1000, 1.0, 0.0)
+    compare([one.work for one in fleet], 0.0)
     chosen = Counter[int]()
     for _ in range(44):
         at = expected_time(fleet, asked(QUESTION), 0.0).at
@@ -251,7 +251,7 @@ def test_expected_seconds_add_up() -> None:
         whole = place + before + own + crowd + memory + home
         assert cost == pytest.approx(whole * one.cost if whole > 0 else whole / one.cost)
         reading = (QUESTION.tokens - held) / one.work.reads
-        coming = min(0.25, reading) * one.load.total / one.work.answer_seconds
+        coming = min(0.1, reading) * one.load.total / one.work.answer_seconds
         stalled = 1.2 * one.load.total / 2
         assert own == pytest.approx(reading * (1 + 1 + coming + stalled))  # one other prompt waits
     assert [row[2] for row in scores.rows] == sorted(row[2] for row in scores.rows)

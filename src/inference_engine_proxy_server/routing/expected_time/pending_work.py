@@ -21,7 +21,8 @@ __all__ = ["PendingRequest", "PendingWork", "Reuse", "compare"]
 _GAIN = 1 / 32  # weight of each answer in the moving average of answer durations
 _USUAL_ANSWER_SECONDS = 5.0
 _FACTS_SECONDS = 0.005  # between two replies that are parsed: more would add no information
-_LIKE = 1.6  # speeds that differ by less than this factor count as equal, because the difference may be chance
+_EXPECTED = 0.5  # of the tokens that a backend was expected to read; if it reads fewer, the expectation was wrong
+_VALID_SECONDS = 60.0  # after the last measurement, a backend counts as slower or faster at reading for so long
 
 
 class Reuse(msgspec.Struct, gc=False):
@@ -45,7 +46,7 @@ class PendingRequest:
         unread: tokens of its prompt that the backend is not expected to have cached.
         is_streamed: the answer is streamed, so that its first token can be observed.
         due: when the first token is expected.
-        is_alone: the backend has read no other prompt since this one was sent.
+        is_alone: the backend reads no other prompt between its sending and its first token.
         read_seconds: how long the backend read the prompt; 0 while unknown, or if it was not alone.
         began_at: when the answer began.
         streams: number of answers being written at that time, including its own.
@@ -83,9 +84,9 @@ class PendingWork:
     """
 
     __slots__ = (
-        "_assumed_read", "_facts_at", "_memory_use", "_memory_use_load", "_reading", "_reading_since", "answer_seconds",
-        "answers", "contents", "reads", "reuse", "sent_at", "speeds", "step_seconds", "stream_seconds", "unread",
-        "writing",
+        "_assumed_read", "_busy_since", "_busy_tokens", "_facts_at", "_memory_use", "_memory_use_load", "_read_at",
+        "_reading", "_reading_since", "answer_seconds", "answers", "contents", "reads", "reuse", "sent_at", "speeds",
+        "step_seconds", "stream_seconds", "unread", "writing",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -106,6 +107,9 @@ class PendingWork:
         self._assumed_read: set[PendingRequest] = set()  # due, not streamed, and no later answer has begun
         self._facts_at = -math.inf  # when one of its replies was last parsed
         self._reading_since = 0.0  # when the backend began to read the first prompt in ``_reading``
+        self._read_at = -math.inf  # when the reading speed was last measured
+        self._busy_since = 0.0  # when it began to read after it had nothing to read
+        self._busy_tokens = 0.0  # tokens read since then
 
     @property
     def reading(self) -> int:
@@ -155,8 +159,10 @@ class PendingWork:
     def send(self, unread: float, now: float, *, is_streamed: bool, slot: Slot | None = None) -> PendingRequest:
         """Add a request whose prompt has ``unread`` tokens that the backend has not cached, in ``slot``."""
         ahead = self.seconds_ahead(now)
-        is_alone = is_streamed and not self._reading and not self._assumed_read
-        request = PendingRequest(unread, slot, is_streamed=is_streamed, is_alone=is_alone)
+        is_idle = not self._reading and not self._assumed_read
+        if is_idle:
+            self._busy_since, self._busy_tokens = now, 0.0
+        request = PendingRequest(unread, slot, is_streamed=is_streamed, is_alone=is_idle and is_streamed)
         request.due = now + ahead + unread / self.reads + self.speeds.seconds_a_token(self.writing)
         if self._reading:
             next(iter(self._reading)).is_alone = False
@@ -176,6 +182,8 @@ class PendingWork:
         while request in self._reading:
             self._has_read(next(iter(self._reading)), now)
         self._assumed_read.clear()
+        if request.is_streamed and not self.speeds.is_known:
+            self.speeds.note_least_reading(self._busy_tokens, now - self._busy_since)
 
     def end(self, request: PendingRequest, now: float) -> None:
         """Record the end of the request's answer."""
@@ -209,16 +217,32 @@ class PendingWork:
                 measurement, which includes delays by the network and by a slow client.
         """
         speeds = self.speeds
+        if read_tokens is not None and read_tokens < _EXPECTED * request.unread:
+            speeds.least_reads = 0.0  # its cache is warmer than expected, as after a restart of the proxy
         if request.read_seconds > 0:
             # A prompt that arrives during a decoding step waits for the step's end first, half a step on average.
             waited = 1.5 * speeds.seconds_a_token(request.streams)
             tokens = request.unread if read_tokens is None else read_tokens
-            if tokens > speeds.reads * waited:  # otherwise the wait hides how long the prompt was read
-                speeds.note_reading(tokens, max(request.read_seconds / 4, request.read_seconds - waited))
+            floor = speeds.reads if speeds.is_known else speeds.least_reads
+            if tokens > floor * waited:  # otherwise the wait hides how long the prompt was read
+                self.note_reading(tokens, max(request.read_seconds / 2, request.read_seconds - waited), now)
         if answer_tokens is None or (written_ms is None and not request.is_streamed):
             return
         seconds = now - request.began_at if written_ms is None else written_ms / 1000
         speeds.note_writing(answer_tokens - 1, seconds, (request.streams + self.writing + 1) / 2)
+
+    def note_reading(self, tokens: float, seconds: float, now: float) -> None:
+        """Learn from a prompt of which the backend has read ``tokens`` in ``seconds``."""
+        self.speeds.note_reading(tokens, seconds)
+        self._read_at = now
+
+    def reading_slowness(self, usual: float, now: float) -> float | None:
+        """See :meth:`Speeds.reading_slowness`; ``None`` as well if the speed was last measured a while ago.
+
+        A backend that seems slow gets few prompts, perhaps none that shows its speed. It counts as usual after a while,
+        so that new prompts show whether it is still slow.
+        """
+        return self.speeds.reading_slowness(usual) if now - self._read_at < _VALID_SECONDS else None
 
     def wants_facts(self, now: float) -> bool:
         """Whether the reply that has just ended should be parsed for its facts."""
@@ -242,13 +266,14 @@ class PendingWork:
         del self._reading[request]
         self.unread = self.unread - request.unread if self._reading else 0.0
         self._reading_since = max(self._reading_since, now)
+        self._busy_tokens += request.unread
         self.writing += 1
         request.began_at = now
         request.streams = self.writing
 
 
-def compare(works: Sequence[PendingWork]) -> None:
-    """Set the speeds that routing uses: the fleet's median, scaled for a backend that reads clearly slower or faster.
+def compare(works: Sequence[PendingWork], now: float) -> None:
+    """Set the speeds that routing uses: the fleet's median, scaled for a backend that is clearly slower or faster.
 
     Small differences between similar machines are chance: a backend's reading speed is based on a few recent requests,
     and its writing speed on answers at about the same concurrency. Such noise would outweigh differences in load.
@@ -262,9 +287,8 @@ def compare(works: Sequence[PendingWork]) -> None:
     for work in works:
         if not work.answers:
             work.answer_seconds = usual_answer
-        slowness = reads / work.speeds.reads
-        if 1 / _LIKE < slowness < _LIKE:
-            slowness = 1.0
-        work.reads = reads / slowness
-        work.step_seconds = slowness * step
-        work.stream_seconds = slowness * stream
+        reading, writing = work.reading_slowness(reads, now), work.speeds.writing_slowness(step, stream)
+        # A machine whose reading or writing was not measured is as slow at it as at the other.
+        work.reads = reads / (reading or writing or 1.0)
+        work.step_seconds = (writing or reading or 1.0) * step
+        work.stream_seconds = (writing or reading or 1.0) * stream

@@ -19,7 +19,7 @@ _CROWD = 8.0
 # While an engine reads a prompt, it writes hardly anything. Requests that are running keep their slots for so much
 # longer, which matters if there are few slots.
 _STALL = 1.2
-_SURPRISE_SECONDS = 0.25  # a prompt that takes longer to read delays no more requests: they go elsewhere
+_SURPRISE_SECONDS = 0.1  # a prompt that takes longer to read delays no more requests: they go elsewhere
 _MEMORY_SECONDS = 0.05  # cost of half-full memory; nine times as much at 90 %, as full memory starts nothing
 _NEAR = 0.08  # costs this close to the lowest count as equal: no estimate is more precise
 _NEAR_SECONDS = 0.002

@@ -14,6 +14,8 @@ from statistics import median
 __all__ = ["Speeds", "fill_gaps"]
 
 _LATEST = 15
+_MANY = 5  # requests until a backend may count as slower or faster than the others
+_LIKE = 1.6  # speeds that differ by less than this factor count as equal
 _ENOUGH = 3  # requests until a speed counts as known: with fewer, one stalled request would dominate
 _MOST_WEIGHT = 4096  # tokens; caps the weight of one huge request
 _SHORTEST = 1e-6  # seconds; shorter times are not real measurements
@@ -30,18 +32,20 @@ class Speeds:
     """The speeds of one backend.
 
     Attributes:
+        least_reads: the highest lower bound of the reading speed, for the time until it is measured; 0 without one.
         step_seconds, stream_seconds: a token takes ``step_seconds``, plus ``stream_seconds`` for each concurrent
             stream, including its own.
     """
 
     __slots__ = (
         "_astray", "_count", "_latest", "_reads", "_reads_are_old", "_seconds", "_streams", "_streams_squared",
-        "_streams_times_seconds", "_writings", "step_seconds", "stream_seconds",
+        "_streams_times_seconds", "_writings", "least_reads", "step_seconds", "stream_seconds",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._latest: deque[tuple[float, float]] = deque(maxlen=_LATEST)  # tokens per second, and the weight
         self._writings = 0
+        self.least_reads = 0.0
         self._reads = _READS_A_SECOND
         self._reads_are_old = False
         self.step_seconds = _SECONDS_A_TOKEN
@@ -73,6 +77,31 @@ class Speeds:
         """The time for one token of each stream, with ``streams`` concurrent streams."""
         return self.step_seconds + self.stream_seconds * streams
 
+    def reading_slowness(self, usual: float) -> float | None:
+        """How many times slower than ``usual`` it reads, in prompt tokens per second; 1 if that may be chance.
+
+        The difference is real if it exceeds a factor of ``_LIKE`` and most of the latest measurements agree. ``None``
+        after too few measurements.
+        """
+        if len(self._latest) < _MANY:
+            return None
+        slowness = usual / self.reads
+        rates = sorted(rate for rate, _ in self._latest)
+        lower, upper = rates[len(rates) // 4], rates[-1 - len(rates) // 4]
+        return 1.0 if 1 / _LIKE < slowness < _LIKE or lower <= usual <= upper else slowness
+
+    def writing_slowness(self, step: float, stream: float) -> float | None:
+        """How many times slower than usual it writes; 1 if that may be chance, ``None`` if it was not measured.
+
+        Args:
+            step, stream: the usual ``step_seconds`` and ``stream_seconds``.
+        """
+        if not self.writing_is_known:
+            return None
+        usual = step + stream * self._streams / self._count  # at the concurrency of the measurements
+        slowness = self._seconds / self._count / usual if usual else 1.0
+        return 1.0 if 1 / _LIKE < slowness < _LIKE else slowness
+
     def note_reading(self, tokens: float, seconds: float) -> None:
         """Add a measurement of reading.
 
@@ -84,6 +113,11 @@ class Speeds:
             return
         self._latest.append((tokens / seconds, min(tokens, _MOST_WEIGHT)))
         self._reads_are_old = self.is_known
+
+    def note_least_reading(self, tokens: float, seconds: float) -> None:
+        """Add a lower bound: ``tokens`` of several prompts were read within ``seconds``, perhaps with pauses."""
+        if tokens >= 1 and seconds >= _SHORTEST:
+            self.least_reads = max(self.least_reads, tokens / seconds)
 
     def note_writing(self, tokens: float, seconds: float, streams: float) -> None:
         """Add a measurement of writing.
@@ -149,6 +183,7 @@ def fill_gaps(speeds: Iterable[Speeds]) -> None:
     """Give backends without measurements the median speeds of the others."""
     backends = list(speeds)
     reads = [one.reads for one in backends if one.is_known]
+    reads = reads or [one.least_reads for one in backends if one.least_reads]
     lines = [one for one in backends if one.writing_is_known]
     usual = (median(one.step_seconds for one in lines), median(one.stream_seconds for one in lines)) if lines else None
     for one in backends:

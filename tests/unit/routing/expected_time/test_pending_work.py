@@ -14,9 +14,9 @@ from inference_engine_proxy_server.routing.expected_time.pending_work import Pen
 
 def a_workload(reads: float = 1000.0) -> PendingWork:
     work = PendingWork()
-    for _ in range(3):
-        work.speeds.note_reading(1000, 1000 / reads)
-    compare([work])
+    for _ in range(5):
+        work.note_reading(1000, 1000 / reads, 0.0)
+    compare([work], 0.0)
     return work
 
 
@@ -126,11 +126,92 @@ def test_a_slow_reader_without_writing_measurements_gets_proportionally_slower_w
         for streams in (1, 10, 20):
             work.speeds.note_writing(100, 100 * (0.01 + 0.001 * streams), streams)
 
-    compare(works)
+    compare(works, 0.0)
 
     assert works[2].step_seconds == pytest.approx(4 * works[0].step_seconds)
     assert works[2].stream_seconds == pytest.approx(4 * works[0].stream_seconds)
     assert works[0].stream_seconds == pytest.approx(0.001)
+
+
+def test_a_slow_writer_without_reading_measurements_counts_as_a_slow_reader() -> None:
+    works = [PendingWork() for _ in range(3)]
+    for work, slowness in zip(works, (1, 1, 3), strict=True):
+        for streams in (1, 10, 20):
+            work.speeds.note_writing(100, slowness * 100 * (0.01 + 0.001 * streams), streams)
+
+    compare(works, 0.0)
+
+    assert works[2].reads == pytest.approx(works[0].reads / 3)
+    assert works[2].step_seconds == pytest.approx(3 * works[0].step_seconds)
+
+
+def test_a_prompt_that_was_not_read_alone_teaches_no_reading_speed() -> None:
+    work = a_workload()
+    for start in range(0, 800, 100):
+        work.send(10_000, start, is_streamed=False)
+        assert work.seconds_ahead(start + 10.5) == 0  # it is due, but is still being read
+        request = work.send(1000, start + 10.5, is_streamed=True)
+        work.begin(request, start + 31.0)
+        work.end(request, start + 32.0)
+        work.learn(request, start + 32.0, 1000, 10)
+
+    assert work.speeds.reads == pytest.approx(1000)
+
+
+def test_a_short_prompt_behind_a_decoding_step_teaches_no_reading_speed() -> None:
+    work = a_workload()
+    for streams in (1, 2, 3):
+        work.speeds.note_writing(100, 100 * 0.1, streams)
+    for start in range(20):
+        request = work.send(50, float(start), is_streamed=True)
+        work.begin(request, start + 0.15)
+        work.end(request, start + 0.15)
+        work.learn(request, start + 0.15, 50, 1)
+
+    assert work.speeds.reads == pytest.approx(1000)
+
+
+def test_until_the_reading_speed_is_measured_a_burst_shows_a_lower_bound() -> None:
+    busy, idle = PendingWork(), PendingWork()
+    burst = [busy.send(10_000, 0.0, is_streamed=True) for _ in range(3)]
+    for number, request in enumerate(burst):
+        busy.begin(request, number + 1.0)
+
+    compare([busy, idle], 3.0)
+
+    assert busy.reads == idle.reads == pytest.approx(10_000)
+
+
+def test_a_lower_bound_from_prompts_that_were_cached_after_all_is_forgotten() -> None:
+    work = PendingWork()
+    request = work.send(50_000, 0.0, is_streamed=True)
+    work.begin(request, 0.1)
+    assert work.speeds.least_reads == pytest.approx(500_000)
+    work.end(request, 1.0)
+
+    work.learn(request, 1.0, 20, 10)
+
+    assert work.speeds.least_reads == 0
+
+
+def test_a_backend_that_seemed_slow_counts_as_usual_after_a_while() -> None:
+    works = [a_workload(), a_workload(), a_workload(reads=100.0)]
+    compare(works, 59.0)
+    assert works[2].reads == pytest.approx(100)
+
+    compare(works, 61.0)
+
+    assert works[2].reads == pytest.approx(1000)
+
+
+def test_a_backend_whose_measurements_disagree_counts_as_usual() -> None:
+    works = [a_workload(), a_workload(), PendingWork()]
+    for rate in (300, 400, 500, 1000, 1200):
+        works[2].note_reading(1000, 1000 / rate, 0.0)
+
+    compare(works, 0.0)
+
+    assert works[2].reads == pytest.approx(1000)
 
 
 def answered(work: PendingWork, seconds: float) -> None:
@@ -146,7 +227,7 @@ def test_expected_answer_duration_is_the_mean_of_the_first_answers() -> None:
     answered(work, 0.4)
     assert work.answer_seconds == pytest.approx(0.3)
 
-    compare([work, other])
+    compare([work, other], 0.0)
 
     assert other.answer_seconds == pytest.approx(0.3)
 
