@@ -76,7 +76,7 @@ def test_the_comparison_has_the_measured_figures() -> None:
 
 
 def test_the_comparison_has_the_measured_failures() -> None:
-    page, measured = (DOCS / "comparison.md").read_text(), (DOCS / "reliability.md").read_text()
+    page, measured = (DOCS / "comparison.md").read_text(), (DOCS / "fault-tests.md").read_text()
     names, figures = re.search(r"^\| (inference-proxy \|.*) \|\n\|[-|]+\n\| (.*) \|$", page, re.MULTILINE).groups()  # type: ignore[union-attr]
     failures = _rows(measured, "## Comparison with other proxies")
     for name, figure in zip(names.split(" | "), figures.split(" | "), strict=True):

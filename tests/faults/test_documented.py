@@ -1,4 +1,4 @@
-"""docs/reliability.md names a test for each fault case, and every named test exists."""
+"""docs/fault-tests.md names a test for each fault case, and every named test exists."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 _TESTS = Path(__file__).parent.parent
-_PAGE = _TESTS.parent / "docs" / "reliability.md"
+_PAGE = _TESTS.parent / "docs" / "fault-tests.md"
 _ROW = re.compile(r"^\| ([A-Z]{2}\d\d) \| (.+) \| (.*) \|$", re.MULTILINE)
 _TEST = re.compile(r"`([\w/]+\.py)::(test_\w+)`")
 

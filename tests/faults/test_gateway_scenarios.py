@@ -1,6 +1,6 @@
 """The scenarios of the public benchmark failoverbench, small: one failing engine, or several, and what the client sees.
 
-docs/reliability.md has one row for each.
+docs/fault-tests.md has one row for each.
 """
 
 from __future__ import annotations
