@@ -144,18 +144,17 @@ class Forwarder:
 
     def _observe(self, request: ProxiedRequest, lease: Lease) -> tuple[ReplyObserver, ...]:
         """Make routing learn from the reply of this attempt."""
-        observers: list[ReplyObserver] = []
+        observers: tuple[ReplyObserver, ...] = ()
         if lease.tracker is not None:
-            observers.append(LearningObserver(request, lease.tracker))
+            observers = (LearningObserver(request, lease.tracker),)
         affinity = request.requirements.affinity
         if affinity is not None:
             owner = None if request.access is None else request.access.key.name
-            observers.append(AffinityObserver(self._affinities, request, affinity, lease.backend, owner))
+            observers += (AffinityObserver(self._affinities, request, affinity, lease.backend, owner),)
             if affinity.stream is not None:
                 self._affinities.remember(affinity.stream, lease.backend, owner)
-        for observer in observers:
-            request.observers.add(observer)
-        return tuple(observers)
+        request.observers.add(*observers)
+        return observers
 
     def _take_failure(
         self, request: ProxiedRequest, backend: Backend, error: BackendError, failed: dict[Backend, BackendError]

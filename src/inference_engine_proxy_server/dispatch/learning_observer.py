@@ -19,11 +19,10 @@ class LearningObserver(ReplyObserver):
         tracker: the request's tracker.
     """
 
-    __slots__ = ("_excerpt", "_exchange", "_tracker")
+    __slots__ = ("_exchange", "_tracker")
 
     def __init__(self, exchange: Exchange, tracker: Tracker) -> None:
         self._exchange = exchange
-        self._excerpt = exchange.observers.excerpt()
         self._tracker = tracker
 
     def begin(self, block: bytes) -> None:
@@ -36,8 +35,8 @@ class LearningObserver(ReplyObserver):
 
         Many clients disconnect when the last event has arrived, before the end of the reply. Such a reply is complete.
         """
-        tracker = self._tracker
-        if self._exchange.status >= 400:
+        exchange, tracker = self._exchange, self._tracker
+        if exchange.status >= 400:
             return
-        if outcome is Outcome.COMPLETE or says_its_end(self._excerpt.read()):
-            tracker.complete(self._excerpt.parsed(read_facts) if tracker.wants_facts() else None)
+        if outcome is Outcome.COMPLETE or says_its_end(exchange.reports):
+            tracker.complete(read_facts(exchange.reports) if tracker.wants_facts() else None)

@@ -195,5 +195,5 @@ class ProxiedRequest(Exchange):
         tokens = read_tokens(self.ends) if excerpt is None else excerpt.parsed(read_facts)[:3]
         if self.outcome is Outcome.COMPLETE or tokens is NO_TOKENS:
             return tokens
-        is_whole = says_its_end(self.ends if excerpt is None else excerpt.read())
+        is_whole = says_its_end(self.reports)
         return tokens if is_whole else (*tokens[:2], None)

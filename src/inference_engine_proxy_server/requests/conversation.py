@@ -42,40 +42,36 @@ class Parts(msgspec.Struct, frozen=True, gc=False):
     first_question: bytes
 
 
-def parts_of(messages: Sequence[msgspec.Raw], before: int, size: int) -> Parts | None:
-    """The parts of a prompt's text that ends with ``messages``; ``None`` when no message is from the user.
+def parts_of(text: bytes, messages: Sequence[msgspec.Raw], before: int) -> Parts | None:
+    """The parts of a prompt's ``text``, which ends with ``messages``; ``None`` when no message is from the user.
 
     Args:
+        text: the whole text.
         messages: JSON objects.
         before: bytes of the text that precede the messages.
-        size: bytes of the whole text.
     """
-    shared, followers = before, len(messages)
+    shared, followers, size = before, len(messages), len(text)
     try:
         for message in messages:
             followers -= 1
-            if _is_question(message):
+            role = ROLE.match(text, shared)
+            if role[1] == b"user" if role else role_of(message) == "user":
                 break
-            shared += len(memoryview(message))
+            shared += len(message)
         else:
             return None
     except ValueError:
         return None
-    question = memoryview(message)
-    last_start = size - len(memoryview(messages[-1]))
+    opening = shared + len(message)
+    last_start = size - len(messages[-1])
     return Parts(
         shared,
-        shared + len(question),
+        opening,
         last_start if followers else 0,
         size,
-        last_start - len(memoryview(messages[-2])) if followers > 1 else 0,
-        bytes(question[:_HASHED_QUESTION_BYTES]),
+        last_start - len(messages[-2]) if followers > 1 else 0,
+        text[shared : min(opening, shared + _HASHED_QUESTION_BYTES)],
     )
-
-
-def _is_question(message: msgspec.Raw) -> bool:
-    role = ROLE.match(message)
-    return (role[1] == b"user") if role else role_of(message) == "user"
 
 
 def key_of(text: bytes) -> int:

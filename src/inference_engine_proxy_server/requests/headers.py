@@ -61,7 +61,8 @@ def conversation_ids(lines: bytes) -> list[bytes]:
 def session_id(lines: bytes) -> str | None:
     """The client's session, from the first header of ``_SESSION_HEADERS`` that is present; ``None`` without one."""
     lowered = lines.lower()
-    if b"session-id:" not in lowered and b"chat-id:" not in lowered:  # a tenth of the cost of the expression
+    # A tenth of the cost of the expression, and usually half of that.
+    if b"-id:" not in lowered or (b"session-id:" not in lowered and b"chat-id:" not in lowered):
         return None
     values = {name.lower(): value.decode("latin-1") for name, value in _SESSION.findall(lines)}
     return next((values[name] for name in _SESSION_HEADERS if name in values), None)

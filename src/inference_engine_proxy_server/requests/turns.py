@@ -168,7 +168,7 @@ def _end_of_question_read(text: bytes, items: Sequence[msgspec.Raw]) -> int:
             seen_answer = True
         elif seen_answer:
             return end
-        end = _end_before(text, end - len(memoryview(item)))
+        end = _end_before(text, end - len(item))
     return 0
 
 

@@ -122,7 +122,7 @@ class Conversations:
         key = turn.first_question_key()
         if key is None:
             return None
-        size = len(memoryview(turn.messages))
+        size = len(turn.messages)
         before = self._sizes.pop(key, 0.0)
         self._sizes[key] = size if size > before else _SHARED
         if len(self._sizes) > _FIRST_QUESTIONS:

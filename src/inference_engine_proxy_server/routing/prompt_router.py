@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from heapq import nlargest
 
+import msgspec
+
 from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
 from inference_engine_proxy_server.requests.prompt import Prompt
 from inference_engine_proxy_server.requests.token_sizes import TokenSizes
@@ -29,78 +31,67 @@ _FOREIGN = 0.05  # mean foreign requests of the fleet: fewer are polls that saw 
 _POLLS = 8  # between two comparisons of the backends' speeds, which change slowly
 
 
-class RequestTracker:
+class RequestTracker(msgspec.Struct, eq=False, gc=False):
     """Follows one request on one backend, for policies that learn.
 
-    Args:
+    Attributes:
         router: learns from it.
         candidate: the backend that serves the request.
         pending: the request's pending work on that backend.
         prompt: its prompt.
         noted: what the prefix index expected when the prompt was sent.
         is_occupied: not all of that was expected to be usable, because slots that hold it were busy.
+        is_open: the request has not ended.
     """
 
-    __slots__ = ("_candidate", "_is_occupied", "_is_open", "_noted", "_pending", "_prompt", "_router")
-
-    def __init__(
-        self,
-        router: PromptRouter,
-        candidate: Candidate,
-        pending: PendingRequest,
-        prompt: Prompt,
-        noted: Noted,
-        *,
-        is_occupied: bool = False,
-    ) -> None:
-        self._router = router
-        self._candidate = candidate
-        self._pending = pending
-        self._prompt = prompt
-        self._noted = noted
-        self._is_occupied = is_occupied
-        self._is_open = True
+    router: PromptRouter
+    candidate: Candidate
+    pending: PendingRequest
+    prompt: Prompt
+    noted: Noted
+    is_occupied: bool
+    is_open: bool = True
 
     def begin(self) -> None:
         """The first data of the answer arrived."""
-        if self._is_open:
-            self._candidate.work.begin(self._pending, self._router.clock())
+        if self.is_open:
+            self.candidate.work.begin(self.pending, self.router.clock())
 
     def wants_facts(self) -> bool:
         """Whether the facts in the reply are worth parsing: replies that end together report the same."""
-        return self._candidate.work.wants_facts(self._router.clock())
+        return self.candidate.work.wants_facts(self.router.clock())
 
     def complete(self, facts: ReplyFacts | None) -> None:
         """The answer is complete, and reported ``facts``; ``None`` if they were not parsed."""
-        if not self._is_open:
+        if not self.is_open:
             return
-        self._is_open = False
-        now, work = self._router.clock(), self._candidate.work
-        work.end(self._pending, now)
+        self.is_open = False
+        now, work = self.router.clock(), self.candidate.work
+        work.end(self.pending, now)
         if facts is None:
             return
         read = facts.read_tokens
         if facts.prompt_tokens is not None and facts.cached_tokens is not None:
             read = facts.prompt_tokens - facts.cached_tokens
-            self._router.index.correct(self._noted, facts.prompt_tokens, facts.cached_tokens)
-            reuse, noted = work.reuse, self._noted
+            self.router.index.correct(self.noted, facts.prompt_tokens, facts.cached_tokens)
+            reuse, noted = work.reuse, self.noted
             reuse.sent += facts.prompt_tokens
             reuse.predicted += facts.prompt_tokens * noted.held / max(1, noted.size)
             reuse.cached += facts.cached_tokens
-            if self._is_occupied:
+            if self.is_occupied:
                 share = facts.cached_tokens / max(1, facts.prompt_tokens)
                 work.contents.learn(was_shared=share > _MOST_OF_IT * noted.held / noted.size)
-        learn_size(self._router.token_sizes, self._prompt, facts)
+        learn_size(self.router.token_sizes, self.prompt, facts)
         if facts.read_tokens and facts.read_ms:
             work.note_reading(facts.read_tokens, facts.read_ms / 1000, now)
-            self._pending.read_seconds = 0.0  # the engine's own measurement is better
-        work.learn(self._pending, now, read, facts.answer_tokens, facts.written_ms)
+            self.pending.read_seconds = 0.0  # the engine's own measurement is better
+        work.learn(self.pending, now, read, facts.answer_tokens, facts.written_ms)
 
     def close(self) -> None:
         """The request has ended. If its answer is not complete, its pending work is dropped."""
-        if self._is_open:
-            self._is_open = False
-            self._candidate.work.drop(self._pending)
+        if self.is_open:
+            self.is_open = False
+            self.candidate.work.drop(self.pending)
 
 
 class PromptRouter:
@@ -189,7 +180,7 @@ class PromptRouter:
             slot = work.contents.take(prompt.chain, slots)
         unread = max(1.0, prompt.tokens - usable / prompt.bytes_a_token)
         pending = work.send(unread, self.clock(), is_streamed=prompt.is_streamed, slot=slot)
-        return RequestTracker(self, candidate, pending, prompt, noted, is_occupied=usable < noted.held)
+        return RequestTracker(self, candidate, pending, prompt, noted, usable < noted.held)
 
     def needs_update(self, backends: int) -> bool:
         """Count a report of one of the fleet's ``backends``. Returns whether :meth:`update` should follow."""

@@ -48,7 +48,7 @@ class Exchange:
         source: paused while the client reads slower than the reply arrives; ``None`` when the reply has no source.
         outcome: how it ended; ``COMPLETE`` until something else is known. done: nothing more can be sent.
         termination: why it ended: ``complete``, ``client_left``, or the code of the error that it was answered with.
-        excerpt: of the reply, after its end; ``None`` if no observer has kept one.
+        excerpt: of the reply, at its end; ``None`` if no observer has kept one.
     """
 
     write_through: Callable[[bytes], None]
@@ -127,6 +127,11 @@ class Exchange:
     def ends(self) -> bytes:
         """Both ends of the body, see :func:`~.reply_ends.ends_of`."""
         return ends_of(self._earlier_blocks, self.last_block, is_chunked=self.takes_chunks)
+
+    @property
+    def reports(self) -> bytes:
+        """The parts of the body in which engines report facts, at the end of the reply: as the engine sent them."""
+        return self.ends if self.excerpt is None else self.excerpt.read()
 
     def pause_new_source(self) -> None:
         """Pause a source that has replaced a paused one: the connection only reports when the client falls behind."""
@@ -297,8 +302,8 @@ class Exchange:
         if (observers := self._observers) is not None:
             self._observers = None
             self.write_through = _discard  # observers refer to the exchange: a reference cycle
-            observers.end(outcome)
             self.excerpt = observers.find(ReplyExcerpt)
+            observers.end(outcome)
 
     def _send(self, block: bytes) -> None:
         if self._observers is not None and block:

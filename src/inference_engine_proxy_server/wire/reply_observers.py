@@ -44,10 +44,10 @@ class ReplyObservers:
         self._observers: tuple[ReplyObserver, ...] = ()
         self._unstarted: tuple[ReplyObserver, ...] = ()  # have not seen a block yet
 
-    def add(self, observer: ReplyObserver) -> None:
-        """Add an observer, which sees the blocks from the next one on."""
-        self._observers = (*self._observers, observer)
-        self._unstarted = (*self._unstarted, observer)
+    def add(self, *observers: ReplyObserver) -> None:
+        """Add observers, which see the blocks from the next one on."""
+        self._observers += observers
+        self._unstarted += observers
 
     def excerpt(self) -> ReplyExcerpt:
         """An observer that keeps what the reply's body reports; all observers that read it share it."""

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import recorded
+from inference_engine_proxy_server.backends.reply_facts import ReplyFacts
+from inference_engine_proxy_server.dispatch.learning_observer import LearningObserver
 from inference_engine_proxy_server.dispatch.proxied_request import ProxiedRequest
 from inference_engine_proxy_server.requests.destinations import Destination
 from inference_engine_proxy_server.routing.requirements import Requirements
@@ -121,6 +123,43 @@ async def test_tokens_are_those_of_the_excerpt_if_an_observer_has_one() -> None:
     record = await relay(request, pieces_of("llama-server/chat-stream-usage-raw", "chunks"))
     assert tokens_in(record) == (30, 25, 24)
     assert (counter.used.input_tokens, counter.used.output_tokens) == (30, 24)
+
+
+class FactsTracker:
+    """Keeps what routing would learn from."""
+
+    facts: ReplyFacts | None = None
+
+    def begin(self) -> None:
+        pass
+
+    def wants_facts(self) -> bool:
+        return True
+
+    def complete(self, facts: ReplyFacts | None) -> None:
+        self.facts = facts
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("way", ["whole", "chunks", "halves"])
+@pytest.mark.parametrize(("name", "tokens"), TOKENS.items(), ids=TOKENS)
+async def test_routing_learns_from_the_ends_of_a_reply_what_the_whole_reply_reports(
+    name: str, tokens: tuple[int | None, int | None, int | None], way: str
+) -> None:
+    trackers = FactsTracker(), FactsTracker()
+    for tracker, has_excerpt in zip(trackers, (False, True), strict=True):
+        request, _ = new_request()
+        request.observers.add(LearningObserver(request, tracker))
+        if has_excerpt:
+            request.observers.excerpt()
+        assert tokens_in(await relay(request, pieces_of(name, way))) == tokens
+        assert (request.excerpt is not None) == has_excerpt
+    of_ends, of_whole = (tracker.facts for tracker in trackers)
+    assert of_ends is not None
+    assert of_ends[:3] == tokens
+    assert of_ends == of_whole
 
 
 def message_stream(*events: bytes) -> ProxiedRequest:

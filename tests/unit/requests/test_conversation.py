@@ -17,7 +17,7 @@ def a_conversation(*contents: str, roles: tuple[str, ...] = ("system", "user", "
 def parts_after(before: int, messages: bytes) -> Parts | None:
     """The parts of a text that ends with ``messages``, without separators."""
     raws = msgspec.json.decode(messages, type=list[msgspec.Raw])
-    return parts_of(raws, before, before + sum(len(memoryview(raw)) for raw in raws))
+    return parts_of(b"".join((b"b" * before, *raws)), raws, before)
 
 
 def test_the_shared_part_ends_at_the_first_question() -> None:

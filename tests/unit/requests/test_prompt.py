@@ -238,6 +238,12 @@ def test_a_picture_sound_or_document_counts_as_a_fixed_number_of_tokens(part: di
     assert prompt.tokens == pytest.approx(2500 + 2000, rel=0.05)
 
 
+@pytest.mark.parametrize("before", range(0, 90_000, 7_000))
+def test_a_file_of_an_eighth_of_the_text_is_found_wherever_it_is(before: int) -> None:
+    text, file = "word, " * 15_000, "data:image/png;base64," + BASE64[:13_000]
+    assert not read(chat(f"{text[:before]}{file}' {text[before:]}")).is_plain
+
+
 def test_text_and_members_that_only_look_like_files_count_by_their_length() -> None:
     assert read(chat("word " * 20_000)).tokens == pytest.approx(25_000, rel=0.05)
     assert read(chat("a" * 100_000 + '{"data": "a b"} "data": "')).tokens == pytest.approx(25_000, rel=0.05)

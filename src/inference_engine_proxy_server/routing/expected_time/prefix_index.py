@@ -152,15 +152,27 @@ class PrefixIndex:
 
     def look_up(self, prompt: Prompt) -> Lookup:
         """Find which backends hold how much of ``prompt``."""
-        held: dict[int, int] = {}
-        oldest = self._oldest
         chain = prompt.chain.tobytes()
-        path = self._path(chain)
-        for run, stop in path:
-            end = ENDS[stop - 1]
+        shards, oldest = self._shards, self._oldest
+        path: list[tuple[_Run, int]] = []
+        held: dict[int, int] = {}
+        at, end = 0, len(chain)
+        while at < end:
+            key = hash(chain[: at + _HASH_BYTES])
+            run = shards[key % len(shards)].get(key)
+            if run is None:
+                break
+            known = run.hashes
+            stop = (at + len(known)) // _HASH_BYTES
+            if not chain.startswith(known, at):
+                stop = at // _HASH_BYTES + _blocks_alike(known, chain[at : at + len(known)])
+                end = 0
+            at += len(known)
+            path.append((run, stop))
+            size = ENDS[stop - 1]
             for backend, read_at in run.holders.items():
                 if read_at >= oldest[backend]:
-                    held[backend] = end
+                    held[backend] = size
         return Lookup(prompt, chain, path, held)
 
     def record(self, lookup: Lookup, backend: int) -> Noted:
@@ -220,24 +232,6 @@ class PrefixIndex:
         self._oldest[noted.backend] = estimate.oldest()
 
     # --- the runs
-
-    def _path(self, chain: bytes) -> list[tuple[_Run, int]]:
-        """The runs that a prompt starts with, each with the number of blocks that match up to its end."""
-        path = []
-        at, end = 0, len(chain)
-        while at < end:
-            key = hash(chain[: at + _HASH_BYTES])
-            run = self._shards[key % len(self._shards)].get(key)
-            if run is None:
-                break
-            known = run.hashes
-            if not chain.startswith(known, at):
-                rest = chain[at : at + len(known)]
-                path.append((run, at // _HASH_BYTES + _blocks_alike(known, rest)))
-                break
-            at += len(known)
-            path.append((run, at // _HASH_BYTES))
-        return path
 
     def _split(self, run: _Run, start: bytes, at: int) -> _Run:
         """Split ``run`` after the blocks ``start[at:]``, where ``start`` is the beginning of a prompt's chain.
