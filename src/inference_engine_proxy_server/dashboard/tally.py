@@ -13,6 +13,7 @@ from inference_engine_proxy_server.wire.outcome import Outcome
 __all__ = ["Tally", "has_failed"]
 
 _COMPLETE = Outcome.COMPLETE
+_FEW = 3  # requests; fewer are counted one by one, as in a large fleet, where hardly two of a batch have one backend
 _columns = attrgetter("prompt_tokens", "cached_tokens", "output_tokens", "status", "outcome", "first_byte_seconds")
 
 
@@ -36,6 +37,10 @@ class Tally:
 
     def count(self, records: Sequence[RequestRecord]) -> None:
         """Add requests, at least one."""
+        if len(records) < _FEW:
+            for record in records:
+                self._count_one(record)
+            return
         self.requests += len(records)
         # Column by column, in C.
         prompts, cached, outputs, statuses, outcomes, first_bytes = zip(*map(_columns, records), strict=True)
@@ -49,6 +54,16 @@ class Tally:
         for seconds in first_bytes:
             if seconds is not None:
                 latencies[bisect_left(BOUNDS, seconds)] += 1
+
+    def _count_one(self, record: RequestRecord) -> None:
+        self.requests += 1
+        self.errors += has_failed(record)
+        self.input_tokens += record.prompt_tokens or 0
+        self.cached_tokens += record.cached_tokens or 0
+        self.output_tokens += record.output_tokens or 0
+        seconds = record.first_byte_seconds
+        if seconds is not None and record.status < 400:
+            self._latencies[bisect_left(BOUNDS, seconds)] += 1
 
     @property
     def latencies(self) -> Counts:
