@@ -80,12 +80,13 @@ class PendingWork:
         step_seconds, stream_seconds: the time for one token of each answer is ``step_seconds``, plus ``stream_seconds``
             for each concurrent answer.
         reuse: how much of the prompts was cached.
+        memory_use: last reported share of the KV cache in use (0 to 1); 0 if the backend reports none.
         contents: what its slots hold.
     """
 
     __slots__ = (
-        "_assumed_read", "_busy_since", "_busy_tokens", "_facts_at", "_memory_use", "_memory_use_load", "_read_at",
-        "_reading", "_reading_since", "answer_seconds", "answers", "contents", "reads", "reuse", "sent_at", "speeds",
+        "_assumed_read", "_busy_since", "_busy_tokens", "_facts_at", "_memory_load", "_read_at", "_reading",
+        "_reading_since", "answer_seconds", "answers", "contents", "memory_use", "reads", "reuse", "sent_at", "speeds",
         "step_seconds", "stream_seconds", "unread", "writing",
     )  # fmt: skip
 
@@ -101,8 +102,8 @@ class PendingWork:
         self.answer_seconds = _USUAL_ANSWER_SECONDS
         self.step_seconds = self.speeds.step_seconds
         self.stream_seconds = self.speeds.stream_seconds
-        self._memory_use = 0.0  # last reported share of the KV cache in use
-        self._memory_use_load = 0.0  # number of requests at that time
+        self.memory_use = 0.0
+        self._memory_load = 0.0  # number of requests when ``memory_use`` was reported
         self._reading: dict[PendingRequest, None] = {}
         self._assumed_read: set[PendingRequest] = set()  # due, not streamed, and no later answer has begun
         self._facts_at = -math.inf  # when one of its replies was last parsed
@@ -118,17 +119,12 @@ class PendingWork:
 
     def take_over_memory(self, fill: float, load: float) -> None:
         """Record the reported share of the KV cache in use (0 to 1), and the number of requests at that time."""
-        self._memory_use = fill
-        self._memory_use_load = load
-
-    @property
-    def uses_memory(self) -> bool:
-        """Whether the backend reports a share of the KV cache in use above 0."""
-        return self._memory_use > 0
+        self.memory_use = fill
+        self._memory_load = load
 
     def fill_with(self, load: float) -> float:
         """The expected share of the KV cache in use with ``load`` requests; 0 if the backend reports none."""
-        return self._memory_use * load / max(1.0, self._memory_use_load)
+        return self.memory_use * load / max(1.0, self._memory_load)
 
     def usable(self, prompt: Prompt, held: int, slots: float, *, had_last_turn: bool) -> float:
         """Bytes of ``prompt`` that the backend can reuse for a new request.

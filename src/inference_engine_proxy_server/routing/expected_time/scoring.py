@@ -45,8 +45,8 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
     home, credit = _home(candidates, request, known, foreign_share)
     tokens, bound = request.prompt.tokens, request.prompt.answer_tokens
     max_tokens = math.inf if bound is None else bound
-    first_tier = min(one.tier_seconds for one in candidates)
-    rows = []
+    first_tier = min([one.tier_seconds for one in candidates])
+    rows, costs = [], []
     for at, one in enumerate(candidates):
         work, load = one.work, one.load
         total, slots = load.leases + load.others, load.slots  # load.total, inlined
@@ -61,14 +61,15 @@ def expected_time(candidates: Sequence[CandidateView], request: PromptView, now:
         coming = min(own, _SURPRISE_SECONDS) * total / work.answer_seconds
         own *= 1 + reading + coming + _STALL * total / slots
         crowd = _CROWD * (work.step_seconds + work.stream_seconds * total)
-        fill = min(0.99, work.fill_with(total + 1)) if work.uses_memory else 0.0
+        fill = min(0.99, work.fill_with(total + 1)) if work.memory_use else 0.0
         memory = _MEMORY_SECONDS * fill / (1 - fill)
         belonging = -credit / reads if at == home else 0.0
         cost = slot + ahead + own + crowd + memory + belonging
         tier = one.tier_seconds - first_tier
         cost = (cost * one.cost if cost > 0 else cost / one.cost) + tier
+        costs.append(cost)
         rows.append((known[at], slot, ahead, own, crowd, memory, belonging, tier, cost))
-    return Scores(_cheapest(candidates, [row[-1] for row in rows]), rows)
+    return Scores(_cheapest(candidates, costs), rows)
 
 
 def _usual(candidates: Sequence[CandidateView], usual_share: float) -> tuple[float, float]:
@@ -90,7 +91,10 @@ def _cheapest(candidates: Sequence[CandidateView], costs: list[float]) -> int:
     least = min(costs)
     most = least + abs(least) * _NEAR + _NEAR_SECONDS
     near = [at for at, cost in enumerate(costs) if cost <= most]
-    return near[0] if len(near) == 1 else min(near, key=lambda at: candidates[at].work.sent_at)
+    if len(near) == 1:
+        return near[0]
+    sent_at = [candidates[at].work.sent_at for at in near]
+    return near[sent_at.index(min(sent_at))]
 
 
 def _known_tokens(candidates: Sequence[CandidateView], request: PromptView, foreign_share: float) -> list[float]:
@@ -98,7 +102,7 @@ def _known_tokens(candidates: Sequence[CandidateView], request: PromptView, fore
     prompt, held, last_at = request.prompt, request.held, request.last_at
     known = [0.0] * len(candidates)
     chain, bytes_a_token = prompt.chain, prompt.bytes_a_token
-    for at, one in enumerate(candidates):
+    for at, one in enumerate(candidates if held or last_at >= 0 else ()):
         number, slots = one.number, one.load.slots
         found: float = held.get(number, 0)
         if number == last_at:
@@ -129,6 +133,8 @@ def _home(
     If the conversation has a history, raises the home's entry in ``known``: a replica may have continued it there.
     """
     prompt = request.prompt
+    if not prompt.history and not foreign_share:
+        return -1, 0.0
     most = max(known)
     is_known = prompt.history > 0 and most * prompt.bytes_a_token > prompt.opening
     history = prompt.history / prompt.bytes_a_token
