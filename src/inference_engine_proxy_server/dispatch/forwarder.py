@@ -153,7 +153,8 @@ class Forwarder:
             observers += (AffinityObserver(self._affinities, request, affinity, lease.backend, owner),)
             if affinity.stream is not None:
                 self._affinities.remember(affinity.stream, lease.backend, owner)
-        request.observers.add(*observers)
+        if observers:  # a reply without observers takes a shorter path
+            request.observers.add(*observers)
         return observers
 
     def _take_failure(
