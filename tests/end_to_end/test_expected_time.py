@@ -73,7 +73,7 @@ async def test_shared_prefix_makes_no_hot_spot(start_proxy: StartProxy, servers:
     replies = await asyncio.gather(*(ask(proxy, messages, answer_tokens=400) for messages in questions))
     shares = Counter(reply.headers["x-backend"] for reply in replies)
     assert len(shares) == 2
-    assert max(shares.values()) <= 16
+    assert max(shares.values()) <= 18
 
 
 @pytest.mark.parametrize("policy", ["power_of_two", "round_robin", "rendezvous"])
