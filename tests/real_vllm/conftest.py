@@ -105,7 +105,11 @@ class Vllm:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
 
     def state(self) -> BackendState:
-        """The state that the proxy reads from it now."""
+        """The state that the proxy reads from it at its first poll."""
+        return asyncio.run(self.backend().fetch_state())
+
+    def backend(self) -> VLLMBackend:
+        """The server as the proxy polls it."""
 
         async def get(path: str, json_body: bytes | None = None) -> Reply:
             answer = ask(
@@ -113,7 +117,7 @@ class Vllm:
             )  # as the proxy does, because /is_paused waits for an engine that hangs
             return Reply(answer.status, answer.body)
 
-        return asyncio.run(VLLMBackend(self.url, get, Thresholds(6, 3)).fetch_state())
+        return VLLMBackend(self.url, get, Thresholds(6, 3))
 
     @contextmanager
     def engine_stopped(self) -> Iterator[None]:

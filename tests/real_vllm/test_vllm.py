@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -103,9 +104,10 @@ def test_capacity_is_the_number_of_running_requests_while_others_wait(engines: l
     count = MOST_RUNNING + 8
     with ThreadPoolExecutor(count) as pool:
         answers = [pool.submit(ask, f"{engine.url}/v1/chat/completions", chat(400)) for _ in range(count)]
-        assert eventually(lambda: engine.state().capacity == MOST_RUNNING, 30)
+        polled = engine.backend()
+        assert eventually(lambda: asyncio.run(polled.fetch_state()).capacity == MOST_RUNNING, 30)
         assert {answer.result().status for answer in answers} == {200}
-    assert engine.state().capacity is None
+    assert asyncio.run(polled.fetch_state()).capacity is None
 
 
 def test_concurrent_requests_use_both_servers(proxy: str, engines: list[Vllm]) -> None:
