@@ -96,8 +96,8 @@ class VLLMBackend(BaseBackend):
         """Everything it reports, summed over all its engines (data parallel) and models.
 
         Not live while ``/health`` is not 200 (503: its engine died), and while it is asleep or paused.
-        ``capacity``: the most requests that it was seen running at a time, known only while so many others wait that
-        they do not just wait for the next step.
+        ``capacity``: see :class:`SeenCapacity`. It does not report ``--max-num-seqs`` (except in ``/server_info`` of a
+        development server), and its KV cache may allow fewer requests.
         ``memory_tokens``: of its KV caches in GPU memory; it does not report offloaded tokens in host memory.
         ``progress``: tokens read and generated since it started, plus the KV cache usage.
         ``figures``: token counters since it started, and the KV cache usage of its fullest engine (0 to 1) as

@@ -163,16 +163,17 @@ class PrefixIndex:
             if run is None:
                 break
             known = run.hashes
-            stop = (at + len(known)) // _HASH_BYTES
-            if not chain.startswith(known, at):
-                stop = at // _HASH_BYTES + _blocks_alike(known, chain[at : at + len(known)])
-                end = 0
-            at += len(known)
+            after = at + len(known)
+            is_whole = chain.startswith(known, at)
+            stop = after // _HASH_BYTES if is_whole else at // _HASH_BYTES + _blocks_alike(known, chain[at:after])
             path.append((run, stop))
             size = ENDS[stop - 1]
             for backend, read_at in run.holders.items():
                 if read_at >= oldest[backend]:
                     held[backend] = size
+            if not is_whole:
+                break
+            at = after
         return Lookup(prompt, chain, path, held)
 
     def record(self, lookup: Lookup, backend: int) -> Noted:

@@ -102,7 +102,8 @@ def _known_tokens(candidates: Sequence[CandidateView], request: PromptView, fore
     prompt, held, last_at = request.prompt, request.held, request.last_at
     known = [0.0] * len(candidates)
     chain, bytes_a_token = prompt.chain, prompt.bytes_a_token
-    for at, one in enumerate(candidates if held or last_at >= 0 else ()):
+    is_new = not held and last_at < 0
+    for at, one in enumerate(() if is_new else candidates):
         number, slots = one.number, one.load.slots
         found: float = held.get(number, 0)
         if number == last_at:
