@@ -28,7 +28,7 @@ NEVER_BUSY = {
 @pytest.fixture(scope="module")
 def four_servers(slow_model: Path) -> Iterator[list[LlamaServer]]:
     with ExitStack() as stack:
-        options = ("--slots", "4", "--context", "8192", "--http-threads", "32")
+        options = ("--slots", "4", "--context", "65536", "--http-threads", "32")
         yield [stack.enter_context(LlamaServer(slow_model, *options)) for _ in range(4)]
 
 
@@ -97,7 +97,10 @@ async def test_burst_takes_foreign_load_into_account(start_proxy: StartProxy, fo
     idle, *loaded = four_servers
     async with AsyncExitStack() as foreign:
         for server in loaded * 3:
-            call = await foreign.enter_async_context(Call(server.url, "/v1/chat/completions", chat(2000, stream=True)))
+            # An answer longer than the start of the proxy on a busy machine. It ends when its client leaves.
+            call = await foreign.enter_async_context(
+                Call(server.url, "/v1/chat/completions", chat(16_000, stream=True))
+            )
             call.send()
         for server in loaded:
             await eventually(partial(processes, server, 3))
