@@ -3,6 +3,7 @@
 ::
 
     events.py            event streams: splits, reads and writes their events
+    event_form.py        reads many events of a stream at once that differ in nothing but their text
     members.py           reads the members of a request
     rules.py             which streams are resumed, and why the others are not
     transcript.py        what a stream has delivered to its client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from inference_engine_proxy_server.resume.event_form import EventForm
 from inference_engine_proxy_server.resume.events import MALFORMED, data_of, split_events
 
 __all__ = ["MOST_TEXT_BYTES", "Transcript"]
@@ -11,7 +12,9 @@ __all__ = ["MOST_TEXT_BYTES", "Transcript"]
 MOST_TEXT_BYTES = 256 * 1024
 """Longest text of a stream that can be resumed."""
 
-_RAW_BYTES = 16 * 1024  # of events that are kept as they came, because reading each event at once would cost more
+_RAW_BYTES = 4 * 1024  # of events that are kept as they came, because reading each event at once would cost more
+_PIECE_CHARACTERS = 1024  # of text in one string: many short strings would take ten times the memory of their text
+_SENTINEL = b"any text"
 
 
 class Transcript(ABC):
@@ -26,10 +29,11 @@ class Transcript(ABC):
     """
 
     __slots__ = (
-        "_raw", "_raw_bytes", "_text", "_text_bytes", "finish_reason", "has_usage", "is_done", "problem", "text_events",
+        "_form", "_raw", "_raw_bytes", "_text", "_text_bytes", "finish_reason", "has_usage", "is_done", "problem", "text_events",
     )  # fmt: skip
 
     def __init__(self) -> None:
+        self._form: EventForm | None = None  # of the latest event
         self._raw: list[bytes] = []
         self._raw_bytes = 0
         self._text: list[str] = []
@@ -75,20 +79,55 @@ class Transcript(ABC):
         self._raw_bytes = 0
         if self.problem is not None:
             return
-        read_before = len(self._text)
-        for event in events:
-            data = data_of(event)
-            if data is None:
-                continue
-            try:
-                self._read(data)
-            except MALFORMED:
-                self.problem = "unknown_events"
-        # A string takes 50 bytes more than its text, so that the tokens one by one would take ten times the memory.
-        self._text[read_before:] = ["".join(self._text[read_before:])]
+        pieces = self._text
+        complete = len(pieces) - 1 if pieces and len(pieces[-1]) < _PIECE_CHARACTERS else len(pieces)
+        self._read_all(events)
+        pieces[complete:] = ["".join(pieces[complete:])]
         if self._text_bytes > MOST_TEXT_BYTES:
             self.problem = "long_text"
-            self._text.clear()
+            pieces.clear()
+
+    def _read_all(self, events: list[bytes]) -> None:
+        """Read events. Of those that differ only in their text, all texts are read at once."""
+        form = self._form
+        alike: list[bytes] = []
+        for event in events:
+            if form is not None and event.startswith(form.before) and event.endswith(form.after):
+                alike.append(event)
+                continue
+            if alike and form is not None:
+                self._read_alike(form, alike)
+                alike = []
+            self._read_event(event)
+            form = EventForm.of(event)
+        if alike and form is not None:
+            self._read_alike(form, alike)
+        self._form = form
+
+    def _read_alike(self, form: EventForm, events: list[bytes]) -> None:
+        if form.adds_only_text is None:
+            form.adds_only_text = self._adds_only_text(form)
+        texts = form.texts(events) if form.adds_only_text else None
+        if texts is not None:
+            self._add("".join(texts), events=sum(map(bool, texts)))
+            return
+        for event in events:
+            self._read_event(event)
+
+    def _adds_only_text(self, form: EventForm) -> bool:
+        """Whether a further event of this form does nothing but add the text that stands in the form's place."""
+        other = type(self)()
+        other._read_event(form.with_text(_SENTINEL))
+        return other.problem is None and other.text == _SENTINEL.decode()
+
+    def _read_event(self, event: bytes) -> None:
+        data = data_of(event)
+        if data is None:
+            return
+        try:
+            self._read(data)
+        except MALFORMED:
+            self.problem = "unknown_events"
 
     @abstractmethod
     def _read(self, data: bytes) -> None:
@@ -98,7 +137,7 @@ class Transcript(ABC):
             msgspec.DecodeError, UnicodeDecodeError: it is no event of the API.
         """
 
-    def _add(self, text: str) -> None:
+    def _add(self, text: str, events: int = 1) -> None:
         self._text.append(text)
         self._text_bytes += len(text.encode(errors="surrogatepass"))
-        self.text_events += 1
+        self.text_events += events

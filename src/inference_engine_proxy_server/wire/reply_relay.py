@@ -217,8 +217,8 @@ class ReplyRelay(asyncio.Protocol):
     def _relay_chunked(self, sink: ReplySink, body: ChunkedBody, data: bytes) -> None:
         chunks = sink.chunks
         if chunks is None or not body.whole_chunks(data):
-            for piece in body.feed(data):
-                sink.write(piece)
+            if pieces := body.feed(data):
+                sink.write(b"".join(pieces))
         elif body.complete:
             chunks.write_last_chunks(data)
         else:
