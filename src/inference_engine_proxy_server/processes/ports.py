@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ from inference_engine_proxy_server.processes.inherited_sockets import InheritedS
 __all__ = ["ACCEPT_BACKLOG", "Port", "announce", "listen", "open_ports", "url_of"]
 
 ACCEPT_BACKLOG = 4096  # connections that may wait to be accepted; the kernel caps the number at its own limit
+CLIENT_SOCKETS = 8 if sys.platform == "linux" else 1
+"""Sockets of a worker on PORT. In each turn, the event loop accepts one connection from each (libuv since 1.45), and a
+turn with a thousand busy streams takes 20 ms: with one socket, the last of 64 new clients waited for a second.
+https://github.com/libuv/libuv/pull/3696"""
 
 logger = logging.getLogger(__name__)
 
@@ -55,28 +60,32 @@ def _listener(address: tuple[Any, ...], family: int, *, is_shared: bool = False)
 class Port:
     """One port, for one or several workers.
 
-    Each worker has a socket of its own, over which the kernel distributes connections (``SO_REUSEPORT``). Sockets that
-    a service manager opened are few and belong to another user, so no more can be added: every worker accepts
-    connections from all of them.
+    Each worker has sockets of its own, over which the kernel distributes connections (``SO_REUSEPORT``). Sockets that a
+    service manager opened are few and belong to another user, so no more can be added: every worker accepts connections
+    from all of them.
 
     Args:
         name: the setting that it comes from.
         sockets: listen on it; at least one.
         is_own: they were opened by this program, or by the one that it replaces.
         workers: the number of workers; 1 for a single process.
+        sockets_each: how many sockets each worker gets at least, if they are its own.
 
     Attributes:
         address: host and port.
     """
 
-    def __init__(self, name: str, sockets: Sequence[socket.socket], *, is_own: bool, workers: int) -> None:
+    def __init__(
+        self, name: str, sockets: Sequence[socket.socket], *, is_own: bool, workers: int, sockets_each: int = 1
+    ) -> None:
         self.name = name
         self.is_own = is_own
         self.address: tuple[str, int] = sockets[0].getsockname()[:2]
         self._family = sockets[0].family
+        self._sockets_each = sockets_each
         self._all = list(sockets)
         self._given = {worker: list(sockets[worker::workers]) for worker in range(workers)}
-        if is_own and workers > 1:
+        if is_own and workers * sockets_each > 1:
             for one in sockets:  # other sockets may share the port from now on
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
@@ -85,9 +94,11 @@ class Port:
         if not self.is_own:
             return tuple(self._all)
         given = [one for one in self._given.get(worker, ()) if one.fileno() >= 0]
-        if not given:  # there were fewer sockets than workers, or this worker's has been closed
-            given = [_listener(self.address, self._family, is_shared=True)]
-            self._all = [*self.open_sockets, *given]
+        more = self._sockets_each - len(given)
+        if more > 0:  # at the first call, and after this worker's have been closed
+            opened = [_listener(self.address, self._family, is_shared=True) for _ in range(more)]
+            given += opened
+            self._all = [*self.open_sockets, *opened]
             self._given[worker] = given
         return tuple(given)
 
@@ -116,14 +127,15 @@ def open_ports(settings: Settings, inherited: InheritedSockets | None = None) ->
             ["socket activation: there is a socket for operators (FileDescriptorName=admin), but ADMIN_PORT is not set"]
         )
     ports = []
-    for name, number, given in (
-        ("PORT", settings.port, inherited.clients),
-        ("ADMIN_PORT", settings.admin_port, inherited.operators),
+    for name, number, given, sockets_each in (
+        ("PORT", settings.port, inherited.clients, CLIENT_SOCKETS),
+        ("ADMIN_PORT", settings.admin_port, inherited.operators, 1),
     ):
         if number is not None:
             is_own = not given or name in inherited.own
             sockets = given or (listen(name, settings.host, number),)
-            ports.append(Port(name, sockets, is_own=is_own, workers=settings.workers))
+            workers = settings.workers
+            ports.append(Port(name, sockets, is_own=is_own, workers=workers, sockets_each=sockets_each))
             if given:
                 _report(ports[-1], number)
     return ports

@@ -29,7 +29,8 @@ class Transcript(ABC):
     """
 
     __slots__ = (
-        "_form", "_raw", "_raw_bytes", "_text", "_text_bytes", "finish_reason", "has_usage", "is_done", "problem", "text_events",
+        "_form", "_raw", "_raw_bytes", "_text", "_text_bytes", "finish_reason", "has_usage", "is_done", "problem",
+        "text_events",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -117,7 +118,8 @@ class Transcript(ABC):
     def _adds_only_text(self, form: EventForm) -> bool:
         """Whether a further event of this form does nothing but add the text that stands in the form's place."""
         other = type(self)()
-        other._read_event(form.with_text(_SENTINEL))
+        other.take(form.with_text(_SENTINEL))
+        other.read()
         return other.problem is None and other.text == _SENTINEL.decode()
 
     def _read_event(self, event: bytes) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
+import uvloop
 
 from inference_engine_proxy_server.config.settings import Settings
 from inference_engine_proxy_server.config.sources import SettingsError
 from inference_engine_proxy_server.processes.inherited_sockets import InheritedSockets
-from inference_engine_proxy_server.processes.ports import Port, listen, open_ports, url_of
+from inference_engine_proxy_server.processes.ports import CLIENT_SOCKETS, Port, listen, open_ports, url_of
 
 
 def shared_port(name: str, host: str, port: int) -> Port:
@@ -115,8 +117,8 @@ def test_sockets_of_the_previous_program_are_shared_out_whatever_the_number_of_w
     shares = [port.listeners(worker) for worker in range(workers)]
     taken = [one for share in shares for one in share]
     assert set(given) <= set(taken)  # no connection waits where nobody accepts it
-    assert len(set(taken)) == len(taken) == max(workers, 3)
-    assert all(shares)
+    assert len(set(taken)) == len(taken) == workers * CLIENT_SOCKETS
+    assert {len(share) for share in shares} == {CLIENT_SOCKETS}
     assert {one.getsockname() for one in taken} == {first.getsockname()}
     for one in taken:
         stack.enter_context(one)
@@ -126,15 +128,46 @@ def _sharing(one: socket.socket) -> socket.socket:
     return socket.create_server(one.getsockname(), reuse_port=True)
 
 
-def test_a_worker_gets_a_new_socket_after_its_own_was_closed(stack: ExitStack) -> None:
+def test_a_worker_gets_new_sockets_after_its_own_were_closed(stack: ExitStack) -> None:
     [port] = open_ports(settings(workers=2))
     before = port.listeners(1)
-    stack.enter_context(port.listeners(0)[0])
+    others = [stack.enter_context(one) for one in port.listeners(0)]
     port.close(before)
-    [after] = port.listeners(1)
-    stack.enter_context(after)
-    assert after.getsockname()[1] == port.address[1]
-    assert len(port.open_sockets) == 2
+    after = [stack.enter_context(one) for one in port.listeners(1)]
+    assert {one.getsockname()[1] for one in after} == {port.address[1]}
+    assert set(port.open_sockets) == {*others, *after}
+    assert len(after) == CLIENT_SOCKETS
+
+
+def test_the_event_loop_accepts_several_connections_in_each_turn(stack: ExitStack) -> None:
+    """From one socket it accepts one, so that the last client of a burst would wait for as many turns as clients."""
+    [port] = open_ports(settings())
+    listeners = [stack.enter_context(one) for one in port.listeners(0)]
+    clients = 64
+
+    async def turns_until_accepted() -> int:
+        loop = asyncio.get_running_loop()
+        accepted: list[asyncio.BaseTransport] = []
+
+        class Accepted(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                accepted.append(transport)
+
+        for _ in range(clients):
+            stack.enter_context(socket.create_connection(port.address))
+        servers = [await loop.create_server(Accepted, sock=one) for one in listeners]
+        turns = 0
+        while len(accepted) < clients and turns < 10 * clients:
+            turns += 1
+            await asyncio.sleep(0)
+        for one in (*servers, *accepted):
+            one.close()
+        await asyncio.sleep(0.1)  # else the loop waits for them for ever
+        return turns
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        turns = runner.run(turns_until_accepted())
+    assert turns < clients / 2
 
 
 def test_socket_for_operators_needs_their_port(server: Callable[[], socket.socket]) -> None:

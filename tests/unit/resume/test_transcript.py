@@ -46,7 +46,9 @@ def test_a_transcript_that_is_too_long_keeps_no_text() -> None:
 
 
 CHAT = 'data: {"choices":[{"finish_reason":null,"index":0,"delta":{"content":"%s"}}],"created":%d,"id":"a"}\n\n'
-LEGACY = 'data: {"id":"a","choices":[{"index":0,"text":"%s","logprobs":null,"finish_reason":null}],"created":%d}\r\n\r\n'
+LEGACY = (
+    'data: {"id":"a","choices":[{"index":0,"text":"%s","logprobs":null,"finish_reason":null}],"created":%d}\r\n\r\n'
+)
 MESSAGE = (
     "event: content_block_delta\n"
     'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"%s"},"n":%d}\n\n'
@@ -115,7 +117,10 @@ def test_an_event_in_which_both_parts_of_the_form_overlap_is_read_alone(kind: ty
 
 def test_events_of_the_same_form_keep_what_is_not_their_text() -> None:
     """Each of these events ends the answer, or shows a tool call."""
-    for member, problem in [('"finish_reason":"stop"', None), ('"delta":{"content":"a","tool_calls":[1]}', "tool_calls")]:
+    for member, problem in [
+        ('"finish_reason":"stop"', None),
+        ('"delta":{"content":"a","tool_calls":[1]}', "tool_calls"),
+    ]:
         event = b'data: {"choices":[{"index":0,"text":"a",%b}]}\n\n' % member.encode()
         together = read_together(CompletionsTranscript, [event, event, event])
         assert together == read_one_by_one(CompletionsTranscript, [event, event, event])
