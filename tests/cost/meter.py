@@ -26,7 +26,8 @@ from support.live_proxy import live_proxy
 
 __all__ = ["Costs", "Count", "measure"]
 
-_TIMES = 32  # repetitions in a batch, and requests that are counted together; a batch for comparison has twice as many
+_TIMES = 32  # requests in a batch, and those that are counted together; a batch for comparison has twice as many
+_EVENTS = 512  # in a batch; many, because a stream that can be resumed reads about 50 events at a time
 _BATCHES = 8  # the minimum excludes periodic work
 _MODELS = json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "somebody"}]}).encode()
 _ANSWER = b'{"object":"chat.completion","choices":[{"index":0,"message":{"content":"' + b"x" * 400 + b'"}}]}'
@@ -227,11 +228,11 @@ async def _measured(engines: list[_Engine], body_bytes: int, settings: Mapping[s
         ended.wait()
         return done[0]
 
-    def cost(act: Callable[[], None]) -> Count:
-        counts = [(counted(act, _TIMES), counted(act, 2 * _TIMES)) for _ in range(_BATCHES)]
+    def cost(act: Callable[[], None], times: int) -> Count:
+        counts = [(counted(act, times), counted(act, 2 * times)) for _ in range(_BATCHES)]
         return Count(
-            (min(two.instructions for _, two in counts) - min(one.instructions for one, _ in counts)) // _TIMES,
-            (min(two.calls for _, two in counts) - min(one.calls for one, _ in counts)) // _TIMES,
+            (min(two.instructions for _, two in counts) - min(one.instructions for one, _ in counts)) // times,
+            (min(two.calls for _, two in counts) - min(one.calls for one, _ in counts)) // times,
         )
 
     def costs(url: str) -> Costs:
@@ -239,9 +240,9 @@ async def _measured(engines: list[_Engine], body_bytes: int, settings: Mapping[s
         try:
             for _ in range(4 * len(engines)):  # opens the connections to the engines
                 client.ask()
-            request = cost(client.ask)
+            request = cost(client.ask, _TIMES)
             client.open_stream()
-            return Costs(request, cost(client.next_event))
+            return Costs(request, cost(client.next_event, _EVENTS))
         finally:
             client.close()
 
