@@ -160,8 +160,10 @@ def test_the_event_loop_accepts_several_connections_in_each_turn(stack: ExitStac
         while len(accepted) < clients and turns < 10 * clients:
             turns += 1
             await asyncio.sleep(0)
-        for one in (*servers, *accepted):
-            one.close()
+        for server in servers:
+            server.close()
+        for transport in accepted:
+            transport.close()
         await asyncio.sleep(0.1)  # else the loop waits for them for ever
         return turns
 
