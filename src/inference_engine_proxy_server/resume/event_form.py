@@ -9,7 +9,7 @@ import msgspec
 
 __all__ = ["EventForm"]
 
-_TEXT = re.compile(rb'"(?:content|text|delta)":[ ]?"((?:[^"\\]|\\.)*)"')  # with the names of all APIs
+_TEXT = re.compile(rb'"(?:content|text|delta)":[ ]?"((?:[^"\\]++|\\.)*+)"')  # with the names of all APIs
 _texts = msgspec.json.Decoder(list[str]).decode
 
 

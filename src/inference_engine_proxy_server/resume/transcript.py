@@ -14,7 +14,7 @@ MOST_TEXT_BYTES = 256 * 1024
 
 _RAW_BYTES = 4 * 1024  # of events that are kept as they came, because reading each event at once would cost more
 _PIECE_CHARACTERS = 1024  # of text in one string: many short strings would take ten times the memory of their text
-_SENTINEL = b"any text"
+_ANY_TEXT = b"any text"
 
 
 class Transcript(ABC):
@@ -118,9 +118,9 @@ class Transcript(ABC):
     def _adds_only_text(self, form: EventForm) -> bool:
         """Whether a further event of this form does nothing but add the text that stands in the form's place."""
         other = type(self)()
-        other.take(form.with_text(_SENTINEL))
+        other.take(form.with_text(_ANY_TEXT))
         other.read()
-        return other.problem is None and other.text == _SENTINEL.decode()
+        return other.problem is None and other.text == _ANY_TEXT.decode()
 
     def _read_event(self, event: bytes) -> None:
         data = data_of(event)

@@ -96,6 +96,15 @@ async def test_whole_chunks_are_relayed_unchanged() -> None:
         assert (sink.blocks, sink.chunks_complete, sink.pieces, sink.ended) == ([block], True, [], 1)
 
 
+async def test_chunks_that_arrive_together_are_relayed_together_to_a_sink_that_takes_no_chunks() -> None:
+    async with (
+        FakeEngine(answering(CHUNKED + b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n")) as engine,
+        connections_to(engine.url) as connections,
+    ):
+        sink = await ask(connections, sink=Sink(takes_chunks=False))
+        assert (sink.pieces, sink.ended) == ([b"hello"], 1)
+
+
 @pytest.mark.parametrize("cut", range(1, len(STREAMED)))
 async def test_chunks_relayed_unchanged_make_the_same_body_split_at_any_byte(cut: int) -> None:
     async def in_two_blocks(connection: EngineConnection) -> None:
