@@ -27,7 +27,7 @@ from support.live_proxy import live_proxy
 __all__ = ["Costs", "Count", "measure"]
 
 _TIMES = 32  # requests in a batch, and those that are counted together; a batch for comparison has twice as many
-_EVENTS = 512  # in a batch; many, because a stream that can be resumed reads about 50 events at a time
+_EVENTS = 256  # in a batch; many, because a stream that can be resumed reads about 50 events at a time
 _BATCHES = 8  # the minimum excludes periodic work
 _MODELS = json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "somebody"}]}).encode()
 _ANSWER = b'{"object":"chat.completion","choices":[{"index":0,"message":{"content":"' + b"x" * 400 + b'"}}]}'

@@ -89,6 +89,7 @@ async def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_e
         state_url="redis://127.0.0.1:1",
         fleet_file="models: {lost: {fallbacks: [a]}}",
     )
+    await eventually(lambda: _has(proxy, "inference_proxy_backend_differences"))  # before a backend is down
     await gone.stop()
     engine.processing = 1
     for _ in range(20):  # one of two equal backends is picked at random, so a retry is certain after some requests
