@@ -125,3 +125,8 @@ def test_events_of_the_same_form_keep_what_is_not_their_text() -> None:
         together = read_together(CompletionsTranscript, [event, event, event])
         assert together == read_one_by_one(CompletionsTranscript, [event, event, event])
         assert together["problem"] == problem
+
+
+def test_events_with_a_second_text_are_read_alone() -> None:
+    event = b'data: {"choices":[{"index":0,"text":"a"},{"index":0,"text":"b"}]}\n\n'
+    assert read_together(CompletionsTranscript, [event] * 3)["text"] == "ababab"
