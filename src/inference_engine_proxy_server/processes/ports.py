@@ -134,8 +134,7 @@ def open_ports(settings: Settings, inherited: InheritedSockets | None = None) ->
         if number is not None:
             is_own = not given or name in inherited.own
             sockets = given or (listen(name, settings.host, number),)
-            workers = settings.workers
-            ports.append(Port(name, sockets, is_own=is_own, workers=workers, sockets_each=sockets_each))
+            ports.append(Port(name, sockets, is_own=is_own, workers=settings.workers, sockets_each=sockets_each))
             if given:
                 _report(ports[-1], number)
     return ports

@@ -20,7 +20,7 @@ class EventForm:
         before, after: both include a quotation mark of the string.
 
     Attributes:
-        adds_only_text: whether such events do nothing but add their texts; ``None`` if that was not checked yet.
+        adds_only_text: whether such events do nothing but add their texts; ``None`` until the transcript has checked.
     """
 
     __slots__ = ("adds_only_text", "after", "before")
@@ -41,9 +41,7 @@ class EventForm:
         return self.before + text + self.after
 
     def texts(self, events: Sequence[bytes]) -> list[str] | None:
-        """The texts of events, at least one, that begin and end like this form.
-
-        Reads them all at once, which takes a tenth of the time of reading each event.
+        """The texts of events, at least one, that begin and end like this form. All are decoded in one call.
 
         Returns:
             One text for each event; ``None`` if what stands between both parts is not always one JSON string.

@@ -12,7 +12,7 @@ __all__ = ["MOST_TEXT_BYTES", "Transcript"]
 MOST_TEXT_BYTES = 256 * 1024
 """Longest text of a stream that can be resumed."""
 
-_RAW_BYTES = 4 * 1024  # of events that are kept as they came, because reading each event at once would cost more
+_RAW_BYTES = 4 * 1024  # of events that were not read yet: reading many together costs less than one by one
 _PIECE_CHARACTERS = 1024  # of text in one string: many short strings would take ten times the memory of their text
 _ANY_TEXT = b"any text"
 
@@ -96,16 +96,16 @@ class Transcript(ABC):
             if form is not None and event.startswith(form.before) and event.endswith(form.after):
                 alike.append(event)
                 continue
-            if alike and form is not None:
-                self._read_alike(form, alike)
-                alike = []
+            self._read_alike(form, alike)
+            alike = []
             self._read_event(event)
             form = EventForm.of(event)
-        if alike and form is not None:
-            self._read_alike(form, alike)
+        self._read_alike(form, alike)
         self._form = form
 
-    def _read_alike(self, form: EventForm, events: list[bytes]) -> None:
+    def _read_alike(self, form: EventForm | None, events: list[bytes]) -> None:
+        if form is None or not events:
+            return
         if form.adds_only_text is None:
             form.adds_only_text = self._adds_only_text(form)
         texts = form.texts(events) if form.adds_only_text else None
